@@ -1,0 +1,1 @@
+"""Command lines and wiring only; nothing imports this package."""
