@@ -1,0 +1,360 @@
+"""The disk contract: what `preprocess` writes and everything else reads.
+
+A dataset is a folder. It opens in milliseconds whatever its size, because all that grows with it is memory-mapped
+and shared by the ranks of a node:
+
+    shard-00000.tar / .idx / .parquet   the frames; DALI's index; the shard's own rows (its presence = done)
+    index-<hash>.parquet                one row a sample, for people and tools; the keys and names
+    rows-<hash>.arrow                   the same rows without the strings, mapped
+    frames-<hash>.arrow                 one row a frame (size, crc32), mapped
+    rejected.parquet                    what was left out, where and why
+    dataset.json                        replaced last: what it names is the dataset
+
+    dataset = open_dataset("out/shards")
+    spans = dataset.frames(7, np.array([0, 4, 8]))  # where three JPEGs lie in their tar
+
+Imports numpy and pyarrow only: trainers read through this module.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+LAYOUT = "jpeg"
+META_NAME = "dataset.json"
+PLAN_NAME = "plan.parquet"
+REJECTED_NAME = "rejected.parquet"
+TEMPORARY_PREFIX = ".tmp-"  # what a killed run leaves behind starts so; the next one sweeps it
+
+BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
+_HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash in `verify`
+
+_SAMPLE_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("offset", pa.int64()),  # of the first frame's data in its tar
+    ("num_frames", pa.int32()),
+    ("first", pa.int64()),  # the source's frame number of the first frame
+    ("fps", pa.float64()),  # of the stored frames; NaN = unknown
+    ("start_s", pa.float64()),  # time of the first frame in the source; NaN = unknown
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+]
+_FRAME_FIELDS: list[tuple[str, pa.DataType]] = [("size", pa.int32()), ("crc32", pa.uint32())]
+_WHERE_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("file", pa.string()),  # the ledger or list that named it, or the media file
+    ("line", pa.int32()),  # 1-based; -1 = none
+    ("frame", pa.int64()),  # frame of the source where it broke; -1 = none or not known
+    ("reason", pa.string()),  # one short word for counting; "" = nothing to report
+    ("message", pa.string()),  # the decoder's own words where there are any
+]
+SHARD_SCHEMA = pa.schema(
+    [("key", pa.string()), ("name", pa.string()), ("labels", pa.list_(pa.int32())), ("split", pa.string())]
+    + _SAMPLE_FIELDS
+    + [(f"{name}s", pa.list_(kind)) for name, kind in _FRAME_FIELDS]
+    + _WHERE_FIELDS
+)
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("name", pa.string()),
+        ("labels", pa.list_(pa.int32())),
+        ("split", pa.dictionary(pa.int32(), pa.string())),
+        ("shard", pa.int32()),
+        ("frames_at", pa.int64()),  # the first frame's row in frames-<hash>.arrow
+        *_SAMPLE_FIELDS,
+    ]
+)
+ROWS_SCHEMA = pa.schema(
+    [
+        ("labels", pa.large_list(pa.int32())),
+        ("split", pa.int32()),  # position in dataset.json's split_names
+        ("shard", pa.int32()),
+        ("frames_at", pa.int64()),
+        *_SAMPLE_FIELDS,
+    ]
+)
+FRAMES_SCHEMA = pa.schema(_FRAME_FIELDS)
+# num_frames > 0 here: the sample was kept, but not all of it.
+REJECTED_SCHEMA = pa.schema(
+    [("key", pa.string()), ("name", pa.string()), ("num_frames", pa.int32()), *_WHERE_FIELDS]
+)
+
+
+class DatasetError(ValueError):
+    """A folder that cannot be used as a dataset; names the file, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished tar, as dataset.json lists it."""
+
+    name: str
+    bytes: int
+    sha256: str
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class FrameSpans:
+    """Where frames lie in their shard: arrays of one length, `offset` in bytes from the start of the tar."""
+
+    offset: np.ndarray  # int64
+    size: np.ndarray  # int64
+    crc32: np.ndarray  # uint32
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """An opened dataset: one generation of the index, immutable; arrays have length N unless noted.
+
+    The arrays are read-only views of mapped files: processes of one node share their memory. `shard` holds
+    positions in `shards`; `splits` holds positions in `split_names` (one of which is "" where samples have no
+    split); the labels of sample i are `label_values[label_offsets[i]:label_offsets[i + 1]]` (none = unlabelled).
+    """
+
+    root: Path
+    meta: dict[str, Any]
+    fingerprint: str
+    shards: tuple[Shard, ...]
+    shard: np.ndarray  # int32
+    offset: np.ndarray  # int64, of the first frame's data in the tar
+    frames_at: np.ndarray  # int64
+    num_frames: np.ndarray  # int32
+    first: np.ndarray  # int64, the source's number of the first frame
+    fps: np.ndarray  # float64, NaN = unknown
+    start_s: np.ndarray  # float64, NaN = unknown
+    width: np.ndarray  # int32
+    height: np.ndarray  # int32
+    label_offsets: np.ndarray  # int64 (N + 1,)
+    label_values: np.ndarray  # int32
+    splits: np.ndarray  # int32
+    split_names: list[str]
+    label_names: list[str]
+    _frames: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def key(self, i: int) -> str:
+        """The key of sample i: its members in the tar are `<key>.json`, `<key>.000000.jpg`, ..."""
+        return self._keys[i].as_py()
+
+    def name(self, i: int) -> str:
+        """The ledger's name of sample i, or the path of its file below the root that was given."""
+        return self._names[i].as_py()
+
+    def find(self, key: str) -> int:
+        """The number of the sample with this key; DatasetError if there is none."""
+        i = self._keys.index(key).as_py()
+        if i < 0:
+            raise DatasetError(f"{self.root}: no sample has the key {key!r} (rejected? see {REJECTED_NAME})")
+        return i
+
+    def labels_of(self, i: int) -> list[int]:
+        """The labels of sample i: none, one, or several."""
+        return self.label_values[self.label_offsets[i] : self.label_offsets[i + 1]].tolist()
+
+    def frames(self, i: int, frame_indices: np.ndarray) -> FrameSpans:
+        """Where the given frames of sample i lie in its shard.
+
+        Args:
+            i: the sample.
+            frame_indices: integers in [0, num_frames[i]), any order, repeats allowed.
+
+        Raises:
+            IndexError: a frame index is out of range.
+        """
+        count = int(self.num_frames[i])
+        wanted = np.asarray(frame_indices, np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
+            raise IndexError(
+                f"frame indices {wanted.min()}..{wanted.max()} of sample {i}, which has {count} frames"
+            )
+        upto = int(wanted.max()) + 1 if wanted.size else 0
+        table = self._frames.slice(int(self.frames_at[i]), upto)
+        size = table["size"].to_numpy().astype(np.int64)
+        offset = frame_offsets(size, start=int(self.offset[i]))
+        return FrameSpans(offset[wanted], size[wanted], table["crc32"].to_numpy()[wanted])
+
+    def shard_path(self, shard: int) -> Path:
+        """The tar with this number (a value of column `shard`)."""
+        return self.root / self.shards[shard].name
+
+    @cached_property
+    def _keys(self) -> pa.ChunkedArray:
+        return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["key"])["key"]
+
+    @cached_property
+    def _names(self) -> pa.ChunkedArray:
+        return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["name"])["name"]
+
+
+def frame_offsets(sizes: np.ndarray, *, start: int) -> np.ndarray:
+    """Offsets of the data of consecutive tar members: one header block and whole data blocks apart.
+
+    Args:
+        sizes: int64 (n,), bytes of each member's data.
+        start: offset of the first member's data.
+    """
+    steps = BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK
+    return start + np.concatenate([np.zeros(1, np.int64), np.cumsum(steps)])[: len(sizes)]
+
+
+def open_dataset(root: str | Path) -> Dataset:
+    """Opens the dataset in a folder, checking all that can be checked without reading the shards.
+
+    The hashes of index files beyond 64 MiB are left to `python -m preprocess verify`; their sizes are checked.
+
+    Raises:
+        DatasetError: no such folder, not a dataset, an unfinished build, another schema version or layout, an
+            index file or a shard that is missing or has another size or hash than dataset.json says.
+    """
+    root = Path(root)
+    meta = read_meta(root)
+    for entry in meta["files"].values():
+        _check_file(root / entry["name"], entry["bytes"], entry["sha256"])
+    shards = tuple(Shard(*entry) for entry in meta["shards"])
+    for shard in shards:
+        _check_file(root / shard.name, shard.bytes)
+    rows = _map_table(root / meta["files"]["rows"]["name"], ROWS_SCHEMA)
+    columns = {field: rows[field].chunk(0).to_numpy() for field in rows.column_names if field != "labels"}
+    labels = rows["labels"].chunk(0)
+    return Dataset(
+        root=root,
+        meta=meta,
+        fingerprint=_fingerprint(meta),
+        shards=shards,
+        label_offsets=labels.offsets.to_numpy(),
+        label_values=labels.values.to_numpy(),
+        splits=columns.pop("split"),
+        split_names=list(meta["split_names"]),
+        label_names=list(meta["label_names"]),
+        _frames=_map_table(root / meta["files"]["frames"]["name"], FRAMES_SCHEMA),
+        **columns,
+    )
+
+
+def read_meta(root: Path) -> dict[str, Any]:
+    """dataset.json of a folder, its schema version and layout checked; raises DatasetError."""
+    path = root / META_NAME
+    if not root.is_dir():
+        raise DatasetError(
+            f"{root}: no such folder; `python -m preprocess build --out {root}` makes a dataset"
+        )
+    if not path.is_file():
+        if (root / PLAN_NAME).is_file():
+            raise DatasetError(
+                f"{root}: an unfinished build ({PLAN_NAME} but no {META_NAME}); run the build again"
+            )
+        raise DatasetError(
+            f"{root}: not a dataset (no {META_NAME}); give the --out folder of `preprocess build`"
+        )
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        version, layout = meta["schema"], meta["layout"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error}); run the build again") from error
+    if version != SCHEMA_VERSION or layout != LAYOUT:
+        raise DatasetError(
+            f"{path}: schema {version!r}, layout {layout!r}; this program reads schema {SCHEMA_VERSION}, "
+            f"layout {LAYOUT!r}: build it again, or use the version that wrote it"
+        )
+    return meta
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """A temporary name: what is written there is synced and moved to `path`, or removed on an error."""
+    aside = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the rename, too, outlives a power cut
+    finally:
+        os.close(folder)
+
+
+def write_shard_table(path: Path, rows: list[dict[str, Any]], *, tar_bytes: int, tar_sha256: str) -> None:
+    """Writes shard-NNNNN.parquet: every planned sample of the shard, kept or not (SHARD_SCHEMA)."""
+    metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
+    with replace_file(path) as aside:
+        pq.write_table(pa.Table.from_pylist(rows, SHARD_SCHEMA.with_metadata(metadata)), aside)
+
+
+def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
+    """A finished shard's rows and its entry for dataset.json; DatasetError if the file is no such table."""
+    try:
+        table = pq.read_table(path)
+        metadata = table.schema.metadata
+        tar_bytes, sha256 = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+        raise DatasetError(
+            f"{path}: not a shard's table ({error}); remove it and run the build again"
+        ) from error
+    kept = int(np.count_nonzero(table["num_frames"].to_numpy()))
+    return table, Shard(path.with_suffix(".tar").name, tar_bytes, sha256, kept)
+
+
+def _fingerprint(meta: dict[str, Any]) -> str:
+    files = meta["files"]
+    parts = [
+        meta["schema"],
+        meta["layout"],
+        files["rows"]["sha256"],
+        files["index"]["sha256"],
+        files["frames"]["sha256"],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _check_file(path: Path, num_bytes: int, sha256: str | None = None) -> None:
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path}: missing, though {META_NAME} names it; restore it or run the build again"
+        ) from None
+    if found != num_bytes:
+        raise DatasetError(
+            f"{path}: {found} bytes, {META_NAME} says {num_bytes}; restore it or run the build again"
+        )
+    if sha256 and num_bytes <= _HASH_AT_OPEN and sha256_of(path) != sha256:
+        raise DatasetError(
+            f"{path}: its sha256 is not the one in {META_NAME}; restore it or run the build again"
+        )
+
+
+def _map_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """A mapped Arrow file: no bytes are read before they are used."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except pa.ArrowException as error:
+        raise DatasetError(f"{path}: not an Arrow file ({error}); run the build again") from error
+    if not table.schema.equals(schema):
+        raise DatasetError(
+            f"{path}: its columns are not those of schema {SCHEMA_VERSION}; run the build again"
+        )
+    return table
