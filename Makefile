@@ -1,0 +1,118 @@
+# MAE3D's commands. `make` alone lists them. Needs GNU make and Python >= 3.11 with venv; everything else is installed.
+#
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cu126    torch for an older NVIDIA driver (kept until changed)
+#   make setup VENV=/somewhere/else PYTHON=python3.12                another place, another interpreter
+#   make demo DEVICE=cpu | PROCS=4                                   leave the GPU alone | another number of processes
+#
+# Into an environment of your own, without make and without the lock file: `pip install -e .` (or `pip install -e '.[dev]'`).
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+DEVICE ?=
+PROCS ?=
+
+BIN := $(abspath $(VENV))/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+LOCKED := $(VENV)/.mae3d-locked
+INSTALLED := $(VENV)/.mae3d-installed
+INDEX := $(VENV)/.mae3d-torch-index
+DEVICE_OPTION = $(if $(DEVICE),--device $(DEVICE))
+
+# deepspeed starts ninja and its own launcher by name: the environment's programs come first.
+export PATH := $(BIN):$(PATH)
+
+# A torch index stays with its environment, so that a later `make test` does not bring the lock's torch back. Another index means
+# a new environment, because pip takes 2.15.0+cu126 and 2.15.0 for the same; only an environment that we made is emptied.
+OLD_TORCH_INDEX := $(shell cat $(INDEX) 2>/dev/null)
+TORCH_INDEX ?= $(OLD_TORCH_INDEX)
+ifneq ($(TORCH_INDEX),$(OLD_TORCH_INDEX))
+$(LOCKED): FORCE
+CLEAR := $(if $(wildcard $(INDEX)),--clear)
+endif
+
+# What an environment with TORCH_INDEX takes from there instead of the lock: torch and the CUDA packages that only it needs
+# (tests/test_packaging.py holds this list to the lock). DALI's own nvidia-* packages stay.
+TORCH_LINES := torch|torchvision|triton|cuda-[a-z]+|nvidia-(cublas|cuda-[a-z]+|cufft|cufile|cusolver|cusparse|nvjitlink|nvtx)|nvidia-[a-z]+-cu13
+LOCK_BLOCKS = awk '/^[^ ]/ { on = ($(1)) } on' requirements.lock >
+
+.DEFAULT_GOAL := help
+.PHONY: help setup install deps demo test check soak lock clean FORCE
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: install  ## create .venv from requirements.lock and check this machine
+	$(BIN)/python -m launch.doctor $(DEVICE_OPTION)
+
+deps: $(LOCKED)
+
+install: $(INSTALLED)
+
+# 1. the environment, 2. torch from TORCH_INDEX if one is given, 3. the lock, 4. deepspeed: it is published as source only, and
+# its build looks at the installed torch and setuptools, hence no isolation. It compiles nothing unless DS_BUILD_FUSED_ADAM=1.
+# --no-deps: the lock names everything, so pip has nothing to choose. Hashes hold for all but what TORCH_INDEX provides.
+$(LOCKED): requirements.lock
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "MAE3D needs\
+	 Python >= 3.11, and no such python3 is on PATH: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module:\
+	 install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(CLEAR) $(VENV)
+	@echo '$(TORCH_INDEX)' > $(INDEX)
+ifneq ($(TORCH_INDEX),)
+	grep -E '^ +torch(vision)?[<>=]' setup.cfg > $(VENV)/torch.txt
+	$(PIP) install --index-url $(TORCH_INDEX) -r $(VENV)/torch.txt
+	$(call LOCK_BLOCKS,!/^(deepspeed|$(TORCH_LINES))==/) $(VENV)/rest.txt
+else
+	$(call LOCK_BLOCKS,!/^deepspeed==/) $(VENV)/rest.txt
+endif
+	$(call LOCK_BLOCKS,/^deepspeed==/) $(VENV)/deepspeed.txt
+	$(PIP) install --no-deps --require-hashes -r $(VENV)/rest.txt
+	DS_BUILD_OPS=0 $(PIP) install --no-deps --require-hashes --no-build-isolation -r $(VENV)/deepspeed.txt
+	@touch $@
+
+$(INSTALLED): $(LOCKED) setup.cfg pyproject.toml
+	$(PIP) install --no-deps --no-build-isolation -e .
+	$(PIP) check
+	@touch $@
+
+# The demo, and the only place where its commands are written. A GPU is used if there is one, all of them by default;
+# without --num_gpus DeepSpeed would start one process per NUMA node on the CPU, and with it, it would ignore CUDA_VISIBLE_DEVICES.
+DEMO := out/demo
+DEMO_FRAMES = $(BIN)/python -m preprocess demo --out $(DEMO)/frames
+DEMO_BUILD = $(BIN)/python -m preprocess build --frames $(DEMO)/frames --ledger $(DEMO)/frames/ledger.csv --out $(DEMO)/shards
+DEMO_TRAIN = $(BIN)/deepspeed $(DEMO_PROCS) launch/pretrain.py --config launch/recipes/demo.yaml \
+	--data.shards $(DEMO)/shards --run.dir $(DEMO)/run $(DEVICE_OPTION)
+DEMO_LOOK = $(BIN)/python launch/visualize.py --run $(DEMO)/run --data.shards $(DEMO)/shards --out $(DEMO)/report $(DEVICE_OPTION)
+HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+DEMO_PROCS = $(if $(PROCS),--num_gpus $(PROCS),$(if $(filter cpu,$(DEVICE)),--num_gpus 1,$$($(HAS_GPU) || echo --num_gpus 1)))
+
+demo: install  ## small dataset, preprocessing, pretraining, reconstructions: ends with a report
+	$(DEMO_FRAMES)
+	$(DEMO_BUILD)
+	$(DEMO_TRAIN)
+	$(DEMO_LOOK)
+	@echo "The reconstructions and the loss curve: $(abspath $(DEMO))/report/index.html"
+
+test: install  ## the tests, on the CPU in minutes; with a GPU its tests too
+	$(BIN)/python -m pytest
+
+check: install  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: install  ## the long loops: kill points, real launchers
+	$(BIN)/python -m pytest -m soak
+
+# The lock holds for every Python >= 3.11 on Linux, x86-64 and aarch64: versions that differ carry markers. Besides our own
+# requirements it pins what builds deepspeed, and nvidia-ml-py, which deepspeed asks for where it finds a GPU at build time.
+# No index is named in it: it works with whatever mirror pip is set up for.
+lock: install  ## resolve requirements.lock anew from setup.cfg
+	$(PIP) install --quiet uv
+	printf '%s\n' ninja nvidia-ml-py setuptools wheel | $(BIN)/uv pip compile --no-config --quiet --upgrade --universal \
+		--python-version 3.11 --extra dev --generate-hashes --custom-compile-command "make lock" -o requirements.lock setup.cfg -
+
+clean:  ## remove caches, builds and the demo (not .venv, nor other runs below out/)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO)
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
