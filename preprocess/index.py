@@ -1,7 +1,7 @@
 """The disk contract: what `preprocess` writes and everything else reads.
 
-A dataset is a folder. It opens in milliseconds whatever its size, because all that grows with it is memory-mapped
-and shared by the ranks of a node:
+A dataset is a folder. It opens in milliseconds whatever its size: all that grows with it is memory-mapped, and so
+shared by the ranks of a node:
 
     shard-00000.tar / .idx / .parquet   the frames; DALI's index; the shard's own rows (its presence = done)
     index-<hash>.parquet                one row a sample, for people and tools; the keys and names
@@ -120,7 +120,7 @@ class Dataset:
 
     The arrays are read-only views of mapped files: processes of one node share their memory. `shard` holds
     positions in `shards`; `splits` holds positions in `split_names` (one of which is "" where samples have no
-    split); the labels of sample i are `label_values[label_offsets[i]:label_offsets[i + 1]]` (none = unlabelled).
+    split); the labels of sample i are `label_values[label_offsets[i]:label_offsets[i + 1]]`.
     """
 
     root: Path
@@ -214,7 +214,7 @@ def frame_offsets(sizes: np.ndarray, *, start: int) -> np.ndarray:
 def open_dataset(root: str | Path) -> Dataset:
     """Opens the dataset in a folder, checking all that can be checked without reading the shards.
 
-    The hashes of index files beyond 64 MiB are left to `python -m preprocess verify`; their sizes are checked.
+    The hashes of index files beyond 64 MiB are left to `python -m preprocess verify`.
 
     Raises:
         DatasetError: no such folder, not a dataset, an unfinished build, another schema version or layout, an

@@ -2,8 +2,8 @@
 
     write_dataset(root, tables=sorted(root.glob("shard-*.parquet")), settings={...}, label_names=[])
 
-Index files carry their hash in the name, so a running trainer keeps the generation that it opened; dataset.json
-is replaced last. What one call writes depends on its arguments only.
+Index files carry their hash in the name, so a running trainer keeps the generation that it opened;
+dataset.json is replaced last. What one call writes depends on its arguments only.
 """
 
 import hashlib
