@@ -1,0 +1,155 @@
+"""A dataclass, a YAML recipe and dotted overrides ─► a checked config; what is wrong is told in one line, exit 2.
+
+    config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data.shards out/shards
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jsonargparse
+import yaml
+
+EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_IO, EXIT_STOPPED = 0, 1, 2, 3, 75
+RECIPES = Path(__file__).parent / "recipes"
+
+Config = TypeVar("Config")
+
+
+def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str, description: str) -> Config:
+    """Builds the config from defaults, then `--config FILE`, then the command line, each over the one before.
+
+    `--some-key` and `--some_key` are the same. Abbreviations are refused, `--local_rank` of the launchers is dropped
+    (the environment says the same), and a misspelt option or recipe key is an error that names the nearest one.
+
+    Args:
+        config_class: dataclass of dataclasses; its docstrings become the help.
+        argv: arguments without the program's name.
+        prog: name shown in the help.
+        description: first lines of the help.
+
+    Raises:
+        SystemExit: 0 after `--help`, 2 for anything wrong.
+    """
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", help="recipe: a YAML file, or the name of one in launch/recipes")
+    parser.add_class_arguments(config_class)
+    known = _known_keys(parser)
+    config_file, rest = _take_config(_normalised(argv, known=known))
+    try:
+        recipe = _read_recipe(config_file, known) if config_file else {}
+        # The recipe goes first as options of its own, so that both are checked against the types alike.
+        namespace = parser.parse_args([*_as_options(recipe), *rest])
+        del namespace["config"]
+        return config_class(**parser.instantiate(namespace).as_dict())
+    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        fail(_readable(error))
+
+
+def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
+    """Ends the process with `error: message` on standard error, printed by the first process only."""
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def _known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
+    return {
+        option.removeprefix("--")
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+
+
+def _normalised(argv: Sequence[str], *, known: set[str]) -> list[str]:
+    """Drops --local_rank, turns dashes in option names into underscores, refuses what is not known."""
+    arguments: list[str] = []
+    skip_value = False
+    for argument in argv:
+        if skip_value:
+            skip_value = False
+            continue
+        if not argument.startswith("--") or argument == "--":
+            arguments.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if name == "local_rank":
+            skip_value = not equals
+            continue
+        if name not in known:
+            fail(f"unknown option --{name}{_nearest(name, known, '--')}")
+        arguments.append(f"--{name}{equals}{value}")
+    return arguments
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    config, rest, i = None, [], 0
+    while i < len(arguments):
+        name, equals, value = arguments[i].partition("=")
+        if name != "--config":
+            rest.append(arguments[i])
+        elif equals:
+            config = value
+        elif i + 1 < len(arguments):
+            i += 1
+            config = arguments[i]
+        else:
+            fail("--config needs a file")
+        i += 1
+    return config, rest
+
+
+def _read_recipe(name: str, known: set[str]) -> dict[str, Any]:
+    path = Path(name)
+    if not path.exists() and (RECIPES / f"{name}.yaml").exists():
+        path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        fail(f"--config {name}: no such file, nor a recipe: {', '.join(recipes)}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        fail(f"{path}: not YAML: {error}")
+    if tree is None:
+        return {}
+    if not isinstance(values, dict):
+        fail(f"{path}: a recipe is a mapping of sections, like `model:`")
+    for key, line in _keys_with_lines(tree):
+        if key not in known:
+            fail(f"{path}, line {line}: unknown key {key}{_nearest(key, known, '')}")
+    return values
+
+
+def _keys_with_lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            yield name, key.start_mark.line + 1
+            yield from _keys_with_lines(value, f"{name}.")
+
+
+def _as_options(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _as_options(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _nearest(name: str, known: set[str], dashes: str) -> str:
+    close = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {dashes}{close[0]}?" if close else "; --help lists them all"
+
+
+def _readable(error: Exception) -> str:
+    """jsonargparse's message without its repetition of the type's definition."""
+    message = str(error).strip()
+    return " ".join(line.strip() for line in message.splitlines() if line.strip()) or repr(error)

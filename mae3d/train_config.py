@@ -1,0 +1,126 @@
+"""What `--optim.*`, `--train.*`, `--run.*` and `--log.*` set: how a model is trained. Standard library only, for a quick `--help`.
+
+TrainConfig(global_batch=512, epochs=100, precision="bf16", zero_stage=1)
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW under a half-cycle cosine with a linear warm-up.
+
+    Attributes:
+        blr: base learning rate; the rate is blr x global_batch / 256 (samples, not views: upstream's rule).
+        lr: the learning rate itself; wins over blr.
+        min_lr: rate at the end.
+        warmup_epochs: epochs of linear warm-up from 0.
+        warmup_steps: warm-up in steps; wins over warmup_epochs.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: of matrices and of the class, mask and position tokens; biases and norms have none.
+        clip_grad: greatest norm of the gradient; null for no clipping.
+    """
+
+    blr: float = 1.6e-3
+    lr: float | None = None
+    min_lr: float = 0.0
+    warmup_epochs: float = 5
+    warmup_steps: int | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip_grad: float | None = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("blr", "min_lr", "warmup_epochs", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ValueError(
+                f"optim.clip_grad={self.clip_grad} must be greater than 0; null switches clipping off"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas={list(self.betas)} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in which batches and in which arithmetic.
+
+    Attributes:
+        global_batch: samples of one optimizer step over all processes; fixed for a run. Each gives data.repeat_aug clips.
+        accumulation: micro-batches of one optimizer step.
+        epochs: passes over the data, in loader epochs (the paper's effective epochs are these x repeat_aug).
+        steps: optimizer steps; wins over epochs.
+        seed: of the weights, the order, the crops and the masks.
+        precision: `bf16` (module in bf16, fp32 master weights) or `fp32`.
+        zero_stage: DeepSpeed ZeRO stage: 1, 2, or 0 (fp32 only).
+        grad_checkpointing: recompute activations in the backward pass: less memory, a third more work.
+        compile: torch.compile the model.
+    """
+
+    global_batch: int = 512
+    accumulation: int = 1
+    epochs: float = 100
+    steps: int | None = None
+    seed: int = 0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    zero_stage: Literal[0, 1, 2] = 1
+    grad_checkpointing: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch", "accumulation", "epochs"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be greater than 0")
+        if self.steps is not None and self.steps <= 0:
+            raise ValueError(f"train.steps={self.steps} must be greater than 0")
+        if self.seed < 0:
+            raise ValueError(f"train.seed={self.seed} must not be negative")
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError(
+                "train.zero_stage=0 with train.precision=bf16 miscounts Adam's steps in DeepSpeed: use zero_stage 1, "
+                "or precision fp32"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lies and how often its state is saved; may change from start to start.
+
+    Attributes:
+        dir: the run's folder; starting again with the same folder resumes.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+        keep_last: newest checkpoints that are kept, 2 or more.
+        keep_every: checkpoints at multiples of this many steps are kept for good; 0 for none.
+    """
+
+    dir: str = ""
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every <= 0:
+            raise ValueError(f"run.checkpoint_every={self.checkpoint_every} must be greater than 0")
+        if self.keep_last < 2:
+            raise ValueError(
+                f"run.keep_last={self.keep_last}: keep at least 2, for the newest may be cut short"
+            )
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written while training; may change from start to start.
+
+    Attributes:
+        every: steps between lines of metrics.jsonl and of the console.
+    """
+
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.every <= 0:
+            raise ValueError(f"log.every={self.every} must be greater than 0")

@@ -1,0 +1,160 @@
+"""Sample rows ─► which frames and which crops a batch takes, as plain arrays: everything random about the input, in one place.
+
+    request = training_request(dataset, config, rows=rows, positions=positions, epoch=0, seed=0, num_frames=16)
+    request.frames[0], request.crops[0]      # frame numbers of the first decoded clip; the crops cut from it
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.augment import Crop, centre_crop, draw_crop
+from pipelines.clips import (
+    clip_stride,
+    segment_window,
+    segments_are_short,
+    strided_is_short,
+    strided_window,
+    strided_windows,
+)
+from pipelines.config import DataConfig
+from pipelines.order import CROP_STREAM, WINDOW_STREAM, philox
+from preprocess.index import Dataset
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One decoded clip: the frames of a row and the boxes that are cut from it, one a view."""
+
+    row: int
+    frames: np.ndarray  # (T,) int64, frame numbers in the sample
+    crops: tuple[Crop, ...]
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """B samples with R views each; `clips` holds B clips of R crops (shared windows) or B x R clips of one crop (own)."""
+
+    epoch: int
+    positions: np.ndarray  # (B,) int64, positions in the epoch
+    clips: tuple[ClipRequest, ...]
+    num_views: int
+
+
+def usable_rows(dataset: Dataset, config: DataConfig, *, num_frames: int) -> np.ndarray:
+    """Rows that take part: all, or with `short="drop"` those that are long enough for one clip."""
+    rows = np.arange(len(dataset), dtype=np.int64)
+    return rows[~short_rows(dataset, config, num_frames=num_frames)] if config.short == "drop" else rows
+
+
+def short_rows(dataset: Dataset, config: DataConfig, *, num_frames: int) -> np.ndarray:
+    """(N,) bool: samples shorter than one clip, which `data.short` loops, pads or drops."""
+    if config.sampling == "segments":
+        return np.asarray(
+            segments_are_short(
+                dataset.num_frames,  # type: ignore[arg-type]  # the rule holds element by element
+                num_segments=config.num_segments,
+                frames_per_segment=config.frames_per_segment,
+            )
+        )
+    fps = np.asarray(dataset.fps, dtype=np.float64)
+    stride = np.where(np.isnan(fps), config.sampling_rate, config.sampling_rate * fps / config.target_fps)
+    return (num_frames - 1) * stride > dataset.num_frames - 1
+
+
+def training_request(
+    dataset: Dataset,
+    config: DataConfig,
+    *,
+    rows: np.ndarray,
+    positions: np.ndarray,
+    epoch: int,
+    seed: int,
+    num_frames: int,
+) -> BatchRequest:
+    """Draws windows, crops and flips for R views of each row: a pure function of (seed, epoch, position, view).
+
+    Args:
+        dataset: gives lengths, frame rates and sizes.
+        config: the sampling and augmentation settings.
+        rows: (B,) dataset rows.
+        positions: (B,) their positions in the epoch.
+        epoch: number of the epoch.
+        seed: of the run.
+        num_frames: T, frames of a clip.
+    """
+    clips: list[ClipRequest] = []
+    for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+        crops = tuple(
+            draw_crop(
+                philox(seed, CROP_STREAM, epoch=epoch, position=position, view=view),
+                height=int(dataset.height[row]),
+                width=int(dataset.width[row]),
+                area=config.area,
+                aspect=config.aspect,
+                flip=config.flip,
+            )
+            for view in range(config.repeat_aug)
+        )
+        windows = 1 if config.windows == "shared" else config.repeat_aug
+        frames = [
+            _training_window(
+                dataset,
+                config,
+                row,
+                num_frames=num_frames,
+                rng=philox(seed, WINDOW_STREAM, epoch=epoch, position=position, view=view),
+            )
+            for view in range(windows)
+        ]
+        if config.windows == "shared":
+            clips.append(ClipRequest(row, frames[0], crops))
+        else:
+            clips.extend(ClipRequest(row, window, (crop,)) for window, crop in zip(frames, crops, strict=True))
+    return BatchRequest(epoch, positions, tuple(clips), config.repeat_aug)
+
+
+def _training_window(
+    dataset: Dataset, config: DataConfig, row: int, *, num_frames: int, rng: np.random.Generator
+) -> np.ndarray:
+    length = int(dataset.num_frames[row])
+    if config.sampling == "segments":
+        return segment_window(
+            length,
+            num_segments=config.num_segments,
+            frames_per_segment=config.frames_per_segment,
+            start_draws=rng.random(config.num_segments),
+            short=config.short,
+        )
+    stride = clip_stride(
+        float(dataset.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps
+    )
+    return strided_window(
+        length, num_frames=num_frames, stride=stride, start_draw=rng.random(), short=config.short
+    )
+
+
+def centre_request(
+    dataset: Dataset, config: DataConfig, *, rows: np.ndarray, num_frames: int
+) -> BatchRequest:
+    """The middle clip and the largest centred square of each row: nothing random, for looking and for evaluation."""
+    clips = []
+    for row in rows.tolist():
+        length = int(dataset.num_frames[row])
+        if config.sampling == "segments":
+            frames = segment_window(
+                length,
+                num_segments=config.num_segments,
+                frames_per_segment=config.frames_per_segment,
+                short=config.short,
+            )
+        else:
+            stride = clip_stride(
+                float(dataset.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps
+            )
+            frames = strided_windows(
+                length, num_frames=num_frames, stride=stride, num_clips=1, short=config.short
+            )[0]
+        crop = centre_crop(height=int(dataset.height[row]), width=int(dataset.width[row]))
+        clips.append(ClipRequest(row, frames, (crop,)))
+    return BatchRequest(0, np.asarray(rows, dtype=np.int64), tuple(clips), 1)
