@@ -1,0 +1,38 @@
+"""MAE3D: masked autoencoders on video. The model, how it learns, and its weights.
+
+    import mae3d
+    model = mae3d.MAE(mae3d.MAEConfig(preset="mae_vit_base_patch16"))  # a new model
+    model = mae3d.load_model("RUN")  # a trained one: a run, a file, a foreign .pth
+
+Names are resolved on first use (PEP 562), so that `import mae3d` and `mae3d.config` cost nothing: `--help` of
+a command line must not wait for torch.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_OWNERS = {
+    "Encoder": "encoder",
+    "EncoderConfig": "config",
+    "MAE": "mae",
+    "MAEConfig": "config",
+    "MAEOutput": "mae",
+    "load_model": "weights",
+    "mask_noise": "masking",
+    "reconstruct": "reconstruct",
+    "save_model": "weights",
+}
+
+__all__ = ["__version__", *_OWNERS]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that owns a public name when the name is first asked for."""
+    if name not in _OWNERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_OWNERS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

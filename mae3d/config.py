@@ -1,0 +1,200 @@
+"""Settings of the model: a preset's name and what differs from it -> a complete, checked, frozen dataclass.
+
+Standard library only: command lines read this file to build `--help`, long before torch is imported.
+
+    config = MAEConfig(preset="mae_vit_small_patch16", img_size=112)
+    config.embed_dim, config.decoder_depth              # 384, 4: filled from the preset
+    MAEConfig(**dataclasses.asdict(config)) == config   # a resolved config repeats from its own values
+"""
+
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+# A size that may be left out (None): __post_init__ derives it, so that readers of a config, and the type
+# checker, see an int; the command line sees that null may be said.
+if TYPE_CHECKING:
+    Size = int
+else:
+    Size = int | None
+_DERIVED: Any = None
+
+
+def _encoder(*, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> dict[str, int]:
+    return {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+
+
+# The published sizes; the decoder is that of the published recipes (4 blocks, not upstream's class default of
+# 8).
+_DECODER = {"decoder_embed_dim": 512, "decoder_depth": 4, "decoder_num_heads": 16}
+_DECODER_TINY = {"decoder_embed_dim": 192, "decoder_depth": 2, "decoder_num_heads": 3}
+PRESETS: dict[str, dict[str, int]] = {
+    "mae_vit_tiny_patch16": _encoder(patch_size=16, embed_dim=192, depth=12, num_heads=3) | _DECODER_TINY,
+    "mae_vit_small_patch16": _encoder(patch_size=16, embed_dim=384, depth=12, num_heads=6) | _DECODER,
+    "mae_vit_base_patch16": _encoder(patch_size=16, embed_dim=768, depth=12, num_heads=12) | _DECODER,
+    "mae_vit_large_patch16": _encoder(patch_size=16, embed_dim=1024, depth=24, num_heads=16) | _DECODER,
+    "mae_vit_huge_patch14": _encoder(patch_size=14, embed_dim=1280, depth=32, num_heads=16) | _DECODER,
+    "mae_vit_huge_patch16": _encoder(patch_size=16, embed_dim=1280, depth=32, num_heads=16) | _DECODER,
+}
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`did you mean ...?` for a misspelt name, or the list of what there is."""
+    close = get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder's settings. A size of None is taken from the preset.
+
+    Attributes:
+        preset: Named sizes, a key of PRESETS; each size can also be set on its own.
+        img_size: Height and width of a clip, in pixels.
+        num_frames: Frames of a clip.
+        patch_size: Height and width of a token, in pixels.
+        t_patch_size: Frames of a token.
+        embed_dim: Width.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of a block's MLP over its width.
+        qkv_bias: Whether query, key and value have biases.
+        sep_pos_embed: Learned positions in a table for space plus one for time; else in one table for all
+            tokens.
+        cls_embed: Whether a class token goes first.
+        trunc_init: Upstream's other initialisation: truncated normals, a deviation of 1 for the patch
+            embedding.
+        mean: Mean of the pixels on [0, 1]: one value, or three for R, G, B.
+        std: Standard deviation of the pixels on [0, 1], likewise.
+    """
+
+    preset: str = "mae_vit_large_patch16"
+    img_size: int = 224
+    num_frames: int = 16
+    patch_size: Size = _DERIVED
+    t_patch_size: int = 2
+    embed_dim: Size = _DERIVED
+    depth: Size = _DERIVED
+    num_heads: Size = _DERIVED
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    sep_pos_embed: bool = True
+    cls_embed: bool = True
+    trunc_init: bool = False
+    mean: float | tuple[float, float, float] = 0.45
+    std: float | tuple[float, float, float] = 0.225
+
+    def __post_init__(self) -> None:
+        """Fill the sizes from the preset, then check them.
+
+        Raises:
+            ValueError: A setting is out of its range, or two do not fit together.
+        """
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}: {nearest(self.preset, list(PRESETS))}")
+        self._derive()
+        self._check()
+
+    def _derive(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) is None and field.name in PRESETS[self.preset]:
+                object.__setattr__(self, field.name, PRESETS[self.preset][field.name])
+        for name in ("mean", "std"):  # a list when read from JSON or YAML
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if isinstance(value, int | float) else tuple(value))
+
+    def _check(self) -> None:
+        self._check_positive("img_size", "num_frames", "patch_size", "t_patch_size")
+        self._check_positive("embed_dim", "num_heads", "mlp_ratio")
+        self._check_whole("img_size", "patch_size")
+        self._check_whole("num_frames", "t_patch_size")
+        self._check_whole("embed_dim", "num_heads")
+        if self.depth < 0:
+            raise ValueError(f"depth={self.depth} must be 0 or more")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != 3:
+                raise ValueError(f"{name}={value} must be one value, or three for R, G, B")
+        if min(self.std if isinstance(self.std, tuple) else (self.std,)) <= 0:
+            raise ValueError(f"std={self.std} must be above 0")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+
+    def _check_whole(self, dividend: str, divisor: str) -> None:
+        a, b = getattr(self, dividend), getattr(self, divisor)
+        if a % b:
+            raise ValueError(f"{dividend}={a} must be a multiple of {divisor}={b}; {a - a % b + b} is one")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width."""
+        side = self.img_size // self.patch_size
+        return self.num_frames // self.t_patch_size, side, side
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a clip, the class token not counted."""
+        t, h, w = self.grid
+        return t * h * w
+
+
+@dataclass(frozen=True)
+class MAEConfig(EncoderConfig):
+    """The masked autoencoder's settings: the encoder's, the decoder's and the objective's.
+
+    Attributes:
+        decoder_embed_dim: The decoder's width.
+        decoder_depth: The decoder's blocks.
+        decoder_num_heads: The decoder's attention heads.
+        norm_pix_loss: Whether each target patch is normalised by its own mean and deviation.
+        pred_t_dim: Frames of a clip that are predicted, spread evenly over it. None is one frame a token: 8
+            of 16 frames at t_patch_size 2, as published.
+        mask_ratio: Share of the tokens that is hidden.
+    """
+
+    decoder_embed_dim: Size = _DERIVED
+    decoder_depth: Size = _DERIVED
+    decoder_num_heads: Size = _DERIVED
+    norm_pix_loss: bool = True
+    pred_t_dim: Size = _DERIVED
+    mask_ratio: float = 0.9
+
+    def _derive(self) -> None:
+        super()._derive()
+        if self.pred_t_dim is None:
+            object.__setattr__(self, "pred_t_dim", self.num_frames // self.t_patch_size)
+
+    def _check(self) -> None:
+        super()._check()
+        self._check_positive("decoder_embed_dim", "decoder_num_heads", "pred_t_dim")
+        self._check_whole("decoder_embed_dim", "decoder_num_heads")
+        if self.decoder_depth < 0:
+            raise ValueError(f"decoder_depth={self.decoder_depth} must be 0 or more")
+        predicted = self.t_patch_size * self.pred_t_dim
+        if predicted % self.num_frames or self.pred_t_dim > self.num_frames:
+            fitting = [self.num_frames * u // self.t_patch_size for u in range(1, self.t_patch_size + 1)]
+            raise ValueError(
+                f"pred_t_dim={self.pred_t_dim} gives {predicted / self.num_frames:g} target frames a token "
+                f"(t_patch_size={self.t_patch_size} of num_frames={self.num_frames}); "
+                f"it must be whole and at most t_patch_size; these fit: {', '.join(map(str, fitting))}"
+            )
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio} must be at least 0 and below 1")
+        if not 0 < self.num_kept < self.num_tokens:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} keeps {self.num_kept} of {self.num_tokens} tokens; "
+                "at least one must stay visible and one be hidden"
+            )
+
+    @property
+    def num_kept(self) -> int:
+        """Visible tokens: upstream's truncation of a float product (1568 x 0.1 keeps 156)."""
+        return int(self.num_tokens * (1 - self.mask_ratio))
+
+    @property
+    def pred_u(self) -> int:
+        """Target frames of a token."""
+        return self.t_patch_size * self.pred_t_dim // self.num_frames

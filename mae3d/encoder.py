@@ -1,0 +1,189 @@
+"""The one vision transformer: a clip (and which tokens to look at) -> a token for each.
+
+    encoder = Encoder(config)
+    tokens = encoder(clip)                # (B, 1 + L, D): all tokens, the class token first if there is one
+    tokens = encoder(clip, ids_keep)      # (B, 1 + K, D): only these are embedded and attended to
+    features = encoder.norm(tokens[:, encoder.num_prefix:])
+
+Shapes: legend in patches.py. Numerics and initialisation are facebookresearch/mae_st's
+(tests/test_upstream_parity.py); query, key and value are one matrix, attention is torch's
+scaled_dot_product_attention.
+"""
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mae3d.config import EncoderConfig
+from mae3d.patches import gather_patches, normalise, patch_view
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, with upstream's epsilon."""
+
+    def __init__(
+        self, width: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(width, eps=1e-6, device=device, dtype=dtype)
+
+
+class Positions(nn.Module):
+    """Learned positions of the tokens of a (t, h, w) grid: a table for space plus one for time, or one for
+    all.
+
+    The names and shapes are upstream's: `spatial` (1, h*w, D), `temporal` (1, t, D) and `cls` (1, 1, D); or
+    `joint` (1, [1 +] L, D), the class token's row first.
+    """
+
+    def __init__(self, width: int, *, grid: tuple[int, int, int], separable: bool, cls_token: bool) -> None:
+        super().__init__()
+        t, h, w = grid
+        self.plane = h * w
+        self.separable = separable
+        self.num_prefix = int(cls_token)
+        if separable:
+            self.spatial = nn.Parameter(torch.empty(1, h * w, width))
+            self.temporal = nn.Parameter(torch.empty(1, t, width))
+            if cls_token:
+                self.cls = nn.Parameter(torch.empty(1, 1, width))
+        else:
+            self.joint = nn.Parameter(torch.empty(1, self.num_prefix + t * h * w, width))
+        for table in self.parameters():
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, ids_BK: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Look positions up.
+
+        Args:
+            ids_BK: int64, tokens; None for all L in order.
+
+        Returns:
+            The class token's position (1, 1, D), or None; and the tokens' (B, K, D), or (1, L, D) of all.
+
+        Both come from one call, because ZeRO-3 lets a module see its parameters inside its own forward only.
+        """
+        if not self.separable:
+            cls, table = self.joint.split([self.num_prefix, self.joint.shape[1] - self.num_prefix], dim=1)
+            tokens = table if ids_BK is None else nn.functional.embedding(ids_BK, table[0])
+            return cls if self.num_prefix else None, tokens
+        if ids_BK is None:
+            tokens = (self.temporal[:, :, None] + self.spatial[:, None]).flatten(1, 2)
+        else:
+            tokens = nn.functional.embedding(ids_BK % self.plane, self.spatial[0])
+            tokens = tokens + nn.functional.embedding(ids_BK // self.plane, self.temporal[0])
+        return self.cls if self.num_prefix else None, tokens
+
+
+class PatchEmbed(nn.Linear):
+    """Upstream's Conv3d with stride = kernel, as a Linear over patch vectors.
+
+    The cast to the weight's dtype comes after the gather and the normalisation, so that bfloat16 rounds a
+    value once.
+    """
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels.to(self.weight.dtype))
+
+
+class Blocks(nn.ModuleList):
+    """Transformer blocks one after the other, with activation checkpointing as an option."""
+
+    def __init__(self, width: int, *, depth: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
+        super().__init__(
+            Block(width, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=LayerNorm)
+            for _ in range(depth)
+        )
+        self.checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """ViT over space-time patches."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.embed_dim
+        self.num_prefix = int(config.cls_embed)
+        self.patch_embed = PatchEmbed(config.t_patch_size * config.patch_size**2 * 3, width)
+        self.positions = Positions(
+            width, grid=config.grid, separable=config.sep_pos_embed, cls_token=config.cls_embed
+        )
+        if config.cls_embed:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.blocks = Blocks(
+            width,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+        )
+        self.norm = LayerNorm(width)
+        init_patch_embed(self.patch_embed, trunc=config.trunc_init)
+        init_linears(self.blocks, trunc=config.trunc_init)
+
+    def forward(self, clip: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Embed and attend.
+
+        Args:
+            clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
+            ids_keep: int64 (B, K), the tokens to look at; None for all L.
+
+        Returns:
+            (B, num_prefix + K, D), before `norm`: the classifier pools first and normalises then, as upstream
+            does.
+
+        Raises:
+            ValueError: The clip's shape or dtype is not what the config says.
+        """
+        config = self.config
+        view = patch_view(clip, frames_per_patch=config.t_patch_size, patch_size=config.patch_size)
+        if tuple(view.shape[1:4]) != config.grid:
+            raise ValueError(
+                f"clip {tuple(clip.shape)} makes {tuple(view.shape[1:4])} tokens, not {config.grid}; the model takes "
+                f"{config.num_frames} frames, {config.img_size} x {config.img_size} pixels"
+            )
+        pixels = normalise(gather_patches(view, ids_keep), mean=config.mean, std=config.std)
+        cls_position, positions = self.positions(ids_keep)
+        x = self.patch_embed(pixels) + positions
+        if cls_position is not None:
+            cls = self.cls_token + cls_position
+            x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        return self.blocks(x)
+
+    def set_grad_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute the activations of each block in the backward pass: less memory, a third more work."""
+        self.blocks.checkpointing = enabled
+
+
+def init_patch_embed(linear: nn.Linear, *, trunc: bool) -> None:
+    """Upstream's: Xavier, or a truncated normal of deviation 1; the bias keeps torch's default (uniform)."""
+    if trunc:
+        nn.init.trunc_normal_(linear.weight)
+    else:
+        nn.init.xavier_uniform_(linear.weight)
+
+
+def init_linears(module: nn.Module, *, trunc: bool) -> None:
+    """Upstream's for every Linear inside: Xavier, or truncated normal .02; biases 0.
+
+    Query, key and value are drawn as three matrices, as upstream has them: Xavier's bound depends on the
+    shape.
+    """
+    for name, linear in module.named_modules():
+        if not isinstance(linear, nn.Linear):
+            continue
+        parts = linear.weight.chunk(3) if name.split(".")[-1] == "qkv" else (linear.weight,)
+        for weight in parts:
+            if trunc:
+                nn.init.trunc_normal_(weight, std=0.02)
+            else:
+                nn.init.xavier_uniform_(weight)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)

@@ -1,0 +1,137 @@
+"""Masked autoencoder: a clip and noise -> the loss of predicting its hidden patches.
+
+    model = MAE(MAEConfig(preset="mae_vit_small_patch16", num_frames=16, img_size=112))
+    out = model(clip_uint8, noise)           # noise: masking.mask_noise(...)
+    out.loss.backward()
+
+The order of the tokens carries no meaning to attention, so the decoder works on [visible; hidden] as the
+shuffle left them, with each token's own position; nothing is put back in order, and the head sees hidden
+tokens only. Exact, and less work than upstream's. Shapes: legend in patches.py.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mae3d.config import MAEConfig
+from mae3d.encoder import Blocks, Encoder, LayerNorm, Positions, init_linears
+from mae3d.masking import random_mask
+from mae3d.patches import gather_patches, normalise, patch_statistics, patch_view, target_frames
+
+
+class MAEOutput(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        loss: float32 scalar: the squared error's mean over the hidden patches of the whole batch.
+        pred: The predicted patches, in the model's dtype. `full=False`: (B, M, P) of the hidden tokens, in
+            the order of their noise; `full=True`: (B, L, P) of every token, in token order.
+        mask: float32 (B, L), 1 where hidden.
+        ids_restore: int64 (B, L), as in masking.Mask.
+        latent: (B, K, D), the visible tokens after the encoder's norm, without the class token.
+    """
+
+    loss: Tensor
+    pred: Tensor
+    mask: Tensor
+    ids_restore: Tensor
+    latent: Tensor
+
+
+class Decoder(nn.Module):
+    """A small transformer that fills in the hidden tokens and predicts their pixels."""
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__()
+        width = config.decoder_embed_dim
+        self.embed = nn.Linear(config.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = Positions(
+            width, grid=config.grid, separable=config.sep_pos_embed, cls_token=config.cls_embed
+        )
+        if config.cls_embed:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, width))  # upstream leaves it at zero
+        self.blocks = Blocks(
+            width,
+            depth=config.decoder_depth,
+            num_heads=config.decoder_num_heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+        )
+        self.norm = LayerNorm(width)
+        self.head = nn.Linear(width, config.pred_u * config.patch_size**2 * 3)
+        if config.trunc_init:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+        else:
+            nn.init.normal_(self.mask_token, std=0.02)
+        init_linears(self, trunc=config.trunc_init)
+
+    def forward(self, latent: Tensor, ids_keep: Tensor, ids_masked: Tensor, *, full: bool) -> Tensor:
+        """(B, K, D) -> (B, M, P) of the hidden tokens, or with `full` (B, K + M, P), the visible first."""
+        cls_position, positions = self.positions(torch.cat([ids_keep, ids_masked], dim=1))
+        visible = self.embed(latent)
+        x = (
+            torch.cat([visible, self.mask_token.expand(*ids_masked.shape, -1).to(visible.dtype)], dim=1)
+            + positions
+        )
+        if cls_position is not None:
+            cls = self.cls_token + cls_position
+            x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        x = self.blocks(x)
+        asked = ids_masked.shape[1] + (ids_keep.shape[1] if full else 0)
+        prediction: Tensor = self.head(self.norm(x[:, -asked:]))
+        return prediction
+
+
+class MAE(nn.Module):
+    """Spatiotemporal masked autoencoder (Feichtenhofer et al., arXiv 2205.09113)."""
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.target_frames = target_frames(config.num_frames, config.pred_t_dim)
+
+    def forward(self, clip: Tensor, noise: Tensor, full: bool = False) -> MAEOutput:
+        """Hide, encode, decode, compare.
+
+        Args:
+            clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
+            noise: float32 (B, L); the tokens with the smallest stay visible.
+            full: Predict every token, for goldens and pictures; training needs the hidden ones only.
+
+        Raises:
+            ValueError: The clip does not fit the config.
+        """
+        ids_keep, ids_masked, ids_restore, mask = random_mask(noise, self.config.mask_ratio)
+        encoder = self.encoder
+        latent = encoder.norm(encoder(clip, ids_keep)[:, encoder.num_prefix :])
+        pred = self.decoder(latent, ids_keep, ids_masked, full=full)
+        loss = self.loss(clip, pred[:, -ids_masked.shape[1] :], ids_masked)
+        if full:
+            pred = torch.gather(pred, 1, ids_restore[..., None].expand(-1, -1, pred.shape[-1]))
+        return MAEOutput(loss, pred, mask, ids_restore, latent)
+
+    def targets(self, clip: Tensor, ids: Tensor | None) -> Tensor:
+        """Target patches of the tokens `ids` (None: all), float32 (B, K, P), before norm_pix_loss's step."""
+        config = self.config
+        view = patch_view(
+            clip, frames_per_patch=config.pred_u, patch_size=config.patch_size, frames=self.target_frames
+        )
+        return normalise(gather_patches(view, ids), mean=config.mean, std=config.std)
+
+    def loss(self, clip: Tensor, pred: Tensor, ids_masked: Tensor) -> Tensor:
+        """Mean squared error over the hidden patches, float32: upstream's masked sum over the mask's sum."""
+        with torch.no_grad():
+            target = self.targets(clip, ids_masked)
+            if self.config.norm_pix_loss:
+                mean, deviation = patch_statistics(target)
+                target = (target - mean) / deviation
+        return (pred.float() - target).square().mean()
+
+    def set_grad_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute the activations of each block in the backward pass: less memory, a third more work."""
+        self.encoder.set_grad_checkpointing(enabled)
+        self.decoder.blocks.checkpointing = enabled
