@@ -1,4 +1,4 @@
-"""What `--optim.*`, `--train.*`, `--run.*` and `--log.*` set: how a model is trained. Standard library only, for a quick `--help`.
+"""What `--optim.*`, `--train.*`, `--run.*` and `--log.*` set. Standard library only, for a quick `--help`.
 
 TrainConfig(global_batch=512, epochs=100, precision="bf16", zero_stage=1)
 """
@@ -38,9 +38,7 @@ class OptimConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
         if self.clip_grad is not None and self.clip_grad <= 0:
-            raise ValueError(
-                f"optim.clip_grad={self.clip_grad} must be greater than 0; null switches clipping off"
-            )
+            raise ValueError(f"optim.clip_grad={self.clip_grad} must be greater than 0; null switches clipping off")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas={list(self.betas)} must lie in [0, 1)")
 
@@ -50,7 +48,7 @@ class TrainConfig:
     """How long, in which batches and in which arithmetic.
 
     Attributes:
-        global_batch: samples of one optimizer step over all processes; fixed for a run. Each gives data.repeat_aug clips.
+        global_batch: samples of one optimizer step over all processes, fixed for a run; each is data.repeat_aug clips.
         accumulation: micro-batches of one optimizer step.
         epochs: passes over the data, in loader epochs (the paper's effective epochs are these x repeat_aug).
         steps: optimizer steps; wins over epochs.
@@ -106,9 +104,7 @@ class RunConfig:
         if self.checkpoint_every <= 0:
             raise ValueError(f"run.checkpoint_every={self.checkpoint_every} must be greater than 0")
         if self.keep_last < 2:
-            raise ValueError(
-                f"run.keep_last={self.keep_last}: keep at least 2, for the newest may be cut short"
-            )
+            raise ValueError(f"run.keep_last={self.keep_last}: keep at least 2, for the newest may be cut short")
 
 
 @dataclass(frozen=True)

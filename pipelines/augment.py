@@ -1,6 +1,6 @@
 """Random draws ─► crop boxes and flips as data, one for all frames of a view. Pure functions, numpy only.
 
-    crop = draw_crop(rng, height=256, width=340, area=(0.5, 1), aspect=(0.75, 4 / 3), flip=0.5)
+crop = draw_crop(rng, height=256, width=340, area=(0.5, 1), aspect=(0.75, 4 / 3), flip=0.5)
 """
 
 from typing import NamedTuple
@@ -27,9 +27,9 @@ def draw_crop(
     aspect: tuple[float, float],
     flip: float,
 ) -> Crop:
-    """Random resized crop: area uniform, aspect log-uniform, ten tries, then the largest centred box (GoogLeNet's rule).
+    """Random resized crop: area uniform, aspect log-uniform, ten tries, then the largest centred box.
 
-    All draws are made whatever the outcome of the tries, so that the number of draws never depends on the frame's size.
+    All draws are made whatever the outcome of the tries: their number never depends on the frame's size.
 
     Args:
         rng: the view's own generator.
@@ -46,7 +46,7 @@ def draw_crop(
     ratios = np.exp(low + draws[:, 1] * (high - low))
     widths = np.rint(np.sqrt(areas * ratios)).astype(int)
     heights = np.rint(np.sqrt(areas / ratios)).astype(int)
-    fits = (0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     mirrored = bool(flip_draw < flip)
     if not fits.any():
         return _largest_centred(height, width, aspect)._replace(flip=mirrored)

@@ -1,13 +1,14 @@
 """A sample's length and a draw ─► the frame numbers of a clip. Pure functions, numpy only; ranges are half-open.
 
-    strided_window(300, num_frames=16, stride=4.0, start_draw=0.5)   # ─► [118, 122, ..., 178]
+strided_window(300, num_frames=16, stride=4.0, start_draw=0.5)   # ─► [118, 122, ..., 178]
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 Short = Literal["loop", "pad", "drop"]
+Numbers = Any  # a number, or an array of them element by element
 
 
 def clip_stride(fps: float, *, sampling_rate: float, target_fps: float) -> float:
@@ -21,13 +22,13 @@ def clip_stride(fps: float, *, sampling_rate: float, target_fps: float) -> float
     return sampling_rate if np.isnan(fps) else sampling_rate * fps / target_fps
 
 
-def strided_is_short(length: int, *, num_frames: int, stride: float) -> bool:
-    """Whether a strided clip reaches past the end of a sample of `length` frames wherever it starts."""
+def strided_is_short(length: Numbers, *, num_frames: int, stride: Numbers) -> Numbers:
+    """Whether a strided clip reaches past the end of a sample of `length` frames wherever it starts; also on arrays."""
     return (num_frames - 1) * stride > length - 1
 
 
-def segments_are_short(length: int, *, num_segments: int, frames_per_segment: int) -> bool:
-    """Whether fewer starts remain than segments; the frame-folder loaders fail there in training."""
+def segments_are_short(length: Numbers, *, num_segments: int, frames_per_segment: int) -> Numbers:
+    """Whether fewer starts remain than segments, where the frame-folder loaders fail in training; also on arrays."""
     return length - frames_per_segment + 1 < num_segments
 
 

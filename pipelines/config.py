@@ -1,6 +1,6 @@
-"""What `--data.*` sets: the one place for the input pipeline's defaults. Standard library only, so that `--help` is quick.
+"""What `--data.*` sets: the input pipeline's defaults. Standard library only, so that `--help` is quick.
 
-    DataConfig(shards="out/shards", sampling_rate=8, repeat_aug=4, windows="shared")
+DataConfig(shards="out/shards", sampling_rate=8, repeat_aug=4, windows="shared")
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ from pipelines.source import EncodedBatch
 
 @pipeline_def(enable_conditionals=False)
 def _graph(
-    source: Callable[[], tuple[list[np.ndarray], ...]],
+    source: Callable[[], tuple[Any, ...]],
     *,
     decode: str,
     resize: str | None,
@@ -32,7 +32,7 @@ def _graph(
 ) -> tuple[Any, ...]:
     crops_in = 3 * num_views if resize else 0
     jpegs, *crops = fn.external_source(source=source, num_outputs=1 + crops_in, batch=True)
-    images = fn.decoders.image(jpegs, device=decode, output_type=types.RGB)
+    images = fn.decoders.image(jpegs, device=decode, output_type=types.DALIImageType.RGB)
     if resize is None:
         return (images,)
     if resize == "gpu":
@@ -48,7 +48,7 @@ def _graph(
                 roi_start=start,
                 roi_end=end,
                 mirror=mirror,
-                interp_type=types.INTERP_LINEAR,
+                interp_type=types.DALIInterpType.INTERP_LINEAR,
                 antialias=True,
             )
         )
@@ -112,7 +112,7 @@ class Decoder:
         outputs = self._pipeline.run(stream)
         return self._pulled.popleft(), outputs
 
-    def _pull(self) -> tuple[list[np.ndarray], ...]:
+    def _pull(self) -> tuple[Any, ...]:
         batch = self._next_batch()
         if batch is None:
             raise StopIteration
@@ -156,12 +156,12 @@ def decode_self_test(device: Literal["cpu", "mixed"]) -> str:
     Image.fromarray(np.full((64, 96, 3), 128, dtype=np.uint8)).save(jpeg, "JPEG")
     data = np.frombuffer(jpeg.getvalue(), dtype=np.uint8)
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None if device == "cpu" else 0)
+    @pipeline_def
     def one_image() -> Any:
         encoded = fn.external_source(source=lambda: [data], batch=True)
-        return fn.decoders.image(encoded, device=device, output_type=types.RGB)
+        return fn.decoders.image(encoded, device=device, output_type=types.DALIImageType.RGB)
 
-    (images,) = one_image().run()
+    (images,) = one_image(batch_size=1, num_threads=1, device_id=None if device == "cpu" else 0).run()
     shape = tuple(images.as_cpu().as_tensor().shape()) if device == "mixed" else tuple(images.as_tensor().shape())
     if shape != (1, 64, 96, 3):
         raise RuntimeError(f"DALI decoded a 64x96 JPEG to {shape}")

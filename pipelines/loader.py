@@ -1,9 +1,9 @@
 """Shards ─► batches of clips on the device: what a trainer iterates over.
 
-    loader = Loader(open_dataset("out/shards"), DataConfig(), num_frames=16, size=224, seed=0, global_batch=64)
-    for batch in loader:                 # endless; batch.clips is (B, R, T, H, W, C) uint8
-        ...
-        state = loader.state_dict()      # {"epoch": 2, "position": 4096, "fingerprint": {...}}
+loader = Loader(open_dataset("out/shards"), DataConfig(), num_frames=16, size=224, seed=0, global_batch=64)
+for batch in loader:                 # endless; batch.clips is (B, R, T, H, W, C) uint8
+    ...
+    state = loader.state_dict()      # {"epoch": 2, "position": 4096, "fingerprint": {...}}
 """
 
 import dataclasses
@@ -71,9 +71,7 @@ class ClipStream:
         """
         self._dataset, self._num_frames, self._size, self._device = dataset, num_frames, size, device
         self._on_gpu = device.type == "cuda"
-        self._source = ClipSource(
-            dataset, requests, read_threads=config.read_threads, prefetch=config.prefetch
-        )
+        self._source = ClipSource(dataset, requests, read_threads=config.read_threads, prefetch=config.prefetch)
         self._failure: DataError | None = None
         self._decoder = Decoder(
             self._next_encoded,
@@ -203,7 +201,12 @@ class Loader:
             )
         self._dataset, self._config = dataset, config
         self._num_frames, self._size, self._device = num_frames, size, torch.device(device)
-        self._rank, self._world, self._local_world, self._accumulation = rank, world, local_world, accumulation
+        self._rank, self._world, self._local_world, self._accumulation = (
+            rank,
+            world,
+            local_world,
+            accumulation,
+        )
         self._micro_batch = micro_batch(global_batch, world=world, accumulation=accumulation)
         self._rows = usable_rows(dataset, config, num_frames=num_frames)
         self.num_short = int(short_rows(dataset, config, num_frames=num_frames).sum())
@@ -311,7 +314,7 @@ class Loader:
         self.num_substituted += int((batch.status == STATUS_SUBSTITUTED).sum())
         if self.num_substituted > self._config.max_bad:
             raise DataError(
-                f"{self.num_substituted} damaged samples were substituted, more than data.max_bad={self._config.max_bad}: "
+                f"{self.num_substituted} damaged samples were substituted, data.max_bad is {self._config.max_bad}: "
                 f"run `python -m preprocess verify {self._dataset.root} --full` and build the shards it names again"
             )
 

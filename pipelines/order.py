@@ -32,7 +32,7 @@ def micro_batch(global_batch: int, *, world: int, accumulation: int) -> int:
         shown = ", ".join(map(str, worlds[:12])) + (", …" if len(worlds) > 12 else "")
         raise ValueError(
             f"train.global_batch={global_batch} cannot be split over {world} processes x {accumulation} accumulation "
-            f"steps; it works with {shown or 'no'} processes. Change the processes, train.accumulation or train.global_batch"
+            f"steps; it works with {shown or 'no'} processes. Change these, train.accumulation or train.global_batch"
         )
     return global_batch // (world * accumulation)
 

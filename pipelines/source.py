@@ -1,7 +1,7 @@
-"""Batch requests ─► encoded frames in memory, read ahead by threads, checked by crc32; a damaged clip is replaced, never dropped.
+"""Batch requests ─► encoded frames, read ahead by threads, checked by crc32; damaged clips are replaced, not dropped.
 
-    source = ClipSource(dataset, requests, read_threads=8, prefetch=4)
-    source.next()      # ─► EncodedBatch, or None after the last request
+source = ClipSource(dataset, requests, read_threads=8, prefetch=4)
+source.next()      # ─► EncodedBatch, or None after the last request
 """
 
 import dataclasses
@@ -39,11 +39,9 @@ class EncodedBatch:
 
 
 class ClipSource:
-    """Reads requests ahead of their use, in order. One planner thread a batch in flight, `read_threads` readers below."""
+    """Reads requests ahead of their use, in order: one thread a batch in flight, `read_threads` readers below them."""
 
-    def __init__(
-        self, dataset: Dataset, requests: Iterator[BatchRequest], *, read_threads: int, prefetch: int
-    ):
+    def __init__(self, dataset: Dataset, requests: Iterator[BatchRequest], *, read_threads: int, prefetch: int):
         self._dataset = dataset
         self._requests = requests
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read-clip")

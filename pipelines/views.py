@@ -1,7 +1,7 @@
-"""Sample rows ─► which frames and which crops a batch takes, as plain arrays: everything random about the input, in one place.
+"""Sample rows ─► which frames and which crops a batch takes, as plain data: all that is random about the input.
 
-    request = training_request(dataset, config, rows=rows, positions=positions, epoch=0, seed=0, num_frames=16)
-    request.frames[0], request.crops[0]      # frame numbers of the first decoded clip; the crops cut from it
+request = training_request(dataset, config, rows=rows, positions=positions, epoch=0, seed=0, num_frames=16)
+request.frames[0], request.crops[0]      # frame numbers of the first decoded clip; the crops cut from it
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """B samples with R views each; `clips` holds B clips of R crops (shared windows) or B x R clips of one crop (own)."""
+    """B samples with R views each: `clips` are B clips of R crops (shared windows) or B x R clips of one crop (own)."""
 
     epoch: int
     positions: np.ndarray  # (B,) int64, positions in the epoch
@@ -50,16 +50,14 @@ def usable_rows(dataset: Dataset, config: DataConfig, *, num_frames: int) -> np.
 def short_rows(dataset: Dataset, config: DataConfig, *, num_frames: int) -> np.ndarray:
     """(N,) bool: samples shorter than one clip, which `data.short` loops, pads or drops."""
     if config.sampling == "segments":
-        return np.asarray(
-            segments_are_short(
-                dataset.num_frames,  # type: ignore[arg-type]  # the rule holds element by element
-                num_segments=config.num_segments,
-                frames_per_segment=config.frames_per_segment,
-            )
+        short = segments_are_short(
+            dataset.num_frames, num_segments=config.num_segments, frames_per_segment=config.frames_per_segment
         )
-    fps = np.asarray(dataset.fps, dtype=np.float64)
-    stride = np.where(np.isnan(fps), config.sampling_rate, config.sampling_rate * fps / config.target_fps)
-    return (num_frames - 1) * stride > dataset.num_frames - 1
+    else:
+        fps = np.asarray(dataset.fps, dtype=np.float64)
+        stride = np.where(np.isnan(fps), config.sampling_rate, config.sampling_rate * fps / config.target_fps)
+        short = strided_is_short(dataset.num_frames, num_frames=num_frames, stride=stride)
+    return np.asarray(short)
 
 
 def training_request(
@@ -126,17 +124,11 @@ def _training_window(
             start_draws=rng.random(config.num_segments),
             short=config.short,
         )
-    stride = clip_stride(
-        float(dataset.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps
-    )
-    return strided_window(
-        length, num_frames=num_frames, stride=stride, start_draw=rng.random(), short=config.short
-    )
+    stride = clip_stride(float(dataset.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps)
+    return strided_window(length, num_frames=num_frames, stride=stride, start_draw=rng.random(), short=config.short)
 
 
-def centre_request(
-    dataset: Dataset, config: DataConfig, *, rows: np.ndarray, num_frames: int
-) -> BatchRequest:
+def centre_request(dataset: Dataset, config: DataConfig, *, rows: np.ndarray, num_frames: int) -> BatchRequest:
     """The middle clip and the largest centred square of each row: nothing random, for looking and for evaluation."""
     clips = []
     for row in rows.tolist():
@@ -152,9 +144,7 @@ def centre_request(
             stride = clip_stride(
                 float(dataset.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps
             )
-            frames = strided_windows(
-                length, num_frames=num_frames, stride=stride, num_clips=1, short=config.short
-            )[0]
+            frames = strided_windows(length, num_frames=num_frames, stride=stride, num_clips=1, short=config.short)[0]
         crop = centre_crop(height=int(dataset.height[row]), width=int(dataset.width[row]))
         clips.append(ClipRequest(row, frames, (crop,)))
     return BatchRequest(0, np.asarray(rows, dtype=np.int64), tuple(clips), 1)

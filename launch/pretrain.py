@@ -1,0 +1,274 @@
+"""Shards ─► a pretrained masked autoencoder.
+
+    deepspeed launch/pretrain.py --config demo --data.shards out/shards --run.dir out/run --train.steps 50
+
+Starting the same command again resumes. torchrun, srun and plain python start it as well.
+"""
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # run as a file: use the checkout this file sits in
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch.cli import EXIT_DONE, EXIT_ERROR, EXIT_IO, EXIT_STOPPED, fail, parse
+from mae3d.config import MAEConfig
+from mae3d.train_config import LogConfig, OptimConfig, RunConfig, TrainConfig
+from pipelines.config import DataConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from mae3d.distributed import World
+    from mae3d.engine import Engine
+    from mae3d.fit import Plan
+    from pipelines.loader import Batch, Loader
+    from preprocess.index import Dataset
+
+LR_REFERENCE_BATCH = 256  # the batch that optim.blr is given for (upstream's linear rule)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that one command line sets.
+
+    Attributes:
+        model: the autoencoder
+        data: the clips
+        optim: the optimizer
+        train: the training
+        run: the run's folder
+        log: what is written
+        device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
+        extend: go on with a run under another train.steps or train.epochs.
+    """
+
+    model: MAEConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    device: str = "auto"
+    extend: bool = False
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    config = parse(PretrainConfig, arguments, prog="pretrain.py", description=__doc__)
+    for option, value in (("--data.shards", config.data.shards), ("--run.dir", config.run.dir)):
+        if not value:
+            fail(
+                f"{option} is missing: give the folder"
+                + (" made by `python -m preprocess build`" if "shards" in option else "")
+            )
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from preprocess.index import DatasetError, open_dataset
+
+    try:
+        dataset = open_dataset(config.data.shards)  # before torch: a wrong path is told within a second
+    except DatasetError as error:
+        fail(str(error))
+    from mae3d.distributed import DeviceError, start_world
+
+    try:
+        world = start_world(config.device)
+    except DeviceError as error:
+        fail(str(error))
+    try:
+        return _train(config, dataset, world)
+    except ValueError as error:  # our own checks: DatasetError, RunError, CheckpointError, ...
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or config.run.dir}: {error.strerror or error}", EXIT_IO)
+    except RuntimeError as error:
+        if type(error) is RuntimeError:
+            raise  # not one that we have words for: the trace tells more
+        fail(str(error), EXIT_ERROR)
+    finally:
+        world.close()
+
+
+def _train(config: PretrainConfig, dataset: "Dataset", world: "World") -> int:
+    import torch
+
+    from mae3d.engine import Engine
+    from mae3d.fit import fit
+    from mae3d.mae import MAE
+    from mae3d.optim import pretrain_groups
+    from mae3d.run import Run
+
+    run = Run(config.run.dir)
+    loader = _loader(config, dataset, world)
+    plan = _plan(config, loader, world)
+    _claim(run, config, world)
+    if run.is_done:
+        if world.is_first:
+            print(f"{run.folder}: finished already; --extend true with a larger train.steps goes on")
+        return EXIT_DONE
+    torch.manual_seed(config.train.seed)
+    model = MAE(config.model)
+    model.set_grad_checkpointing(config.train.grad_checkpointing)
+    if world.is_first:
+        print(_summary(config, dataset, loader, plan, world, parameters=sum(p.numel() for p in model.parameters())))
+    engine = Engine(
+        model,
+        pretrain_groups(model, weight_decay=config.optim.weight_decay),
+        train=config.train,
+        optim=config.optim,
+        micro_batch=config.train.global_batch // (world.place.size * config.train.accumulation),
+        world=world,
+    )
+    try:
+        finished = fit(
+            engine,
+            loader,
+            masked_loss(config),
+            plan=plan,
+            run=run,
+            world=world,
+            model_config=config.model,
+        )
+    finally:
+        loader.close()
+        engine.close()
+    if world.is_first:
+        print(f"{'finished' if finished else 'stopped, the same command goes on'}: {run.folder}")
+    return EXIT_DONE if finished else EXIT_STOPPED
+
+
+def masked_loss(config: PretrainConfig) -> Any:
+    """The loss of a batch: every view is a clip of its own under a mask of its own, drawn by position."""
+    from mae3d.masking import mask_noise
+
+    def loss_of(engine: "Engine", batch: "Batch") -> "torch.Tensor":
+        noise = mask_noise(
+            seed=config.train.seed,
+            epoch=batch.epoch,
+            positions=batch.positions.tolist(),
+            views=config.data.repeat_aug,
+            tokens=config.model.num_tokens,
+        )
+        clips = batch.clips.flatten(0, 1)
+        loss: torch.Tensor = engine(clips, noise.to(clips.device, non_blocking=True)).loss
+        return loss
+
+    return loss_of
+
+
+def _loader(config: PretrainConfig, dataset: "Dataset", world: "World") -> "Loader":
+    from pipelines.loader import Loader
+
+    return Loader(
+        dataset,
+        config.data,
+        num_frames=config.model.num_frames,
+        size=config.model.img_size,
+        seed=config.train.seed,
+        global_batch=config.train.global_batch,
+        rank=world.place.rank,
+        world=world.place.size,
+        local_world=world.place.local_size,
+        accumulation=config.train.accumulation,
+        device=world.device,
+    )
+
+
+def _plan(config: PretrainConfig, loader: "Loader", world: "World") -> "Plan":
+    from mae3d.fit import Plan
+    from mae3d.metrics import step_flops
+    from mae3d.optim import lr_at
+
+    optim, train = config.optim, config.train
+    total = train.steps or round(train.epochs * loader.steps_per_epoch)
+    warmup = optim.warmup_epochs * loader.steps_per_epoch if optim.warmup_steps is None else optim.warmup_steps
+    peak = _peak_lr(config)
+
+    def lr(step: int) -> float:
+        return lr_at(step, lr=peak, min_lr=optim.min_lr, warmup_steps=min(warmup, total), total_steps=total)
+
+    return Plan(
+        total_steps=max(total, 1),
+        steps_per_epoch=loader.steps_per_epoch,
+        accumulation=train.accumulation,
+        clips_per_step=train.global_batch * config.data.repeat_aug,
+        flops_per_clip=step_flops(config.model),
+        lr=lr,
+        log_every=config.log.every,
+        checkpoint_every=config.run.checkpoint_every,
+        keep_last=config.run.keep_last,
+        keep_every=config.run.keep_every,
+    )
+
+
+def _peak_lr(config: PretrainConfig) -> float:
+    if config.optim.lr is not None:
+        return config.optim.lr
+    return config.optim.blr * config.train.global_batch / LR_REFERENCE_BATCH
+
+
+def _claim(run: Any, config: PretrainConfig, world: "World") -> None:
+    """The first process checks and writes config.yaml; all fail alike if it cannot."""
+    from mae3d.run import RunError
+
+    refused = None
+    if world.is_first:
+        try:
+            run.claim(dataclasses.asdict(config), extend=config.extend)
+        except RunError as error:
+            refused = str(error)
+    refused = world.share(refused)
+    if refused:
+        raise RunError(refused)
+
+
+def _summary(
+    config: PretrainConfig,
+    dataset: "Dataset",
+    loader: "Loader",
+    plan: "Plan",
+    world: "World",
+    *,
+    parameters: int,
+) -> str:
+    from mae3d.metrics import memory_estimate
+
+    model, data, train, place = config.model, config.data, config.train, world.place
+    micro = train.global_batch // (place.size * train.accumulation)
+    states, activations = memory_estimate(
+        model,
+        parameters=parameters,
+        clips=micro * data.repeat_aug,
+        bf16=train.precision == "bf16",
+        zero_stage=train.zero_stage,
+        world=place.size,
+        checkpointing=train.grad_checkpointing,
+    )
+    rate = f"{_peak_lr(config):.3g}"
+    if config.optim.lr is None:
+        rate = f"{config.optim.blr:.3g} x {train.global_batch}/{LR_REFERENCE_BATCH} = {rate}"
+    shape = f"{model.num_frames}x{model.img_size}x{model.img_size}"
+    short = f"; {loader.num_short} shorter than a clip: {data.short}" if loader.num_short else ""
+    epochs = plan.total_steps / plan.steps_per_epoch
+    lines = {
+        "model": f"{model.preset}, {parameters / 1e6:.1f} M parameters, clips {shape}, "
+        f"{model.num_kept} of {model.num_tokens} tokens visible",
+        "data": f"{data.shards}: {len(dataset):,} samples, {int(dataset.num_frames.sum()):,} frames{short}",
+        "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
+        f"({place.size} processes x {train.accumulation} micro-batches x {micro} samples)",
+        "rate": rate,
+        "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {plan.steps_per_epoch}",
+        "memory": f"about {(states + activations) / 2**30:.1f} GiB a process ({states / 2**30:.1f} for weights and "
+        f"optimizer, some {activations / 2**30:.1f} for activations)",
+        "device": f"{world.device.type}, {train.precision}, ZeRO {train.zero_stage}",
+    }
+    return "\n".join(f"{name + ':':8}{text}" for name, text in lines.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

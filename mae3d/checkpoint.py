@@ -1,0 +1,249 @@
+"""Flat slices of a sharded optimizer ─► a checkpoint folder that any world size and ZeRO stage can read, and back.
+
+    RUN/checkpoints/
+      step-00000100/
+        rank-00000.safetensors     this rank's slices: `<kind>|<parameter>|<start>|<stop>`, 1-D float32
+        model.safetensors          the fp32 weights and the model's config: `mae3d.load_model` opens it
+        state.json                 step, loader position, running sums
+        manifest.json              every file's size and sha256; written last
+      latest                       text: the newest complete checkpoint's name
+
+A checkpoint is staged under a name that no reader takes for one and renamed when it is complete; nothing is pickled.
+This module knows files only: `engine` knows where DeepSpeed keeps the slices.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mae3d.config import MAEConfig
+from mae3d.weights import CHECKPOINTS, LATEST, MODEL_FILE, save_weights
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("master", "exp_avg", "exp_avg_sq")
+MANIFEST, STATE = "manifest.json", "state.json"
+_STAGED = ".staged-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged or does not fit; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Elements start ... stop of a flattened parameter with its optimizer state: one 1-D tensor for each of KINDS."""
+
+    name: str
+    start: int
+    stop: int
+    tensors: Mapping[str, Tensor]
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / CHECKPOINTS / f"step-{step:08d}"
+
+
+def staging_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is put together."""
+    return run / CHECKPOINTS / f"{_STAGED}step-{step:08d}"
+
+
+def write_rank(staging: Path, rank: int, slices: Iterable[Slice]) -> None:
+    """Writes one rank's slices; every rank does so before any calls `finish`.
+
+    Raises:
+        OSError: the disk is full or read-only; earlier checkpoints are as they were.
+    """
+    staging.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{kind}|{piece.name}|{piece.start}|{piece.stop}": piece.tensors[kind].detach().cpu().contiguous()
+        for piece in slices
+        for kind in KINDS
+    }
+    path = staging / f"rank-{rank:05d}.safetensors"
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # safetensors' own wrapper around what the system said
+        raise OSError(f"cannot write {path}: {error}") from error
+    _sync(path)
+
+
+def finish(run: Path, step: int, *, shapes: Mapping[str, torch.Size], config: MAEConfig, state: dict[str, Any]) -> Path:
+    """Completes a staged checkpoint: weights, state, manifest, rename, `latest`. One rank does it, after a barrier.
+
+    Args:
+        run: the run's folder.
+        step: whose slices were staged.
+        shapes: every parameter's shape.
+        config: the model's.
+        state: JSON values: at least `step` and `optimizer_step`.
+
+    Returns:
+        The finished folder.
+    """
+    staging, final = staging_folder(run, step), step_folder(run, step)
+    reader = SliceReader(staging)
+    weights = {name: reader.whole(name, "master").view(shape) for name, shape in shapes.items()}
+    save_weights(weights, config, staging / MODEL_FILE)
+    _write_text(staging / STATE, json.dumps(state, indent=1, sort_keys=True))
+    files = sorted(path for path in staging.iterdir() if path.name != MANIFEST)
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    _write_text(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    _sync(staging)
+    if final.exists():  # a step that is saved again after a rollback; the old one goes aside first, whole
+        _remove(final)
+    staging.rename(final)
+    _sync(final.parent)
+    _write_text(run / CHECKPOINTS / LATEST, final.name + "\n")
+    return final
+
+
+class SliceReader:
+    """Reads ranges of parameters from the rank files of a folder, whatever the ranges they were written in."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._pieces: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
+        for path in sorted(folder.glob("rank-*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    kind, name, start, stop = key.split("|")
+                    self._pieces.setdefault((kind, name), []).append((int(start), int(stop), path, key))
+        for pieces in self._pieces.values():
+            pieces.sort()
+
+    def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
+        """Elements start ... stop of a parameter: (stop - start,) float32.
+
+        Raises:
+            CheckpointError: they are not all there.
+        """
+        parts, at = [], start
+        for first, last, path, key in self._pieces.get((kind, name), ()):
+            if first <= at < last and at < stop:
+                with safe_open(path, framework="pt") as file:
+                    parts.append(file.get_slice(key)[at - first : min(stop, last) - first])
+                at = min(stop, last)
+        if at < stop:
+            raise CheckpointError(
+                f"{self._folder}: elements {at} to {stop} of {name} ({kind}) are missing: is it another model's?"
+            )
+        return torch.cat(parts)
+
+    def whole(self, name: str, kind: str) -> Tensor:
+        """A whole parameter, flat."""
+        pieces = self._pieces.get((kind, name))
+        if not pieces:
+            raise CheckpointError(f"{self._folder}: no {kind} of {name}; does it belong to another model?")
+        return self.read(name, kind, 0, max(stop for _, stop, _, _ in pieces))
+
+
+def newest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run, every file verified; damaged ones are passed over with a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged: a run never starts afresh silently.
+    """
+    folder = run / CHECKPOINTS
+    candidates = sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+    latest = folder / LATEST
+    if latest.is_file():  # a person may point it at an older one
+        named = folder / latest.read_text().strip()
+        candidates = [path for path in candidates if path.name <= named.name]
+    failures = []
+    for path in candidates:
+        try:
+            verify(path)
+            return path
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before it", error)
+            failures.append(str(error))
+    if failures:
+        raise CheckpointError(
+            f"no checkpoint of {run} is whole: {'; '.join(failures)}. Restore one, or give another run.dir"
+        )
+    return None
+
+
+def verify(folder: Path) -> None:
+    """Checks every file of a checkpoint against its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, foreign or damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder}: {MANIFEST} cannot be read ({error})") from error
+    for name, written in manifest.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != written["bytes"] or _sha256(path) != written["sha256"]:
+            raise CheckpointError(f"{path}: not the file that was written")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON state of a verified checkpoint."""
+    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    return state
+
+
+def prune(run: Path, *, keep_last: int, keep_every: int) -> None:
+    """Removes old checkpoints and what a killed save left; a failure to remove is told and costs nothing but space."""
+    folder = run / CHECKPOINTS
+    complete = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    for path in complete[:-keep_last]:
+        step = int(path.name.removeprefix("step-"))
+        if not keep_every or step % keep_every:
+            _remove(path)
+    sweep(run)
+
+
+def sweep(run: Path) -> None:
+    """Removes half-written checkpoints; only when no rank is writing."""
+    for path in (run / CHECKPOINTS).glob(f"{_STAGED}*"):
+        _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Renames first, so that a killed removal leaves no folder that looks like a checkpoint."""
+    try:
+        doomed = folder if folder.name.startswith(_STAGED) else folder.with_name(f"{_STAGED}old-{folder.name}")
+        if doomed != folder:
+            folder.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        logger.warning("%s could not be removed (%s)", folder, error)
+
+
+def _write_text(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text)
+    _sync(aside)
+    aside.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

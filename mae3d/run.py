@@ -1,0 +1,122 @@
+"""A run's folder: its config, its metrics and how it ended. What may change between two starts is decided here.
+
+run = Run("out/run")
+run.claim(config, extend=False)      # writes config.yaml, or compares with it
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG, METRICS, DONE, STOPPED = "config.yaml", "metrics.jsonl", "DONE", "STOPPED"
+
+# What does not touch the sequence of losses beyond the order of a sum.
+_MAY_CHANGE = (
+    "run.",
+    "log.",
+    "extend",
+    "device",
+    "data.shards",  # the dataset is known by its content: the loader compares fingerprints
+    "data.read_threads",
+    "data.decode_threads",
+    "data.prefetch",
+    "data.max_bad",
+    "train.accumulation",
+    "train.zero_stage",
+    "train.grad_checkpointing",
+)
+_LENGTH = ("train.steps", "train.epochs")
+
+
+class RunError(ValueError):
+    """A run cannot go on as asked; the message names each setting with both values."""
+
+
+class Run:
+    """One folder, written by the first process."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step has been taken and saved."""
+        return (self.folder / DONE).exists()
+
+    def claim(self, config: Mapping[str, Any], *, extend: bool) -> None:
+        """Makes the folder with its config.yaml, or checks that the config is the one it was started with.
+
+        Args:
+            config: nested plain values, complete.
+            extend: whether the run's length may change.
+
+        Raises:
+            RunError: a setting differs that the losses depend on.
+            OSError: the folder cannot be written.
+        """
+        path = self.folder / CONFIG
+        config = json.loads(json.dumps(config))  # tuples as lists, as they come back from the file
+        if path.exists():
+            before = _flat(yaml.safe_load(path.read_text()))
+            self._compare(before, _flat(config), extend=extend)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{CONFIG}.tmp")
+        aside.write_text(yaml.safe_dump(config, sort_keys=False))
+        aside.replace(path)
+        (self.folder / STOPPED).unlink(missing_ok=True)
+        if extend:
+            (self.folder / DONE).unlink(missing_ok=True)
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any], *, extend: bool) -> None:
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        refused = [key for key in changed if not key.startswith(_MAY_CHANGE) and not (extend and key in _LENGTH)]
+        if refused:
+            told = "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in refused)
+            hint = " (--extend true allows another length)" if set(refused) & set(_LENGTH) else ""
+            raise RunError(
+                f"{self.folder} was started with other settings: {told}. Restore them{hint}, or give another run.dir"
+            )
+
+    def cut_metrics(self, step: int) -> None:
+        """Removes the lines after `step`: the resumed run writes them again."""
+        path = self.folder / METRICS
+        if not path.exists():
+            return
+        kept = [line for line in path.read_text().splitlines() if (row := _row(line)) and row["step"] <= step]
+        aside = path.with_name(f".{METRICS}.tmp")
+        aside.write_text("".join(f"{line}\n" for line in kept))
+        aside.replace(path)
+
+    def write_metrics(self, row: Mapping[str, Any]) -> None:
+        """Appends one line."""
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def end(self, marker: str, text: str) -> None:
+        """Writes DONE or STOPPED."""
+        (self.folder / marker).write_text(text + "\n")
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's metrics.jsonl."""
+    path = Path(folder) / METRICS
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(_row, lines) if row]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:  # the last line of a killed run
+        return None
+    return row
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
