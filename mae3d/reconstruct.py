@@ -1,0 +1,83 @@
+"""A model and clips -> what it sees, what it fills in and what was there, as uint8 frames for people to look at.
+
+    result = reconstruct(model, clip_uint8, mask_noise(seed=0, epoch=0, positions=rows, views=1, tokens=L))
+    result.pasted[0]                      # (F, H, W, 3): the first clip's hidden patches filled in
+
+Shapes: legend in patches.py; F = pred_t_dim, the frames that the model predicts.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae3d.mae import MAE
+from mae3d.patches import denormalise, patch_statistics, unpatchify
+
+Frames = NDArray[np.uint8]  # (B, F, H, W, 3)
+GREY = 128  # what a hidden patch looks like
+
+
+class Reconstruction(NamedTuple):
+    """Frames of B clips, each uint8 (B, F, H, W, 3).
+
+    Attributes:
+        original: The clip's target frames.
+        masked: Hidden patches in grey.
+        predicted: What the model says of every patch, visible ones included (which it is never trained on).
+        pasted: Predicted where hidden, original where visible.
+        empty: What a prediction of zeros gives, the least that a model must beat: the data's mean colour, or with
+            norm_pix_loss each patch's own mean.
+        hidden: bool (B, F, H, W), the pixels of hidden patches.
+    """
+
+    original: Frames
+    masked: Frames
+    predicted: Frames
+    pasted: Frames
+    empty: Frames
+    hidden: NDArray[np.bool_]
+
+
+@torch.no_grad()
+def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
+    """Hide patches, predict them and turn the prediction back into pixels.
+
+    A model with norm_pix_loss predicts each patch up to its mean and contrast; these are then taken from the original.
+
+    Args:
+        model: The model; its config's mask_ratio says how much is hidden.
+        clip: uint8 (B, T, H, W, 3), on the model's device.
+        noise: float32 (B, L), likewise.
+
+    Raises:
+        ValueError: The clip does not fit the config.
+    """
+    config = model.config
+    out = model(clip, noise, full=True)
+    target_BLP = model.targets(clip, None)
+    values = out.pred.float()
+    empty = torch.zeros_like(values)
+    if config.norm_pix_loss:
+        mean, deviation = patch_statistics(target_BLP)
+        values, empty = values * deviation + mean, empty + mean
+    hidden_BLP = out.mask[..., None].bool().expand_as(target_BLP)
+
+    def frames(patches_BLP: Tensor) -> Frames:
+        pixels = unpatchify(patches_BLP, grid=config.grid, patch_size=config.patch_size)
+        return pixels.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+    original, predicted, blank = (
+        frames(denormalise(x, mean=config.mean, std=config.std)) for x in (target_BLP, values, empty)
+    )
+    hidden = unpatchify(hidden_BLP, grid=config.grid, patch_size=config.patch_size)[..., 0].cpu().numpy()
+    return Reconstruction(
+        original=original,
+        masked=np.where(hidden[..., None], np.uint8(GREY), original),
+        predicted=predicted,
+        pasted=np.where(hidden[..., None], predicted, original),
+        empty=blank,
+        hidden=hidden,
+    )
