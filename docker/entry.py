@@ -1,9 +1,10 @@
 """A command line -> that command, run to its end, with every signal delivered to whoever can act on it.
 
-`deepspeed` must not get a SIGTERM itself: it dies of it and leaves its ranks behind, and its launch.py kills the ranks 30 seconds later,
-which may be in the middle of a checkpoint (so does torchrun). The ranks agree on a stop, write the checkpoint and exit with 75;
-the launchers then end by themselves, `deepspeed` with that code. So a signal goes to the ranks where there are any, else to the command.
-It is the container's entry point, and serves in a batch script too, where `deepspeed` would otherwise leave orphans:
+`deepspeed` must not get a SIGTERM itself: it dies of it and leaves its ranks behind, and its launch.py (like
+torchrun) kills the ranks 30 seconds later, which may be in the middle of a checkpoint. The ranks agree on a stop,
+write the checkpoint and exit with 75; the launchers then end by themselves, `deepspeed` with that code. So a signal
+goes to the ranks where there are any, else to the command. This is the container's entry point, and it serves in a
+batch script too, where `deepspeed` would otherwise leave orphans:
 
     python docker/entry.py deepspeed launch/pretrain.py ...
 """
@@ -17,11 +18,19 @@ from pathlib import Path
 
 # Not to be passed on, or not catchable: the kernel's own, our child's end, and job control of the terminal.
 KEPT = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU}
-FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGSYS}
+FAULTS = {
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGTRAP,
+    signal.SIGABRT,
+    signal.SIGSYS,
+}
 
 
 def descendants() -> dict[int, int]:
-    """All processes below this one, as pid -> parent's pid; orphans count, because they become ours when we are process 1."""
+    """All processes below this one, as pid -> parent's pid. Process 1 finds orphans too: they become its own."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -46,7 +55,7 @@ def is_rank(pid: int) -> bool:
 
 
 def targets(command: int) -> list[int]:
-    """The processes that a signal is meant for: the ranks (not their children), or else the command itself."""
+    """The processes that a signal is meant for: the ranks (not their children), else the command."""
     if is_rank(os.getpid()):  # started by a launcher outside of the container: the command is the rank
         return [command]
     below = descendants()
@@ -60,7 +69,7 @@ def main(argv: list[str]) -> int:
         print("entry.py: no command given", file=sys.stderr)
         return 2
     caught = set(signal.valid_signals()) - KEPT - FAULTS
-    # Blocked and waited for: no signal is lost while the command starts, and no handler runs in the middle of anything.
+    # Blocked and waited for: none is lost while the command starts, no handler runs in the middle of anything.
     signal.pthread_sigmask(signal.SIG_BLOCK, caught | {signal.SIGCHLD})
     # The command starts with a clean mask, and without what Python itself ignores.
     restored = [signal.SIGPIPE, signal.SIGXFSZ]
@@ -84,7 +93,7 @@ def main(argv: list[str]) -> int:
 
 
 def _give_terminal(group: int) -> None:
-    """Make the command the terminal's foreground group, so that it can read from it and gets its Ctrl-C (`docker run -it`)."""
+    """Make the command the terminal's foreground group: it may read, and gets the Ctrl-C (`docker run -it`)."""
     if sys.stdin is None or not sys.stdin.isatty():
         return
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else the change itself would stop us
@@ -94,7 +103,7 @@ def _give_terminal(group: int) -> None:
 
 
 def _reap(command: int) -> int | None:
-    """Collect every ended process (process 1 inherits orphans); the command's exit code once it is among them."""
+    """Collect ended processes (process 1 inherits orphans); the command's exit code once it is among them."""
     code = None
     while True:
         try:
@@ -109,7 +118,7 @@ def _reap(command: int) -> int | None:
 
 
 def _end_group(group: int) -> None:
-    """Nothing outlives the command: the ranks of a launcher that was killed are asked to end, and after 30 s made to."""
+    """Nothing outlives the command: ranks whose launcher was killed are asked to end, after 30 s made to."""
     for signum, seconds in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + seconds
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""The image installs what `make` installs on the locked torch's CUDA, and its entry point loses neither signals nor exit codes."""
+"""The image installs what `make` does, on the locked torch's CUDA; its entry loses no signal and no exit code."""
 
 import json
 import os
@@ -15,15 +15,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = ROOT / "docker" / "entry.py"
 
-# Stands in for `deepspeed`: starts two ranks, dies of SIGTERM and leaves them behind, returns the code of the first that fails.
+# Stands in for `deepspeed`: starts two ranks, dies of SIGTERM and leaves them behind, returns the code of a failed one.
 LAUNCHER = """
 import os, subprocess, sys, time
-ranks = [subprocess.Popen([sys.executable, *sys.argv[1:]], env=dict(os.environ, RANK=str(rank))) for rank in range(2)]
+envs = [dict(os.environ, RANK=str(rank)) for rank in range(2)]
+ranks = [subprocess.Popen([sys.executable, *sys.argv[1:]], env=env) for env in envs]
 codes = [rank.wait() for rank in ranks]
 sys.exit(max(codes))
 """
 
-# Stands in for a trainer: tells that it runs, and on SIGTERM takes a while for its checkpoint and leaves with 75.
+# Stands in for a trainer: tells that it runs; on SIGTERM takes a while for its checkpoint and leaves with 75.
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
@@ -87,14 +88,18 @@ def test_first_layer_copies_what_make_deps_reads(tmp_path: Path) -> None:
     for file in copied:
         shutil.copy(ROOT / file, tmp_path)
     environment = {"PATH": os.environ["PATH"], "VENV": str(tmp_path / "venv")}
-    made = subprocess.run(["make", "-n", "deps"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        ["make", "-n", "deps"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert made.stdout.count("pip --disable-pip-version-check install") == 2
     assert set(re.findall(r"\b(requirements\.lock|setup\.cfg)\b", made.stdout)) <= set(copied)
 
 
 def test_fused_adam_is_compiled_for_cuda_at_build() -> None:
     names = instructions()
-    arch = next(at for at, (name, rest) in enumerate(names) if name == "ARG" and rest.startswith("TORCH_CUDA_ARCH_LIST="))
+    arch = next(
+        at for at, (name, rest) in enumerate(names) if name == "ARG" and rest.startswith("TORCH_CUDA_ARCH_LIST=")
+    )
     deps = next(at for at, (name, rest) in enumerate(names) if name == "RUN" and "make deps" in rest)
     assert arch < deps
     assert {"DS_ACCELERATOR=cuda", "DS_BUILD_FUSED_ADAM=1"} <= set(names[deps][1].split())
@@ -103,7 +108,10 @@ def test_fused_adam_is_compiled_for_cuda_at_build() -> None:
 def test_any_user_any_command() -> None:
     names = dict(instructions())
     environment = " ".join(rest for name, rest in instructions() if name == "ENV")
-    assert json.loads(names["ENTRYPOINT"]) == ["python", "/src/docker/entry.py"]  # exec form: no shell between docker and us
+    assert json.loads(names["ENTRYPOINT"]) == [
+        "python",
+        "/src/docker/entry.py",
+    ]  # exec form: no shell between docker and us
     assert "USER" not in names
     assert {"HOME=/tmp", "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"} <= set(environment.split())
 
@@ -136,7 +144,8 @@ def test_entry_signals_a_plain_command_itself(tmp_path: Path) -> None:
 
 
 def test_entry_ends_what_a_killed_launcher_leaves(tmp_path: Path) -> None:
-    (tmp_path / "launcher.py").write_text("import os, signal\n" + LAUNCHER.replace("codes =", "open('pid', 'w').write(str(os.getpid()))\ncodes ="))
+    tell = "open('pid', 'w').write(str(os.getpid()))\ncodes ="
+    (tmp_path / "launcher.py").write_text(LAUNCHER.replace("codes =", tell))
     (tmp_path / "rank.py").write_text(RANK)
     process = entry(sys.executable, "launcher.py", "rank.py", cwd=tmp_path)
     wait_for(tmp_path / "running-0", tmp_path / "running-1", tmp_path / "pid")
@@ -148,7 +157,13 @@ def test_entry_ends_what_a_killed_launcher_leaves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [(["true"], 0), (["sh", "-c", "exit 7"], 7), (["sh", "-c", "kill -TERM $$"], 143), (["no-such-command"], 127), ([], 2)],
+    [
+        (["true"], 0),
+        (["sh", "-c", "exit 7"], 7),
+        (["sh", "-c", "kill -TERM $$"], 143),
+        (["no-such-command"], 127),
+        ([], 2),
+    ],
 )
 def test_entry_returns_the_commands_code(command: list[str], code: int, tmp_path: Path) -> None:
     assert entry(*command, cwd=tmp_path).wait(30) == code

@@ -1,0 +1,62 @@
+"""For every test: no launcher's environment leaks in, random states are restored, GPUs and footage are optional."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A test that starts a trainer must not believe that it is a rank of the job in which the tests happen to run.
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def pytest_configure() -> None:
+    """Sets the environment of the tests and of all that they start, before torch or DeepSpeed is imported."""
+    for name in [name for name in os.environ if name in LAUNCHERS or name.startswith("SLURM_")]:
+        del os.environ[name]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share few cores
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # deepspeed, ninja
+    if not _gpu_is_there():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed's search, and its warning
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked `gpu` on a machine without one, unless MAE3D_REQUIRE_GPU=1 wants it to fail there."""
+    if _gpu_is_there() or os.environ.get("MAE3D_REQUIRE_GPU") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU (MAE3D_REQUIRE_GPU=1: fail instead)"))
+
+
+def _gpu_is_there() -> bool:
+    """Whether the kernel driver has a GPU; asking torch would cost every run of a single test a second."""
+    return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/dev/nvidia0").exists()
+
+
+@pytest.fixture(autouse=True)
+def restored_random_state() -> Iterator[None]:
+    """No test changes what the next one draws. Only libraries that are loaded already can have been drawn from."""
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    states: list[Any] = [random.getstate(), numpy and numpy.random.get_state(), torch and torch.get_rng_state()]
+    yield
+    random.setstate(states[0])
+    if numpy:
+        numpy.random.set_state(states[1])
+    if torch:
+        torch.set_rng_state(states[2])
+
+
+@pytest.fixture(scope="session")
+def media() -> Path:
+    """The folder of real footage: MAE3D_MEDIA, or shared/media beside the checkout. Skips where there is none."""
+    folder = Path(os.environ.get("MAE3D_MEDIA", ROOT.parent / "shared" / "media"))
+    if not folder.is_dir():
+        pytest.skip(f"no footage in {folder}: set MAE3D_MEDIA")
+    return folder
