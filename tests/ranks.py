@@ -1,4 +1,4 @@
-"""Runs a function in N fresh processes that find each other as under a launcher: real gloo, real DeepSpeed, one node."""
+"""Runs a function in N fresh processes that find each other as under a launcher: real gloo, real DeepSpeed."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def run_ranks(function: Callable[..., Any], *arguments: Any, world: int) -> list[Any]:
-    """`function(world, *arguments)` on every rank, where world is a started mae3d.distributed.World; results by rank."""
+    """`function(world, *arguments)` on every rank, with a started mae3d.distributed.World; results by rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -107,7 +107,9 @@ def plain_losses(steps: int) -> list[float]:
     return losses
 
 
-def test_stages_processes_and_accumulation_equal_torch_and_each_other_through_checkpoints(tmp_path: Path) -> None:
+def test_fault_33_stages_processes_and_accumulation_equal_torch_and_each_other_through_checkpoints(
+    tmp_path: Path,
+) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     half, end = 4, 8
     expected = plain_losses(end)
