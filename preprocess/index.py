@@ -1,6 +1,6 @@
 """The disk contract: what `preprocess` writes and everything else reads.
 
-A dataset is a folder. It opens in milliseconds whatever its size: all that grows with it is memory-mapped, and so
+A dataset is a folder. It opens in milliseconds whatever its size: all that grows with it is memory-mapped and
 shared by the ranks of a node:
 
     shard-00000.tar / .idx / .parquet   the frames; DALI's index; the shard's own rows (its presence = done)
@@ -86,9 +86,7 @@ ROWS_SCHEMA = pa.schema(
 )
 FRAMES_SCHEMA = pa.schema(_FRAME_FIELDS)
 # num_frames > 0 here: the sample was kept, but not all of it.
-REJECTED_SCHEMA = pa.schema(
-    [("key", pa.string()), ("name", pa.string()), ("num_frames", pa.int32()), *_WHERE_FIELDS]
-)
+REJECTED_SCHEMA = pa.schema([("key", pa.string()), ("name", pa.string()), ("num_frames", pa.int32()), *_WHERE_FIELDS])
 
 
 class DatasetError(ValueError):
@@ -178,9 +176,7 @@ class Dataset:
         count = int(self.num_frames[i])
         wanted = np.asarray(frame_indices, np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
-            raise IndexError(
-                f"frame indices {wanted.min()}..{wanted.max()} of sample {i}, which has {count} frames"
-            )
+            raise IndexError(f"frame indices {wanted.min()}..{wanted.max()} of sample {i}, which has {count} frames")
         upto = int(wanted.max()) + 1 if wanted.size else 0
         table = self._frames.slice(int(self.frames_at[i]), upto)
         size = table["size"].to_numpy().astype(np.int64)
@@ -249,17 +245,11 @@ def read_meta(root: Path) -> dict[str, Any]:
     """dataset.json of a folder, its schema version and layout checked; raises DatasetError."""
     path = root / META_NAME
     if not root.is_dir():
-        raise DatasetError(
-            f"{root}: no such folder; `python -m preprocess build --out {root}` makes a dataset"
-        )
+        raise DatasetError(f"{root}: no such folder; `python -m preprocess build --out {root}` makes a dataset")
     if not path.is_file():
         if (root / PLAN_NAME).is_file():
-            raise DatasetError(
-                f"{root}: an unfinished build ({PLAN_NAME} but no {META_NAME}); run the build again"
-            )
-        raise DatasetError(
-            f"{root}: not a dataset (no {META_NAME}); give the --out folder of `preprocess build`"
-        )
+            raise DatasetError(f"{root}: an unfinished build ({PLAN_NAME} but no {META_NAME}); run the build again")
+        raise DatasetError(f"{root}: not a dataset (no {META_NAME}); give the --out folder of `preprocess build`")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         version, layout = meta["schema"], meta["layout"]
@@ -311,9 +301,7 @@ def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
         metadata = table.schema.metadata
         tar_bytes, sha256 = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        raise DatasetError(
-            f"{path}: not a shard's table ({error}); remove it and run the build again"
-        ) from error
+        raise DatasetError(f"{path}: not a shard's table ({error}); remove it and run the build again") from error
     kept = int(np.count_nonzero(table["num_frames"].to_numpy()))
     return table, Shard(path.with_suffix(".tar").name, tar_bytes, sha256, kept)
 
@@ -334,17 +322,11 @@ def _check_file(path: Path, num_bytes: int, sha256: str | None = None) -> None:
     try:
         found = path.stat().st_size
     except FileNotFoundError:
-        raise DatasetError(
-            f"{path}: missing, though {META_NAME} names it; restore it or run the build again"
-        ) from None
+        raise DatasetError(f"{path}: missing, though {META_NAME} names it; restore it or run the build again") from None
     if found != num_bytes:
-        raise DatasetError(
-            f"{path}: {found} bytes, {META_NAME} says {num_bytes}; restore it or run the build again"
-        )
+        raise DatasetError(f"{path}: {found} bytes, {META_NAME} says {num_bytes}; restore it or run the build again")
     if sha256 and num_bytes <= _HASH_AT_OPEN and sha256_of(path) != sha256:
-        raise DatasetError(
-            f"{path}: its sha256 is not the one in {META_NAME}; restore it or run the build again"
-        )
+        raise DatasetError(f"{path}: its sha256 is not the one in {META_NAME}; restore it or run the build again")
 
 
 def _map_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -354,7 +336,5 @@ def _map_table(path: Path, schema: pa.Schema) -> pa.Table:
     except pa.ArrowException as error:
         raise DatasetError(f"{path}: not an Arrow file ({error}); run the build again") from error
     if not table.schema.equals(schema):
-        raise DatasetError(
-            f"{path}: its columns are not those of schema {SCHEMA_VERSION}; run the build again"
-        )
+        raise DatasetError(f"{path}: its columns are not those of schema {SCHEMA_VERSION}; run the build again")
     return table

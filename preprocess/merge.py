@@ -115,9 +115,7 @@ def _gather(tables: Sequence[Path]) -> tuple[list[Shard], pa.Table, pa.Table, li
         problems.append(table.filter(pc.not_equal(table["reason"], "")).select(REJECTED_SCHEMA.names))
         table = table.filter(pc.greater(table["num_frames"], 0))
         frames.append(
-            pa.table(
-                [pc.list_flatten(table["sizes"]), pc.list_flatten(table["crc32s"])], schema=FRAMES_SCHEMA
-            )
+            pa.table([pc.list_flatten(table["sizes"]), pc.list_flatten(table["crc32s"])], schema=FRAMES_SCHEMA)
         )
         counts = table["num_frames"].to_numpy().astype(np.int64)
         starts = frames_at + np.cumsum(counts) - counts

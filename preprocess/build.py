@@ -1,0 +1,262 @@
+"""The job: sources and settings in, a finished dataset folder and its summary out.
+
+    meta, lines = build(video_files([Path("clips")], settings=s), settings=s, options=Options(workers=2), out=out)
+
+Plan, shards over processes, merge. A second call with the same arguments finishes what a killed one left: the plan
+is read again, finished shards are kept. Any number of workers writes the same bytes.
+"""
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from preprocess.index import META_NAME, PLAN_NAME, REJECTED_NAME, TEMPORARY_PREFIX, DatasetError, read_shard_table
+from preprocess.ledger import Problem
+from preprocess.merge import settings_hash, write_dataset
+from preprocess.plan import Plan, Settings, describe, make_plan, read_plan, write_plan
+from preprocess.shards import ShardResult, build_shard, finished, shard_name
+from preprocess.sources import Source, long_sample_advice
+
+log = logging.getLogger(__name__)
+
+_OURS = ("shard-*.tar", "shard-*.idx", "shard-*.parquet", "index-*.parquet", "rows-*.arrow", "frames-*.arrow")
+_LISTED = 20  # problems shown by name; all of them are in rejected.parquet
+_LINE_EVERY_S = 30.0
+_SHARDS_PER_PROCESS = 50  # then a fresh one: decoders leak
+
+
+class TooManyBad(ValueError):
+    """More of the input is unusable than the caller allows; the message lists it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; none of it changes what is written."""
+
+    workers: int = 1
+    on_error: str = "skip"  # or "fail": the first unusable row or sample stops the build
+    max_bad_fraction: float = 0.05
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers = {self.workers} must be at least 1")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction = {self.max_bad_fraction} must lie in 0 ... 1")
+
+
+def build(source: Source, *, settings: Settings, options: Options, out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Builds or finishes the dataset in `out`.
+
+    Args:
+        source: what to read; it is looked through only if there is no plan yet.
+        settings: what is to be written.
+        options: how.
+        out: the dataset's folder; made if missing.
+
+    Returns:
+        The content of dataset.json, and the lines of a summary.
+
+    Raises:
+        TooManyBad: more unusable input than options allow.
+        DatasetError: `out` holds something else, or was begun with other settings or input.
+        OSError: `out` cannot be written.
+    """
+    asked = {**dataclasses.asdict(settings), "sources": source.identity}
+    _prepare(out, overwrite=options.overwrite)
+    if (out / PLAN_NAME).exists():
+        plan = read_plan(out / PLAN_NAME)
+        _same_settings(plan.settings, asked, out)
+    else:
+        requests, problems = source.find()
+        plan = make_plan(requests, problems, source=source.list_name, settings=settings, asked=asked)
+        _check_bad(list(plan.problems), len(plan) + len(plan.problems), plan, options)
+        write_plan(plan, out / PLAN_NAME)
+    log.info("%d samples in %d shards", len(plan), plan.num_shards)
+    _build_shards(plan, source.roots, settings, options, out)
+    tables = [out / f"{shard_name(number)}.parquet" for number in range(plan.num_shards)]
+    rejected = [_rejected_row(problem, plan.source) for problem in plan.problems]
+    meta = write_dataset(out, tables=tables, settings=asked, label_names=plan.label_names, rejected=rejected)
+    return meta, summary(meta, tables)
+
+
+def summary(meta: dict[str, Any], tables: list[Path]) -> list[str]:
+    """The dataset in a few lines for people."""
+    totals = meta["totals"]
+    hours = f"{totals['seconds'] / 3600:.2f} hours" if totals["seconds"] else "no time base"
+    size = f"{totals['bytes'] / 1e6:.1f} MB in {len(meta['shards'])} shards"
+    lines = [f"{totals['samples']} samples, {totals['frames']} frames, {hours}, {size}"]
+    rejected = totals["rejected"]
+    lines.append(f"rejected: {sum(rejected.values())}{_counts(rejected)} (each with its reason in {REJECTED_NAME})")
+    if totals["incomplete"]:
+        counts = totals["incomplete"]
+        lines.append(f"kept in part: {sum(counts.values())}{_counts(counts)} (see {REJECTED_NAME})")
+    lines += _long_samples(tables)
+    return lines
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ": " + ", ".join(f"{count} {reason}" for reason, count in counts.items()) if counts else ""
+
+
+def _long_samples(tables: list[Path]) -> list[str]:
+    """A warning with the cut to use, if samples are too long to be sampled and stored well."""
+    advice, count = "", 0
+    for path in tables:
+        table, _ = read_shard_table(path)
+        for frames, fps in zip(table["num_frames"].to_pylist(), table["fps"].to_pylist(), strict=True):
+            if said := long_sample_advice(frames / fps if fps > 0 else 0.0, frames):
+                advice, count = advice or said, count + 1
+    if not count:
+        return []
+    return [f"warning: {count} samples are longer than 60 s or 1,800 frames; cut them with {advice}"]
+
+
+def _prepare(out: Path, *, overwrite: bool) -> None:
+    """Makes the folder, sweeps what a killed run left in it, and refuses one with other things in it."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in out.glob(f"{TEMPORARY_PREFIX}*"):
+        path.unlink()
+    ours = [path for pattern in _OURS for path in out.glob(pattern)]
+    ours += [path for name in (PLAN_NAME, REJECTED_NAME, META_NAME) if (path := out / name).exists()]
+    foreign = sorted(path.name for path in out.iterdir() if path not in ours)
+    if foreign and not (out / PLAN_NAME).exists():
+        raise DatasetError(
+            f"{out}: holds other things ({', '.join(foreign[:3])}); give an empty or new folder as --out"
+        )
+    if overwrite:
+        # dataset.json first: without it nothing that is half removed passes for a dataset.
+        for path in sorted(ours, key=lambda path: path.name != META_NAME):
+            path.unlink()
+    elif ours and not (out / PLAN_NAME).exists():
+        raise DatasetError(f"{out}: shards without {PLAN_NAME}; give another --out, or --overwrite to remove them")
+
+
+def _same_settings(there: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
+    if settings_hash(there) == settings_hash(asked):
+        return
+    keys = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key))
+    differing = ", ".join(f"{key} = {there.get(key)} there, {asked.get(key)} asked for" for key in keys)
+    raise DatasetError(f"{out}: was begun with other settings ({differing}); give another --out, or --overwrite")
+
+
+def _build_shards(plan: Plan, roots: tuple[Path, ...], settings: Settings, options: Options, out: Path) -> None:
+    """Builds the shards that are not there yet, over processes, and watches what is rejected."""
+    todo = [number for number in range(plan.num_shards) if finished(out, number) is None]
+    for number in todo:
+        # Whatever a killed run left of it; its table goes first, for that marks it as done.
+        for suffix in (".parquet", ".idx", ".tar"):
+            (out / f"{shard_name(number)}{suffix}").unlink(missing_ok=True)
+    bad = list(plan.problems)
+    asked = len(plan) + len(plan.problems)
+    with _progress(len(plan)) as advance:
+        done = [number for number in range(plan.num_shards) if number not in set(todo)]
+        for number in done:
+            table, _ = read_shard_table(out / f"{shard_name(number)}.parquet")
+            lost = [row for row in table.to_pylist() if not row["num_frames"]]
+            bad += [Problem(row["reason"], row["message"], row["name"], row["line"]) for row in lost]
+            advance(len(table))
+        _check_bad(bad, asked, plan, options)
+        for result in _results(plan, todo, roots, settings, options, out):
+            for name, reason, message in result.warnings:
+                log.warning("%s: kept in part: %s: %s", name, reason, message)
+            bad += [Problem(reason, message, name) for name, reason, message in result.rejected]
+            _check_bad(bad, asked, plan, options)
+            advance(result.num_samples + len(result.rejected))
+
+
+def _results(
+    plan: Plan, todo: list[int], roots: tuple[Path, ...], settings: Settings, options: Options, out: Path
+) -> Iterator[ShardResult]:
+    """Runs build_shard for each shard; the rows of a shard are made only when it is its turn."""
+    if options.workers == 1 or len(todo) < 2:
+        for number in todo:
+            yield build_shard(number, plan.shard(number), roots=roots, settings=settings, out=out)
+        return
+    workers = min(options.workers, len(todo))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=_SHARDS_PER_PROCESS)
+    try:
+        waiting = iter(todo)
+        running = set()
+        while True:
+            for number in waiting:
+                running.add(
+                    pool.submit(build_shard, number, plan.shard(number), roots=roots, settings=settings, out=out)
+                )
+                if len(running) > workers:
+                    break
+            if not running:
+                return
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield future.result()
+    except BrokenProcessPool as error:
+        # As the disk's failures do, this ends with exit code 3: nothing is wrong with the input.
+        raise ChildProcessError("a worker died, perhaps for want of memory (try fewer --workers)") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_bad(bad: list[Problem], asked: int, plan: Plan, options: Options) -> None:
+    allowed = 0 if options.on_error == "fail" else int(options.max_bad_fraction * asked)
+    if len(bad) <= allowed:
+        return
+    lines = [describe(problem, plan.source) for problem in bad[:_LISTED]]
+    if len(bad) > _LISTED:
+        lines.append(f"... and {len(bad) - _LISTED} more")
+    if options.on_error == "fail":
+        limit = "--on-error fail allows none"
+    else:
+        limit = f"more than --max-bad-fraction {options.max_bad_fraction:g} allows"
+    raise TooManyBad("\n".join([*lines, f"{len(bad)} of {asked} rows cannot be used, {limit}"]))
+
+
+def _rejected_row(problem: Problem, source: str) -> dict[str, Any]:
+    return {
+        "key": "",
+        "name": problem.name,
+        "num_frames": 0,
+        "file": source or problem.name,
+        "line": problem.line,
+        "frame": -1,
+        "reason": problem.reason,
+        "message": problem.message,
+    }
+
+
+class _progress:
+    """A tqdm bar over samples on a terminal, else a plain line every half minute."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._count = total, 0
+        self._began = self._said = time.monotonic()
+        self._bar = tqdm(total=total, unit="sample", desc="preprocess") if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _advance(self, count: int) -> None:
+        self._count += count
+        if self._bar is not None:
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._said >= _LINE_EVERY_S or self._count == self._total:
+            self._said = now
+            rate = self._count / max(now - self._began, 1e-3)
+            left = (self._total - self._count) / rate if rate else 0.0
+            log.info("%d of %d samples, %.1f samples/s, %.0f s left", self._count, self._total, rate, left)

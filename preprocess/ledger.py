@@ -1,0 +1,165 @@
+"""The ledger of frame folders ─► rows: which frames of which folder are a sample, and its labels.
+
+In: a text file with one row a sample, `name first last [label ...]`, both frames included, as the seeds'
+README shows it (spaces, no header) or as their code took it (commas, with or without a header). Out:
+`LedgerRow`s with half-open ranges, and a `Problem` for every row that is no such thing. Inclusive ranges
+exist in this file only.
+
+    ledger = read_ledger(Path("ledger.csv"))
+    print(ledger.dialect)       # ledger.csv: spaces, no header, 5 rows
+    ledger.rows[0]              # LedgerRow(line=1, name='video_1', first=1, stop=3118, labels=('1',))
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+Delimiter = Literal["auto", "comma", "space", "tab", "semicolon"]
+Header = Literal["auto", "yes", "no"]
+
+_CHARACTERS = {"comma": ",", "space": " ", "tab": "\t", "semicolon": ";"}
+_NAMES = {",": "commas", " ": "spaces", "\t": "tabs", ";": "semicolons"}
+_MAX_LABEL = 2**31 - 1
+
+
+class LedgerError(ValueError):
+    """A list or ledger that cannot be read at all; names the file, the line and the remedy."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something asked for that cannot be had: `reason` is one word for counting, `message` says why."""
+
+    reason: str
+    message: str
+    name: str = ""
+    line: int = -1
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One sample: the frames first <= i < stop of a folder."""
+
+    line: int
+    name: str
+    first: int
+    stop: int
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A ledger as it was understood; `dialect` says how, in words."""
+
+    rows: tuple[LedgerRow, ...]
+    problems: tuple[Problem, ...]
+    dialect: str
+
+
+def read_ledger(path: Path, *, delimiter: Delimiter = "auto", header: Header = "auto") -> Ledger:
+    """Reads a ledger in whichever dialect it is written, or in the one that is named.
+
+    A comma (tab, semicolon) in the first row is the delimiter, else blanks are; a first row whose second and
+    third fields are both words is a header. Byte-order mark, CRLF and empty lines are fine; quotes protect
+    blanks.
+
+    Raises:
+        LedgerError: no such file, not UTF-8, or no row in it.
+    """
+    lines = read_lines(path)
+    character = _CHARACTERS[delimiter] if delimiter != "auto" else sniff_delimiter(lines[0][1])
+    records = [(number, split_line(text, character)) for number, text in lines]
+    first = records[0][1]
+    has_header = header == "yes" or (
+        header == "auto" and len(first) >= 3 and not any(_is_number(field) for field in first[1:3])
+    )
+    if has_header:
+        records = records[1:]
+    rows: list[LedgerRow] = []
+    problems: list[Problem] = []
+    seen: dict[tuple[object, ...], int] = {}
+    for line, fields in records:
+        row = _parse_row(line, fields)
+        if isinstance(row, LedgerRow):
+            earlier = seen.setdefault((row.name, row.first, row.stop, row.labels), line)
+            if earlier != line:
+                row = Problem("duplicate_row", f"the same as line {earlier}", row.name, line)
+        if isinstance(row, LedgerRow):
+            rows.append(row)
+        else:
+            problems.append(row)
+    if not records:
+        raise LedgerError(f"{path}: no row, only a header; rows are `name first last label`")
+    said = f"{_NAMES[character]}, {'a header' if has_header else 'no header'}, {len(records)} rows"
+    return Ledger(tuple(rows), tuple(problems), f"{path.name}: {said}")
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The non-empty lines of a UTF-8 text with their 1-based numbers, at least one.
+
+    Raises:
+        LedgerError: no such file, not UTF-8, or nothing in it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}; give the file with --ledger") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise LedgerError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise LedgerError(f"{path}, line 1: the file is empty; rows are `name first last label`")
+    return lines
+
+
+def sniff_delimiter(line: str) -> str:
+    """The character between the fields of a line."""
+    return next((character for character in (",", "\t", ";") if character in line), " ")
+
+
+def split_line(line: str, delimiter: str) -> list[str]:
+    """The fields of one line, stripped; several blanks count as one."""
+    (fields,) = csv.reader([line.replace("\t", " ") if delimiter == " " else line], delimiter=delimiter)
+    fields = [field.strip() for field in fields]
+    return [field for field in fields if field] if delimiter == " " else fields
+
+
+def unsafe(name: str) -> str | None:
+    """Why a name must not be joined to a root, or None if it may."""
+    if not name:
+        return "empty name"
+    if any(ord(character) < 32 for character in name):
+        return "control character in the name"
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return "leaves the root"
+    return None
+
+
+def _parse_row(line: int, fields: list[str]) -> LedgerRow | Problem:
+    while fields and not fields[-1]:
+        fields = fields[:-1]
+    if len(fields) < 3:
+        found = f"{len(fields)} columns in {' '.join(fields)!r}"
+        return Problem("bad_row", f"{found}, expected `name first last [label ...]`", line=line)
+    name, start, end, *labels = fields
+    if why := unsafe(name):
+        return Problem("unsafe_name", f"{name!r}: {why}", name, line)
+    for what, value in (("first", start), ("last", end)):
+        if not _is_number(value):
+            return Problem("bad_row", f"{what} frame {value!r} is not a whole number", name, line)
+    first, last = int(start), int(end)
+    if first < 0 or last < first:
+        return Problem("bad_row", f"frames {first} to {last}: negative or reversed", name, line)
+    for label in labels:
+        if _is_number(label) and not 0 <= int(label) <= _MAX_LABEL:
+            return Problem("bad_row", f"label {label} is out of range; leave out unknown labels", name, line)
+    return LedgerRow(line, name, first, last + 1, tuple(label for label in labels if label))
+
+
+def _is_number(text: str) -> bool:
+    digits = text.removeprefix("-").removeprefix("+")
+    return digits.isascii() and digits.isdigit()
