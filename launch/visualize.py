@@ -298,7 +298,10 @@ def _facts(model: "MAE", file: Path, run: Path | None, dataset: "Dataset", clips
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rate = f"every {clips.sampling_rate:g} frames at {clips.target_fps:g} frames/s"
     return {
-        "model": f"{config.preset}, {parameters / 1e6:.1f} M parameters",
+        "encoder": f"ViT, {config.embed_dim} wide, {config.depth} blocks, "
+        f"patches of {config.t_patch_size} x {config.patch_size} x {config.patch_size}",
+        "decoder": f"{config.decoder_embed_dim} wide, {config.decoder_depth} blocks; "
+        f"{parameters / 1e6:.1f} M parameters in all",
         "weights": f"{run.name}, {file.parent.name}" if run else file.name,
         "clip": f"{config.num_frames} frames of {config.img_size} x {config.img_size}, "
         + (rate if clips.sampling == "strided" else f"{clips.num_segments} x {clips.frames_per_segment} segments"),

@@ -105,40 +105,39 @@ def infer_config(foreign: State, *, hints: Mapping[str, Any]) -> MAEConfig:
         img_size, num_frames = _clip_size(foreign, hints, patch_size=p, t_patch_size=u, cls=cls)
     except KeyError as error:
         raise ConvertError(f"no tensor {error}: not a pretraining checkpoint with mae_st's names") from None
-    depth, decoder_depth = _count_blocks(foreign, "blocks."), _count_blocks(foreign, "decoder_blocks.")
-    heads = hints.get(
-        "num_heads",
-        {(n["embed_dim"], n["depth"]): n["num_heads"] for n in PRESETS.values()}.get((width, depth)),
-    )
-    if heads is None:
-        raise ConvertError(
-            f"width {width} with {depth} blocks is no published size: say num_heads in a config"
-        )
+    depth = _count_blocks(foreign, "blocks.")
+    preset = _published(width, depth, p)
+    if preset is None and "num_heads" not in hints:
+        raise ConvertError(f"width {width} with {depth} blocks is no published size: say num_heads in a config")
     known = {"decoder_num_heads": 16, "norm_pix_loss": True, "mask_ratio": 0.9}
     for name, default in known.items():
         if name not in hints:
             logger.warning("%s is not told by the checkpoint: taken as %s, as published", name, default)
     return MAEConfig(
-        preset=next(
-            (name for name, n in PRESETS.items() if (n["embed_dim"], n["patch_size"]) == (width, p)),
-            MAEConfig.preset,
-        ),
+        preset=preset or MAEConfig.preset,
         img_size=img_size,
         num_frames=num_frames,
         patch_size=p,
         t_patch_size=u,
         embed_dim=width,
         depth=depth,
-        num_heads=heads,
+        num_heads=hints.get("num_heads") or PRESETS[preset or MAEConfig.preset]["num_heads"],
         mlp_ratio=mlp_ratio,
         qkv_bias="blocks.0.attn.q.bias" in foreign,
         sep_pos_embed="pos_embed_spatial" in foreign,
         cls_embed=cls,
         decoder_embed_dim=decoder_width,
-        decoder_depth=decoder_depth,
+        decoder_depth=_count_blocks(foreign, "decoder_blocks."),
         pred_t_dim=pred_u * num_frames // u,
         **{name: hints.get(name, default) for name, default in known.items()},
     )
+
+
+def _published(width: int, depth: int, patch_size: int) -> str | None:
+    """The preset of this width and depth, with this patch size if there are several."""
+    fitting = [name for name, sizes in PRESETS.items() if (sizes["embed_dim"], sizes["depth"]) == (width, depth)]
+    exact = [name for name in fitting if PRESETS[name]["patch_size"] == patch_size]
+    return next(iter(exact + fitting), None)
 
 
 def _clip_size(

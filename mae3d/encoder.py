@@ -22,9 +22,7 @@ from mae3d.patches import gather_patches, normalise, patch_view
 class LayerNorm(nn.LayerNorm):
     """torch's, with upstream's epsilon."""
 
-    def __init__(
-        self, width: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, width: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__(width, eps=1e-6, device=device, dtype=dtype)
 
 
@@ -91,8 +89,7 @@ class Blocks(nn.ModuleList):
 
     def __init__(self, width: int, *, depth: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
         super().__init__(
-            Block(width, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=LayerNorm)
-            for _ in range(depth)
+            Block(width, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=LayerNorm) for _ in range(depth)
         )
         self.checkpointing = False
 
@@ -111,9 +108,7 @@ class Encoder(nn.Module):
         width = config.embed_dim
         self.num_prefix = int(config.cls_embed)
         self.patch_embed = PatchEmbed(config.t_patch_size * config.patch_size**2 * 3, width)
-        self.positions = Positions(
-            width, grid=config.grid, separable=config.sep_pos_embed, cls_token=config.cls_embed
-        )
+        self.positions = Positions(width, grid=config.grid, separable=config.sep_pos_embed, cls_token=config.cls_embed)
         if config.cls_embed:
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
             nn.init.trunc_normal_(self.cls_token, std=0.02)

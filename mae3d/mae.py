@@ -47,9 +47,7 @@ class Decoder(nn.Module):
         width = config.decoder_embed_dim
         self.embed = nn.Linear(config.embed_dim, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.positions = Positions(
-            width, grid=config.grid, separable=config.sep_pos_embed, cls_token=config.cls_embed
-        )
+        self.positions = Positions(width, grid=config.grid, separable=config.sep_pos_embed, cls_token=config.cls_embed)
         if config.cls_embed:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))  # upstream leaves it at zero
         self.blocks = Blocks(
@@ -71,10 +69,7 @@ class Decoder(nn.Module):
         """(B, K, D) -> (B, M, P) of the hidden tokens, or with `full` (B, K + M, P), the visible first."""
         cls_position, positions = self.positions(torch.cat([ids_keep, ids_masked], dim=1))
         visible = self.embed(latent)
-        x = (
-            torch.cat([visible, self.mask_token.expand(*ids_masked.shape, -1).to(visible.dtype)], dim=1)
-            + positions
-        )
+        x = torch.cat([visible, self.mask_token.expand(*ids_masked.shape, -1).to(visible.dtype)], dim=1) + positions
         if cls_position is not None:
             cls = self.cls_token + cls_position
             x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
@@ -117,9 +112,7 @@ class MAE(nn.Module):
     def targets(self, clip: Tensor, ids: Tensor | None) -> Tensor:
         """Target patches of the tokens `ids` (None: all), float32 (B, K, P), before norm_pix_loss's step."""
         config = self.config
-        view = patch_view(
-            clip, frames_per_patch=config.pred_u, patch_size=config.patch_size, frames=self.target_frames
-        )
+        view = patch_view(clip, frames_per_patch=config.pred_u, patch_size=config.patch_size, frames=self.target_frames)
         return normalise(gather_patches(view, ids), mean=config.mean, std=config.std)
 
     def loss(self, clip: Tensor, pred: Tensor, ids_masked: Tensor) -> Tensor:

@@ -32,8 +32,7 @@ def frames_last(clip: Tensor) -> Tensor:
     if clip.is_floating_point() and clip.ndim == 5 and clip.shape[1] == 3:
         return clip.permute(0, 2, 3, 4, 1)
     raise ValueError(
-        f"clip is {clip.dtype} {tuple(clip.shape)}; "
-        "expected uint8 (B, T, H, W, 3) or normalised float (B, 3, T, H, W)"
+        f"clip is {clip.dtype} {tuple(clip.shape)}; expected uint8 (B, T, H, W, 3) or normalised float (B, 3, T, H, W)"
     )
 
 
@@ -42,13 +41,11 @@ def target_frames(num_frames: int, pred_t_dim: int) -> list[int]:
 
     Computed in float32 by torch.linspace, as upstream does, so that truncation falls on the same side.
     """
-    frames: list[int] = torch.linspace(0, num_frames - 1, pred_t_dim).long().tolist()
+    frames: list[int] = torch.linspace(0, num_frames - 1, pred_t_dim, device="cpu").long().tolist()
     return frames
 
 
-def patch_view(
-    clip: Tensor, *, frames_per_patch: int, patch_size: int, frames: list[int] | None = None
-) -> Tensor:
+def patch_view(clip: Tensor, *, frames_per_patch: int, patch_size: int, frames: list[int] | None = None) -> Tensor:
     """Cut a clip into patches without copying its pixels.
 
     Args:
@@ -65,14 +62,8 @@ def patch_view(
     """
     x_BTHWC = frames_last(clip)
     if frames is not None and frames != list(range(x_BTHWC.shape[1])):
-        x_BTHWC = torch.stack(
-            [x_BTHWC[:, i] for i in frames], dim=1
-        )  # no index tensor: no copy to the device
-    x = (
-        x_BTHWC.unflatten(3, (-1, patch_size))
-        .unflatten(2, (-1, patch_size))
-        .unflatten(1, (-1, frames_per_patch))
-    )
+        x_BTHWC = torch.stack([x_BTHWC[:, i] for i in frames], dim=1)  # no index tensor: no copy to the device
+    x = x_BTHWC.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size)).unflatten(1, (-1, frames_per_patch))
     return x.permute(0, 1, 3, 5, 2, 4, 6, 7)  # (B, t, u, h, p, w, q, C) -> (B, t, h, w, u, p, q, C)
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mae3d.config import MAEConfig
-from mae3d.convert import ConvertError, from_mae_st
+from mae3d.convert import from_mae_st
 from mae3d.mae import MAE
 
 MODEL_FILE = "model.safetensors"
@@ -91,7 +91,9 @@ def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
                 return _build(stored, foreign)
             hints = {}
         return _build(*from_mae_st(foreign, config, hints=hints))
-    except (ConvertError, SafetensorError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+    except WeightsError:
+        raise
+    except (ValueError, SafetensorError, RuntimeError, TypeError) as error:
         raise WeightsError(f"{file}: {error}") from error
 
 
@@ -117,9 +119,7 @@ def find_model_file(path: str | Path) -> Path:
     name = latest.read_text().strip()
     file = path / CHECKPOINTS / name / MODEL_FILE
     if Path(name).name != name or not file.is_file():
-        raise WeightsError(
-            f"{latest} names {name!r}, but there is no {file}; write another checkpoint's name into it"
-        )
+        raise WeightsError(f"{latest} names {name!r}, but there is no {file}; write another checkpoint's name into it")
     return file
 
 
@@ -155,7 +155,5 @@ def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = next((content[key] for key in ("model", "model_state") if key in content), content)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise WeightsError(
-            f"{file}: no tensors under 'model', 'model_state' or at the top; keys: {list(content)[:8]}"
-        )
+        raise WeightsError(f"{file}: no tensors under 'model', 'model_state' or at the top; keys: {list(content)[:8]}")
     return tensors, hints

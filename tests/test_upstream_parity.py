@@ -74,9 +74,7 @@ def run(case: str) -> tuple[MAE, dict[str, float]]:
 
 def gradient_errors(model: MAE, golden: dict[str, Tensor]) -> dict[str, float]:
     """Each parameter's largest difference over its largest gradient; gradients convert as weights do."""
-    ours = to_mae_st(
-        {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, model.config
-    )
+    ours = to_mae_st({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, model.config)
     theirs = {name.removeprefix("grad."): value for name, value in golden.items() if name.startswith("grad.")}
     assert set(ours) == set(theirs)
     # A key's bias does not move a softmax: its gradient is rounding only, and is measured against the query's.

@@ -1,0 +1,62 @@
+"""mae3d.optim: upstream's schedule and its rule for weight decay."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mae3d.config import MAEConfig
+from mae3d.mae import MAE
+from mae3d.optim import lr_at, pretrain_groups
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedule.json").read_text())
+TINY = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, depth=1, decoder_depth=1)
+
+
+def at(step: float, *, per_epoch: int = 1) -> float:
+    return lr_at(
+        step,
+        lr=GOLDEN["lr"],
+        min_lr=GOLDEN["min_lr"],
+        warmup_steps=GOLDEN["warmup_epochs"] * per_epoch,
+        total_steps=GOLDEN["epochs"] * per_epoch,
+    )
+
+
+@pytest.mark.parametrize(("epoch", "expected"), GOLDEN["points"])
+def test_schedule_equals_upstream(epoch: float, expected: float) -> None:
+    assert at(epoch) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+    assert at(round(epoch * 300), per_epoch=300) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+
+
+def test_it_rises_then_falls_and_stays_at_the_end() -> None:
+    rates = [at(step, per_epoch=10) for step in range(1000)]
+    assert rates[:51] == sorted(rates[:51])
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert at(1001, per_epoch=10) == at(10**9, per_epoch=10) == GOLDEN["min_lr"]
+
+
+def test_no_warmup_starts_at_the_peak() -> None:
+    assert lr_at(0, lr=0.1, min_lr=0.0, warmup_steps=0, total_steps=10) == 0.1
+    assert lr_at(0, lr=0.1, min_lr=0.01, warmup_steps=0, total_steps=0) == 0.01
+
+
+def test_groups_hold_every_parameter_once_and_decay_as_upstream() -> None:
+    model = MAE(TINY)
+    decayed, plain = pretrain_groups(model, weight_decay=0.05)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    assert sorted(decayed["names"] + plain["names"]) == sorted(name for name, _ in model.named_parameters())
+    parameters = dict(model.named_parameters())
+    for group in (decayed, plain):
+        assert all(parameters[n] is p for n, p in zip(group["names"], group["params"], strict=True))
+        assert group["lr_scale"] == 1.0
+    tokens = {"encoder.cls_token", "decoder.mask_token", "decoder.cls_token", "encoder.positions.spatial"}
+    assert tokens <= set(decayed["names"])
+    assert {"encoder.norm.weight", "encoder.patch_embed.bias", "decoder.head.bias"} <= set(plain["names"])
+
+
+def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
+    model = MAE(TINY).requires_grad_(False)
+    model.decoder.mask_token.requires_grad_()
+    (group,) = pretrain_groups(model, weight_decay=0.05)
+    assert group["names"] == ["decoder.mask_token"]
