@@ -101,6 +101,7 @@ check: install  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy docker/entry.py
 
 soak: install  ## the long loops: kill points, real launchers
 	$(BIN)/python -m pytest -m soak
