@@ -21,7 +21,7 @@ from preprocess.samples import encode_jpeg
 MOTIONS = ("left", "right", "up", "down", "zoom_in", "zoom_out")
 
 _QUALITY = 90
-_WINDOW = (120.0, 200.0)  # side of the camera's view in pixels of the photograph, at the middle of a clip
+_WINDOW = (160.0, 280.0)  # side of the camera's view in pixels of the photograph, at the middle of a clip
 _PAN = (0.015, 0.03)  # sides of the view a frame
 _ZOOM = (0.4, 0.7)  # natural logarithm of the magnification over a clip
 _MARGIN = 640  # pixels of the tiled photograph that a path may leave its middle by

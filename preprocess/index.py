@@ -219,10 +219,10 @@ def open_dataset(root: str | Path) -> Dataset:
     root = Path(root)
     meta = read_meta(root)
     for entry in meta["files"].values():
-        _check_file(root / entry["name"], entry["bytes"], entry["sha256"])
+        check_file(root / entry["name"], entry["bytes"], entry["sha256"])
     shards = tuple(Shard(*entry) for entry in meta["shards"])
     for shard in shards:
-        _check_file(root / shard.name, shard.bytes)
+        check_file(root / shard.name, shard.bytes)
     rows = _map_table(root / meta["files"]["rows"]["name"], ROWS_SCHEMA)
     columns = {field: rows[field].chunk(0).to_numpy() for field in rows.column_names if field != "labels"}
     labels = rows["labels"].chunk(0)
@@ -318,7 +318,8 @@ def _fingerprint(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _check_file(path: Path, num_bytes: int, sha256: str | None = None) -> None:
+def check_file(path: Path, num_bytes: int, sha256: str | None = None) -> None:
+    """Raises DatasetError unless a file is there with this size, and with this hash if it is not too large."""
     try:
         found = path.stat().st_size
     except FileNotFoundError:

@@ -193,7 +193,7 @@ class Video:
             except EOFError:
                 return
             except av.error.FFmpegError as error:
-                self._note(latest + step, error.strerror, packets=1)
+                self._note(latest + step, str(error.strerror), packets=1)
                 if isinstance(error, av.error.InvalidDataError):
                     continue
                 return  # an I/O error: the container gives no more
@@ -236,7 +236,8 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
     From the display matrix of the container (FFmpeg's libavutil/display.h): x' = a x + c y, y' = b x + d y.
     """
-    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    side_data: Any = frame.side_data  # its stub says that it maps from str
+    matrix = side_data.get(SideDataType.DISPLAYMATRIX)
     if matrix is None:
         return False, False, False
     a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5].tolist()
