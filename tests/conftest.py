@@ -60,3 +60,11 @@ def media() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no footage in {folder}: set MAE3D_MEDIA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small dataset of 14 samples in several shards, without a time base; see tests/datasets.py."""
+    from tests.datasets import build_shards
+
+    return build_shards(tmp_path_factory.mktemp("shards"), "--shard-size", "4")
