@@ -10,7 +10,8 @@ upright RGB pictures from them, and an account of what could not be decoded.
 Frames are placed by their timestamps, never by counting: variable rates, a non-zero start and frames that an
 edit list discards come out right. Pixels are taken as stored: a pixel aspect ratio is not applied, an alpha
 channel is dropped, HDR is not tone-mapped. What breaks in the middle does not end the video: packets that do
-not decode and frames that the decoder flags as damaged are left out and counted, the rest is kept.
+not decode and frames that the decoder flags as damaged are left out and counted, the rest is kept (and may show traces of a loss
+until the next keyframe, as in any player).
 
 Everything that could make two runs differ is fixed: one codec thread, bit-exact scaling. Only files are
 opened: no network protocol, no playlist.
@@ -278,12 +279,13 @@ def _open(path: Path) -> tuple[Any, Any]:
 @contextmanager
 def _ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
     """Collects what FFmpeg says; elsewhere it is silent."""
-    with av.logging.Capture() as said:
-        av.logging.set_level(av.logging.ERROR)
-        try:
+    av.logging.set_skip_repeated(False)  # what is said of one file must not depend on the file before
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as said:
             yield said
-        finally:
-            av.logging.set_level(None)
+    finally:
+        av.logging.set_level(None)
 
 
 def _explain(error: av.error.FFmpegError | OSError, said: list[tuple[int, str, str]]) -> str:

@@ -1,0 +1,174 @@
+import math
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+from preprocess.videos import MediaError, Video, effective_fps, open_video, orientation
+from tests.media import frame_number, make_video, numbered_image, psnr, rotate_mp4
+
+SIZE = (64, 48)
+
+
+def read(video: Video, start_s: float = 0.0, stop_s: float = math.inf) -> list[tuple[float, int]]:
+    """(time, number shown) of the frames of a span."""
+    pairs = video.frames(start_s, stop_s)
+    return [(round(t, 3), frame_number(video.picture(frame, width=SIZE[0], height=SIZE[1]))) for t, frame in pairs]
+
+
+@pytest.mark.parametrize(
+    ("codec", "name"),
+    [("mpeg4", "a.mp4"), ("libx264", "a.mp4"), ("mpeg4", "a.avi"), ("libvpx-vp9", "a.webm"), ("mpeg2video", "a.ts")],
+)
+def test_all_frames_come_in_order_at_their_times(tmp_path: Path, codec: str, name: str) -> None:
+    path = make_video(tmp_path / name, 30, codec=codec, fps=25)
+    with open_video(path) as video:
+        assert video.facts.fps == 25
+        frames = read(video)
+    assert [number for _, number in frames] == list(range(30))
+    assert [time for time, _ in frames] == pytest.approx([i / 25 for i in range(30)], abs=2e-3)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_any_span_is_what_the_whole_video_has_there(tmp_path: Path, codec: str) -> None:
+    path = make_video(tmp_path / "a.mp4", 40, codec=codec, fps=10, gop=12)
+    for first in range(0, 40, 7):
+        with open_video(path) as video:
+            frames = read(video, first / 10 - 0.05, first / 10 + 0.95)
+        numbers = [number for time, number in frames if time >= first / 10 - 0.05]
+        assert numbers == list(range(first, min(first + 10, 40)))
+        assert len(frames) - len(numbers) in (0, 1)  # and the frame before
+
+
+def test_fault_12_times_decide_not_counting(tmp_path: Path) -> None:
+    times = [0.5, 0.6, 0.7, 1.7, 1.8, 2.5]
+    path = make_video(tmp_path / "a.mp4", 6, times=times)
+    with open_video(path) as video:
+        assert [time for time, _ in read(video)] == [0.0, 0.1, 0.2, 1.2, 1.3, 2.0]
+    with open_video(path) as video:
+        assert video.count_seconds() == pytest.approx(2.0, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turned"),
+    [
+        ((0, 1, -1, 0), Image.Transpose.ROTATE_270),
+        ((-1, 0, 0, -1), Image.Transpose.ROTATE_180),
+        ((0, -1, 1, 0), Image.Transpose.ROTATE_90),
+        ((-1, 0, 0, 1), Image.Transpose.FLIP_LEFT_RIGHT),
+        ((0, 1, 1, 0), Image.Transpose.TRANSPOSE),
+    ],
+)
+def test_fault_12_pictures_are_upright(
+    tmp_path: Path, matrix: tuple[int, int, int, int], turned: Image.Transpose
+) -> None:
+    path = make_video(tmp_path / "a.mp4", 2)
+    rotate_mp4(path, matrix)
+    with open_video(path) as video:
+        _, frame = next(video.frames())
+        expected = numbered_image(0, SIZE).transpose(turned)
+        assert orientation(frame)[0] == (matrix[0] == 0)
+        assert video.upright_size(frame) == expected.size
+        picture = video.picture(frame, width=expected.width, height=expected.height)
+    assert psnr(picture, expected) > 25
+
+
+def test_fault_12_ten_bits_and_odd_sizes_become_plain_rgb(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mkv", 3, size=(65, 49), codec="ffv1", pixel_format="yuv444p10le")
+    with open_video(path) as video:
+        _, frame = next(video.frames())
+        picture = video.picture(frame, width=65, height=49)
+    assert picture.mode == "RGB"
+    assert psnr(picture, numbered_image(0, (65, 49))) > 25
+
+
+def test_broken_middle_keeps_the_rest_and_says_so(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 40, codec="libx264", gop=4)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    broken = packets[17]
+    data = bytearray(path.read_bytes())
+    data[broken.pos : broken.pos + broken.size] = b"\xff" * broken.size
+    path.write_bytes(data)
+    with open_video(path) as video:
+        frames = read(video)
+        damage = video.damage
+    assert 32 <= len(frames) < 40
+    # What follows a loss may show its traces until the next keyframe, but a gap shifts nothing.
+    assert all(number == round(10 * time) for time, number in frames if not 1.5 < time < 2.0)
+    assert {0, 1, 38, 39} <= {number for _, number in frames}
+    assert damage.packets + damage.frames >= 1
+    assert 1.0 < damage.first_s < 2.5
+    assert "the first at" in str(damage)
+
+
+def test_a_file_cut_short_gives_what_is_there(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mkv", 40, gop=4)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with open_video(path) as video:
+        numbers = [number for _, number in read(video)]
+    assert numbers == list(range(len(numbers)))
+    assert 5 < len(numbers) < 40
+
+
+def write_junk(path: Path) -> None:
+    path.write_bytes(b"no video at all" * 100)
+
+
+def write_audio(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+        frame.sample_rate = 8000
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def write_without_moov(path: Path) -> None:
+    make_video(path, 10)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"moov")])
+
+
+def write_playlist(path: Path) -> None:
+    make_video(path.with_name("part.ts"), 10, codec="mpeg2video", fps=25)
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\npart.ts\n#EXT-X-ENDLIST\n")
+
+
+@pytest.mark.parametrize(
+    ("write", "reason", "message"),
+    [
+        (lambda path: None, "missing_file", "no such file"),
+        (lambda path: path.touch(), "unreadable", "."),
+        (write_junk, "unreadable", "Invalid data"),
+        (write_without_moov, "unreadable", "moov atom not found"),
+        (write_audio, "no_video", "no video stream"),
+        (write_playlist, "unreadable", "."),
+    ],
+)
+def test_fault_12_what_is_no_video_is_refused_with_the_reason(
+    tmp_path: Path, write: object, reason: str, message: str
+) -> None:
+    path = tmp_path / "clip.mp4"
+    write(path)  # type: ignore[operator]
+    with pytest.raises(MediaError, match=message) as caught, open_video(path):
+        pass
+    assert caught.value.reason == reason
+    assert str(tmp_path) not in str(caught.value)  # machines' paths do not belong in datasets
+
+
+def test_names_are_files_not_protocols(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 3)
+    odd = path.rename(tmp_path / "concat:http:näme %03d.mp4")
+    with open_video(odd) as video:
+        assert len(read(video)) == 3
+
+
+def test_a_declared_rate_is_kept_if_the_times_agree() -> None:
+    assert effective_fps((0.0, 2.75), 34, 12.0) == 12.0
+    assert effective_fps((0.0, 2.752), 34, 12.0) == 12.0  # times in milliseconds
+    assert effective_fps((0.0, 5.5), 34, 12.0) == pytest.approx(6.0)
+    assert effective_fps((0.0, 0.0), 1, 12.0) == 12.0
