@@ -24,6 +24,7 @@ from preprocess.plan import PlannedSample, Settings
 from preprocess.videos import MediaError, Video, effective_fps, open_video
 
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+careful+explode"}
+_LONGEST_TAIL = 64  # some writers pad
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
 
 
@@ -51,6 +52,7 @@ class JpegHeader:
     width: int
     height: int
     orientation: int
+    tail: int  # bytes after the end of the image; -1 = the end is missing
 
 
 def encode_sample(row: PlannedSample, *, root: Path, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
@@ -91,18 +93,22 @@ def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None)
 
 
 def passes_through(header: JpegHeader | None, size: tuple[int, int]) -> bool:
-    """Whether a JPEG may be stored untouched: 8-bit baseline RGB, upright, of the size that the sample has."""
+    """Whether a JPEG may be stored untouched: 8-bit baseline RGB, upright, of the size that the sample has.
+
+    What phones append to a picture (a film, often) is not stored: then it is encoded anew.
+    """
     return (
         header is not None
         and header.baseline
+        and header.tail <= _LONGEST_TAIL
         and (header.bits, header.components, header.orientation) == (8, 3, 1)
         and (header.width, header.height) == size
     )
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
-    """Reads the segments before the scan (ITU-T T.81, annex B); None if `data` is no JPEG or ends early."""
-    if data[:3] != b"\xff\xd8\xff" or b"\xff\xd9" not in data[-64:]:
+    """Reads the segments before the scan (ITU-T T.81, annex B); None if `data` is no JPEG."""
+    if data[:3] != b"\xff\xd8\xff":
         return None
     orientation = 1
     at = 2
@@ -115,7 +121,9 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             if len(body) < 6:
                 return None
             height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
-            return JpegHeader(marker == 0xC0, body[0], body[5], width, height, orientation)
+            end = data.rfind(b"\xff\xd9", at)  # an earlier one would be a thumbnail's
+            tail = len(data) - end - 2 if end >= 0 else -1
+            return JpegHeader(marker == 0xC0, body[0], body[5], width, height, orientation, tail)
         at += 2 + length
     return None
 
@@ -206,6 +214,8 @@ def _target_size(data: bytes, header: JpegHeader | None, short_side: int) -> tup
 
 
 def _stored_frame(data: bytes, header: JpegHeader | None, size: tuple[int, int], quality: int) -> bytes:
+    if header is not None and header.tail < 0:
+        raise ValueError("damaged JPEG: its end is missing")
     if passes_through(header, size):
         decode_strictly(data)
         return data

@@ -10,8 +10,8 @@ upright RGB pictures from them, and an account of what could not be decoded.
 Frames are placed by their timestamps, never by counting: variable rates, a non-zero start and frames that an
 edit list discards come out right. Pixels are taken as stored: a pixel aspect ratio is not applied, an alpha
 channel is dropped, HDR is not tone-mapped. What breaks in the middle does not end the video: packets that do
-not decode and frames that the decoder flags as damaged are left out and counted, the rest is kept (and may show traces of a loss
-until the next keyframe, as in any player).
+not decode and frames that the decoder flags as damaged are left out and counted; the rest is kept, and may show
+traces of the loss until the next keyframe, as it would in any player.
 
 Everything that could make two runs differ is fixed: one codec thread, bit-exact scaling. Only files are
 opened: no network protocol, no playlist.

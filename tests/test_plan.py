@@ -1,0 +1,97 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from preprocess.index import DatasetError
+from preprocess.ledger import Problem
+from preprocess.plan import Plan, Request, Settings, even_pieces, make_plan, read_plan, write_plan
+
+
+def request(name: str, *labels: str) -> Request:
+    return Request("video", 0, name, name, labels, "list.csv", 1)
+
+
+def plan_of(*requests: Request, **settings: int | str) -> Plan:
+    return make_plan(
+        requests,
+        [Problem("bad_row", "2 columns", "x", 7)],
+        source="list.csv",
+        settings=Settings(**settings),  # type: ignore[arg-type]
+        asked={"short_side": 256},
+    )
+
+
+def test_samples_are_numbered_in_order_and_dealt_out_by_count() -> None:
+    plan = plan_of(*(request(f"v{i}") for i in range(10)), shard_size=4, split="val")
+    assert len(plan) == 10
+    assert plan.num_shards == 3
+    shards = [plan.shard(number) for number in range(3)]
+    assert [[sample.number for sample in shard] for shard in shards] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert shards[2][0].key == "000000008"
+    assert shards[2][0].split == "val"
+    assert shards[0][0].stop_s == math.inf
+
+
+def test_small_sets_still_make_several_shards() -> None:
+    assert plan_of(*(request(f"v{i}") for i in range(5))).num_shards == 1
+    assert plan_of(*(request(f"v{i}") for i in range(240))).num_shards == 15
+    assert plan_of(*(request(f"v{i}") for i in range(3200))).num_shards == 16
+
+
+def test_a_plan_is_the_same_after_it_was_written(tmp_path: Path) -> None:
+    plan = plan_of(request("a", "dog", "cat"), request("bé", "cat"), request("c"))
+    write_plan(plan, tmp_path / "plan.parquet")
+    again = read_plan(tmp_path / "plan.parquet")
+    assert again.shard(0) == plan.shard(0)
+    assert (again.problems, again.source, again.label_names, again.settings) == (
+        plan.problems,
+        plan.source,
+        plan.label_names,
+        plan.settings,
+    )
+
+
+def test_numbers_stay_and_words_get_ids() -> None:
+    plan = plan_of(request("a", "7", "2"), request("b", "0"), request("c"))
+    assert plan.label_names == ()
+    assert [sample.labels for sample in plan.shard(0)] == [[7, 2], [0], []]
+    plan = plan_of(request("a", "dog", "7"), request("b", "cat"))
+    assert plan.label_names == ("7", "cat", "dog")
+    assert [sample.labels for sample in plan.shard(0)] == [[2, 0], [1]]
+
+
+def test_an_empty_plan_is_refused_with_the_reasons() -> None:
+    with pytest.raises(DatasetError, match=r"no usable sample\nlist\.csv, line 7: bad_row: 2 columns"):
+        plan_of()
+
+
+def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.parquet"
+    path.write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match="not a plan"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"short_side": 0},
+        {"quality": 0},
+        {"quality": 101},
+        {"fps": -1.0},
+        {"fps": math.nan},
+        {"shard_size": 0},
+        {"segment_seconds": 1.0, "segment_frames": 3},
+    ],
+)
+def test_settings_out_of_range_name_the_setting(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_pieces_are_even_and_never_too_long() -> None:
+    for length in (1, 9, 10, 11, 99.5):
+        pieces = even_pieces(length, 10)
+        assert length / pieces <= 10
+        assert pieces == 1 or length / (pieces - 1) > 10
