@@ -114,7 +114,7 @@ def _long_samples(tables: list[Path]) -> list[str]:
     advice, count = "", 0
     for path in tables:
         table, _ = read_shard_table(path)
-        for frames, fps in zip(table["num_frames"].to_pylist(), table["fps"].to_pylist(), strict=True):
+        for frames, fps in zip(table["num_frames"].to_numpy(), table["fps"].to_numpy(), strict=True):
             if said := long_sample_advice(frames / fps if fps > 0 else 0.0, frames):
                 advice, count = advice or said, count + 1
     if not count:

@@ -41,52 +41,61 @@ TEMPORARY_PREFIX = ".tmp-"  # what a killed run leaves behind starts so; the nex
 BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
 _HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash in `verify`
 
-_SAMPLE_FIELDS: list[tuple[str, pa.DataType]] = [
-    ("offset", pa.int64()),  # of the first frame's data in its tar
-    ("num_frames", pa.int32()),
-    ("first", pa.int64()),  # the source's frame number of the first frame
-    ("fps", pa.float64()),  # of the stored frames; NaN = unknown
-    ("start_s", pa.float64()),  # time of the first frame in the source; NaN = unknown
-    ("width", pa.int32()),
-    ("height", pa.int32()),
+# list[Any]: the stubs of pyarrow cannot join fields of two types.
+_SAMPLE_FIELDS: list[Any] = [
+    pa.field("offset", pa.int64()),  # of the first frame's data in its tar
+    pa.field("num_frames", pa.int32()),
+    pa.field("first", pa.int64()),  # the source's frame number of the first frame
+    pa.field("fps", pa.float64()),  # of the stored frames; NaN = unknown
+    pa.field("start_s", pa.float64()),  # time of the first frame in the source; NaN = unknown
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
 ]
-_FRAME_FIELDS: list[tuple[str, pa.DataType]] = [("size", pa.int32()), ("crc32", pa.uint32())]
-_WHERE_FIELDS: list[tuple[str, pa.DataType]] = [
-    ("file", pa.string()),  # the ledger or list that named it, or the media file
-    ("line", pa.int32()),  # 1-based; -1 = none
-    ("frame", pa.int64()),  # frame of the source where it broke; -1 = none or not known
-    ("reason", pa.string()),  # one short word for counting; "" = nothing to report
-    ("message", pa.string()),  # the decoder's own words where there are any
+_FRAME_FIELDS: list[Any] = [pa.field("size", pa.int32()), pa.field("crc32", pa.uint32())]
+_WHERE_FIELDS: list[Any] = [
+    pa.field("file", pa.string()),  # the ledger or list that named it, or the media file
+    pa.field("line", pa.int32()),  # 1-based; -1 = none
+    pa.field("frame", pa.int64()),  # frame of the source where it broke; -1 = none or not known
+    pa.field("reason", pa.string()),  # one short word for counting; "" = nothing to report
+    pa.field("message", pa.string()),  # the decoder's own words where there are any
 ]
 SHARD_SCHEMA = pa.schema(
-    [("key", pa.string()), ("name", pa.string()), ("labels", pa.list_(pa.int32())), ("split", pa.string())]
-    + _SAMPLE_FIELDS
-    + [(f"{name}s", pa.list_(kind)) for name, kind in _FRAME_FIELDS]
-    + _WHERE_FIELDS
+    [
+        pa.field("key", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("split", pa.string()),
+        *_SAMPLE_FIELDS,
+        pa.field("sizes", pa.list_(pa.int32())),  # of every frame
+        pa.field("crc32s", pa.list_(pa.uint32())),
+        *_WHERE_FIELDS,
+    ]
 )
 INDEX_SCHEMA = pa.schema(
     [
-        ("key", pa.string()),
-        ("name", pa.string()),
-        ("labels", pa.list_(pa.int32())),
-        ("split", pa.dictionary(pa.int32(), pa.string())),
-        ("shard", pa.int32()),
-        ("frames_at", pa.int64()),  # the first frame's row in frames-<hash>.arrow
+        pa.field("key", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("split", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("shard", pa.int32()),
+        pa.field("frames_at", pa.int64()),  # the first frame's row in frames-<hash>.arrow
         *_SAMPLE_FIELDS,
     ]
 )
 ROWS_SCHEMA = pa.schema(
     [
-        ("labels", pa.large_list(pa.int32())),
-        ("split", pa.int32()),  # position in dataset.json's split_names
-        ("shard", pa.int32()),
-        ("frames_at", pa.int64()),
+        pa.field("labels", pa.large_list(pa.int32())),
+        pa.field("split", pa.int32()),  # position in dataset.json's split_names
+        pa.field("shard", pa.int32()),
+        pa.field("frames_at", pa.int64()),
         *_SAMPLE_FIELDS,
     ]
 )
 FRAMES_SCHEMA = pa.schema(_FRAME_FIELDS)
 # num_frames > 0 here: the sample was kept, but not all of it.
-REJECTED_SCHEMA = pa.schema([("key", pa.string()), ("name", pa.string()), ("num_frames", pa.int32()), *_WHERE_FIELDS])
+REJECTED_SCHEMA = pa.schema(
+    [pa.field("key", pa.string()), pa.field("name", pa.string()), pa.field("num_frames", pa.int32()), *_WHERE_FIELDS]
+)
 
 
 class DatasetError(ValueError):
@@ -225,7 +234,7 @@ def open_dataset(root: str | Path) -> Dataset:
         check_file(root / shard.name, shard.bytes)
     rows = _map_table(root / meta["files"]["rows"]["name"], ROWS_SCHEMA)
     columns = {field: rows[field].chunk(0).to_numpy() for field in rows.column_names if field != "labels"}
-    labels = rows["labels"].chunk(0)
+    labels: Any = rows["labels"].chunk(0)  # a LargeListArray
     return Dataset(
         root=root,
         meta=meta,

@@ -66,7 +66,7 @@ def write_dataset(
     """
     shards, kept, frames, problems = _gather(tables)
     problems = [pa.Table.from_pylist(list(rejected), REJECTED_SCHEMA), *problems]
-    split_names = sorted(pc.unique(kept["split"]).to_pylist())
+    split_names = sorted(str(name) for name in pc.unique(kept["split"]).to_pylist())
     with ExitStack() as stack:
         aside = {name: root / f"{TEMPORARY_PREFIX}{name}" for name in ("index", "rows", "frames")}
         for path in aside.values():
@@ -112,8 +112,8 @@ def _gather(tables: Sequence[Path]) -> tuple[list[Shard], pa.Table, pa.Table, li
     for number, path in enumerate(tables):
         table, shard = read_shard_table(path)
         shards.append(shard)
-        problems.append(table.filter(pc.not_equal(table["reason"], "")).select(REJECTED_SCHEMA.names))
-        table = table.filter(pc.greater(table["num_frames"], 0))
+        problems.append(table.filter(pc.field("reason") != "").select(REJECTED_SCHEMA.names))
+        table = table.filter(pc.field("num_frames") > 0)
         frames.append(
             pa.table([pc.list_flatten(table["sizes"]), pc.list_flatten(table["crc32s"])], schema=FRAMES_SCHEMA)
         )
@@ -162,8 +162,8 @@ def _totals(shards: list[Shard], kept: pa.Table, frames: pa.Table, rejects: pa.T
     fps, counts = kept["fps"].to_numpy(), kept["num_frames"].to_numpy()
     timed = np.isfinite(fps)
     seconds = math.fsum((counts[timed] / fps[timed]).tolist())
-    lost = rejects.filter(pc.equal(rejects["num_frames"], 0))
-    partial = rejects.filter(pc.greater(rejects["num_frames"], 0))
+    lost = rejects.filter(pc.field("num_frames") == 0)
+    partial = rejects.filter(pc.field("num_frames") > 0)
     return {
         "samples": len(kept),
         "frames": len(frames),

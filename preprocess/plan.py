@@ -23,35 +23,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocess.index import DatasetError, replace_file
 from preprocess.ledger import Problem
 
-PLAN_SCHEMA = pa.schema(
-    [
-        ("number", pa.int64()),
-        ("shard", pa.int32()),
-        ("kind", pa.string()),  # "frames" or "video"
-        ("root", pa.int32()),  # position among the roots given on the command line
-        ("path", pa.string()),  # below the root
-        ("name", pa.string()),
-        ("labels", pa.list_(pa.int32())),
-        ("split", pa.string()),
-        ("first", pa.int64()),  # frames: file numbers first <= i < stop
-        ("stop", pa.int64()),
-        ("start_s", pa.float64()),  # video: the span start_s <= t < stop_s; frames: the time of `first`
-        ("stop_s", pa.float64()),
-        ("prefix", pa.string()),  # frames: how the files are named
-        ("digits", pa.int32()),
-        ("suffix", pa.string()),
-        ("file", pa.string()),  # the ledger or list that asked for it; the video itself if no list did
-        ("line", pa.int32()),  # -1 = none
-    ]
-)
-PROBLEM_SCHEMA = pa.schema(
-    [("reason", pa.string()), ("message", pa.string()), ("name", pa.string()), ("line", pa.int32())]
-)
+_PLAN_FIELDS: list[Any] = [
+    pa.field("number", pa.int64()),
+    pa.field("shard", pa.int32()),
+    pa.field("kind", pa.string()),  # "frames" or "video"
+    pa.field("root", pa.int32()),  # position among the roots given on the command line
+    pa.field("path", pa.string()),  # below the root
+    pa.field("name", pa.string()),
+    pa.field("labels", pa.list_(pa.int32())),
+    pa.field("split", pa.string()),
+    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop
+    pa.field("stop", pa.int64()),
+    pa.field("start_s", pa.float64()),  # video: the span start_s <= t < stop_s; frames: the time of `first`
+    pa.field("stop_s", pa.float64()),
+    pa.field("prefix", pa.string()),  # frames: how the files are named
+    pa.field("digits", pa.int32()),
+    pa.field("suffix", pa.string()),
+    pa.field("file", pa.string()),  # the ledger or list that asked for it; the video itself if no list did
+    pa.field("line", pa.int32()),  # -1 = none
+]
+PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
 _SHARDS_OF_A_SMALL_SET = 16
 _SMALLEST_SHARD = 16
 
@@ -147,7 +144,7 @@ class Plan:
 
     def shard(self, number: int) -> list[PlannedSample]:
         """The samples of one shard, in order."""
-        rows = self.rows.filter(pa.compute.equal(self.rows["shard"], number))
+        rows = self.rows.filter(pc.field("shard") == number)
         return [PlannedSample(**row) for row in rows.to_pylist()]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocess.index import (
@@ -112,7 +112,7 @@ def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[str]:
             continue
         if entry != shard:
             yield f"{tar.with_suffix('.parquet')}: {entry} disagrees with {META_NAME}"
-        kept = table.filter(pa.compute.greater(table["num_frames"], 0))
+        kept = table.filter(pc.field("num_frames") > 0)
         if kept["offset"].to_pylist() != dataset.offset[dataset.shard == number].tolist():
             yield f"{tar.with_suffix('.parquet')}: its samples are not those of the index"
     for entry in dataset.meta["files"].values():

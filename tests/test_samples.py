@@ -125,7 +125,7 @@ def test_fault_09_unfit_images_become_baseline_rgb(tmp_path: Path, data: bytes, 
     [
         (lambda data: b"", "empty file"),
         (lambda data: data[: len(data) // 2], "end is missing"),
-        (lambda data: data[:200], "Truncated"),
+        (lambda data: data[:200], "end is missing"),
         (lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2), "end is missing"),
         (lambda data: b"<html>not found</html>", "not an image"),
         (lambda data: flip(data), "damaged JPEG"),
