@@ -1,0 +1,265 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from preprocess.__main__ import main
+from preprocess.index import open_dataset
+from tests.media import frame_number, make_frame_folder, make_video
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Frame folders of 24 clips with a ledger, as the seeds lay them out."""
+    root = tmp_path / "frames"
+    for clip in range(24):
+        make_frame_folder(root / "train" / f"v{clip}", 4, start=4 * clip, size=(320, 280))
+    rows = [f"v{clip} 1 4 {['dog', 'cat'][clip % 2]}" for clip in range(24)]
+    (root / "ledger.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def tree(root: Path) -> dict[str, str]:
+    """sha256 of every file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.iterdir())}
+
+
+def command(frames: Path, out: Path, *more: str) -> list[str]:
+    return ["build", "--frames", str(frames), "--out", str(out), "--shard-size", "5", "--workers", "1", *more]
+
+
+def test_a_ledger_becomes_a_dataset(frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(frames, tmp_path / "out", "--split", "train", "--source-fps", "8")) == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert len(dataset) == 24
+    assert dataset.label_names == ["cat", "dog"]
+    assert [dataset.labels_of(i) for i in range(4)] == [[1], [0], [1], [0]]
+    assert [dataset.split_names[code] for code in dataset.splits] == ["train"] * 24
+    assert set(dataset.fps) == {8.0}
+    assert set(zip(dataset.width.tolist(), dataset.height.tolist(), strict=True)) == {(293, 256)}
+    assert dataset.shard.tolist() == [i // 5 for i in range(24)]
+    for i in (0, 11, 23):
+        assert shown(tmp_path / "out", i) == [4 * i + f for f in range(4)]
+    said = capsys.readouterr().out
+    assert "24 samples, 96 frames, 0.00 hours" in said
+    assert "rejected: 0" in said
+
+
+def shown(out: Path, i: int) -> list[int]:
+    """The numbers that the stored frames of sample i show."""
+    from preprocess.samples import decode_image
+
+    dataset = open_dataset(out)
+    spans = dataset.frames(i, np.arange(dataset.num_frames[i]))
+    tar = dataset.shard_path(int(dataset.shard[i])).read_bytes()
+    pairs = zip(spans.offset.tolist(), spans.size.tolist(), strict=True)
+    return [frame_number(decode_image(tar[offset : offset + size])) for offset, size in pairs]
+
+
+def test_any_number_of_workers_writes_the_same_bytes(frames: Path, tmp_path: Path) -> None:
+    assert main(command(frames, tmp_path / "one")) == 0
+    assert main(command(frames, tmp_path / "two", "--workers", "2")) == 0
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert main(command(frames, tmp_path / "two", "--workers", "2")) == 0  # once more, with nothing to do
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+@pytest.mark.parametrize("wait_for", ["plan.parquet", "shard-00000.tar", "shard-00001.idx", "shard-00003.parquet"])
+def test_fault_15_killed_and_rerun_it_ends_in_the_same_tree(frames: Path, tmp_path: Path, wait_for: str) -> None:
+    assert main(command(frames, tmp_path / "whole")) == 0
+    out = tmp_path / "killed"
+    run = [sys.executable, "-m", "preprocess", *command(frames, out)]
+    process = subprocess.Popen(run, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (out / wait_for).exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
+    assert main(command(frames, out)) == 0
+    assert tree(out) == tree(tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == before for path, before in finished.items())  # kept, not made again
+
+
+def test_fault_15_leftovers_of_a_kill_are_swept_or_made_again(frames: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(command(frames, out)) == 0
+    whole = tree(out)
+    (out / "dataset.json").unlink()
+    (out / "shard-00002.parquet").unlink()  # its tar is there, but it was not done
+    (out / "shard-00003.tar").write_bytes(b"half")
+    (out / ".tmp-123-shard-00004.tar").write_bytes(b"half")
+    assert main(command(frames, out)) == 0
+    assert tree(out) == whole
+
+
+def test_fault_19_other_settings_at_the_same_place_are_refused_by_name(
+    frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(frames, tmp_path / "out")) == 0
+    whole = tree(tmp_path / "out")
+    assert main(command(frames, tmp_path / "out", "--quality", "80")) == 2
+    assert "quality = 90 there, 80 asked for" in capsys.readouterr().err
+    (frames / "ledger.csv").write_text("v1 1 4 0\n")
+    assert main(command(frames, tmp_path / "out")) == 2
+    assert "sources" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == whole
+    assert main(command(frames, tmp_path / "out", "--overwrite")) == 0
+    assert len(open_dataset(tmp_path / "out")) == 1
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(
+    frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        assert main(command(frames, tmp_path / "out", *more)) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert tree(tmp_path / "out").keys() == {"thesis.tex"}
+
+
+def test_fault_03_few_bad_rows_are_counted_and_many_stop(
+    frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (frames / "ledger.csv").open("a") as file:
+        file.write("v1 4 one 0\n")
+    assert main(command(frames, tmp_path / "out")) == 0
+    assert "rejected: 1: 1 bad_row" in capsys.readouterr().out
+    (row,) = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert (row["file"], row["line"], row["reason"]) == ("ledger.csv", 25, "bad_row")
+    assert main(command(frames, tmp_path / "out", "--overwrite", "--on-error", "fail")) == 2
+    assert "ledger.csv, line 25: bad_row: last frame 'one' is not a whole number" in capsys.readouterr().err
+    with (frames / "ledger.csv").open("a") as file:
+        file.write("absent 1 4 0\n")
+    assert main(command(frames, tmp_path / "other")) == 2
+    told = capsys.readouterr().err
+    assert "line 26: missing_folder" in told
+    assert "2 of 26 rows cannot be used, more than --max-bad-fraction 0.05 allows" in told
+    assert main(command(frames, tmp_path / "other", "--max-bad-fraction", "0.1")) == 0
+
+
+def test_fault_09_a_bad_frame_leaves_a_hole_and_shifts_nothing(frames: Path, tmp_path: Path) -> None:
+    (frames / "train" / "v7" / "img_00003.jpg").write_bytes(b"")
+    assert main(command(frames, tmp_path / "out")) == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert len(dataset) == 23
+    assert [dataset.key(i) for i in (6, 7)] == ["000000006", "000000008"]
+    assert shown(tmp_path / "out", 7) == [32, 33, 34, 35]
+    (row,) = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert (row["name"], row["line"], row["frame"], row["reason"]) == ("v7", 8, 3, "bad_frame")
+    assert "empty file" in row["message"]
+    for clip in (2, 3):
+        (frames / "train" / f"v{clip}" / "img_00001.jpg").write_bytes(b"")
+    assert main(command(frames, tmp_path / "other")) == 2  # found while working, not while planning
+    assert not (tmp_path / "other" / "dataset.json").exists()
+
+
+def test_videos_become_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for clip in range(3):
+        make_video(tmp_path / "clips" / f"v{clip}.mp4", 30, fps=10)
+    (tmp_path / "clips" / "junk.mp4").write_bytes(b"junk")
+    run = ["build", "--videos", str(tmp_path / "clips"), "--out", str(tmp_path / "out"), "--workers", "2"]
+    assert main([*run, "--segment-seconds", "1"]) == 2
+    assert "junk.mp4: unreadable: Invalid data found" in capsys.readouterr().err
+    assert main([*run, "--segment-seconds", "1", "--max-bad-fraction", "0.5"]) == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert len(dataset) == 9
+    assert dataset.num_frames.tolist() == [10] * 9
+    assert dataset.start_s.tolist() == pytest.approx([0, 1, 2] * 3, abs=1e-6)
+    assert dataset.first.tolist() == [0, 10, 20] * 3
+    assert shown(tmp_path / "out", 4) == list(range(10, 20))
+    assert set(dataset.fps) == {10.0}
+
+
+def test_a_damaged_video_is_kept_in_part_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_video(tmp_path / "a.mp4", 40, codec="libx264", gop=4)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 3000
+    data[start : start + 300] = b"\xff" * 300
+    path.write_bytes(data)
+    assert main(["build", "--videos", str(path), "--out", str(tmp_path / "out")]) == 0
+    dataset = open_dataset(tmp_path / "out")
+    (row,) = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert (row["reason"], row["num_frames"]) == ("damaged", dataset.num_frames[0])
+    assert 20 < dataset.num_frames[0] < 40
+    assert dataset.fps[0] == 10.0
+    assert "kept in part: 1: 1 damaged" in capsys.readouterr().out
+
+
+def test_long_samples_are_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_frame_folder(tmp_path / "train" / "v", 70, size=(16, 16))
+    (tmp_path / "ledger.csv").write_text("v 1 70 0\n")
+    run = ["build", "--frames", str(tmp_path), "--out", str(tmp_path / "out"), "--source-fps", "1"]
+    assert main(run) == 0
+    assert (
+        "1 samples are longer than 60 s or 1,800 frames; cut them with --segment-seconds 10" in capsys.readouterr().out
+    )
+
+
+def test_fault_17_a_disk_that_cannot_be_written_ends_with_3(
+    frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preprocess import shards
+
+    real_add = shards.TarWriter.add
+
+    def full(self: shards.TarWriter, data: bytes) -> None:
+        if self.file.tell() > 100_000:
+            raise OSError(28, os.strerror(28))
+        real_add(self, data)
+
+    monkeypatch.setattr(shards.TarWriter, "add", full)
+    assert main(command(frames, tmp_path / "out")) == 3
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob(".tmp-*"))
+    monkeypatch.undo()
+    assert main(command(frames, tmp_path / "out")) == 0
+    assert main(command(frames, tmp_path / "whole")) == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["build", "--frames", "nowhere", "--out", "out"], "nowhere: no such folder"),
+        (["build", "--videos", "nowhere", "--out", "out"], "nowhere: no such file or folder"),
+        (["build", "--videos", ".", "--out", "out", "--short-side", "0"], "short_side = 0"),
+        (["build", "--videos", ".", "--out", "out", "--ledger", "x"], "belong to --frames"),
+        (["verify", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_a_remedy(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(wrong) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    code = "import sys; from preprocess.__main__ import parser; parser().format_help(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert not {"numpy", "pyarrow", "av", "PIL", "torch"} & set(loaded.split())
+
+
+def test_nothing_of_the_machine_is_in_the_dataset(frames: Path, tmp_path: Path) -> None:
+    assert main(command(frames, tmp_path / "out")) == 0
+    for path in (tmp_path / "out").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()
+    meta = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert meta["settings"]["sources"][0]["name"] == "ledger.csv"
