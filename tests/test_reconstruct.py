@@ -1,0 +1,78 @@
+"""mae3d.reconstruct: a perfect prediction gives the original back, a prediction of zeros the plain fill."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mae3d.config import MAEConfig
+from mae3d.mae import MAE, MAEOutput
+from mae3d.masking import mask_noise
+from mae3d.patches import patch_statistics, target_frames
+from mae3d.reconstruct import GREY, reconstruct
+
+VARIANTS: list[dict[str, Any]] = [
+    {"norm_pix_loss": True},
+    {"norm_pix_loss": False, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    {"norm_pix_loss": True, "pred_t_dim": 8, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+]
+
+
+class Oracle(MAE):
+    """Predicts the target exactly, times a factor."""
+
+    factor = 1.0
+
+    def forward(self, clip: Tensor, noise: Tensor, full: bool = False) -> MAEOutput:
+        target = self.targets(clip, None)
+        if self.config.norm_pix_loss:
+            mean, deviation = patch_statistics(target)
+            target = (target - mean) / deviation
+        return super().forward(clip, noise, full)._replace(pred=self.factor * target)
+
+
+def oracle(variant: dict[str, Any]) -> tuple[Oracle, Tensor, Tensor]:
+    config = MAEConfig(
+        **{"preset": "mae_vit_tiny_patch16", "img_size": 16, "patch_size": 4, "num_frames": 8, "depth": 1} | variant
+    )
+    clip = torch.randint(0, 256, (2, 8, 16, 16, 3), dtype=torch.uint8)
+    noise = mask_noise(seed=0, epoch=0, positions=[0, 1], views=1, tokens=config.num_tokens)
+    return Oracle(config), clip, noise
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_perfect_prediction_is_the_original(variant: dict[str, Any]) -> None:
+    model, clip, noise = oracle(variant)
+    result = reconstruct(model, clip, noise)
+    frames = clip[:, target_frames(8, model.config.pred_t_dim)].numpy()
+    np.testing.assert_array_equal(result.original, frames)
+    np.testing.assert_array_equal(result.predicted, frames)
+    np.testing.assert_array_equal(result.pasted, frames)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_empty_prediction_is_the_plain_fill(variant: dict[str, Any]) -> None:
+    model, clip, noise = oracle(variant)
+    model.factor = 0.0
+    result = reconstruct(model, clip, noise)
+    np.testing.assert_array_equal(result.predicted, result.empty)
+    if not model.config.norm_pix_loss:
+        colour = np.round(255 * np.array(model.config.mean))
+        np.testing.assert_array_equal(result.empty, np.broadcast_to(colour, result.empty.shape))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hidden_pixels_are_those_of_the_mask(variant: dict[str, Any]) -> None:
+    model, clip, noise = oracle(variant)
+    model.factor = 0.0
+    result = reconstruct(model, clip, noise)
+    mask = model(clip, noise).mask.view(2, 4, 4, 4).bool().numpy()
+    per_token = result.hidden.shape[1] // 4
+    expected = mask.repeat(per_token, 1).repeat(4, 2).repeat(4, 3)
+    np.testing.assert_array_equal(result.hidden, expected)
+    assert (result.masked[expected] == GREY).all()
+    for shown in (result.masked, result.pasted):
+        np.testing.assert_array_equal(shown[~expected], result.original[~expected])
+    np.testing.assert_array_equal(result.pasted[expected], result.predicted[expected])

@@ -1,0 +1,136 @@
+"""launch/visualize.py: real shards and a model in, pictures and a page out; what is wrong is told with exit code 2."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from launch import visualize
+from mae3d.config import MAEConfig
+from mae3d.convert import to_mae_st
+from mae3d.mae import MAE
+from mae3d.weights import save_model
+from pipelines.config import DataConfig
+from pipelines.loader import centre_clips
+from preprocess.index import open_dataset
+from tests.media import make_dataset
+
+CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1, decoder_depth=1, mask_ratio=0.5)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("dataset"), samples=6, frames=8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """A run's folder as the trainer leaves it, with weights as they were drawn."""
+    folder = tmp_path_factory.mktemp("some <run>")
+    step = folder / "checkpoints" / "step-00000007"
+    step.mkdir(parents=True)
+    save_model(MAE(CONFIG), step / "model.safetensors")
+    (folder / "checkpoints" / "latest").write_text("step-00000007")
+    data = asdict(DataConfig(shards=str(shards), sampling_rate=1, aspect=(0.75, 1.25)))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": json.loads(json.dumps(data))}))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 7, "loss": 1.0}\n')
+    return folder
+
+
+def look(run: Path, shards: Path, out: Path, *more: str) -> str:
+    """Run the command; the page's text."""
+    assert visualize.main(["--run", str(run), "--data.shards", str(shards), "--out", str(out), *more]) == 0
+    return (out / "index.html").read_text(encoding="utf-8")
+
+
+def images(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "images").iterdir())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        visualize.main(argv)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_run_gives_pictures_a_page_and_the_loss_curve(run: Path, shards: Path, tmp_path: Path) -> None:
+    page = look(run, shards, tmp_path, "--samples", "5", "--device", "cpu")
+    sources = re.findall(r'<img src="([^"]+)"', page)
+    assert len(sources) == 10
+    assert sorted(Path(source).name for source in sources) == images(tmp_path)
+    for source in sources:
+        with Image.open(tmp_path / source) as image:
+            image.load()
+    assert "<polyline" in page
+    assert "step-00000007" in page
+    assert "every 1 frames" in page  # the run's own sampling
+    assert "some &lt;run&gt;" in page
+    assert str(shards) not in page
+
+
+def test_keys_give_these_samples_in_this_order_with_their_own_frames(run: Path, shards: Path, tmp_path: Path) -> None:
+    dataset, rows = open_dataset(shards), np.array([4, 1])
+    keys = [dataset.key(row) for row in rows.tolist()]
+    page = look(run, shards, tmp_path, "--keys", *keys, "--mask-ratio", "0.75")
+    assert images(tmp_path) == sorted(f"{key}.{kind}" for key in keys for kind in ("gif", "png"))
+    assert page.index(f"key {keys[0]}") < page.index(f"key {keys[1]}")
+    assert "6 of 8 tokens (mask ratio 0.75)" in page
+    config = DataConfig(shards=str(shards), sampling_rate=1)
+    clips = next(centre_clips(dataset, config, rows=rows, num_frames=4, size=32)).clips[:, 0].numpy()
+    for key, clip in zip(keys, clips, strict=True):
+        with Image.open(tmp_path / "images" / f"{key}.png") as opened:
+            strip = np.asarray(opened)
+        first = strip[23 : 23 + 128 : 4, :128:4]  # under the caption, enlarged four times
+        np.testing.assert_array_equal(first, clip[0])
+
+
+def test_the_same_seed_gives_the_same_pictures(run: Path, shards: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        look(run, shards, tmp_path / name, "--samples", "2", "--seed", seed)
+    a, b, c = ({i.name: i.read_bytes() for i in (tmp_path / n / "images").iterdir()} for n in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_an_imported_checkpoint(shards: Path, tmp_path: Path, norm_pix_loss: bool) -> None:
+    config = MAEConfig(**(asdict(CONFIG) | {"norm_pix_loss": norm_pix_loss, "depth": 12}))
+    args = {"norm_pix_loss": norm_pix_loss, "decoder_num_heads": 3, "mask_ratio": 0.5}
+    torch.save({"model": to_mae_st(MAE(config).state_dict(), config), "args": args}, tmp_path / "foreign.pth")
+    page = look(tmp_path / "foreign.pth", shards, tmp_path / "out", "--samples", "1")
+    assert ("taken from the original patch" in page) == norm_pix_loss
+    assert "<polyline" not in page
+    assert "every 4 frames at 30" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"--run": "nowhere"}, "nowhere: no such file or folder"),
+        ({"--data.shards": "nowhere"}, "nowhere"),
+        ({"--keys": "no_such_key"}, "no_such_key"),
+        ({"--samples": "0"}, "--samples 0"),
+        ({"--mask-ratio": "1.5"}, "mask_ratio=1.5"),
+        ({"--device": "tpu"}, "tpu"),
+        ({"--smaples": "3"}, "did you mean --samples"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], told: str
+) -> None:
+    options = {"--run": str(run), "--data.shards": str(shards), "--out": str(tmp_path)} | change
+    assert told in refused(capsys, *(word for option in options.items() for word in option))
+
+
+def test_keys_may_stand_anywhere() -> None:
+    assert visualize._join_keys(["--keys", "a", "0001", "--out", "x"]) == ['--keys=["a", "0001"]', "--out", "x"]
+    assert visualize._join_keys(["--out", "x", "--keys", "b"]) == ["--out", "x", '--keys=["b"]']
+    assert visualize._join_keys(["--out", "x"]) == ["--out", "x"]
