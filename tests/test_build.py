@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -263,3 +265,32 @@ def test_nothing_of_the_machine_is_in_the_dataset(frames: Path, tmp_path: Path) 
         assert str(tmp_path).encode() not in path.read_bytes()
     meta = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert meta["settings"]["sources"][0]["name"] == "ledger.csv"
+
+
+def test_real_frame_folders_and_videos(media: Path, tmp_path: Path) -> None:
+    """Footage of many kinds: every file is stored, with as many frames as an independent decoder counts."""
+    frames, videos = tmp_path / "frames", tmp_path / "videos"
+    assert main(["build", "--frames", str(media / "frames"), "--out", str(frames)]) == 0
+    rows = [line.split() for line in (media / "frames" / "ledger.csv").read_text().splitlines()]
+    dataset = open_dataset(frames)
+    assert [dataset.name(i) for i in range(len(dataset))] == [row[0] for row in rows]
+    assert dataset.num_frames.tolist() == [int(row[2]) - int(row[1]) + 1 for row in rows]
+    assert [dataset.labels_of(i) for i in range(len(dataset))] == [[int(row[3])] for row in rows]
+    assert main(["build", "--videos", str(media / "videos"), "--out", str(videos), "--short-side", "64"]) == 0
+    dataset = open_dataset(videos)
+    listed = pq.read_table(videos / "rejected.parquet").to_pylist()
+    assert [(row["name"], row["reason"]) for row in listed] == [("odd/corrupted.mp4", "damaged")]
+    for i in range(len(dataset)):
+        counted = count_frames(media / "videos" / dataset.name(i))
+        assert dataset.num_frames[i] == counted, dataset.name(i)
+
+
+def count_frames(path: Path) -> int:
+    """Whole frames that PyAV decodes, asked in the plainest way."""
+    count = 0
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1  # several flag damaged frames differently
+        for packet in container.demux(video=0):
+            with contextlib.suppress(av.error.InvalidDataError):
+                count += sum(not frame.is_corrupt for frame in packet.decode())
+    return count
