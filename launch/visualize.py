@@ -236,7 +236,7 @@ def _scores(result: "Reconstruction", config: "MAEConfig") -> dict[str, float]:
     if config.norm_pix_loss:
         fills["each patch's own mean"] = result.empty
     fills["mean colour of the clip's visible patches"] = result.original[~hidden].mean(axis=0)
-    fills["mean colour of the training data"] = 255 * np.broadcast_to(np.asarray(config.mean), 3)
+    fills["the constant that pixels are normalised with"] = 255 * np.broadcast_to(np.asarray(config.mean), 3)
     return {name: psnr(fill, result.original, hidden) for name, fill in fills.items()}
 
 

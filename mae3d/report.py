@@ -127,14 +127,17 @@ def read_losses(metrics: Path) -> list[tuple[int, float]]:
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 640, height: int = 300) -> str:
-    """An inline SVG: every point as a thin line, their running mean as a thick one.
+    """An inline SVG: the points as a thin line, their running mean as a thick one.
+
+    A long run's points are averaged in groups, so that the page stays small.
 
     Args:
         losses: (step, loss), at least one.
         width: Of the drawing's own units; the page scales it.
         height: Likewise.
     """
-    left, right, top, bottom = 52, 12, 10, 34
+    left, right, top, bottom = 52, 14, 10, 44
+    losses = _grouped(losses, most=600)
     last = max(step for step, _ in losses) or 1
     ticks = _ticks(min(loss for _, loss in losses), max(loss for _, loss in losses))
     low, high = ticks[0], ticks[-1]
@@ -155,11 +158,18 @@ def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 640, height:
         parts.append(_text(left - 8, y(tick) + 4, f"{tick:.4g}", "end"))
     for tick in _ticks(0, last):
         if tick <= last:
-            parts.append(_text(x(tick), height - bottom + 18, f"{tick:g}", "middle"))
-    parts.append(_text((left + width - right) / 2, height - 2, "step", "middle"))
+            parts.append(_text(x(tick), height - bottom + 17, f"{tick:g}", "middle"))
+    parts.append(_text((left + width - right) / 2, height - 6, "step", "middle"))
     parts.append(line(losses, 'stroke="#a9c7f7" stroke-width="1.2"'))
     parts.append(line(_running_mean(losses), 'stroke="#1f6feb" stroke-width="2.4"'))
     return "".join([*parts, "</svg>"])
+
+
+def _grouped(losses: Sequence[tuple[int, float]], *, most: int) -> list[tuple[int, float]]:
+    """At most so many points: the last step and the mean loss of each group of neighbours."""
+    size = math.ceil(len(losses) / most)
+    groups = [losses[i : i + size] for i in range(0, len(losses), size)]
+    return [(group[-1][0], math.fsum(loss for _, loss in group) / len(group)) for group in groups]
 
 
 def _running_mean(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -77,6 +77,14 @@ def test_a_curve_is_well_formed_and_stays_inside(losses: list[tuple[int, float]]
         assert all(0 <= x <= 640 and 0 <= y <= 300 for x, y in points)
 
 
+def test_a_long_run_makes_a_small_curve_to_its_last_step() -> None:
+    root = ElementTree.fromstring(loss_curve([(i, 1.0 + i % 7) for i in range(100_000)]))
+    for line in root.findall("polyline"):
+        points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+        assert 500 < len(points) <= 600
+        assert points[-1][0] == 626  # the right edge of the plot
+
+
 def test_a_falling_loss_falls_on_the_page() -> None:
     root = ElementTree.fromstring(loss_curve([(i, 10.0 - i) for i in range(10)]))
     heights = [float(point.split(",")[1]) for point in root.findall("polyline")[0].attrib["points"].split()]
