@@ -322,7 +322,7 @@ def _table(shown: Sequence[Shown]) -> "Table":
         wins = sum(a > b for a, b in zip(ours, theirs, strict=True))
         beaten = "" if name == "reconstruction" else f"{wins} of {len(shown)}"
         rows.append((name, f"{sum(theirs) / len(theirs):.2f} dB", beaten))
-    columns = ("filled in with", "PSNR, mean", "reconstruction is closer in")
+    columns = ("filled in with", "PSNR, mean", "reconstruction closer")
     return Table("How close, on hidden patches", columns, rows)
 
 

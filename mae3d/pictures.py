@@ -8,7 +8,7 @@ numpy and Pillow only.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,52 +18,39 @@ from PIL import Image, ImageDraw, ImageFont
 Frames = NDArray[np.uint8]  # (F, H, W, 3)
 
 INK, PAPER = (38, 42, 48), (255, 255, 255)
-GAP = 4
-CAPTION = 15  # height of the captions' letters, pixels
+GAP = 4  # between frames, pixels
+PAGE = 1040  # small frames are enlarged as far as a sheet this wide allows, pixels
+LARGEST = 256  # and no frame beyond this side
+CAPTION = 15  # height of the captions' letters on such a sheet; more on a wider one
 
 
-def filmstrip(rows: Mapping[str, Frames], *, columns: int = 8, min_side: int = 112) -> Image.Image:
+def filmstrip(rows: Mapping[str, Frames], *, columns: int = 8) -> Image.Image:
     """One row of frames for each entry, captioned, on white.
+
+    Small frames are enlarged by a whole factor, so that each pixel stays a square.
 
     Args:
         rows: Caption -> frames; all of one shape.
         columns: At most so many frames a row, spread evenly over the clip.
-        min_side: Smaller frames are enlarged by a whole factor, so that each pixel stays a square.
     """
-    count, height, width = next(iter(rows.values())).shape[:3]
+    count = len(next(iter(rows.values())))
     shown = np.linspace(0, count - 1, min(columns, count)).round().astype(int)
-    scale = max(1, math.ceil(min_side / min(height, width)))
-    height, width = height * scale, width * scale
-    band = CAPTION + 2 * GAP
-    sheet = Image.new("RGB", (len(shown) * (width + GAP) - GAP, len(rows) * (band + height + GAP) - GAP), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CAPTION)
-    for row, (caption, frames) in enumerate(rows.items()):
-        top = row * (band + height + GAP)
-        draw.text((0, top + band / 2), caption, fill=INK, font=font, anchor="lm")
-        for column, index in enumerate(shown):
-            sheet.paste(_enlarged(frames[index], scale), (column * (width + GAP), top + band))
-    return sheet
+    return _sheet([(caption, frames[shown]) for caption, frames in rows.items()], wide=len(shown))
 
 
-def save_animation(rows: Mapping[str, Frames], path: str | Path, *, frame_ms: int = 160, min_side: int = 160) -> None:
+def save_animation(rows: Mapping[str, Frames], path: str | Path, *, frame_ms: int = 160) -> None:
     """The entries side by side, captioned, as an endless GIF.
 
     Args:
         rows: Caption -> frames; all of one shape.
         path: The GIF's path.
         frame_ms: How long a frame stays, milliseconds.
-        min_side: As for `filmstrip`.
     """
-    count, height, width = next(iter(rows.values())).shape[:3]
-    scale = max(1, math.ceil(min_side / min(height, width)))
+    count = len(next(iter(rows.values())))
     sheets = []
-    for index in range(count):
-        one = {caption: frames[index : index + 1] for caption, frames in rows.items()}
-        panels = [filmstrip({caption: frame}, min_side=min(height, width) * scale) for caption, frame in one.items()]
-        sheet = Image.new("RGB", (len(panels) * (width * scale + GAP) - GAP, panels[0].height), PAPER)
-        for column, panel in enumerate(panels):
-            sheet.paste(panel, (column * (width * scale + GAP), 0))
-        sheets.append(sheet)
+    for i in range(count):
+        panels = [_sheet([(caption, frames[i : i + 1])], wide=len(rows)) for caption, frames in rows.items()]
+        sheets.append(_side_by_side(panels))
     # One palette for all frames: a palette for each makes still regions flicker.
     tall = Image.fromarray(np.concatenate([np.asarray(sheet) for sheet in sheets]))
     palette = tall.quantize(256, method=Image.Quantize.MEDIANCUT)
@@ -89,6 +76,27 @@ def psnr(image: NDArray[np.generic], truth: Frames, where: NDArray[np.bool_]) ->
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def _enlarged(frame: NDArray[np.uint8], scale: int) -> Image.Image:
-    image = Image.fromarray(frame)
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+def _sheet(rows: Sequence[tuple[str, Frames]], *, wide: int) -> Image.Image:
+    """Captioned rows of frames, sized for a page that is `wide` frames wide."""
+    count, height, width = rows[0][1].shape[:3]
+    scale = max(1, min(PAGE // (wide * (width + GAP)), LARGEST // width))
+    height, width = height * scale, width * scale
+    letters = max(CAPTION, CAPTION * wide * width // PAGE)
+    band = letters + 2 * GAP
+    sheet = Image.new("RGB", (count * (width + GAP) - GAP, len(rows) * (band + height + GAP) - GAP), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=letters)
+    for row, (caption, frames) in enumerate(rows):
+        top = row * (band + height + GAP)
+        draw.text((0, top + band / 2), caption, fill=INK, font=font, anchor="lm")
+        for column, frame in enumerate(frames):
+            enlarged = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (column * (width + GAP), top + band))
+    return sheet
+
+
+def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    step = panels[0].width + GAP
+    sheet = Image.new("RGB", (len(panels) * step - GAP, panels[0].height), PAPER)
+    for i, panel in enumerate(panels):
+        sheet.paste(panel, (i * step, 0))
+    return sheet

@@ -9,8 +9,10 @@ from PIL import Image
 
 from mae3d.pictures import Frames, filmstrip, psnr, save_animation
 
+SIDE = 300  # four do not fit on a page twice as large: no enlargement
 
-def plain(colour: tuple[int, int, int], *, count: int = 4, side: int = 16) -> Frames:
+
+def plain(colour: tuple[int, int, int], *, count: int = 4, side: int = SIDE) -> Frames:
     return np.broadcast_to(np.array(colour, dtype=np.uint8), (count, side, side, 3)).copy()
 
 
@@ -20,10 +22,10 @@ ROWS = {"red": plain((200, 0, 0)), "blue": plain((0, 0, 200))}
 def test_a_strip_shows_every_frame_of_every_row() -> None:
     red = plain((200, 0, 0))
     red[2] = (0, 150, 0)
-    sheet = np.asarray(filmstrip({"red": red, "blue": ROWS["blue"]}, min_side=16))
-    assert (sheet == (200, 0, 0)).all(-1).sum() == 3 * 16 * 16
-    assert (sheet == (0, 150, 0)).all(-1).sum() == 16 * 16
-    assert (sheet == (0, 0, 200)).all(-1).sum() == 4 * 16 * 16
+    sheet = np.asarray(filmstrip({"red": red, "blue": ROWS["blue"]}))
+    assert (sheet == (200, 0, 0)).all(-1).sum() == 3 * SIDE**2
+    assert (sheet == (0, 150, 0)).all(-1).sum() == SIDE**2
+    assert (sheet == (0, 0, 200)).all(-1).sum() == 4 * SIDE**2
     top, bottom = (np.argwhere((sheet == colour).all(-1))[:, 0] for colour in ((200, 0, 0), (0, 0, 200)))
     assert top.max() < bottom.min()
 
@@ -36,18 +38,18 @@ def test_captions_are_drawn() -> None:
 
 
 def test_small_frames_are_enlarged_by_a_whole_factor_and_columns_are_spread() -> None:
-    frames = np.stack([np.full((10, 10, 3), 10 * i, dtype=np.uint8) for i in range(16)])
-    sheet = np.asarray(filmstrip({"": frames}, columns=4, min_side=25))
+    frames = np.stack([np.full((60, 60, 3), 10 * i, dtype=np.uint8) for i in range(16)])
+    sheet = np.asarray(filmstrip({"": frames}, columns=4))
     for i in (0, 5, 10, 15):
-        assert (sheet == 10 * i).all(-1).sum() == 30 * 30
+        assert (sheet == 10 * i).all(-1).sum() == 240 * 240
     assert not (sheet == 30).all(-1).any()
 
 
 def test_an_animation_has_all_frames_runs_forever_and_keeps_still_pixels_still(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    moving = generator.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    still = np.broadcast_to(generator.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8), moving.shape)
-    save_animation({"moving": moving, "still": still}, tmp_path / "a.gif", frame_ms=120, min_side=16)
+    moving = generator.integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
+    still = np.broadcast_to(generator.integers(0, 256, (1, SIDE, SIDE, 3), dtype=np.uint8), moving.shape)
+    save_animation({"moving": moving, "still": still}, tmp_path / "a.gif", frame_ms=120)
     with Image.open(tmp_path / "a.gif") as opened:
         assert opened.n_frames == 5
         assert opened.info["loop"] == 0
@@ -56,9 +58,9 @@ def test_an_animation_has_all_frames_runs_forever_and_keeps_still_pixels_still(t
         for i in range(5):
             opened.seek(i)
             frames.append(np.asarray(opened.convert("RGB")).astype(int))
-    right = [frame[-16:, -16:] for frame in frames]
+    right = [frame[-SIDE:, -SIDE:] for frame in frames]
     assert max(np.abs(frame - right[0]).mean() for frame in right) < 8
-    assert np.abs(frames[1][-16:, :16] - frames[0][-16:, :16]).mean() > 30
+    assert np.abs(frames[1][-SIDE:, :SIDE] - frames[0][-SIDE:, :SIDE]).mean() > 30
 
 
 def test_psnr_of_known_errors() -> None:

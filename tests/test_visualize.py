@@ -88,7 +88,7 @@ def test_keys_give_these_samples_in_this_order_with_their_own_frames(run: Path, 
     for key, clip in zip(keys, clips, strict=True):
         with Image.open(tmp_path / "images" / f"{key}.png") as opened:
             strip = np.asarray(opened)
-        first = strip[23 : 23 + 128 : 4, :128:4]  # under the caption, enlarged four times
+        first = strip[23 : 23 + 8 * 32 : 8, : 8 * 32 : 8]  # under the caption, enlarged eight times
         np.testing.assert_array_equal(first, clip[0])
 
 
