@@ -8,6 +8,7 @@ is read again, finished shards are kept. Any number of workers writes the same b
 
 import dataclasses
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,21 +19,30 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from preprocess.index import META_NAME, PLAN_NAME, REJECTED_NAME, TEMPORARY_PREFIX, DatasetError, read_shard_table
+from preprocess.index import (
+    META_NAME,
+    PLAN_NAME,
+    REJECTED_NAME,
+    TEMPORARY_PREFIX,
+    Dataset,
+    DatasetError,
+    open_dataset,
+    read_shard_table,
+)
 from preprocess.ledger import Problem
 from preprocess.merge import settings_hash, write_dataset
 from preprocess.plan import Plan, Settings, describe, make_plan, read_plan, write_plan
 from preprocess.shards import ShardResult, build_shard, finished, shard_name
-from preprocess.sources import Source, long_sample_advice
+from preprocess.sources import Source, long_samples
 
 log = logging.getLogger(__name__)
 
 _OURS = ("shard-*.tar", "shard-*.idx", "shard-*.parquet", "index-*.parquet", "rows-*.arrow", "frames-*.arrow")
 _LISTED = 20  # problems shown by name; all of them are in rejected.parquet
 _LINE_EVERY_S = 30.0
-_SHARDS_PER_PROCESS = 50  # then a fresh one: decoders leak
 
 
 class TooManyBad(ValueError):
@@ -78,8 +88,8 @@ def build(source: Source, *, settings: Settings, options: Options, out: Path) ->
         plan = read_plan(out / PLAN_NAME)
         _same_settings(plan.settings, asked, out)
     else:
-        requests, problems = source.find()
-        plan = make_plan(requests, problems, source=source.list_name, settings=settings, asked=asked)
+        found = source.find()
+        plan = make_plan(found, source=source.list_name, settings=settings, asked=asked)
         _check_bad(list(plan.problems), len(plan) + len(plan.problems), plan, options)
         write_plan(plan, out / PLAN_NAME)
     log.info("%d samples in %d shards", len(plan), plan.num_shards)
@@ -87,39 +97,26 @@ def build(source: Source, *, settings: Settings, options: Options, out: Path) ->
     tables = [out / f"{shard_name(number)}.parquet" for number in range(plan.num_shards)]
     rejected = [_rejected_row(problem, plan.source) for problem in plan.problems]
     meta = write_dataset(out, tables=tables, settings=asked, label_names=plan.label_names, rejected=rejected)
-    return meta, summary(meta, tables)
+    return meta, [*summary(open_dataset(out)), *plan.notes]
 
 
-def summary(meta: dict[str, Any], tables: list[Path]) -> list[str]:
-    """The dataset in a few lines for people."""
-    totals = meta["totals"]
+def summary(dataset: Dataset) -> list[str]:
+    """A dataset in a few lines for people, with a warning if samples are too long to be stored and sampled well."""
+    totals = dataset.meta["totals"]
     hours = f"{totals['seconds'] / 3600:.2f} hours" if totals["seconds"] else "no time base"
-    size = f"{totals['bytes'] / 1e6:.1f} MB in {len(meta['shards'])} shards"
+    size = f"{totals['bytes'] / 1e6:.1f} MB in {len(dataset.shards)} shards"
     lines = [f"{totals['samples']} samples, {totals['frames']} frames, {hours}, {size}"]
     rejected = totals["rejected"]
     lines.append(f"rejected: {sum(rejected.values())}{_counts(rejected)} (each with its reason in {REJECTED_NAME})")
     if totals["incomplete"]:
         counts = totals["incomplete"]
         lines.append(f"kept in part: {sum(counts.values())}{_counts(counts)} (see {REJECTED_NAME})")
-    lines += _long_samples(tables)
-    return lines
+    seconds = np.nan_to_num(dataset.num_frames / dataset.fps)
+    return lines + long_samples(seconds, dataset.num_frames)
 
 
 def _counts(counts: dict[str, int]) -> str:
     return ": " + ", ".join(f"{count} {reason}" for reason, count in counts.items()) if counts else ""
-
-
-def _long_samples(tables: list[Path]) -> list[str]:
-    """A warning with the cut to use, if samples are too long to be sampled and stored well."""
-    advice, count = "", 0
-    for path in tables:
-        table, _ = read_shard_table(path)
-        for frames, fps in zip(table["num_frames"].to_numpy(), table["fps"].to_numpy(), strict=True):
-            if said := long_sample_advice(frames / fps if fps > 0 else 0.0, frames):
-                advice, count = advice or said, count + 1
-    if not count:
-        return []
-    return [f"warning: {count} samples are longer than 60 s or 1,800 frames; cut them with {advice}"]
 
 
 def _prepare(out: Path, *, overwrite: bool) -> None:
@@ -184,7 +181,9 @@ def _results(
             yield build_shard(number, plan.shard(number), roots=roots, settings=settings, out=out)
         return
     workers = min(options.workers, len(todo))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=_SHARDS_PER_PROCESS)
+    # On Ctrl-C the workers die at once and silently; what they leave is swept by the next run.
+    on_interrupt = (signal.SIGINT, signal.SIG_DFL)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal, initargs=on_interrupt)
     try:
         waiting = iter(todo)
         running = set()

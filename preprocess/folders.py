@@ -38,9 +38,10 @@ class FrameFolder:
 
     def first_missing(self, first: int, stop: int) -> int | None:
         """The first number in [first, stop) without a file, or None if all are there."""
-        wanted = np.arange(first, stop)
-        missing = wanted[~np.isin(wanted, self.numbers)]
-        return int(missing[0]) if missing.size else None
+        low, high = np.searchsorted(self.numbers, [first, stop])
+        if high - low == stop - first:
+            return None
+        return int(np.setdiff1d(np.arange(first, stop), self.numbers[low:high])[0])
 
 
 def frame_name(prefix: str, digits: int, suffix: str, number: int) -> str:

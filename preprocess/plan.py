@@ -4,7 +4,7 @@ In: a ledger over frame folders, or video files and lists of them. Out: `Plan`, 
 plan.parquet; everything after it is a function of the plan and the settings, so that any worker, today or
 after a crash, writes the same bytes.
 
-    plan = plan_frames(Path("dataset"), Path("dataset/ledger.csv"), settings=Settings())
+    plan = make_plan(source.find(), source=source.list_name, settings=settings, asked={...})
     write_plan(plan, out / "plan.parquet")
     plan = read_plan(out / "plan.parquet")
     plan.shard(0)                                   # list[PlannedSample]
@@ -17,7 +17,7 @@ problems.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,6 +125,15 @@ class Request:
     suffix: str = ""
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a look at the input gave; `notes` are lines for the summary."""
+
+    requests: list[Request]
+    problems: list[Problem]
+    notes: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """All samples of a dataset, and what could not become one."""
@@ -134,6 +143,7 @@ class Plan:
     source: str  # file name of the ledger or list, for rejected.parquet; "" if there are several
     label_names: tuple[str, ...]
     settings: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,19 +158,11 @@ class Plan:
         return [PlannedSample(**row) for row in rows.to_pylist()]
 
 
-def make_plan(
-    requests: Sequence[Request],
-    problems: Iterable[Problem],
-    *,
-    source: str,
-    settings: Settings,
-    asked: dict[str, Any],
-) -> Plan:
+def make_plan(found: Found, *, source: str, settings: Settings, asked: dict[str, Any]) -> Plan:
     """Numbers the samples, gives words among the labels their ids, and deals the samples out to shards.
 
     Args:
-        requests: in the order that the dataset is to have.
-        problems: what could not be requested.
+        found: the requests, in the order that the dataset is to have, and what could not be requested.
         source: the name of the ledger or list.
         settings: of which the shard size and the split count here.
         asked: what makes two builds the same, for `settings` in dataset.json.
@@ -168,8 +170,9 @@ def make_plan(
     Raises:
         DatasetError: no sample is left.
     """
+    requests = found.requests
     if not requests:
-        listed = "\n".join(describe(problem, source) for problem in list(problems)[:20])
+        listed = "\n".join(describe(problem, source) for problem in found.problems[:20])
         raise DatasetError(f"{source or 'the input'}: no usable sample\n{listed}".rstrip())
     names, ids = _label_ids(requests)
     size = settings.shard_size or min(1000, max(_SMALLEST_SHARD, math.ceil(len(requests) / _SHARDS_OF_A_SMALL_SET)))
@@ -179,7 +182,7 @@ def make_plan(
         fields |= {"number": number, "shard": number // size, "split": settings.split}
         rows.append(fields | {"labels": [ids(label) for label in request.labels]})
     table = pa.Table.from_pylist(rows, PLAN_SCHEMA)
-    return Plan(table, tuple(problems), source, names, asked)
+    return Plan(table, tuple(found.problems), source, names, asked, tuple(found.notes))
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -189,6 +192,7 @@ def write_plan(plan: Plan, path: Path) -> None:
         "source": plan.source,
         "label_names": json.dumps(plan.label_names),
         "settings": json.dumps(plan.settings),
+        "notes": json.dumps(plan.notes),
     }
     with replace_file(path) as aside:
         pq.write_table(plan.rows.replace_schema_metadata(metadata), aside)
@@ -201,7 +205,8 @@ def read_plan(path: Path) -> Plan:
         metadata = {key.decode(): value.decode() for key, value in rows.schema.metadata.items()}
         problems = tuple(Problem(**problem) for problem in json.loads(metadata["problems"]))
         names, settings = tuple(json.loads(metadata["label_names"])), json.loads(metadata["settings"])
-        return Plan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings)
+        notes = tuple(json.loads(metadata["notes"]))
+        return Plan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings, notes)
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path}: not a plan ({error}); use another --out, or --overwrite") from error
 

@@ -2,9 +2,9 @@
 
     source = frame_folders(root, root / "ledger.csv", settings=settings)
     source = video_files([Path("clips"), Path("more.csv")], settings=settings)
-    requests, problems = source.find()
+    found = source.find()      # Found(requests, problems, notes)
 
-What is decided on the way (dialect, layout, counting base), and what is on one side only, is logged.
+What is decided on the way (dialect, layout, counting base) is logged; what is on one side only is noted as well.
 """
 
 import logging
@@ -13,7 +13,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from preprocess.folders import FrameFolder, index_shift, scan_folder, unlisted_folders
 from preprocess.index import sha256_of
@@ -28,7 +31,7 @@ from preprocess.ledger import (
     sniff_delimiter,
     split_line,
 )
-from preprocess.plan import Request, Settings, even_pieces
+from preprocess.plan import Found, Request, Settings, even_pieces
 from preprocess.videos import VIDEO_SUFFIXES, MediaError, VideoFacts, open_video
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ class Source:
     roots: tuple[Path, ...]  # where the paths of requests start, by their `root`
     list_name: str  # name of the ledger or list, for messages; "" if there is no single one
     identity: list[dict[str, str]]  # what was given, without where it lay: equal for equal input
-    find: Callable[[], tuple[list[Request], list[Problem]]]
+    find: Callable[[], Found]
 
 
 def frame_folders(
@@ -83,16 +86,22 @@ def video_files(given: Sequence[Path], *, settings: Settings) -> Source:
     return Source(roots, list_name, identity, lambda: _request_videos(given, roots, settings))
 
 
-def long_sample_advice(length_s: float, num_frames: float) -> str | None:
-    """The cut to recommend for a sample of this length, or None if it is short enough."""
-    if length_s > LONG_SECONDS:
-        return "--segment-seconds 10"
-    if num_frames > LONG_FRAMES:
-        return "--segment-frames 300"
-    return None
+def long_samples(seconds: np.ndarray, num_frames: np.ndarray) -> list[str]:
+    """A warning with the cut to use, if some samples are longer than is good for sampling and shards; else nothing.
+
+    Args:
+        seconds: float (N,), the length of each sample, 0 = unknown.
+        num_frames: (N,), how many frames each has.
+    """
+    too_long = (seconds > LONG_SECONDS) | (num_frames > LONG_FRAMES)
+    if not too_long.any():
+        return []
+    cut = "--segment-seconds 10" if (seconds > LONG_SECONDS).any() else "--segment-frames 300"
+    limits = f"{LONG_SECONDS:.0f} s or {LONG_FRAMES:,} frames"
+    return [f"warning: {int(too_long.sum())} samples are longer than {limits}; cut them with {cut}"]
 
 
-def _request_rows(root: Path, ledger: Ledger, file: str, settings: Settings) -> tuple[list[Request], list[Problem]]:
+def _request_rows(root: Path, ledger: Ledger, file: str, settings: Settings) -> Found:
     log.info("%s", ledger.dialect)
     names = sorted({row.name for row in ledger.rows})
     below = _layout(root, names)
@@ -120,16 +129,21 @@ def _request_rows(root: Path, ledger: Ledger, file: str, settings: Settings) -> 
             log.info("%d folders: frame numbers of the ledger %+d = numbers of the files", count, shift)
     absent = [name for name, found in folders.items() if isinstance(found, Problem)]
     unlisted = sorted(unlisted_folders(root / below, set(names)))
-    log.info("%d folders of the ledger cannot be used%s", len(absent), _some(absent))
-    log.info("%d frame folders on disk are not in the ledger%s", len(unlisted), _some(unlisted))
-    return requests, sorted(problems, key=lambda problem: problem.line)
+    notes = [
+        f"{len(absent)} folders of the ledger are not on disk or hold no frames{_some(absent)}",
+        f"{len(unlisted)} frame folders on disk are not in the ledger{_some(unlisted)}",
+    ]
+    thinning = _thinning(settings)
+    num_frames = np.array([one.stop - one.first for one in requests], float)
+    _warn_long(num_frames / settings.source_fps if settings.source_fps else 0 * num_frames, num_frames / thinning)
+    return Found(requests, sorted(problems, key=lambda problem: problem.line), notes)
 
 
-def _request_videos(
-    given: Sequence[Path], roots: Sequence[Path], settings: Settings
-) -> tuple[list[Request], list[Problem]]:
+def _request_videos(given: Sequence[Path], roots: Sequence[Path], settings: Settings) -> Found:
     requests: list[Request] = []
     problems: list[Problem] = []
+    seconds: list[float] = []
+    rates: list[float] = []
     for number, path in enumerate(given):
         if path.is_dir():
             wanted, others = _walk(path, number)
@@ -142,10 +156,26 @@ def _request_videos(
             wanted = [Request("video", number, path.name, path.name, (), path.name, -1)]
         for request in wanted:
             try:
-                requests += _video_pieces(request, roots[number], settings)
+                pieces, facts = _video_pieces(request, roots[number], settings)
             except MediaError as error:
                 problems.append(Problem(error.reason, str(error), request.name, request.line))
-    return requests, problems
+                continue
+            requests += pieces
+            seconds += [facts.duration_s / len(pieces)] * len(pieces)
+            rates += [min(facts.fps, settings.fps) if settings.fps else facts.fps] * len(pieces)
+    lengths = np.nan_to_num(np.array(seconds))
+    _warn_long(lengths, lengths * np.nan_to_num(np.array(rates)))
+    return Found(requests, problems, [])
+
+
+def _warn_long(seconds: np.ndarray, num_frames: np.ndarray) -> None:
+    for line in long_samples(seconds, num_frames):
+        log.warning("%s", line)
+
+
+def _thinning(settings: Settings) -> float:
+    """How many frames of a folder there are for one that is stored."""
+    return max(1.0, settings.source_fps / settings.fps) if settings.source_fps and settings.fps else 1.0
 
 
 def _is_list(path: Path) -> bool:
@@ -192,9 +222,7 @@ def _frame_pieces(whole: Request, folder: FrameFolder, settings: Settings) -> It
     first, stop = whole.first, whole.stop
     longest = float(stop - first)
     if settings.segment_frames:
-        # Counted in stored frames, of which there are fewer if --fps thins them out.
-        thinning = settings.source_fps / settings.fps if settings.source_fps and settings.fps else 1.0
-        longest = settings.segment_frames * max(1.0, thinning)
+        longest = settings.segment_frames * _thinning(settings)  # counted in stored frames
     elif settings.segment_seconds and settings.source_fps:
         longest = settings.segment_seconds * settings.source_fps
     pieces = even_pieces(stop - first, max(1.0, longest))
@@ -214,21 +242,19 @@ def _frame_pieces(whole: Request, folder: FrameFolder, settings: Settings) -> It
         )
 
 
-def _video_pieces(request: Request, root: Path, settings: Settings) -> Iterator[Request]:
+def _video_pieces(request: Request, root: Path, settings: Settings) -> tuple[list[Request], VideoFacts]:
     with open_video(root / request.path) as video:
         facts = video.facts
         longest = _longest_s(facts, settings)
         if longest is None:
-            yield request
-            return
-        length = facts.duration_s if not math.isnan(facts.duration_s) else video.count_seconds()
-    pieces = even_pieces(length, longest)
+            return [request], facts
+        if math.isnan(facts.duration_s):
+            facts = replace(facts, duration_s=video.count_seconds())
+    pieces = even_pieces(facts.duration_s, longest)
     # Half a frame early: a frame that lies on a cut must not depend on rounding.
     early = 0.5 / facts.fps if facts.fps > 0 else 0.0
-    for piece in range(pieces):
-        start = length * piece / pieces - early if piece else 0.0
-        stop = length * (piece + 1) / pieces - early if piece + 1 < pieces else math.inf
-        yield replace(request, start_s=start, stop_s=stop)
+    cuts = [0.0, *(facts.duration_s * piece / pieces - early for piece in range(1, pieces)), math.inf]
+    return [replace(request, start_s=start, stop_s=stop) for start, stop in pairwise(cuts)], facts
 
 
 def _longest_s(facts: VideoFacts, settings: Settings) -> float | None:

@@ -122,15 +122,9 @@ class Video:
         return float((max(times) - (self.stream.start_time or 0)) * self.stream.time_base)
 
     def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Decodes the frames with start_s <= time < stop_s and the last one before; ascending in time.
-
-        Raises:
-            MediaError: the picture is larger than MAX_PIXELS.
-        """
+        """Decodes the frames with start_s <= time < stop_s and the last one before; ascending in time."""
         previous: tuple[float, av.VideoFrame] | None = None
         for seconds, frame in self._decode_from(start_s):
-            if frame.width * frame.height > MAX_PIXELS:
-                raise MediaError("too_large", f"{frame.width}x{frame.height} pixels")
             if seconds >= start_s and previous is not None:
                 yield previous
                 previous = None
@@ -270,6 +264,10 @@ def _open(path: Path) -> tuple[Any, Any]:
         if stream.codec_context is None:
             container.close()
             raise MediaError("no_decoder", "this FFmpeg has no decoder for the video stream")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            container.close()
+            raise MediaError("too_large", f"{width}x{height} pixels, {MAX_PIXELS} are allowed")
         stream.codec_context.thread_count = 1
         return container, stream
     container.close()

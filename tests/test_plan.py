@@ -5,7 +5,7 @@ import pytest
 
 from preprocess.index import DatasetError
 from preprocess.ledger import Problem
-from preprocess.plan import Plan, Request, Settings, even_pieces, make_plan, read_plan, write_plan
+from preprocess.plan import Found, Plan, Request, Settings, even_pieces, make_plan, read_plan, write_plan
 
 
 def request(name: str, *labels: str) -> Request:
@@ -14,8 +14,7 @@ def request(name: str, *labels: str) -> Request:
 
 def plan_of(*requests: Request, **settings: int | str) -> Plan:
     return make_plan(
-        requests,
-        [Problem("bad_row", "2 columns", "x", 7)],
+        Found(list(requests), [Problem("bad_row", "2 columns", "x", 7)], ["a note"]),
         source="list.csv",
         settings=Settings(**settings),  # type: ignore[arg-type]
         asked={"short_side": 256},
@@ -44,12 +43,8 @@ def test_a_plan_is_the_same_after_it_was_written(tmp_path: Path) -> None:
     write_plan(plan, tmp_path / "plan.parquet")
     again = read_plan(tmp_path / "plan.parquet")
     assert again.shard(0) == plan.shard(0)
-    assert (again.problems, again.source, again.label_names, again.settings) == (
-        plan.problems,
-        plan.source,
-        plan.label_names,
-        plan.settings,
-    )
+    assert (again.problems, again.source, again.notes) == (plan.problems, plan.source, plan.notes)
+    assert (again.label_names, again.settings) == (plan.label_names, plan.settings)
 
 
 def test_numbers_stay_and_words_get_ids() -> None:

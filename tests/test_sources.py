@@ -1,15 +1,21 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from preprocess.ledger import Problem
-from preprocess.plan import Request, Settings
-from preprocess.sources import Source, frame_folders, long_sample_advice, video_files
+from preprocess.plan import Found, Request, Settings
+from preprocess.sources import Source, frame_folders, long_samples, video_files
 from tests.media import make_frame_folder, make_video
 
 
 def find(root: Path, ledger: str, **settings: float) -> tuple[list[Request], list[Problem]]:
+    found = find_all(root, ledger, **settings)
+    return found.requests, found.problems
+
+
+def find_all(root: Path, ledger: str, **settings: float) -> Found:
     (root / "ledger.csv").write_text(ledger)
     return frame_folders(root, root / "ledger.csv", settings=Settings(**settings)).find()  # type: ignore[arg-type]
 
@@ -53,13 +59,13 @@ def test_fault_05_one_shift_for_all_segments_of_a_folder(tmp_path: Path, caplog:
     assert "1 folders: frame numbers of the ledger -1 = numbers of the files" in caplog.text
 
 
-def test_fault_06_both_sides_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_06_both_sides_are_counted(tmp_path: Path) -> None:
     for name in ("v1", "extra1", "extra2"):
         make_frame_folder(tmp_path / "train" / name, 2)
-    caplog.set_level(logging.INFO)
-    find(tmp_path, "v1 1 2\nabsent 1 2\n")
-    assert "1 folders of the ledger cannot be used: absent" in caplog.text
-    assert "2 frame folders on disk are not in the ledger: extra1, extra2" in caplog.text
+    assert find_all(tmp_path, "v1 1 2\nabsent 1 2\n").notes == [
+        "1 folders of the ledger are not on disk or hold no frames: absent",
+        "2 frame folders on disk are not in the ledger: extra1, extra2",
+    ]
 
 
 def test_fault_07_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
@@ -92,7 +98,7 @@ def test_rates_of_frame_folders_must_be_given(tmp_path: Path) -> None:
 
 
 def names(source: Source) -> list[str]:
-    return [request.name for request in source.find()[0]]
+    return [request.name for request in source.find().requests]
 
 
 def test_folders_of_videos_are_walked_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,8 +115,9 @@ def test_folders_of_videos_are_walked_in_order(tmp_path: Path, caplog: pytest.Lo
 def test_every_kind_of_list_row_is_read(tmp_path: Path, row: str, name: str) -> None:
     make_video(tmp_path / name, 3)
     (tmp_path / "list.csv").write_text(row.format(name) + "\n")
-    ((request,), problems) = video_files([tmp_path / "list.csv"], settings=Settings()).find()
-    assert problems == []
+    found = video_files([tmp_path / "list.csv"], settings=Settings()).find()
+    (request,) = found.requests
+    assert found.problems == []
     assert (request.path, request.labels, request.line) == (name, () if row == "{}" else ("3",), 1)
 
 
@@ -119,9 +126,9 @@ def test_lists_may_have_a_header_and_absolute_paths_and_bad_rows(tmp_path: Path)
     (tmp_path / "junk.mp4").write_bytes(b"junk")
     rows = ["path,label", f"{video},cat", "junk.mp4,dog", "absent.mp4,dog", f"{video},cat"]
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
-    requests, problems = video_files([tmp_path / "list.csv"], settings=Settings()).find()
-    assert [request.labels for request in requests] == [("cat",)]
-    assert [(problem.line, problem.reason) for problem in sorted(problems, key=lambda one: one.line)] == [
+    found = video_files([tmp_path / "list.csv"], settings=Settings()).find()
+    assert [request.labels for request in found.requests] == [("cat",)]
+    assert [(problem.line, problem.reason) for problem in sorted(found.problems, key=lambda one: one.line)] == [
         (3, "unreadable"),
         (4, "missing_file"),
         (5, "duplicate_row"),
@@ -132,7 +139,7 @@ def test_several_sources_keep_their_roots(tmp_path: Path) -> None:
     make_video(tmp_path / "one" / "a.mp4", 3)
     single = make_video(tmp_path / "two" / "b.mp4", 3)
     source = video_files([tmp_path / "one", single], settings=Settings())
-    requests, _ = source.find()
+    requests = source.find().requests
     assert [(source.roots[request.root] / request.path).is_file() for request in requests] == [True, True]
     with pytest.raises(ValueError, match="no such file or folder"):
         video_files([tmp_path / "three"], settings=Settings())
@@ -152,16 +159,24 @@ def test_identity_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
 def test_videos_are_cut_into_even_spans_without_gap_or_overlap(tmp_path: Path) -> None:
     video = make_video(tmp_path / "a.mp4", 45, fps=10)
     for settings, pieces in ((Settings(segment_seconds=2), 3), (Settings(segment_frames=12), 4), (Settings(), 1)):
-        requests, _ = video_files([video], settings=settings).find()
+        requests = video_files([video], settings=settings).find().requests
         assert len(requests) == pieces
         assert requests[0].start_s == 0
         assert requests[-1].stop_s == float("inf")
         assert [one.stop_s for one in requests[:-1]] == [one.start_s for one in requests[1:]]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "frames", "advice"),
-    [(59, 1800, None), (61, 10, "--segment-seconds 10"), (0, 1801, "--segment-frames 300")],
-)
-def test_long_samples_get_the_cut_to_use(seconds: float, frames: int, advice: str | None) -> None:
-    assert long_sample_advice(seconds, frames) == advice
+def test_long_samples_get_the_cut_to_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    seconds, frames = np.array([59.0, 61.0, 0.0, 0.0]), np.array([1800, 10, 1801, 1])
+    (line,) = long_samples(seconds, frames)
+    assert "2 samples are longer than 60 s or 1,800 frames; cut them with --segment-seconds 10" in line
+    (line,) = long_samples(0 * seconds, frames)
+    assert line.endswith("1 samples are longer than 60 s or 1,800 frames; cut them with --segment-frames 300")
+    assert long_samples(seconds[:1], frames[:1]) == []
+    # Said before the work starts, from what the headers announce.
+    video = make_video(tmp_path / "a.mp4", 7, times=[10.0 * i for i in range(7)])
+    video_files([video], settings=Settings()).find()
+    assert "--segment-seconds 10" in caplog.text
+    caplog.clear()
+    video_files([video], settings=Settings(segment_seconds=10)).find()
+    assert caplog.text == ""

@@ -160,6 +160,13 @@ def test_fault_12_what_is_no_video_is_refused_with_the_reason(
     assert str(tmp_path) not in str(caught.value)  # machines' paths do not belong in datasets
 
 
+def test_fault_11_a_giant_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(tmp_path / "a.mp4", 2)
+    monkeypatch.setattr("preprocess.videos.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(MediaError, match="64x48 pixels"), open_video(path):
+        pass
+
+
 def test_names_are_files_not_protocols(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4", 3)
     odd = path.rename(tmp_path / "concat:http:näme %03d.mp4")
