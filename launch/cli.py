@@ -1,11 +1,12 @@
 """A dataclass, a YAML recipe and dotted overrides ─► a checked config; what is wrong is told in one line, exit 2.
 
-    config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data.shards out/shards
+config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data.shards out/shards
 """
 
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,9 +52,15 @@ def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str
 
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
-    """Ends the process with `error: message` on standard error, printed by the first process only."""
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
+    """Ends the process with `error: message` on standard error; what all processes find wrong, the first one tells."""
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    if rank == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
+    elif code != EXIT_USAGE:
+        print(f"error on process {rank}: {message}", file=sys.stderr, flush=True)
+    else:
+        # A launcher ends all processes when one ends: the first one must have spoken by then.
+        time.sleep(2)
     raise SystemExit(code)
 
 

@@ -120,6 +120,8 @@ def start_world(asked_device: str, *, timeout_minutes: float = 30) -> World:
     os.environ.setdefault("MASTER_PORT", str(_free_port() if place.size == 1 else 29500))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
     timeout = datetime.timedelta(minutes=timeout_minutes)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     return World(place, device, dist.new_group(backend="gloo", timeout=timeout))

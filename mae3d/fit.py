@@ -59,12 +59,16 @@ class Plan:
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGINT or SIGUSR1 came; the loop asks at each step's end."""
+    """Remembers that SIGTERM, SIGINT or SIGUSR1 came; the loop asks at each step's end.
+
+    After an agreed stop they are ignored for good: a launcher ends the slower processes when the first one has left.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.requested = False
+        self.agreed = False
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
@@ -72,7 +76,7 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.agreed else handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -127,8 +131,8 @@ def fit(
                 _log(engine, loader, meter, console, step=step, lr=lr, plan=plan, run=run, world=world)
             console.stepped(step)
             # Every process must have seen the request before any saves: signals reach them one after the other.
-            stopping = world.any(stop.requested) if world.place.size > 1 else stop.requested
-            if step % plan.checkpoint_every == 0 or last or stopping:
+            stop.agreed = world.any(stop.requested) if world.place.size > 1 else stop.requested
+            if step % plan.checkpoint_every == 0 or last or stop.agreed:
                 _save(
                     engine,
                     loader,
@@ -139,7 +143,7 @@ def fit(
                     world=world,
                     model_config=model_config,
                 )
-            if stopping and not last:
+            if stop.agreed and not last:
                 _end(run, world, STOPPED, f"stopped on request after step {step}")
                 return False
     console.close()

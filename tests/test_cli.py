@@ -96,6 +96,7 @@ def test_a_recipe_that_is_none_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(SystemExit):
         config("--data.shrads=x")
     assert capsys.readouterr().err == ""

@@ -1,0 +1,209 @@
+"""`deepspeed launch/pretrain.py` as users start it: cut, stopped, resumed, moved to fewer processes; and its refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from mae3d.checkpoint import SliceReader
+from mae3d.run import read_metrics
+from mae3d.weights import load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = str(ROOT / "launch" / "pretrain.py")
+STEPS = 14  # the dataset has 3 steps an epoch
+
+# Eight times nothing: what is tested is not the model.
+TINY = """
+model: {preset: mae_vit_tiny_patch16, img_size: 32, num_frames: 4, embed_dim: 24, depth: 1, num_heads: 2,
+        decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2, mask_ratio: 0.75}
+data: {sampling_rate: 1, repeat_aug: 2, windows: own, read_threads: 2, prefetch: 2, decode_threads: 1}
+optim: {lr: 1.0e-2, warmup_steps: 2, clip_grad: 1.0}
+train: {global_batch: 4, steps: 14, precision: fp32}
+run: {checkpoint_every: 4}
+log: {every: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+class Job:
+    """A launched training whose ranks can be found and signalled."""
+
+    def __init__(self, recipe: Path, shards: Path, run: Path, *options: str, processes: int):
+        launcher = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(29600 + os.getpid() % 300)]
+        self.run = run
+        arguments = ["--config", str(recipe), "--data.shards", str(shards), "--run.dir", str(run), "--device", "cpu"]
+        command = [*(launcher if processes > 1 else [sys.executable]), SCRIPT, *arguments, *options]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=run.parent
+        )
+
+    def ranks(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if any(part.startswith("--local_rank=") for part in child.cmdline())]
+
+    def wait_for_step(self, step: int) -> None:
+        wait_until(
+            lambda: any(row["step"] >= step for row in read_metrics(self.run)) or self.process.poll() is not None
+        )
+
+    def end(self) -> tuple[int, str]:
+        output, _ = self.process.communicate(timeout=240)
+        return self.process.returncode, output
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def losses(run: Path) -> list[float]:
+    rows = read_metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return [row["loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def uncut(recipe: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happens to, on two processes."""
+    run = tmp_path_factory.mktemp("uncut") / "run"
+    code, output = Job(recipe, shards, run, processes=2).end()
+    assert code == 0, output
+    return run
+
+
+def test_a_run_learns_and_leaves_what_the_contract_says(uncut: Path) -> None:
+    written = losses(uncut)
+    assert written[-1] < 0.9 * written[0]
+    assert (uncut / "DONE").exists()
+    assert not (uncut / "STOPPED").exists()
+    newest = uncut / "checkpoints" / (uncut / "checkpoints" / "latest").read_text().strip()
+    assert newest.name == f"step-{STEPS:08d}"
+    assert sorted(path.name for path in newest.iterdir()) == [
+        "manifest.json", "model.safetensors", "rank-00000.safetensors", "rank-00001.safetensors", "state.json",
+    ]  # fmt: skip
+    assert json.loads((newest / "state.json").read_text())["loader"]["position"] == STEPS % 3 * 4
+    row = read_metrics(uncut)[0]
+    assert {
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "clips_per_s",
+        "data_wait",
+        "mfu",
+        "skipped_steps",
+        "substituted",
+    } == set(row)
+    assert row["lr"] == 0.0  # upstream's warm-up starts at nothing
+    assert load_model(uncut).config.embed_dim == 24
+
+
+def test_fault_29_a_killed_rank_and_a_restart_write_the_losses_of_an_uncut_run(
+    recipe: Path, shards: Path, uncut: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = Job(recipe, shards, run, processes=2)
+    job.wait_for_step(6)
+    job.ranks()[1].kill()
+    code, output = job.end()
+    assert code not in (0, 75), output
+    assert not (run / "DONE").exists()
+    code, output = Job(recipe, shards, run, processes=2).end()
+    assert code == 0, output
+    assert "resumed from" in output
+    assert losses(run) == losses(uncut)
+    weights = [
+        SliceReader(folder / "checkpoints" / f"step-{STEPS:08d}").whole("encoder.norm.weight", "master")
+        for folder in (run, uncut)
+    ]
+    assert torch.equal(*weights)
+
+
+def test_fault_31_a_stop_is_agreed_saved_and_gone_on_with_by_one_process(
+    recipe: Path, shards: Path, uncut: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = Job(recipe, shards, run, processes=2)
+    job.wait_for_step(5)
+    for rank in job.ranks():
+        rank.send_signal(signal.SIGTERM)
+        time.sleep(0.05)  # the launcher, too, tells them one after the other
+    code, output = job.end()
+    assert code == 75, output
+    assert (run / "STOPPED").read_text().startswith("stopped on request after step")
+    code, output = Job(recipe, shards, run, processes=1).end()
+    assert code == 0, output
+    assert not (run / "STOPPED").exists()
+    assert losses(run) == pytest.approx(losses(uncut), abs=1e-5)
+    again, output = Job(recipe, shards, run, processes=1).end()
+    assert (again, "finished already" in output) == (0, True)
+
+
+def test_bf16_by_default_resumes_within_its_rounding(recipe: Path, shards: Path, tmp_path: Path) -> None:
+    options = ("--train.precision", "bf16")
+    code, output = Job(recipe, shards, tmp_path / "uncut", *options, processes=1).end()
+    assert code == 0, output
+    job = Job(recipe, shards, tmp_path / "cut", *options, processes=1)
+    job.wait_for_step(6)
+    job.process.kill()
+    job.end()
+    code, output = Job(recipe, shards, tmp_path / "cut", *options, processes=1).end()
+    assert code == 0, output
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "uncut"), abs=1e-3)
+
+
+def test_fault_33_other_settings_are_refused_before_anything_is_touched(
+    recipe: Path, shards: Path, uncut: Path
+) -> None:
+    before = (uncut / "metrics.jsonl").read_bytes()
+    code, output = Job(recipe, shards, uncut, "--data.flip", "0", "--train.seed=1", processes=1).end()
+    assert code == 2
+    assert "data.flip: was 0.5, is 0.0; train.seed: was 0, is 1" in output
+    assert (uncut / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--data.shards", "nowhere"], "nowhere"),
+        (["--train.global_batch", "15"], "14 usable samples are fewer than train.global_batch=15"),
+        (["--device", "cuda"], "--device cpu"),
+        (["--data.shards="], "--data.shards is missing"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    recipe: Path, shards: Path, tmp_path: Path, options: list[str], told: str
+) -> None:
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("a GPU is no bad input here")
+    code, output = Job(recipe, shards, tmp_path / "run", *options, processes=1).end()
+    assert code == 2, output
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert told in lines[0]
+    assert "Traceback" not in output
+
+
+def test_under_the_launcher_an_error_is_told_once_with_its_exit_code(recipe: Path, tmp_path: Path) -> None:
+    code, output = Job(recipe, tmp_path / "nowhere", tmp_path / "run", processes=2).end()
+    assert code == 2, output
+    assert output.count("error: ") == 1
+    assert "Traceback" not in output
