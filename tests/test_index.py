@@ -162,9 +162,7 @@ def test_index_arrays_are_mapped_and_read_only(root: Path) -> None:
         (lambda root: next(root.glob("rows-*.arrow")).unlink(), "missing"),
     ],
 )
-def test_a_damaged_dataset_is_refused_with_the_file_and_a_remedy(
-    root: Path, damage: object, message: str
-) -> None:
+def test_a_damaged_dataset_is_refused_with_the_file_and_a_remedy(root: Path, damage: object, message: str) -> None:
     damage(root)  # type: ignore[operator]
     with pytest.raises(DatasetError, match=message) as caught:
         open_dataset(root)
