@@ -130,7 +130,7 @@ def _build(options: argparse.Namespace) -> int:
         max_bad_fraction=options.max_bad_fraction,
         overwrite=options.overwrite,
     )
-    _, lines = build(source, settings=settings, options=run, out=options.out)
+    lines = build(source, settings=settings, options=run, out=options.out)
     print("\n".join([*lines, f"dataset: {options.out}"]))
     return 0
 

@@ -1,6 +1,6 @@
 """The job: sources and settings in, a finished dataset folder and its summary out.
 
-    meta, lines = build(video_files([Path("clips")], settings=s), settings=s, options=Options(workers=2), out=out)
+    lines = build(video_files([Path("clips")], settings=s), settings=s, options=Options(workers=2), out=out)
 
 Plan, shards over processes, merge. A second call with the same arguments finishes what a killed one left: the plan
 is read again, finished shards are kept. Any number of workers writes the same bytes.
@@ -65,7 +65,7 @@ class Options:
             raise ValueError(f"max_bad_fraction = {self.max_bad_fraction} must lie in 0 ... 1")
 
 
-def build(source: Source, *, settings: Settings, options: Options, out: Path) -> tuple[dict[str, Any], list[str]]:
+def build(source: Source, *, settings: Settings, options: Options, out: Path) -> list[str]:
     """Builds or finishes the dataset in `out`.
 
     Args:
@@ -75,7 +75,7 @@ def build(source: Source, *, settings: Settings, options: Options, out: Path) ->
         out: the dataset's folder; made if missing.
 
     Returns:
-        The content of dataset.json, and the lines of a summary.
+        The lines of a summary.
 
     Raises:
         TooManyBad: more unusable input than options allow.
@@ -96,8 +96,8 @@ def build(source: Source, *, settings: Settings, options: Options, out: Path) ->
     _build_shards(plan, source.roots, settings, options, out)
     tables = [out / f"{shard_name(number)}.parquet" for number in range(plan.num_shards)]
     rejected = [_rejected_row(problem, plan.source) for problem in plan.problems]
-    meta = write_dataset(out, tables=tables, settings=asked, label_names=plan.label_names, rejected=rejected)
-    return meta, [*summary(open_dataset(out)), *plan.notes]
+    write_dataset(out, tables=tables, settings=asked, label_names=plan.label_names, rejected=rejected)
+    return [*summary(open_dataset(out)), *plan.notes]
 
 
 def summary(dataset: Dataset) -> list[str]:
@@ -108,9 +108,9 @@ def summary(dataset: Dataset) -> list[str]:
     lines = [f"{totals['samples']} samples, {totals['frames']} frames, {hours}, {size}"]
     rejected = totals["rejected"]
     lines.append(f"rejected: {sum(rejected.values())}{_counts(rejected)} (each with its reason in {REJECTED_NAME})")
-    if totals["incomplete"]:
-        counts = totals["incomplete"]
-        lines.append(f"kept in part: {sum(counts.values())}{_counts(counts)} (see {REJECTED_NAME})")
+    if totals["remarks"]:
+        counts = totals["remarks"]
+        lines.append(f"kept with a remark: {sum(counts.values())}{_counts(counts)} (see {REJECTED_NAME})")
     seconds = np.nan_to_num(dataset.num_frames / dataset.fps)
     return lines + long_samples(seconds, dataset.num_frames)
 
@@ -165,8 +165,8 @@ def _build_shards(plan: Plan, roots: tuple[Path, ...], settings: Settings, optio
             advance(len(table))
         _check_bad(bad, asked, plan, options)
         for result in _results(plan, todo, roots, settings, options, out):
-            for name, reason, message in result.warnings:
-                log.warning("%s: kept in part: %s: %s", name, reason, message)
+            for name, reason, message in result.remarks:
+                log.warning("%s: kept, but %s: %s", name, reason, message)
             bad += [Problem(reason, message, name) for name, reason, message in result.rejected]
             _check_bad(bad, asked, plan, options)
             advance(result.num_samples + len(result.rejected))
@@ -208,7 +208,7 @@ def _results(
 
 def _check_bad(bad: list[Problem], asked: int, plan: Plan, options: Options) -> None:
     allowed = 0 if options.on_error == "fail" else int(options.max_bad_fraction * asked)
-    if len(bad) <= allowed:
+    if len(bad) <= min(allowed, asked - 1):
         return
     lines = [describe(problem, plan.source) for problem in bad[:_LISTED]]
     if len(bad) > _LISTED:
@@ -216,7 +216,7 @@ def _check_bad(bad: list[Problem], asked: int, plan: Plan, options: Options) -> 
     if options.on_error == "fail":
         limit = "--on-error fail allows none"
     else:
-        limit = f"more than --max-bad-fraction {options.max_bad_fraction:g} allows"
+        limit = f"--max-bad-fraction {options.max_bad_fraction:g} allows {min(allowed, asked - 1)}: mend them, or allow more"
     raise TooManyBad("\n".join([*lines, f"{len(bad)} of {asked} rows cannot be used, {limit}"]))
 
 

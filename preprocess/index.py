@@ -92,7 +92,7 @@ ROWS_SCHEMA = pa.schema(
     ]
 )
 FRAMES_SCHEMA = pa.schema(_FRAME_FIELDS)
-# num_frames > 0 here: the sample was kept, but not all of it.
+# num_frames > 0 here: the sample was kept, with a remark (damaged: not all of it; mixed_sizes).
 REJECTED_SCHEMA = pa.schema(
     [pa.field("key", pa.string()), pa.field("name", pa.string()), pa.field("num_frames", pa.int32()), *_WHERE_FIELDS]
 )

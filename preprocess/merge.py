@@ -171,5 +171,5 @@ def _totals(shards: list[Shard], kept: pa.Table, frames: pa.Table, rejects: pa.T
         "seconds": round(seconds, 3),
         "samples_without_fps": int((~timed).sum()),
         "rejected": dict(sorted(Counter(lost["reason"].to_pylist()).items())),
-        "incomplete": dict(sorted(Counter(partial["reason"].to_pylist()).items())),
+        "remarks": dict(sorted(Counter(partial["reason"].to_pylist()).items())),
     }

@@ -30,7 +30,7 @@ _RATE_SLACK = 1.001  # 30 is not faster than 29.97
 
 @dataclass(frozen=True)
 class Facts:
-    """What became of a sample; `warning` is (reason, message) if something of it had to be left out."""
+    """What became of a sample; `remark` is (reason, message) if it is kept, but not as it was."""
 
     num_frames: int
     first: int  # number of the first frame in the source
@@ -39,7 +39,7 @@ class Facts:
     start_s: float  # NaN = unknown
     width: int
     height: int
-    warning: tuple[str, str] | None = None
+    remark: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -181,21 +181,28 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
 def _encode_folder(row: PlannedSample, *, root: Path, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
     keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
     size: tuple[int, int] | None = None
+    num_other = 0
     for number in keep:
         file = root / row.path / frame_name(row.prefix, row.digits, row.suffix, row.first + number)
         try:
             data = _read(file, row.first + number)
             header = jpeg_header(data)
             if size is None:
-                size = _target_size(data, header, settings.short_side)
-            sink(_stored_frame(data, header, size, settings.quality))
+                size = scaled_size(*_natural_size(data, header), settings.short_side)
+            stored, natural = _stored_frame(data, header, size, settings.quality)
+            num_other += scaled_size(*natural, settings.short_side) != size
+            sink(stored)
         except ValueError as error:
             raise MediaError("bad_frame", f"{file.name}: {error}", frame=row.first + number) from error
     assert size is not None, "a planned sample has frames"
     source_fps = settings.source_fps or math.nan
     faster = len(keep) < row.stop - row.first
     fps = settings.fps if faster and settings.fps else source_fps
-    return Facts(len(keep), row.first, row.first + keep[-1] + 1, fps, row.start_s, *size)
+    remark = None
+    if num_other:
+        told = f"{num_other} of {len(keep)} frames are not of the first one's size; scaled to {size[0]}x{size[1]}"
+        remark = ("mixed_sizes", told)
+    return Facts(len(keep), row.first, row.first + keep[-1] + 1, fps, row.start_s, *size, remark)
 
 
 def _read(file: Path, number: int) -> bytes:
@@ -207,24 +214,27 @@ def _read(file: Path, number: int) -> bytes:
         raise MediaError("unreadable", f"{file.name}: {error.strerror}", frame=number) from error
 
 
-def _target_size(data: bytes, header: JpegHeader | None, short_side: int) -> tuple[int, int]:
+def _natural_size(data: bytes, header: JpegHeader | None) -> tuple[int, int]:
     if header is not None and header.orientation == 1:
-        return scaled_size(header.width, header.height, short_side)
-    return scaled_size(*decode_image(data).size, short_side)
+        return header.width, header.height
+    return decode_image(data).size
 
 
-def _stored_frame(data: bytes, header: JpegHeader | None, size: tuple[int, int], quality: int) -> bytes:
+def _stored_frame(
+    data: bytes, header: JpegHeader | None, size: tuple[int, int], quality: int
+) -> tuple[bytes, tuple[int, int]]:
+    """(the JPEG to store, the size that the frame had)."""
     if header is not None and header.tail < 0:
         raise ValueError("damaged JPEG: its end is missing")
-    if passes_through(header, size):
-        decode_strictly(data)
-        return data
     if header is not None and header.baseline:
         decode_strictly(data)
+    if passes_through(header, size):
+        return data, size
     image = decode_image(data)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=None)
-    return encode_jpeg(image, quality)
+    natural = image.size
+    if natural != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return encode_jpeg(image, quality), natural
 
 
 def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
@@ -258,8 +268,8 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
         fps = declared if damage and declared > 0 else effective_fps((first_s, last_s), num_frames, declared)
     rate = declared if declared > 0 else fps
     first, last = (0, num_frames - 1) if math.isnan(rate) else (round(first_s * rate), round(last_s * rate))
-    warning = ("damaged", str(damage)) if damage else None
-    return Facts(num_frames, max(first, 0), max(last, 0) + 1, fps, max(first_s, 0.0), *size, warning)
+    remark = ("damaged", str(damage)) if damage else None
+    return Facts(num_frames, max(first, 0), max(last, 0) + 1, fps, max(first_s, 0.0), *size, remark)
 
 
 def _on_grid(video: Video, start_s: float, stop_s: float, fps: float) -> Iterator[tuple[float, av.VideoFrame]]:

@@ -36,13 +36,13 @@ IDX_VERSION = "v1.2"
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a shard came to; `warnings` are (name, reason, message)."""
+    """What a shard came to; `rejected` and `remarks` are (name, reason, message)."""
 
     number: int
     num_samples: int
     num_frames: int
     rejected: tuple[tuple[str, str, str], ...]
-    warnings: tuple[tuple[str, str, str], ...]
+    remarks: tuple[tuple[str, str, str], ...]
 
 
 @dataclass
@@ -161,7 +161,7 @@ def build_shard(
         num_samples=sum(row["num_frames"] > 0 for row in rows),
         num_frames=sum(row["num_frames"] for row in rows),
         rejected=tuple(one for one, row in zip(told, problems, strict=True) if not row["num_frames"]),
-        warnings=tuple(one for one, row in zip(told, problems, strict=True) if row["num_frames"]),
+        remarks=tuple(one for one, row in zip(told, problems, strict=True) if row["num_frames"]),
     )
 
 
@@ -187,8 +187,8 @@ def _add_sample(tar: TarWriter, sample: PlannedSample, *, root: Path, settings: 
         row |= nothing | {"width": 0, "height": 0, "sizes": [], "crc32s": []}
         return row | {"frame": error.frame, "reason": error.reason, "message": str(error)}
     tar.finish(_description(sample, facts))
-    if facts.warning:
-        row |= {"reason": facts.warning[0], "message": facts.warning[1]}
+    if facts.remark:
+        row |= {"reason": facts.remark[0], "message": facts.remark[1]}
     return row | {
         "offset": tar.offset,
         "num_frames": facts.num_frames,

@@ -146,7 +146,7 @@ def test_fault_03_few_bad_rows_are_counted_and_many_stop(
     assert main(command(frames, tmp_path / "other")) == 2
     told = capsys.readouterr().err
     assert "line 26: missing_folder" in told
-    assert "2 of 26 rows cannot be used, more than --max-bad-fraction 0.05 allows" in told
+    assert "2 of 26 rows cannot be used, --max-bad-fraction 0.05 allows 1: mend them, or allow more" in told
     assert main(command(frames, tmp_path / "other", "--max-bad-fraction", "0.1")) == 0
 
 
@@ -164,6 +164,15 @@ def test_fault_09_a_bad_frame_leaves_a_hole_and_shifts_nothing(frames: Path, tmp
         (frames / "train" / f"v{clip}" / "img_00001.jpg").write_bytes(b"")
     assert main(command(frames, tmp_path / "other")) == 2  # found while working, not while planning
     assert not (tmp_path / "other" / "dataset.json").exists()
+
+
+def test_nothing_usable_is_an_error_whatever_is_allowed(
+    frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (frames / "ledger.csv").write_text("v1 1 4 0\n")
+    (frames / "train" / "v1" / "img_00002.jpg").write_bytes(b"")
+    assert main(command(frames, tmp_path / "out", "--max-bad-fraction", "1")) == 2
+    assert "v1: bad_frame: img_00002.jpg: empty file" in capsys.readouterr().err
 
 
 def test_videos_become_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +204,7 @@ def test_a_damaged_video_is_kept_in_part_and_listed(tmp_path: Path, capsys: pyte
     assert (row["reason"], row["num_frames"]) == ("damaged", dataset.num_frames[0])
     assert 20 < dataset.num_frames[0] < 40
     assert dataset.fps[0] == 10.0
-    assert "kept in part: 1: 1 damaged" in capsys.readouterr().out
+    assert "kept with a remark: 1: 1 damaged" in capsys.readouterr().out
 
 
 def test_long_samples_are_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,6 +172,7 @@ def test_fault_10_mixed_sizes_become_the_first(tmp_path: Path) -> None:
     facts, stored = encode(folder_row(4), tmp_path)
     assert {decode_image(data).size for data in stored} == {(64, 48)} == {(facts.width, facts.height)}
     assert numbers(stored) == [0, 1, 2]
+    assert facts.remark == ("mixed_sizes", "1 of 3 frames are not of the first one's size; scaled to 64x48")
 
 
 def test_fault_11_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
