@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from preprocess.index import (
@@ -124,8 +125,8 @@ def _prepare(out: Path, *, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for path in out.glob(f"{TEMPORARY_PREFIX}*"):
         path.unlink()
-    ours = [path for pattern in _OURS for path in out.glob(pattern)]
-    ours += [path for name in (PLAN_NAME, REJECTED_NAME, META_NAME) if (path := out / name).exists()]
+    ours = {path for pattern in _OURS for path in out.glob(pattern)}
+    ours |= {path for name in (PLAN_NAME, REJECTED_NAME, META_NAME) if (path := out / name).exists()}
     foreign = sorted(path.name for path in out.iterdir() if path not in ours)
     if foreign and not (out / PLAN_NAME).exists():
         raise DatasetError(
@@ -156,12 +157,11 @@ def _build_shards(plan: Plan, roots: tuple[Path, ...], settings: Settings, optio
             (out / f"{shard_name(number)}{suffix}").unlink(missing_ok=True)
     bad = list(plan.problems)
     asked = len(plan) + len(plan.problems)
-    with _progress(len(plan)) as advance:
-        done = [number for number in range(plan.num_shards) if number not in set(todo)]
-        for number in done:
+    with _Progress(len(plan)) as advance:
+        for number in sorted(set(range(plan.num_shards)) - set(todo)):
             table, _ = read_shard_table(out / f"{shard_name(number)}.parquet")
-            lost = [row for row in table.to_pylist() if not row["num_frames"]]
-            bad += [Problem(row["reason"], row["message"], row["name"], row["line"]) for row in lost]
+            lost = table.filter(pc.field("num_frames") == 0).select(["reason", "message", "name", "line"])
+            bad += [Problem(**row) for row in lost.to_pylist()]
             advance(len(table))
         _check_bad(bad, asked, plan, options)
         for result in _results(plan, todo, roots, settings, options, out):
@@ -207,8 +207,8 @@ def _results(
 
 
 def _check_bad(bad: list[Problem], asked: int, plan: Plan, options: Options) -> None:
-    allowed = 0 if options.on_error == "fail" else int(options.max_bad_fraction * asked)
-    if len(bad) <= min(allowed, asked - 1):
+    allowed = 0 if options.on_error == "fail" else min(int(options.max_bad_fraction * asked), asked - 1)
+    if len(bad) <= allowed:
         return
     lines = [describe(problem, plan.source) for problem in bad[:_LISTED]]
     if len(bad) > _LISTED:
@@ -216,7 +216,7 @@ def _check_bad(bad: list[Problem], asked: int, plan: Plan, options: Options) -> 
     if options.on_error == "fail":
         limit = "--on-error fail allows none"
     else:
-        limit = f"--max-bad-fraction {options.max_bad_fraction:g} allows {min(allowed, asked - 1)}: mend them, or allow more"
+        limit = f"--max-bad-fraction {options.max_bad_fraction:g} allows {allowed}: mend them, or allow more"
     raise TooManyBad("\n".join([*lines, f"{len(bad)} of {asked} rows cannot be used, {limit}"]))
 
 
@@ -233,7 +233,7 @@ def _rejected_row(problem: Problem, source: str) -> dict[str, Any]:
     }
 
 
-class _progress:
+class _Progress:
     """A tqdm bar over samples on a terminal, else a plain line every half minute."""
 
     def __init__(self, total: int) -> None:
