@@ -34,7 +34,9 @@ class Positions(nn.Module):
     `joint` (1, [1 +] L, D), the class token's row first.
     """
 
-    def __init__(self, width: int, *, grid: tuple[int, int, int], separable: bool, cls_token: bool) -> None:
+    def __init__(
+        self, width: int, *, grid: tuple[int, int, int], separable: bool, cls_token: bool, sines: bool = False
+    ) -> None:
         super().__init__()
         t, h, w = grid
         self.plane = h * w
@@ -49,6 +51,20 @@ class Positions(nn.Module):
             self.joint = nn.Parameter(torch.empty(1, self.num_prefix + t * h * w, width))
         for table in self.parameters():
             nn.init.trunc_normal_(table, std=0.02)
+        if sines:
+            self._start_from_sines(grid, width)
+
+    @torch.no_grad()
+    def _start_from_sines(self, grid: tuple[int, int, int], width: int) -> None:
+        """Rows in the first half of the width, columns in the second; time added over the whole width."""
+        t, h, w = grid
+        rows, columns, times = sine_table(h, width // 2), sine_table(w, width // 2), sine_table(t, width)
+        plane = torch.cat([rows.repeat_interleave(w, 0), columns.repeat(h, 1)], dim=1)
+        if self.separable:
+            self.spatial.copy_(plane[None])
+            self.temporal.copy_(times[None])
+        else:
+            self.joint[:, self.num_prefix :].copy_((times[:, None] + plane).flatten(0, 1)[None])
 
     def forward(self, ids_BK: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Look positions up.
@@ -71,6 +87,12 @@ class Positions(nn.Module):
             tokens = nn.functional.embedding(ids_BK % self.plane, self.spatial[0])
             tokens = tokens + nn.functional.embedding(ids_BK // self.plane, self.temporal[0])
         return self.cls if self.num_prefix else None, tokens
+
+
+def sine_table(length: int, width: int) -> Tensor:
+    """(length, width) sines, then cosines, of wavelengths from 2 pi to 10000 x 2 pi (Vaswani et al. 2017, 3.5)."""
+    angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(width // 2) / (width / 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class PatchEmbed(nn.Linear):
@@ -108,7 +130,13 @@ class Encoder(nn.Module):
         width = config.embed_dim
         self.num_prefix = int(config.cls_embed)
         self.patch_embed = PatchEmbed(config.t_patch_size * config.patch_size**2 * 3, width)
-        self.positions = Positions(width, grid=config.grid, separable=config.sep_pos_embed, cls_token=config.cls_embed)
+        self.positions = Positions(
+            width,
+            grid=config.grid,
+            separable=config.sep_pos_embed,
+            cls_token=config.cls_embed,
+            sines=config.pos_init == "sines",
+        )
         if config.cls_embed:
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
             nn.init.trunc_normal_(self.cls_token, std=0.02)

@@ -47,7 +47,13 @@ class Decoder(nn.Module):
         width = config.decoder_embed_dim
         self.embed = nn.Linear(config.embed_dim, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.positions = Positions(width, grid=config.grid, separable=config.sep_pos_embed, cls_token=config.cls_embed)
+        self.positions = Positions(
+            width,
+            grid=config.grid,
+            separable=config.sep_pos_embed,
+            cls_token=config.cls_embed,
+            sines=config.pos_init == "sines",
+        )
         if config.cls_embed:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))  # upstream leaves it at zero
         self.blocks = Blocks(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mae3d.config import EncoderConfig
-from mae3d.encoder import Encoder, Positions
+from mae3d.encoder import Encoder, Positions, sine_table
 
 TINY = {"preset": "mae_vit_tiny_patch16", "img_size": 16, "patch_size": 4, "num_frames": 4, "depth": 2}
 
@@ -66,6 +66,26 @@ def test_looked_up_positions_are_rows_of_the_whole_table(separable: bool, cls: b
     cls_position, looked_up = positions(ids)
     torch.testing.assert_close(looked_up, positions(None)[1][0][ids])
     assert (cls_position is not None) == cls
+
+
+@pytest.mark.parametrize("separable", [True, False])
+def test_sines_tell_positions_apart_and_near_ones_are_alike(separable: bool) -> None:
+    positions = Positions(64, grid=(4, 6, 6), separable=separable, cls_token=True, sines=True)
+    table = positions(None)[1][0].detach()
+    likeness = torch.nn.functional.normalize(table - table.mean(0), dim=1)
+    likeness = likeness @ likeness.T
+    assert (likeness.argmax(dim=1) == torch.arange(144)).all()
+    origin = likeness[0].view(4, 6, 6)
+    for line in (origin[:, 0, 0], origin[0, :, 0], origin[0, 0, :]):
+        assert line[0] > line[1] > line[2] > line[3]
+
+
+def test_sines_are_the_formula() -> None:
+    table = sine_table(5, 8)
+    for position in range(5):
+        for i in range(4):
+            assert table[position, i].item() == pytest.approx(math.sin(position / 10_000 ** (2 * i / 8)), abs=1e-6)
+            assert table[position, 4 + i].item() == pytest.approx(math.cos(position / 10_000 ** (2 * i / 8)), abs=1e-6)
 
 
 def test_initialisation_is_upstreams() -> None:

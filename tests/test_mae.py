@@ -26,7 +26,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"norm_pix_loss": False, "pred_t_dim": 8},
     {"sep_pos_embed": False, "cls_embed": False},
     {"sep_pos_embed": False, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-    {"qkv_bias": False, "trunc_init": True, "pred_t_dim": 4},
+    {"qkv_bias": False, "trunc_init": True, "pred_t_dim": 4, "pos_init": "sines"},
 ]
 
 

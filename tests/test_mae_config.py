@@ -53,6 +53,9 @@ def test_three_colours_come_back_from_json_as_tuples() -> None:
         ({"embed_dim": 0}, "embed_dim=0"),
         ({"depth": -1}, "depth=-1"),
         ({"std": 0.0}, "std=0.0"),
+        ({"pos_init": "sine"}, "pos_init='sine' must be normal or sines"),
+        ({"pos_init": "sines", "embed_dim": 18, "num_heads": 3}, "embed_dim=18 must be a multiple of 4"),
+        ({"pos_init": "sines", "decoder_embed_dim": 18, "decoder_num_heads": 3}, "decoder_embed_dim=18"),
         ({"mean": (0.5, 0.5)}, "three"),
     ],
 )
