@@ -74,7 +74,7 @@ def test_a_foreign_or_incomplete_layout_is_told(tmp_path: Path) -> None:
     reader = checkpoint.SliceReader(save(tmp_path, 1))
     with pytest.raises(CheckpointError, match="another model"):
         reader.whole("no.such.weight", "master")
-    with pytest.raises(CheckpointError, match="elements .* are missing"):
+    with pytest.raises(CheckpointError, match=r"elements .* are missing"):
         reader.read("encoder.norm.weight", "master", 0, 10_000)
 
 
@@ -98,7 +98,7 @@ def test_fault_32_a_flipped_bit_a_cut_or_a_missing_file_falls_back_to_the_one_be
 def test_a_run_without_a_whole_checkpoint_never_starts_afresh(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
     (save(tmp_path, 10) / "state.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no checkpoint of .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole"):
         checkpoint.newest(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What a trainer receives: the right pixels, the same sequence in every world and after every resume; damage replaced."""
+"""What a trainer receives: right pixels, the same sequence in every world and after every resume; damage replaced."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""`deepspeed launch/pretrain.py` as users start it: cut, stopped, resumed, moved to fewer processes; and its refusals."""
+"""`deepspeed launch/pretrain.py` as users start it: cut, stopped, resumed, on fewer processes; and its refusals."""
 
 import json
 import os
