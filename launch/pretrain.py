@@ -264,7 +264,7 @@ def _summary(
         f"{model.num_kept} of {model.num_tokens} tokens visible",
         "data": f"{data.shards}: {len(dataset):,} samples, {int(dataset.num_frames.sum()):,} frames{short}",
         "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
-        f"({place.size} processes x {train.accumulation} micro-batches x {micro} samples)",
+        f"(processes {place.size} x micro-batches {train.accumulation} x samples {micro})",
         "rate": rate,
         "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {plan.steps_per_epoch}",
         "memory": f"about {(states + activations) / 2**30:.1f} GiB a process ({states / 2**30:.1f} for weights and "
