@@ -78,11 +78,11 @@ def main(argv: list[str] | None = None) -> int:
         dataset = open_dataset(config.data.shards)  # before torch: a wrong path is told within a second
     except DatasetError as error:
         fail(str(error))
-    from mae3d.distributed import DeviceError, start_world
+    from mae3d.distributed import start_world
 
     try:
         world = start_world(config.device)
-    except DeviceError as error:
+    except ValueError as error:  # the device, or where the nodes meet
         fail(str(error))
     try:
         return _train(config, dataset, world)

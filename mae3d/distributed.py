@@ -110,8 +110,14 @@ def start_world(asked_device: str, *, timeout_minutes: float = 30) -> World:
 
     Raises:
         DeviceError: see `choose_device`.
+        ValueError: several nodes, and nothing says where they meet.
     """
     place = place_from(os.environ)
+    if place.size > place.local_size and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            "several nodes, but MASTER_ADDR is not set: export the first node's name, as in "
+            "MASTER_ADDR=$(scontrol show hostnames | head -n 1)"
+        )
     device = choose_device(asked_device, local_rank=place.local_rank)
     os.environ["DS_ACCELERATOR"] = device.type
     for name, value in (("RANK", place.rank), ("WORLD_SIZE", place.size), ("LOCAL_RANK", place.local_rank)):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mae3d.distributed import DeviceError, Place, choose_device, place_from
+from mae3d.distributed import DeviceError, Place, choose_device, place_from, start_world
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,11 @@ def test_fault_24_a_gpu_that_cannot_be_used_is_an_error_never_a_silent_cpu_run(
 def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto", local_rank=3) == torch.device("cuda", 3)
+
+
+def test_several_nodes_must_know_where_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="MASTER_ADDR is not set"):
+        start_world("cpu")
