@@ -89,6 +89,12 @@ class World:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.control)
         return bool(flags)
 
+    def total(self, count: int) -> int:
+        """Sum over all processes."""
+        counts = torch.tensor(count)
+        dist.all_reduce(counts, group=self.control)
+        return int(counts)
+
     def share(self, value: Any) -> Any:
         """The first process's value, on every process."""
         values = [value]

@@ -224,7 +224,7 @@ def _log(
         "grad_norm": engine.grad_norm,
         **measured,
         "skipped_steps": engine.skipped_steps,
-        "substituted": loader.num_substituted,
+        "substituted": world.total(loader.num_substituted),
     }
     if world.is_first:
         run.write_metrics(row)
