@@ -87,8 +87,11 @@ DEMO_LOOK = $(BIN)/python launch/visualize.py --run $(DEMO)/run --data.shards $(
 HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 DEMO_PROCS = $(if $(PROCS),--num_gpus $(PROCS),$(if $(filter cpu,$(DEVICE)),--num_gpus 1,$$($(HAS_GPU) || echo --num_gpus 1)))
 
-demo: install  ## small dataset, preprocessing, pretraining, reconstructions: ends with a report
+$(DEMO)/frames/ledger.csv: | install
 	$(DEMO_FRAMES)
+
+# A second time, the clips are there, the shards are checked, and a finished run is only shown again.
+demo: install $(DEMO)/frames/ledger.csv  ## small dataset, preprocessing, pretraining, reconstructions: ends with a report
 	$(DEMO_BUILD)
 	$(DEMO_TRAIN)
 	$(DEMO_LOOK)

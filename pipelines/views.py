@@ -96,7 +96,7 @@ def training_request(
         )
         windows = 1 if config.windows == "shared" else config.repeat_aug
         frames = [
-            _training_window(
+            _window(
                 dataset,
                 config,
                 row,
@@ -112,19 +112,22 @@ def training_request(
     return BatchRequest(epoch, positions, tuple(clips), config.repeat_aug)
 
 
-def _training_window(
-    dataset: Dataset, config: DataConfig, row: int, *, num_frames: int, rng: np.random.Generator
+def _window(
+    dataset: Dataset, config: DataConfig, row: int, *, num_frames: int, rng: np.random.Generator | None
 ) -> np.ndarray:
+    """Frames of a window that the generator draws, or of the middle one without a generator."""
     length = int(dataset.num_frames[row])
     if config.sampling == "segments":
         return segment_window(
             length,
             num_segments=config.num_segments,
             frames_per_segment=config.frames_per_segment,
-            start_draws=rng.random(config.num_segments),
+            start_draws=None if rng is None else rng.random(config.num_segments),
             short=config.short,
         )
     stride = clip_stride(float(dataset.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps)
+    if rng is None:
+        return strided_windows(length, num_frames=num_frames, stride=stride, num_clips=1, short=config.short)[0]
     return strided_window(length, num_frames=num_frames, stride=stride, start_draw=rng.random(), short=config.short)
 
 
@@ -132,19 +135,7 @@ def centre_request(dataset: Dataset, config: DataConfig, *, rows: np.ndarray, nu
     """The middle clip and the largest centred square of each row: nothing random, for looking and for evaluation."""
     clips = []
     for row in rows.tolist():
-        length = int(dataset.num_frames[row])
-        if config.sampling == "segments":
-            frames = segment_window(
-                length,
-                num_segments=config.num_segments,
-                frames_per_segment=config.frames_per_segment,
-                short=config.short,
-            )
-        else:
-            stride = clip_stride(
-                float(dataset.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps
-            )
-            frames = strided_windows(length, num_frames=num_frames, stride=stride, num_clips=1, short=config.short)[0]
+        frames = _window(dataset, config, row, num_frames=num_frames, rng=None)
         crop = centre_crop(height=int(dataset.height[row]), width=int(dataset.width[row]))
         clips.append(ClipRequest(row, frames, (crop,)))
     return BatchRequest(0, np.asarray(rows, dtype=np.int64), tuple(clips), 1)
