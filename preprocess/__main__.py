@@ -91,10 +91,14 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
     )
     build.add_argument(
-        "--on-error", choices=["skip", "fail"], default="skip", help="what an unusable row does (%(default)s)"
+        "--on-error", choices=["skip", "fail"], default="skip", help="what anything unusable does (%(default)s)"
     )
     build.add_argument(
-        "--max-bad-fraction", type=float, default=0.05, metavar="F", help="stop beyond this share of them (%(default)s)"
+        "--max-bad-fraction",
+        type=float,
+        default=0.05,
+        metavar="F",
+        help="stop beyond this share of ledger or list rows that do not fit the disk (%(default)s)",
     )
     build.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
 

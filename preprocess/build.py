@@ -42,6 +42,8 @@ from preprocess.sources import Source, long_samples
 log = logging.getLogger(__name__)
 
 _OURS = ("shard-*.tar", "shard-*.idx", "shard-*.parquet", "index-*.parquet", "rows-*.arrow", "frames-*.arrow")
+# What is wrong with a ledger or list, not with the media it names: --max-bad-fraction is about these.
+_LIST_FAULTS = {"bad_row", "duplicate_row", "unsafe_name", "missing_folder", "missing_file", "missing_frame"}
 _LISTED = 20  # problems shown by name; all of them are in rejected.parquet
 _LINE_EVERY_S = 30.0
 
@@ -56,7 +58,7 @@ class Options:
 
     workers: int = 1
     on_error: str = "skip"  # or "fail": the first unusable row or sample stops the build
-    max_bad_fraction: float = 0.05
+    max_bad_fraction: float = 0.05  # of rows of a ledger or list that do not fit what is on disk
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -207,17 +209,30 @@ def _results(
 
 
 def _check_bad(bad: list[Problem], asked: int, plan: Plan, options: Options) -> None:
-    allowed = 0 if options.on_error == "fail" else min(int(options.max_bad_fraction * asked), asked - 1)
-    if len(bad) <= allowed:
-        return
-    lines = [describe(problem, plan.source) for problem in bad[:_LISTED]]
-    if len(bad) > _LISTED:
-        lines.append(f"... and {len(bad) - _LISTED} more")
+    """Stops where a list does not describe what is on disk, or where nothing is left; broken media are only counted.
+
+    An archive has broken files, and the summary counts them; a ledger of which a tenth is wrong is the wrong ledger.
+    """
+    wrong = [problem for problem in bad if problem.reason in _LIST_FAULTS]
     if options.on_error == "fail":
-        limit = "--on-error fail allows none"
+        told, limit = bad, "--on-error fail allows none"
+        stop = bool(bad)
+    elif len(bad) >= asked:
+        told, limit = bad, "so nothing is left"
+        stop = True
     else:
-        limit = f"--max-bad-fraction {options.max_bad_fraction:g} allows {allowed}: mend them, or allow more"
-    raise TooManyBad("\n".join([*lines, f"{len(bad)} of {asked} rows cannot be used, {limit}"]))
+        allowed = int(options.max_bad_fraction * asked)
+        told, limit = (
+            wrong,
+            f"--max-bad-fraction {options.max_bad_fraction:g} allows {allowed}: mend them, or allow more",
+        )
+        stop = len(wrong) > allowed
+    if not stop:
+        return
+    lines = [describe(problem, plan.source) for problem in told[:_LISTED]]
+    if len(told) > _LISTED:
+        lines.append(f"... and {len(told) - _LISTED} more")
+    raise TooManyBad("\n".join([*lines, f"{len(told)} of {asked} rows cannot be used, {limit}"]))
 
 
 def _rejected_row(problem: Problem, source: str) -> dict[str, Any]:

@@ -162,8 +162,10 @@ def test_fault_09_a_bad_frame_leaves_a_hole_and_shifts_nothing(frames: Path, tmp
     assert "empty file" in row["message"]
     for clip in (2, 3):
         (frames / "train" / f"v{clip}" / "img_00001.jpg").write_bytes(b"")
-    assert main(command(frames, tmp_path / "other")) == 2  # found while working, not while planning
-    assert not (tmp_path / "other" / "dataset.json").exists()
+    assert main(command(frames, tmp_path / "other")) == 0  # broken media are counted, however many
+    assert len(open_dataset(tmp_path / "other")) == 21
+    assert main(command(frames, tmp_path / "strict", "--on-error", "fail")) == 2  # found while working, not planning
+    assert not (tmp_path / "strict" / "dataset.json").exists()
 
 
 def test_nothing_usable_is_an_error_whatever_is_allowed(
@@ -180,9 +182,12 @@ def test_videos_become_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[s
         make_video(tmp_path / "clips" / f"v{clip}.mp4", 30, fps=10)
     (tmp_path / "clips" / "junk.mp4").write_bytes(b"junk")
     run = ["build", "--videos", str(tmp_path / "clips"), "--out", str(tmp_path / "out"), "--workers", "2"]
-    assert main([*run, "--segment-seconds", "1"]) == 2
+    assert main([*run, "--segment-seconds", "1", "--on-error", "fail"]) == 2
     assert "junk.mp4: unreadable: Invalid data found" in capsys.readouterr().err
-    assert main([*run, "--segment-seconds", "1", "--max-bad-fraction", "0.5"]) == 0
+    assert main([*run, "--segment-seconds", "1"]) == 0
+    assert "rejected: 1: 1 unreadable" in capsys.readouterr().out
+    (row,) = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert (row["file"], row["reason"], row["num_frames"]) == ("junk.mp4", "unreadable", 0)
     dataset = open_dataset(tmp_path / "out")
     assert len(dataset) == 9
     assert dataset.num_frames.tolist() == [10] * 9
