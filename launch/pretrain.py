@@ -125,7 +125,7 @@ def _train(config: PretrainConfig, dataset: "Dataset", world: "World") -> int:
         pretrain_groups(model, weight_decay=config.optim.weight_decay),
         train=config.train,
         optim=config.optim,
-        micro_batch=config.train.global_batch // (world.place.size * config.train.accumulation),
+        micro_batch=loader.micro_batch,
         world=world,
     )
     try:
@@ -243,11 +243,10 @@ def _summary(
     from mae3d.metrics import memory_estimate
 
     model, data, train, place = config.model, config.data, config.train, world.place
-    micro = train.global_batch // (place.size * train.accumulation)
     states, activations = memory_estimate(
         model,
         parameters=parameters,
-        clips=micro * data.repeat_aug,
+        clips=loader.micro_batch * data.repeat_aug,
         bf16=train.precision == "bf16",
         zero_stage=train.zero_stage,
         world=place.size,
@@ -264,7 +263,7 @@ def _summary(
         f"{model.num_kept} of {model.num_tokens} tokens visible",
         "data": f"{data.shards}: {len(dataset):,} samples, {int(dataset.num_frames.sum()):,} frames{short}",
         "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
-        f"(processes {place.size} x micro-batches {train.accumulation} x samples {micro})",
+        f"(processes {place.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
         "rate": rate,
         "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {plan.steps_per_epoch}",
         "memory": f"about {(states + activations) / 2**30:.1f} GiB a process ({states / 2**30:.1f} for weights and "

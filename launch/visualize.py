@@ -110,7 +110,6 @@ def visualize(config: VisualizeConfig) -> Path:
     """
     from mae3d.distributed import choose_device
     from mae3d.report import read_losses, write_report
-    from mae3d.run import METRICS
     from mae3d.weights import find_model_file, load_model
     from preprocess.index import open_dataset
 
@@ -139,7 +138,7 @@ def visualize(config: VisualizeConfig) -> Path:
         facts=_facts(model, file, run, dataset, clips),
         table=_table(shown),
         cards=cards,
-        losses=read_losses(run / METRICS) if run else [],
+        losses=read_losses(run) if run else [],
     )
 
 

@@ -12,10 +12,8 @@ A checkpoint is staged under a name that no reader takes for one and renamed whe
 This module knows files only: `engine` knows where DeepSpeed keeps the slices.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from mae3d.config import MAEConfig
+from mae3d.files import save_tensors, sha256_of, sync, write_text
 from mae3d.weights import CHECKPOINTS, LATEST, MODEL_FILE, save_weights
 
 logger = logging.getLogger(__name__)
@@ -69,16 +67,9 @@ def write_rank(staging: Path, rank: int, slices: Iterable[Slice]) -> None:
     """
     staging.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"{kind}|{piece.name}|{piece.start}|{piece.stop}": piece.tensors[kind].detach().cpu().contiguous()
-        for piece in slices
-        for kind in KINDS
+        f"{kind}|{piece.name}|{piece.start}|{piece.stop}": piece.tensors[kind] for piece in slices for kind in KINDS
     }
-    path = staging / f"rank-{rank:05d}.safetensors"
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # safetensors' own wrapper around what the system said
-        raise OSError(f"cannot write {path}: {error}") from error
-    _sync(path)
+    save_tensors(tensors, staging / f"rank-{rank:05d}.safetensors")
 
 
 def finish(run: Path, step: int, *, shapes: Mapping[str, torch.Size], config: MAEConfig, state: dict[str, Any]) -> Path:
@@ -98,16 +89,16 @@ def finish(run: Path, step: int, *, shapes: Mapping[str, torch.Size], config: MA
     reader = SliceReader(staging)
     weights = {name: reader.whole(name, "master").view(shape) for name, shape in shapes.items()}
     save_weights(weights, config, staging / MODEL_FILE)
-    _write_text(staging / STATE, json.dumps(state, indent=1, sort_keys=True))
+    write_text(staging / STATE, json.dumps(state, indent=1, sort_keys=True))
     files = sorted(path for path in staging.iterdir() if path.name != MANIFEST)
-    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-    _write_text(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-    _sync(staging)
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    write_text(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    sync(staging)
     if final.exists():  # a step that is saved again after a rollback; the old one goes aside first, whole
         _remove(final)
     staging.rename(final)
-    _sync(final.parent)
-    _write_text(run / CHECKPOINTS / LATEST, final.name + "\n")
+    sync(final.parent)
+    write_text(run / CHECKPOINTS / LATEST, final.name + "\n")
     return final
 
 
@@ -190,7 +181,7 @@ def verify(folder: Path) -> None:
         raise CheckpointError(f"{folder}: {MANIFEST} cannot be read ({error})") from error
     for name, written in manifest.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != written["bytes"] or _sha256(path) != written["sha256"]:
+        if not path.is_file() or path.stat().st_size != written["bytes"] or sha256_of(path) != written["sha256"]:
             raise CheckpointError(f"{path}: not the file that was written")
 
 
@@ -215,6 +206,8 @@ def sweep(run: Path) -> None:
     """Removes half-written checkpoints; only when no rank is writing."""
     for path in (run / CHECKPOINTS).glob(f"{_STAGED}*"):
         _remove(path)
+    for path in (run / CHECKPOINTS).glob(f".{LATEST}.*"):  # what `write_text` had begun
+        path.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:
@@ -226,24 +219,3 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(doomed)
     except OSError as error:
         logger.warning("%s could not be removed (%s)", folder, error)
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text)
-    _sync(aside)
-    aside.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,15 +2,16 @@
 
     write_report(out, title="Reconstructions", intro=intro, facts=facts, table=table, cards=cards, losses=[])
 
-Every text is escaped, images are relative, there is no script and nothing is fetched. Standard library only.
+Every text is escaped, images are relative, there is no script and nothing is fetched.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+
+from mae3d.run import read_metrics
 
 PAGE = "index.html"
 
@@ -113,17 +114,10 @@ def write_report(
     return path
 
 
-def read_losses(metrics: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a run's metrics.jsonl; empty if there is none. A half-written last line is passed over."""
-    losses = []
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("loss"), int | float) and math.isfinite(row["loss"]):
-            losses.append((int(row["step"]), float(row["loss"])))
-    return losses
+def read_losses(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) of a run's metrics, where the loss is a finite number; empty if there are none."""
+    losses = [(row["step"], row.get("loss")) for row in read_metrics(run)]
+    return [(int(step), float(loss)) for step, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 640, height: int = 300) -> str:

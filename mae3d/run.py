@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from mae3d.files import write_text
+
 CONFIG, METRICS, DONE, STOPPED = "config.yaml", "metrics.jsonl", "DONE", "STOPPED"
 
 # What does not touch the sequence of losses beyond the order of a sum.
@@ -63,9 +65,7 @@ class Run:
             before = _flat(yaml.safe_load(path.read_text()))
             self._compare(before, _flat(config), extend=extend)
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{CONFIG}.tmp")
-        aside.write_text(yaml.safe_dump(config, sort_keys=False))
-        aside.replace(path)
+        write_text(path, yaml.safe_dump(config, sort_keys=False))
         (self.folder / STOPPED).unlink(missing_ok=True)
         if extend:
             (self.folder / DONE).unlink(missing_ok=True)
@@ -86,9 +86,7 @@ class Run:
         if not path.exists():
             return
         kept = [line for line in path.read_text().splitlines() if (row := _row(line)) and row["step"] <= step]
-        aside = path.with_name(f".{METRICS}.tmp")
-        aside.write_text("".join(f"{line}\n" for line in kept))
-        aside.replace(path)
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
     def write_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends one line."""
@@ -109,10 +107,10 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 def _row(line: str) -> dict[str, Any] | None:
     try:
-        row: dict[str, Any] = json.loads(line)
+        row = json.loads(line)
     except json.JSONDecodeError:  # the last line of a killed run
         return None
-    return row
+    return row if isinstance(row, dict) else None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,6 @@ Nothing is ever unpickled beyond tensors and plain values (torch.load with weigh
 import argparse
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mae3d.config import MAEConfig
 from mae3d.convert import from_mae_st
+from mae3d.files import save_tensors
 from mae3d.mae import MAE
 
 MODEL_FILE = "model.safetensors"
@@ -55,19 +54,8 @@ def save_weights(state: Mapping[str, Tensor], config: MAEConfig, path: str | Pat
     Raises:
         OSError: The disk is full, read-only, or the folder is missing. An existing file is as it was.
     """
-    path = Path(path)
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
     metadata = {_METADATA_KEY: json.dumps({"model": "MAE", "config": asdict(config)}, sort_keys=True)}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, aside, metadata=metadata)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except SafetensorError as error:  # safetensors' own wrapper around what the system said
-        raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    save_tensors(state, Path(path), metadata=metadata)
 
 
 def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:

@@ -207,7 +207,7 @@ class Loader:
             local_world,
             accumulation,
         )
-        self._micro_batch = micro_batch(global_batch, world=world, accumulation=accumulation)
+        self.micro_batch = micro_batch(global_batch, world=world, accumulation=accumulation)
         self._rows = usable_rows(dataset, config, num_frames=num_frames)
         self.num_short = int(short_rows(dataset, config, num_frames=num_frames).sum())
         self.order = Order(len(self._rows), global_batch, seed)
@@ -231,7 +231,7 @@ class Loader:
                 self._dataset,
                 self._config,
                 self._requests(),
-                max_clips=self._micro_batch * (1 if shared else self._config.repeat_aug),
+                max_clips=self.micro_batch * (1 if shared else self._config.repeat_aug),
                 num_frames=self._num_frames,
                 num_views=self._config.repeat_aug if shared else 1,
                 size=self._size,
@@ -298,7 +298,7 @@ class Loader:
         epoch, step = self._start
         while True:
             slots = self.order.slots(epoch_step=step, rank=self._rank, world=self._world)
-            for positions in slots.reshape(self._accumulation, self._micro_batch):
+            for positions in slots.reshape(self._accumulation, self.micro_batch):
                 yield training_request(
                     self._dataset,
                     self._config,

@@ -82,7 +82,7 @@ def write_dataset(
     rejects = pa.concat_tables(problems)
     with replace_file(root / REJECTED_NAME) as path:
         pq.write_table(rejects, path)
-    files["rejected"] = _entry(root / REJECTED_NAME)
+    files["rejected"] = _entry(root / REJECTED_NAME, sha256_of(root / REJECTED_NAME))
     meta = {
         "schema": SCHEMA_VERSION,
         "layout": LAYOUT,
@@ -148,14 +148,15 @@ def _write_arrow(path: Path, table: pa.Table, *, batch: int) -> None:
 
 def _adopt(aside: Path, stem: str, suffix: str) -> dict[str, Any]:
     """Moves a finished index file to the name that carries its hash."""
-    final = aside.with_name(f"{stem}-{sha256_of(aside)[:16]}{suffix}")
+    sha256 = sha256_of(aside)
+    final = aside.with_name(f"{stem}-{sha256[:16]}{suffix}")
     with replace_file(final) as path:
         aside.replace(path)
-    return _entry(final)
+    return _entry(final, sha256)
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+def _entry(path: Path, sha256: str) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
 
 
 def _totals(shards: list[Shard], kept: pa.Table, frames: pa.Table, rejects: pa.Table) -> dict[str, Any]:

@@ -95,5 +95,5 @@ def test_metrics_are_read_and_broken_lines_passed_over(tmp_path: Path) -> None:
     lines = [{"step": 10, "loss": 1.5, "lr": 0.1}, {"step": 20, "lr": 0.1}, {"step": 30, "loss": float("nan")}]
     text = "\n".join(map(json.dumps, lines)) + '\n{"step": 40, "loss": 1.2}\n{"step": 50, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert read_losses(tmp_path / "metrics.jsonl") == [(10, 1.5), (40, 1.2)]
-    assert read_losses(tmp_path / "none.jsonl") == []
+    assert read_losses(tmp_path) == [(10, 1.5), (40, 1.2)]
+    assert read_losses(tmp_path / "none") == []
