@@ -112,7 +112,7 @@ soak: install  ## the long loops: kill points, real launchers
 # The lock holds for every Python >= 3.11 on Linux, x86-64 and aarch64: versions that differ carry markers. Besides our own
 # requirements it pins what builds deepspeed, and nvidia-ml-py, which deepspeed asks for where it finds a GPU at build time.
 # No index is named in it: it works with whatever mirror pip is set up for.
-lock: install  ## resolve requirements.lock anew from setup.cfg
+lock: $(LOCKED)  ## resolve requirements.lock anew from setup.cfg
 	$(PIP) install --quiet uv
 	printf '%s\n' ninja nvidia-ml-py setuptools wheel | $(BIN)/uv pip compile --no-config --quiet --upgrade --universal \
 		--python-version 3.11 --extra dev --generate-hashes --custom-compile-command "make lock" -o requirements.lock setup.cfg -

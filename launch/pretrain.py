@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from mae3d.distributed import World
     from mae3d.engine import Engine
     from mae3d.fit import Plan
+    from pipelines.corpus import Corpus
     from pipelines.loader import Batch, Loader
-    from preprocess.index import Dataset
 
 LR_REFERENCE_BATCH = 256  # the batch that optim.blr is given for (upstream's linear rule)
 
@@ -72,10 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     # OpenMP's threads spin while they wait, by default: on a CPU that anything else uses, steps then take five times as
     # long (measured with one busy neighbour on two cores). It is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from preprocess.index import DatasetError, open_dataset
+    from pipelines.corpus import open_corpus
+    from preprocess.index import DatasetError
 
     try:
-        dataset = open_dataset(config.data.shards)  # before torch: a wrong path is told within a second
+        corpus = open_corpus(config.data.roots)  # before torch: a wrong path is told within a second
     except DatasetError as error:
         fail(str(error))
     from mae3d.distributed import start_world
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # the device, or where the nodes meet
         fail(str(error))
     try:
-        return _train(config, dataset, world)
+        return _train(config, corpus, world)
     except ValueError as error:  # our own checks: DatasetError, RunError, CheckpointError, ...
         fail(str(error))
     except OSError as error:
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         world.close()
 
 
-def _train(config: PretrainConfig, dataset: "Dataset", world: "World") -> int:
+def _train(config: PretrainConfig, corpus: "Corpus", world: "World") -> int:
     import torch
 
     from mae3d.engine import Engine
@@ -108,7 +109,7 @@ def _train(config: PretrainConfig, dataset: "Dataset", world: "World") -> int:
     from mae3d.run import Run
 
     run = Run(config.run.dir)
-    loader = _loader(config, dataset, world)
+    loader = _loader(config, corpus, world)
     plan = _plan(config, loader, world)
     _claim(run, config, world)
     if run.is_done:
@@ -119,7 +120,7 @@ def _train(config: PretrainConfig, dataset: "Dataset", world: "World") -> int:
     model = MAE(config.model)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     if world.is_first:
-        print(_summary(config, dataset, loader, plan, world, parameters=sum(p.numel() for p in model.parameters())))
+        print(_summary(config, corpus, loader, plan, world, parameters=sum(p.numel() for p in model.parameters())))
     engine = Engine(
         model,
         pretrain_groups(model, weight_decay=config.optim.weight_decay),
@@ -165,11 +166,11 @@ def masked_loss(config: PretrainConfig) -> Any:
     return loss_of
 
 
-def _loader(config: PretrainConfig, dataset: "Dataset", world: "World") -> "Loader":
+def _loader(config: PretrainConfig, corpus: "Corpus", world: "World") -> "Loader":
     from pipelines.loader import Loader
 
     return Loader(
-        dataset,
+        corpus,
         config.data,
         num_frames=config.model.num_frames,
         size=config.model.img_size,
@@ -233,7 +234,7 @@ def _claim(run: Any, config: PretrainConfig, world: "World") -> None:
 
 def _summary(
     config: PretrainConfig,
-    dataset: "Dataset",
+    corpus: "Corpus",
     loader: "Loader",
     plan: "Plan",
     world: "World",
@@ -261,7 +262,7 @@ def _summary(
     lines = {
         "model": f"{model.preset}, {parameters / 1e6:.1f} M parameters, clips {shape}, "
         f"{model.num_kept} of {model.num_tokens} tokens visible",
-        "data": f"{data.shards}: {len(dataset):,} samples, {int(dataset.num_frames.sum()):,} frames{short}",
+        "data": f"{data.shards}: {len(corpus):,} samples, {int(corpus.num_frames.sum()):,} frames{short}",
         "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
         f"(processes {place.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
         "rate": rate,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mae3d.mae import MAE
     from mae3d.reconstruct import Reconstruction
     from mae3d.report import Card, Table
-    from preprocess.index import Dataset
+    from pipelines.corpus import Corpus
 
 IMAGES = "images"
 BATCH = 4  # clips at a time
@@ -111,7 +111,7 @@ def visualize(config: VisualizeConfig) -> Path:
     from mae3d.distributed import choose_device
     from mae3d.report import read_losses, write_report
     from mae3d.weights import find_model_file, load_model
-    from preprocess.index import open_dataset
+    from pipelines.corpus import open_corpus
 
     device = choose_device(config.device, local_rank=0)
     file = find_model_file(config.run)
@@ -120,22 +120,22 @@ def visualize(config: VisualizeConfig) -> Path:
     if config.mask_ratio is not None:
         model.config = replace(model.config, mask_ratio=config.mask_ratio)
     clips = _clips_config(config.data, run)
-    dataset = open_dataset(config.data.shards)
-    rows = _choose(dataset, config, clips, num_frames=model.config.num_frames)
+    corpus = open_corpus([config.data.shards])
+    rows = _choose(corpus, config, clips, num_frames=model.config.num_frames)
     out = Path(config.out)
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     shown = []
     cards = []
-    for sample in _reconstructions(model.to(device), dataset, clips, rows, seed=config.seed, device=device):
+    for sample in _reconstructions(model.to(device), corpus, clips, rows, seed=config.seed, device=device):
         shown.append(sample)
-        cards.append(_picture(sample, dataset, model.config, out, frame_ms=config.frame_ms))
+        cards.append(_picture(sample, corpus, model.config, out, frame_ms=config.frame_ms))
     if not shown:
         raise ValueError(f"{config.data.shards}: every chosen sample is damaged; run `python -m preprocess verify`")
     return write_report(
         out,
         title="Reconstructions",
         intro=_intro(model.config, skipped=len(rows) - len(shown)),
-        facts=_facts(model, file, run, dataset, clips),
+        facts=_facts(model, file, run, corpus, clips),
         table=_table(shown),
         cards=cards,
         losses=read_losses(run) if run else [],
@@ -175,34 +175,34 @@ def _clips_config(asked: ClipsConfig, run: Path | None) -> DataConfig:
     return DataConfig(**(stored | given))
 
 
-def _choose(dataset: "Dataset", config: VisualizeConfig, clips: DataConfig, *, num_frames: int) -> "np.ndarray":
+def _choose(corpus: "Corpus", config: VisualizeConfig, clips: DataConfig, *, num_frames: int) -> "np.ndarray":
     """Rows of the keys that were asked for, or of some samples drawn by the seed, in the dataset's order."""
     import numpy as np
 
     from pipelines.views import usable_rows
 
     if config.keys is not None:
-        return np.array([dataset.find(key) for key in config.keys], dtype=np.int64)
+        return np.array([corpus.find(key) for key in config.keys], dtype=np.int64)
     if config.samples < 1:
         raise ValueError(f"--samples {config.samples}: give 1 or more")
-    rows = usable_rows(dataset, clips, num_frames=num_frames)
+    rows = usable_rows(corpus, clips, num_frames=num_frames)
     generator = np.random.Generator(np.random.Philox(key=[config.seed, SAMPLE_STREAM]))
     return np.sort(generator.choice(rows, size=min(config.samples, len(rows)), replace=False))
 
 
 def _reconstructions(
-    model: "MAE", dataset: "Dataset", clips: DataConfig, rows: "np.ndarray", *, seed: int, device: "torch.device"
+    model: "MAE", corpus: "Corpus", clips: DataConfig, rows: "np.ndarray", *, seed: int, device: "torch.device"
 ) -> Iterator[Shown]:
     """What the model makes of each row; damaged samples are left out."""
     from tqdm import tqdm
 
     from mae3d.masking import mask_noise
     from mae3d.reconstruct import Reconstruction, reconstruct
-    from pipelines.loader import centre_clips
+    from pipelines.stream import centre_clips
 
     config = model.config
     stream = centre_clips(
-        dataset,
+        corpus,
         clips,
         rows=rows,
         num_frames=config.num_frames,
@@ -239,12 +239,12 @@ def _scores(result: "Reconstruction", config: "MAEConfig") -> dict[str, float]:
     return {name: psnr(fill, result.original, hidden) for name, fill in fills.items()}
 
 
-def _picture(sample: Shown, dataset: "Dataset", config: "MAEConfig", out: Path, *, frame_ms: int) -> "Card":
+def _picture(sample: Shown, corpus: "Corpus", config: "MAEConfig", out: Path, *, frame_ms: int) -> "Card":
     """Write one sample's PNG and GIF; what the page says of it."""
     from mae3d.pictures import filmstrip, save_animation
     from mae3d.report import Card
 
-    result, key = sample.result, dataset.key(sample.row)
+    result, key = sample.result, corpus.key(sample.row)
     rows = {
         "original": result.original,
         f"masked: {result.hidden.mean():.0%} hidden": result.masked,
@@ -256,14 +256,14 @@ def _picture(sample: Shown, dataset: "Dataset", config: "MAEConfig", out: Path, 
     filmstrip(rows).save(out / strip)
     short = dict(zip(("original", "masked", "reconstruction", "with visible"), rows.values(), strict=True))
     save_animation(short, out / animation, frame_ms=frame_ms)
-    names, labels = dataset.label_names, dataset.labels_of(sample.row)
+    names, labels = corpus.label_names, corpus.labels_of(sample.row)
     notes = [f"key {key}"]
     if labels:
         notes.append("label " + ", ".join(names[i] if i < len(names) else str(i) for i in labels))
     best_fill = max(value for name, value in sample.scores.items() if name != "reconstruction")
     notes.append(f"PSNR {sample.scores['reconstruction']:.1f} dB, best fill {best_fill:.1f} dB")
     return Card(
-        dataset.name(sample.row),
+        corpus.name(sample.row),
         " · ".join(notes),
         {animation: "the four rows as an animation", strip: "rows: " + ", ".join(rows)},
     )
@@ -291,7 +291,7 @@ def _intro(config: "MAEConfig", *, skipped: int) -> list[str]:
     return paragraphs
 
 
-def _facts(model: "MAE", file: Path, run: Path | None, dataset: "Dataset", clips: DataConfig) -> dict[str, str]:
+def _facts(model: "MAE", file: Path, run: Path | None, corpus: "Corpus", clips: DataConfig) -> dict[str, str]:
     config = model.config
     hidden = config.num_tokens - config.num_kept
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -306,7 +306,7 @@ def _facts(model: "MAE", file: Path, run: Path | None, dataset: "Dataset", clips
         + (rate if clips.sampling == "strided" else f"{clips.num_segments} x {clips.frames_per_segment} segments"),
         "hidden": f"{hidden} of {config.num_tokens} tokens (mask ratio {config.mask_ratio:g})",
         "target": "pixels, each patch normalised" if config.norm_pix_loss else "pixels",
-        "dataset": f"{len(dataset):,} samples",
+        "dataset": f"{len(corpus):,} samples",
     }
 
 

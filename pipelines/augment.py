@@ -18,6 +18,12 @@ class Crop(NamedTuple):
     flip: bool
 
 
+class View(NamedTuple):
+    """All that is done to one view of a decoded clip, the same for all its frames."""
+
+    crop: Crop
+
+
 def draw_crop(
     rng: np.random.Generator,
     *,

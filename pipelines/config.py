@@ -3,8 +3,33 @@
 DataConfig(shards="out/shards", sampling_rate=8, repeat_aug=4, windows="shared")
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Which samples take part; what is set is applied in this order.
+
+    Attributes:
+        split: only samples of this split.
+        names: a text file, one sample name or key a line.
+        fraction: this fraction of them, at random.
+        per_class: at most this many of each label, at random; 0 = all.
+        seed: of `fraction` and `per_class`.
+    """
+
+    split: str = ""
+    names: str = ""
+    fraction: float = 1
+    per_class: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"data.select.fraction={self.fraction} must lie in (0, 1]")
+        if self.per_class < 0:
+            raise ValueError(f"data.select.per_class={self.per_class} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -12,7 +37,14 @@ class DataConfig:
     """Which clips are read and how they are cut. Frame count and image size belong to the model's config.
 
     Attributes:
-        shards: folder made by `python -m preprocess build`.
+        shards: folders made by `python -m preprocess build`, or URLs of such (s3://bucket/shards).
+        weights: share of each folder in an epoch, such as 2 1; none = every sample of every folder.
+        labels: a CSV or Parquet file with columns name (or key) and label that replaces the datasets' own labels.
+        select: which samples take part.
+        order: `global`, a true permutation of all samples; `shards`, shuffled shards whose samples are mixed over
+            `mix_shards` of them; `auto` is `shards` for URLs, `global` for folders.
+        mix_shards: shards that are mixed at a time in the order `shards`.
+        on_change: what a run does that finds its dataset grown: `refuse`, or go on with a `new-epoch`.
         sampling: `strided` (num_frames, one every sampling_rate frames at target_fps) or `segments`
             (num_segments x frames_per_segment, the frame-folder loaders' rule).
         sampling_rate: distance of two frames, in frames at target_fps; in stored frames where fps is unknown.
@@ -25,14 +57,30 @@ class DataConfig:
         area: least and greatest area of the random crop, as a fraction of the frame.
         aspect: least and greatest aspect ratio (width / height) of the random crop.
         flip: probability of a horizontal flip; 0 where left and right matter (Something-Something).
+        short_side: least and greatest length, in pixels, that the frame's short side is scaled to before a square of
+            the model's size is cut from it, instead of a random resized crop (area, aspect); 0 0 = off.
+        rand_augment: RandAugment in timm's words, such as rand-m7-mstd0.5-inc1; "" = off.
+        colour_jitter: greatest relative change of brightness, contrast and saturation; 0 = off.
+        erase: probability of random erasing.
         decode: `auto`, `mixed` (GPU) or `cpu`.
         read_threads: threads that read shards, a process.
         decode_threads: DALI's threads, a process; 0 = the cores of the node divided by its processes, at most 8.
         prefetch: batches read ahead.
+        read_gap: bytes between two frames of a shard up to which they are read together; -1 = 0 for folders,
+            256 KiB for URLs.
+        retries: attempts after a failed read of the storage, each after a longer wait, before a run stops.
         max_bad: substituted samples after which a run stops.
+        cache: folder for shards fetched from URLs, shared by the processes of a node.
+        cache_gb: most that the cache may hold, in GB.
     """
 
-    shards: str = ""
+    shards: str | tuple[str, ...] = ""
+    weights: tuple[float, ...] = ()
+    labels: str = ""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    order: Literal["auto", "global", "shards"] = "auto"
+    mix_shards: int = 16
+    on_change: Literal["refuse", "new-epoch"] = "refuse"
     sampling: Literal["strided", "segments"] = "strided"
     sampling_rate: float = 4
     target_fps: float = 30
@@ -44,11 +92,19 @@ class DataConfig:
     area: tuple[float, float] = (0.5, 1.0)
     aspect: tuple[float, float] = (0.75, 4 / 3)
     flip: float = 0.5
+    short_side: tuple[int, int] = (0, 0)
+    rand_augment: str = ""
+    colour_jitter: float = 0
+    erase: float = 0
     decode: Literal["auto", "mixed", "cpu"] = "auto"
     read_threads: int = 8
     decode_threads: int = 0
     prefetch: int = 4
+    read_gap: int = -1
+    retries: int = 5
     max_bad: int = 100
+    cache: str = ""
+    cache_gb: float = 100
 
     def __post_init__(self) -> None:
         positive = ("sampling_rate", "target_fps", "num_segments", "frames_per_segment", "repeat_aug")
@@ -61,3 +117,8 @@ class DataConfig:
                 raise ValueError(f"data.{name}={[low, high]} must rise and lie in (0, {bound:g}]")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"data.flip={self.flip} is a probability: give 0 to 1")
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """`shards` as a tuple, none for ""."""
+        return tuple(root for root in ([self.shards] if isinstance(self.shards, str) else self.shards) if root)

@@ -124,7 +124,7 @@ class Decoder:
         frames_per_clip = len(batch.frames) // len(batch.clips)
         inputs: list[np.ndarray] = []
         for view in range(self._num_views):
-            crops = np.array([clip.crops[view] for clip in batch.clips], dtype=np.float32)
+            crops = np.array([clip.views[view].crop for clip in batch.clips], dtype=np.float32)
             per_frame = np.repeat(crops, frames_per_clip, axis=0)
             start = np.ascontiguousarray(per_frame[:, :2])
             inputs += [start, start + per_frame[:, 2:4], per_frame[:, 4].astype(np.int32)]

@@ -1,6 +1,6 @@
 """Batch requests ─► encoded frames, read ahead by threads, checked by crc32; damaged clips are replaced, not dropped.
 
-source = ClipSource(dataset, requests, read_threads=8, prefetch=4)
+source = ClipSource(corpus, requests, read_threads=8, prefetch=4)
 source.next()      # ─► EncodedBatch, or None after the last request
 """
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.corpus import Corpus
 from pipelines.views import BatchRequest, ClipRequest
-from preprocess.index import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class EncodedBatch:
 class ClipSource:
     """Reads requests ahead of their use, in order: one thread a batch in flight, `read_threads` readers below them."""
 
-    def __init__(self, dataset: Dataset, requests: Iterator[BatchRequest], *, read_threads: int, prefetch: int):
-        self._dataset = dataset
+    def __init__(self, corpus: Corpus, requests: Iterator[BatchRequest], *, read_threads: int, prefetch: int):
+        self._corpus = corpus
         self._requests = requests
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read-clip")
         self._batches = ThreadPoolExecutor(prefetch, thread_name_prefix="read-batch")
@@ -84,24 +84,25 @@ class ClipSource:
 
     def _read_or_substitute(self, clip: ClipRequest) -> tuple[ClipRequest, list[np.ndarray]]:
         for attempt in range(MAX_SUBSTITUTES + 1):
-            candidate = clip if attempt == 0 else _substitute(self._dataset, clip, attempt)
+            candidate = clip if attempt == 0 else _substitute(self._corpus, clip, attempt)
             jpegs = self._read_clip(candidate)
             if jpegs is not None:
                 return candidate, jpegs
         raise DataError(
-            f"sample {self._dataset.key(clip.row)} and the {MAX_SUBSTITUTES} after it are damaged: "
-            f"run `python -m preprocess verify {self._dataset.root} --full` and build the shards it names again"
+            f"sample {self._corpus.key(clip.row)} and the {MAX_SUBSTITUTES} after it are damaged: "
+            f"run `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
         )
 
     def _read_clip(self, clip: ClipRequest) -> list[np.ndarray] | None:
         """The clip's JPEGs; None where a frame's bytes are not those that were written."""
         # Strides and loops may take a frame twice: it is read once.
         wanted, again = np.unique(clip.frames, return_inverse=True)
-        spans = self._dataset.frames(clip.row, wanted)
-        path = self._dataset.shard_path(int(self._dataset.shard[clip.row]))
+        spans = self._corpus.frames(clip.row, wanted)
+        number = int(self._corpus.shard[clip.row])
+        path = self._corpus.shard_path(number)
         jpegs = []
         try:
-            shard = os.open(path, os.O_RDONLY)
+            shard = self._corpus.open_shard(number)
             try:
                 where_written = zip(spans.offset.tolist(), spans.size.tolist(), spans.crc32.tolist(), strict=True)
                 for frame, (offset, size, crc) in enumerate(where_written):
@@ -109,7 +110,7 @@ class ClipSource:
                     if len(data) != size or zlib.crc32(data) != crc:
                         logger.warning(
                             "%s: frame %d of sample %s (%s) is damaged: %d of %d bytes, crc32 %08x, written %08x",
-                            path, wanted[frame], self._dataset.key(clip.row), self._dataset.name(clip.row),
+                            path, wanted[frame], self._corpus.key(clip.row), self._corpus.name(clip.row),
                             len(data), size, zlib.crc32(data), crc,
                         )  # fmt: skip
                         return None
@@ -118,24 +119,26 @@ class ClipSource:
                 os.close(shard)
         except OSError as error:
             raise DataError(
-                f"{path}: {error.strerror} (sample {self._dataset.key(clip.row)}); is the storage still mounted?"
+                f"{path}: {error.strerror} (sample {self._corpus.key(clip.row)}); is the storage still mounted?"
             ) from error
         return [jpegs[i] for i in again.tolist()]
 
 
-def _substitute(dataset: Dataset, clip: ClipRequest, attempt: int) -> ClipRequest:
+def _substitute(corpus: Corpus, clip: ClipRequest, attempt: int) -> ClipRequest:
     """The sample `attempt` rows further on, in the same relative window and crop: the same on every rank and rerun."""
-    row = (clip.row + attempt) % len(dataset)
-    frames = np.minimum(clip.frames, dataset.num_frames[row] - 1)
-    height_ratio = dataset.height[row] / dataset.height[clip.row]
-    width_ratio = dataset.width[row] / dataset.width[clip.row]
-    crops = tuple(
-        crop._replace(
-            top=int(crop.top * height_ratio),
-            left=int(crop.left * width_ratio),
-            height=max(int(crop.height * height_ratio), 1),
-            width=max(int(crop.width * width_ratio), 1),
+    row = (clip.row + attempt) % len(corpus)
+    frames = np.minimum(clip.frames, corpus.num_frames[row] - 1)
+    height_ratio = corpus.height[row] / corpus.height[clip.row]
+    width_ratio = corpus.width[row] / corpus.width[clip.row]
+    views = tuple(
+        view._replace(
+            crop=view.crop._replace(
+                top=int(view.crop.top * height_ratio),
+                left=int(view.crop.left * width_ratio),
+                height=max(int(view.crop.height * height_ratio), 1),
+                width=max(int(view.crop.width * width_ratio), 1),
+            )
         )
-        for crop in clip.crops
+        for view in clip.views
     )
-    return dataclasses.replace(clip, row=row, frames=frames, crops=crops)
+    return dataclasses.replace(clip, row=row, frames=frames, views=views)

@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 
 from pipelines.config import DataConfig
+from pipelines.corpus import Corpus, open_corpus
 from pipelines.dali import Decoder, decode_self_test
-from pipelines.loader import Batch, Loader, centre_clips, labels_of
+from pipelines.loader import Loader
 from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED, ClipSource, DataError
+from pipelines.stream import Batch, centre_clips, labels_of
 from pipelines.views import short_rows, training_request, usable_rows
-from preprocess.index import Dataset, open_dataset
 from tests.datasets import SAMPLES, colour_of
 
 CONFIG = DataConfig(sampling_rate=2, repeat_aug=2, flip=0.5, read_threads=2, prefetch=2, decode_threads=1)
 FRAMES, SIZE, BATCH = 4, 16, 4
 
 
-def make(dataset: Dataset, config: DataConfig = CONFIG, **settings: Any) -> Loader:
+def make(dataset: Corpus, config: DataConfig = CONFIG, **settings: Any) -> Loader:
     wanted = {"num_frames": FRAMES, "size": SIZE, "seed": 5, "global_batch": BATCH} | settings
     return Loader(dataset, config, **wanted)
 
@@ -42,12 +43,12 @@ def same(ours: list[Batch], theirs: list[Batch]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def dataset(shards: Path) -> Dataset:
-    return open_dataset(shards)
+def dataset(shards: Path) -> Corpus:
+    return open_corpus([shards])
 
 
 @pytest.mark.parametrize("windows", ["own", "shared"])
-def test_pixels_labels_and_shapes_belong_to_the_rows(dataset: Dataset, windows: Any) -> None:
+def test_pixels_labels_and_shapes_belong_to_the_rows(dataset: Corpus, windows: Any) -> None:
     config = replace(CONFIG, windows=windows)
     for batch in take(make(dataset, config), 4):
         assert batch.clips.shape == (BATCH, 2, FRAMES, SIZE, SIZE, 3)
@@ -70,7 +71,7 @@ def test_pixels_labels_and_shapes_belong_to_the_rows(dataset: Dataset, windows: 
                 assert (got - expected).abs().max() < 4
 
 
-def test_shared_windows_take_the_same_frames_and_own_windows_their_own(dataset: Dataset) -> None:
+def test_shared_windows_take_the_same_frames_and_own_windows_their_own(dataset: Corpus) -> None:
     def frames_of_views(windows: Any) -> list[bool]:
         batches = take(make(dataset, replace(CONFIG, windows=windows, sampling_rate=1)), 6)
         greens = [batch.clips[..., 1].float().mean(dim=(3, 4)) for batch in batches]
@@ -81,7 +82,7 @@ def test_shared_windows_take_the_same_frames_and_own_windows_their_own(dataset: 
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1)])
-def test_the_global_sequence_is_the_same_at_every_world_size(dataset: Dataset, world: int, accumulation: int) -> None:
+def test_the_global_sequence_is_the_same_at_every_world_size(dataset: Corpus, world: int, accumulation: int) -> None:
     steps = 5  # the third epoch begins at step 6
     alone = take(make(dataset), steps)
     ranks = [
@@ -95,13 +96,13 @@ def test_the_global_sequence_is_the_same_at_every_world_size(dataset: Dataset, w
         assert {part.epoch for part in parts} == {alone[step].epoch}
 
 
-def test_threads_and_prefetch_change_nothing(dataset: Dataset) -> None:
+def test_threads_and_prefetch_change_nothing(dataset: Corpus) -> None:
     slow = replace(CONFIG, read_threads=1, prefetch=1, decode_threads=2)
     assert same(take(make(dataset, slow), 4), take(make(dataset), 4))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 4, 7])
-def test_resuming_after_any_step_goes_on_exactly(dataset: Dataset, cut: int) -> None:
+def test_resuming_after_any_step_goes_on_exactly(dataset: Corpus, cut: int) -> None:
     uncut = take(make(dataset), 8)
     first = make(dataset)
     for _ in range(cut):
@@ -120,13 +121,13 @@ def test_resuming_after_any_step_goes_on_exactly(dataset: Dataset, cut: int) -> 
     assert torch.equal(torch.cat([part.clips for part in parts]), take_from(dataset, state).clips)
 
 
-def take_from(dataset: Dataset, state: dict[str, Any]) -> Batch:
+def take_from(dataset: Corpus, state: dict[str, Any]) -> Batch:
     loader = make(dataset)
     loader.load_state_dict(state)
     return take(loader, 1)[0]
 
 
-def test_half_an_optimizer_step_does_not_count(dataset: Dataset) -> None:
+def test_half_an_optimizer_step_does_not_count(dataset: Corpus) -> None:
     loader = make(dataset, accumulation=2)
     for _ in range(3):
         next(loader)
@@ -143,14 +144,14 @@ def test_half_an_optimizer_step_does_not_count(dataset: Dataset) -> None:
         ({"size": 32}, "size: was 16, is 32"),
     ],
 )
-def test_fault_33_a_changed_setting_is_refused_by_name(dataset: Dataset, change: dict[str, Any], told: str) -> None:
+def test_fault_33_a_changed_setting_is_refused_by_name(dataset: Corpus, change: dict[str, Any], told: str) -> None:
     state = make(dataset).state_dict()
     other = make(dataset, change.pop("config", CONFIG), **change)
     with pytest.raises(ValueError, match=told):
         other.load_state_dict(state)
 
 
-def test_each_epoch_holds_every_sample_at_most_once(dataset: Dataset) -> None:
+def test_each_epoch_holds_every_sample_at_most_once(dataset: Corpus) -> None:
     loader = make(dataset)
     epochs: dict[int, list[int]] = {}
     for batch in take(loader, 9):
@@ -160,7 +161,7 @@ def test_each_epoch_holds_every_sample_at_most_once(dataset: Dataset) -> None:
     assert len({tuple(rows) for rows in epochs.values()}) == 3
 
 
-def test_fault_14_short_samples_loop_pad_or_drop_and_are_counted(dataset: Dataset) -> None:
+def test_fault_14_short_samples_loop_pad_or_drop_and_are_counted(dataset: Corpus) -> None:
     short = short_rows(dataset, CONFIG, num_frames=FRAMES)
     assert [dataset.name(row) for row in np.flatnonzero(short)] == ["clip_00"]
     assert make(dataset).num_short == 1
@@ -168,20 +169,19 @@ def test_fault_14_short_samples_loop_pad_or_drop_and_are_counted(dataset: Datase
     assert len(usable_rows(dataset, replace(CONFIG, short="drop"), num_frames=FRAMES)) == 13
 
 
-def test_fault_21_too_few_samples_and_odd_worlds_are_refused(dataset: Dataset) -> None:
+def test_fault_21_too_few_samples_and_odd_worlds_are_refused(dataset: Corpus) -> None:
     with pytest.raises(ValueError, match=r"14 usable samples are fewer than train\.global_batch=16"):
         make(dataset, global_batch=16)
     with pytest.raises(ValueError, match="works with 1, 2, 4 processes"):
         make(dataset, world=3)
 
 
-def test_the_gpu_graph_and_torchvision_cut_the_same_pixels(dataset: Dataset, media: Path, tmp_path: Path) -> None:
+def test_the_gpu_graph_and_torchvision_cut_the_same_pixels(dataset: Corpus, media: Path, tmp_path: Path) -> None:
     """The GPU's graph, run on the CPU, against the CPU path and a PIL reference, on real footage."""
     from tests.datasets import run_build
 
-    real = open_dataset(
-        run_build(tmp_path / "shards", "--frames", media / "frames", "--ledger", media / "frames/ledger.csv")
-    )
+    ledger = media / "frames/ledger.csv"
+    real = open_corpus([run_build(tmp_path / "shards", "--frames", media / "frames", "--ledger", ledger)])
     config = replace(CONFIG, windows="shared", sampling_rate=1)
     batch = take(make(real, config, size=64), 1)[0]
     request = training_request(
@@ -199,7 +199,7 @@ def test_the_gpu_graph_and_torchvision_cut_the_same_pixels(dataset: Dataset, med
         assert difference.mean() < 0.3  # DALI's filter reads past the box's edge, torchvision's does not
         assert difference[:, :, 2:-2, 2:-2].mean() < 0.2
         for b in range(BATCH):
-            crop = request.clips[b].crops[view]
+            crop = request.clips[b].views[view].crop
             frame = Image.open(io.BytesIO(encoded.frames[b * FRAMES].tobytes()))
             box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
             reference = np.asarray(frame.crop(box).resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
@@ -207,7 +207,7 @@ def test_the_gpu_graph_and_torchvision_cut_the_same_pixels(dataset: Dataset, med
             assert np.abs(reference - batch.clips[b, view, 0].numpy()).max() <= 2
 
 
-def test_centre_clips_come_in_the_order_asked_and_end(dataset: Dataset) -> None:
+def test_centre_clips_come_in_the_order_asked_and_end(dataset: Corpus) -> None:
     rows = np.array([3, 1, 4, 1, 5])
     stream = centre_clips(dataset, CONFIG, rows=rows, num_frames=FRAMES, size=SIZE, batch_size=2)
     batches = list(stream)
@@ -216,7 +216,7 @@ def test_centre_clips_come_in_the_order_asked_and_end(dataset: Dataset) -> None:
     assert torch.cat([batch.rows for batch in batches]).tolist() == rows.tolist()
 
 
-def damage(dataset: Dataset, row: int) -> None:
+def damage(dataset: Corpus, row: int) -> None:
     spans = dataset.frames(row, np.arange(dataset.num_frames[row]))
     with dataset.shard_path(int(dataset.shard[row])).open("r+b") as shard:
         for offset, size in zip(spans.offset.tolist(), spans.size.tolist(), strict=True):
@@ -229,7 +229,7 @@ def damage(dataset: Dataset, row: int) -> None:
 def test_flipped_bits_are_substituted_counted_and_bounded(tmp_path: Path) -> None:
     from tests.datasets import build_shards
 
-    dataset = open_dataset(build_shards(tmp_path))
+    dataset = open_corpus([build_shards(tmp_path)])
     damage(dataset, 6)
     loaders = [make(dataset) for _ in range(2)]
     first, second = (take(loader, 6) for loader in loaders)
@@ -247,30 +247,29 @@ def test_flipped_bits_are_substituted_counted_and_bounded(tmp_path: Path) -> Non
 def test_a_vanished_shard_stops_with_its_name(tmp_path: Path) -> None:
     from tests.datasets import build_shards
 
-    dataset = open_dataset(build_shards(tmp_path))
+    dataset = open_corpus([build_shards(tmp_path)])
     dataset.shard_path(0).unlink()
     with pytest.raises(DataError, match=r"shard-00000\.tar: No such file"):
         take(make(dataset), 6)
 
 
-def test_labels_of_unlabelled_and_of_several() -> None:
-    class Labels:
-        label_offsets = np.array([0, 0, 1, 2])
-        label_values = np.array([3, 1], dtype=np.int32)
+def test_labels_of_unlabelled_and_of_several(dataset: Corpus) -> None:
+    def labelled(*labels: list[int]) -> Corpus:
+        return Corpus(
+            [
+                replace(
+                    dataset.datasets[0],
+                    label_offsets=np.cumsum([0, *map(len, labels)]),
+                    label_values=np.array([label for of_one in labels for label in of_one], dtype=np.int32),
+                )
+            ]
+        )
 
-    assert labels_of(Labels(), np.array([2, 0, 1])).tolist() == [1, -1, 3]  # type: ignore[arg-type]
-
-    class Several(Labels):
-        label_offsets = np.array([0, 2, 2])
-        label_values = np.array([0, 2], dtype=np.int32)
-
-        def labels_of(self, row: int) -> list[int]:
-            return self.label_values[self.label_offsets[row] : self.label_offsets[row + 1]].tolist()
-
-    assert labels_of(Several(), np.array([1, 0])).tolist() == [[0, 0, 0], [1, 0, 1]]  # type: ignore[arg-type]
+    assert labels_of(labelled([], [3], [1]), np.array([2, 0, 1])).tolist() == [1, -1, 3]
+    assert labels_of(labelled([0, 2], []), np.array([1, 0])).tolist() == [[0, 0, 0], [1, 0, 1]]
 
 
-def test_segments_must_make_the_models_frames(dataset: Dataset) -> None:
+def test_segments_must_make_the_models_frames(dataset: Corpus) -> None:
     segments = replace(CONFIG, sampling="segments", num_segments=2, frames_per_segment=2)
     assert take(make(dataset, segments), 1)[0].clips.shape[2] == 4
     with pytest.raises(ValueError, match=r"must be model\.num_frames=6"):

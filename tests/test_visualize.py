@@ -18,8 +18,8 @@ from mae3d.convert import to_mae_st
 from mae3d.mae import MAE
 from mae3d.weights import save_model
 from pipelines.config import DataConfig
-from pipelines.loader import centre_clips
-from preprocess.index import open_dataset
+from pipelines.corpus import open_corpus
+from pipelines.stream import centre_clips
 from tests.media import make_dataset
 
 CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1, decoder_depth=1, mask_ratio=0.5)
@@ -77,7 +77,7 @@ def test_a_run_gives_pictures_a_page_and_the_loss_curve(run: Path, shards: Path,
 
 
 def test_keys_give_these_samples_in_this_order_with_their_own_frames(run: Path, shards: Path, tmp_path: Path) -> None:
-    dataset, rows = open_dataset(shards), np.array([4, 1])
+    dataset, rows = open_corpus([shards]), np.array([4, 1])
     keys = [dataset.key(row) for row in rows.tolist()]
     page = look(run, shards, tmp_path, "--keys", *keys, "--mask-ratio", "0.75")
     assert images(tmp_path) == sorted(f"{key}.{kind}" for key in keys for kind in ("gif", "png"))
