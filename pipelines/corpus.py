@@ -19,11 +19,11 @@ class Corpus:
 
     def __init__(self, datasets: Sequence[Dataset]):
         self.datasets = tuple(datasets)
-        self._row_starts = np.cumsum([0, *map(len, self.datasets)])
+        self.row_starts = np.cumsum([0, *map(len, self.datasets)])
         self._shard_starts = np.cumsum([0, *(len(dataset.shards) for dataset in self.datasets)])
 
     def __len__(self) -> int:
-        return int(self._row_starts[-1])
+        return int(self.row_starts[-1])
 
     @cached_property
     def num_frames(self) -> np.ndarray:
@@ -68,17 +68,17 @@ class Corpus:
 
     def locate(self, row: int) -> tuple[Dataset, int]:
         """The dataset that holds a row, and the row's number there."""
-        which = int(np.searchsorted(self._row_starts, row, side="right")) - 1
-        return self.datasets[which], row - int(self._row_starts[which])
+        which = int(np.searchsorted(self.row_starts, row, side="right")) - 1
+        return self.datasets[which], row - int(self.row_starts[which])
 
     def find(self, key: str) -> int:
         """The row of the first sample with this key; DatasetError if there is none."""
-        for dataset, start in zip(self.datasets[:-1], self._row_starts, strict=False):
+        for dataset, start in zip(self.datasets[:-1], self.row_starts, strict=False):
             try:
                 return int(start) + dataset.find(key)
             except DatasetError:
                 continue
-        return int(self._row_starts[-2]) + self.datasets[-1].find(key)
+        return int(self.row_starts[-2]) + self.datasets[-1].find(key)
 
     def key(self, row: int) -> str:
         """The sample's key in its own dataset."""

@@ -10,14 +10,15 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
-from pipelines.order import Order, micro_batch
+from pipelines.order import Order, ShardOrder, epoch_shares, micro_batch
 from pipelines.source import STATUS_SUBSTITUTED, DataError
 from pipelines.stream import Batch, ClipStream
-from pipelines.views import BatchRequest, short_rows, training_request, usable_rows
+from pipelines.views import BatchRequest, check_views, short_rows, training_request, usable_rows
 
 
 class Loader:
@@ -56,11 +57,7 @@ class Loader:
         Raises:
             ValueError: the batch does not divide, too few samples, or segments that do not make num_frames.
         """
-        if config.sampling == "segments" and config.num_segments * config.frames_per_segment != num_frames:
-            raise ValueError(
-                f"data.num_segments={config.num_segments} x data.frames_per_segment={config.frames_per_segment} "
-                f"must be model.num_frames={num_frames}"
-            )
+        check_views(config, num_frames=num_frames, size=size)
         self._corpus, self._config = corpus, config
         self._num_frames, self._size, self._device = num_frames, size, torch.device(device)
         self._rank, self._world, self._local_world, self._accumulation = (
@@ -72,7 +69,7 @@ class Loader:
         self.micro_batch = micro_batch(global_batch, world=world, accumulation=accumulation)
         self._rows = usable_rows(corpus, config, num_frames=num_frames)
         self.num_short = int(short_rows(corpus, config, num_frames=num_frames).sum())
-        self.order = Order(len(self._rows), global_batch, seed)
+        self.order = _make_order(corpus, config, self._rows, global_batch=global_batch, seed=seed)
         self._start = (0, 0)  # epoch and step of the epoch at which reading starts
         self._delivered = 0  # micro-batches since then
         self._stream: ClipStream | None = None
@@ -169,6 +166,7 @@ class Loader:
                     epoch=epoch,
                     seed=self.order.seed,
                     num_frames=self._num_frames,
+                    size=self._size,
                 )
             epoch, step = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
 
@@ -179,3 +177,13 @@ class Loader:
                 f"{self.num_substituted} damaged samples were substituted, data.max_bad is {self._config.max_bad}: "
                 f"run `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
             )
+
+
+def _make_order(corpus: Corpus, config: DataConfig, rows: np.ndarray, *, global_batch: int, seed: int) -> Order:
+    sizes = np.diff(np.searchsorted(rows, corpus.row_starts)).tolist()
+    shares = list(zip(sizes, epoch_shares(sizes, config.weights), strict=True))
+    kind = config.order if config.order != "auto" else "shards" if config.has_urls else "global"
+    shard = corpus.shard[rows]
+    if kind == "global":
+        return Order(shard, global_batch=global_batch, seed=seed, shares=shares)
+    return ShardOrder(shard, global_batch=global_batch, seed=seed, shares=shares, mix_shards=config.mix_shards)
