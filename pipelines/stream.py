@@ -5,6 +5,7 @@ for batch in stream:                 # batch.clips is (B, R, T, H, W, C) uint8
     ...
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -18,8 +19,15 @@ import torchvision.transforms.v2.functional as F
 from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
 from pipelines.dali import Decoder, dense_clips
-from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED, ClipSource, DataError, EncodedBatch
+from pipelines.reads import DataError, read_gap
+from pipelines.rescue import decode_again
+from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED, ClipSource, Damage, EncodedBatch
 from pipelines.views import BatchRequest, centre_request
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # in a row, of a pipeline that fails though every frame decodes
+MAX_HELD = 2  # batches whose copies the GPU may be behind with: what DALI made of them takes its memory
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class ClipStream:
         size: int,
         device: torch.device,
         local_world: int = 1,
+        spares: np.ndarray | None = None,
     ):
         """Starts reading.
 
@@ -62,21 +71,34 @@ class ClipStream:
             size: H and W of a view, in pixels.
             device: where clips are needed; on a CUDA device they are resized there.
             local_world: processes on this node, which share its cores.
+            spares: rows that may stand in for damaged ones; None = all.
         """
         self._corpus, self._num_frames, self._size, self._device = corpus, num_frames, size, device
         self._on_gpu = device.type == "cuda"
-        self._source = ClipSource(corpus, requests, read_threads=config.read_threads, prefetch=config.prefetch)
+        self._source = ClipSource(
+            corpus,
+            requests,
+            read_threads=config.read_threads,
+            prefetch=config.prefetch,
+            read_gap=read_gap(config),
+            retries=config.retries,
+            spares=spares,
+        )
         self._failure: DataError | None = None
         self._decoder = Decoder(
             self._next_encoded,
             max_frames=max_clips * num_frames,
-            decode="mixed" if self._on_gpu and config.decode != "cpu" else "cpu",
+            # `auto` is the launcher's to resolve: only a decoder that was tried in a child may run here (it can crash).
+            decode="mixed" if self._on_gpu and config.decode == "mixed" else "cpu",
             resize="gpu" if self._on_gpu else None,
             num_views=num_views,
             size=size,
             threads=config.decode_threads or _share_of_cores(local_world),
-            device_id=device.index or 0 if self._on_gpu else None,
+            device_id=(torch.cuda.current_device() if device.index is None else device.index) if self._on_gpu else None,
         )
+        self.damage: list[Damage] = []  # of the batches delivered so far
+        self.num_substituted = self.num_restarts = 0
+        self._restarts_in_a_row = 0
         self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
 
     def __iter__(self) -> "ClipStream":
@@ -87,16 +109,46 @@ class ClipStream:
         try:
             encoded, outputs = self._decoder.run(stream)
         except RuntimeError as error:
-            raise self._failure or DataError(
-                f"DALI could not decode a batch: {error}. Every frame was decoded once when the shards were built, so "
-                f"run `python -m preprocess verify {self._corpus} --full` and look at the machine's memory"
-            ) from error
+            if self._failure is not None:
+                raise self._failure from error
+            return self._rescue(error)
+        self._restarts_in_a_row = 0
         clips = self._gpu_clips(encoded, outputs) if self._on_gpu else self._cpu_clips(encoded, outputs[0])
         return self._batch(encoded, clips)
 
+    @property
+    def num_retries(self) -> int:
+        """Reads that were tried again."""
+        return self._source.reader.num_retries
+
     def close(self) -> None:
-        """Stops the reading threads."""
+        """Stops the reading threads; gives DALI's memory back."""
         self._source.close()
+        while self._held:
+            self._held.popleft()[0].synchronize()
+        self._decoder.close()
+
+    def _rescue(self, error: RuntimeError) -> Batch:
+        """The batch that DALI failed on, decoded without it, and a new pipeline for the next: no rank waits for us."""
+        self.num_restarts += 1
+        told = str(error).strip().splitlines()
+        logger.warning("DALI failed (%s): the batch is decoded again without it", told[0] if told else "no message")
+        try:
+            encoded = self._decoder.restart()
+        except RuntimeError as again:
+            raise DataError(f"DALI failed ({error}) and cannot be started again ({again}): {_LOOK_AT}") from again
+        failed = 0
+        if encoded is not None:
+            encoded, decoded, failed = decode_again(self._source, self._corpus, encoded)
+        self._restarts_in_a_row = 0 if failed else self._restarts_in_a_row + 1
+        if self._restarts_in_a_row > MAX_RESTARTS:
+            raise DataError(
+                f"DALI failed {self._restarts_in_a_row} times in a row though every frame decodes without it; the last "
+                f"time: {error}. {_LOOK_AT}"
+            ) from error
+        if encoded is None:
+            return next(self)
+        return self._batch(encoded, self._crop(encoded, decoded).to(self._device))
 
     def _next_encoded(self) -> EncodedBatch | None:
         try:
@@ -108,9 +160,13 @@ class ClipStream:
 
     def _cpu_clips(self, encoded: EncodedBatch, frames: Any) -> torch.Tensor:
         """Crops every clip's views with torchvision: its uint8 antialiased resize is 9x faster than DALI's on a CPU."""
-        out = self._empty(encoded).flatten(0, 1)
+        return self._crop(encoded, dense_clips(frames, len(encoded.clips)))
+
+    def _crop(self, encoded: EncodedBatch, clips: list[torch.Tensor]) -> torch.Tensor:
+        """(T, H, W, C) decoded clips ─► (B, R, T, size, size, C), on the CPU whatever the stream's device."""
+        out = self._empty(encoded, torch.device("cpu")).flatten(0, 1)
         view = 0
-        for clip, decoded in zip(encoded.clips, dense_clips(frames, len(encoded.clips)), strict=True):
+        for clip, decoded in zip(encoded.clips, clips, strict=True):
             channels_last = decoded.permute(0, 3, 1, 2)
             for crop in (view.crop for view in clip.views):
                 cut = F.resized_crop(channels_last, *crop[:4], size=[self._size] * 2, antialias=True)
@@ -120,7 +176,7 @@ class ClipStream:
 
     def _gpu_clips(self, encoded: EncodedBatch, outputs: tuple[Any, ...]) -> torch.Tensor:
         """Copies DALI's views into the batch; they are held until the copy has run on torch's stream."""
-        out = self._empty(encoded)
+        out = self._empty(encoded, self._device)
         by_decoded_clip = out.view(len(encoded.clips), len(outputs), *out.shape[2:])
         for view, output in enumerate(outputs):
             frames = torch.from_dlpack(output.as_tensor())
@@ -128,20 +184,25 @@ class ClipStream:
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(self._device))
         self._held.append((copied, outputs))
+        while len(self._held) > MAX_HELD:
+            self._held[0][0].synchronize()
+            self._held.popleft()
         while self._held and self._held[0][0].query():
             self._held.popleft()
         return out
 
-    def _empty(self, encoded: EncodedBatch) -> torch.Tensor:
+    def _empty(self, encoded: EncodedBatch, device: torch.device) -> torch.Tensor:
         request = encoded.request
         shape = (len(request.positions), request.num_views, self._num_frames, self._size, self._size, 3)
-        return torch.empty(shape, dtype=torch.uint8, device=self._device)
+        return torch.empty(shape, dtype=torch.uint8, device=device)
 
     def _batch(self, encoded: EncodedBatch, clips: torch.Tensor) -> Batch:
         request = encoded.request
         clips_a_sample = len(encoded.clips) // len(request.positions)
         rows = np.array([clip.row for clip in encoded.clips[::clips_a_sample]], dtype=np.int64)
         bad = np.array(encoded.substituted).reshape(-1, clips_a_sample).any(axis=1)
+        self.num_substituted += int(bad.sum())
+        self.damage += encoded.damage
         return Batch(
             clips=clips,
             labels=labels_of(self._corpus, rows).to(self._device, non_blocking=True),
@@ -150,6 +211,9 @@ class ClipStream:
             status=torch.from_numpy(np.where(bad, STATUS_SUBSTITUTED, STATUS_OK).astype(np.int8)),
             rows=torch.from_numpy(rows),
         )
+
+
+_LOOK_AT = "Look at the machine's memory, nvidia-smi and dmesg; --data.decode cpu leaves the GPU's decoder alone"
 
 
 def centre_clips(
