@@ -79,6 +79,11 @@ class RandAugment:
         )
 
 
+def is_url(root: str) -> bool:
+    """Whether this is the URL of a store, rather than a folder or a `file://` URL of one."""
+    return "://" in root and not root.startswith("file://")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which clips are read and how they are cut. Frame count and image size belong to the model's config.
@@ -181,4 +186,4 @@ class DataConfig:
     @property
     def has_urls(self) -> bool:
         """Whether a dataset lies behind a URL, where reads are slow to begin; `file://` is a folder."""
-        return any("://" in root and not root.startswith("file://") for root in self.roots)
+        return any(is_url(root) for root in self.roots)

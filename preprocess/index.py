@@ -156,15 +156,15 @@ class Dataset:
 
     def key(self, i: int) -> str:
         """The key of sample i: its members in the tar are `<key>.json`, `<key>.000000.jpg`, ..."""
-        return self._keys[i].as_py()
+        return self.keys[i].as_py()
 
     def name(self, i: int) -> str:
         """The ledger's name of sample i, or the path of its file below the root that was given."""
-        return self._names[i].as_py()
+        return self.names[i].as_py()
 
     def find(self, key: str) -> int:
         """The number of the sample with this key; DatasetError if there is none."""
-        i = self._keys.index(key).as_py()
+        i = self.keys.index(key).as_py()
         if i < 0:
             raise DatasetError(f"{self.location}: no sample has the key {key!r} (rejected? see {REJECTED_NAME})")
         return i
@@ -203,11 +203,13 @@ class Dataset:
         return self.root / self.shards[shard].name
 
     @cached_property
-    def _keys(self) -> pa.ChunkedArray:
+    def keys(self) -> pa.ChunkedArray:
+        """The keys of all samples; read when first asked for."""
         return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["key"])["key"]
 
     @cached_property
-    def _names(self) -> pa.ChunkedArray:
+    def names(self) -> pa.ChunkedArray:
+        """The names of all samples; read when first asked for."""
         return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["name"])["name"]
 
 
