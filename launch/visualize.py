@@ -198,10 +198,10 @@ def _reconstructions(
 
     from mae3d.masking import mask_noise
     from mae3d.reconstruct import Reconstruction, reconstruct
-    from pipelines.stream import centre_clips
+    from pipelines.stream import evaluation_clips
 
     config = model.config
-    stream = centre_clips(
+    stream = evaluation_clips(
         corpus,
         clips,
         rows=rows,

@@ -1,6 +1,6 @@
-"""Requests ─► batches of clips on the device: read ahead, decoded, cropped.
+"""Requests ─► batches of clips on the device: read ahead, decoded, cropped, augmented.
 
-stream = centre_clips(corpus, config, rows=rows, num_frames=16, size=224)
+stream = evaluation_clips(corpus, config, rows=rows, num_frames=16, size=224, num_clips=5, num_crops=3)
 for batch in stream:                 # batch.clips is (B, R, T, H, W, C) uint8
     ...
 """
@@ -21,8 +21,9 @@ from pipelines.corpus import Corpus
 from pipelines.dali import Decoder, dense_clips
 from pipelines.reads import DataError, read_gap
 from pipelines.rescue import decode_again
-from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED, ClipSource, Damage, EncodedBatch
-from pipelines.views import BatchRequest, centre_request
+from pipelines.source import STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED, ClipSource, Damage, EncodedBatch
+from pipelines.transforms import apply_views
+from pipelines.views import BatchRequest, evaluation_requests
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class ClipStream:
             device_id=(torch.cuda.current_device() if device.index is None else device.index) if self._on_gpu else None,
         )
         self.damage: list[Damage] = []  # of the batches delivered so far
-        self.num_substituted = self.num_restarts = 0
+        self._num_substituted = self._num_restarts = 0
         self._restarts_in_a_row = 0
         self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
 
@@ -116,10 +117,18 @@ class ClipStream:
         clips = self._gpu_clips(encoded, outputs) if self._on_gpu else self._cpu_clips(encoded, outputs[0])
         return self._batch(encoded, clips)
 
-    @property
-    def num_retries(self) -> int:
-        """Reads that were tried again."""
-        return self._source.reader.num_retries
+    def counts(self) -> dict[str, int]:
+        """What went wrong so far: samples substituted, reads tried again, pipelines restarted."""
+        return {
+            "substituted": self._num_substituted,
+            "read_retries": self._source.reader.num_retries,
+            "decode_errors": self._num_restarts,
+        }
+
+    @staticmethod
+    def no_counts() -> dict[str, int]:
+        """`counts` before the first batch."""
+        return {"substituted": 0, "read_retries": 0, "decode_errors": 0}
 
     def close(self) -> None:
         """Stops the reading threads; gives DALI's memory back."""
@@ -130,7 +139,7 @@ class ClipStream:
 
     def _rescue(self, error: RuntimeError) -> Batch:
         """The batch that DALI failed on, decoded without it, and a new pipeline for the next: no rank waits for us."""
-        self.num_restarts += 1
+        self._num_restarts += 1
         told = str(error).strip().splitlines()
         logger.warning("DALI failed (%s): the batch is decoded again without it", told[0] if told else "no message")
         try:
@@ -201,14 +210,17 @@ class ClipStream:
         clips_a_sample = len(encoded.clips) // len(request.positions)
         rows = np.array([clip.row for clip in encoded.clips[::clips_a_sample]], dtype=np.int64)
         bad = np.array(encoded.substituted).reshape(-1, clips_a_sample).any(axis=1)
-        self.num_substituted += int(bad.sum())
+        self._num_substituted += int(bad.sum())
         self.damage += encoded.damage
+        apply_views(clips.flatten(0, 1), [view for clip in encoded.clips for view in clip.views])
+        status = np.where(bad, STATUS_SUBSTITUTED, STATUS_OK).astype(np.int8)
+        status[len(status) - request.num_padded :] = STATUS_PADDED
         return Batch(
             clips=clips,
             labels=labels_of(self._corpus, rows).to(self._device, non_blocking=True),
             positions=torch.from_numpy(request.positions),
             epoch=request.epoch,
-            status=torch.from_numpy(np.where(bad, STATUS_SUBSTITUTED, STATUS_OK).astype(np.int8)),
+            status=torch.from_numpy(status),
             rows=torch.from_numpy(rows),
         )
 
@@ -216,30 +228,60 @@ class ClipStream:
 _LOOK_AT = "Look at the machine's memory, nvidia-smi and dmesg; --data.decode cpu leaves the GPU's decoder alone"
 
 
-def centre_clips(
+def evaluation_clips(
     corpus: Corpus,
     config: DataConfig,
     *,
     rows: np.ndarray,
     num_frames: int,
     size: int,
+    num_clips: int = 1,
+    num_crops: int = 1,
     batch_size: int = 8,
+    rank: int = 0,
+    world: int = 1,
+    local_world: int = 1,
     device: torch.device | str = "cpu",
 ) -> ClipStream:
-    """Batches of the middle clip and centre crop of each row, in the rows' order; the last one may be smaller."""
-    requests = (
-        centre_request(corpus, config, rows=rows[i : i + batch_size], num_frames=num_frames)
-        for i in range(0, len(rows), batch_size)
+    """This rank's batches of K clips x S crops of each row, all at fixed places (`views.evaluation_request`), once.
+
+    All ranks get as many batches, of the same sizes; what fills them up has status 1. Positions count through `rows`.
+
+    Args:
+        corpus: the opened shards.
+        config: how clips are sampled and read; its augmentation has no effect.
+        rows: (N,) what to evaluate.
+        num_frames: T.
+        size: H and W of a view, in pixels.
+        num_clips: K, of each sample.
+        num_crops: S, of each clip; view k * S + s of a sample is crop s of clip k.
+        batch_size: samples in a batch; fewer in the last one.
+        rank: of this process.
+        world: processes that share the rows.
+        local_world: processes on this node, which share its cores.
+        device: where clips are needed.
+    """
+    requests = evaluation_requests(
+        corpus,
+        config,
+        rows=rows,
+        num_frames=num_frames,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        batch_size=batch_size,
+        rank=rank,
+        world=world,
     )
     return ClipStream(
         corpus,
         config,
         requests,
-        max_clips=batch_size,
+        max_clips=batch_size * num_clips,
         num_frames=num_frames,
-        num_views=1,
+        num_views=num_crops,
         size=size,
         device=torch.device(device),
+        local_world=local_world,
     )
 
 
