@@ -94,8 +94,8 @@ class Cache:
                 self.path(file).unlink(missing_ok=True)
                 os.close(descriptor)
                 continue
-            with suppress(OSError):
-                os.utime(descriptor)  # its last use
+            now = time.time_ns()  # the kernel's own would be that of its last tick
+            os.utime(descriptor, ns=(now, now))
             return descriptor
 
     def hold(self, file: RemoteFile) -> int:

@@ -91,11 +91,11 @@ class Prefetcher:
             corpus: with a cache.
             order: of the samples.
             positions: within a step, of the node (`nodes_positions`).
-            steps: for which a shard is kept after its last use (`steps_read_at_once`).
+            steps: that may be read at one moment (`steps_read_at_once`): a shard is kept that long.
             start: the first step, as (epoch, step of the epoch).
         """
         assert corpus.cache is not None
-        self._corpus, self._cache, self._keep = corpus, corpus.cache, steps
+        self._corpus, self._cache, self._keep = corpus, corpus.cache, steps - 1
         self._steps_per_epoch = order.steps_per_epoch
         self._uses = order.shards_ahead(epoch=start[0], step=start[1], start=positions[0], stop=positions[1])
         self._next_use: ShardUse | None = None

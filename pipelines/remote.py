@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ class RemoteShards:
     cache: Cache
     files: tuple[RemoteFile, ...]
     index_bytes: int
+    is_there: Callable[[], bool]  # asks the store whether it still has dataset.json
     _held: list[int] = field(default_factory=list)
 
     def open(self, shard: int) -> int:
@@ -82,7 +84,13 @@ def open_remote(url: str, cache: Cache) -> RemoteShards:
         )
     held = [_held(file, cache) for file in index]
     dataset = map_dataset(cache.folder / tag, meta, url=url)
-    return RemoteShards(dataset, cache, files, index_bytes, held)
+
+    def is_there() -> bool:
+        with suppress(OSError):
+            return bool(_read(filesystem, f"{root}/{META_NAME}", f"{url}/{META_NAME}", 0, 1))
+        return False
+
+    return RemoteShards(dataset, cache, files, index_bytes, is_there, held)
 
 
 def _index_entries(meta: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A real S3-protocol server on the loopback, in a process of its own: moto behind werkzeug, every request logged.
 
-with s3_server() as server:                     # tests/conftest.py has it as the fixture `s3`
+with s3_server() as server:                     # the fixture `s3` (tests/conftest.py) is such a server
     server.upload(folder, "bucket/shards")
     ...                                         # s3://bucket/shards, where os.environ holds server.environment
     server.requests()                           # [Request("GET", "/bucket/shards/dataset.json", 200, 1234), ...]
@@ -47,6 +47,8 @@ class Server:
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "1",  # botocore's own tries take half a minute
         }
 
     def upload(self, folder: Path, to: str) -> None:
@@ -66,6 +68,11 @@ class Server:
     def requests(self, method: str = "GET") -> list[Request]:
         """What was asked with this method since the last call."""
         return [Request(*entry) for entry in self._control({"take": method})]
+
+    def reset(self) -> None:
+        """Forgets what was asked, and what should fail."""
+        self._control({"fail": None})
+        self._control({"take": ""})
 
     def fail(self, name: str, *, status: int, times: int) -> None:
         """The next `times` requests with `name` in their path get this status; 0 = no answer for 5 s."""
@@ -138,7 +145,7 @@ class _Logged:
             answer = [entry for entry in self._log if entry.method == order["take"]]
             self._log = []
         else:
-            self._failures = [*self._failures, order["fail"]]
+            self._failures = [*self._failures, order["fail"]] if order["fail"] else []
         body = json.dumps(answer).encode()
         start_response("200 OK", [("Content-Length", str(len(body)))])
         return [body]
