@@ -7,7 +7,8 @@ for batch in loader:                 # endless; batch.clips is (B, R, T, H, W, C
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,13 @@ import torch
 from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
 from pipelines.order import Order, ShardOrder, epoch_shares, micro_batch
-from pipelines.source import STATUS_SUBSTITUTED, DataError
+from pipelines.prefetch import Prefetcher, check_cache, nodes_positions, steps_read_at_once
+from pipelines.reads import DataError
+from pipelines.source import Damage
 from pipelines.stream import Batch, ClipStream
 from pipelines.views import BatchRequest, check_views, short_rows, training_request, usable_rows
+
+_LISTED = 30  # damaged frames that an error names; the log has them all
 
 
 class Loader:
@@ -70,10 +75,14 @@ class Loader:
         self._rows = usable_rows(corpus, config, num_frames=num_frames)
         self.num_short = int(short_rows(corpus, config, num_frames=num_frames).sum())
         self.order = _make_order(corpus, config, self._rows, global_batch=global_batch, seed=seed)
+        self._steps_at_once = steps_read_at_once(prefetch=config.prefetch, accumulation=accumulation)
+        check_cache(corpus, self.order, world=world, local_world=local_world, steps=self._steps_at_once)
+        self._prefetcher: Prefetcher | None = None
         self._start = (0, 0)  # epoch and step of the epoch at which reading starts
         self._delivered = 0  # micro-batches since then
         self._stream: ClipStream | None = None
-        self.num_substituted = 0
+        self._past_counts: Counter[str] = Counter()  # of streams that are closed
+        self._past_damage: list[Damage] = []
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,6 +94,11 @@ class Loader:
 
     def __next__(self) -> Batch:
         if self._stream is None:
+            if self._corpus.cache is not None:
+                node = nodes_positions(self.order, rank=self._rank, world=self._world, local_world=self._local_world)
+                self._prefetcher = Prefetcher(
+                    self._corpus, self.order, node, steps=self._steps_at_once, start=self._start
+                )
             shared = self._config.windows == "shared"
             self._stream = ClipStream(
                 self._corpus,
@@ -96,11 +110,38 @@ class Loader:
                 size=self._size,
                 device=self._device,
                 local_world=self._local_world,
+                spares=self._rows,
             )
         batch = next(self._stream)
         self._delivered += 1
-        self._count_substituted(batch)
+        self.judge(self.counts())
         return batch
+
+    def counts(self) -> dict[str, int]:
+        """What went wrong on the way to the batches delivered so far, on this process: for the log and for `judge`."""
+        now = self._stream.counts() if self._stream else ClipStream.no_counts()
+        return {name: count + self._past_counts[name] for name, count in now.items()}
+
+    def judge(self, counts: Mapping[str, int]) -> None:
+        """Stops a run that replaces too much.
+
+        Every batch is judged by this process's own counts; a loop that adds them up over all processes, and over the
+        parts of a resumed run, judges the sums again.
+
+        Raises:
+            DataError: more than `data.max_bad` samples were substituted; lists those that this process found.
+        """
+        if counts["substituted"] <= self._config.max_bad:
+            return
+        damage = list(dict.fromkeys(self._past_damage + (self._stream.damage if self._stream else [])))
+        lines = [f"  {found}" for found in damage[:_LISTED]] + [f"  and {len(damage) - _LISTED} more"] * (
+            len(damage) > _LISTED
+        )
+        raise DataError(
+            f"{counts['substituted']} damaged samples were substituted, data.max_bad is {self._config.max_bad}; "
+            + ("this process found:\n" + "\n".join(lines) if lines else "other processes list them")
+            + f"\nrun `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next optimizer step starts: micro-batches of an unfinished step do not count."""
@@ -151,11 +192,18 @@ class Loader:
         """Stops reading."""
         if self._stream is not None:
             self._stream.close()
+            self._past_counts.update(self._stream.counts())
+            self._past_damage += self._stream.damage
             self._stream = None
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
 
     def _requests(self) -> Iterator[BatchRequest]:
         epoch, step = self._start
         while True:
+            if self._prefetcher is not None:
+                self._prefetcher.advance(epoch=epoch, step=step)
             slots = self.order.slots(epoch_step=step, rank=self._rank, world=self._world)
             for positions in slots.reshape(self._accumulation, self.micro_batch):
                 yield training_request(
@@ -169,14 +217,6 @@ class Loader:
                     size=self._size,
                 )
             epoch, step = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
-
-    def _count_substituted(self, batch: Batch) -> None:
-        self.num_substituted += int((batch.status == STATUS_SUBSTITUTED).sum())
-        if self.num_substituted > self._config.max_bad:
-            raise DataError(
-                f"{self.num_substituted} damaged samples were substituted, data.max_bad is {self._config.max_bad}: "
-                f"run `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
-            )
 
 
 def _make_order(corpus: Corpus, config: DataConfig, rows: np.ndarray, *, global_batch: int, seed: int) -> Order:

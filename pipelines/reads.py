@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipelines.cache import DamagedFileError
 from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
-from preprocess.index import META_NAME, FrameSpans
+from preprocess.index import FrameSpans
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def read_gap(config: DataConfig) -> int:
     """`data.read_gap` in bytes, with what -1 stands for."""
     if config.read_gap >= 0:
         return config.read_gap
-    return REMOTE_GAP if any(root.partition("://")[0] not in (root, "file") for root in config.roots) else 0
+    return REMOTE_GAP if config.has_urls else 0
 
 
 def pread(descriptor: int, size: int, offset: int) -> bytes:
@@ -97,6 +98,8 @@ class ShardReader:
                     return self._read_once(row, spans)
                 except OSError as error:
                     self._wait_or_stop(row, attempt, error)
+                except DamagedFileError as error:
+                    raise DataError(str(error)) from error
                 attempt += 1
         finally:
             del self._underway[thread]
@@ -150,10 +153,16 @@ class ShardReader:
             raise DataError(f"{where}: closed before another try") from error
 
     def _is_there(self, row: int) -> bool:
-        return self._corpus.shard_path(int(self._corpus.shard[row])).with_name(META_NAME).exists()
+        return self._corpus.dataset_is_there(int(self._corpus.shard[row]))
 
     def _where(self, row: int) -> str:
-        return f"{self._corpus.shard_path(int(self._corpus.shard[row]))}, sample {self._corpus.key(row)}"
+        return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {self._key(row)}"
+
+    def _key(self, row: int) -> str:
+        try:
+            return self._corpus.key(row)
+        except OSError:  # keys are read when they are needed, from the storage that has just failed
+            return f"number {row}"
 
 
 def _read_whole(descriptor: int, size: int, offset: int) -> bytes:

@@ -63,7 +63,7 @@ def _decode(corpus: Corpus, fetched: FetchedClip) -> torch.Tensor | tuple[int, s
     frames = []
     for number, jpeg in zip(fetched.clip.frames.tolist(), fetched.frames, strict=True):
         try:
-            image = np.array(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+            image = np.array(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
         except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
             return number, f"it does not decode ({_first_line(error)})"
         if image.shape[:2] != size:

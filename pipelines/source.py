@@ -181,13 +181,13 @@ class ClipSource:
         for i, (jpeg, size, crc) in enumerate(zip(jpegs, spans.size.tolist(), spans.crc32.tolist(), strict=True)):
             if len(jpeg) != size:
                 return [], (int(wanted[i]), f"the shard ends after {len(jpeg)} of its {size} bytes")
-            if (found := zlib.crc32(jpeg)) != crc:
+            if (found := zlib.crc32(jpeg.data)) != crc:
                 return [], (int(wanted[i]), f"its crc32 is {found:08x}, {crc:08x} was written")
         return [jpegs[i] for i in again.tolist()], None
 
     def _damage(self, row: int, frame: int, reason: str) -> Damage:
         corpus = self._corpus
-        path = corpus.shard_path(int(corpus.shard[row]))
+        path = corpus.shard_name(int(corpus.shard[row]))
         return Damage(str(path), corpus.key(row), corpus.name(row), frame, reason)
 
 
