@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.config import is_url
 from pipelines.labels import Labels, read_labels, united_labels
@@ -110,6 +111,16 @@ class Corpus:
             except DatasetError:
                 continue
         return int(self.row_starts[-2]) + self.datasets[-1].find(key)
+
+    @property
+    def keys(self) -> pa.ChunkedArray:
+        """The keys of all samples in their own datasets."""
+        return pa.chunked_array([chunk for dataset in self.datasets for chunk in dataset.keys.chunks], pa.string())
+
+    @property
+    def names(self) -> pa.ChunkedArray:
+        """The names of all samples in their own datasets."""
+        return pa.chunked_array([chunk for dataset in self.datasets for chunk in dataset.names.chunks], pa.string())
 
     def key(self, row: int) -> str:
         """The sample's key in its own dataset."""
