@@ -6,7 +6,7 @@ for batch in loader:                 # endless; batch.clips is (B, R, T, H, W, C
     state = loader.state_dict()      # {"epoch": 2, "position": 4096, "fingerprint": {...}}
 """
 
-import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,12 +16,16 @@ import torch
 
 from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
+from pipelines.fingerprint import fingerprint, has_grown
 from pipelines.order import Order, ShardOrder, epoch_shares, micro_batch
 from pipelines.prefetch import Prefetcher, check_cache, nodes_positions, steps_read_at_once
 from pipelines.reads import DataError
+from pipelines.selection import select_rows
 from pipelines.source import Damage
 from pipelines.stream import Batch, ClipStream
 from pipelines.views import BatchRequest, check_views, short_rows, training_request, usable_rows
+
+logger = logging.getLogger(__name__)
 
 _LISTED = 30  # damaged frames that an error names; the log has them all
 
@@ -72,9 +76,10 @@ class Loader:
             accumulation,
         )
         self.micro_batch = micro_batch(global_batch, world=world, accumulation=accumulation)
-        self._rows = usable_rows(corpus, config, num_frames=num_frames)
+        self._rows = select_rows(corpus, config.select, rows=usable_rows(corpus, config, num_frames=num_frames))
         self.num_short = int(short_rows(corpus, config, num_frames=num_frames).sum())
         self.order = _make_order(corpus, config, self._rows, global_batch=global_batch, seed=seed)
+        self._fingerprint = fingerprint(corpus, config, self.order, self._rows, num_frames=num_frames, size=size)
         self._steps_at_once = steps_read_at_once(prefetch=config.prefetch, accumulation=accumulation)
         check_cache(corpus, self.order, world=world, local_world=local_world, steps=self._steps_at_once)
         self._prefetcher: Prefetcher | None = None
@@ -88,6 +93,17 @@ class Loader:
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
         return self.order.steps_per_epoch
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that take part, of which an epoch takes what data.weights and the global batch leave."""
+        return len(self._rows)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data that the delivered optimizer steps make."""
+        epoch, step = self._place()
+        return epoch + step / self.steps_per_epoch
 
     def __iter__(self) -> "Loader":
         return self
@@ -145,48 +161,28 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next optimizer step starts: micro-batches of an unfinished step do not count."""
-        epoch, step = self._start
-        step += self._delivered // self._accumulation
-        epoch, step = epoch + step // self.steps_per_epoch, step % self.steps_per_epoch
-        return {"epoch": epoch, "position": step * self.order.global_batch, "fingerprint": self.fingerprint()}
+        epoch, step = self._place()
+        return {"epoch": epoch, "position": step * self.order.global_batch, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state, at any world size.
+        """Goes on from a state, at any world size; with `data.on_change=new-epoch` also over a dataset that has grown.
 
         Raises:
             ValueError: the dataset or a setting differs; the message names each with both values.
         """
-        ours, theirs = self.fingerprint(), state["fingerprint"]
-        changed = [
-            f"{name}: was {theirs.get(name)!r}, is {ours.get(name)!r}"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name)
-        ]
-        if changed:
-            raise ValueError(
-                "the order of the samples cannot go on, for it depends on what has changed: "
-                + "; ".join(changed)
-                + ". Restore these settings, or start a new run"
-            )
+        before, position = state["fingerprint"], state["position"]
+        grown = has_grown(before, self._fingerprint, datasets=self._corpus.datasets, on_change=self._config.on_change)
         self.close()
-        self._start = (state["epoch"], state["position"] // self.order.global_batch)
+        self._start = (state["epoch"], position // self.order.global_batch)
         self._delivered = 0
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything on which the sequence of (sample, frames, crop, flip) depends."""
-        settings = dataclasses.asdict(self._config)
-        for not_the_order in ("shards", "decode", "read_threads", "decode_threads", "prefetch", "max_bad"):
-            del settings[not_the_order]
-        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-        order = self.order
-        return {
-            "dataset": self._corpus.fingerprint,
-            "num_frames": self._num_frames,
-            "size": self._size,
-            "seed": order.seed,
-            "global_batch": order.global_batch,
-            **settings,
-        }
+        if grown:
+            self._start = (state["epoch"] + (position > 0), 0)
+            if self._rank == 0:
+                logger.info(
+                    "%s has grown: from epoch %d on there are %d samples to choose from, %d steps an epoch; the rest "
+                    "of epoch %d is left out",
+                    self._corpus, self._start[0], len(self._rows), self.steps_per_epoch, state["epoch"],
+                )  # fmt: skip
 
     def close(self) -> None:
         """Stops reading."""
@@ -198,6 +194,12 @@ class Loader:
         if self._prefetcher is not None:
             self._prefetcher.close()
             self._prefetcher = None
+
+    def _place(self) -> tuple[int, int]:
+        """Epoch and step of it that comes next."""
+        epoch, step = self._start
+        step += self._delivered // self._accumulation
+        return epoch + step // self.steps_per_epoch, step % self.steps_per_epoch
 
     def _requests(self) -> Iterator[BatchRequest]:
         epoch, step = self._start
