@@ -38,8 +38,8 @@ class RemoteShards:
         return self.cache.open(self.files[shard])
 
     def __del__(self) -> None:
-        for descriptor in self._held:
-            os.close(descriptor)
+        while self._held:
+            os.close(self._held.pop())
 
 
 def open_cache(folder: str | Path, *, limit_bytes: int) -> Cache:
@@ -165,7 +165,8 @@ def _asked(url: str, ask: Callable[..., Any], *arguments: Any) -> Any:
             (TimeoutError, errno.ETIMEDOUT),
         ):
             number = of_kind if isinstance(error, kind) else number
-        raise OSError(number or errno.EIO, " ".join(str(error).split()) or type(error).__name__, url) from error
+        words = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise OSError(number or errno.EIO, words or type(error).__name__, url) from error
 
 
 def _remedy(url: str, error: OSError) -> str:

@@ -52,7 +52,7 @@ class Server:
         }
 
     def upload(self, folder: Path, to: str) -> None:
-        """Puts the files of a folder under bucket/prefix, making the bucket; dataset.json goes last."""
+        """Puts a dataset, what its dataset.json names, under bucket/prefix, making the bucket; dataset.json goes last."""
         import boto3
 
         bucket, _, prefix = to.partition("/")
@@ -61,8 +61,10 @@ class Server:
             aws_secret_access_key="test",
         )  # fmt: skip
         client.create_bucket(Bucket=bucket)
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == "dataset.json"):
-            client.put_object(Bucket=bucket, Key=f"{prefix}/{path.name}", Body=path.read_bytes())
+        meta = json.loads((folder / "dataset.json").read_text())
+        named = [entry["name"] for entry in meta["files"].values()] + [name for name, *_ in meta["shards"]]
+        for name in [*named, "dataset.json"]:
+            client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=(folder / name).read_bytes())
         client.close()
 
     def requests(self, method: str = "GET") -> list[Request]:
@@ -100,7 +102,7 @@ def s3_server() -> Iterator[Server]:
 
 def _serve(pipe: Connection) -> None:
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    sys.stderr = Path(os.devnull).open("w")  # tracebacks of clients that were killed on purpose
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # tracebacks of clients that were killed on purpose
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
