@@ -111,13 +111,14 @@ def _autocontrast(clip: torch.Tensor, amount: float) -> torch.Tensor:
     """Stretches each channel of each frame to 0 ... 255; a flat one stays."""
     width, channels = clip.shape[2:]
     by_column = clip.flatten(2)
-    low = by_column.amin(1).view(-1, width, channels).amin(1).float()
-    high = by_column.amax(1).view(-1, width, channels).amax(1).float()
-    scale = torch.where(high > low, 255 / (high - low).clamp_(min=1), 1)
-    low = torch.where(high > low, low, 0)
+    low = by_column.amin(1).view(-1, width, channels).amin(1).double()
+    high = by_column.amax(1).view(-1, width, channels).amax(1).double()
+    # In PIL's own arithmetic, which cuts some levels that would be whole numbers (and 255 / x would multiply by 1 / x).
+    scale = torch.where(high > low, torch.full_like(low, 255).div_((high - low).clamp_(min=1)), 1)
+    offset = torch.where(high > low, -low * scale, 0)
     # Repeated along a row, so that the arithmetic runs over whole rows.
-    low_row, scale_row = (of_channel.repeat(1, width)[:, None] for of_channel in (low, scale))
-    return _cut(by_column.float().sub_(low_row).mul_(scale_row)).view(clip.shape)
+    scale_row, offset_row = (of_channel.repeat(1, width)[:, None] for of_channel in (scale, offset))
+    return _cut(by_column.double().mul_(scale_row).add_(offset_row)).view(clip.shape)
 
 
 def _equalize(clip: torch.Tensor, amount: float) -> torch.Tensor:
@@ -179,7 +180,8 @@ def _affine(clip: torch.Tensor, matrix: tuple[float, ...]) -> torch.Tensor:
     taps = (y_taps[..., :, None] * width + x_taps[..., None, :]).flatten(0, 1).flatten(1)
     weights = (y_weights[..., :, None] * x_weights[..., None, :]).flatten(0, 1).flatten(1)
     by_pixel = clip.view(frames, -1, channels).transpose(0, 1).reshape(height * width, -1).float()
-    moved = _cut(F.embedding_bag(taps, by_pixel, mode="sum", per_sample_weights=weights))
+    # Weights sum to a hair less or more than 1: what should be a whole number must not be cut to the one below.
+    moved = _cut(F.embedding_bag(taps, by_pixel, mode="sum", per_sample_weights=weights).add_(2**-11))
     out = moved.view(-1, frames, channels).transpose(0, 1).reshape(clip.shape)
     return out.mul_(inside[..., None]).add_((~inside * FILL).to(torch.uint8)[..., None])
 
