@@ -35,9 +35,12 @@ class TrainingError(RuntimeError):
 class BatchLoader(Protocol):
     """What the loop needs of a loader: batches, a position that a checkpoint can hold, and what went wrong so far.
 
+    `epoch` is the position as a number: passes over the data.
     `judge` raises if there is too much of it, given the sums over all processes and parts of the run.
     """
 
+    @property
+    def epoch(self) -> float: ...
     def __next__(self) -> Any: ...
     def counts(self) -> dict[str, int]: ...
     def judge(self, counts: dict[str, int]) -> None: ...
@@ -50,7 +53,6 @@ class Plan:
     """What is fixed before the first step."""
 
     total_steps: int
-    steps_per_epoch: int
     accumulation: int
     clips_per_step: int  # over all processes
     flops_per_clip: float
@@ -222,7 +224,7 @@ def _log(
     measured, counts = meter.row(), meter.totals(loader.counts())
     row = {
         "step": step,
-        "epoch": step / plan.steps_per_epoch,
+        "epoch": loader.epoch,
         "loss": measured.pop("loss"),
         "lr": lr,
         "grad_norm": engine.grad_norm,

@@ -89,9 +89,9 @@ class Order:
             ValueError: an epoch would have no step.
         """
         self.shard, self.global_batch, self.seed = shard, global_batch, seed
-        self._shares = tuple(shares) or ((len(shard), len(shard)),)
-        assert sum(size for size, _ in self._shares) == len(shard)
-        self.samples_per_epoch = sum(take for _, take in self._shares)
+        self.shares = tuple(shares) or ((len(shard), len(shard)),)
+        assert sum(size for size, _ in self.shares) == len(shard)
+        self.samples_per_epoch = sum(take for _, take in self.shares)
         if self.samples_per_epoch < global_batch:
             weighted = " that data.weights takes in an epoch" if self.samples_per_epoch < len(shard) else ""
             raise ValueError(
@@ -140,17 +140,20 @@ class Order:
         """The most shards that positions [start, stop) of `steps` successive steps need, with those that come next."""
         return len(np.unique(self.shard))
 
+    def __str__(self) -> str:
+        return "a permutation of all samples"
+
     def _draw(self, epoch: int) -> np.ndarray:
         """The epoch's samples by position, (samples_per_epoch,) int32."""
         rng = philox(self.seed, ORDER_STREAM, epoch=epoch)
         everything = rng.permutation(np.arange(len(self.shard), dtype=np.int32))
-        return everything if len(self._shares) == 1 else everything[self._taken(everything)]
+        return everything if len(self.shares) == 1 else everything[self._taken(everything)]
 
     def _taken(self, samples: np.ndarray) -> np.ndarray:
         """Where in `samples` those lie that the epoch takes: the first of each dataset."""
-        ends = np.cumsum([size for size, _ in self._shares])
+        ends = np.cumsum([size for size, _ in self.shares])
         dataset = np.searchsorted(ends, samples, side="right")
-        takes = [np.flatnonzero(dataset == i)[:take] for i, (_, take) in enumerate(self._shares)]
+        takes = [np.flatnonzero(dataset == i)[:take] for i, (_, take) in enumerate(self.shares)]
         return np.sort(np.concatenate(takes))
 
 
@@ -190,14 +193,18 @@ class ShardOrder(Order):
         samples = np.sort(np.unique(self.shard, return_counts=True)[1])
         # The epoch's smallest shards that fit between the first and the last sample which these steps take of a lane;
         # a share of a dataset may end in a shard of which it takes one sample.
-        inside = int(np.searchsorted(np.cumsum(samples), steps * width - 2, side="right")) + len(self._shares) - 1
+        inside = int(np.searchsorted(np.cumsum(samples), steps * width - 2, side="right")) + len(self.shares) - 1
         blocks = 2 + inside // self.block_shards
         return min(lanes * blocks * self.block_shards, len(samples))
+
+    def __str__(self) -> str:
+        mixed = self.lanes * self.block_shards
+        return f"shuffled shards, {mixed} of them mixed at a time ({self.lanes} lanes x {self.block_shards})"
 
     def _draw(self, epoch: int) -> np.ndarray:
         rng = philox(self.seed, ORDER_STREAM, epoch=epoch)
         sequence = self._by_shuffled_shards(rng, np.arange(len(self.shard), dtype=np.int32))
-        if len(self._shares) > 1:  # whole shards of each dataset; then the shards of all are shuffled together
+        if len(self.shares) > 1:  # whole shards of each dataset; then the shards of all are shuffled together
             sequence = self._by_shuffled_shards(rng, sequence[self._taken(sequence)])
         used = self.steps_per_epoch * self.global_batch
         left_out = sequence[used:]

@@ -128,9 +128,3 @@ def test_what_is_wrong_is_told(
 ) -> None:
     options = {"--run": str(run), "--data.shards": str(shards), "--out": str(tmp_path)} | change
     assert told in refused(capsys, *(word for option in options.items() for word in option))
-
-
-def test_keys_may_stand_anywhere() -> None:
-    assert visualize._join_keys(["--keys", "a", "0001", "--out", "x"]) == ['--keys=["a", "0001"]', "--out", "x"]
-    assert visualize._join_keys(["--out", "x", "--keys", "b"]) == ["--out", "x", '--keys=["b"]']
-    assert visualize._join_keys(["--out", "x"]) == ["--out", "x"]
