@@ -212,13 +212,13 @@ def open_corpus(
     Raises:
         DatasetError: one of them cannot be used, or the cache cannot.
     """
-    if not any(is_url(str(root)) for root in roots):
-        local = [open_dataset(str(root).removeprefix("file://")) for root in roots]
-        return Corpus(local, labels=read_labels(labels, local) if labels else None)
-    from pipelines.remote import open_cache, open_remote
+    urls = {i: str(root) for i, root in enumerate(roots) if is_url(str(root))}
+    remote = {}
+    if urls:
+        from pipelines.remote import open_cache, open_remote
 
-    opened_cache = open_cache(cache, limit_bytes=int(cache_gb * 1e9))
-    remote = {i: open_remote(str(root), opened_cache) for i, root in enumerate(roots) if is_url(str(root))}
+        opened_cache = open_cache(cache, limit_bytes=int(cache_gb * 1e9))
+        remote = {i: open_remote(url, opened_cache) for i, url in urls.items()}
     datasets = [
         remote[i].dataset if i in remote else open_dataset(str(root).removeprefix("file://"))
         for i, root in enumerate(roots)

@@ -8,6 +8,7 @@ prefetcher.close()
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.order import Order, ShardUse
 logger = logging.getLogger(__name__)
 
 THREADS = 2  # downloads at a time, a process
+CLOSE_SECONDS = 2.0  # that a fetch which hangs holds up the end
 RANKS_APART = 2  # steps by which the ranks of a node may be apart: their collectives hold them together
 
 
@@ -120,8 +122,9 @@ class Prefetcher:
         self._stopped.set()
         with self._changed:
             self._changed.notify_all()
+        end = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
-            thread.join(timeout=2)
+            thread.join(max(end - time.monotonic(), 0))
         self._cache.plan(())
 
     def _run(self) -> None:

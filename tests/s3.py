@@ -52,7 +52,7 @@ class Server:
         }
 
     def upload(self, folder: Path, to: str) -> None:
-        """Puts a dataset, what its dataset.json names, under bucket/prefix, making the bucket; dataset.json goes last."""
+        """Puts what dataset.json names, and that last, under bucket/prefix; makes the bucket."""
         import boto3
 
         bucket, _, prefix = to.partition("/")
