@@ -28,7 +28,8 @@ from pipelines.loader import Loader
 from pipelines.order import Order
 from pipelines.reads import DataError
 from pipelines.stream import Batch
-from preprocess.index import DatasetError
+from preprocess.index import DatasetError, read_shard_table, sha256_of, write_shard_table
+from preprocess.merge import write_dataset
 from tests.datasets import build_many_shards
 from tests.s3 import Server
 
@@ -251,22 +252,42 @@ def test_fault_20_missing_cut_and_changed_shards_behind_a_url(shards: Path, tmp_
 
 
 def test_a_grown_dataset_is_seen_at_the_next_opening_only(shards: Path, tmp_path: Path) -> None:
-    from preprocess.merge import write_dataset
-
     part = tmp_path / "part"
     shutil.copytree(shards, part)
     last = sorted(part.glob("shard-*"))[-3:]
     for path in last:
         path.rename(tmp_path / path.name)
-    for path in [*part.glob("*-????????????????.*"), part / "dataset.json"]:
-        path.unlink()
-    write_dataset(part, tables=sorted(part.glob("shard-*.parquet")), settings={}, label_names=[])
+    write_again(part)
     _, url = in_memory(part, "growing")
     before = open_corpus([url], cache=tmp_path / "cache")
     _, url = in_memory(shards, "growing")
     after = open_corpus([url], cache=tmp_path / "cache")
     assert len(before) < len(after) == len(open_corpus([shards]))
     assert before.key(0) == after.key(0)
+
+
+def test_a_shard_of_a_dataset_that_was_built_again_is_never_the_cached_one(shards: Path, tmp_path: Path) -> None:
+    """The same URL, shard names and sizes; other bytes."""
+    rebuilt = tmp_path / "rebuilt"
+    shutil.copytree(shards, rebuilt)
+    tar = rebuilt / "shard-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    rows, entry = read_shard_table(tar.with_suffix(".parquet"))
+    write_shard_table(tar.with_suffix(".parquet"), rows.to_pylist(), tar_bytes=entry.bytes, tar_sha256=sha256_of(tar))
+    write_again(rebuilt)
+    for folder in (shards, rebuilt, shards):
+        _, url = in_memory(folder, "rebuilt")
+        corpus = open_corpus([url], cache=tmp_path / "cache")
+        descriptor = corpus.open_shard(0)
+        assert os.pread(descriptor, entry.bytes, 0) == (folder / "shard-00000.tar").read_bytes()
+        os.close(descriptor)
+
+
+def write_again(root: Path) -> None:
+    """Index files and dataset.json of the shards whose tables are there."""
+    for path in [*root.glob("*-????????????????.*"), root / "dataset.json"]:
+        path.unlink()
+    write_dataset(root, tables=sorted(root.glob("shard-*.parquet")), settings={}, label_names=[])
 
 
 def test_fault_37_a_store_that_fails_or_hangs_for_a_while_costs_time_only(
