@@ -1,6 +1,6 @@
 """A batch that DALI failed on ─► the same batch decoded frame by frame, what does not decode substituted.
 
-encoded, decoded = decode_again(source, corpus, encoded)     # decoded[i] is (T, H, W, C) uint8 on the CPU
+encoded, decoded = decode_again(source, encoded)     # decoded[i] is (T, H, W, C) uint8 on the CPU
 
 The decoder is PIL's: slower than DALI's on the CPU, and to the same pixels (both are libjpeg-turbo's).
 """
@@ -12,18 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.corpus import Corpus
 from pipelines.source import ClipSource, EncodedBatch, FetchedClip, encoded_batch
 
 
-def decode_again(
-    source: ClipSource, corpus: Corpus, encoded: EncodedBatch
-) -> tuple[EncodedBatch, list[torch.Tensor], int]:
+def decode_again(source: ClipSource, encoded: EncodedBatch) -> tuple[EncodedBatch, list[torch.Tensor], int]:
     """Decodes every clip of a batch on the CPU; one that does not decode is replaced as a damaged one would be.
 
     Args:
         source: reads substitutes.
-        corpus: tells the size that frames must have.
         encoded: the batch.
 
     Returns:
@@ -37,12 +33,12 @@ def decode_again(
     for i, (asked, clip) in enumerate(zip(encoded.request.clips, encoded.clips, strict=True)):
         jpegs = encoded.frames[i * per_clip : (i + 1) * per_clip]
         fetch = FetchedClip(clip, jpegs, encoded.substituted[i])
-        frames = _decode(corpus, fetch)
+        frames = _decode(fetch)
         if not isinstance(frames, torch.Tensor):
             failed += 1
             # From the clip that was asked for, so that the substitute does not depend on where it failed.
-            fetch = source.fetch(asked, lambda candidate: _wrong(_decode(corpus, candidate)))
-            frames = _decode(corpus, fetch)
+            fetch = source.fetch(asked, lambda candidate: _wrong(_decode(candidate)))
+            frames = _decode(fetch)
             assert isinstance(frames, torch.Tensor), "judged just before"
         fetched.append(fetch)
         decoded.append(frames)
@@ -56,18 +52,14 @@ def _wrong(frames: torch.Tensor | tuple[int, str]) -> tuple[int, str] | None:
     return None if isinstance(frames, torch.Tensor) else frames
 
 
-def _decode(corpus: Corpus, fetched: FetchedClip) -> torch.Tensor | tuple[int, str]:
+def _decode(fetched: FetchedClip) -> torch.Tensor | tuple[int, str]:
     """(T, H, W, C) uint8, or the number of a frame that does not decode and what is wrong with it."""
-    row = fetched.clip.row
-    size = (int(corpus.height[row]), int(corpus.width[row]))
     frames = []
     for number, jpeg in zip(fetched.clip.frames.tolist(), fetched.frames, strict=True):
         try:
             image = np.array(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
         except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
             return number, f"it does not decode ({_first_line(error)})"
-        if image.shape[:2] != size:
-            return number, f"it is {image.shape[0]} x {image.shape[1]} pixels, the index says {size[0]} x {size[1]}"
         frames.append(torch.from_numpy(image))
     return torch.stack(frames)
 

@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 from pipelines.corpus import Corpus
+from pipelines.jpeg import HeaderError, scan_offset
 from pipelines.order import SUBSTITUTE_STREAM, philox
 from pipelines.reads import DataError, ShardReader, ShardVanishedError
 from pipelines.views import BatchRequest, ClipRequest
@@ -106,6 +107,7 @@ class ClipSource:
         self._corpus, self._requests = corpus, requests
         self._spares = np.arange(len(corpus)) if spares is None else spares
         self.reader = ShardReader(corpus, gap=read_gap, retries=retries)
+        self._headers: dict[tuple[int, int], bytes] = {}  # the last sound one of each height and width
         self._threads = _Threads(read_threads)
         self._ahead: deque[tuple[BatchRequest, list[Future[FetchedClip]]]] = deque()
         for _ in range(prefetch):
@@ -183,7 +185,20 @@ class ClipSource:
                 return [], (int(wanted[i]), f"the shard ends after {len(jpeg)} of its {size} bytes")
             if (found := zlib.crc32(jpeg.data)) != crc:
                 return [], (int(wanted[i]), f"its crc32 is {found:08x}, {crc:08x} was written")
+            try:
+                self._check_header(
+                    jpeg, height=int(self._corpus.height[clip.row]), width=int(self._corpus.width[clip.row])
+                )
+            except HeaderError as error:
+                return [], (int(wanted[i]), str(error))
         return [jpegs[i] for i in again.tolist()], None
+
+    def _check_header(self, jpeg: np.ndarray, *, height: int, width: int) -> None:
+        known = self._headers.get((height, width))
+        if known is not None and jpeg[: len(known)].tobytes() == known:
+            return  # a dataset's frames of one size have one header, as a rule
+        end = scan_offset(jpeg.data, height=height, width=width)
+        self._headers[height, width] = jpeg[:end].tobytes()
 
     def _damage(self, row: int, frame: int, reason: str) -> Damage:
         corpus = self._corpus

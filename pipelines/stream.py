@@ -148,7 +148,7 @@ class ClipStream:
             raise DataError(f"DALI failed ({error}) and cannot be started again ({again}): {_LOOK_AT}") from again
         failed = 0
         if encoded is not None:
-            encoded, decoded, failed = decode_again(self._source, self._corpus, encoded)
+            encoded, decoded, failed = decode_again(self._source, encoded)
         self._restarts_in_a_row = 0 if failed else self._restarts_in_a_row + 1
         if self._restarts_in_a_row > MAX_RESTARTS:
             raise DataError(

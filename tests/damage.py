@@ -33,6 +33,13 @@ def zero_a_block(data: bytes) -> bytes:
     return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
 
 
+def break_the_scan(data: bytes) -> bytes:
+    """A good header, and behind it nothing that decodes."""
+    at = data.index(b"\xff\xda")
+    scan = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data[:scan] + b"\xff" * (len(data) - scan)
+
+
 class Vouched(Corpus):
     """An index that says of whatever lies in the shards now that it was written so: crc32 finds no damage."""
 
