@@ -82,15 +82,16 @@ def _brightness(clip: torch.Tensor, factor: float) -> torch.Tensor:
 
 def _contrast(clip: torch.Tensor, factor: float) -> torch.Tensor:
     """Away from (or towards) the mean grey of each frame."""
-    mean = _grey(clip).mean(dim=(1, 2), dtype=torch.float64).add_(0.5).floor_().float()
-    return _away_from(mean[:, None, None, None], clip, factor)
+    mean = _grey(_channels(clip)).mean(dim=(1, 2), dtype=torch.float64).add_(0.5).floor_().float()
+    return _cut(_away_from(mean[:, None, None, None], clip.float(), factor))
 
 
 def _colour(clip: torch.Tensor, factor: float) -> torch.Tensor:
     """Away from (or towards) each pixel's grey."""
-    grey, out = _grey(clip), torch.empty_like(clip)
-    for channel in range(3):  # a broadcast over an innermost dimension of 3 is several times slower
-        out[..., channel] = _away_from(grey, clip[..., channel], factor)
+    channels, out = _channels(clip), torch.empty_like(clip)
+    grey = _grey(channels)
+    for number, channel in enumerate(channels):  # a broadcast over an innermost dimension of 3 is several times slower
+        out[..., number] = _away_from(grey, channel, factor).clamp_(0, 255)
     return out
 
 
@@ -103,7 +104,7 @@ def _sharpness(clip: torch.Tensor, factor: float) -> torch.Tensor:
     thirteen = three[..., : -2 * step] + three[..., step:-step] + three[..., 2 * step :] + 4 * middle
     smooth = thirteen.float().mul_(1 / 13).add_(0.5).floor_()
     out = clip.flatten(2).clone()
-    out[:, 1:-1, step:-step] = _away_from(smooth, middle, factor)
+    out[:, 1:-1, step:-step] = _away_from(smooth, middle.float(), factor).clamp_(0, 255)
     return out.view(clip.shape)
 
 
@@ -111,23 +112,19 @@ def _autocontrast(clip: torch.Tensor, amount: float) -> torch.Tensor:
     """Stretches each channel of each frame to 0 ... 255; a flat one stays."""
     width, channels = clip.shape[2:]
     by_column = clip.flatten(2)
-    low = by_column.amin(1).view(-1, width, channels).amin(1).double()
-    high = by_column.amax(1).view(-1, width, channels).amax(1).double()
+    low = by_column.amin(1).view(-1, width, channels).amin(1).double().view(-1, 1)
+    high = by_column.amax(1).view(-1, width, channels).amax(1).double().view(-1, 1)
+    levels = torch.arange(256, dtype=torch.float64, device=clip.device)
     # In PIL's own arithmetic, which cuts some levels that would be whole numbers (and 255 / x would multiply by 1 / x).
-    scale = torch.where(high > low, torch.full_like(low, 255).div_((high - low).clamp_(min=1)), 1)
-    offset = torch.where(high > low, -low * scale, 0)
-    # Repeated along a row, so that the arithmetic runs over whole rows.
-    scale_row, offset_row = (of_channel.repeat(1, width)[:, None] for of_channel in (scale, offset))
-    return _cut(by_column.double().mul_(scale_row).add_(offset_row)).view(clip.shape)
+    scale = torch.full_like(low, 255).div_((high - low).clamp_(min=1))
+    table = torch.where(high > low, _cut(levels * scale - low * scale), _cut(levels))
+    return _looked_up(_table_index(clip), table).view(clip.shape)
 
 
 def _equalize(clip: torch.Tensor, amount: float) -> torch.Tensor:
     """Makes the histogram of each channel of each frame flat, by PIL's integer rule."""
     frames, height, width, channels = clip.shape
-    table_starts = (
-        torch.arange(frames * channels, dtype=torch.int32, device=clip.device).view(frames, 1, channels) * 256
-    )
-    index = (clip.view(frames, -1, channels) + table_starts).flatten()
+    index = _table_index(clip)
     histogram = torch.bincount(index, minlength=frames * channels * 256).view(-1, 256)
     present = histogram > 0
     last = 255 - present.flip(1).to(torch.uint8).argmax(1, keepdim=True)
@@ -136,7 +133,18 @@ def _equalize(clip: torch.Tensor, amount: float) -> torch.Tensor:
     table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
     as_is = (step == 0) | (present.sum(1, keepdim=True) <= 1)
     table = torch.where(as_is, torch.arange(256, device=clip.device), table).to(torch.uint8)
-    return table.flatten().index_select(0, index).view(clip.shape)
+    return _looked_up(index, table).view(clip.shape)
+
+
+def _table_index(clip: torch.Tensor) -> torch.Tensor:
+    """Each value's place in tables of 256 levels, one table for each channel of each frame; flat, int32."""
+    frames, _, width, channels = clip.shape
+    starts = torch.arange(0, frames * channels * 256, 256, dtype=torch.int32, device=clip.device).view(frames, channels)
+    return (clip.flatten(2) + starts.repeat(1, width)[:, None]).flatten()
+
+
+def _looked_up(index: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    return tables.flatten().index_select(0, index)
 
 
 def _rotate(clip: torch.Tensor, degrees: float) -> torch.Tensor:
@@ -201,8 +209,9 @@ def _taps(at: torch.Tensor, length: int, *, moves: bool) -> tuple[torch.Tensor, 
     return taps.clamp_(0, length - 1), weights
 
 
-def _away_from(base: torch.Tensor, clip: torch.Tensor, factor: float) -> torch.Tensor:
-    return _cut(clip.float().sub_(base).mul_(factor).add_(base))
+def _away_from(base: torch.Tensor, pixels: torch.Tensor, factor: float) -> torch.Tensor:
+    """Floats, in place: the first of PIL's enhancements' two steps, before they are cut."""
+    return pixels.sub_(base).mul_(factor).add_(base)
 
 
 def _cut(pixels: torch.Tensor) -> torch.Tensor:
@@ -210,10 +219,16 @@ def _cut(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.clamp_(0, 255).to(torch.uint8)
 
 
-def _grey(clip: torch.Tensor) -> torch.Tensor:
-    """(T, H, W) float of whole numbers: PIL's "L"; the sums are below 2^24, hence exact."""
-    red, green, blue = (channel.float() for channel in clip.unbind(-1))
-    return red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768).mul_(2**-16).floor_()
+def _channels(clip: torch.Tensor) -> list[torch.Tensor]:
+    """Red, green and blue, each (T, H, W) float."""
+    return [channel.float() for channel in clip.unbind(-1)]
+
+
+def _grey(channels: list[torch.Tensor]) -> torch.Tensor:
+    """(T, H, W) float of whole numbers: PIL's "L", whose weights are 65536ths: the sums are exact."""
+    red, green, blue = channels
+    weighted = red * (19595 / 65536)
+    return weighted.add_(green, alpha=38470 / 65536).add_(blue, alpha=7471 / 65536).add_(0.5).floor_()
 
 
 # Ops that move pixels.
