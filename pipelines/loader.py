@@ -103,7 +103,7 @@ class Loader:
     def epoch(self) -> float:
         """Passes over the data that the delivered optimizer steps make."""
         epoch, step = self._place()
-        return epoch + step / self.steps_per_epoch
+        return (epoch * self.steps_per_epoch + step) / self.steps_per_epoch
 
     def __iter__(self) -> "Loader":
         return self
@@ -119,7 +119,7 @@ class Loader:
             self._stream = ClipStream(
                 self._corpus,
                 self._config,
-                self._requests(),
+                self.requests(),
                 max_clips=self.micro_batch * (1 if shared else self._config.repeat_aug),
                 num_frames=self._num_frames,
                 num_views=self._config.repeat_aug if shared else 1,
@@ -201,7 +201,8 @@ class Loader:
         step += self._delivered // self._accumulation
         return epoch + step // self.steps_per_epoch, step % self.steps_per_epoch
 
-    def _requests(self) -> Iterator[BatchRequest]:
+    def requests(self) -> Iterator[BatchRequest]:
+        """What this rank reads from its place in the epoch on, without end: plain data, nothing is read yet."""
         epoch, step = self._start
         while True:
             if self._prefetcher is not None:

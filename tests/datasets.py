@@ -1,11 +1,16 @@
 """Small datasets built by the real preprocessing from frames that tell which sample and frame they are."""
 
+import hashlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
+
+from preprocess.index import Dataset, Shard
 
 # name, frames, height, width, label: two sizes, lengths from one frame to longer than any clip
 SAMPLES = [(f"clip_{i:02d}", 1 if i == 0 else 6 + 3 * i, *((48, 64) if i % 3 else (64, 40)), i % 4) for i in range(14)]
@@ -63,6 +68,42 @@ def build_many_shards(root: Path, *, shards: int, samples: int) -> Path:
     ledger.write_text("".join(rows))
     frames = root / "frames"
     return run_build(root / "shards", "--frames", frames, "--ledger", ledger, "--shard-size", str(samples))
+
+
+def index_only(counts: Sequence[int], *, seed: int, root: str = "nowhere") -> Dataset:
+    """A dataset without a file: `counts` samples a shard, of random lengths and sizes. For what reads no frames."""
+    rng, total = np.random.default_rng(seed), sum(counts)
+    num_frames = rng.integers(1, 60, total).astype(np.int32)
+    keys = [f"{i:06d}" for i in range(total)]
+    names = [f"s{seed}_{i}" for i in range(total)]
+    content = hashlib.sha256(f"{seed} {list(counts)}".encode()).hexdigest()
+    dataset = Dataset(
+        root=Path(root),
+        meta={},
+        fingerprint=content,
+        shards=tuple(
+            Shard(f"shard-{i:05d}.tar", 1000 * count, hashlib.sha256(f"{seed} {i} {count}".encode()).hexdigest(), count)
+            for i, count in enumerate(counts)
+        ),
+        shard=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        offset=np.zeros(total, np.int64),
+        frames_at=np.cumsum(num_frames, dtype=np.int64) - num_frames,
+        num_frames=num_frames,
+        first=np.zeros(total, np.int64),
+        fps=rng.choice([24.0, 30.0, 59.94, np.nan], total),
+        start_s=np.zeros(total),
+        width=rng.choice([340, 426, 256], total).astype(np.int32),
+        height=rng.choice([256, 240], total).astype(np.int32),
+        label_offsets=np.arange(total + 1, dtype=np.int64),
+        label_values=np.arange(total, dtype=np.int32) % 5,
+        splits=np.arange(total, dtype=np.int32) % 3 // 2,
+        split_names=["train", "val"],
+        label_names=[],
+        _frames=pa.table({}),
+    )
+    # What a dataset on disk reads from its index file.
+    vars(dataset).update(keys=pa.chunked_array([keys], pa.string()), names=pa.chunked_array([names], pa.string()))
+    return dataset
 
 
 def run_build(out: Path, *options: str | Path) -> Path:
