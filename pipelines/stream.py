@@ -6,15 +6,17 @@ for batch in stream:                 # batch.clips is (B, R, T, H, W, C) uint8
 """
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 
+from pipelines.augment import Crop
 from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
 from pipelines.dali import Decoder, dense_clips
@@ -32,6 +34,45 @@ class Batch:
     epoch: int
     status: torch.Tensor  # (B,) int8: 0 ok, 1 padding, 2 substituted
     rows: torch.Tensor  # (B,) int64, dataset rows that were decoded
+
+
+class BufferPool:
+    """Memory for batches on the CPU, used again once nobody holds the batch: fresh pages cost as much as the crop."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """A uint8 tensor that is nobody else's; its contents are left over."""
+        for i in range(len(self._arrays)):
+            # torch holds the array as long as any tensor lives that shares its memory. What counts here is the list's
+            # own reference and the argument of getrefcount.
+            if self._arrays[i].shape == shape and sys.getrefcount(self._arrays[i]) == 2:
+                return torch.from_numpy(self._arrays[i])
+        self._arrays = [array for array in self._arrays if array.shape == shape]
+        self._arrays.append(np.empty(shape, dtype=np.uint8))
+        return torch.from_numpy(self._arrays[-1])
+
+
+def cut_box(frames: torch.Tensor, crop: Crop) -> torch.Tensor:
+    """(T, H, W, C) ─► the crop's box (T, h, w, C), without a copy."""
+    return frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+
+
+def resize(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
+    """Resizes the frames of a box (bilinear, antialiased: Pillow's filter), mirrored if asked.
+
+    Args:
+        box: (T, h, w, C) uint8.
+        flip: mirror left and right.
+        out: (T, size, size, C) uint8, receives the view.
+    """
+    channels_first = box.permute(0, 3, 1, 2)
+    if flip:  # before the resize, which copies a box that lies scattered anyway; the filter is symmetric
+        channels_first = channels_first.flip(-1)
+    # What torch.nn.functional.interpolate calls, but into the batch's own memory.
+    target = out.permute(0, 3, 1, 2)
+    torch.ops.aten._upsample_bilinear2d_aa.out(channels_first, out.shape[1:3], False, None, None, out=target)
 
 
 class ClipStream:
@@ -67,6 +108,7 @@ class ClipStream:
         self._on_gpu = device.type == "cuda"
         self._source = ClipSource(corpus, requests, read_threads=config.read_threads, prefetch=config.prefetch)
         self._failure: DataError | None = None
+        threads = config.decode_threads or _share_of_cores(local_world)
         self._decoder = Decoder(
             self._next_encoded,
             max_frames=max_clips * num_frames,
@@ -74,9 +116,12 @@ class ClipStream:
             resize="gpu" if self._on_gpu else None,
             num_views=num_views,
             size=size,
-            threads=config.decode_threads or _share_of_cores(local_world),
+            threads=threads,
             device_id=device.index or 0 if self._on_gpu else None,
         )
+        self._buffers = BufferPool()
+        # torch's uint8 resize runs on the calling thread alone.
+        self._croppers = None if self._on_gpu or threads == 1 else ThreadPoolExecutor(threads, "crop")
         self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
 
     def __iter__(self) -> "ClipStream":
@@ -95,8 +140,10 @@ class ClipStream:
         return self._batch(encoded, clips)
 
     def close(self) -> None:
-        """Stops the reading threads."""
+        """Stops the threads."""
         self._source.close()
+        if self._croppers is not None:
+            self._croppers.shutdown()
 
     def _next_encoded(self) -> EncodedBatch | None:
         try:
@@ -107,16 +154,20 @@ class ClipStream:
             raise
 
     def _cpu_clips(self, encoded: EncodedBatch, frames: Any) -> torch.Tensor:
-        """Crops every clip's views with torchvision: its uint8 antialiased resize is 9x faster than DALI's on a CPU."""
-        out = self._empty(encoded).flatten(0, 1)
-        view = 0
-        for clip, decoded in zip(encoded.clips, dense_clips(frames, len(encoded.clips)), strict=True):
-            channels_last = decoded.permute(0, 3, 1, 2)
-            for crop in (view.crop for view in clip.views):
-                cut = F.resized_crop(channels_last, *crop[:4], size=[self._size] * 2, antialias=True)
-                out[view] = (cut.flip(-1) if crop.flip else cut).permute(0, 2, 3, 1)
-                view += 1
-        return out.view(-1, encoded.request.num_views, *out.shape[1:])
+        """Cuts every clip's views with torch: its uint8 antialiased resize is 9x faster than DALI's on a CPU."""
+        request = encoded.request
+        shape = (len(request.positions), request.num_views, self._num_frames, self._size, self._size, 3)
+        out = self._buffers.take(shape)
+        decoded = dense_clips(frames, len(encoded.clips))
+        boxes = [
+            clip if self._decoder.gives_boxes else cut_box(clip, view.crop)
+            for clip, asked in zip(decoded, encoded.clips, strict=True)
+            for view in asked.views
+        ]
+        flips = [view.crop.flip for asked in encoded.clips for view in asked.views]
+        run = map if self._croppers is None else self._croppers.map
+        deque(run(resize, boxes, flips, out.flatten(0, 1)), maxlen=0)
+        return out
 
     def _gpu_clips(self, encoded: EncodedBatch, outputs: tuple[Any, ...]) -> torch.Tensor:
         """Copies DALI's views into the batch; they are held until the copy has run on torch's stream."""
