@@ -5,12 +5,16 @@ config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data
 
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType, UnionType
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 import jsonargparse
 import yaml
@@ -24,7 +28,8 @@ Config = TypeVar("Config")
 def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str, description: str) -> Config:
     """Builds the config from defaults, then `--config FILE`, then the command line, each over the one before.
 
-    `--some-key` and `--some_key` are the same. Abbreviations are refused, `--local_rank` of the launchers is dropped
+    `--some-key` and `--some_key` are the same. Several values follow an option (`--data.weights 2 1`), or stand in a
+    recipe as a list or as "2 1". Abbreviations are refused, `--local_rank` of the launchers is dropped
     (the environment says the same), and a misspelt option or recipe key is an error that names the nearest one.
 
     Args:
@@ -40,11 +45,12 @@ def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str
     parser.add_argument("--config", help="recipe: a YAML file, or the name of one in launch/recipes")
     parser.add_class_arguments(config_class)
     known = _known_keys(parser)
-    config_file, rest = _take_config(_normalised(argv, known=known))
+    lists = _list_options(parser)
+    config_file, rest = _take_config(_normalised(argv, known=known, lists=lists))
     try:
         recipe = _read_recipe(config_file, known) if config_file else {}
         # The recipe goes first as options of its own, so that both are checked against the types alike.
-        namespace = parser.parse_args([*_as_options(recipe), *rest])
+        namespace = parser.parse_args([*_as_options(recipe, lists), *rest])
         del namespace["config"]
         return config_class(**parser.instantiate(namespace).as_dict())
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
@@ -73,25 +79,60 @@ def _known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
     }
 
 
-def _normalised(argv: Sequence[str], *, known: set[str]) -> list[str]:
-    """Drops --local_rank, turns dashes in option names into underscores, refuses what is not known."""
+@dataclass(frozen=True)
+class _ListOption:
+    """An option of several values: whether they are text, and whether one of them may also stand alone."""
+
+    of_text: bool
+    or_one: bool
+
+    def joined(self, values: Sequence[str]) -> str:
+        """The values as jsonargparse reads a list: "2 1", 2 1 or [2, 1] ─► [2, 1]."""
+        if list(values) == ["null"] or (self.of_text and len(values) == 1 and values[0].startswith("[")):
+            return values[0]
+        if not self.of_text:
+            values = re.findall(r"[^][,\s]+", " ".join(values))
+        if len(values) == 1 and self.or_one:
+            return values[0]
+        return json.dumps(list(values)) if self.of_text else f"[{', '.join(values)}]"
+
+
+def _list_options(parser: jsonargparse.ArgumentParser) -> dict[str, _ListOption]:
+    """The options that take several values, by name; their help says so from here on."""
+    options = {}
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        several = [kind for kind in alternatives if get_origin(kind) in (list, tuple)]
+        if several:
+            action.metavar = "VALUE ..."
+            single = [kind for kind in alternatives if kind not in several and kind is not NoneType]
+            options[action.dest] = _ListOption(get_args(several[0])[0] is str, bool(single))
+    return options
+
+
+def _normalised(argv: Sequence[str], *, known: set[str], lists: Mapping[str, _ListOption]) -> list[str]:
+    """Drops --local_rank, turns dashes in option names into underscores, joins lists, refuses what is not known."""
     arguments: list[str] = []
-    skip_value = False
-    for argument in argv:
-        if skip_value:
-            skip_value = False
-            continue
+    left = list(argv)
+    while left:
+        argument = left.pop(0)
         if not argument.startswith("--") or argument == "--":
             arguments.append(argument)
             continue
         name, equals, value = argument.removeprefix("--").partition("=")
         name = name.replace("-", "_")
         if name == "local_rank":
-            skip_value = not equals
+            del left[: 0 if equals else 1]
             continue
         if name not in known:
             fail(f"unknown option --{name}{_nearest(name, known, '--')}")
-        arguments.append(f"--{name}{equals}{value}")
+        if name in lists:
+            values = [value] if equals else list(takewhile(lambda following: not following.startswith("--"), left))
+            del left[: 0 if equals else len(values)]
+            arguments.append(f"--{name}={lists[name].joined(values)}")
+        else:
+            arguments.append(f"--{name}{equals}{value}")
     return arguments
 
 
@@ -143,12 +184,14 @@ def _keys_with_lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, i
             yield from _keys_with_lines(value, f"{name}.")
 
 
-def _as_options(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+def _as_options(values: dict[str, Any], lists: Mapping[str, _ListOption], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
+        name = f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _as_options(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
+            yield from _as_options(value, lists, f"{name}.")
+            continue
+        text = value if isinstance(value, str) else json.dumps(value)
+        yield f"--{name}={lists[name].joined([text]) if name in lists else text}"
 
 
 def _nearest(name: str, known: set[str], dashes: str) -> str:

@@ -75,8 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     from pipelines.corpus import open_corpus
     from preprocess.index import DatasetError
 
-    try:
-        corpus = open_corpus(config.data.roots)  # before torch: a wrong path is told within a second
+    data = config.data
+    try:  # before torch: a wrong path is told within a second
+        corpus = open_corpus(data.roots, labels=data.labels, cache=data.cache, cache_gb=data.cache_gb)
     except DatasetError as error:
         fail(str(error))
     from mae3d.distributed import start_world
@@ -199,7 +200,6 @@ def _plan(config: PretrainConfig, loader: "Loader", world: "World") -> "Plan":
 
     return Plan(
         total_steps=max(total, 1),
-        steps_per_epoch=loader.steps_per_epoch,
         accumulation=train.accumulation,
         clips_per_step=train.global_batch * config.data.repeat_aug,
         flops_per_clip=step_flops(config.model),
@@ -257,21 +257,40 @@ def _summary(
     if config.optim.lr is None:
         rate = f"{config.optim.blr:.3g} x {train.global_batch}/{LR_REFERENCE_BATCH} = {rate}"
     shape = f"{model.num_frames}x{model.img_size}x{model.img_size}"
-    short = f"; {loader.num_short} shorter than a clip: {data.short}" if loader.num_short else ""
-    epochs = plan.total_steps / plan.steps_per_epoch
+    epochs = plan.total_steps / loader.steps_per_epoch
     lines = {
         "model": f"{model.preset}, {parameters / 1e6:.1f} M parameters, clips {shape}, "
         f"{model.num_kept} of {model.num_tokens} tokens visible",
-        "data": f"{data.shards}: {len(corpus):,} samples, {int(corpus.num_frames.sum()):,} frames{short}",
+        **_data_lines(data, corpus, loader),
         "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
         f"(processes {place.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
         "rate": rate,
-        "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {plan.steps_per_epoch}",
+        "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {loader.steps_per_epoch}",
         "memory": f"about {(states + activations) / 2**30:.1f} GiB a process ({states / 2**30:.1f} for weights and "
         f"optimizer, some {activations / 2**30:.1f} for activations)",
         "device": f"{world.device.type}, {train.precision}, ZeRO {train.zero_stage}",
     }
-    return "\n".join(f"{name + ':':8}{text}" for name, text in lines.items())
+    return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items())
+
+
+def _data_lines(data: DataConfig, corpus: "Corpus", loader: "Loader") -> dict[str, str]:
+    """Which datasets, which of their samples, in which order."""
+    from pipelines.selection import describe_selection
+
+    datasets = []
+    for dataset, (_, take) in zip(corpus.datasets, loader.order.shares, strict=True):
+        weighted = f", {take:,} of them an epoch" if data.weights else ""
+        frames = int(dataset.num_frames.sum())
+        datasets.append(f"{dataset.location}: {len(dataset):,} samples{weighted}, {frames:,} frames")
+    if data.weights:
+        datasets.append(f"mixed {' : '.join(f'{weight:g}' for weight in data.weights)}")
+    samples = [f"{loader.num_samples:,} take part"]
+    if described := describe_selection(data.select):
+        samples.append(described)
+    if loader.num_short:
+        samples.append(f"{loader.num_short:,} of all are shorter than a clip: {data.short}")
+    lines = {"data": f"\n{'':9}".join(datasets), "samples": "; ".join(samples), "order": str(loader.order)}
+    return lines | ({"labels": corpus.labels.note} if corpus.labels.note else {})
 
 
 if __name__ == "__main__":

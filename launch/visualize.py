@@ -4,7 +4,6 @@ python launch/visualize.py --run out/demo/run --data.shards out/demo/shards --ou
 python launch/visualize.py --run mae_pretrain_vit_large_k400.pth --data.shards OUT --out DIR --keys 000017 000042
 """
 
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -86,7 +85,7 @@ class Shown:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; 2 for bad usage or input, 3 for I/O are raised as SystemExit."""
-    arguments = _join_keys(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else argv
     config = parse(VisualizeConfig, arguments, prog="visualize.py", description=str(__doc__))
     try:
         page = visualize(config)
@@ -142,16 +141,6 @@ def visualize(config: VisualizeConfig) -> Path:
     )
 
 
-def _join_keys(argv: Sequence[str]) -> list[str]:
-    """`--keys a b` -> `--keys=["a", "b"]`, which is how jsonargparse reads a list."""
-    arguments = list(argv)
-    if "--keys" not in arguments:
-        return arguments
-    first = arguments.index("--keys")
-    last = next((i for i in range(first + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
-    return [*arguments[:first], f"--keys={json.dumps(arguments[first + 1 : last])}", *arguments[last:]]
-
-
 def _run_of(file: Path) -> Path | None:
     """The run that a model file belongs to: RUN/checkpoints/step-.../model.safetensors."""
     from mae3d.weights import CHECKPOINTS
@@ -198,10 +187,10 @@ def _reconstructions(
 
     from mae3d.masking import mask_noise
     from mae3d.reconstruct import Reconstruction, reconstruct
-    from pipelines.stream import centre_clips
+    from pipelines.stream import evaluation_clips
 
     config = model.config
-    stream = centre_clips(
+    stream = evaluation_clips(
         corpus,
         clips,
         rows=rows,

@@ -33,11 +33,17 @@ class TrainingError(RuntimeError):
 
 
 class BatchLoader(Protocol):
-    """What the loop needs of a loader: batches, and a position that a checkpoint can hold."""
+    """What the loop needs of a loader: batches, a position that a checkpoint can hold, and what went wrong so far.
 
-    num_substituted: int
+    `epoch` is the position as a number: passes over the data.
+    `judge` raises if there is too much of it, given the sums over all processes and parts of the run.
+    """
 
+    @property
+    def epoch(self) -> float: ...
     def __next__(self) -> Any: ...
+    def counts(self) -> dict[str, int]: ...
+    def judge(self, counts: dict[str, int]) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -47,7 +53,6 @@ class Plan:
     """What is fixed before the first step."""
 
     total_steps: int
-    steps_per_epoch: int
     accumulation: int
     clips_per_step: int  # over all processes
     flops_per_clip: float
@@ -170,7 +175,7 @@ def _resume(engine: Engine, loader: BatchLoader, meter: Meter, *, run: Run, worl
     state = checkpoint.read_state(folder)
     engine.load(checkpoint.SliceReader(folder), optimizer_step=state["optimizer_step"])
     loader.load_state_dict(state["loader"])
-    meter.load_state_dict(state["meter"])
+    meter.load_state_dict(state["meter"], counts=state.get("counts", {}))
     if world.is_first:
         run.cut_metrics(state["step"])
         logger.info("resumed from %s", folder)
@@ -194,6 +199,7 @@ def _save(
         "optimizer_step": engine.optimizer_step,
         "loader": loader.state_dict(),
         "meter": meter.state_dict(),
+        "counts": meter.totals(loader.counts()),
     }
     world.barrier()  # every rank's slices lie there
     if world.is_first:
@@ -215,16 +221,16 @@ def _log(
     run: Run,
     world: World,
 ) -> None:
-    measured = meter.row()
+    measured, counts = meter.row(), meter.totals(loader.counts())
     row = {
         "step": step,
-        "epoch": step / plan.steps_per_epoch,
+        "epoch": loader.epoch,
         "loss": measured.pop("loss"),
         "lr": lr,
         "grad_norm": engine.grad_norm,
         **measured,
         "skipped_steps": engine.skipped_steps,
-        "substituted": world.total(loader.num_substituted),
+        **counts,
     }
     if world.is_first:
         run.write_metrics(row)
@@ -234,6 +240,7 @@ def _log(
             f"the loss is {row['loss']} at step {step}. The checkpoints before it are untouched: lower optim.blr, "
             "or set a smaller optim.clip_grad, and start again"
         )
+    loader.judge(counts)  # the same sums on every process: all stop together
 
 
 def _end(run: Run, world: World, marker: str, text: str) -> None:

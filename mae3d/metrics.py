@@ -94,6 +94,7 @@ class Meter:
         self._steps = 0
         self._since = time.perf_counter()
         self._peak = self._peak_flops()
+        self._counts: dict[str, int] = {}  # of the parts of the run before this one
 
     def add(self, loss: Tensor) -> None:
         """One micro-batch's loss on this process."""
@@ -131,8 +132,13 @@ class Meter:
         """The unfinished interval, so that a resumed run's rows are those of an uncut one."""
         return {"loss": float(self._world.mean(self._loss.clone())), "count": self._count}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with an unfinished interval; speed is measured from here."""
+    def totals(self, counts: dict[str, int]) -> dict[str, int]:
+        """This process's counts since the start ─► over all processes, and since the run's first start."""
+        return {name: self._counts.get(name, 0) + self._world.total(count) for name, count in counts.items()}
+
+    def load_state_dict(self, state: dict[str, Any], *, counts: dict[str, int]) -> None:
+        """Goes on with an unfinished interval and with what `totals` gave; speed is measured from here."""
+        self._counts = counts
         self._loss.fill_(state["loss"])
         self._count = state["count"]
         self._since = time.perf_counter()

@@ -1,11 +1,27 @@
-"""Random draws ─► crop boxes and flips as data, one for all frames of a view. Pure functions, numpy only.
+"""Random draws ─► what is done to a view, as data: one draw for all its frames. Pure functions, numpy only.
 
 crop = draw_crop(rng, height=256, width=340, area=(0.5, 1), aspect=(0.75, 4 / 3), flip=0.5)
+ops = draw_rand_augment(rng, RandAugment.parse("rand-m7-mstd0.5-inc1"))     # ─► (Op("shear_x", -0.2), ...)
+
+A view is cropped, resized and flipped first, then its `ops` are applied in turn, then its box is erased
+(transforms.py). mae_st and timm's video users apply RandAugment to the whole frame before the crop. Here, as in timm's
+image pipeline, it sees the model's input: two to three times fewer pixels, and the border that a rotation, shear or
+translation fills with grey lies in the view, where upstream's crop would have cut part of it off.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
+
+from pipelines.config import RandAugment
+
+# An op of RandAugment whose magnitude has a sign is turned the other way by half of the draws.
+RAND_AUGMENT_OPS = (
+    "autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "colour", "contrast",
+    "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
+)  # fmt: skip
+JITTER_OPS = ("brightness", "contrast", "colour")
 
 
 class Crop(NamedTuple):
@@ -18,10 +34,29 @@ class Crop(NamedTuple):
     flip: bool
 
 
+class Op(NamedTuple):
+    """One change of colour or shape; `transforms.OPS` says what `amount` means for each."""
+
+    name: str
+    amount: float
+
+
+class Erase(NamedTuple):
+    """A box of the view, in pixels, that is filled with noise, which `seed` makes anew for every frame."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    seed: int
+
+
 class View(NamedTuple):
-    """All that is done to one view of a decoded clip, the same for all its frames."""
+    """All that is done to one view of a decoded clip, the same for all its frames, in this order."""
 
     crop: Crop
+    ops: tuple[Op, ...] = ()
+    erase: Erase | None = None
 
 
 def draw_crop(
@@ -61,9 +96,107 @@ def draw_crop(
     return Crop(top, left, box_height, box_width, mirrored)
 
 
-def centre_crop(*, height: int, width: int) -> Crop:
-    """The largest centred square."""
-    return _largest_centred(height, width, (1.0, 1.0))
+def draw_short_side_crop(
+    rng: np.random.Generator, *, height: int, width: int, size: int, short_side: tuple[int, int], flip: float
+) -> Crop:
+    """A square of `size` pixels at a random place of the frame whose short side was scaled to a random length.
+
+    The frame is not scaled: the same square is cut from the stored frame, its side rounded to whole pixels there.
+
+    Args:
+        rng: the view's own generator.
+        height: of the stored frame, in pixels.
+        width: of the stored frame, in pixels.
+        size: side of the view, in pixels; at most short_side[0].
+        short_side: least and greatest length of the scaled short side, in pixels; every whole number is as likely.
+        flip: probability of a horizontal flip.
+    """
+    scale_draw, top_draw, left_draw, flip_draw = rng.random(4)
+    scaled = short_side[0] + int(scale_draw * (short_side[1] - short_side[0] + 1))
+    side = max(round(size * min(height, width) / scaled), 1)
+    top, left = int(top_draw * (height - side + 1)), int(left_draw * (width - side + 1))
+    return Crop(top, left, side, side, bool(flip_draw < flip))
+
+
+def evaluation_crops(*, height: int, width: int, num_crops: int) -> tuple[Crop, ...]:
+    """Squares of the frame's short side spread evenly along the long one; a single one is centred.
+
+    Three are left, centre and right, or top, centre and bottom. Places are rounded up, as mae_st does (upstream.md
+    3.2), but in pixels of the stored frame, not of the scaled one: a difference of less than one stored pixel.
+    """
+    side, room = min(height, width), abs(height - width)
+    starts = [math.ceil(room * i / (num_crops - 1)) for i in range(num_crops)] if num_crops > 1 else [-(-room // 2)]
+    return tuple(Crop(s if height > width else 0, 0 if height > width else s, side, side, False) for s in starts)
+
+
+def draw_rand_augment(rng: np.random.Generator, rule: RandAugment) -> tuple[Op, ...]:
+    """RandAugment (Cubuk et al., 2020) with timm's ops, ranges and random magnitudes.
+
+    Each of `rule.layers` times one of the 15 ops is chosen, and applied with `rule.probability` at a magnitude that is
+    normal around `rule.magnitude`, clipped to [0, 10]. The number of draws depends on `rule` alone.
+    """
+    choices, applied, signs = rng.random((3, rule.layers))
+    levels = np.clip(rule.magnitude + rule.spread * rng.standard_normal(rule.layers), 0, 10) / 10
+    return tuple(
+        Op(name, _amount(name, float(level), 1 if sign < 0.5 else -1, increasing=rule.increasing))
+        for choice, level, sign, is_applied in zip(choices, levels, signs, applied < rule.probability, strict=True)
+        for name in [RAND_AUGMENT_OPS[int(choice * len(RAND_AUGMENT_OPS))]]
+        if is_applied
+    )
+
+
+def _amount(name: str, level: float, sign: int, *, increasing: bool) -> float:
+    """A level in [0, 1] ─► the op's amount; `increasing` ops do more the higher it is, the others' ranges are 2020's.
+
+    Ranges of timm.data.auto_augment (Apache-2.0).
+    """
+    if name == "rotate":
+        return sign * 30 * level
+    if name in ("shear_x", "shear_y"):
+        return sign * 0.3 * level
+    if name in ("translate_x", "translate_y"):
+        return sign * 0.45 * level
+    if name == "posterize":
+        return 4 - int(4 * level) if increasing else int(4 * level)
+    if name == "solarize":
+        return 256 - int(256 * level) if increasing else int(256 * level)
+    if name == "solarize_add":
+        return int(110 * level)
+    if name in ("colour", "contrast", "brightness", "sharpness"):
+        return max(1 + sign * 0.9 * level, 0.1) if increasing else 0.1 + 1.8 * level
+    return 0.0
+
+
+def draw_jitter(rng: np.random.Generator, strength: float) -> tuple[Op, ...]:
+    """Brightness, contrast and saturation in random order, each by a factor uniform in [1 - strength, 1 + strength].
+
+    Factors are not negative: for a strength beyond 1 they are uniform in [0, 1 + strength], as torchvision's.
+    """
+    factors = max(1 - strength, 0) + rng.random(3) * (1 + strength - max(1 - strength, 0))
+    return tuple(Op(JITTER_OPS[i], float(factors[i])) for i in np.argsort(rng.random(3)))
+
+
+def draw_erase(rng: np.random.Generator, *, size: int, probability: float) -> Erase | None:
+    """Random erasing (Zhong et al., 2020): a box of 2 to 33 % of the view, its aspect log-uniform in [0.3, 1 / 0.3].
+
+    100 tries for a box that is smaller than the view; none where all fail. All draws are made whatever their outcome.
+
+    Args:
+        rng: the view's own generator.
+        size: H and W of the view, in pixels.
+        probability: of erasing at all.
+    """
+    draws = rng.random((100, 2))
+    applied, top_draw, left_draw = rng.random(3)
+    seed = int(rng.integers(2**63))
+    areas = size * size * (0.02 + draws[:, 0] * (1 / 3 - 0.02))
+    ratios = np.exp(math.log(0.3) * (1 - 2 * draws[:, 1]))
+    heights, widths = np.rint(np.sqrt(areas * ratios)).astype(int), np.rint(np.sqrt(areas / ratios)).astype(int)
+    fits = (heights > 0) & (widths > 0) & (heights < size) & (widths < size)
+    if applied >= probability or not fits.any():
+        return None
+    height, width = int(heights[fits.argmax()]), int(widths[fits.argmax()])
+    return Erase(int(top_draw * (size - height + 1)), int(left_draw * (size - width + 1)), height, width, seed)
 
 
 def _largest_centred(height: int, width: int, aspect: tuple[float, float]) -> Crop:

@@ -86,18 +86,20 @@ def segment_window(
     num_segments: int,
     frames_per_segment: int,
     start_draws: np.ndarray | None = None,
+    offset: float = 0.5,
     short: Short = "loop",
 ) -> np.ndarray:
     """Frames of a clip of `num_segments` runs of `frames_per_segment` consecutive frames (upstream.md 3.1).
 
     Training: m = (n - F + 1) // S and run s starts at s*m + randint(0, m). Testing (no draws): d = (n - F + 1) / S and
-    run s starts at int(d/2 + d*s). A run that meets the sample's end repeats the last frame.
+    run s starts at int(d*offset + d*s). A run that meets the sample's end repeats the last frame.
 
     Args:
         length: n, frames in the sample.
         num_segments: S.
         frames_per_segment: F.
         start_draws: (S,) uniform in [0, 1) for training; None for the fixed windows of testing.
+        offset: where in its segment a run of testing starts; the loaders' single window has 1/2.
         short: what to do where fewer starts remain than segments; the upstream loaders fail there.
 
     Returns:
@@ -109,7 +111,7 @@ def segment_window(
         starts, rule = segments * max(free, 0) // num_segments, short
     elif start_draws is None:
         spacing = free / num_segments
-        starts, rule = (spacing / 2 + spacing * segments).astype(np.int64), "pad"
+        starts, rule = (spacing * offset + spacing * segments).astype(np.int64), "pad"
     else:
         room = free // num_segments
         starts, rule = segments * room + np.floor(start_draws * room).astype(np.int64), "pad"

@@ -3,6 +3,7 @@
 DataConfig(shards="out/shards", sampling_rate=8, repeat_aug=4, windows="shared")
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +31,57 @@ class SelectConfig:
             raise ValueError(f"data.select.fraction={self.fraction} must lie in (0, 1]")
         if self.per_class < 0:
             raise ValueError(f"data.select.per_class={self.per_class} must not be negative")
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """What `data.rand_augment` says: `layers` ops, each applied with `probability` at a magnitude N(magnitude, spread).
+
+    `increasing` takes the ops that do more the higher the magnitude is, which runs from 0 to 10.
+    """
+
+    magnitude: float = 10
+    layers: int = 2
+    spread: float = 0
+    probability: float = 0.5
+    increasing: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "RandAugment":
+        """Reads timm's words: `rand`, then m (magnitude), n (layers), mstd (spread), p (probability), inc (0 or 1).
+
+        Raises:
+            ValueError: a part that is none of these, or out of range; the message names it.
+        """
+        head, *parts = text.split("-")
+        if head != "rand":
+            raise ValueError(f"data.rand_augment={text} must begin with rand, such as rand-m7-mstd0.5-inc1")
+        greatest = {"m": 10, "n": 15, "mstd": 100, "p": 1, "inc": 1}
+        given: dict[str, float] = {}
+        for part in parts:
+            match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+            if match is None or match[1] not in greatest:
+                raise ValueError(
+                    f"data.rand_augment={text}: unknown part {part!r}; known are m7 (magnitude), n2 (ops), mstd0.5 "
+                    "(spread of the magnitude), p0.5 (probability of an op) and inc1 (ops that increase)"
+                )
+            name, value = match[1], float(match[2])
+            if value > greatest[name] or (name in ("n", "inc") and value % 1):
+                kind = "whole numbers" if name in ("n", "inc") else "numbers"
+                raise ValueError(f"data.rand_augment={text}: {name} takes {kind} from 0 to {greatest[name]}")
+            given[name] = value
+        return cls(
+            magnitude=given.get("m", 10),
+            layers=int(given.get("n", 2)),
+            spread=given.get("mstd", 0),
+            probability=given.get("p", 0.5),
+            increasing=bool(given.get("inc", 0)),
+        )
+
+
+def is_url(root: str) -> bool:
+    """Whether this is the URL of a store, rather than a folder or a `file://` URL of one."""
+    return "://" in root and not root.startswith("file://")
 
 
 @dataclass(frozen=True)
@@ -70,7 +122,8 @@ class DataConfig:
             256 KiB for URLs.
         retries: attempts after a failed read of the storage, each after a longer wait, before a run stops.
         max_bad: substituted samples after which a run stops.
-        cache: folder for shards fetched from URLs, shared by the processes of a node.
+        cache: folder on the node for what is fetched from URLs, shared by its processes; none = mae3d in
+            $XDG_CACHE_HOME, or mae3d-<user id> in $TMPDIR or /tmp.
         cache_gb: most that the cache may hold, in GB.
     """
 
@@ -115,10 +168,23 @@ class DataConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high <= bound:
                 raise ValueError(f"data.{name}={[low, high]} must rise and lie in (0, {bound:g}]")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"data.flip={self.flip} is a probability: give 0 to 1")
+        for name in ("flip", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name}={getattr(self, name)} is a probability: give 0 to 1")
+        if self.colour_jitter < 0:
+            raise ValueError(f"data.colour_jitter={self.colour_jitter} must not be negative")
+        shortest, longest = self.short_side
+        if not (0 < shortest <= longest or shortest == longest == 0):
+            raise ValueError(f"data.short_side={[shortest, longest]} must rise, such as 256 320; 0 0 switches it off")
+        if self.rand_augment:
+            RandAugment.parse(self.rand_augment)
 
     @property
     def roots(self) -> tuple[str, ...]:
         """`shards` as a tuple, none for ""."""
         return tuple(root for root in ([self.shards] if isinstance(self.shards, str) else self.shards) if root)
+
+    @property
+    def has_urls(self) -> bool:
+        """Whether a dataset lies behind a URL, where reads are slow to begin; `file://` is a folder."""
+        return any(is_url(root) for root in self.roots)

@@ -5,25 +5,45 @@ dataset, i = corpus.locate(240_017)      # row of the corpus ─► its dataset 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
-from preprocess.index import Dataset, DatasetError, FrameSpans, open_dataset
+from pipelines.config import is_url
+from pipelines.labels import Labels, read_labels, united_labels
+from preprocess.index import META_NAME, Dataset, DatasetError, FrameSpans, open_dataset
+
+if TYPE_CHECKING:
+    from pipelines.cache import Cache, RemoteFile
+    from pipelines.remote import RemoteShards
 
 
 class Corpus:
     """Datasets one behind the other. Arrays have length N, all samples; one dataset's are its mapped columns."""
 
-    def __init__(self, datasets: Sequence[Dataset]):
-        self.datasets = tuple(datasets)
-        self._row_starts = np.cumsum([0, *map(len, self.datasets)])
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        *,
+        remote: "Mapping[int, RemoteShards] | None" = None,
+        labels: Labels | None = None,
+    ):
+        """Joins datasets; `remote` says how to read the shards of those behind URLs, by the dataset's number.
+
+        Raises:
+            DatasetError: no `labels` are given, and the datasets' own are not of one kind.
+        """
+        self.datasets, self._remote = tuple(datasets), remote or {}
+        self.labels = labels or united_labels(datasets)
+        self.row_starts = np.cumsum([0, *map(len, self.datasets)])
         self._shard_starts = np.cumsum([0, *(len(dataset.shards) for dataset in self.datasets)])
 
     def __len__(self) -> int:
-        return int(self._row_starts[-1])
+        return int(self.row_starts[-1])
 
     @cached_property
     def num_frames(self) -> np.ndarray:
@@ -51,34 +71,56 @@ class Corpus:
         starts = self._shard_starts[:-1]
         return _joined([d.shard + start if start else d.shard for d, start in zip(self.datasets, starts, strict=True)])
 
-    @cached_property
+    @property
     def label_names(self) -> list[str]:
         """Names of the labels by number."""
-        return self.datasets[0].label_names
+        return self.labels.names
 
     @cached_property
     def has_several_labels(self) -> bool:
         """Whether any sample has more than one label."""
-        return any(len(d) > 0 and np.diff(d.label_offsets).max() > 1 for d in self.datasets)
+        return bool((self.labels.per_sample > 1).any())
 
     @cached_property
     def num_classes(self) -> int:
-        """The greatest label number of any sample, plus one."""
-        return 1 + max((int(d.label_values.max()) for d in self.datasets if len(d.label_values)), default=-1)
+        """One more than the greatest label number that a name or a sample has."""
+        return max(len(self.labels.names), 1 + int(self.labels.values.max(initial=-1)))
+
+    @cached_property
+    def split(self) -> np.ndarray:
+        """(N,) positions in `split_names`."""
+        number = {name: i for i, name in enumerate(self.split_names)}
+        mapped = [np.array([number[name] for name in d.split_names], dtype=np.int32)[d.splits] for d in self.datasets]
+        return _joined(mapped)
+
+    @cached_property
+    def split_names(self) -> list[str]:
+        """Names of the splits of all datasets; "" where samples have none."""
+        return list(dict.fromkeys(name for dataset in self.datasets for name in dataset.split_names))
 
     def locate(self, row: int) -> tuple[Dataset, int]:
         """The dataset that holds a row, and the row's number there."""
-        which = int(np.searchsorted(self._row_starts, row, side="right")) - 1
-        return self.datasets[which], row - int(self._row_starts[which])
+        which = int(np.searchsorted(self.row_starts, row, side="right")) - 1
+        return self.datasets[which], row - int(self.row_starts[which])
 
     def find(self, key: str) -> int:
         """The row of the first sample with this key; DatasetError if there is none."""
-        for dataset, start in zip(self.datasets[:-1], self._row_starts, strict=False):
+        for dataset, start in zip(self.datasets[:-1], self.row_starts, strict=False):
             try:
                 return int(start) + dataset.find(key)
             except DatasetError:
                 continue
-        return int(self._row_starts[-2]) + self.datasets[-1].find(key)
+        return int(self.row_starts[-2]) + self.datasets[-1].find(key)
+
+    @property
+    def keys(self) -> pa.ChunkedArray:
+        """The keys of all samples in their own datasets."""
+        return pa.chunked_array([chunk for dataset in self.datasets for chunk in dataset.keys.chunks], pa.string())
+
+    @property
+    def names(self) -> pa.ChunkedArray:
+        """The names of all samples in their own datasets."""
+        return pa.chunked_array([chunk for dataset in self.datasets for chunk in dataset.names.chunks], pa.string())
 
     def key(self, row: int) -> str:
         """The sample's key in its own dataset."""
@@ -92,8 +134,7 @@ class Corpus:
 
     def labels_of(self, row: int) -> list[int]:
         """The sample's labels: none, one, or several."""
-        dataset, i = self.locate(row)
-        return dataset.labels_of(i)
+        return self.labels.of(row)
 
     def frames(self, row: int, frame_indices: np.ndarray) -> FrameSpans:
         """Where frames of a sample lie in its shard."""
@@ -101,13 +142,52 @@ class Corpus:
         return dataset.frames(i, frame_indices)
 
     def shard_path(self, shard: int) -> Path:
-        """The tar with this number (a value of `shard`); for messages and for `open_shard`."""
-        which = int(np.searchsorted(self._shard_starts, shard, side="right")) - 1
-        return self.datasets[which].shard_path(shard - int(self._shard_starts[which]))
+        """The tar with this number (a value of `shard`), of a dataset in a folder."""
+        which, number = self._locate_shard(shard)
+        return self.datasets[which].shard_path(number)
+
+    def shard_name(self, shard: int) -> str:
+        """Path or URL of the tar with this number, for messages."""
+        file = self.remote_file(shard)
+        return file.url if file else str(self.shard_path(shard))
 
     def open_shard(self, shard: int) -> int:
-        """A file descriptor of the tar with this number, open for reading; the caller closes it. Raises OSError."""
+        """A file descriptor of the tar with this number, open for reading; the caller closes it.
+
+        Raises:
+            OSError: it cannot be read, or fetched.
+            DamagedFileError: it was fetched, and is not the one of which dataset.json tells.
+        """
+        which, number = self._locate_shard(shard)
+        if which in self._remote:
+            return self._remote[which].open(number)
         return os.open(self.shard_path(shard), os.O_RDONLY)
+
+    def dataset_is_there(self, shard: int) -> bool:
+        """Whether dataset.json can be read where this shard should be: then not all of the storage has gone."""
+        which, _ = self._locate_shard(shard)
+        if which in self._remote:
+            return self._remote[which].is_there()
+        return (self.datasets[which].root / META_NAME).exists()
+
+    @property
+    def cache(self) -> "Cache | None":
+        """Where shards behind URLs are fetched to; None if there are none."""
+        return next((shards.cache for shards in self._remote.values()), None)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the cache that index files take as long as they are open."""
+        return sum(shards.index_bytes for shards in self._remote.values())
+
+    def remote_file(self, shard: int) -> "RemoteFile | None":
+        """The tar with this number as the cache knows it; None for one in a folder."""
+        which, number = self._locate_shard(shard)
+        return self._remote[which].files[number] if which in self._remote else None
+
+    def _locate_shard(self, shard: int) -> tuple[int, int]:
+        which = int(np.searchsorted(self._shard_starts, shard, side="right")) - 1
+        return which, shard - int(self._shard_starts[which])
 
     @property
     def fingerprint(self) -> str:
@@ -115,16 +195,35 @@ class Corpus:
         return "+".join(dataset.fingerprint for dataset in self.datasets)
 
     def __str__(self) -> str:
-        return " + ".join(str(dataset.root) for dataset in self.datasets)
+        return " + ".join(dataset.location for dataset in self.datasets)
 
 
-def open_corpus(roots: Sequence[str | Path]) -> Corpus:
+def open_corpus(
+    roots: Sequence[str | Path], *, labels: str | Path = "", cache: str | Path = "", cache_gb: float = 100
+) -> Corpus:
     """Opens every dataset.
 
+    Args:
+        roots: folders, or URLs of such.
+        labels: a file of `labels.read_labels` that replaces the datasets' own labels.
+        cache: folder for what is fetched from URLs; "" = `pipelines.cache.default_folder`.
+        cache_gb: most that it may hold, in GB.
+
     Raises:
-        DatasetError: one of them cannot be used.
+        DatasetError: one of them cannot be used, or the cache cannot.
     """
-    return Corpus([open_dataset(root) for root in roots])
+    urls = {i: str(root) for i, root in enumerate(roots) if is_url(str(root))}
+    remote = {}
+    if urls:
+        from pipelines.remote import open_cache, open_remote
+
+        opened_cache = open_cache(cache, limit_bytes=int(cache_gb * 1e9))
+        remote = {i: open_remote(url, opened_cache) for i, url in urls.items()}
+    datasets = [
+        remote[i].dataset if i in remote else open_dataset(str(root).removeprefix("file://"))
+        for i, root in enumerate(roots)
+    ]
+    return Corpus(datasets, remote=remote, labels=read_labels(labels, datasets) if labels else None)
 
 
 def _joined(columns: list[np.ndarray]) -> np.ndarray:

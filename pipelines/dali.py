@@ -11,6 +11,7 @@ import io
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +19,13 @@ import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 import torch
 from nvidia.dali import Pipeline, __version__, pipeline_def
+from PIL import Image
 
+from pipelines.augment import Crop, View
 from pipelines.source import EncodedBatch
+from pipelines.views import BatchRequest, ClipRequest
+
+HW_DECODER_LOAD = 0.65  # DALI's default; 0.9 gave 2 % end to end for twice the longest wait (NVIDIA/DALI#6366)
 
 
 @pipeline_def(enable_conditionals=False)
@@ -31,6 +37,7 @@ def _graph(
     slices: bool,
     num_views: int,
     size: int,
+    hw_decoder_load: float,
 ) -> tuple[Any, ...]:
     if slices:
         jpegs, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
@@ -41,11 +48,13 @@ def _graph(
         )
     crops_in = 3 * num_views if resize else 0
     jpegs, *crops = fn.external_source(source=source, num_outputs=1 + crops_in, batch=True)
-    images = fn.decoders.image(jpegs, device=decode, output_type=types.DALIImageType.RGB)
+    images = fn.decoders.image(
+        jpegs, device=decode, output_type=types.DALIImageType.RGB, hw_decoder_load=hw_decoder_load
+    )
     if resize is None:
         return (images,)
     if resize == "gpu":
-        images = images.gpu()
+        images = images.gpu()  # nothing to do for the mixed decoder's
     views = []
     for view in range(num_views):
         start, end, mirror = crops[3 * view : 3 * view + 3]
@@ -65,7 +74,7 @@ def _graph(
 
 
 class Decoder:
-    """A DALI pipeline fed by a function; keeps the requests of the batches that DALI has pulled ahead."""
+    """A DALI pipeline fed by a function; keeps the batches that DALI has pulled ahead, and can begin anew with them."""
 
     def __init__(
         self,
@@ -78,6 +87,7 @@ class Decoder:
         size: int,
         threads: int,
         device_id: int | None = None,
+        hw_decoder_load: float = HW_DECODER_LOAD,
     ):
         """Builds the graph.
 
@@ -91,24 +101,29 @@ class Decoder:
             size: height and width of a view, in pixels.
             threads: DALI's CPU threads.
             device_id: GPU, None without one.
+            hw_decoder_load: share of the frames that the GPU's JPEG engines take, the rest goes to its cores.
         """
         self._next_batch = next_batch
         self.gives_boxes = resize is None and num_views == 1 and decode == "cpu"
         self._with_crops = resize is not None
         self._num_views = num_views
-        self._pulled: deque[EncodedBatch] = deque()
-        self._pipeline: Pipeline = _graph(
+        self._again: deque[EncodedBatch] = deque()  # handed to a pipeline that is no more
+        self._pulled: deque[EncodedBatch] = deque()  # handed in, not yet come out
+        self._build = partial(
+            _graph,
             self._pull,
             decode=decode,
             resize=resize,
             slices=self.gives_boxes,
             num_views=num_views,
             size=size,
+            hw_decoder_load=hw_decoder_load,
             batch_size=max_frames,
             num_threads=threads,
             device_id=device_id,
             prefetch_queue_depth=2,
         )
+        self._pipeline: Pipeline | None = self._build()
         self._pipeline.build()
 
     def run(self, stream: torch.cuda.Stream | None = None) -> tuple[EncodedBatch, tuple[Any, ...]]:
@@ -121,11 +136,33 @@ class Decoder:
             StopIteration: after the last batch.
             RuntimeError: DALI could not decode a frame.
         """
+        assert self._pipeline is not None, "closed"
         outputs = self._pipeline.run(stream)
         return self._pulled.popleft(), outputs
 
+    def restart(self) -> EncodedBatch | None:
+        """Builds the pipeline anew after an error, which DALI calls the end of the old one.
+
+        Returns:
+            The batch that did not come out, None if none was handed in; those behind it go into the new pipeline.
+
+        Raises:
+            RuntimeError: DALI cannot build it.
+        """
+        self._again = self._pulled + self._again
+        self._pulled = deque()
+        lost = self._again.popleft() if self._again else None
+        self.close()  # before the new one takes memory
+        self._pipeline = self._build()
+        self._pipeline.build()
+        return lost
+
+    def close(self) -> None:
+        """Gives the pipeline's threads and memory back; outputs that are still held stay good."""
+        self._pipeline = None
+
     def _pull(self) -> tuple[Any, ...]:
-        batch = self._next_batch()
+        batch = self._again.popleft() if self._again else self._next_batch()
         if batch is None:
             raise StopIteration
         self._pulled.append(batch)
@@ -159,25 +196,48 @@ def dense_clips(frames: Any, num_clips: int) -> list[torch.Tensor]:
     return [clip.view(per_clip, *shape) for clip, shape in zip(whole.split(sizes), shapes[::per_clip], strict=True)]
 
 
-def decode_self_test(device: Literal["cpu", "mixed"]) -> str:
-    """Decodes a small JPEG on the device and returns DALI's version.
+def decode_self_test(device: Literal["cpu", "mixed"], *, device_id: int = 0) -> str:
+    """Decodes, crops and resizes batches of two sizes of frames as training would, and looks at the pixels.
+
+    Args:
+        device: `mixed` decodes and resizes on the GPU.
+        device_id: the GPU.
+
+    Returns:
+        DALI's version.
 
     Raises:
-        RuntimeError: it cannot; the message is DALI's.
+        RuntimeError: it cannot, or the pixels are wrong.
     """
-    from PIL import Image
-
-    jpeg = io.BytesIO()
-    Image.fromarray(np.full((64, 96, 3), 128, dtype=np.uint8)).save(jpeg, "JPEG")
-    data = np.frombuffer(jpeg.getvalue(), dtype=np.uint8)
-
-    @pipeline_def
-    def one_image() -> Any:
-        encoded = fn.external_source(source=lambda: [data], batch=True)
-        return fn.decoders.image(encoded, device=device, output_type=types.DALIImageType.RGB)
-
-    (images,) = one_image(batch_size=1, num_threads=1, device_id=None if device == "cpu" else 0).run()
-    shape = tuple(images.as_cpu().as_tensor().shape()) if device == "mixed" else tuple(images.as_tensor().shape())
-    if shape != (1, 64, 96, 3):
-        raise RuntimeError(f"DALI decoded a 64x96 JPEG to {shape}")
+    colours = np.array([[200, 60, 40], [30, 90, 220]])
+    batch = _plain_batch(colours)
+    decoder = Decoder(
+        lambda: batch,
+        max_frames=len(batch.frames),
+        decode=device,
+        resize="gpu" if device == "mixed" else "cpu",
+        num_views=1,
+        size=32,
+        threads=2,
+        device_id=device_id if device == "mixed" else None,
+    )
+    for _ in range(4):
+        _, (images,) = decoder.run()
+        found = np.asarray(images.as_cpu().as_tensor()).reshape(len(colours), -1, 3).astype(int)
+        if np.abs(found - colours[:, None]).max() > 8:
+            raise RuntimeError(f"DALI ({device}) decoded frames of the colours {colours.tolist()} to other pixels")
     return __version__
+
+
+def _plain_batch(colours: np.ndarray) -> EncodedBatch:
+    """A clip of eight plain frames for each colour, of another size each."""
+    clips, frames = [], []
+    for number, colour in enumerate(colours):
+        height, width = 240, 320 + 96 * number
+        jpeg = io.BytesIO()
+        Image.fromarray(np.full((height, width, 3), colour, dtype=np.uint8)).save(jpeg, "JPEG")
+        view = View(Crop(10, 20, 200, 160, bool(number)))
+        clips.append(ClipRequest(number, np.arange(8), (view,)))
+        frames += [np.frombuffer(jpeg.getvalue(), dtype=np.uint8)] * 8
+    request = BatchRequest(0, np.arange(len(clips)), tuple(clips), 1)
+    return EncodedBatch(request, request.clips, frames, (False,) * len(clips))

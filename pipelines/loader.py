@@ -6,18 +6,28 @@ for batch in loader:                 # endless; batch.clips is (B, R, T, H, W, C
     state = loader.state_dict()      # {"epoch": 2, "position": 4096, "fingerprint": {...}}
 """
 
-import dataclasses
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
-from pipelines.order import Order, micro_batch
-from pipelines.source import STATUS_SUBSTITUTED, DataError
+from pipelines.fingerprint import fingerprint, has_grown
+from pipelines.order import Order, ShardOrder, epoch_shares, micro_batch
+from pipelines.prefetch import Prefetcher, check_cache, nodes_positions, steps_read_at_once
+from pipelines.reads import DataError
+from pipelines.selection import select_rows
+from pipelines.source import Damage
 from pipelines.stream import Batch, ClipStream
-from pipelines.views import BatchRequest, short_rows, training_request, usable_rows
+from pipelines.views import BatchRequest, check_views, short_rows, training_request, usable_rows
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 30  # damaged frames that an error names; the log has them all
 
 
 class Loader:
@@ -56,11 +66,7 @@ class Loader:
         Raises:
             ValueError: the batch does not divide, too few samples, or segments that do not make num_frames.
         """
-        if config.sampling == "segments" and config.num_segments * config.frames_per_segment != num_frames:
-            raise ValueError(
-                f"data.num_segments={config.num_segments} x data.frames_per_segment={config.frames_per_segment} "
-                f"must be model.num_frames={num_frames}"
-            )
+        check_views(config, num_frames=num_frames, size=size)
         self._corpus, self._config = corpus, config
         self._num_frames, self._size, self._device = num_frames, size, torch.device(device)
         self._rank, self._world, self._local_world, self._accumulation = (
@@ -70,24 +76,45 @@ class Loader:
             accumulation,
         )
         self.micro_batch = micro_batch(global_batch, world=world, accumulation=accumulation)
-        self._rows = usable_rows(corpus, config, num_frames=num_frames)
+        self._rows = select_rows(corpus, config.select, rows=usable_rows(corpus, config, num_frames=num_frames))
         self.num_short = int(short_rows(corpus, config, num_frames=num_frames).sum())
-        self.order = Order(len(self._rows), global_batch, seed)
+        self.order = _make_order(corpus, config, self._rows, global_batch=global_batch, seed=seed)
+        self._fingerprint = fingerprint(corpus, config, self.order, self._rows, num_frames=num_frames, size=size)
+        self._steps_at_once = steps_read_at_once(prefetch=config.prefetch, accumulation=accumulation)
+        check_cache(corpus, self.order, world=world, local_world=local_world, steps=self._steps_at_once)
+        self._prefetcher: Prefetcher | None = None
         self._start = (0, 0)  # epoch and step of the epoch at which reading starts
         self._delivered = 0  # micro-batches since then
         self._stream: ClipStream | None = None
-        self.num_substituted = 0
+        self._past_counts: Counter[str] = Counter()  # of streams that are closed
+        self._past_damage: list[Damage] = []
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
         return self.order.steps_per_epoch
 
+    @property
+    def num_samples(self) -> int:
+        """Samples that take part, of which an epoch takes what data.weights and the global batch leave."""
+        return len(self._rows)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data that the delivered optimizer steps make."""
+        epoch, step = self._place()
+        return epoch + step / self.steps_per_epoch
+
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
         if self._stream is None:
+            if self._corpus.cache is not None:
+                node = nodes_positions(self.order, rank=self._rank, world=self._world, local_world=self._local_world)
+                self._prefetcher = Prefetcher(
+                    self._corpus, self.order, node, steps=self._steps_at_once, start=self._start
+                )
             shared = self._config.windows == "shared"
             self._stream = ClipStream(
                 self._corpus,
@@ -99,66 +126,86 @@ class Loader:
                 size=self._size,
                 device=self._device,
                 local_world=self._local_world,
+                spares=self._rows,
             )
         batch = next(self._stream)
         self._delivered += 1
-        self._count_substituted(batch)
+        self.judge(self.counts())
         return batch
+
+    def counts(self) -> dict[str, int]:
+        """What went wrong on the way to the batches delivered so far, on this process: for the log and for `judge`."""
+        now = self._stream.counts() if self._stream else ClipStream.no_counts()
+        return {name: count + self._past_counts[name] for name, count in now.items()}
+
+    def judge(self, counts: Mapping[str, int]) -> None:
+        """Stops a run that replaces too much.
+
+        Every batch is judged by this process's own counts; a loop that adds them up over all processes, and over the
+        parts of a resumed run, judges the sums again.
+
+        Raises:
+            DataError: more than `data.max_bad` samples were substituted; lists those that this process found.
+        """
+        if counts["substituted"] <= self._config.max_bad:
+            return
+        damage = list(dict.fromkeys(self._past_damage + (self._stream.damage if self._stream else [])))
+        lines = [f"  {found}" for found in damage[:_LISTED]] + [f"  and {len(damage) - _LISTED} more"] * (
+            len(damage) > _LISTED
+        )
+        raise DataError(
+            f"{counts['substituted']} damaged samples were substituted, data.max_bad is {self._config.max_bad}; "
+            + ("this process found:\n" + "\n".join(lines) if lines else "other processes list them")
+            + f"\nrun `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next optimizer step starts: micro-batches of an unfinished step do not count."""
-        epoch, step = self._start
-        step += self._delivered // self._accumulation
-        epoch, step = epoch + step // self.steps_per_epoch, step % self.steps_per_epoch
-        return {"epoch": epoch, "position": step * self.order.global_batch, "fingerprint": self.fingerprint()}
+        epoch, step = self._place()
+        return {"epoch": epoch, "position": step * self.order.global_batch, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state, at any world size.
+        """Goes on from a state, at any world size; with `data.on_change=new-epoch` also over a dataset that has grown.
 
         Raises:
             ValueError: the dataset or a setting differs; the message names each with both values.
         """
-        ours, theirs = self.fingerprint(), state["fingerprint"]
-        changed = [
-            f"{name}: was {theirs.get(name)!r}, is {ours.get(name)!r}"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name)
-        ]
-        if changed:
-            raise ValueError(
-                "the order of the samples cannot go on, for it depends on what has changed: "
-                + "; ".join(changed)
-                + ". Restore these settings, or start a new run"
-            )
+        before, position = state["fingerprint"], state["position"]
+        grown = has_grown(before, self._fingerprint, datasets=self._corpus.datasets, on_change=self._config.on_change)
         self.close()
-        self._start = (state["epoch"], state["position"] // self.order.global_batch)
+        self._start = (state["epoch"], position // self.order.global_batch)
         self._delivered = 0
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything on which the sequence of (sample, frames, crop, flip) depends."""
-        settings = dataclasses.asdict(self._config)
-        for not_the_order in ("shards", "decode", "read_threads", "decode_threads", "prefetch", "max_bad"):
-            del settings[not_the_order]
-        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-        order = self.order
-        return {
-            "dataset": self._corpus.fingerprint,
-            "num_frames": self._num_frames,
-            "size": self._size,
-            "seed": order.seed,
-            "global_batch": order.global_batch,
-            **settings,
-        }
+        if grown:
+            self._start = (state["epoch"] + (position > 0), 0)
+            if self._rank == 0:
+                logger.info(
+                    "%s has grown: from epoch %d on there are %d samples to choose from, %d steps an epoch; the rest "
+                    "of epoch %d is left out",
+                    self._corpus, self._start[0], len(self._rows), self.steps_per_epoch, state["epoch"],
+                )  # fmt: skip
 
     def close(self) -> None:
         """Stops reading."""
         if self._stream is not None:
             self._stream.close()
+            self._past_counts.update(self._stream.counts())
+            self._past_damage += self._stream.damage
             self._stream = None
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
+
+    def _place(self) -> tuple[int, int]:
+        """Epoch and step of it that comes next."""
+        epoch, step = self._start
+        step += self._delivered // self._accumulation
+        return epoch + step // self.steps_per_epoch, step % self.steps_per_epoch
 
     def _requests(self) -> Iterator[BatchRequest]:
         epoch, step = self._start
         while True:
+            if self._prefetcher is not None:
+                self._prefetcher.advance(epoch=epoch, step=step)
             slots = self.order.slots(epoch_step=step, rank=self._rank, world=self._world)
             for positions in slots.reshape(self._accumulation, self.micro_batch):
                 yield training_request(
@@ -169,13 +216,16 @@ class Loader:
                     epoch=epoch,
                     seed=self.order.seed,
                     num_frames=self._num_frames,
+                    size=self._size,
                 )
             epoch, step = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
 
-    def _count_substituted(self, batch: Batch) -> None:
-        self.num_substituted += int((batch.status == STATUS_SUBSTITUTED).sum())
-        if self.num_substituted > self._config.max_bad:
-            raise DataError(
-                f"{self.num_substituted} damaged samples were substituted, data.max_bad is {self._config.max_bad}: "
-                f"run `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
-            )
+
+def _make_order(corpus: Corpus, config: DataConfig, rows: np.ndarray, *, global_batch: int, seed: int) -> Order:
+    sizes = np.diff(np.searchsorted(rows, corpus.row_starts)).tolist()
+    shares = list(zip(sizes, epoch_shares(sizes, config.weights), strict=True))
+    kind = config.order if config.order != "auto" else "shards" if config.has_urls else "global"
+    shard = corpus.shard[rows]
+    if kind == "global":
+        return Order(shard, global_batch=global_batch, seed=seed, shares=shares)
+    return ShardOrder(shard, global_batch=global_batch, seed=seed, shares=shares, mix_shards=config.mix_shards)

@@ -1,31 +1,60 @@
 """Batch requests ─► encoded frames, read ahead by threads, checked by crc32; damaged clips are replaced, not dropped.
 
-source = ClipSource(corpus, requests, read_threads=8, prefetch=4)
+source = ClipSource(corpus, requests, read_threads=16, prefetch=4)
 source.next()      # ─► EncodedBatch, or None after the last request
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import logging
-import os
+import threading
+import time
 import zlib
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 import numpy as np
 
 from pipelines.corpus import Corpus
+from pipelines.jpeg import HeaderError, scan_offset
+from pipelines.order import SUBSTITUTE_STREAM, philox
+from pipelines.reads import DataError, ShardReader, ShardVanishedError
 from pipelines.views import BatchRequest, ClipRequest
 
 logger = logging.getLogger(__name__)
 
 STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED = 0, 1, 2
 MAX_SUBSTITUTES = 8
+SLOW_S = 30.0  # a wait for storage that long is told, again and again
+CLOSE_S = 5.0  # most that closing waits for reads under way
 
 
-class DataError(RuntimeError):
-    """Shards cannot be read, or too much of them is damaged; the message names the shard and the samples."""
+@dataclass(frozen=True)
+class Damage:
+    """A frame that cannot be used, and why."""
+
+    shard: str
+    key: str
+    name: str
+    frame: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: sample {self.key} ({self.name}), frame {self.frame}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class FetchedClip:
+    """A clip with its bytes; `clip` is another one than was asked for where that is damaged."""
+
+    clip: ClipRequest
+    frames: list[np.ndarray]  # (T,) of uint8, one JPEG each
+    is_substitute: bool = False
+    damage: tuple[Damage, ...] = ()  # of the clip that was asked for, and of substitutes that failed as well
 
 
 @dataclass(frozen=True)
@@ -36,17 +65,51 @@ class EncodedBatch:
     clips: tuple[ClipRequest, ...]
     frames: list[np.ndarray]  # uint8, one JPEG each
     substituted: tuple[bool, ...]  # one for each clip
+    damage: tuple[Damage, ...] = ()
+
+
+def encoded_batch(request: BatchRequest, fetched: list[FetchedClip]) -> EncodedBatch:
+    """A request and the clips that were fetched for it, in its order."""
+    return EncodedBatch(
+        request=request,
+        clips=tuple(each.clip for each in fetched),
+        frames=[frame for each in fetched for frame in each.frames],
+        substituted=tuple(each.is_substitute for each in fetched),
+        damage=tuple(damage for each in fetched for damage in each.damage),
+    )
 
 
 class ClipSource:
-    """Reads requests ahead of their use, in order: one thread a batch in flight, `read_threads` readers below them."""
+    """Reads requests ahead of their use, in order: the clips of the next `prefetch` batches, `read_threads` at once."""
 
-    def __init__(self, corpus: Corpus, requests: Iterator[BatchRequest], *, read_threads: int, prefetch: int):
-        self._corpus = corpus
-        self._requests = requests
-        self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read-clip")
-        self._batches = ThreadPoolExecutor(prefetch, thread_name_prefix="read-batch")
-        self._ahead: deque[Future[EncodedBatch]] = deque()
+    def __init__(
+        self,
+        corpus: Corpus,
+        requests: Iterator[BatchRequest],
+        *,
+        read_threads: int,
+        prefetch: int,
+        read_gap: int = 0,
+        retries: int = 5,
+        spares: np.ndarray | None = None,
+    ):
+        """Starts reading.
+
+        Args:
+            corpus: the opened shards.
+            requests: what to fetch, in order.
+            read_threads: clips that are read at once.
+            prefetch: batches that are read ahead.
+            read_gap: bytes between two frames up to which they are read together.
+            retries: tries after a failed read.
+            spares: rows that may stand in for a damaged one; None = all.
+        """
+        self._corpus, self._requests = corpus, requests
+        self._spares = np.arange(len(corpus)) if spares is None else spares
+        self.reader = ShardReader(corpus, gap=read_gap, retries=retries)
+        self._headers: dict[tuple[int, int], bytes] = {}  # the last sound one of each height and width
+        self._threads = _Threads(read_threads)
+        self._ahead: deque[tuple[BatchRequest, list[Future[FetchedClip]]]] = deque()
         for _ in range(prefetch):
             self._read_ahead()
 
@@ -54,79 +117,101 @@ class ClipSource:
         """The next batch, or None after the last.
 
         Raises:
-            DataError: a shard cannot be read, or no undamaged substitute was found.
+            DataError: the storage fails, or no undamaged substitute was found.
         """
         if not self._ahead:
             return None
-        batch = self._ahead.popleft().result()
+        request, clips = self._ahead.popleft()
         self._read_ahead()
-        return batch
+        return encoded_batch(request, [self._await(clip) for clip in clips])
+
+    def fetch(
+        self, asked: ClipRequest, judge: Callable[[FetchedClip], tuple[int, str] | None] | None = None
+    ) -> FetchedClip:
+        """Reads a clip, or the first of its substitutes that is whole.
+
+        Args:
+            asked: the clip.
+            judge: looks at a clip whose bytes are right, and gives the number of a bad frame and what is wrong with it.
+
+        Raises:
+            DataError: the storage fails, or neither the clip nor a substitute can be used.
+        """
+        found: list[Damage] = []
+        for attempt in range(MAX_SUBSTITUTES + 1):
+            clip = substitute(self._corpus, asked, attempt, spares=self._spares) if attempt else asked
+            frames, wrong = self._read(clip)
+            if wrong is None and judge is not None:
+                wrong = judge(FetchedClip(clip, frames))
+            if wrong is None:
+                return FetchedClip(clip, frames, attempt > 0, tuple(found))
+            found.append(self._damage(clip.row, *wrong))
+            logger.warning("%s; another sample takes its place", found[-1])
+        raise DataError(
+            f"sample {self._corpus.key(asked.row)} and the {MAX_SUBSTITUTES} that could take its place are damaged:\n"
+            + "\n".join(map(str, found))
+            + f"\nrun `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
+        )
 
     def close(self) -> None:
         """Stops the threads; batches read ahead are lost, which costs nothing: they are functions of their request."""
-        for pool in (self._batches, self._readers):
-            pool.shutdown(wait=True, cancel_futures=True)
+        self.reader.close()
+        if not self._threads.close():
+            logger.warning("reads that hang were left behind: %s", "; ".join(self.reader.underway()))
 
     def _read_ahead(self) -> None:
         request = next(self._requests, None)
         if request is not None:
-            self._ahead.append(self._batches.submit(self._read_batch, request))
+            self._ahead.append((request, [self._threads.submit(self.fetch, clip) for clip in request.clips]))
 
-    def _read_batch(self, request: BatchRequest) -> EncodedBatch:
-        clips, frames, substituted = [], [], []
-        for asked, (clip, jpegs) in zip(
-            request.clips, self._readers.map(self._read_or_substitute, request.clips), strict=True
-        ):
-            clips.append(clip)
-            frames.extend(jpegs)
-            substituted.append(clip.row != asked.row)
-        return EncodedBatch(request, tuple(clips), frames, tuple(substituted))
+    def _await(self, clip: Future[FetchedClip]) -> FetchedClip:
+        while True:
+            try:
+                return clip.result(timeout=SLOW_S)
+            except concurrent.futures.TimeoutError:
+                logger.warning("training waits for the storage: %s", "; ".join(self.reader.underway()))
 
-    def _read_or_substitute(self, clip: ClipRequest) -> tuple[ClipRequest, list[np.ndarray]]:
-        for attempt in range(MAX_SUBSTITUTES + 1):
-            candidate = clip if attempt == 0 else _substitute(self._corpus, clip, attempt)
-            jpegs = self._read_clip(candidate)
-            if jpegs is not None:
-                return candidate, jpegs
-        raise DataError(
-            f"sample {self._corpus.key(clip.row)} and the {MAX_SUBSTITUTES} after it are damaged: "
-            f"run `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
-        )
-
-    def _read_clip(self, clip: ClipRequest) -> list[np.ndarray] | None:
-        """The clip's JPEGs; None where a frame's bytes are not those that were written."""
+    def _read(self, clip: ClipRequest) -> tuple[list[np.ndarray], tuple[int, str] | None]:
+        """The clip's JPEGs, or the number of a frame whose bytes are not those that were written, and what they are."""
         # Strides and loops may take a frame twice: it is read once.
         wanted, again = np.unique(clip.frames, return_inverse=True)
         spans = self._corpus.frames(clip.row, wanted)
-        number = int(self._corpus.shard[clip.row])
-        path = self._corpus.shard_path(number)
-        jpegs = []
         try:
-            shard = self._corpus.open_shard(number)
+            jpegs = self.reader.read(clip.row, spans)
+        except ShardVanishedError:
+            return [], (int(wanted[0]), "the shard has vanished")
+        for i, (jpeg, size, crc) in enumerate(zip(jpegs, spans.size.tolist(), spans.crc32.tolist(), strict=True)):
+            if len(jpeg) != size:
+                return [], (int(wanted[i]), f"the shard ends after {len(jpeg)} of its {size} bytes")
+            if (found := zlib.crc32(jpeg.data)) != crc:
+                return [], (int(wanted[i]), f"its crc32 is {found:08x}, {crc:08x} was written")
             try:
-                where_written = zip(spans.offset.tolist(), spans.size.tolist(), spans.crc32.tolist(), strict=True)
-                for frame, (offset, size, crc) in enumerate(where_written):
-                    data = os.pread(shard, size, offset)
-                    if len(data) != size or zlib.crc32(data) != crc:
-                        logger.warning(
-                            "%s: frame %d of sample %s (%s) is damaged: %d of %d bytes, crc32 %08x, written %08x",
-                            path, wanted[frame], self._corpus.key(clip.row), self._corpus.name(clip.row),
-                            len(data), size, zlib.crc32(data), crc,
-                        )  # fmt: skip
-                        return None
-                    jpegs.append(np.frombuffer(data, dtype=np.uint8))
-            finally:
-                os.close(shard)
-        except OSError as error:
-            raise DataError(
-                f"{path}: {error.strerror} (sample {self._corpus.key(clip.row)}); is the storage still mounted?"
-            ) from error
-        return [jpegs[i] for i in again.tolist()]
+                self._check_header(
+                    jpeg, height=int(self._corpus.height[clip.row]), width=int(self._corpus.width[clip.row])
+                )
+            except HeaderError as error:
+                return [], (int(wanted[i]), str(error))
+        return [jpegs[i] for i in again.tolist()], None
+
+    def _check_header(self, jpeg: np.ndarray, *, height: int, width: int) -> None:
+        known = self._headers.get((height, width))
+        if known is not None and jpeg[: len(known)].tobytes() == known:
+            return  # a dataset's frames of one size have one header, as a rule
+        end = scan_offset(jpeg.data, height=height, width=width)
+        self._headers[height, width] = jpeg[:end].tobytes()
+
+    def _damage(self, row: int, frame: int, reason: str) -> Damage:
+        corpus = self._corpus
+        path = corpus.shard_name(int(corpus.shard[row]))
+        return Damage(str(path), corpus.key(row), corpus.name(row), frame, reason)
 
 
-def _substitute(corpus: Corpus, clip: ClipRequest, attempt: int) -> ClipRequest:
-    """The sample `attempt` rows further on, in the same relative window and crop: the same on every rank and rerun."""
-    row = (clip.row + attempt) % len(corpus)
+def substitute(corpus: Corpus, clip: ClipRequest, attempt: int, *, spares: np.ndarray) -> ClipRequest:
+    """A sample drawn for a damaged one, in the same window and relative crop: the same on every rank and rerun.
+
+    It is drawn from all of them, for the neighbours of a sample in a lost shard are lost as well.
+    """
+    row = int(spares[philox(clip.row, SUBSTITUTE_STREAM, epoch=attempt).integers(len(spares))])
     frames = np.minimum(clip.frames, corpus.num_frames[row] - 1)
     height_ratio = corpus.height[row] / corpus.height[clip.row]
     width_ratio = corpus.width[row] / corpus.width[clip.row]
@@ -142,3 +227,40 @@ def _substitute(corpus: Corpus, clip: ClipRequest, attempt: int) -> ClipRequest:
         for view in clip.views
     )
     return dataclasses.replace(clip, row=row, frames=frames, views=views)
+
+
+class _Threads:
+    """A pool whose threads die with the process: one that hangs in a read keeps no interpreter from leaving, as those
+    of concurrent.futures would."""
+
+    def __init__(self, count: int):
+        self._tasks: SimpleQueue[tuple[Future[FetchedClip], Callable[..., FetchedClip], ClipRequest] | None]
+        self._tasks = SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, name=f"read-clip-{i}", daemon=True) for i in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[[ClipRequest], FetchedClip], clip: ClipRequest) -> Future[FetchedClip]:
+        future: Future[FetchedClip] = Future()
+        self._tasks.put((future, function, clip))
+        return future
+
+    def close(self) -> bool:
+        """Drops what has not begun, waits a little for the rest; whether all threads have left."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._tasks.get_nowait()
+        for _ in self._threads:
+            self._tasks.put(None)
+        end = time.monotonic() + CLOSE_S
+        for thread in self._threads:
+            thread.join(max(end - time.monotonic(), 0))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, function, clip = task
+            try:
+                future.set_result(function(clip))
+            except BaseException as error:
+                future.set_exception(error)

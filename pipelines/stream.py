@@ -1,27 +1,34 @@
-"""Requests ─► batches of clips on the device: read ahead, decoded, cropped.
+"""Requests ─► batches of clips on the device: read ahead, decoded, cropped, augmented.
 
-stream = centre_clips(corpus, config, rows=rows, num_frames=16, size=224)
+stream = evaluation_clips(corpus, config, rows=rows, num_frames=16, size=224, num_clips=5, num_crops=3)
 for batch in stream:                 # batch.clips is (B, R, T, H, W, C) uint8
     ...
 """
 
+import logging
 import os
-import sys
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipelines.augment import Crop
 from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
+from pipelines.crops import Cropper
 from pipelines.dali import Decoder, dense_clips
-from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED, ClipSource, DataError, EncodedBatch
-from pipelines.views import BatchRequest, centre_request
+from pipelines.reads import DataError, read_gap
+from pipelines.rescue import decode_again
+from pipelines.source import STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED, ClipSource, Damage, EncodedBatch
+from pipelines.transforms import apply_views
+from pipelines.views import BatchRequest, evaluation_requests
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # in a row, of a pipeline that fails though every frame decodes
+MAX_HELD = 2  # batches whose copies the GPU may be behind with: what DALI made of them takes its memory
 
 
 @dataclass(frozen=True)
@@ -34,45 +41,6 @@ class Batch:
     epoch: int
     status: torch.Tensor  # (B,) int8: 0 ok, 1 padding, 2 substituted
     rows: torch.Tensor  # (B,) int64, dataset rows that were decoded
-
-
-class BufferPool:
-    """Memory for batches on the CPU, used again once nobody holds the batch: fresh pages cost as much as the crop."""
-
-    def __init__(self) -> None:
-        self._arrays: list[np.ndarray] = []
-
-    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """A uint8 tensor that is nobody else's; its contents are left over."""
-        for i in range(len(self._arrays)):
-            # torch holds the array as long as any tensor lives that shares its memory. What counts here is the list's
-            # own reference and the argument of getrefcount.
-            if self._arrays[i].shape == shape and sys.getrefcount(self._arrays[i]) == 2:
-                return torch.from_numpy(self._arrays[i])
-        self._arrays = [array for array in self._arrays if array.shape == shape]
-        self._arrays.append(np.empty(shape, dtype=np.uint8))
-        return torch.from_numpy(self._arrays[-1])
-
-
-def cut_box(frames: torch.Tensor, crop: Crop) -> torch.Tensor:
-    """(T, H, W, C) ─► the crop's box (T, h, w, C), without a copy."""
-    return frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-
-
-def resize(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
-    """Resizes the frames of a box (bilinear, antialiased: Pillow's filter), mirrored if asked.
-
-    Args:
-        box: (T, h, w, C) uint8.
-        flip: mirror left and right.
-        out: (T, size, size, C) uint8, receives the view.
-    """
-    channels_first = box.permute(0, 3, 1, 2)
-    if flip:  # before the resize, which copies a box that lies scattered anyway; the filter is symmetric
-        channels_first = channels_first.flip(-1)
-    # What torch.nn.functional.interpolate calls, but into the batch's own memory.
-    target = out.permute(0, 3, 1, 2)
-    torch.ops.aten._upsample_bilinear2d_aa.out(channels_first, out.shape[1:3], False, None, None, out=target)
 
 
 class ClipStream:
@@ -90,6 +58,7 @@ class ClipStream:
         size: int,
         device: torch.device,
         local_world: int = 1,
+        spares: np.ndarray | None = None,
     ):
         """Starts reading.
 
@@ -103,25 +72,36 @@ class ClipStream:
             size: H and W of a view, in pixels.
             device: where clips are needed; on a CUDA device they are resized there.
             local_world: processes on this node, which share its cores.
+            spares: rows that may stand in for damaged ones; None = all.
         """
         self._corpus, self._num_frames, self._size, self._device = corpus, num_frames, size, device
         self._on_gpu = device.type == "cuda"
-        self._source = ClipSource(corpus, requests, read_threads=config.read_threads, prefetch=config.prefetch)
+        self._source = ClipSource(
+            corpus,
+            requests,
+            read_threads=config.read_threads,
+            prefetch=config.prefetch,
+            read_gap=read_gap(config),
+            retries=config.retries,
+            spares=spares,
+        )
         self._failure: DataError | None = None
         threads = config.decode_threads or _share_of_cores(local_world)
         self._decoder = Decoder(
             self._next_encoded,
             max_frames=max_clips * num_frames,
-            decode="mixed" if self._on_gpu and config.decode != "cpu" else "cpu",
+            # `auto` is the launcher's to resolve: only a decoder that was tried in a child may run here (it can crash).
+            decode="mixed" if self._on_gpu and config.decode == "mixed" else "cpu",
             resize="gpu" if self._on_gpu else None,
             num_views=num_views,
             size=size,
             threads=threads,
-            device_id=device.index or 0 if self._on_gpu else None,
+            device_id=(torch.cuda.current_device() if device.index is None else device.index) if self._on_gpu else None,
         )
-        self._buffers = BufferPool()
-        # torch's uint8 resize runs on the calling thread alone.
-        self._croppers = None if self._on_gpu or threads == 1 else ThreadPoolExecutor(threads, "crop")
+        self._cropper = Cropper(size=size, threads=threads)
+        self.damage: list[Damage] = []  # of the batches delivered so far
+        self._num_substituted = self._num_restarts = 0
+        self._restarts_in_a_row = 0
         self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
 
     def __iter__(self) -> "ClipStream":
@@ -132,18 +112,55 @@ class ClipStream:
         try:
             encoded, outputs = self._decoder.run(stream)
         except RuntimeError as error:
-            raise self._failure or DataError(
-                f"DALI could not decode a batch: {error}. Every frame was decoded once when the shards were built, so "
-                f"run `python -m preprocess verify {self._corpus} --full` and look at the machine's memory"
-            ) from error
+            if self._failure is not None:
+                raise self._failure from error
+            return self._rescue(error)
+        self._restarts_in_a_row = 0
         clips = self._gpu_clips(encoded, outputs) if self._on_gpu else self._cpu_clips(encoded, outputs[0])
         return self._batch(encoded, clips)
 
+    def counts(self) -> dict[str, int]:
+        """What went wrong so far: samples substituted, reads tried again, pipelines restarted."""
+        return {
+            "substituted": self._num_substituted,
+            "read_retries": self._source.reader.num_retries,
+            "decode_errors": self._num_restarts,
+        }
+
+    @staticmethod
+    def no_counts() -> dict[str, int]:
+        """`counts` before the first batch."""
+        return {"substituted": 0, "read_retries": 0, "decode_errors": 0}
+
     def close(self) -> None:
-        """Stops the threads."""
+        """Stops the reading threads; gives DALI's memory back."""
         self._source.close()
-        if self._croppers is not None:
-            self._croppers.shutdown()
+        while self._held:
+            self._held.popleft()[0].synchronize()
+        self._decoder.close()
+        self._cropper.close()
+
+    def _rescue(self, error: RuntimeError) -> Batch:
+        """The batch that DALI failed on, decoded without it, and a new pipeline for the next: no rank waits for us."""
+        self._num_restarts += 1
+        told = str(error).strip().splitlines()
+        logger.warning("DALI failed (%s): the batch is decoded again without it", told[0] if told else "no message")
+        try:
+            encoded = self._decoder.restart()
+        except RuntimeError as again:
+            raise DataError(f"DALI failed ({error}) and cannot be started again ({again}): {_LOOK_AT}") from again
+        failed = 0
+        if encoded is not None:
+            encoded, decoded, failed = decode_again(self._source, encoded)
+        self._restarts_in_a_row = 0 if failed else self._restarts_in_a_row + 1
+        if self._restarts_in_a_row > MAX_RESTARTS:
+            raise DataError(
+                f"DALI failed {self._restarts_in_a_row} times in a row though every frame decodes without it; the last "
+                f"time: {error}. {_LOOK_AT}"
+            ) from error
+        if encoded is None:
+            return next(self)
+        return self._batch(encoded, self._crop(encoded, decoded).to(self._device))
 
     def _next_encoded(self) -> EncodedBatch | None:
         try:
@@ -154,24 +171,18 @@ class ClipStream:
             raise
 
     def _cpu_clips(self, encoded: EncodedBatch, frames: Any) -> torch.Tensor:
-        """Cuts every clip's views with torch: its uint8 antialiased resize is 9x faster than DALI's on a CPU."""
-        request = encoded.request
-        shape = (len(request.positions), request.num_views, self._num_frames, self._size, self._size, 3)
-        out = self._buffers.take(shape)
-        decoded = dense_clips(frames, len(encoded.clips))
-        boxes = [
-            clip if self._decoder.gives_boxes else cut_box(clip, view.crop)
-            for clip, asked in zip(decoded, encoded.clips, strict=True)
-            for view in asked.views
-        ]
-        flips = [view.crop.flip for asked in encoded.clips for view in asked.views]
-        run = map if self._croppers is None else self._croppers.map
-        deque(run(resize, boxes, flips, out.flatten(0, 1)), maxlen=0)
-        return out
+        return self._crop(encoded, dense_clips(frames, len(encoded.clips)), boxed=self._decoder.gives_boxes)
+
+    def _crop(self, encoded: EncodedBatch, clips: list[torch.Tensor], *, boxed: bool = False) -> torch.Tensor:
+        """(T, H, W, C) decoded clips ─► (B, R, T, size, size, C), on the CPU whatever the stream's device."""
+        views = self._cropper.cut(clips, [clip.views for clip in encoded.clips], boxed=boxed)
+        return views.view(len(encoded.request.positions), encoded.request.num_views, *views.shape[1:])
 
     def _gpu_clips(self, encoded: EncodedBatch, outputs: tuple[Any, ...]) -> torch.Tensor:
         """Copies DALI's views into the batch; they are held until the copy has run on torch's stream."""
-        out = self._empty(encoded)
+        request = encoded.request
+        shape = (len(request.positions), request.num_views, self._num_frames, self._size, self._size, 3)
+        out = torch.empty(shape, dtype=torch.uint8, device=self._device)
         by_decoded_clip = out.view(len(encoded.clips), len(outputs), *out.shape[2:])
         for view, output in enumerate(outputs):
             frames = torch.from_dlpack(output.as_tensor())
@@ -179,54 +190,90 @@ class ClipStream:
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(self._device))
         self._held.append((copied, outputs))
+        while len(self._held) > MAX_HELD:
+            self._held[0][0].synchronize()
+            self._held.popleft()
         while self._held and self._held[0][0].query():
             self._held.popleft()
         return out
-
-    def _empty(self, encoded: EncodedBatch) -> torch.Tensor:
-        request = encoded.request
-        shape = (len(request.positions), request.num_views, self._num_frames, self._size, self._size, 3)
-        return torch.empty(shape, dtype=torch.uint8, device=self._device)
 
     def _batch(self, encoded: EncodedBatch, clips: torch.Tensor) -> Batch:
         request = encoded.request
         clips_a_sample = len(encoded.clips) // len(request.positions)
         rows = np.array([clip.row for clip in encoded.clips[::clips_a_sample]], dtype=np.int64)
         bad = np.array(encoded.substituted).reshape(-1, clips_a_sample).any(axis=1)
+        self._num_substituted += int(bad.sum())
+        self.damage += encoded.damage
+        apply_views(clips.flatten(0, 1), [view for clip in encoded.clips for view in clip.views])
+        status = np.where(bad, STATUS_SUBSTITUTED, STATUS_OK).astype(np.int8)
+        status[len(status) - request.num_padded :] = STATUS_PADDED
         return Batch(
             clips=clips,
             labels=labels_of(self._corpus, rows).to(self._device, non_blocking=True),
             positions=torch.from_numpy(request.positions),
             epoch=request.epoch,
-            status=torch.from_numpy(np.where(bad, STATUS_SUBSTITUTED, STATUS_OK).astype(np.int8)),
+            status=torch.from_numpy(status),
             rows=torch.from_numpy(rows),
         )
 
 
-def centre_clips(
+_LOOK_AT = "Look at the machine's memory, nvidia-smi and dmesg; --data.decode cpu leaves the GPU's decoder alone"
+
+
+def evaluation_clips(
     corpus: Corpus,
     config: DataConfig,
     *,
     rows: np.ndarray,
     num_frames: int,
     size: int,
+    num_clips: int = 1,
+    num_crops: int = 1,
     batch_size: int = 8,
+    rank: int = 0,
+    world: int = 1,
+    local_world: int = 1,
     device: torch.device | str = "cpu",
 ) -> ClipStream:
-    """Batches of the middle clip and centre crop of each row, in the rows' order; the last one may be smaller."""
-    requests = (
-        centre_request(corpus, config, rows=rows[i : i + batch_size], num_frames=num_frames)
-        for i in range(0, len(rows), batch_size)
+    """This rank's batches of K clips x S crops of each row, all at fixed places (`views.evaluation_request`), once.
+
+    All ranks get as many batches, of the same sizes; what fills them up has status 1. Positions count through `rows`.
+
+    Args:
+        corpus: the opened shards.
+        config: how clips are sampled and read; its augmentation has no effect.
+        rows: (N,) what to evaluate.
+        num_frames: T.
+        size: H and W of a view, in pixels.
+        num_clips: K, of each sample.
+        num_crops: S, of each clip; view k * S + s of a sample is crop s of clip k.
+        batch_size: samples in a batch; fewer in the last one.
+        rank: of this process.
+        world: processes that share the rows.
+        local_world: processes on this node, which share its cores.
+        device: where clips are needed.
+    """
+    requests = evaluation_requests(
+        corpus,
+        config,
+        rows=rows,
+        num_frames=num_frames,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        batch_size=batch_size,
+        rank=rank,
+        world=world,
     )
     return ClipStream(
         corpus,
         config,
         requests,
-        max_clips=batch_size,
+        max_clips=batch_size * num_clips,
         num_frames=num_frames,
-        num_views=1,
+        num_views=num_crops,
         size=size,
         device=torch.device(device),
+        local_world=local_world,
     )
 
 

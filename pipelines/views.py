@@ -1,14 +1,25 @@
-"""Sample rows ─► which frames and which crops a batch takes, as plain data: all that is random about the input.
+"""Sample rows ─► which frames and which views a batch takes, as plain data: all that is random about the input.
 
-request = training_request(corpus, config, rows=rows, positions=positions, epoch=0, seed=0, num_frames=16)
-request.clips[0].frames, request.clips[0].views      # frame numbers of the first decoded clip; what is cut from it
+request = training_request(corpus, config, rows=rows, positions=positions, epoch=0, seed=0, num_frames=16, size=224)
+request.clips[0].frames, request.clips[0].views      # frame numbers of the first decoded clip; what is made of it
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from pipelines.augment import View, centre_crop, draw_crop
+from pipelines.augment import (
+    Op,
+    View,
+    draw_crop,
+    draw_erase,
+    draw_jitter,
+    draw_rand_augment,
+    draw_short_side_crop,
+    evaluation_crops,
+)
 from pipelines.clips import (
     clip_stride,
     segment_window,
@@ -17,9 +28,9 @@ from pipelines.clips import (
     strided_window,
     strided_windows,
 )
-from pipelines.config import DataConfig
+from pipelines.config import DataConfig, RandAugment
 from pipelines.corpus import Corpus
-from pipelines.order import CROP_STREAM, WINDOW_STREAM, philox
+from pipelines.order import CROP_STREAM, ERASE_STREAM, JITTER_STREAM, RAND_AUGMENT_STREAM, WINDOW_STREAM, philox
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,30 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """B samples with R views each: `clips` are B clips of R views (shared windows) or B x R clips of one view (own)."""
+    """B samples with R views each, made of the views of W clips of each sample: its windows, one behind the other.
+
+    Training has W = 1 clip of R views (shared windows) or W = R clips of one (own); testing K clips of S crops.
+    """
 
     epoch: int
     positions: np.ndarray  # (B,) int64, positions in the epoch
     clips: tuple[ClipRequest, ...]
     num_views: int
+    num_padded: int = 0  # so many samples at the end only fill the batch
+
+
+def check_views(config: DataConfig, *, num_frames: int, size: int) -> None:
+    """Whether the settings make clips of the model's shape; ValueError if not."""
+    if config.sampling == "segments" and config.num_segments * config.frames_per_segment != num_frames:
+        raise ValueError(
+            f"data.num_segments={config.num_segments} x data.frames_per_segment={config.frames_per_segment} "
+            f"must be model.num_frames={num_frames}"
+        )
+    if 0 < config.short_side[0] < size:
+        raise ValueError(
+            f"data.short_side={list(config.short_side)} is shorter than model.img_size={size}, which is cut from it: "
+            f"give {size} or more"
+        )
 
 
 def usable_rows(corpus: Corpus, config: DataConfig, *, num_frames: int) -> np.ndarray:
@@ -69,8 +98,9 @@ def training_request(
     epoch: int,
     seed: int,
     num_frames: int,
+    size: int,
 ) -> BatchRequest:
-    """Draws windows, crops and flips for R views of each row: a pure function of (seed, epoch, position, view).
+    """Draws windows and views for R views of each row: a pure function of (seed, epoch, position, view).
 
     Args:
         corpus: gives lengths, frame rates and sizes.
@@ -80,64 +110,149 @@ def training_request(
         epoch: number of the epoch.
         seed: of the run.
         num_frames: T, frames of a clip.
+        size: H and W of a view, in pixels.
     """
     clips: list[ClipRequest] = []
+    num_windows = 1 if config.windows == "shared" else config.repeat_aug
     for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+        draws = partial(philox, seed, epoch=epoch, position=position)
         views = tuple(
-            View(
-                draw_crop(
-                    philox(seed, CROP_STREAM, epoch=epoch, position=position, view=view),
-                    height=int(corpus.height[row]),
-                    width=int(corpus.width[row]),
-                    area=config.area,
-                    aspect=config.aspect,
-                    flip=config.flip,
-                )
-            )
+            _draw_view(config, draws, view, height=int(corpus.height[row]), width=int(corpus.width[row]), size=size)
             for view in range(config.repeat_aug)
         )
-        windows = 1 if config.windows == "shared" else config.repeat_aug
-        frames = [
-            _window(
-                corpus,
-                config,
-                row,
-                num_frames=num_frames,
-                rng=philox(seed, WINDOW_STREAM, epoch=epoch, position=position, view=view),
-            )
-            for view in range(windows)
+        windows = [
+            _draw_window(corpus, config, row, num_frames=num_frames, rng=draws(WINDOW_STREAM, view=window))
+            for window in range(num_windows)
         ]
         if config.windows == "shared":
-            clips.append(ClipRequest(row, frames[0], views))
+            clips.append(ClipRequest(row, windows[0], views))
         else:
-            clips.extend(ClipRequest(row, window, (view,)) for window, view in zip(frames, views, strict=True))
+            clips.extend(ClipRequest(row, window, (view,)) for window, view in zip(windows, views, strict=True))
     return BatchRequest(epoch, positions, tuple(clips), config.repeat_aug)
 
 
-def _window(
-    corpus: Corpus, config: DataConfig, row: int, *, num_frames: int, rng: np.random.Generator | None
+def _draw_view(
+    config: DataConfig, draws: Callable[..., np.random.Generator], number: int, *, height: int, width: int, size: int
+) -> View:
+    """Each purpose has a stream of its own: switching one on moves nothing of the others."""
+    rng = draws(CROP_STREAM, view=number)
+    if config.short_side[0]:
+        crop = draw_short_side_crop(
+            rng, height=height, width=width, size=size, short_side=config.short_side, flip=config.flip
+        )
+    else:
+        crop = draw_crop(rng, height=height, width=width, area=config.area, aspect=config.aspect, flip=config.flip)
+    ops: tuple[Op, ...] = ()
+    if config.rand_augment:
+        ops += draw_rand_augment(draws(RAND_AUGMENT_STREAM, view=number), RandAugment.parse(config.rand_augment))
+    if config.colour_jitter:
+        ops += draw_jitter(draws(JITTER_STREAM, view=number), config.colour_jitter)
+    if not config.erase:
+        return View(crop, ops)
+    return View(crop, ops, draw_erase(draws(ERASE_STREAM, view=number), size=size, probability=config.erase))
+
+
+def _draw_window(
+    corpus: Corpus, config: DataConfig, row: int, *, num_frames: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Frames of a window that the generator draws, or of the middle one without a generator."""
     length = int(corpus.num_frames[row])
     if config.sampling == "segments":
         return segment_window(
             length,
             num_segments=config.num_segments,
             frames_per_segment=config.frames_per_segment,
-            start_draws=None if rng is None else rng.random(config.num_segments),
+            start_draws=rng.random(config.num_segments),
             short=config.short,
         )
     stride = clip_stride(float(corpus.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps)
-    if rng is None:
-        return strided_windows(length, num_frames=num_frames, stride=stride, num_clips=1, short=config.short)[0]
     return strided_window(length, num_frames=num_frames, stride=stride, start_draw=rng.random(), short=config.short)
 
 
-def centre_request(corpus: Corpus, config: DataConfig, *, rows: np.ndarray, num_frames: int) -> BatchRequest:
-    """The middle clip and the largest centred square of each row: nothing random, for looking and for evaluation."""
-    clips = []
+def evaluation_requests(
+    corpus: Corpus,
+    config: DataConfig,
+    *,
+    rows: np.ndarray,
+    num_frames: int,
+    num_clips: int = 1,
+    num_crops: int = 1,
+    batch_size: int = 8,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[BatchRequest]:
+    """This rank's share of the rows in batches: as many and as large on every rank, each row once but for padding.
+
+    Every `world` batches hold consecutive rows, contiguous by rank. Where the rows of the last ones do not fill all
+    ranks' batches, the last row is repeated, counted in `num_padded`. Arguments as of `stream.evaluation_clips`.
+    """
+    for start in range(0, len(rows), batch_size * world):
+        positions = np.arange(start, min(start + batch_size * world, len(rows)), dtype=np.int64)
+        share = -(-len(positions) // world)
+        mine = positions[rank * share : (rank + 1) * share]
+        num_padded = share - len(mine)
+        mine = np.append(mine, np.repeat(positions[-1:], num_padded))
+        yield evaluation_request(
+            corpus,
+            config,
+            rows=rows[mine],
+            positions=mine,
+            num_frames=num_frames,
+            num_clips=num_clips,
+            num_crops=num_crops,
+            num_padded=num_padded,
+        )
+
+
+def evaluation_request(
+    corpus: Corpus,
+    config: DataConfig,
+    *,
+    rows: np.ndarray,
+    positions: np.ndarray,
+    num_frames: int,
+    num_clips: int = 1,
+    num_crops: int = 1,
+    num_padded: int = 0,
+) -> BatchRequest:
+    """K clips x S crops of each row at fixed places: nothing random. View k * S + s is crop s of clip k.
+
+    Strided clips start at K places spread evenly from the first possible to the last. Of `segments`, clip k starts its
+    runs (k + 1/2) / K into each segment: K = 1 is the frame-folder loaders' window, K = 2 gives two interleaved ones.
+    The crops are squares of the short side (`evaluation_crops`). One clip and one crop are the middle of everything.
+
+    Args:
+        corpus: gives lengths, frame rates and sizes.
+        config: the sampling settings; what is random in them has no effect.
+        rows: (B,) dataset rows.
+        positions: (B,) int64, what the batch gives back as positions.
+        num_frames: T, frames of a clip.
+        num_clips: K.
+        num_crops: S.
+        num_padded: so many rows at the end only fill the batch.
+    """
+    clips: list[ClipRequest] = []
     for row in rows.tolist():
-        frames = _window(corpus, config, row, num_frames=num_frames, rng=None)
-        crop = centre_crop(height=int(corpus.height[row]), width=int(corpus.width[row]))
-        clips.append(ClipRequest(row, frames, (View(crop),)))
-    return BatchRequest(0, np.asarray(rows, dtype=np.int64), tuple(clips), 1)
+        crops = evaluation_crops(height=int(corpus.height[row]), width=int(corpus.width[row]), num_crops=num_crops)
+        views = tuple(View(crop) for crop in crops)
+        windows = _evaluation_windows(corpus, config, row, num_frames=num_frames, num_clips=num_clips)
+        clips.extend(ClipRequest(row, window, views) for window in windows)
+    return BatchRequest(0, positions, tuple(clips), num_clips * num_crops, num_padded)
+
+
+def _evaluation_windows(
+    corpus: Corpus, config: DataConfig, row: int, *, num_frames: int, num_clips: int
+) -> list[np.ndarray]:
+    length = int(corpus.num_frames[row])
+    if config.sampling == "segments":
+        return [
+            segment_window(
+                length,
+                num_segments=config.num_segments,
+                frames_per_segment=config.frames_per_segment,
+                offset=(clip + 0.5) / num_clips,
+                short=config.short,
+            )
+            for clip in range(num_clips)
+        ]
+    stride = clip_stride(float(corpus.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps)
+    return list(strided_windows(length, num_frames=num_frames, stride=stride, num_clips=num_clips, short=config.short))

@@ -130,7 +130,7 @@ class Dataset:
     split); the labels of sample i are `label_values[label_offsets[i]:label_offsets[i + 1]]`.
     """
 
-    root: Path
+    root: Path  # folder of the index files; of the shards, too, unless `url` says where they are
     meta: dict[str, Any]
     fingerprint: str
     shards: tuple[Shard, ...]
@@ -149,23 +149,24 @@ class Dataset:
     split_names: list[str]
     label_names: list[str]
     _frames: pa.Table
+    url: str = ""
 
     def __len__(self) -> int:
         return len(self.shard)
 
     def key(self, i: int) -> str:
         """The key of sample i: its members in the tar are `<key>.json`, `<key>.000000.jpg`, ..."""
-        return self._keys[i].as_py()
+        return self.keys[i].as_py()
 
     def name(self, i: int) -> str:
         """The ledger's name of sample i, or the path of its file below the root that was given."""
-        return self._names[i].as_py()
+        return self.names[i].as_py()
 
     def find(self, key: str) -> int:
         """The number of the sample with this key; DatasetError if there is none."""
-        i = self._keys.index(key).as_py()
+        i = self.keys.index(key).as_py()
         if i < 0:
-            raise DatasetError(f"{self.root}: no sample has the key {key!r} (rejected? see {REJECTED_NAME})")
+            raise DatasetError(f"{self.location}: no sample has the key {key!r} (rejected? see {REJECTED_NAME})")
         return i
 
     def labels_of(self, i: int) -> list[int]:
@@ -192,16 +193,23 @@ class Dataset:
         offset = frame_offsets(size, start=int(self.offset[i]))
         return FrameSpans(offset[wanted], size[wanted], table["crc32"].to_numpy()[wanted])
 
+    @property
+    def location(self) -> str:
+        """Where the dataset is: its folder, or its URL."""
+        return self.url or str(self.root)
+
     def shard_path(self, shard: int) -> Path:
-        """The tar with this number (a value of column `shard`)."""
+        """The tar with this number (a value of column `shard`), of a dataset in a folder."""
         return self.root / self.shards[shard].name
 
     @cached_property
-    def _keys(self) -> pa.ChunkedArray:
+    def keys(self) -> pa.ChunkedArray:
+        """The keys of all samples; read when first asked for."""
         return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["key"])["key"]
 
     @cached_property
-    def _names(self) -> pa.ChunkedArray:
+    def names(self) -> pa.ChunkedArray:
+        """The names of all samples; read when first asked for."""
         return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["name"])["name"]
 
 
@@ -229,9 +237,22 @@ def open_dataset(root: str | Path) -> Dataset:
     meta = read_meta(root)
     for entry in meta["files"].values():
         check_file(root / entry["name"], entry["bytes"], entry["sha256"])
-    shards = tuple(Shard(*entry) for entry in meta["shards"])
-    for shard in shards:
-        check_file(root / shard.name, shard.bytes)
+    for name, num_bytes, *_ in meta["shards"]:
+        check_file(root / name, num_bytes)
+    return map_dataset(root, meta)
+
+
+def map_dataset(root: Path, meta: dict[str, Any], *, url: str = "") -> Dataset:
+    """A dataset over checked index files.
+
+    Args:
+        root: the folder of the index files.
+        meta: what `read_meta` or `parse_meta` returned.
+        url: where the shards are, if that is not `root`.
+
+    Raises:
+        DatasetError: an index file is none, or has other columns.
+    """
     rows = _map_table(root / meta["files"]["rows"]["name"], ROWS_SCHEMA)
     columns = {field: rows[field].chunk(0).to_numpy() for field in rows.column_names if field != "labels"}
     labels: Any = rows["labels"].chunk(0)  # a LargeListArray
@@ -239,13 +260,14 @@ def open_dataset(root: str | Path) -> Dataset:
         root=root,
         meta=meta,
         fingerprint=_fingerprint(meta),
-        shards=shards,
+        shards=tuple(Shard(*entry) for entry in meta["shards"]),
         label_offsets=labels.offsets.to_numpy(),
         label_values=labels.values.to_numpy(),
         splits=columns.pop("split"),
         split_names=list(meta["split_names"]),
         label_names=list(meta["label_names"]),
         _frames=_map_table(root / meta["files"]["frames"]["name"], FRAMES_SCHEMA),
+        url=url,
         **columns,
     )
 
@@ -259,14 +281,19 @@ def read_meta(root: Path) -> dict[str, Any]:
         if (root / PLAN_NAME).is_file():
             raise DatasetError(f"{root}: an unfinished build ({PLAN_NAME} but no {META_NAME}); run the build again")
         raise DatasetError(f"{root}: not a dataset (no {META_NAME}); give the --out folder of `preprocess build`")
+    return parse_meta(path.read_bytes(), where=path)
+
+
+def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
+    """dataset.json from its bytes, schema version and layout checked; raises DatasetError, which names `where`."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = json.loads(text)
         version, layout = meta["schema"], meta["layout"]
     except (ValueError, TypeError, KeyError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); run the build again") from error
+        raise DatasetError(f"{where}: cannot be read ({error}); run the build again") from error
     if version != SCHEMA_VERSION or layout != LAYOUT:
         raise DatasetError(
-            f"{path}: schema {version!r}, layout {layout!r}; this program reads schema {SCHEMA_VERSION}, "
+            f"{where}: schema {version!r}, layout {layout!r}; this program reads schema {SCHEMA_VERSION}, "
             f"layout {LAYOUT!r}: build it again, or use the version that wrote it"
         )
     return meta

@@ -68,3 +68,26 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.datasets import build_shards
 
     return build_shards(tmp_path_factory.mktemp("shards"), "--shard-size", "4")
+
+
+@pytest.fixture(scope="session")
+def s3_session() -> Iterator[Any]:
+    """One S3-protocol server for all tests; see tests/s3.py."""
+    from tests.s3 import s3_server
+
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_session: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A real S3-protocol server on the loopback (tests.s3.Server) that this process's clients find."""
+    import fsspec
+
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
+        monkeypatch.delenv(name)
+    for name, value in s3_session.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_session.reset()
+    yield s3_session
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # clients keep the environment in which they were made

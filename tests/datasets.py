@@ -37,6 +37,34 @@ def build_shards(root: Path, *options: str) -> Path:
     return run_build(root / "shards", "--frames", root / "frames", "--ledger", ledger, *options)
 
 
+def build_named(root: Path, labels: dict[str, str], *, frames: int = 4) -> Path:
+    """A dataset of one sample a name, whose labels are words; returns its folder."""
+    for name in labels:
+        (root / "frames" / name).mkdir(parents=True)
+        for frame in range(frames):
+            image = Image.new("RGB", (32, 24), colour_of(len(name), frame))
+            image.save(root / "frames" / name / f"img_{frame + 1:05d}.jpg")
+    ledger = root / "ledger.csv"
+    ledger.write_text("".join(f"{name} 1 {frames} {label}\n" for name, label in labels.items()))
+    return run_build(root / "shards", "--frames", root / "frames", "--ledger", ledger)
+
+
+def build_many_shards(root: Path, *, shards: int, samples: int) -> Path:
+    """Shards of `samples` samples of two frames of 16 x 16 pixels, whose red and green count the samples."""
+    rows = []
+    for i in range(shards * samples):
+        folder = root / "frames" / "train" / f"clip_{i:05d}"
+        folder.mkdir(parents=True)
+        image = Image.new("RGB", (16, 16), (i % 64 * 4, i // 64 * 4, 128))
+        for frame in range(2):
+            image.save(folder / f"img_{frame + 1:05d}.jpg", quality=95, subsampling=0)
+        rows.append(f"clip_{i:05d} 1 2 0\n")
+    ledger = root / "frames" / "ledger.csv"
+    ledger.write_text("".join(rows))
+    frames = root / "frames"
+    return run_build(root / "shards", "--frames", frames, "--ledger", ledger, "--shard-size", str(samples))
+
+
 def run_build(out: Path, *options: str | Path) -> Path:
     """Runs `python -m preprocess build ... --out OUT` and returns OUT."""
     command = [sys.executable, "-m", "preprocess", "build", *map(str, options), "--out", str(out), "--workers", "1"]

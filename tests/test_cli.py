@@ -1,5 +1,8 @@
 """Recipes and options: what is misspelt is named with its nearest neighbour, and nothing is guessed."""
 
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -34,6 +37,61 @@ def test_defaults_recipe_and_options_go_over_each_other(tmp_path: Path) -> None:
     assert made.data.area == (0.3, 1.0)
     assert made.data.read_threads == 2
     assert made.optim.clip_grad is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        (["--data.shards", "a", "b c", "--data.weights", "2", "0.5"], "shards", ("a", "b c")),
+        (["--data.weights", "2", "0.5", "--data.shards", "a"], "weights", (2.0, 0.5)),
+        (["--data.shards", "my clips"], "shards", "my clips"),
+        (["--data.shards", "2021"], "shards", "2021"),
+        (["--data.shards=a"], "shards", "a"),
+        (['--data.shards=["a", "b"]'], "shards", ("a", "b")),
+        (["--data.area", "0.08", "1"], "area", (0.08, 1.0)),
+        (["--data.area=0.08 1"], "area", (0.08, 1.0)),
+        (["--data.area", "[0.08,", "1]"], "area", (0.08, 1.0)),
+        (["--data.short-side", "256", "320", "--local_rank", "1"], "short_side", (256, 320)),
+        (["--data.weights", "3"], "weights", (3.0,)),
+        (["--data.weights"], "weights", ()),
+    ],
+)
+def test_several_values_follow_an_option(argv: list[str], field: str, value: object) -> None:
+    assert getattr(config(*argv).data, field) == value
+
+
+@pytest.mark.parametrize("text", ["[2, 1]", "2 1", '"2 1"', '"[2, 1]"'])
+def test_several_values_in_a_recipe(tmp_path: Path, text: str) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"data:\n  weights: {text}\n  shards: [a b, c]\nmodel:\n  mean: 0.5 0.4 0.3\n  std: 0.25\n")
+    made = config("--config", str(recipe))
+    assert (made.data.weights, made.data.shards) == ((2.0, 1.0), ("a b", "c"))
+    assert (made.model.mean, made.model.std) == ((0.5, 0.4, 0.3), 0.25)
+
+
+def test_keys_are_text_however_they_look() -> None:
+    from launch.visualize import VisualizeConfig
+
+    def keys(*argv: str) -> list[str] | None:
+        given = ("--run", "r", "--data.shards", "s", "--out", "o")
+        return parse(VisualizeConfig, [*argv, *given], prog="visualize.py", description="").keys
+
+    assert keys("--keys", "000017", "0042", "1e3") == ["000017", "0042", "1e3"]
+    assert keys("--keys=000017") == ["000017"]
+    assert keys() is None
+
+
+def test_the_help_tells_what_every_setting_is() -> None:
+    script = Path(__file__).resolve().parents[1] / "launch" / "pretrain.py"
+    before = os.times()
+    told = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
+    after = os.times()
+    # CPU time: the machine may be busy. 0.25 s here; importing torch or DALI takes seconds.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1
+    text = " ".join(told.split())
+    assert "--data.weights VALUE ... share of each folder in an epoch" in text
+    assert "--data.select.per_class PER_CLASS at most this many of each label" in text
+    assert "shards that are mixed at a time in the order `shards`" in text
 
 
 def test_the_launchers_local_rank_is_dropped_in_every_spelling() -> None:

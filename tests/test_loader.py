@@ -16,7 +16,7 @@ from pipelines.corpus import Corpus, open_corpus
 from pipelines.dali import Decoder, decode_self_test
 from pipelines.loader import Loader
 from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED, ClipSource, DataError
-from pipelines.stream import Batch, centre_clips, labels_of
+from pipelines.stream import Batch, evaluation_clips, labels_of
 from pipelines.views import short_rows, training_request, usable_rows
 from tests.datasets import SAMPLES, colour_of
 
@@ -61,7 +61,7 @@ def test_pixels_labels_and_shapes_belong_to_the_rows(dataset: Corpus, windows: A
         assert batch.labels.tolist() == [SAMPLES[i][4] for i in samples]
         request = training_request(
             dataset, config, rows=batch.rows.numpy(), positions=batch.positions.numpy(), epoch=batch.epoch, seed=5,
-            num_frames=FRAMES,
+            num_frames=FRAMES, size=SIZE,
         )  # fmt: skip
         for b, sample in enumerate(samples):
             for view in range(2):
@@ -185,7 +185,8 @@ def test_the_gpu_graph_and_torchvision_cut_the_same_pixels(dataset: Corpus, medi
     config = replace(CONFIG, windows="shared", sampling_rate=1)
     batch = take(make(real, config, size=64), 1)[0]
     request = training_request(
-        real, config, rows=batch.rows.numpy(), positions=batch.positions.numpy(), epoch=0, seed=5, num_frames=FRAMES
+        real, config, rows=batch.rows.numpy(), positions=batch.positions.numpy(), epoch=0, seed=5, num_frames=FRAMES,
+        size=64,
     )
     source = ClipSource(real, iter([request]), read_threads=1, prefetch=1)
     decoder = Decoder(
@@ -207,50 +208,13 @@ def test_the_gpu_graph_and_torchvision_cut_the_same_pixels(dataset: Corpus, medi
             assert np.abs(reference - batch.clips[b, view, 0].numpy()).max() <= 2
 
 
-def test_centre_clips_come_in_the_order_asked_and_end(dataset: Corpus) -> None:
+def test_evaluation_clips_come_in_the_order_asked_and_end(dataset: Corpus) -> None:
     rows = np.array([3, 1, 4, 1, 5])
-    stream = centre_clips(dataset, CONFIG, rows=rows, num_frames=FRAMES, size=SIZE, batch_size=2)
+    stream = evaluation_clips(dataset, CONFIG, rows=rows, num_frames=FRAMES, size=SIZE, batch_size=2)
     batches = list(stream)
     stream.close()
     assert [len(batch.rows) for batch in batches] == [2, 2, 1]
     assert torch.cat([batch.rows for batch in batches]).tolist() == rows.tolist()
-
-
-def damage(dataset: Corpus, row: int) -> None:
-    spans = dataset.frames(row, np.arange(dataset.num_frames[row]))
-    with dataset.shard_path(int(dataset.shard[row])).open("r+b") as shard:
-        for offset, size in zip(spans.offset.tolist(), spans.size.tolist(), strict=True):
-            shard.seek(offset + size // 2)
-            byte = shard.read(1)
-            shard.seek(-1, os.SEEK_CUR)
-            shard.write(bytes([byte[0] ^ 0x40]))
-
-
-def test_flipped_bits_are_substituted_counted_and_bounded(tmp_path: Path) -> None:
-    from tests.datasets import build_shards
-
-    dataset = open_corpus([build_shards(tmp_path)])
-    damage(dataset, 6)
-    loaders = [make(dataset) for _ in range(2)]
-    first, second = (take(loader, 6) for loader in loaders)
-    assert same(first, second)  # the substitute is no accident
-    status = torch.cat([batch.status for batch in first]).tolist()
-    rows = torch.cat([batch.rows for batch in first]).tolist()
-    assert 6 not in rows
-    assert 1 <= status.count(STATUS_SUBSTITUTED) <= 2
-    assert all(row == 7 for row, s in zip(rows, status, strict=True) if s == STATUS_SUBSTITUTED)
-    assert loaders[0].num_substituted == status.count(STATUS_SUBSTITUTED)
-    with pytest.raises(DataError, match=r"data\.max_bad is 0"):
-        take(make(dataset, replace(CONFIG, max_bad=0)), 6)
-
-
-def test_a_vanished_shard_stops_with_its_name(tmp_path: Path) -> None:
-    from tests.datasets import build_shards
-
-    dataset = open_corpus([build_shards(tmp_path)])
-    dataset.shard_path(0).unlink()
-    with pytest.raises(DataError, match=r"shard-00000\.tar: No such file"):
-        take(make(dataset), 6)
 
 
 def test_labels_of_unlabelled_and_of_several(dataset: Corpus) -> None:

@@ -39,6 +39,9 @@ class OneProcess:
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
+    def total(self, count: int) -> int:
+        return count
+
 
 def meter() -> Meter:
     return Meter(OneProcess(), clips_per_step=8, flops_per_clip=1.0)  # type: ignore[arg-type]
@@ -52,7 +55,7 @@ def test_an_interval_cut_anywhere_gives_the_same_loss() -> None:
     first, second = meter(), meter()
     for loss in losses[:23]:
         first.add(loss)
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(first.state_dict(), counts={})
     for loss in losses[23:]:
         second.add(loss)
     row = second.row()
@@ -83,3 +86,11 @@ def test_memory_falls_with_sharing_and_checkpointing() -> None:
     assert shared[0] < alone[0] / 2
     assert shared[1] < alone[1] / 10
     assert alone[1] / 8 == pytest.approx(267e6, rel=0.3)  # measured for ViT-L (reference/performance.md)
+
+
+def test_counts_go_on_from_those_of_the_part_before() -> None:
+    first, second = meter(), meter()
+    assert first.totals({"substituted": 3}) == {"substituted": 3}
+    second.load_state_dict(first.state_dict(), counts=first.totals({"substituted": 3}))
+    assert second.totals({"substituted": 2, "read_retries": 1}) == {"substituted": 5, "read_retries": 1}
+    assert second.totals({"substituted": 4, "read_retries": 1}) == {"substituted": 7, "read_retries": 1}

@@ -111,6 +111,8 @@ def test_a_run_learns_and_leaves_what_the_contract_says(uncut: Path) -> None:
         "mfu",
         "skipped_steps",
         "substituted",
+        "read_retries",
+        "decode_errors",
     } == set(row)
     assert row["lr"] == 0.0  # upstream's warm-up starts at nothing
     assert load_model(uncut).config.embed_dim == 24

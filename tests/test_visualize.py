@@ -19,7 +19,7 @@ from mae3d.mae import MAE
 from mae3d.weights import save_model
 from pipelines.config import DataConfig
 from pipelines.corpus import open_corpus
-from pipelines.stream import centre_clips
+from pipelines.stream import evaluation_clips
 from tests.media import make_dataset
 
 CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1, decoder_depth=1, mask_ratio=0.5)
@@ -84,7 +84,7 @@ def test_keys_give_these_samples_in_this_order_with_their_own_frames(run: Path, 
     assert page.index(f"key {keys[0]}") < page.index(f"key {keys[1]}")
     assert "6 of 8 tokens (mask ratio 0.75)" in page
     config = DataConfig(shards=str(shards), sampling_rate=1)
-    clips = next(centre_clips(dataset, config, rows=rows, num_frames=4, size=32)).clips[:, 0].numpy()
+    clips = next(evaluation_clips(dataset, config, rows=rows, num_frames=4, size=32)).clips[:, 0].numpy()
     for key, clip in zip(keys, clips, strict=True):
         with Image.open(tmp_path / "images" / f"{key}.png") as opened:
             strip = np.asarray(opened)
@@ -128,9 +128,3 @@ def test_what_is_wrong_is_told(
 ) -> None:
     options = {"--run": str(run), "--data.shards": str(shards), "--out": str(tmp_path)} | change
     assert told in refused(capsys, *(word for option in options.items() for word in option))
-
-
-def test_keys_may_stand_anywhere() -> None:
-    assert visualize._join_keys(["--keys", "a", "0001", "--out", "x"]) == ['--keys=["a", "0001"]', "--out", "x"]
-    assert visualize._join_keys(["--out", "x", "--keys", "b"]) == ["--out", "x", '--keys=["b"]']
-    assert visualize._join_keys(["--out", "x"]) == ["--out", "x"]

@@ -1,0 +1,263 @@
+"""Files behind URLs ─► whole local copies in one bounded folder, shared by the processes of a node.
+
+cache = Cache(Path("/scratch/mae3d"), limit_bytes=100 * 10**9)
+descriptor = cache.open(file)        # a RemoteFile; fetched if it is not there, and what is needed least makes room
+
+    CACHE/lock                       held while room is made: the sum of all files' sizes never passes the limit
+    CACHE/<dataset>/<file>           whole, checked by sha256; its modification time is its last use
+    CACHE/<dataset>/<file>.part      being fetched, at its full size from the start; locked by its process
+
+All locks are flock's: they end with their process, however it ends. A part that nobody locks is a dead process's, and
+the next one that needs room removes it. Files under a shared lock (`hold`) are not evicted. Readers keep descriptors,
+so a file that is evicted under them stays readable.
+"""
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 16 << 20  # of one request to the store
+ROOM_SECONDS = 60.0  # how long a read waits while other processes fetch into all of the cache
+PART = ".part"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a dataset behind a URL; content and name never part, for its local name holds its hash."""
+
+    url: str
+    num_bytes: int
+    sha256: str
+    local: str  # path below the cache's folder
+    read: Callable[[int, int], bytes]  # (start, stop) ─► these bytes; OSError
+
+
+def default_folder() -> Path:
+    """$XDG_CACHE_HOME/mae3d, or mae3d-<user id> in the folder for temporary files ($TMPDIR): both lie on the node."""
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(home) / "mae3d"
+    return Path(tempfile.gettempdir()) / f"mae3d-{os.getuid()}"
+
+
+class Cache:
+    """A folder of whole files, never larger than its limit; any number of processes and threads use it at once."""
+
+    def __init__(self, folder: Path, *, limit_bytes: int):
+        """Makes the folder where there is none, and removes what killed processes left in it.
+
+        Raises:
+            OSError: the folder cannot be made, or is another user's.
+        """
+        self.folder, self.limit_bytes = folder, limit_bytes
+        self.bytes_fetched = self.files_fetched = 0
+        self._planned: dict[Path, int] = {}
+        self._counting = threading.Lock()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():  # anybody can make folders in /tmp
+            raise PermissionError(errno.EPERM, "another user's folder; give one of your own as data.cache", str(folder))
+        with self._locked():
+            self._make_room(0)
+
+    def path(self, file: RemoteFile) -> Path:
+        """Where the file is, or will be."""
+        return self.folder / file.local
+
+    def plan(self, files: Sequence[RemoteFile]) -> None:
+        """Says which files this process will need, the next one first: others are evicted before these."""
+        self._planned = {self.path(file): place for place, file in enumerate(files)}
+
+    def open(self, file: RemoteFile) -> int:
+        """A descriptor of the whole file, open for reading; the caller closes it.
+
+        Raises:
+            OSError: the store failed, the disk is full, or other processes fill the cache.
+            DamagedFileError: fetched twice, it has another sha256 than its dataset says.
+        """
+        while True:
+            try:
+                descriptor = os.open(self.path(file), os.O_RDONLY)
+            except FileNotFoundError:
+                self.fetch(file)
+                continue
+            if os.fstat(descriptor).st_size != file.num_bytes:  # somebody else's doing
+                self.path(file).unlink(missing_ok=True)
+                os.close(descriptor)
+                continue
+            now = time.time_ns()  # the kernel's own would be that of its last tick
+            os.utime(descriptor, ns=(now, now))
+            return descriptor
+
+    def hold(self, file: RemoteFile) -> int:
+        """Like `open`, and as long as the descriptor is open the file stays in the cache."""
+        while True:
+            descriptor = self.open(file)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)  # evicted in between
+
+    def fetch(self, file: RemoteFile, *, ahead: bool = False, is_stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Sees to it that the file is there.
+
+        Args:
+            file: what to fetch.
+            ahead: only if there is room without evicting what is planned; does not wait for other processes.
+            is_stopped: asked between two requests; True gives up.
+
+        Returns:
+            Whether the file is there, or with `ahead` being fetched by another.
+
+        Raises:
+            OSError: as `open`.
+            DamagedFileError: as `open`.
+        """
+        path, no_room_since = self.path(file), None
+        part = path.with_name(path.name + PART)
+        while not path.exists():
+            with self._locked():
+                if path.exists():
+                    return True
+                is_others = part.exists() and not _remove_unlocked(part)
+                has_room = not is_others and self._make_room(file.num_bytes, spare_planned=ahead)
+                descriptor = _create_locked(part, file.num_bytes) if has_room else None
+            if descriptor is not None:
+                try:
+                    return self._download(file, descriptor, part, is_stopped=is_stopped)
+                finally:
+                    part.unlink(missing_ok=True)
+                    os.close(descriptor)
+            if ahead:
+                return is_others
+            if is_others:
+                _wait_for_owner(part)
+                continue
+            no_room_since = no_room_since or time.monotonic()
+            if file.num_bytes > self.limit_bytes or time.monotonic() - no_room_since > ROOM_SECONDS:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"no room for {file.url} ({file.num_bytes / 1e9:.3g} GB): other files in use fill the cache's "
+                    f"{self.limit_bytes / 1e9:.3g} GB; raise data.cache_gb, or give another folder as data.cache",
+                    str(self.folder),
+                )
+            time.sleep(0.05)
+        return True
+
+    def _download(self, file: RemoteFile, descriptor: int, part: Path, *, is_stopped: Callable[[], bool]) -> bool:
+        for _ in range(2):
+            digest = hashlib.sha256()
+            for start in range(0, file.num_bytes, CHUNK_BYTES):
+                if is_stopped():
+                    return False
+                data = file.read(start, min(start + CHUNK_BYTES, file.num_bytes))
+                with self._counting:
+                    self.bytes_fetched += len(data)
+                digest.update(data)
+                self._write(descriptor, data, start, file)
+            if digest.hexdigest() == file.sha256:
+                os.fsync(descriptor)  # whole after a power cut, too: nothing checks it again
+                with self._locked():  # so that whoever makes room counts it once
+                    part.rename(self.path(file))
+                with self._counting:
+                    self.files_fetched += 1
+                return True
+            logger.warning("%s: fetched with another sha256 than dataset.json says", file.url)
+        raise DamagedFileError(
+            f"{file.url}: fetched twice, its sha256 is not the one in dataset.json; copy it there again, "
+            "or run `python -m preprocess verify --full` on the dataset"
+        )
+
+    def _write(self, descriptor: int, data: bytes, start: int, file: RemoteFile) -> None:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.pwrite(descriptor, data[written:], start + written)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{os.strerror(error.errno or errno.EIO)} while {file.url} was fetched into the cache: free space "
+                "there, give another folder as data.cache, or lower data.cache_gb",
+                str(self.folder),
+            ) from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _make_room(self, num_bytes: int, *, spare_planned: bool = False) -> bool:
+        """Evicts until so many more bytes fit, and says whether they do; the caller holds the folder's lock.
+
+        First goes what is not planned, the least recently used first; then, unless spared, what is planned, the last
+        needed first.
+        """
+        excess, victims = num_bytes - self.limit_bytes, []
+        for path in self.folder.glob("*/*"):
+            if path.name.endswith(PART) and _remove_unlocked(path):
+                continue  # a dead process's
+            with suppress(FileNotFoundError):  # a part that its process has just given up
+                status = path.stat()
+                excess += status.st_size
+                place = self._planned.get(path)
+                if not path.name.endswith(PART) and not (spare_planned and place is not None):
+                    victims.append((place is not None, -(place or 0), status.st_mtime_ns, status.st_size, path))
+        if excess > sum(size for *_, size, _ in victims):
+            return False
+        for *_, size, path in sorted(victims):
+            if excess <= 0:
+                break
+            if _remove_unlocked(path):
+                excess -= size
+        return excess <= 0
+
+
+class DamagedFileError(ValueError):
+    """A file that its store gives with other bytes than its dataset says; another try would not help."""
+
+
+def _create_locked(part: Path, num_bytes: int) -> int:
+    """A new part of full size, so that all processes count it, under this process's lock."""
+    part.parent.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.ftruncate(descriptor, num_bytes)
+    return descriptor
+
+
+def _wait_for_owner(part: Path) -> None:
+    with suppress(FileNotFoundError):
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_unlocked(path: Path) -> bool:
+    """Removes a file that no process has locked; whether it did."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
