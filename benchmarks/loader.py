@@ -145,6 +145,7 @@ def requests_of(corpus: Corpus, *, clips: int, views: int) -> list:
         training_request(
             corpus, config, rows=rows[i : i + BATCH], positions=np.arange(i, i + BATCH), epoch=0, seed=0,
             num_frames=FRAMES,
+            size=SIZE,
         )
         for i in range(0, clips, BATCH)
     ]  # fmt: skip
@@ -264,6 +265,7 @@ def speed(footage: Footage, *, clips: int, rounds: int) -> None:
     """All candidates at one view and at four, by CPU time with one thread and by the clock with two."""
     import torch
 
+    torch.set_num_threads(1)  # two threads take two clips; OpenMP's own would only get in their way
     corpus = footage.corpus
     clips = -(-clips // len(corpus)) * len(corpus)
     sizes = {f"{w}x{h}" for w, h in zip(corpus.width.tolist(), corpus.height.tolist(), strict=True)}
@@ -272,9 +274,7 @@ def speed(footage: Footage, *, clips: int, rounds: int) -> None:
         requests = requests_of(corpus, clips=clips, views=views)
         _check_pixels(footage, requests, views=views)
         for threads, clock in ((1, time.process_time), (2, time.perf_counter)):
-            torch.set_num_threads(threads)
             seconds = alternate(_blocks(footage, requests, views=views, threads=threads), rounds=rounds, clock=clock)
-            torch.set_num_threads(1)
             unit = "CPU time, 1 thread" if threads == 1 else "wall time, 2 threads"
             print(f"\n{views} view{'s' * (views > 1)}, {unit}")
             for name, values in seconds.items():
