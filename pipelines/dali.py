@@ -8,6 +8,7 @@ picks frames by offset can draw another window every epoch, shuffle globally and
 """
 
 import io
+import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -33,10 +34,18 @@ def _graph(
     *,
     decode: str,
     resize: str | None,
+    slices: bool,
     num_views: int,
     size: int,
     hw_decoder_load: float,
 ) -> tuple[Any, ...]:
+    if slices:
+        jpegs, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
+        return (
+            fn.decoders.image_slice(
+                jpegs, start, shape, axis_names="HW", device=decode, output_type=types.DALIImageType.RGB
+            ),
+        )
     crops_in = 3 * num_views if resize else 0
     jpegs, *crops = fn.external_source(source=source, num_outputs=1 + crops_in, batch=True)
     images = fn.decoders.image(
@@ -86,7 +95,8 @@ class Decoder:
             next_batch: gives the next batch, None at the end; runs in the thread that calls `run`.
             max_frames: most frames in a batch.
             decode: `mixed` is nvJPEG on the GPU.
-            resize: where views are cropped and resized; None leaves whole frames.
+            resize: where views are cropped and resized; None leaves that to the caller. It then gets whole frames, or,
+                with one view on the CPU, the view's box: what lies outside is not decoded, the pixels are the same.
             num_views: crops of each clip.
             size: height and width of a view, in pixels.
             threads: DALI's CPU threads.
@@ -94,6 +104,7 @@ class Decoder:
             hw_decoder_load: share of the frames that the GPU's JPEG engines take, the rest goes to its cores.
         """
         self._next_batch = next_batch
+        self.gives_boxes = resize is None and num_views == 1 and decode == "cpu"
         self._with_crops = resize is not None
         self._num_views = num_views
         self._again: deque[EncodedBatch] = deque()  # handed to a pipeline that is no more
@@ -103,6 +114,7 @@ class Decoder:
             self._pull,
             decode=decode,
             resize=resize,
+            slices=self.gives_boxes,
             num_views=num_views,
             size=size,
             hw_decoder_load=hw_decoder_load,
@@ -154,6 +166,9 @@ class Decoder:
         if batch is None:
             raise StopIteration
         self._pulled.append(batch)
+        if self.gives_boxes:
+            start, end, _ = self._crop_inputs(batch)
+            return batch.frames, start.astype(np.int32), (end - start).astype(np.int32)
         return (batch.frames, *self._crop_inputs(batch)) if self._with_crops else (batch.frames,)
 
     def _crop_inputs(self, batch: EncodedBatch) -> list[np.ndarray]:
@@ -171,14 +186,14 @@ class Decoder:
 def dense_clips(frames: Any, num_clips: int) -> list[torch.Tensor]:
     """DALI's frames on the CPU ─► one (T, H, W, C) tensor a clip; sizes may differ between clips, never within one.
 
-    Without a copy where all frames of the batch have one size.
+    They are views of DALI's own memory, which it uses again two batches later.
     """
-    if frames.is_dense_tensor():
-        whole = torch.from_dlpack(frames.as_tensor())
-        return list(whole.view(num_clips, -1, *whole.shape[1:]))
-    per_clip = len(frames) // num_clips
-    singles = [torch.from_dlpack(frames[i]) for i in range(len(frames))]
-    return [torch.stack(singles[i * per_clip : (i + 1) * per_clip]) for i in range(num_clips)]
+    shapes = frames.shape()
+    per_clip = len(shapes) // num_clips
+    # DALI lays a batch out in one piece, whatever the sizes; copying clips of several sizes took a tenth of all time.
+    whole = torch.from_dlpack(frames.as_reshaped_tensor([sum(math.prod(shape) for shape in shapes)]))
+    sizes = [per_clip * math.prod(shape) for shape in shapes[::per_clip]]
+    return [clip.view(per_clip, *shape) for clip, shape in zip(whole.split(sizes), shapes[::per_clip], strict=True)]
 
 
 def decode_self_test(device: Literal["cpu", "mixed"], *, device_id: int = 0) -> str:

@@ -1,0 +1,60 @@
+"""Paired measurement: candidates take turns in one process; what is reported are ratios of CPU or wall time."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of paired ratios and their range."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f}x ({self.low:.2f} to {self.high:.2f})"
+
+
+def alternate(
+    candidates: Mapping[str, Callable[[], None]], *, rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Runs every candidate once a round, in turn forwards and backwards, after one round that is not counted.
+
+    Args:
+        candidates: name ─► a block of work; blocks of one call must be of one size to be compared.
+        rounds: counted rounds.
+        clock: `time.process_time` counts the CPU seconds of all threads, which a busy machine changes least.
+
+    A block ends when the process is idle: what it makes threads do ahead belongs to it.
+
+    Returns:
+        Seconds of every block, a list of `rounds` for each name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_number in range(rounds + 1):
+        names = list(candidates) if round_number % 2 else list(reversed(candidates))
+        for name in names:
+            start = clock()
+            candidates[name]()
+            settle()
+            if round_number:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def settle() -> None:
+    """Waits until no thread of this process has worked for 20 ms."""
+    quiet = 0
+    while quiet < 2:
+        before = time.process_time()
+        time.sleep(0.01)
+        quiet = quiet + 1 if time.process_time() - before < 0.001 else 0
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
+    """How many times as long `slower` took, round by round."""
+    pairs = [a / b for a, b in zip(slower, faster, strict=True)]
+    return Ratio(statistics.median(pairs), min(pairs), max(pairs))
