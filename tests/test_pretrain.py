@@ -16,6 +16,7 @@ import torch
 from mae3d.checkpoint import SliceReader
 from mae3d.run import read_metrics
 from mae3d.weights import load_model
+from tests.datasets import run_build, write_frames
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "launch" / "pretrain.py")
@@ -182,9 +183,41 @@ def test_fault_33_other_settings_are_refused_before_anything_is_touched(
     assert (uncut / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_mixture_of_datasets_goes_on_with_the_next_epoch_when_one_has_grown(
+    recipe: Path, shards: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.csv"
+    write_frames(tmp_path / "frames")
+    short.write_text("".join((tmp_path / "frames" / "ledger.csv").read_text().splitlines(keepends=True)[:8]))
+    first = run_build(tmp_path / "first", "--frames", tmp_path / "frames", "--ledger", short, "--shard-size", "4")
+    run, mixed = tmp_path / "run", ("--data.weights", "2", "1", "--data.select.fraction", "0.99")
+
+    def train(*options: str) -> tuple[int, str]:
+        return Job(recipe, shards, run, *mixed, *options, processes=1).end()
+
+    code, output = train("--data.shards", str(first), str(shards), "--train.steps", "4")
+    assert code == 0, output
+    assert f"data:    {first}: 8 samples, 8 of them an epoch, " in output
+    assert f"         {shards}: 14 samples, 4 of them an epoch, " in output
+    assert "         mixed 2 : 1\n" in output
+    assert "samples: 22 take part; fraction=0.99 (seed 0); 2 of all are shorter than a clip: loop\n" in output
+    assert "order:   a permutation of all samples\n" in output
+    again = ("--data.shards", str(shards), str(shards), "--train.steps", "7", "--extend", "true")
+    code, output = train(*again)
+    assert code == 2, output
+    assert f"dataset 1: was {first} with 8 samples in 2 shards" in output
+    assert "add --data.on_change new-epoch" in output
+    code, output = train(*again, "--data.on_change", "new-epoch")
+    assert code == 0, output
+    assert "has grown: from epoch 2 on there are 28 samples to choose from, 5 steps an epoch" in output
+    # Twelve samples were three steps; 14 + 7 are five.
+    assert [row["epoch"] for row in read_metrics(run)] == [1 / 3, 2 / 3, 1, 4 / 3, 11 / 5, 12 / 5, 13 / 5]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        (["--data.labels", "nowhere.csv"], "nowhere.csv: cannot be read as labels"),
         (["--data.shards", "nowhere"], "nowhere"),
         (["--train.global_batch", "15"], "14 usable samples are fewer than train.global_batch=15"),
         (["--device", "cuda"], "--device cpu"),
