@@ -151,14 +151,33 @@ def run_child(code: str, *arguments: str) -> tuple[int, str, str]:
 def check_dali(gpus: Sequence[str], *, run: Callable[..., tuple[int, str, str]] = run_child) -> Check:
     """DALI decodes a small JPEG as the pipelines would: mixed on a GPU, else on the CPU."""
     device = "mixed" if gpus else "cpu"
-    code, output, error = run("from pipelines.dali import decode_self_test as test; print(test(sys.argv[1]))", device)
-    if code == 0:
-        return Check("DALI", OK, f"{_last_line(output)} decodes JPEG ({device})")
-    problem = f"killed by signal {-code}" if code < 0 else error
+    version, problem = _try_dali(device, 0, run)
+    if not problem:
+        return Check("DALI", OK, f"{version} decodes JPEG ({device})")
     remedy = (
         "make setup, and see the line on torch and GPU; --data.decode cpu decodes on the CPU" if gpus else "make setup"
     )
     return Check("DALI", FAIL, f"does not decode JPEG ({device}): {problem}", remedy)
+
+
+def dali_fault(device: str, index: int, *, run: Callable[..., tuple[int, str, str]] = run_child) -> str:
+    """What goes wrong when DALI decodes as training would: "" if nothing does; tried in a child, for it can crash.
+
+    Args:
+        device: "mixed" or "cpu".
+        index: of the GPU.
+        run: starts the child.
+    """
+    return _try_dali(device, index, run)[1]
+
+
+def _try_dali(device: str, index: int, run: Callable[..., tuple[int, str, str]]) -> tuple[str, str]:
+    """DALI's version, or what went wrong."""
+    code = "from pipelines.dali import decode_self_test as test; print(test(sys.argv[1], device_id=int(sys.argv[2])))"
+    returned, output, error = run(code, device, str(index))
+    if returned == 0:
+        return _last_line(output), ""
+    return "", f"killed by signal {-returned}" if returned < 0 else error
 
 
 def check_deepspeed(*, run: Callable[..., tuple[int, str, str]] = run_child) -> Check:

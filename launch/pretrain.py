@@ -110,6 +110,7 @@ def _train(config: PretrainConfig, corpus: "Corpus", world: "World") -> int:
     from mae3d.run import Run
 
     run = Run(config.run.dir)
+    config = _with_decode(config, run, world)
     loader = _loader(config, corpus, world)
     plan = _plan(config, loader, world)
     _claim(run, config, world)
@@ -165,6 +166,17 @@ def masked_loss(config: PretrainConfig) -> Any:
         return loss
 
     return loss_of
+
+
+def _with_decode(config: PretrainConfig, run: Any, world: "World") -> PretrainConfig:
+    """data.decode as it will be, on all processes alike; config.yaml keeps it."""
+    from launch.decode import choose_decode
+
+    stored = world.share(run.setting("data", "decode") if world.is_first else None)
+    decode, note = choose_decode(config.data.decode, stored=stored, world=world)
+    if note and world.is_first:
+        print(f"decode: {note}", flush=True)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, decode=decode))
 
 
 def _loader(config: PretrainConfig, corpus: "Corpus", world: "World") -> "Loader":
@@ -268,7 +280,7 @@ def _summary(
         "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {loader.steps_per_epoch}",
         "memory": f"about {(states + activations) / 2**30:.1f} GiB a process ({states / 2**30:.1f} for weights and "
         f"optimizer, some {activations / 2**30:.1f} for activations)",
-        "device": f"{world.device.type}, {train.precision}, ZeRO {train.zero_stage}",
+        "device": f"{world.device.type}, {train.precision}, ZeRO {train.zero_stage}; JPEG decoding: {data.decode}",
     }
     return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items())
 

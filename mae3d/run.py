@@ -27,7 +27,7 @@ _MAY_CHANGE = (
     "data.mix_shards",
     "data.on_change",
     "data.read_",
-    "data.decode_threads",
+    "data.decode",  # and data.decode_threads; the launcher keeps the decoder, or tells of a change
     "data.prefetch",
     "data.retries",
     "data.max_bad",
@@ -75,6 +75,11 @@ class Run:
         (self.folder / STOPPED).unlink(missing_ok=True)
         if extend:
             (self.folder / DONE).unlink(missing_ok=True)
+
+    def setting(self, group: str, key: str) -> Any:
+        """What the run was last started with, None before its first start."""
+        path = self.folder / CONFIG
+        return yaml.safe_load(path.read_text()).get(group, {}).get(key) if path.exists() else None
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any], *, extend: bool) -> None:
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]

@@ -180,25 +180,24 @@ class ClipSource:
             jpegs = self.reader.read(clip.row, spans)
         except ShardVanishedError:
             return [], (int(wanted[0]), "the shard has vanished")
+        frame_size = (int(self._corpus.height[clip.row]), int(self._corpus.width[clip.row]))
         for i, (jpeg, size, crc) in enumerate(zip(jpegs, spans.size.tolist(), spans.crc32.tolist(), strict=True)):
             if len(jpeg) != size:
                 return [], (int(wanted[i]), f"the shard ends after {len(jpeg)} of its {size} bytes")
             if (found := zlib.crc32(jpeg.data)) != crc:
                 return [], (int(wanted[i]), f"its crc32 is {found:08x}, {crc:08x} was written")
             try:
-                self._check_header(
-                    jpeg, height=int(self._corpus.height[clip.row]), width=int(self._corpus.width[clip.row])
-                )
+                self._check_header(jpeg, frame_size)
             except HeaderError as error:
                 return [], (int(wanted[i]), str(error))
         return [jpegs[i] for i in again.tolist()], None
 
-    def _check_header(self, jpeg: np.ndarray, *, height: int, width: int) -> None:
-        known = self._headers.get((height, width))
+    def _check_header(self, jpeg: np.ndarray, frame_size: tuple[int, int]) -> None:
+        known = self._headers.get(frame_size)
         if known is not None and jpeg[: len(known)].tobytes() == known:
             return  # a dataset's frames of one size have one header, as a rule
-        end = scan_offset(jpeg.data, height=height, width=width)
-        self._headers[height, width] = jpeg[:end].tobytes()
+        end = scan_offset(jpeg.data, height=frame_size[0], width=frame_size[1])
+        self._headers[frame_size] = jpeg[:end].tobytes()
 
     def _damage(self, row: int, frame: int, reason: str) -> Damage:
         corpus = self._corpus

@@ -65,7 +65,7 @@ def test_dali_is_tried_on_the_device_in_use(gpus: list[str], device: str) -> Non
         return 0, "a warning\n2.4.0", ""
 
     assert checks.check_dali(gpus, run=run) == checks.Check("DALI", OK, f"2.4.0 decodes JPEG ({device})")
-    assert asked == [(device,)]
+    assert asked == [(device, "0")]
 
 
 @pytest.mark.parametrize(("code", "reason"), [(-11, "killed by signal 11"), (1, "RuntimeError: no nvjpeg")])
