@@ -63,7 +63,7 @@ class Cache:
         self.bytes_fetched = self.files_fetched = 0
         self._planned: dict[Path, int] = {}
         self._counting = threading.Lock()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder()
         if folder.stat().st_uid != os.getuid():  # anybody can make folders in /tmp
             raise PermissionError(errno.EPERM, "another user's folder; give one of your own as data.cache", str(folder))
         with self._locked():
@@ -190,8 +190,12 @@ class Cache:
                 str(self.folder),
             ) from error
 
+    def _make_folder(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        self._make_folder()  # those who tidy up /tmp may have taken it
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

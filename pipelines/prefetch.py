@@ -152,7 +152,10 @@ class Prefetcher:
         return None
 
     def _extend(self) -> None:
-        """Adds needs as far as the cache has room for all of them at once, and no further than the next epoch."""
+        """Adds needs as far as the cache has room for all of them at once, and up to the next epoch's first steps.
+
+        No further, for the run may end before: each node would have filled its cache for nothing.
+        """
         with self._extending:  # not `_changed`: to shuffle an epoch of many samples takes a while
             while not self._stopped.is_set():
                 if self._next_use is None:
@@ -165,7 +168,8 @@ class Prefetcher:
                 self._next_use = None
 
     def _add(self, file: RemoteFile, use: ShardUse) -> bool:
-        if self._count(use.first) > self._step + self._steps_per_epoch:
+        epochs_ahead = use.first[0] - max(self._step - self._keep, 0) // self._steps_per_epoch
+        if epochs_ahead > 1 or (epochs_ahead == 1 and use.first[1] > self._keep):
             return False
         known = self._needs.get(file.url)
         if known is not None:

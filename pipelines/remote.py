@@ -10,6 +10,7 @@ AWS_PROFILE, AWS_ENDPOINT_URL and the rest of AWS_*, or FSSPEC_S3_* for any othe
 
 import errno
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -128,6 +129,8 @@ def _filesystem_of(url: str) -> tuple[Any, str]:
     import fsspec
     from fsspec.registry import known_implementations
 
+    for library in ("botocore", "aiobotocore"):  # every process would tell where it found the credentials
+        logging.getLogger(library).setLevel(logging.WARNING)
     protocol = url.partition("://")[0].partition("::")[0]
     try:
         filesystem, root = fsspec.core.url_to_fs(url)

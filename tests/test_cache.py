@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -268,6 +269,12 @@ def test_a_stopped_fetch_gives_up_between_two_requests(tmp_path: Path, monkeypat
     assert not Cache(tmp_path, limit_bytes=SIZE).fetch(file_of(1, read=fetch), is_stopped=lambda: len(asked) == 2)
     assert len(asked) == 2
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_tidied_away_is_made_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=SIZE)
+    shutil.rmtree(cache.folder)
+    assert read(cache, file_of(1)) == content_of(1)
 
 
 def test_the_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from pipelines.corpus import Corpus, open_corpus
 from pipelines.loader import Loader
 from pipelines.order import Order
 from pipelines.reads import DataError
+from pipelines.source import STATUS_SUBSTITUTED
 from pipelines.stream import Batch
 from preprocess.index import DatasetError, read_shard_table, sha256_of, write_shard_table
 from preprocess.merge import write_dataset
@@ -96,20 +97,6 @@ def watched(caches: list[Cache]) -> Iterator[list[int]]:
         thread.join()
 
 
-def fetched_ahead(cache: Cache, loader: Loader, place: dict[str, int]) -> int:
-    """Bytes in the cache that only the next epoch needs: a lower bound of what was fetched for it."""
-    start, stop = prefetch.nodes_positions(loader.order, **place)
-    corpus = loader._corpus
-    needed = set()
-    for use in loader.order.shards_ahead(epoch=0, step=0, start=start, stop=stop):
-        if use.first[0] > 0:
-            break
-        file = corpus.remote_file(use.shard)
-        assert file is not None
-        needed.add(cache.path(file))
-    return sum(path.stat().st_size for path in cache.folder.glob("*/*.tar") if path not in needed)
-
-
 @pytest.mark.parametrize(("nodes", "local_world"), [(1, 1), (2, 2), (4, 1)])
 def test_an_epoch_through_a_tenth_of_the_dataset_fetches_each_shard_about_once_in_exact_order(
     url: str, many: Path, alone: list[Batch], s3: Server, tmp_path: Path, nodes: int, local_world: int
@@ -130,16 +117,10 @@ def test_an_epoch_through_a_tenth_of_the_dataset_fetches_each_shard_about_once_i
     for loader in loaders:
         loader.close()
     asked = [request for request in s3.requests() if request.path.endswith(".tar")]
-    ahead = sum(fetched_ahead(caches[i], loaders[i], places[i]) for i in range(0, world, local_world))
-    total = sum(request.num_bytes for request in asked)
-    figures = (
-        f"{nodes} nodes x {local_world}: {total / tar_bytes(many):.3f} of the dataset fetched, "
-        f"{ahead / tar_bytes(many):.3f} of it for the next epoch; "
-        f"fullest cache {max(sizes) / tar_bytes(many):.3f}, {len(sizes)} looks"
-    )
-    print(figures)
-    assert 0.99 <= (total - ahead) / tar_bytes(many) <= 1.2, figures
-    assert max(sizes) <= limit, figures
+    fetched, fullest = (n / tar_bytes(many) for n in (sum(request.num_bytes for request in asked), max(sizes)))
+    print(f"{nodes} nodes x {local_world}: {fetched:.3f} of the dataset fetched, fullest cache {fullest:.3f}")
+    assert 0.98 <= fetched <= 1.2  # a shard at the end may have none of the epoch's samples
+    assert fullest <= 0.1
     assert {request.status for request in asked} == {206}
 
 
@@ -249,6 +230,18 @@ def test_fault_20_missing_cut_and_changed_shards_behind_a_url(shards: Path, tmp_
     with pytest.raises(DataError, match=r"memory://damaged/shard-00001\.tar: fetched twice, its sha256 is not"):
         list(itertools.islice(loader, 3))
     loader.close()
+
+
+def test_fault_20_a_shard_that_vanishes_from_the_store_is_substituted(shards: Path, tmp_path: Path) -> None:
+    filesystem, url = in_memory(shards, "vanishing")
+    config = replace(CONFIG, order="global", sampling_rate=2)
+    loader = Loader(open_corpus([url], cache=tmp_path), config, num_frames=2, size=16, seed=3, global_batch=7)
+    filesystem.rm_file("/vanishing/shard-00001.tar")
+    batches = [next(loader) for _ in range(2)]
+    loader.close()
+    status = torch.cat([batch.status for batch in batches]).tolist()
+    assert status.count(STATUS_SUBSTITUTED) == 4  # the samples of one shard
+    assert not {4, 5, 6, 7} & set(torch.cat([batch.rows for batch in batches]).tolist())
 
 
 def test_a_grown_dataset_is_seen_at_the_next_opening_only(shards: Path, tmp_path: Path) -> None:
