@@ -1,7 +1,6 @@
 """What a trainer receives: right pixels, the same sequence in every world and after every resume; damage replaced."""
 
 import io
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pipelines.config import DataConfig
 from pipelines.corpus import Corpus, open_corpus
 from pipelines.dali import Decoder, decode_self_test
 from pipelines.loader import Loader
-from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED, ClipSource, DataError
+from pipelines.source import STATUS_OK, ClipSource
 from pipelines.stream import Batch, evaluation_clips, labels_of
 from pipelines.views import short_rows, training_request, usable_rows
 from tests.datasets import SAMPLES, colour_of
@@ -81,12 +80,16 @@ def test_shared_windows_take_the_same_frames_and_own_windows_their_own(dataset: 
     assert not all(frames_of_views("own"))
 
 
-@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1)])
-def test_the_global_sequence_is_the_same_at_every_world_size(dataset: Corpus, world: int, accumulation: int) -> None:
-    steps = 5  # the third epoch begins at step 6
-    alone = take(make(dataset), steps)
+@pytest.mark.parametrize(
+    ("world", "accumulation", "order"), [(2, 1, "global"), (2, 2, "global"), (4, 1, "shards"), (1, 4, "shards")]
+)
+def test_the_pixels_are_the_same_at_every_world_size(
+    dataset: Corpus, world: int, accumulation: int, order: Any
+) -> None:
+    steps, config = 5, replace(CONFIG, order=order)  # the second epoch begins at step 3
+    alone = take(make(dataset, config), steps)
     ranks = [
-        take(make(dataset, rank=rank, world=world, accumulation=accumulation), steps * accumulation)
+        take(make(dataset, config, rank=rank, world=world, accumulation=accumulation), steps * accumulation)
         for rank in range(world)
     ]
     for step in range(steps):
