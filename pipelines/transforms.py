@@ -10,6 +10,7 @@ has too. torchvision's own ops are not used: they keep floats or round elsewhere
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -47,12 +48,17 @@ def apply_ops(clip: torch.Tensor, ops: Sequence[Op]) -> torch.Tensor:
 
 def _erase(clip: torch.Tensor, box: Erase) -> None:
     # Drawn on the CPU by a counter-based generator, so that a GPU gets the same noise.
-    noise = np.random.Generator(np.random.Philox(key=box.seed)).standard_normal(
-        (len(clip), box.height, box.width, clip.shape[-1]), dtype=np.float32
-    )
-    pixels = torch.from_numpy(noise).mul_(NOISE_STD).add_(NOISE_MEAN).mul_(255).round_().clamp_(0, 255)
+    rng = np.random.Generator(np.random.Philox(key=box.seed))
+    draws = rng.integers(2**16, size=(len(clip), box.height, box.width, clip.shape[-1]), dtype=np.uint16)
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
-    clip[:, rows, columns] = pixels.to(torch.uint8).to(clip.device)
+    clip[:, rows, columns] = torch.from_numpy(_noise_levels()[draws]).to(clip.device)
+
+
+@cache
+def _noise_levels() -> np.ndarray:
+    """2^16 equally likely values of a pixel that is normal once normalised: twice as fast as drawing the normal."""
+    quantiles = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
+    return quantiles.mul_(NOISE_STD).add_(NOISE_MEAN).mul_(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
 
 
 def _invert(clip: torch.Tensor, amount: float) -> torch.Tensor:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.augment import Crop, View
-from pipelines.config import DataConfig
+from pipelines.augment import Crop, View, draw_erase, draw_jitter, draw_rand_augment
+from pipelines.config import DataConfig, RandAugment
 from pipelines.corpus import Corpus, open_corpus
 from pipelines.loader import Loader
+from pipelines.order import ERASE_STREAM, JITTER_STREAM, RAND_AUGMENT_STREAM, philox
 from pipelines.source import STATUS_OK, STATUS_PADDED
 from pipelines.stream import Batch, ClipStream, evaluation_clips
 from pipelines.transforms import apply_views
@@ -123,6 +124,15 @@ def test_each_kind_of_augmentation_leaves_the_others_draws_alone(corpus: Corpus)
         assert without["rand_augment"][i] == view._replace(ops=view.ops[-3:])  # jitter's three are the last
         assert without["colour_jitter"][i] == view._replace(ops=view.ops[:-3])
         assert without["erase"][i] == view._replace(erase=None)
+    for i, view in enumerate(everything):
+        position, number = divmod(i, 2)
+        streams = [
+            philox(1, stream, epoch=0, position=position, view=number)
+            for stream in (RAND_AUGMENT_STREAM, JITTER_STREAM, ERASE_STREAM)
+        ]
+        rule = RandAugment.parse(AUGMENTED.rand_augment)
+        assert view.ops == draw_rand_augment(streams[0], rule) + draw_jitter(streams[1], AUGMENTED.colour_jitter)
+        assert view.erase == draw_erase(streams[2], size=SIZE, probability=AUGMENTED.erase)
     assert [view.crop for view in everything] == [view.crop for view in views_of(drawn(corpus, CROPS_ONLY))]
     assert all(view == View(view.crop) for view in views_of(drawn(corpus, CROPS_ONLY)))
 
