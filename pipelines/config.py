@@ -161,7 +161,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         positive = ("sampling_rate", "target_fps", "num_segments", "frames_per_segment", "repeat_aug")
-        for name in (*positive, "read_threads", "prefetch"):
+        for name in (*positive, "read_threads", "prefetch", "mix_shards"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be greater than 0")
         for name, bound in (("area", 1.0), ("aspect", float("inf"))):
