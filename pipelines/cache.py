@@ -50,6 +50,11 @@ def default_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"mae3d-{os.getuid()}"
 
 
+def gigabytes(num_bytes: int) -> str:
+    """A size as --data.cache_gb takes it, rounded up to 0.00001 GB, from 1 GB on to 0.01 GB."""
+    return f"{-(-num_bytes // 10**4) / 1e5:.5f}" if num_bytes < 10**9 else f"{-(-num_bytes // 10**7) / 100:.2f}"
+
+
 class Cache:
     """A folder of whole files, never larger than its limit; any number of processes and threads use it at once."""
 

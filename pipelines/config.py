@@ -115,7 +115,7 @@ class DataConfig:
         colour_jitter: greatest relative change of brightness, contrast and saturation; 0 = off.
         erase: probability of random erasing.
         decode: `auto`, `mixed` (GPU) or `cpu`.
-        read_threads: threads that read shards, a process.
+        read_threads: clips that are read at once, a process; 16 hide 2 ms a read up to 8,000 frames/s.
         decode_threads: DALI's threads, a process; 0 = the cores of the node divided by its processes, at most 8.
         prefetch: batches read ahead.
         read_gap: bytes between two frames of a shard up to which they are read together; -1 = 0 for folders,
@@ -150,7 +150,7 @@ class DataConfig:
     colour_jitter: float = 0
     erase: float = 0
     decode: Literal["auto", "mixed", "cpu"] = "auto"
-    read_threads: int = 8
+    read_threads: int = 16
     decode_threads: int = 0
     prefetch: int = 4
     read_gap: int = -1
@@ -161,7 +161,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         positive = ("sampling_rate", "target_fps", "num_segments", "frames_per_segment", "repeat_aug")
-        for name in (*positive, "read_threads", "prefetch"):
+        for name in (*positive, "read_threads", "prefetch", "mix_shards"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be greater than 0")
         for name, bound in (("area", 1.0), ("aspect", float("inf"))):

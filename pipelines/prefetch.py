@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.cache import DamagedFileError, RemoteFile
+from pipelines.cache import DamagedFileError, RemoteFile, gigabytes
 from pipelines.corpus import Corpus
 from pipelines.order import Order, ShardUse
 
@@ -65,11 +65,6 @@ def check_cache(corpus: Corpus, order: Order, *, world: int, local_world: int, s
             f"{len(largest)} shards at once, with the index {needed / 1e9:.3g} GB; give at least "
             f"--data.cache_gb {gigabytes(needed)}{remedy}"
         )
-
-
-def gigabytes(num_bytes: int) -> str:
-    """A size as --data.cache_gb takes it, rounded up."""
-    return f"{-(-num_bytes // 10_000) / 100_000:g}" if num_bytes < 10**9 else f"{-(-num_bytes // 10**7) / 100:g}"
 
 
 @dataclass(eq=False)

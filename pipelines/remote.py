@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.cache import Cache, RemoteFile, default_folder
+from pipelines.cache import Cache, RemoteFile, default_folder, gigabytes
 from preprocess.index import META_NAME, Dataset, DatasetError, Shard, check_file, map_dataset, parse_meta
 
 
@@ -81,7 +81,7 @@ def open_remote(url: str, cache: Cache) -> RemoteShards:
     if least > cache.limit_bytes:
         raise DatasetError(
             f"{url}: the index and the largest shard are {least / 1e9:.3g} GB, the cache's limit is "
-            f"{cache.limit_bytes / 1e9:.3g} GB; give at least --data.cache_gb {least / 1e9 + 0.001:.3g}"
+            f"{cache.limit_bytes / 1e9:.3g} GB; give at least --data.cache_gb {gigabytes(least)}"
         )
     held = [_held(file, cache) for file in index]
     dataset = map_dataset(cache.folder / tag, meta, url=url)

@@ -277,6 +277,12 @@ def test_a_folder_that_was_tidied_away_is_made_again(tmp_path: Path) -> None:
     assert read(cache, file_of(1)) == content_of(1)
 
 
+@pytest.mark.parametrize("num_bytes", [1, 9_999, 10_001, 999_999_999, 10**9 + 1, 123_456_789_012, 5 * 10**12 + 1])
+def test_a_size_that_is_asked_for_is_enough_and_little_more(num_bytes: int) -> None:
+    said = float(cache_module.gigabytes(num_bytes)) * 1e9
+    assert num_bytes <= int(said) <= 1.01 * num_bytes + 10_000
+
+
 def test_the_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(PermissionError, match="another user's folder"):

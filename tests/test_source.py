@@ -117,6 +117,28 @@ def test_a_read_that_brings_less_than_was_asked_goes_on(corpus: Corpus, monkeypa
     assert pieces.damage == ()
 
 
+def test_latency_is_waited_for_by_all_threads_at_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+    read = os.pread
+
+    def slow(descriptor: int, size: int, offset: int) -> bytes:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+        return read(descriptor, size, offset)
+
+    monkeypatch.setattr(reads, "pread", slow)
+    stream = ClipSource(corpus, iter([request(1, 2, 3, 4)] * 6), read_threads=DataConfig().read_threads, prefetch=4)
+    while stream.next() is not None:
+        pass
+    stream.close()
+    assert most == 16  # four batches ahead of four clips each
+
+
 def test_waits_double_are_bounded_and_differ_between_samples() -> None:
     waits = [wait_s(attempt, who="a") for attempt in range(10)]
     assert waits == [wait_s(attempt, who="a") for attempt in range(10)]
