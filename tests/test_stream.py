@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from pipelines import stream as stream_module
+from pipelines.augment import Crop, View
 from pipelines.config import DataConfig
 from pipelines.corpus import Corpus, open_corpus
 from pipelines.dali import Decoder, decode_self_test
 from pipelines.loader import Loader
 from pipelines.reads import DataError
-from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED
+from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED, substitute
 from pipelines.stream import Batch, ClipStream
-from pipelines.views import training_request
+from pipelines.views import ClipRequest, training_request
 from tests.damage import Vouched, break_the_scan, flip_a_bit, overwrite
 
 CONFIG = DataConfig(sampling_rate=2, repeat_aug=2, read_threads=2, prefetch=2, decode_threads=1)
@@ -128,6 +129,25 @@ def test_fault_23_a_header_that_would_crash_dali_never_reaches_it(
     assert stream.counts()["decode_errors"] == 0
     reason = "it is 8 x" if how == "another size" else "it is no JPEG"
     assert all(damage.reason.startswith(reason) for damage in stream.damage)
+
+
+def test_fault_23_a_substitute_that_does_not_decode_gives_way_to_the_next(shards: Path, tmp_path: Path) -> None:
+    """And to the same one as if DALI had been asked for it first: only the row that was asked for decides."""
+    root = copy_of(shards, tmp_path / "shards")
+    sound, vouched = open_corpus([root]), Vouched(open_corpus([root]).datasets)
+    asked = ClipRequest(5, np.arange(FRAMES), (View(Crop(0, 0, 30, 30, False)),))
+    drawn = [substitute(sound, asked, attempt, spares=np.arange(len(sound))).row for attempt in range(1, 9)]
+    overwrite(sound, 5, flip_a_bit)
+    overwrite(sound, drawn[0], break_the_scan)
+
+    class Half(Vouched):
+        def frames(self, row: int, frame_indices: np.ndarray) -> Any:
+            return sound.frames(row, frame_indices) if row == 5 else super().frames(row, frame_indices)
+
+    stream = stream_of(Half(vouched.datasets), "own")
+    rows = torch.cat([batch.rows for batch in all_of(stream)]).tolist()
+    assert rows[4] == next(row for row in drawn if row not in (5, drawn[0]))
+    assert [damage.key for damage in stream.damage if damage.key in (sound.key(5), sound.key(drawn[0]))]
 
 
 class Failing:
