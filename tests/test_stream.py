@@ -1,6 +1,7 @@
 """A stream goes on where DALI fails: no batch is lost, none comes twice, undamaged clips keep every bit."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 
 from pipelines import stream as stream_module
 from pipelines.augment import Crop, View
-from pipelines.config import DataConfig
+from pipelines.config import DataConfig, SelectConfig
 from pipelines.corpus import Corpus, open_corpus
 from pipelines.dali import Decoder, decode_self_test
 from pipelines.loader import Loader
@@ -256,6 +257,17 @@ def test_fault_20_damage_is_counted_listed_and_bounded_alike_in_every_world(dama
         assert part in str(stopped.value)
     for row in (6, 9):
         assert f"sample {damaged.key(row)} ({damaged.name(row)}), frame" in str(stopped.value)
+
+
+def test_fault_20_only_samples_that_take_part_stand_in(damaged: Corpus) -> None:
+    config = replace(CONFIG, select=SelectConfig(fraction=0.6, seed=1))
+    loader = Loader(damaged, config, num_frames=FRAMES, size=SIZE, seed=5, global_batch=2)
+    taking_part = {row for request in islice(loader.requests(), 50) for row in (clip.row for clip in request.clips)}
+    assert taking_part & {6, 9}, "another seed is needed"
+    assert len(taking_part) < 12
+    batches = taken(loader, 20)
+    assert any((batch.status == STATUS_SUBSTITUTED).any() for batch in batches)
+    assert {row for batch in batches for row in batch.rows.tolist()} <= taking_part
 
 
 def test_counts_outlive_a_stream_that_is_closed(damaged: Corpus) -> None:
