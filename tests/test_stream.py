@@ -1,6 +1,7 @@
 """A stream goes on where DALI fails: no batch is lost, none comes twice, undamaged clips keep every bit."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,14 +10,15 @@ import pytest
 import torch
 
 from pipelines import stream as stream_module
-from pipelines.config import DataConfig
+from pipelines.augment import Crop, View
+from pipelines.config import DataConfig, SelectConfig
 from pipelines.corpus import Corpus, open_corpus
 from pipelines.dali import Decoder, decode_self_test
 from pipelines.loader import Loader
 from pipelines.reads import DataError
-from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED
+from pipelines.source import STATUS_OK, STATUS_SUBSTITUTED, substitute
 from pipelines.stream import Batch, ClipStream
-from pipelines.views import training_request
+from pipelines.views import ClipRequest, training_request
 from tests.damage import Vouched, break_the_scan, flip_a_bit, overwrite
 
 CONFIG = DataConfig(sampling_rate=2, repeat_aug=2, read_threads=2, prefetch=2, decode_threads=1)
@@ -130,6 +132,25 @@ def test_fault_23_a_header_that_would_crash_dali_never_reaches_it(
     assert all(damage.reason.startswith(reason) for damage in stream.damage)
 
 
+def test_fault_23_a_substitute_that_does_not_decode_gives_way_to_the_next(shards: Path, tmp_path: Path) -> None:
+    """And to the same one as if DALI had been asked for it first: only the row that was asked for decides."""
+    root = copy_of(shards, tmp_path / "shards")
+    sound, vouched = open_corpus([root]), Vouched(open_corpus([root]).datasets)
+    asked = ClipRequest(5, np.arange(FRAMES), (View(Crop(0, 0, 30, 30, False)),))
+    drawn = [substitute(sound, asked, attempt, spares=np.arange(len(sound))).row for attempt in range(1, 9)]
+    overwrite(sound, 5, flip_a_bit)
+    overwrite(sound, drawn[0], break_the_scan)
+
+    class Half(Vouched):
+        def frames(self, row: int, frame_indices: np.ndarray) -> Any:
+            return sound.frames(row, frame_indices) if row == 5 else super().frames(row, frame_indices)
+
+    stream = stream_of(Half(vouched.datasets), "own")
+    rows = torch.cat([batch.rows for batch in all_of(stream)]).tolist()
+    assert rows[4] == next(row for row in drawn if row not in (5, drawn[0]))
+    assert [damage.key for damage in stream.damage if damage.key in (sound.key(5), sound.key(drawn[0]))]
+
+
 class Failing:
     """Lets `Decoder.run` fail where it is told, before or after the pipeline has run."""
 
@@ -236,6 +257,17 @@ def test_fault_20_damage_is_counted_listed_and_bounded_alike_in_every_world(dama
         assert part in str(stopped.value)
     for row in (6, 9):
         assert f"sample {damaged.key(row)} ({damaged.name(row)}), frame" in str(stopped.value)
+
+
+def test_fault_20_only_samples_that_take_part_stand_in(damaged: Corpus) -> None:
+    config = replace(CONFIG, select=SelectConfig(fraction=0.6, seed=1))
+    loader = Loader(damaged, config, num_frames=FRAMES, size=SIZE, seed=5, global_batch=2)
+    taking_part = {row for request in islice(loader.requests(), 50) for row in (clip.row for clip in request.clips)}
+    assert taking_part & {6, 9}, "another seed is needed"
+    assert len(taking_part) < 12
+    batches = taken(loader, 20)
+    assert any((batch.status == STATUS_SUBSTITUTED).any() for batch in batches)
+    assert {row for batch in batches for row in batch.rows.tolist()} <= taking_part
 
 
 def test_counts_outlive_a_stream_that_is_closed(damaged: Corpus) -> None:
