@@ -72,12 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     # OpenMP's threads spin while they wait, by default: on a CPU that anything else uses, steps then take five times as
     # long (measured with one busy neighbour on two cores). It is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pipelines.corpus import open_corpus
+    from pipelines.corpus import corpus_of
     from preprocess.index import DatasetError
 
-    data = config.data
     try:  # before torch: a wrong path is told within a second
-        corpus = open_corpus(data.roots, labels=data.labels, cache=data.cache, cache_gb=data.cache_gb)
+        corpus = corpus_of(config.data)
     except DatasetError as error:
         fail(str(error))
     from mae3d.distributed import start_world
@@ -112,6 +111,7 @@ def _train(config: PretrainConfig, corpus: "Corpus", world: "World") -> int:
     run = Run(config.run.dir)
     config = _with_decode(config, run, world)
     loader = _loader(config, corpus, world)
+    _agree(loader, world)
     plan = _plan(config, loader, world)
     _claim(run, config, world)
     if run.is_done:
@@ -195,6 +195,17 @@ def _loader(config: PretrainConfig, corpus: "Corpus", world: "World") -> "Loader
         accumulation=config.train.accumulation,
         device=world.device,
     )
+
+
+def _agree(loader: "Loader", world: "World") -> None:
+    """Refuses, on all processes alike, to train where they see other data (a node without a shard): orders differ."""
+    mine = loader.state_dict()["fingerprint"]
+    first = world.share(mine)
+    differing = [f"{key}: {mine.get(key)!r}" for key in sorted(first.keys() | mine) if mine.get(key) != first.get(key)]
+    if differing:
+        logging.error("process %d sees other data than the first one: %s", world.place.rank, "; ".join(differing))
+    if world.any(bool(differing)):
+        raise ValueError("not all processes see the same data: make the same shards reachable on every node")
 
 
 def _plan(config: PretrainConfig, loader: "Loader", world: "World") -> "Plan":
@@ -297,6 +308,8 @@ def _data_lines(data: DataConfig, corpus: "Corpus", loader: "Loader") -> dict[st
     if data.weights:
         datasets.append(f"mixed {' : '.join(f'{weight:g}' for weight in data.weights)}")
     samples = [f"{loader.num_samples:,} take part"]
+    if lost := len(corpus) - len(corpus.readable_rows):
+        samples.append(f"{lost:,} are left out with bad shards")
     if described := describe_selection(data.select):
         samples.append(described)
     if loader.num_short:

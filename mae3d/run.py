@@ -23,6 +23,7 @@ _MAY_CHANGE = (
     "device",
     # The loader compares fingerprints: of the datasets' content, of the order as it is resolved.
     "data.shards",
+    "data.exclude_bad_shards",
     "data.order",
     "data.mix_shards",
     "data.on_change",

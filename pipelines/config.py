@@ -93,6 +93,7 @@ class DataConfig:
         weights: share of each folder in an epoch, such as 2 1; none = every sample of every folder.
         labels: a CSV or Parquet file with columns name (or key) and label that replaces the datasets' own labels.
         select: which samples take part.
+        exclude_bad_shards: leave out the samples of shards that are missing or not whole, instead of refusing to start.
         order: `global`, a true permutation of all samples; `shards`, shuffled shards whose samples are mixed over
             `mix_shards` of them; `auto` is `shards` for URLs, `global` for folders.
         mix_shards: shards that are mixed at a time in the order `shards`.
@@ -131,6 +132,7 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     labels: str = ""
     select: SelectConfig = field(default_factory=SelectConfig)
+    exclude_bad_shards: bool = False
     order: Literal["auto", "global", "shards"] = "auto"
     mix_shards: int = 16
     on_change: Literal["refuse", "new-epoch"] = "refuse"

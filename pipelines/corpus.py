@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pipelines.config import is_url
+from pipelines.config import DataConfig, is_url
 from pipelines.labels import Labels, read_labels, united_labels
 from preprocess.index import META_NAME, Dataset, DatasetError, FrameSpans, open_dataset
 
@@ -44,6 +44,22 @@ class Corpus:
 
     def __len__(self) -> int:
         return int(self.row_starts[-1])
+
+    @cached_property
+    def readable_rows(self) -> np.ndarray:
+        """(n,) int64, ascending: all rows but those of shards that are left out as bad."""
+        starts = self._shard_starts.tolist()
+        bad = [start + number for d, start in zip(self.datasets, starts, strict=False) for number in d.bad_shards]
+        return np.flatnonzero(~np.isin(self.shard, bad)) if bad else np.arange(len(self), dtype=np.int64)
+
+    @property
+    def left_out(self) -> list[str]:
+        """For people: each shard that is left out as bad, with how many samples, and why."""
+        return [
+            f"{dataset.location}/{dataset.shards[number].name} ({dataset.shards[number].num_samples:,} samples): {what}"
+            for dataset in self.datasets
+            for number, what in dataset.bad_shards.items()
+        ]
 
     @cached_property
     def num_frames(self) -> np.ndarray:
@@ -190,6 +206,19 @@ class Corpus:
         return which, shard - int(self._shard_starts[which])
 
     @property
+    def repair(self) -> str:
+        """For people: what to do about damaged shards that a message has named."""
+        folders = [f"`python -m preprocess verify {d.location} --full`" for d in self.datasets if not d.url]
+        urls = [d.url for d in self.datasets if d.url]
+        told = [f"run {' and '.join(dict.fromkeys(folders))}, build the shards named there again"] if folders else []
+        if urls:  # `verify` reads folders
+            told.append(
+                f"copy the shards at {' and '.join(dict.fromkeys(urls))} there again, from a folder that "
+                "`python -m preprocess verify FOLDER --full` finds whole, or after building them again"
+            )
+        return "; ".join(told)
+
+    @property
     def fingerprint(self) -> str:
         """Changes with anything in any dataset."""
         return "+".join(dataset.fingerprint for dataset in self.datasets)
@@ -198,8 +227,24 @@ class Corpus:
         return " + ".join(dataset.location for dataset in self.datasets)
 
 
+def corpus_of(config: DataConfig) -> Corpus:
+    """`open_corpus` as the settings say."""
+    return open_corpus(
+        config.roots,
+        labels=config.labels,
+        cache=config.cache,
+        cache_gb=config.cache_gb,
+        exclude_bad_shards=config.exclude_bad_shards,
+    )
+
+
 def open_corpus(
-    roots: Sequence[str | Path], *, labels: str | Path = "", cache: str | Path = "", cache_gb: float = 100
+    roots: Sequence[str | Path],
+    *,
+    labels: str | Path = "",
+    cache: str | Path = "",
+    cache_gb: float = 100,
+    exclude_bad_shards: bool = False,
 ) -> Corpus:
     """Opens every dataset.
 
@@ -208,6 +253,7 @@ def open_corpus(
         labels: a file of `labels.read_labels` that replaces the datasets' own labels.
         cache: folder for what is fetched from URLs; "" = `pipelines.cache.default_folder`.
         cache_gb: most that it may hold, in GB.
+        exclude_bad_shards: go without the samples of shards that are missing or not whole, instead of refusing them.
 
     Raises:
         DatasetError: one of them cannot be used, or the cache cannot.
@@ -218,9 +264,11 @@ def open_corpus(
         from pipelines.remote import open_cache, open_remote
 
         opened_cache = open_cache(cache, limit_bytes=int(cache_gb * 1e9))
-        remote = {i: open_remote(url, opened_cache) for i, url in urls.items()}
+        remote = {i: open_remote(url, opened_cache, exclude_bad_shards=exclude_bad_shards) for i, url in urls.items()}
     datasets = [
-        remote[i].dataset if i in remote else open_dataset(str(root).removeprefix("file://"))
+        remote[i].dataset
+        if i in remote
+        else open_dataset(str(root).removeprefix("file://"), exclude_bad_shards=exclude_bad_shards)
         for i, root in enumerate(roots)
     ]
     return Corpus(datasets, remote=remote, labels=read_labels(labels, datasets) if labels else None)

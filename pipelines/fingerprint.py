@@ -19,9 +19,12 @@ from preprocess.index import Dataset
 
 # Settings that the sequence does not depend on, or only through what is put into the fingerprint in their place.
 NOT_THE_SEQUENCE = {
-    *("shards", "labels", "order", "mix_shards", "on_change"),
+    *("shards", "exclude_bad_shards", "labels", "order", "mix_shards", "on_change"),
     *("decode", "read_threads", "decode_threads", "prefetch", "read_gap", "retries", "max_bad", "cache", "cache_gb"),
 }
+
+
+_SHOWN = 5  # so many of a list stand in a message
 
 
 def fingerprint(
@@ -42,6 +45,8 @@ def fingerprint(
     settings |= {f"select.{name}": value for name, value in select.items()}
     if isinstance(order, ShardOrder):
         settings["mix_shards"] = config.mix_shards
+    if bad := _bad_shards(corpus):
+        settings["bad_shards"] = bad
     return {
         "datasets": [_dataset(dataset) for dataset in corpus.datasets],
         "samples": f"{len(rows)} ({hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()[:16]})",
@@ -99,6 +104,17 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
         "shards": len(dataset.shards),
         "shards_sha256": _hash(dataset, len(dataset.shards)),
     }
+
+
+def _bad_shards(corpus: Corpus) -> str:
+    """The shards that are left out: for people, as the chosen rows tell them apart."""
+    names = [
+        f"{dataset.shards[number].name} of dataset {i}"
+        for i, dataset in enumerate(corpus.datasets, 1)
+        for number in dataset.bad_shards
+    ]
+    listed = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return f"{len(names)} left out ({listed})" if names else ""
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -82,6 +82,9 @@ class Loader:
         self._fingerprint = fingerprint(corpus, config, self.order, self._rows, num_frames=num_frames, size=size)
         self._steps_at_once = steps_read_at_once(prefetch=config.prefetch, accumulation=accumulation)
         check_cache(corpus, self.order, world=world, local_world=local_world, steps=self._steps_at_once)
+        if rank == 0:
+            for bad in corpus.left_out:
+                logger.warning("left out: %s", bad)
         self._prefetcher: Prefetcher | None = None
         self._start = (0, 0)  # epoch and step of the epoch at which reading starts
         self._delivered = 0  # micro-batches since then
@@ -156,7 +159,7 @@ class Loader:
         raise DataError(
             f"{counts['substituted']} damaged samples were substituted, data.max_bad is {self._config.max_bad}; "
             + ("this process found:\n" + "\n".join(lines) if lines else "other processes list them")
-            + f"\nrun `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
+            + f"\n{self._corpus.repair}"
         )
 
     def state_dict(self) -> dict[str, Any]:

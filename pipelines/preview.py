@@ -91,14 +91,14 @@ def preview(config: PreviewConfig, out: Path) -> list[Path]:
         DataError: shards that cannot be read.
         OSError: a file that cannot be written.
     """
-    from pipelines.corpus import open_corpus
+    from pipelines.corpus import corpus_of
     from pipelines.loader import Loader
     from pipelines.sheet import save_animation, save_sheet
 
     data = config.data
     if not data.roots:
         raise ValueError("which shards? Give --data.shards, a folder made by `python -m preprocess build`")
-    corpus = open_corpus(data.roots, labels=data.labels, cache=data.cache, cache_gb=data.cache_gb)
+    corpus = corpus_of(data)
     loader = Loader(
         corpus, data, num_frames=config.num_frames, size=config.size, seed=config.seed, global_batch=config.batch
     )

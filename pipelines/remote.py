@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cache import Cache, RemoteFile, default_folder, gigabytes
-from preprocess.index import META_NAME, Dataset, DatasetError, Shard, check_file, map_dataset, parse_meta
+from preprocess.index import META_NAME, Dataset, DatasetError, Shard, check_file, check_shards, map_dataset, parse_meta
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,13 @@ def open_cache(folder: str | Path, *, limit_bytes: int) -> Cache:
         raise DatasetError(f"data.cache: {error.filename}: {error.strerror}") from error
 
 
-def open_remote(url: str, cache: Cache) -> RemoteShards:
+def open_remote(url: str, cache: Cache, *, exclude_bad_shards: bool = False) -> RemoteShards:
     """Opens the dataset behind a URL; what it reads is dataset.json, one listing, and what of the index is not cached.
+
+    Args:
+        url: where it is.
+        cache: where its files are fetched to.
+        exclude_bad_shards: as `preprocess.index.check_shards`.
 
     Raises:
         DatasetError: no such place, no dataset there, no access, a file that is missing or of another size, or a
@@ -62,10 +67,12 @@ def open_remote(url: str, cache: Cache) -> RemoteShards:
     filesystem, root = _filesystem_of(url)
     try:
         meta = parse_meta(_asked(url, filesystem.cat_file, f"{root}/{META_NAME}"), where=f"{url}/{META_NAME}")
-        _check_listing(url, meta, _asked(url, _sizes, filesystem, root))
+        sizes = _asked(url, _sizes, filesystem, root)
     except OSError as error:
         what = f"no {META_NAME} there" if isinstance(error, FileNotFoundError) else error.strerror
         raise DatasetError(f"{url}: {what}; {_remedy(url, error)}") from error
+    _check_index(url, meta, sizes)
+    bad = check_shards(url, meta, sizes, exclude_bad=exclude_bad_shards)
     tag = hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def remote(name: str, num_bytes: int, sha256: str, local: str) -> RemoteFile:
@@ -84,7 +91,7 @@ def open_remote(url: str, cache: Cache) -> RemoteShards:
             f"{cache.limit_bytes / 1e9:.3g} GB; give at least --data.cache_gb {gigabytes(least)}"
         )
     held = [_held(file, cache) for file in index]
-    dataset = map_dataset(cache.folder / tag, meta, url=url)
+    dataset = map_dataset(cache.folder / tag, meta, url=url, bad_shards=bad)
 
     def is_there() -> bool:
         with suppress(OSError):
@@ -98,9 +105,8 @@ def _index_entries(meta: dict[str, Any]) -> list[dict[str, Any]]:
     return [meta["files"][kind] for kind in ("index", "rows", "frames")]
 
 
-def _check_listing(url: str, meta: dict[str, Any], sizes: dict[str, int | None]) -> None:
-    index = [(entry["name"], entry["bytes"]) for entry in _index_entries(meta)]
-    for name, num_bytes in index + [(name, num_bytes) for name, num_bytes, *_ in meta["shards"]]:
+def _check_index(url: str, meta: dict[str, Any], sizes: dict[str, int | None]) -> None:
+    for name, num_bytes in [(entry["name"], entry["bytes"]) for entry in _index_entries(meta)]:
         if name not in sizes:
             raise DatasetError(f"{url}/{name}: missing, though {META_NAME} names it; copy the dataset there again")
         if sizes[name] not in (None, num_bytes):

@@ -102,10 +102,10 @@ class ClipSource:
             prefetch: batches that are read ahead.
             read_gap: bytes between two frames up to which they are read together.
             retries: tries after a failed read.
-            spares: rows that may stand in for a damaged one; None = all.
+            spares: rows that may stand in for a damaged one; None = all that can be read.
         """
         self._corpus, self._requests = corpus, requests
-        self._spares = np.arange(len(corpus)) if spares is None else spares
+        self._spares = corpus.readable_rows if spares is None else spares
         self.reader = ShardReader(corpus, gap=read_gap, retries=retries)
         self._headers: dict[tuple[int, int], bytes] = {}  # the last sound one of each height and width
         self._threads = _Threads(read_threads)
@@ -150,7 +150,7 @@ class ClipSource:
         raise DataError(
             f"sample {self._corpus.key(asked.row)} and the {MAX_SUBSTITUTES} that could take its place are damaged:\n"
             + "\n".join(map(str, found))
-            + f"\nrun `python -m preprocess verify {self._corpus} --full` and build the shards it names again"
+            + f"\n{self._corpus.repair}"
         )
 
     def close(self) -> None:

@@ -72,7 +72,7 @@ class ClipStream:
             size: H and W of a view, in pixels.
             device: where clips are needed; on a CUDA device they are resized there.
             local_world: processes on this node, which share its cores.
-            spares: rows that may stand in for damaged ones; None = all.
+            spares: rows that may stand in for damaged ones; None = all that can be read.
         """
         self._corpus, self._num_frames, self._size, self._device = corpus, num_frames, size, device
         self._on_gpu = device.type == "cuda"

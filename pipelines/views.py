@@ -71,9 +71,9 @@ def check_views(config: DataConfig, *, num_frames: int, size: int) -> None:
 
 
 def usable_rows(corpus: Corpus, config: DataConfig, *, num_frames: int) -> np.ndarray:
-    """Rows that take part: all, or with `short="drop"` those that are long enough for one clip."""
-    rows = np.arange(len(corpus), dtype=np.int64)
-    return rows[~short_rows(corpus, config, num_frames=num_frames)] if config.short == "drop" else rows
+    """Rows that take part: all that can be read, or with `short="drop"` those long enough for one clip."""
+    rows = corpus.readable_rows
+    return rows[~short_rows(corpus, config, num_frames=num_frames)[rows]] if config.short == "drop" else rows
 
 
 def short_rows(corpus: Corpus, config: DataConfig, *, num_frames: int) -> np.ndarray:

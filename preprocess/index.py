@@ -19,9 +19,9 @@ Imports numpy and pyarrow only: trainers read through this module.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ REJECTED_NAME = "rejected.parquet"
 TEMPORARY_PREFIX = ".tmp-"  # what a killed run leaves behind starts so; the next one sweeps it
 
 BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
+_LISTED = 10  # bad shards that a message names
 _HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash in `verify`
 
 # list[Any]: the stubs of pyarrow cannot join fields of two types.
@@ -150,6 +151,7 @@ class Dataset:
     label_names: list[str]
     _frames: pa.Table
     url: str = ""
+    bad_shards: Mapping[int, str] = field(default_factory=dict)  # left out: the number ─► what is wrong with its tar
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -224,37 +226,84 @@ def frame_offsets(sizes: np.ndarray, *, start: int) -> np.ndarray:
     return start + np.concatenate([np.zeros(1, np.int64), np.cumsum(steps)])[: len(sizes)]
 
 
-def open_dataset(root: str | Path) -> Dataset:
+def open_dataset(root: str | Path, *, exclude_bad_shards: bool = False) -> Dataset:
     """Opens the dataset in a folder, checking all that can be checked without reading the shards.
 
     The hashes of index files beyond 64 MiB are left to `python -m preprocess verify`.
 
+    Args:
+        root: the folder.
+        exclude_bad_shards: as `check_shards`.
+
     Raises:
-        DatasetError: no such folder, not a dataset, an unfinished build, another schema version or layout, an
-            index file or a shard that is missing or has another size or hash than dataset.json says.
+        DatasetError: no such folder, not a dataset, an unfinished build, another schema version or layout, an index
+            file that is missing or has another size or hash than dataset.json says, or bad shards (`check_shards`).
     """
     root = Path(root)
     meta = read_meta(root)
     for entry in meta["files"].values():
         check_file(root / entry["name"], entry["bytes"], entry["sha256"])
-    for name, num_bytes, *_ in meta["shards"]:
-        check_file(root / name, num_bytes)
-    return map_dataset(root, meta)
+    sizes: dict[str, int | None] = {}
+    for name, *_ in meta["shards"]:
+        with suppress(FileNotFoundError):
+            sizes[name] = (root / name).stat().st_size
+    return map_dataset(root, meta, bad_shards=check_shards(str(root), meta, sizes, exclude_bad=exclude_bad_shards))
 
 
-def map_dataset(root: Path, meta: dict[str, Any], *, url: str = "") -> Dataset:
+def check_shards(
+    location: str, meta: dict[str, Any], sizes: Mapping[str, int | None], *, exclude_bad: bool
+) -> dict[int, str]:
+    """The shards that are missing or of another size than dataset.json says: their numbers ─► what is wrong with them.
+
+    Args:
+        location: the folder or URL, for messages.
+        meta: what `read_meta` or `parse_meta` returned.
+        sizes: of the files that are there, in bytes; None = not known.
+        exclude_bad: whether the dataset is used without them.
+
+    Raises:
+        DatasetError: there are bad shards, and they are not to be excluded, or no sample is left without them.
+    """
+    shards, bad = [Shard(*entry) for entry in meta["shards"]], {}
+    for number, shard in enumerate(shards):
+        if shard.name not in sizes:
+            bad[number] = "missing"
+        elif sizes[shard.name] not in (None, shard.bytes):
+            bad[number] = f"{sizes[shard.name]} bytes, {META_NAME} says {shard.bytes}"
+    lost = sum(shards[number].num_samples for number in bad)
+    total = sum(shard.num_samples for shard in shards)
+    if bad and (not exclude_bad or lost == total):
+        remedy = "restore them from a copy or run the build again"
+        if lost < total:
+            remedy += ", or leave them out with --data.exclude_bad_shards true"
+        raise DatasetError(
+            f"{location}: {len(bad)} of {len(shards)} shards, {lost:,} of {total:,} samples, are missing or not whole; "
+            f"{remedy}:" + _lines([f"{location}/{shards[number].name}: {what}" for number, what in bad.items()])
+        )
+    return bad
+
+
+def _lines(listed: Sequence[str]) -> str:
+    more = [f"and {len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
+    return "".join(f"\n  {line}" for line in [*listed[:_LISTED], *more])
+
+
+def map_dataset(
+    root: Path, meta: dict[str, Any], *, url: str = "", bad_shards: Mapping[int, str] | None = None
+) -> Dataset:
     """A dataset over checked index files.
 
     Args:
         root: the folder of the index files.
         meta: what `read_meta` or `parse_meta` returned.
         url: where the shards are, if that is not `root`.
+        bad_shards: what `check_shards` returned.
 
     Raises:
         DatasetError: an index file is none, or has other columns.
     """
     rows = _map_table(root / meta["files"]["rows"]["name"], ROWS_SCHEMA)
-    columns = {field: rows[field].chunk(0).to_numpy() for field in rows.column_names if field != "labels"}
+    columns = {name: rows[name].chunk(0).to_numpy() for name in rows.column_names if name != "labels"}
     labels: Any = rows["labels"].chunk(0)  # a LargeListArray
     return Dataset(
         root=root,
@@ -268,6 +317,7 @@ def map_dataset(root: Path, meta: dict[str, Any], *, url: str = "") -> Dataset:
         label_names=list(meta["label_names"]),
         _frames=_map_table(root / meta["files"]["frames"]["name"], FRAMES_SCHEMA),
         url=url,
+        bad_shards=bad_shards or {},
         **columns,
     )
 

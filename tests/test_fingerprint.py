@@ -16,6 +16,7 @@ from tests.datasets import SAMPLES, index_only, run_build, write_frames
 
 CONFIG = DataConfig(repeat_aug=1)
 A, B = index_only([5, 9, 4], seed=1, root="out/a"), index_only([7, 3], seed=2, root="out/b")
+WITHOUT = replace(B, bad_shards={0: "missing"})
 GROWN = index_only([5, 9, 4, 8], seed=1, root="out/a")
 
 
@@ -34,6 +35,10 @@ def make(*datasets: Any, config: DataConfig = CONFIG, **settings: Any) -> Loader
         ({"datasets": (GROWN, B)}, r"dataset 1: was out/a with 18 .* is out/a with 26 .*on_change new-epoch to go on"),
         ({"datasets": (B, A)}, r"dataset 1: .*; dataset 2: "),
         ({"datasets": (A,)}, "number of datasets: was 2, is 1"),
+        (
+            {"datasets": (A, WITHOUT)},
+            r"bad_shards: was None, is '1 left out \(shard-00000\.tar of dataset 2\)'; samples: was '28 .*, is '21 ",
+        ),
         ({"seed": 6}, "seed: was 5, is 6"),
         ({"global_batch": 2}, "global_batch: was 4, is 2"),
         ({"size": 16}, "size: was 32, is 16"),
@@ -60,6 +65,16 @@ def test_what_the_sequence_does_not_depend_on_may_change() -> None:
     shards = replace(CONFIG, order="shards", mix_shards=3)
     with pytest.raises(ValueError, match="mix_shards: was 3, is 4"):
         make(A, config=replace(shards, mix_shards=4)).load_state_dict(make(A, config=shards).state_dict())
+
+
+def test_fault_20_a_run_without_bad_shards_goes_on_without_the_same_ones() -> None:
+    state = make(A, WITHOUT).state_dict()
+    make(A, WITHOUT, config=replace(CONFIG, exclude_bad_shards=True)).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"bad_shards: was '1 left out .*', is None; samples: "):
+        make(A, B).load_state_dict(state)
+    grown = make(GROWN, WITHOUT, config=replace(CONFIG, on_change="new-epoch"))
+    grown.load_state_dict(state | {"position": 4})
+    assert grown.epoch == 1
 
 
 def test_the_runs_config_may_change_where_the_sequence_does_not() -> None:

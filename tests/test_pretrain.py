@@ -2,21 +2,29 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from launch import pretrain
 from mae3d.checkpoint import SliceReader
+from mae3d.distributed import World
 from mae3d.run import read_metrics
 from mae3d.weights import load_model
-from tests.datasets import run_build, write_frames
+from pipelines.config import DataConfig
+from pipelines.corpus import Corpus
+from pipelines.loader import Loader
+from tests.datasets import index_only, run_build, write_frames
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "launch" / "pretrain.py")
@@ -235,6 +243,59 @@ def test_bad_input_is_one_line_and_exit_2(
     assert len(lines) == 1
     assert told in lines[0]
     assert "Traceback" not in output
+
+
+def test_fault_20_a_bad_shard_is_refused_before_torch_is_loaded(shards: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(shards, tmp_path / "damaged")
+    (damaged / "shard-00001.tar").unlink()
+    (damaged / "shard-00003.tar").write_bytes(b"")
+    code = "import sys\nfrom launch.pretrain import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", code, "--data.shards", str(damaged), "--run.dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    first, *lines = done.stderr.splitlines()
+    assert first == (
+        f"error: {damaged}: 2 of 4 shards, 6 of 14 samples, are missing or not whole; restore them from a copy or run "
+        "the build again, or leave them out with --data.exclude_bad_shards true:"
+    )
+    assert lines[0] == f"  {damaged}/shard-00001.tar: missing"
+    assert lines[1].startswith(f"  {damaged}/shard-00003.tar: 0 bytes, dataset.json says ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fault_20_a_run_without_a_bad_shard_says_so_and_does_not_go_on_with_it(
+    recipe: Path, shards: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(shards, tmp_path / "damaged")
+    (damaged / "shard-00001.tar").rename(tmp_path / "aside.tar")
+
+    def train(*options: str) -> tuple[int, str]:
+        return Job(recipe, damaged, tmp_path / "run", *options, processes=1).end()
+
+    code, output = train("--data.exclude_bad_shards", "true", "--train.steps", "2")
+    assert code == 0, output
+    assert output.count(f"left out: {damaged}/shard-00001.tar (4 samples): missing\n") == 1
+    assert "samples: 10 take part; 4 are left out with bad shards; " in output
+    (tmp_path / "aside.tar").rename(damaged / "shard-00001.tar")
+    code, output = train("--train.steps", "3", "--extend", "true")
+    assert code == 2, output
+    assert "bad_shards: was '1 left out (shard-00001.tar of dataset 1)', is None" in output
+
+
+def agree(world: World) -> str:
+    whole = index_only([5, 9], seed=1)
+    corpus = Corpus([whole if world.is_first else replace(whole, bad_shards={1: "missing"})])
+    loaders = [
+        Loader(each, DataConfig(), num_frames=2, size=16, seed=0, global_batch=2) for each in (Corpus([whole]), corpus)
+    ]
+    pretrain._agree(loaders[0], world)
+    with pytest.raises(ValueError, match="not all processes see the same data") as refused:
+        pretrain._agree(loaders[1], world)
+    return str(refused.value)
+
+
+def test_fault_20_a_shard_that_is_bad_on_one_node_only_stops_all_processes() -> None:
+    assert len(run_ranks(agree, world=2)) == 2
 
 
 def test_under_the_launcher_an_error_is_told_once_with_its_exit_code(recipe: Path, tmp_path: Path) -> None:

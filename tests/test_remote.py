@@ -224,6 +224,12 @@ def test_fault_20_missing_cut_and_changed_shards_behind_a_url(shards: Path, tmp_
     filesystem.rm_file("/damaged/shard-00001.tar")
     with pytest.raises(DatasetError, match=r"memory://damaged/shard-00001\.tar: missing"):
         open_corpus([url], cache=tmp_path)
+    corpus = open_corpus([url], cache=tmp_path, exclude_bad_shards=True)
+    assert corpus.left_out == [f"{url}/shard-00001.tar (4 samples): missing"]
+    loader = Loader(corpus, CONFIG, num_frames=2, size=16, seed=3, global_batch=5)
+    rows = [row for batch in itertools.islice(loader, 2) for row in batch.rows.tolist()]
+    loader.close()
+    assert sorted(rows) == [0, 1, 2, 3, 8, 9, 10, 11, 12, 13]
     filesystem.pipe_file("/damaged/shard-00001.tar", whole[:-1] + b"x")
     corpus = open_corpus([url], cache=tmp_path)
     loader = Loader(corpus, replace(CONFIG, order="global"), num_frames=2, size=16, seed=3, global_batch=7)
