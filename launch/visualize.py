@@ -7,15 +7,15 @@ python launch/visualize.py --run mae_pretrain_vit_large_k400.pth --data.shards O
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import EXIT_IO, fail, parse
-from pipelines.config import DataConfig
+from launch.cli import EXIT_ERROR, EXIT_IO, fail, parse
+from pipelines.config import DataConfig, SelectConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,15 +34,25 @@ SAMPLE_STREAM = 0x73686F77  # "show": which samples are chosen under a seed
 
 @dataclass(frozen=True)
 class ClipsConfig:
-    """The clips to look at: the middle of each sample, its centre crop.
+    """The clips to look at: the middle of each sample, its centre crop. Which samples is said here, not by the run.
 
     Attributes:
-        shards: Folder made by `python -m preprocess build`.
+        shards: Folders made by `python -m preprocess build`, or URLs of such.
+        labels: A CSV or Parquet file with columns name (or key) and label that replaces the datasets' own labels.
+        select: Which samples are chosen from.
+        exclude_bad_shards: Leave out the samples of shards that are missing or not whole, instead of refusing to start.
+        cache: Folder for what is fetched from URLs; none = as in pretraining.
+        cache_gb: Most that the cache may hold, in GB.
         sampling_rate: Distance of two frames at target_fps; null takes the run's, or 4 for a checkpoint without one.
         target_fps: Frame rate that sampling_rate refers to; null likewise, or 30.
     """
 
-    shards: str
+    shards: str | tuple[str, ...]
+    labels: str = ""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    exclude_bad_shards: bool = False
+    cache: str = ""
+    cache_gb: float = DataConfig.cache_gb
     sampling_rate: float | None = None
     target_fps: float | None = None
 
@@ -84,7 +94,7 @@ class Shown:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0; 2 for bad usage or input, 3 for I/O are raised as SystemExit."""
+    """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O, 1: damaged shards."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(VisualizeConfig, arguments, prog="visualize.py", description=str(__doc__))
     try:
@@ -93,6 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(str(error))
     except OSError as error:
         fail(str(error), EXIT_IO)
+    except RuntimeError as error:
+        if type(error) is RuntimeError:
+            raise  # not one that we have words for: the trace tells more
+        fail(str(error), EXIT_ERROR)
     print(f"report: {page}")
     return 0
 
@@ -110,7 +124,7 @@ def visualize(config: VisualizeConfig) -> Path:
     from mae3d.distributed import choose_device
     from mae3d.report import read_losses, write_report
     from mae3d.weights import find_model_file, load_model
-    from pipelines.corpus import open_corpus
+    from pipelines.corpus import corpus_of
 
     device = choose_device(config.device, local_rank=0)
     file = find_model_file(config.run)
@@ -119,7 +133,9 @@ def visualize(config: VisualizeConfig) -> Path:
     if config.mask_ratio is not None:
         model.config = replace(model.config, mask_ratio=config.mask_ratio)
     clips = _clips_config(config.data, run)
-    corpus = open_corpus([config.data.shards])
+    corpus = corpus_of(clips)
+    for bad in corpus.left_out:
+        print(f"left out: {bad}", file=sys.stderr)
     rows = _choose(corpus, config, clips, num_frames=model.config.num_frames)
     out = Path(config.out)
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
@@ -129,7 +145,7 @@ def visualize(config: VisualizeConfig) -> Path:
         shown.append(sample)
         cards.append(_picture(sample, corpus, model.config, out, frame_ms=config.frame_ms))
     if not shown:
-        raise ValueError(f"{config.data.shards}: every chosen sample is damaged; run `python -m preprocess verify`")
+        raise ValueError(f"{corpus}: every chosen sample is damaged; {corpus.repair}")
     return write_report(
         out,
         title="Reconstructions",
@@ -150,17 +166,18 @@ def _run_of(file: Path) -> Path | None:
 
 
 def _clips_config(asked: ClipsConfig, run: Path | None) -> DataConfig:
-    """How clips are sampled: as the run did, but for what was asked."""
+    """Which clips: those that were asked for, sampled as the run did where nothing else was asked."""
     import yaml
 
     from mae3d.run import CONFIG
 
     stored = {}
     if run and (run / CONFIG).is_file():
-        known = {field.name for field in fields(DataConfig)}
+        known = {entry.name for entry in fields(DataConfig)}
         data = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")).get("data", {})
         stored = {name: value for name, value in data.items() if name in known}
-    given = {name: value for name, value in asdict(asked).items() if value is not None}
+    values = {entry.name: getattr(asked, entry.name) for entry in fields(asked)}
+    given = {name: value for name, value in values.items() if value is not None}
     return DataConfig(**(stored | given))
 
 
@@ -168,13 +185,14 @@ def _choose(corpus: "Corpus", config: VisualizeConfig, clips: DataConfig, *, num
     """Rows of the keys that were asked for, or of some samples drawn by the seed, in the dataset's order."""
     import numpy as np
 
+    from pipelines.selection import select_rows
     from pipelines.views import usable_rows
 
     if config.keys is not None:
         return np.array([corpus.find(key) for key in config.keys], dtype=np.int64)
     if config.samples < 1:
         raise ValueError(f"--samples {config.samples}: give 1 or more")
-    rows = usable_rows(corpus, clips, num_frames=num_frames)
+    rows = select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=num_frames))
     generator = np.random.Generator(np.random.Philox(key=[config.seed, SAMPLE_STREAM]))
     return np.sort(generator.choice(rows, size=min(config.samples, len(rows)), replace=False))
 
@@ -241,6 +259,8 @@ def _picture(sample: Shown, corpus: "Corpus", config: "MAEConfig", out: Path, *,
         "reconstruction + visible patches": result.pasted,
     }
     stem = re.sub(r"[^a-z0-9_]", "_", key)  # keys have no other letters, unless someone made the dataset by hand
+    if len(corpus.datasets) > 1:  # each has keys of its own
+        stem = f"{sample.row}_{stem}"
     strip, animation = f"{IMAGES}/{stem}.png", f"{IMAGES}/{stem}.gif"
     filmstrip(rows).save(out / strip)
     short = dict(zip(("original", "masked", "reconstruction", "with visible"), rows.values(), strict=True))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipelines.config import DataConfig
 from pipelines.corpus import open_corpus
 from pipelines.stream import evaluation_clips
 from tests.media import make_dataset
+from tests.s3 import Server
 
 CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1, decoder_depth=1, mask_ratio=0.5)
 
@@ -109,6 +111,41 @@ def test_an_imported_checkpoint(shards: Path, tmp_path: Path, norm_pix_loss: boo
     assert ("taken from the original patch" in page) == norm_pix_loss
     assert "<polyline" not in page
     assert "every 4 frames at 30" in page
+
+
+def test_which_samples_are_shown_is_chosen_as_in_pretraining(run: Path, shards: Path, tmp_path: Path) -> None:
+    """Of two datasets, whose keys are the same; the labels and the choice are not the run's, its sampling is."""
+    (tmp_path / "names.txt").write_text("video_1\nvideo_3\n")
+    (tmp_path / "labels.csv").write_text("name,label\nvideo_1,knee\n")
+    page = look(
+        run, shards, tmp_path / "out", "--data.shards", str(shards), str(shards),
+        "--data.select.names", str(tmp_path / "names.txt"), "--data.labels", str(tmp_path / "labels.csv"),
+    )  # fmt: skip
+    assert len(images(tmp_path / "out")) == 8
+    assert page.count("label knee") == 2
+    assert "12 samples" in page
+    assert "every 1 frames" in page
+
+
+def test_fault_20_bad_shards_are_left_out_on_request(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = Path(shutil.copytree(shards, tmp_path / "damaged"))
+    (damaged / "shard-00000.tar").unlink()
+    options = ["--run", str(run), "--data.shards", str(damaged), "--out", str(tmp_path / "out")]
+    assert "leave them out with --data.exclude_bad_shards true" in refused(capsys, *options)
+    look(run, damaged, tmp_path / "out", "--data.exclude-bad-shards", "true")
+    assert len(images(tmp_path / "out")) == 4  # of two samples
+    assert f"left out: {damaged}/shard-00000.tar (4 samples): missing\n" in capsys.readouterr().err
+
+
+def test_a_url_is_read_through_the_cache(run: Path, shards: Path, s3: Server, tmp_path: Path) -> None:
+    s3.upload(shards, "looked-at/shards")
+    look(
+        run, Path(), tmp_path / "out", "--data.shards", "s3://looked-at/shards", "--data.cache", str(tmp_path / "cache")
+    )
+    assert len(images(tmp_path / "out")) == 12
+    assert len(list((tmp_path / "cache").glob("*/*.tar"))) == 2
 
 
 @pytest.mark.parametrize(
