@@ -6,7 +6,6 @@ rows = select_rows(corpus, SelectConfig(split="train", per_class=10, seed=1), ro
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -106,5 +105,7 @@ def _few(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
 
 def _luck(corpus: Corpus, select: SelectConfig) -> np.ndarray:
     """(N,) uint64, uniform: a hash (SipHash, pandas) of each sample's key under the seed."""
+    import pandas as pd  # a third of a second
+
     keys = corpus.keys.to_numpy().astype(object)
     return pd.util.hash_array(keys, hash_key=f"{select.seed:016d}"[-16:], categorize=False)

@@ -92,7 +92,11 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("package", "absent"),
-    [("mae3d", ("nvidia.dali", "deepspeed")), ("preprocess", ("nvidia.dali", "deepspeed", "torch"))],
+    [
+        ("mae3d", ("nvidia.dali", "deepspeed")),
+        ("pipelines", ("deepspeed", "pandas", "torchvision", "fsspec")),
+        ("preprocess", ("nvidia.dali", "deepspeed", "torch")),
+    ],
 )
 def test_package_imports_without(package: str, absent: tuple[str, ...]) -> None:
     names = [package] + [
