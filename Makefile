@@ -105,6 +105,7 @@ check: install  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy docker/entry.py
+	$(BIN)/mypy --explicit-package-bases benchmarks
 
 soak: install  ## the long loops: kill points, real launchers
 	$(BIN)/python -m pytest -m soak

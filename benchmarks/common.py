@@ -35,7 +35,7 @@ def alternate(
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(rounds + 1):
-        names = list(candidates) if round_number % 2 else list(reversed(candidates))
+        names = list(candidates)[:: 1 if round_number % 2 else -1]
         for name in names:
             start = clock()
             candidates[name]()

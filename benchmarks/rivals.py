@@ -140,7 +140,7 @@ def video_file(footage: Footage, clip: ClipRequest, *, size: int) -> torch.Tenso
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         container.seek(int(min(times) / stream.time_base), stream=stream)
-        half = 0.5 / float(stream.average_rate)  # preprocessing stored the frame nearest in time
+        half = 0.5 / float(stream.average_rate or 30)  # preprocessing stored the frame nearest in time
         wanted = sorted(set(times))
         for frame in container.decode(stream):
             while wanted and frame.time > wanted[0] - half - 1e-6:
