@@ -14,6 +14,7 @@ from pipelines.corpus import Corpus, corpus_of, open_corpus
 from pipelines.loader import Loader
 from pipelines.source import STATUS_SUBSTITUTED
 from pipelines.stream import evaluation_clips
+from pipelines.views import usable_rows
 from preprocess.index import DatasetError, check_shards
 from tests.damage import flip_a_bit, overwrite
 from tests.datasets import index_only
@@ -139,6 +140,10 @@ def test_fault_20_all_bad_shards_are_counted_and_the_first_ten_named() -> None:
 def test_fault_20_bad_shards_of_one_of_several_datasets() -> None:
     both = Corpus([replace(A, bad_shards={2: "missing"}), replace(B, bad_shards={0: "missing"})])
     assert both.readable_rows.tolist() == [0, 1, 2, 9, 10, 11, 12, 13]
+    long_enough = [row for row in both.readable_rows.tolist() if both.num_frames[row] >= 25]
+    drop = DataConfig(short="drop", sampling="segments", num_segments=25, frames_per_segment=1)
+    assert 0 < len(long_enough) < len(both.readable_rows)
+    assert usable_rows(both, drop, num_frames=25).tolist() == long_enough
     assert both.left_out == ["a/shard-00002.tar (4 samples): missing", "b/shard-00000.tar (2 samples): missing"]
 
 
