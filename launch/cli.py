@@ -62,11 +62,11 @@ def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     if rank == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
-    elif code != EXIT_USAGE:
-        print(f"error on process {rank}: {message}", file=sys.stderr, flush=True)
     else:
-        # A launcher ends all processes when one ends: the first one must have spoken by then.
-        time.sleep(2)
+        if code == EXIT_USAGE:
+            # A launcher ends all processes when one ends. The first one has spoken by then, unless only this one failed.
+            time.sleep(4)
+        print(f"error on process {rank}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 

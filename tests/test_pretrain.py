@@ -302,4 +302,5 @@ def test_under_the_launcher_an_error_is_told_once_with_its_exit_code(recipe: Pat
     code, output = Job(recipe, tmp_path / "nowhere", tmp_path / "run", processes=2).end()
     assert code == 2, output
     assert output.count("error: ") == 1
+    assert "error on process" not in output
     assert "Traceback" not in output
