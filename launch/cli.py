@@ -64,7 +64,7 @@ def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
         if code == EXIT_USAGE:
-            # A launcher ends all processes when one ends. The first one has spoken by then, unless only this one failed.
+            # A launcher ends all processes when one ends: the first one has spoken by then, if it failed as well.
             time.sleep(4)
         print(f"error on process {rank}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(code)
