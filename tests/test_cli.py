@@ -152,9 +152,13 @@ def test_a_recipe_that_is_none_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "broken.yaml" in capsys.readouterr().err
 
 
-def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_speak_only_if_they_outlive_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told_before_waiting = []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: told_before_waiting.append(capsys.readouterr().err))
     with pytest.raises(SystemExit):
         config("--data.shrads=x")
-    assert capsys.readouterr().err == ""
+    assert told_before_waiting == [""]
+    assert "error on process 1: unknown option --data.shrads" in capsys.readouterr().err
