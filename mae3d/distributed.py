@@ -116,7 +116,7 @@ def start_world(asked_device: str, *, timeout_minutes: float = 30) -> World:
 
     Raises:
         DeviceError: see `choose_device`.
-        ValueError: several nodes, and nothing says where they meet.
+        ValueError: several nodes, and nothing says where they meet; or they cannot meet there.
     """
     place = place_from(os.environ)
     if place.size > place.local_size and "MASTER_ADDR" not in os.environ:
@@ -135,7 +135,14 @@ def start_world(asked_device: str, *, timeout_minutes: float = 30) -> World:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
     timeout = datetime.timedelta(minutes=timeout_minutes)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    except dist.DistNetworkError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(
+            f"the processes cannot meet at {where}: {str(error).splitlines()[0]} If another run on this machine has "
+            "that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
+        ) from error
     return World(place, device, dist.new_group(backend="gloo", timeout=timeout))
 
 

@@ -1,5 +1,7 @@
 """What launchers say about a process's place, and which device it takes."""
 
+import socket
+
 import pytest
 import torch
 
@@ -50,3 +52,14 @@ def test_several_nodes_must_know_where_they_meet(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="MASTER_ADDR is not set"):
         start_world("cpu")
+
+
+def test_a_port_that_another_run_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "DS_ACCELERATOR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1"}.get(name, "0"))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        with pytest.raises(ValueError, match=r"cannot meet at 127\.0\.0\.1:.*another: deepspeed --master_port"):
+            start_world("cpu")
