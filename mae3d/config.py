@@ -9,7 +9,7 @@ Standard library only: command lines read this file to build `--help`, long befo
 
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 # A size that may be left out (None): __post_init__ derives it, so that readers of a config, and the type
 # checker, see an int; the command line sees that null may be said.
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 else:
     Size, Switch = int | None, bool | None
 _DERIVED: Any = None
+
+# How masking.py hides tokens; docs/masks.md shows each.
+MaskType = Literal["random", "tube", "frame", "block", "prospective", "retrospective", "interpolation"]
 
 
 def _encoder(*, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> dict[str, int]:
@@ -168,7 +171,10 @@ class MAEConfig(EncoderConfig):
             of 16 frames at t_patch_size 2, as published.
         target_rule: Which frames those are: spread from the first to the last, `even` (mae_st: 0, 2, ..., 12, 15), or
             every n-th, `stride` (PySlowFast: 0, 2, ..., 12, 14).
-        mask_ratio: Share of the tokens that is hidden.
+        mask_type: Which tokens are hidden: `random` ones (published), a `tube` of some places in all frames, whole
+            time slots (`frame`), cuboids (`block`), the future (`prospective`), the past (`retrospective`) or the
+            middle (`interpolation`).
+        mask_ratio: Share of the tokens that is hidden, to the nearest whole tube or time slot where the type has such.
     """
 
     decoder_embed_dim: Size = _DERIVED
@@ -179,6 +185,7 @@ class MAEConfig(EncoderConfig):
     norm_pix_loss: bool = True
     pred_t_dim: Size = _DERIVED
     target_rule: Literal["even", "stride"] = "even"
+    mask_type: MaskType = "random"
     mask_ratio: float = 0.9
 
     def _derive(self) -> None:
@@ -206,18 +213,41 @@ class MAEConfig(EncoderConfig):
                 f"(t_patch_size={self.t_patch_size} of num_frames={self.num_frames}); "
                 f"it must be whole and at most t_patch_size; these fit: {', '.join(map(str, fitting))}"
             )
+        self._check_mask()
+
+    def _check_mask(self) -> None:
+        if self.mask_type not in get_args(MaskType):
+            raise ValueError(f"mask_type={self.mask_type!r}: {nearest(self.mask_type, list(get_args(MaskType)))}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} must be at least 0 and below 1")
         if not 0 < self.num_kept < self.num_tokens:
+            unit, kind = self.mask_unit, self.mask_type
             raise ValueError(
-                f"mask_ratio={self.mask_ratio} keeps {self.num_kept} of {self.num_tokens} tokens; "
-                "at least one must stay visible and one be hidden"
+                f"mask_ratio={self.mask_ratio} keeps {self.num_kept} of {self.num_tokens} tokens"
+                + (f" (mask_type={kind} keeps or hides {unit} at a time)" if unit > 1 else "")
+                + f"; at least {'two time slots' if kind == 'interpolation' else 'one'} must stay visible and one be "
+                "hidden: give a ratio further from "
+                + ("1" if not self.num_kept else "0, or more frames" if unit > 1 else "0")
             )
 
     @property
+    def mask_unit(self) -> int:
+        """Tokens that the mask keeps or hides together: one, those of a tube, or those of a time slot."""
+        t, h, w = self.grid
+        return {"random": 1, "block": 1, "tube": t}.get(self.mask_type, h * w)
+
+    @property
     def num_kept(self) -> int:
-        """Visible tokens: upstream's truncation of a float product (1568 x 0.1 keeps 156)."""
-        return int(self.num_tokens * (1 - self.mask_ratio))
+        """Visible tokens, the same number in every clip.
+
+        Of single tokens, upstream's truncation of a float product (1568 x 0.1 keeps 156); of tubes and time slots the
+        nearest whole number; of `interpolation` at least the first slot and the last.
+        """
+        visible, unit = self.num_tokens * (1 - self.mask_ratio), self.mask_unit
+        if self.mask_type in ("random", "block"):
+            return int(visible)
+        units = int(visible / unit + 0.5)
+        return unit * (max(units, 2) if self.mask_type == "interpolation" else units)
 
     @property
     def pred_u(self) -> int:
@@ -263,6 +293,8 @@ class ClassifierConfig(EncoderConfig):
             raise ValueError(f"pooling={self.pooling!r} must be mean or cls")
         if self.pooling == "cls" and not self.cls_embed:
             raise ValueError("pooling=cls needs a class token (cls_embed=true); without one, set pooling=mean")
+        if not self.cls_embed and self.num_tokens < 2:
+            raise ValueError("a clip of one token and no class token leaves nothing to pool; take a smaller patch_size")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")

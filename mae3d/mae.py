@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mae3d.config import MAEConfig
 from mae3d.encoder import Blocks, Encoder, LayerNorm, Positions, init_linears
-from mae3d.masking import random_mask
+from mae3d.masking import make_mask
 from mae3d.patches import gather_patches, normalise, patch_statistics, patch_view, target_frames
 
 
@@ -101,14 +101,16 @@ class MAE(nn.Module):
 
         Args:
             clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
-            noise: float32 (B, L); the tokens with the smallest stay visible.
+            noise: float32 (B, L); which tokens stay visible follows from it and the config's mask_type.
             full: Predict every token, for goldens and pictures; training needs the hidden ones only.
 
         Raises:
             ValueError: The clip does not fit the config.
         """
-        ids_keep, ids_masked, ids_restore, mask = random_mask(noise, self.config.mask_ratio)
-        encoder = self.encoder
+        config, encoder = self.config, self.encoder
+        ids_keep, ids_masked, ids_restore, mask = make_mask(
+            noise, mask_type=config.mask_type, grid=config.grid, kept=config.num_kept
+        )
         latent = encoder.norm(encoder(clip, ids_keep)[:, encoder.num_prefix - self.decoder.num_passed :])
         pred = self.decoder(latent, ids_keep, ids_masked, full=full)
         loss = self.loss(clip, pred[:, -ids_masked.shape[1] :], ids_masked)

@@ -48,7 +48,7 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
     A model with norm_pix_loss predicts each patch up to its mean and contrast; these are then taken from the original.
 
     Args:
-        model: The model; its config's mask_ratio says how much is hidden.
+        model: The model; its config's mask_type and mask_ratio say what is hidden.
         clip: uint8 (B, T, H, W, 3), on the model's device.
         noise: float32 (B, L), likewise.
 
