@@ -3,6 +3,7 @@ needed.
 
     save_model(model, "model.safetensors")
     model = load_model("RUN")         # a run, a checkpoint folder, a model file, or a foreign mae_st .pth
+    model = load_classifier("RUN")    # likewise, of a finetuning run; open_model takes either kind
 
 Nothing is ever unpickled beyond tensors and plain values (torch.load with weights_only=True).
 """
@@ -20,7 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mae3d.config import MAEConfig
+from mae3d.classifier import Classifier
+from mae3d.config import ClassifierConfig, MAEConfig
 from mae3d.convert import from_mae_st
 from mae3d.files import save_tensors
 from mae3d.mae import MAE
@@ -38,28 +40,28 @@ class WeightsError(ValueError):
     """A path holds no model that can be read; the message says what was looked for."""
 
 
-def save_model(model: MAE, path: str | Path) -> None:
+def save_model(model: MAE | Classifier, path: str | Path) -> None:
     """Write a model's weights and config as one safetensors file (see `save_weights`)."""
     save_weights(model.state_dict(), model.config, path)
 
 
-def save_weights(state: Mapping[str, Tensor], config: MAEConfig, path: str | Path) -> None:
+def save_weights(state: Mapping[str, Tensor], config: MAEConfig | ClassifierConfig, path: str | Path) -> None:
     """Write weights and config as one safetensors file, whole or not at all, the same bytes each time.
 
     Args:
-        state: A state dict of `MAE(config)`, of any dtype, on any device.
+        state: A state dict of `MAE(config)` or `Classifier(config)`, of any dtype, on any device.
         config: What the weights belong to.
         path: Where to; an existing file is replaced.
 
     Raises:
         OSError: The disk is full, read-only, or the folder is missing. An existing file is as it was.
     """
-    metadata = {_METADATA_KEY: json.dumps({"model": "MAE", "config": asdict(config)}, sort_keys=True)}
+    metadata = {_METADATA_KEY: json.dumps({"model": _kind(config), "config": asdict(config)}, sort_keys=True)}
     save_tensors(state, Path(path), metadata=metadata)
 
 
 def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
-    """Open a trained model, float32, on the CPU, in evaluation mode.
+    """Open a pretrained model, float32, on the CPU, in evaluation mode.
 
     Args:
         path: A model file; a folder with model.safetensors; a run, of which the latest checkpoint is taken;
@@ -67,8 +69,32 @@ def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
         config: What a foreign checkpoint is, if its tensors do not tell. Our own files know.
 
     Raises:
-        WeightsError: There is no model at `path`, or it is damaged, of an unknown kind or unsafe to open.
+        WeightsError: There is no model at `path`, or it is damaged, of an unknown kind, unsafe to open, or a
+            classifier.
     """
+    model = open_model(path, config=config)
+    if isinstance(model, Classifier):
+        raise WeightsError(f"{path}: holds a classifier, not a masked autoencoder; load_classifier opens it")
+    return model
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Open a finetuned classifier as `load_model` opens a pretrained model.
+
+    Raises:
+        WeightsError: As there, or the model is a masked autoencoder.
+    """
+    model = open_model(path)
+    if isinstance(model, MAE):
+        raise WeightsError(
+            f"{path}: holds a masked autoencoder, not a classifier; load_model opens it, and finetuning makes a "
+            "classifier of it"
+        )
+    return model
+
+
+def open_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE | Classifier:
+    """Open a model of either kind; arguments and errors as in `load_model`."""
     file = find_model_file(path)
     try:
         if file.suffix in _PICKLED:
@@ -111,18 +137,28 @@ def find_model_file(path: str | Path) -> Path:
     return file
 
 
-def _build(config: MAEConfig, state: Mapping[str, Tensor]) -> MAE:
+def _kind(config: MAEConfig | ClassifierConfig) -> str:
+    return "Classifier" if isinstance(config, ClassifierConfig) else "MAE"
+
+
+def _build(config: MAEConfig | ClassifierConfig, state: Mapping[str, Tensor]) -> MAE | Classifier:
     with torch.device("meta"):  # no time for random weights that are replaced at once
-        model = MAE(config)
+        model = Classifier(config) if isinstance(config, ClassifierConfig) else MAE(config)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.requires_grad_().eval()
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], MAEConfig | None]:
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None]:
     with safe_open(file, framework="pt") as opened:
         stored = (opened.metadata() or {}).get(_METADATA_KEY)
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    return tensors, MAEConfig(**json.loads(stored)["config"]) if stored else None
+    if not stored:
+        return tensors, None
+    described = json.loads(stored)
+    kinds = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
+    if described["model"] not in kinds:
+        raise WeightsError(f"{file}: holds a {described['model']!r}; this version knows {', '.join(kinds)}")
+    return tensors, kinds[described["model"]](**described["config"])
 
 
 def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
