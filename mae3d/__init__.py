@@ -13,11 +13,15 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _OWNERS = {
+    "Classifier": "classifier",
+    "ClassifierConfig": "config",
     "Encoder": "encoder",
     "EncoderConfig": "config",
     "MAE": "mae",
     "MAEConfig": "config",
     "MAEOutput": "mae",
+    "load_classifier": "weights",
+    "load_encoder": "transfer",
     "load_model": "weights",
     "mask_noise": "masking",
     "reconstruct": "reconstruct",
