@@ -2,8 +2,9 @@
 needed.
 
     save_model(model, "model.safetensors")
-    model = load_model("RUN")         # a run, a checkpoint folder, a model file, or a foreign mae_st .pth
+    model = load_model("RUN")         # a run, a checkpoint or exported folder, a model file, or a foreign .pth
     model = load_classifier("RUN")    # likewise, of a finetuning run; open_model takes either kind
+    encoder = open_encoder("FILE")    # of any of these, and of foreign checkpoints without a decoder that we know
 
 Nothing is ever unpickled beyond tensors and plain values (torch.load with weights_only=True).
 """
@@ -11,7 +12,9 @@ Nothing is ever unpickled beyond tensors and plain values (torch.load with weigh
 import argparse
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,16 +25,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mae3d.classifier import Classifier
-from mae3d.config import ClassifierConfig, MAEConfig
-from mae3d.convert import from_mae_st
+from mae3d.config import ClassifierConfig, EncoderConfig, MAEConfig
+from mae3d.convert import encoder_from_foreign, from_foreign
+from mae3d.encoder import Encoder
 from mae3d.files import save_tensors
 from mae3d.mae import MAE
 
 MODEL_FILE = "model.safetensors"
+FOREIGN_FILE = "checkpoint.pth"  # an exported folder in another project's format
+CARD = "config.json"  # what an exported folder holds, for people and for a foreign file beside it
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
 _PICKLED = {".pth", ".pyth", ".pt", ".bin"}
+_SAFE_TORCH = (2, 6)  # before it, weights_only could be made to run code (CVE-2025-32434)
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +71,9 @@ def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
     """Open a pretrained model, float32, on the CPU, in evaluation mode.
 
     Args:
-        path: A model file; a folder with model.safetensors; a run, of which the latest checkpoint is taken;
-            or a foreign mae_st checkpoint (.pth, .pyth, .pt, or a safetensors without our config).
+        path: A model file; a folder with model.safetensors, as launch/export.py makes it; a run, of which the latest
+            checkpoint is taken; or a foreign checkpoint (.pth, .pyth, .pt, or a safetensors without our config) of a
+            format in mae3d.convert.FORMATS.
         config: What a foreign checkpoint is, if its tensors do not tell. Our own files know.
 
     Raises:
@@ -96,19 +104,64 @@ def load_classifier(path: str | Path) -> Classifier:
 def open_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE | Classifier:
     """Open a model of either kind; arguments and errors as in `load_model`."""
     file = find_model_file(path)
+    with _told_by(file):
+        tensors, stored, hints = _read(file)
+        if stored is not None:
+            return _build(stored, tensors)
+        return _build(*from_foreign(tensors, config or _card_beside(file), hints=hints))
+
+
+def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> Encoder:
+    """Open the encoder of anything that `open_model` opens, and of a checkpoint whose decoder is missing or not ours.
+
+    Args:
+        path: As for `load_model`; also VideoMAE's checkpoints, and weights of an encoder alone.
+        config: What a foreign checkpoint is, if its tensors do not tell.
+
+    Returns:
+        float32, on the CPU, in evaluation mode; `transfer.encoder_state` fits it to clips of another size.
+
+    Raises:
+        WeightsError: As in `load_model`.
+    """
+    file = find_model_file(path)
+    with _told_by(file):
+        tensors, stored, hints = _read(file)
+        if stored is not None:
+            return _build(stored, tensors).encoder
+        known, state = encoder_from_foreign(tensors, config, hints=hints)
+        with torch.device("meta"):
+            encoder = Encoder(known)
+        encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        return encoder.requires_grad_().eval()
+
+
+@contextmanager
+def _told_by(file: Path) -> Iterator[None]:
+    """What is wrong with a file is a WeightsError that names it."""
     try:
-        if file.suffix in _PICKLED:
-            foreign, hints = _read_pickled(file)
-        else:
-            foreign, stored = _read_safetensors(file)
-            if stored is not None:
-                return _build(stored, foreign)
-            hints = {}
-        return _build(*from_mae_st(foreign, config, hints=hints))
+        yield
     except WeightsError:
         raise
     except (ValueError, SafetensorError, RuntimeError, TypeError) as error:
         raise WeightsError(f"{file}: {error}") from error
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None, dict[str, Any]]:
+    """Tensors, our config if they are ours, and the settings that a foreign file tells."""
+    if file.suffix in _PICKLED:
+        tensors, hints = _read_pickled(file)
+        return tensors, None, hints
+    return *_read_safetensors(file), {}
+
+
+def _card_beside(file: Path) -> MAEConfig | None:
+    """The config that launch/export.py wrote beside a file in another format."""
+    card = file.parent / CARD
+    if file.name != FOREIGN_FILE or not card.is_file():
+        return None
+    described = json.loads(card.read_text(encoding="utf-8"))
+    return MAEConfig(**described["model"]) if described.get("kind") == "MAE" else None
 
 
 def find_model_file(path: str | Path) -> Path:
@@ -122,8 +175,9 @@ def find_model_file(path: str | Path) -> Path:
         return path
     if not path.is_dir():
         raise WeightsError(f"{path}: no such file or folder")
-    if (path / MODEL_FILE).is_file():
-        return path / MODEL_FILE
+    for name in (MODEL_FILE, FOREIGN_FILE):
+        if (path / name).is_file():
+            return path / name
     latest = path / CHECKPOINTS / LATEST
     if not latest.is_file():
         raise WeightsError(
@@ -163,6 +217,11 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], MAEConfig | Classi
 
 def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A foreign checkpoint's state dict, and its `args` as a dict (empty if it has none)."""
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if version < _SAFE_TORCH:
+        raise WeightsError(
+            f"{file}: refused, torch {torch.__version__} may run code from a pickled file; install torch 2.6 or later"
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
