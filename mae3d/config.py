@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 # A size that may be left out (None): __post_init__ derives it, so that readers of a config, and the type
 # checker, see an int; the command line sees that null may be said.
 if TYPE_CHECKING:
-    Size, Switch = int, bool
+    Size = int
+    Switch = bool
 else:
-    Size, Switch = int | None, bool | None
+    Size = int | None
+    Switch = bool | None
 _DERIVED: Any = None
 
 # How masking.py hides tokens; docs/masks.md shows each.
