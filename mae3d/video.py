@@ -64,7 +64,7 @@ def read_clip(
             times = sorted({packet.pts for packet in container.demux(stream) if packet.pts is not None})
             if not times:
                 raise VideoError(f"{path}: its packets carry no times")
-            seconds = [float(time * stream.time_base) for time in times]
+            seconds = [float(time * (stream.time_base or 1)) for time in times]
             chosen = clip_frames(seconds, num_frames=config.num_frames, step_s=sampling_rate / target_fps)
             wanted = [times[i] for i in chosen]
             pictures = _decode(container, stream, wanted, size=config.img_size)

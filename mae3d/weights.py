@@ -155,6 +155,16 @@ def _read(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig |
     return *_read_safetensors(file), {}
 
 
+def read_tensors(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of any file of weights, under their own names; nothing is unpickled beyond tensors.
+
+    Raises:
+        WeightsError: The file is damaged, or unsafe to open.
+    """
+    with _told_by(Path(file)):
+        return _read(Path(file))[0]
+
+
 def _card_beside(file: Path) -> MAEConfig | None:
     """The config that launch/export.py wrote beside a file in another format."""
     card = file.parent / CARD
