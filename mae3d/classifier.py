@@ -1,18 +1,22 @@
 """A clip -> logits: the encoder looks at every token, they are pooled, normalised and classified.
 
     model = Classifier(ClassifierConfig(preset="mae_vit_base_patch16", num_classes=174, drop_path=0.1))
-    load_encoder(model, load_model("RUN"))                 # transfer.py; without it: from scratch
+    load_encoder(model, open_encoder("RUN"))               # transfer.py, weights.py; without it: from scratch
+    torch.manual_seed(drop_seed(0, step=step, rank=rank))  # what dropout and drop path leave out
     logits = model(clip_uint8)                             # (B, classes)
     loss = classification_loss(logits, targets, multi_label=model.config.multi_label)
 
 Names in the state dict: `encoder.*` as in the MAE, and `head.weight` (classes, D), `head.bias`. Dropout and drop
-path draw from torch's generators, which the trainer seeds by (seed, step, rank).
+path draw from torch's generators, which the trainer seeds anew for each micro-batch.
 """
 
+import numpy as np
 from torch import Tensor, nn
 
 from mae3d.config import ClassifierConfig
 from mae3d.encoder import Encoder
+
+STREAM = 0x64726F70  # "drop": keeps this stream apart from those of masks and mixing under the same seed
 
 
 class Classifier(nn.Module):
@@ -78,3 +82,19 @@ def classification_loss(logits: Tensor, targets: Tensor, *, multi_label: bool) -
         )
     loss = nn.functional.binary_cross_entropy_with_logits if multi_label else nn.functional.cross_entropy
     return loss(logits.float(), targets.float())
+
+
+def drop_seed(seed: int, *, step: int, rank: int, micro: int = 0) -> int:
+    """What to seed torch's generators with before a forward pass in training, so that a resumed run drops the same.
+
+    Args:
+        seed: The run's seed, 0 or more.
+        step: The optimizer step, 0 or more.
+        rank: The process.
+        micro: The micro-batch within the step, where gradients are accumulated.
+
+    Returns:
+        63 bits, a pure function of the arguments (counter-based: Philox 4x64).
+    """
+    bits = np.random.Philox(key=[seed, STREAM], counter=[0, micro, rank, step])
+    return int(bits.random_raw()) >> 1

@@ -1,8 +1,8 @@
 """A trained model's encoder -> a new classifier, for clips of the same or of another size.
 
-    source = load_model("RUN")                                    # a MAE, or load_classifier(...): another task's
-    model = Classifier(ClassifierConfig.of(source.config, num_classes=174, img_size=256, num_frames=32))
-    load_encoder(model, source)
+    encoder = open_encoder("RUN")             # weights.py: of a pretraining or finetuning run, or a foreign file
+    model = Classifier(ClassifierConfig.of(encoder.config, num_classes=174, img_size=256, num_frames=32))
+    load_encoder(model, encoder)
 
 The decoder (or the old head) is left behind, the head stays as it was drawn. Tables of positions are interpolated to
 the new grid: over height and width bicubic (eminorhan/mae_st's choice for `pos_embed_spatial`, and the field's for
@@ -13,7 +13,6 @@ are equal are copied bit for bit. D width.
 
 import logging
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,21 +42,13 @@ class TransferError(ValueError):
     """An encoder's weights do not fit another encoder; the message names the settings or the keys."""
 
 
-class HasEncoder(Protocol):
-    """A MAE or a Classifier."""
-
-    @property
-    def encoder(self) -> Encoder: ...
-
-
-def load_encoder(model: Classifier, source: HasEncoder) -> None:
-    """Give a classifier the encoder of a trained model; its head stays as it is.
+def load_encoder(model: Classifier, encoder: Encoder) -> None:
+    """Give a classifier the weights of a trained encoder; its head stays as it is.
 
     Raises:
         TransferError: The encoders differ in more than the size of the clip.
     """
-    state = encoder_state(source.encoder.state_dict(), source.encoder.config, model.config)
-    model.encoder.load_state_dict(state)
+    model.encoder.load_state_dict(encoder_state(encoder.state_dict(), encoder.config, model.config))
 
 
 def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: EncoderConfig) -> dict[str, Tensor]:

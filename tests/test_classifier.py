@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae3d.classifier import Classifier, classification_loss
+from mae3d.classifier import Classifier, classification_loss, drop_seed
 from mae3d.config import ClassifierConfig, EncoderConfig, MAEConfig
 
 SIZES = {"preset": "mae_vit_tiny_patch16", "img_size": 16, "patch_size": 4, "num_frames": 4, "depth": 3}
@@ -139,3 +139,11 @@ def test_it_learns_to_tell_bright_from_dark() -> None:
         optimizer.step()
     assert loss.item() < 0.1
     assert isinstance(model.config, EncoderConfig)
+
+
+def test_the_seed_of_drops_depends_on_every_argument() -> None:
+    arguments = {"step": 2, "rank": 3, "micro": 4}
+    assert drop_seed(1, **arguments) == drop_seed(1, **arguments) != drop_seed(0, **arguments)
+    for name in arguments:
+        assert drop_seed(1, **(arguments | {name: 7})) != drop_seed(1, **arguments)
+    torch.manual_seed(drop_seed(2**63 - 1, step=10**9, rank=1000, micro=3))  # within what torch takes

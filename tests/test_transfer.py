@@ -15,7 +15,7 @@ from mae3d.convert import to_mae_st
 from mae3d.encoder import Positions
 from mae3d.mae import MAE
 from mae3d.transfer import TransferError, encoder_state, load_encoder, resize_positions
-from mae3d.weights import load_classifier, load_model, open_model, save_model
+from mae3d.weights import WeightsError, load_classifier, load_model, open_encoder, save_model
 
 SIZES: dict[str, Any] = {"preset": "mae_vit_tiny_patch16", "img_size": 32, "patch_size": 8, "num_frames": 8}
 SMALL = MAEConfig(**SIZES, depth=1, decoder_depth=1, mask_ratio=0.5)
@@ -43,7 +43,7 @@ def test_a_saved_models_encoder_serves_unchanged(pretrained: MAE, tmp_path: Path
         save_model(pretrained, path)
     model = classifier()
     head = model.head.weight.clone()
-    load_encoder(model, load_model(path, config=SMALL))
+    load_encoder(model, open_encoder(path, config=SMALL if foreign else None))
     clip = random_clip()
     assert torch.equal(model.encoder(clip), pretrained.encoder(clip))
     assert torch.equal(model.head.weight, head)
@@ -55,10 +55,18 @@ def test_another_classifiers_head_is_left_behind(tmp_path: Path) -> None:
     opened = load_classifier(tmp_path)
     assert (opened.config, opened.training) == (source.config, False)
     assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), source.parameters(), strict=True))
+    with pytest.raises(WeightsError, match="load_classifier opens it"):
+        load_model(tmp_path)
     model = classifier()
-    load_encoder(model, open_model(tmp_path))
+    load_encoder(model, open_encoder(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(model.encoder.parameters(), source.encoder.parameters(), strict=True))
     assert model.head.weight.shape == (5, 192)
+
+
+def test_a_masked_autoencoder_is_no_classifier(pretrained: MAE, tmp_path: Path) -> None:
+    save_model(pretrained, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="load_model opens it"):
+        load_classifier(tmp_path)
 
 
 @pytest.mark.parametrize("separable", [True, False])
@@ -76,7 +84,7 @@ def test_other_sizes_load_and_run(separable: bool, size: dict[str, int]) -> None
     config = replace(SMALL, sep_pos_embed=separable, pred_t_dim=4)
     source = MAE(config)
     model = Classifier(ClassifierConfig.of(config, num_classes=5, **size))
-    load_encoder(model, source)
+    load_encoder(model, source.encoder)
     assert model(random_clip(model.config.img_size, model.config.num_frames)).isfinite().all()
     for name, parameter in model.encoder.named_parameters():
         if not name.startswith("positions.") or name == "positions.cls":
@@ -135,8 +143,8 @@ def test_settings_that_differ_are_named_and_other_pixels_warned_of(
     pretrained: MAE, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(TransferError, match=r"depth is 2, not 1; only img_size"):
-        load_encoder(classifier(depth=2), pretrained)
+        load_encoder(classifier(depth=2), pretrained.encoder)
     with pytest.raises(TransferError, match=r"patch_size is 16, not 8"):
-        load_encoder(classifier(patch_size=16), pretrained)
-    load_encoder(classifier(mean=0.5), pretrained)
+        load_encoder(classifier(patch_size=16), pretrained.encoder)
+    load_encoder(classifier(mean=0.5), pretrained.encoder)
     assert "mean is 0.5, but the weights saw 0.45" in caplog.text
