@@ -8,7 +8,6 @@ python launch/export.py foreign.pth OUT                  # a foreign checkpoint 
 import argparse
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -219,20 +218,13 @@ def _clip_of(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str
 def _training(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Group -> setting -> value, of what may be told."""
     told = {
-        group: {name: settings[group][name] for name in names if _is_plain(settings[group].get(name))}
+        group: {name: settings[group][name] for name in names if settings[group].get(name) not in (None, "")}
         for group, names in TOLD.items()
         if settings.get(group)
     }
     if told and file.parent.name.startswith("step-"):
         told["train"] = told.get("train", {}) | {"steps_done": int(file.parent.name.removeprefix("step-"))}
     return told
-
-
-def _is_plain(value: Any) -> bool:
-    """A number, a word or a list of numbers: nothing that could be a path."""
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(item, int | float) for item in value)
-    return isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None)
 
 
 def _inherited(file: Path, settings: Mapping[str, Any]) -> str:

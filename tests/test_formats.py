@@ -149,6 +149,32 @@ def test_an_official_checkpoint_with_a_class_token_needs_what_mae_st_cannot_say(
         to_foreign(model.state_dict(), model.config, format="mae_st")
 
 
+@pytest.mark.parametrize("variant", [OFFICIAL, M3D, {"decoder_sep_pos_embed": False}])
+def test_the_decoder_sees_what_upstream_says(variant: dict[str, Any]) -> None:
+    """upstream.md 2.1 and 2.4 step by step: embed all, un-shuffle, class token first, add every position."""
+    model = model_of(variant)
+    config, decoder = model.config, model.decoder
+    clip = torch.randint(256, (2, config.num_frames, config.img_size, config.img_size, 3), dtype=torch.uint8)
+    noise = torch.rand(2, config.num_tokens)
+    with torch.no_grad():
+        out = model(clip, noise, full=True)
+        ids_keep = noise.argsort(dim=1)[:, : config.num_kept]
+        embedded = decoder.embed(model.encoder.norm(model.encoder(clip, ids_keep)))
+        x = torch.cat([embedded[:, 1:], decoder.mask_token.expand(2, config.num_tokens - config.num_kept, -1)], dim=1)
+        x = x.gather(1, out.ids_restore[..., None].expand(-1, -1, x.shape[-1]))
+        cls = embedded[:, :1] if config.decoder_cls == "encoder" else decoder.cls_token.expand(2, -1, -1)
+        tables = decoder.positions
+        if config.decoder_sep_pos_embed:
+            table = torch.cat(
+                [tables.cls, (tables.temporal[:, :, None] + tables.spatial[:, None]).flatten(1, 2)], dim=1
+            )
+        else:
+            table = tables.joint
+        x = decoder.blocks(torch.cat([cls, x], dim=1) + table)
+        expected = decoder.head(decoder.norm(x))[:, 1:]
+    torch.testing.assert_close(out.pred, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_what_a_format_cannot_hold_is_refused_by_name() -> None:
     model = model_of({})
     state = model.state_dict()
