@@ -27,13 +27,18 @@ if TYPE_CHECKING:
 
 OWN = "mae3d"
 FORMATS = (OWN, "mae_st", "m3d", "pyslowfast")
-README, WEIGHTS_OF_OTHERS = "README.md", "weights whose licence is not recorded here: look it up before you share these"
-PROJECTS = {
-    "mae_st": "weights in the names of mae_st, a project under CC BY-NC 4.0",
-    "m3d": "weights in the names of cyrilzakka/MAE3D, a project under CC BY-NC 4.0",
-    "videomae": "weights in the names of VideoMAE, a project under CC BY-NC 4.0",
+README = "README.md"
+
+# What is known of a licence that these weights inherit.
+SCRATCH = "trained from scratch: there is no licence to inherit"
+UNKNOWN = "started from weights whose licence is not recorded here: look it up before you share these"
+_START = "started from weights in the names of {}, a project under CC BY-NC 4.0: look up theirs before you share these"
+INHERITED = {
+    "mae_st": _START.format("mae_st"),
+    "m3d": _START.format("cyrilzakka/MAE3D"),
+    "pyslowfast": _START.format("PySlowFast, as the official ones of mae_st have them"),
+    "videomae": _START.format("VideoMAE"),
 }
-SCRATCH = "none to inherit: the weights were trained from scratch"
 
 # What a card tells of the training. Named one by one: whatever else a config holds may be a path or a name.
 TOLD = {
@@ -128,6 +133,8 @@ def export(
             raise ValueError(f"a classifier is exported in the format {OWN} only, not {format}")
         write_text(folder / CARD, json.dumps(facts, indent=1) + "\n")
         write_text(folder / README, card(facts))
+        for path in folder.iterdir():  # safetensors' files are for their owner alone
+            path.chmod((folder / README).stat().st_mode)
     return out
 
 
@@ -222,6 +229,8 @@ def _training(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
         for group, names in TOLD.items()
         if settings.get(group)
     }
+    if told.get("data", {}).get("sampling") == "strided":
+        told["data"] = {name: value for name, value in told["data"].items() if "segment" not in name}
     if told and file.parent.name.startswith("step-"):
         told["train"] = told.get("train", {}) | {"steps_done": int(file.parent.name.removeprefix("step-"))}
     return told
@@ -239,9 +248,9 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
         origin = find_model_file(start)
         if licence := _card_of(origin.parent).get("licence"):
             return str(licence)
-        return PROJECTS.get(recognise(strip_prefix(read_tensors(origin), "module.")), WEIGHTS_OF_OTHERS)
+        return INHERITED[recognise(strip_prefix(read_tensors(origin), "module."))]
     except (WeightsError, ValueError, OSError):
-        return WEIGHTS_OF_OTHERS
+        return UNKNOWN
 
 
 def card(facts: Mapping[str, Any]) -> str:
@@ -263,11 +272,13 @@ def card(facts: Mapping[str, Any]) -> str:
     lines += ["", "## Use", "", "```python", *_usage(facts), "```", ""]
     if facts["format"] != OWN:
         lines += [f"`{facts['file']}` has the names and shapes of the format {facts['format']}.", ""]
+    if training.get("data", {}).get("sampling") == "segments":
+        lines += ["Trained on runs of consecutive frames (segments below), which `read_clip` does not make.", ""]
     if training:
         lines += ["## Training", "", "| setting | value |", "|---|---|"]
         lines += [f"| {group}.{name} | {value} |" for group, told in training.items() for name, value in told.items()]
         lines.append("")
-    lines += ["## Licence", "", f"Of the weights it started from: {facts['licence']}.", ""]
+    lines += ["## Licence", "", facts["licence"], ""]
     return "\n".join(lines)
 
 

@@ -74,6 +74,7 @@ def test_an_exported_run_opens_and_tells_what_it_takes(
     assert capsys.readouterr().out == f"exported: {out}\n"
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in out.parent.iterdir()] == ["out"]  # nothing is left beside it
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # whoever reads one reads all
     opened = load_model(out)
     assert same(opened, load_model(run))
     assert opened.config == CONFIG
