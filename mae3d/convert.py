@@ -76,7 +76,9 @@ def from_foreign(
     foreign = strip_prefix(foreign, "module.")
     name = _known(format) if format else recognise(foreign)
     if not FORMATS[name].decoder_blocks:
-        raise ConvertError(f"{name} ({FORMATS[name].title}) has another decoder and target: convert the encoder alone")
+        raise ConvertError(
+            f"{name} ({FORMATS[name].title}) has another decoder and target: mae3d.open_encoder opens the encoder"
+        )
     config = config or infer_config(foreign, hints=hints or {}, format=name)
     check_holds(name, config)
     return config, _apply(foreign, autoencoder_rules(name, config))
@@ -173,7 +175,7 @@ def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae
     except KeyError as error:
         raise ConvertError(
             f"no tensor {error}: not a pretraining checkpoint with {format}'s names"
-            + (" (an encoder alone?)" if "patch_embed.proj.weight" in foreign else "")
+            + (" (an encoder alone? mae3d.open_encoder opens it)" if "patch_embed.proj.weight" in foreign else "")
         ) from None
     for name in ("decoder_num_heads", "norm_pix_loss", "mask_ratio"):
         if name in form.defaults and name not in hints:
