@@ -2,19 +2,21 @@
 
 python launch/visualize.py --run out/demo/run --data.shards out/demo/shards --out out/demo/report
 python launch/visualize.py --run mae_pretrain_vit_large_k400.pth --data.shards OUT --out DIR --keys 000017 000042
+python launch/visualize.py --run out/demo/run --data.shards out/demo/shards --out out/masks --mask all --mask_ratio 0.5
 """
 
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.cli import EXIT_ERROR, EXIT_IO, fail, parse
+from launch.reconstructions import IMAGES, Shown, describe, draw, facts_of, scores_of, table_of
+from mae3d.config import MaskType
 from pipelines.config import DataConfig, SelectConfig
 
 if TYPE_CHECKING:
@@ -23,11 +25,8 @@ if TYPE_CHECKING:
 
     from mae3d.config import MAEConfig
     from mae3d.mae import MAE
-    from mae3d.reconstruct import Reconstruction
-    from mae3d.report import Card, Table
     from pipelines.corpus import Corpus
 
-IMAGES = "images"
 BATCH = 4  # clips at a time
 SAMPLE_STREAM = 0x73686F77  # "show": which samples are chosen under a seed
 
@@ -67,6 +66,8 @@ class VisualizeConfig:
         out: Folder for the page and its images.
         samples: How many samples, chosen by the seed.
         keys: Show these samples instead: `--keys 000017 000042`.
+        mask: What is hidden: random, tube, frame, block, prospective, retrospective, interpolation (docs/masks.md), or
+            `all`, one under the other; null takes the model's.
         mask_ratio: Share of the tokens that is hidden; null takes the model's.
         seed: Of the masks and of the choice.
         frame_ms: How long a GIF shows a frame, milliseconds.
@@ -78,19 +79,11 @@ class VisualizeConfig:
     out: str
     samples: int = 8
     keys: list[str] | None = None
+    mask: str | None = None
     mask_ratio: float | None = None
     seed: int = 0
     frame_ms: int = 160
     device: str = "auto"
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One sample: its row, what the model made of it (arrays of one clip), and PSNR on hidden patches by method."""
-
-    row: int
-    result: "Reconstruction"
-    scores: dict[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,31 +123,50 @@ def visualize(config: VisualizeConfig) -> Path:
     file = find_model_file(config.run)
     run = _run_of(file)
     model = load_model(file)
-    if config.mask_ratio is not None:
-        model.config = replace(model.config, mask_ratio=config.mask_ratio)
+    own = model.config
+    masks, unfit = _masks(config, own)
+    for problem in unfit:
+        print(f"left out: {problem}", file=sys.stderr)
     clips = _clips_config(config.data, run)
     corpus = corpus_of(clips)
     for bad in corpus.left_out:
         print(f"left out: {bad}", file=sys.stderr)
-    rows = _choose(corpus, config, clips, num_frames=model.config.num_frames)
+    rows = _choose(corpus, config, clips, num_frames=own.num_frames)
     out = Path(config.out)
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     shown = []
     cards = []
-    for sample in _reconstructions(model.to(device), corpus, clips, rows, seed=config.seed, device=device):
+    for sample in _reconstructions(model.to(device), masks, corpus, clips, rows, seed=config.seed, device=device):
         shown.append(sample)
-        cards.append(_picture(sample, corpus, model.config, out, frame_ms=config.frame_ms))
+        cards.append(draw(sample, corpus, out, frame_ms=config.frame_ms))
     if not shown:
         raise ValueError(f"{corpus}: every chosen sample is damaged; {corpus.repair}")
     return write_report(
         out,
         title="Reconstructions",
-        intro=_intro(model.config, skipped=len(rows) - len(shown)),
-        facts=_facts(model, file, run, corpus, clips),
-        table=_table(shown),
+        intro=describe(own, skipped=len(rows) - len(shown), unfit=unfit),
+        facts=facts_of(model, own, masks, file, run, corpus, clips),
+        table=table_of(shown),
         cards=cards,
         losses=read_losses(run) if run else [],
     )
+
+
+def _masks(config: VisualizeConfig, own: "MAEConfig") -> tuple[dict[str, "MAEConfig"], list[str]]:
+    """The model's settings under each mask asked for, its own first, and which of `all` do not fit, and why."""
+    ratio = own.mask_ratio if config.mask_ratio is None else config.mask_ratio
+    if config.mask != "all":
+        kind: Any = config.mask or own.mask_type  # the config refuses what is none
+        return {kind: replace(own, mask_type=kind, mask_ratio=ratio)}, []
+    masks, unfit = {}, []
+    for kind in sorted(get_args(MaskType), key=lambda kind: kind != own.mask_type):
+        try:
+            masks[kind] = replace(own, mask_type=kind, mask_ratio=ratio)
+        except ValueError as error:
+            unfit.append(f"{kind}: {error}")
+    if not masks:
+        raise ValueError(unfit[0])
+    return masks, unfit
 
 
 def _run_of(file: Path) -> Path | None:
@@ -198,9 +210,16 @@ def _choose(corpus: "Corpus", config: VisualizeConfig, clips: DataConfig, *, num
 
 
 def _reconstructions(
-    model: "MAE", corpus: "Corpus", clips: DataConfig, rows: "np.ndarray", *, seed: int, device: "torch.device"
+    model: "MAE",
+    masks: Mapping[str, "MAEConfig"],
+    corpus: "Corpus",
+    clips: DataConfig,
+    rows: "np.ndarray",
+    *,
+    seed: int,
+    device: "torch.device",
 ) -> Iterator[Shown]:
-    """What the model makes of each row; damaged samples are left out."""
+    """What the model makes of each row under each mask; damaged samples are left out."""
     from tqdm import tqdm
 
     from mae3d.masking import mask_noise
@@ -222,116 +241,16 @@ def _reconstructions(
             batch, batch_rows = next(stream), rows[first : first + BATCH].tolist()
             # A sample keeps its mask, whichever others are shown with it.
             noise = mask_noise(seed=seed, epoch=0, positions=batch_rows, views=1, tokens=config.num_tokens)
-            result = reconstruct(model, batch.clips[:, 0], noise.to(device))
+            results = {}
+            for kind, masked in masks.items():
+                model.config = masked
+                results[kind] = reconstruct(model, batch.clips[:, 0], noise.to(device))
             for i, (row, status) in enumerate(zip(batch_rows, batch.status.tolist(), strict=True)):
                 if status == 0:
-                    one = Reconstruction(*(field[i] for field in result))
-                    yield Shown(row, one, _scores(one, config))
+                    ones = {kind: Reconstruction(*(field[i] for field in r)) for kind, r in results.items()}
+                    yield Shown(row, ones, {kind: scores_of(one, config) for kind, one in ones.items()})
                 bar.update()
     stream.close()
-
-
-def _scores(result: "Reconstruction", config: "MAEConfig") -> dict[str, float]:
-    """PSNR on hidden patches, decibels: the model first, then what needs no model."""
-    import numpy as np
-
-    from mae3d.pictures import psnr
-
-    hidden = result.hidden
-    fills: dict[str, np.ndarray] = {"reconstruction": result.predicted}
-    if config.norm_pix_loss:
-        fills["each patch's own mean"] = result.empty
-    fills["mean colour of the clip's visible patches"] = result.original[~hidden].mean(axis=0)
-    fills["the constant that pixels are normalised with"] = 255 * np.broadcast_to(np.asarray(config.mean), 3)
-    return {name: psnr(fill, result.original, hidden) for name, fill in fills.items()}
-
-
-def _picture(sample: Shown, corpus: "Corpus", config: "MAEConfig", out: Path, *, frame_ms: int) -> "Card":
-    """Write one sample's PNG and GIF; what the page says of it."""
-    from mae3d.pictures import filmstrip, save_animation
-    from mae3d.report import Card
-
-    result, key = sample.result, corpus.key(sample.row)
-    rows = {
-        "original": result.original,
-        f"masked: {result.hidden.mean():.0%} hidden": result.masked,
-        "reconstruction": result.predicted,
-        "reconstruction + visible patches": result.pasted,
-    }
-    stem = re.sub(r"[^a-z0-9_]", "_", key)  # keys have no other letters, unless someone made the dataset by hand
-    if len(corpus.datasets) > 1:  # each has keys of its own
-        stem = f"{sample.row}_{stem}"
-    strip, animation = f"{IMAGES}/{stem}.png", f"{IMAGES}/{stem}.gif"
-    filmstrip(rows).save(out / strip)
-    short = dict(zip(("original", "masked", "reconstruction", "with visible"), rows.values(), strict=True))
-    save_animation(short, out / animation, frame_ms=frame_ms)
-    names, labels = corpus.label_names, corpus.labels_of(sample.row)
-    notes = [f"key {key}"]
-    if labels:
-        notes.append("label " + ", ".join(names[i] if i < len(names) else str(i) for i in labels))
-    best_fill = max(value for name, value in sample.scores.items() if name != "reconstruction")
-    notes.append(f"PSNR {sample.scores['reconstruction']:.1f} dB, best fill {best_fill:.1f} dB")
-    return Card(
-        corpus.name(sample.row),
-        " · ".join(notes),
-        {animation: "the four rows as an animation", strip: "rows: " + ", ".join(rows)},
-    )
-
-
-def _intro(config: "MAEConfig", *, skipped: int) -> list[str]:
-    """How to read the page."""
-    paragraphs = [
-        "Each clip once as it is, once as the model sees it (hidden patches grey), once as the model predicts it, and "
-        "with the prediction in the hidden patches only. The row called reconstruction also shows what the model says "
-        "of visible patches, which it is never trained on."
-    ]
-    if config.norm_pix_loss:
-        paragraphs.append(
-            "This model predicts each patch up to its mean and contrast (norm_pix_loss). To make a picture of that, "
-            "both are taken from the original patch: brightness and contrast of a patch are not the model's merit, its "
-            "structure is. The fair fill to compare with is each patch's own mean."
-        )
-    if config.pred_t_dim < config.num_frames:
-        paragraphs.append(
-            f"The model predicts {config.pred_t_dim} of the clip's {config.num_frames} frames; these are shown."
-        )
-    if skipped:
-        paragraphs.append(f"{skipped} of the chosen samples could not be read and are left out.")
-    return paragraphs
-
-
-def _facts(model: "MAE", file: Path, run: Path | None, corpus: "Corpus", clips: DataConfig) -> dict[str, str]:
-    config = model.config
-    hidden = config.num_tokens - config.num_kept
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    rate = f"every {clips.sampling_rate:g} frames at {clips.target_fps:g} frames/s"
-    return {
-        "encoder": f"ViT, {config.embed_dim} wide, {config.depth} blocks, "
-        f"patches of {config.t_patch_size} x {config.patch_size} x {config.patch_size}",
-        "decoder": f"{config.decoder_embed_dim} wide, {config.decoder_depth} blocks; "
-        f"{parameters / 1e6:.1f} M parameters in all",
-        "weights": f"{run.name}, {file.parent.name}" if run else file.name,
-        "clip": f"{config.num_frames} frames of {config.img_size} x {config.img_size}, "
-        + (rate if clips.sampling == "strided" else f"{clips.num_segments} x {clips.frames_per_segment} segments"),
-        "hidden": f"{hidden} of {config.num_tokens} tokens (mask ratio {config.mask_ratio:g})",
-        "target": "pixels, each patch normalised" if config.norm_pix_loss else "pixels",
-        "dataset": f"{len(corpus):,} samples",
-    }
-
-
-def _table(shown: Sequence[Shown]) -> "Table":
-    """Mean PSNR of each method, and in how many samples the model is the closer one."""
-    from mae3d.report import Table
-
-    ours = [sample.scores["reconstruction"] for sample in shown]
-    rows = []
-    for name in shown[0].scores:
-        theirs = [sample.scores[name] for sample in shown]
-        wins = sum(a > b for a, b in zip(ours, theirs, strict=True))
-        beaten = "" if name == "reconstruction" else f"{wins} of {len(shown)}"
-        rows.append((name, f"{sum(theirs) / len(theirs):.2f} dB", beaten))
-    columns = ("filled in with", "PSNR, mean", "reconstruction closer")
-    return Table("How close, on hidden patches", columns, rows)
 
 
 if __name__ == "__main__":

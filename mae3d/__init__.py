@@ -2,7 +2,8 @@
 
     import mae3d
     model = mae3d.MAE(mae3d.MAEConfig(preset="mae_vit_base_patch16"))  # a new model
-    model = mae3d.load_model("RUN")  # a trained one: a run, a file, a foreign .pth
+    model = mae3d.load_model("RUN")  # a trained one: a run, an exported folder, a file, a foreign .pth
+    clip = mae3d.read_clip("talk.mp4", model.config, sampling_rate=4)  # what model and model.encoder take
 
 Names are resolved on first use (PEP 562), so that `import mae3d` and `mae3d.config` cost nothing: `--help` of
 a command line must not wait for torch.
@@ -13,13 +14,19 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _OWNERS = {
+    "Classifier": "classifier",
+    "ClassifierConfig": "config",
     "Encoder": "encoder",
     "EncoderConfig": "config",
     "MAE": "mae",
     "MAEConfig": "config",
     "MAEOutput": "mae",
+    "load_classifier": "weights",
+    "load_encoder": "transfer",
     "load_model": "weights",
     "mask_noise": "masking",
+    "open_encoder": "weights",
+    "read_clip": "video",
     "reconstruct": "reconstruct",
     "save_model": "weights",
 }

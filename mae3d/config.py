@@ -9,15 +9,20 @@ Standard library only: command lines read this file to build `--help`, long befo
 
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 # A size that may be left out (None): __post_init__ derives it, so that readers of a config, and the type
 # checker, see an int; the command line sees that null may be said.
 if TYPE_CHECKING:
     Size = int
+    Switch = bool
 else:
     Size = int | None
+    Switch = bool | None
 _DERIVED: Any = None
+
+# How masking.py hides tokens; docs/masks.md shows each.
+MaskType = Literal["random", "tube", "frame", "block", "prospective", "retrospective", "interpolation"]
 
 
 def _encoder(*, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> dict[str, int]:
@@ -160,29 +165,46 @@ class MAEConfig(EncoderConfig):
         decoder_embed_dim: The decoder's width.
         decoder_depth: The decoder's blocks.
         decoder_num_heads: The decoder's attention heads.
+        decoder_sep_pos_embed: As sep_pos_embed, for the decoder; None is as the encoder has it.
+        decoder_cls: The class token that the decoder sees: its `own` learned one (mae_st), or the `encoder`'s, passed
+            on (PySlowFast, where the official weights were trained, and cyrilzakka/MAE3D).
         norm_pix_loss: Whether each target patch is normalised by its own mean and deviation.
         pred_t_dim: Frames of a clip that are predicted, spread evenly over it. None is one frame a token: 8
             of 16 frames at t_patch_size 2, as published.
-        mask_ratio: Share of the tokens that is hidden.
+        target_rule: Which frames those are: spread from the first to the last, `even` (mae_st: 0, 2, ..., 12, 15), or
+            every n-th, `stride` (PySlowFast: 0, 2, ..., 12, 14).
+        mask_type: Which tokens are hidden: `random` ones (published), a `tube` of some places in all frames, whole
+            time slots (`frame`), cuboids (`block`), the future (`prospective`), the past (`retrospective`) or the
+            middle (`interpolation`).
+        mask_ratio: Share of the tokens that is hidden, to the nearest whole tube or time slot where the type has such.
     """
 
     decoder_embed_dim: Size = _DERIVED
     decoder_depth: Size = _DERIVED
     decoder_num_heads: Size = _DERIVED
+    decoder_sep_pos_embed: Switch = _DERIVED
+    decoder_cls: Literal["own", "encoder"] = "own"
     norm_pix_loss: bool = True
     pred_t_dim: Size = _DERIVED
+    target_rule: Literal["even", "stride"] = "even"
+    mask_type: MaskType = "random"
     mask_ratio: float = 0.9
 
     def _derive(self) -> None:
         super()._derive()
         if self.pred_t_dim is None:
             object.__setattr__(self, "pred_t_dim", self.num_frames // self.t_patch_size)
+        if self.decoder_sep_pos_embed is None:
+            object.__setattr__(self, "decoder_sep_pos_embed", self.sep_pos_embed)
 
     def _check(self) -> None:
         super()._check()
         self._check_positive("decoder_embed_dim", "decoder_num_heads", "pred_t_dim")
         self._check_whole("decoder_embed_dim", "decoder_num_heads")
         self._check_sines("decoder_embed_dim")
+        for name, known in (("decoder_cls", ("own", "encoder")), ("target_rule", ("even", "stride"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {' or '.join(known)}")
         if self.decoder_depth < 0:
             raise ValueError(f"decoder_depth={self.decoder_depth} must be 0 or more")
         predicted = self.t_patch_size * self.pred_t_dim
@@ -193,20 +215,124 @@ class MAEConfig(EncoderConfig):
                 f"(t_patch_size={self.t_patch_size} of num_frames={self.num_frames}); "
                 f"it must be whole and at most t_patch_size; these fit: {', '.join(map(str, fitting))}"
             )
+        self._check_mask()
+
+    def _check_mask(self) -> None:
+        if self.mask_type not in get_args(MaskType):
+            raise ValueError(f"mask_type={self.mask_type!r}: {nearest(self.mask_type, list(get_args(MaskType)))}")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} must be at least 0 and below 1")
         if not 0 < self.num_kept < self.num_tokens:
+            unit, kind = self.mask_unit, self.mask_type
             raise ValueError(
-                f"mask_ratio={self.mask_ratio} keeps {self.num_kept} of {self.num_tokens} tokens; "
-                "at least one must stay visible and one be hidden"
+                f"mask_ratio={self.mask_ratio} keeps {self.num_kept} of {self.num_tokens} tokens"
+                + (f" (mask_type={kind} keeps or hides {unit} at a time)" if unit > 1 else "")
+                + f"; at least {'two time slots' if kind == 'interpolation' else 'one'} must stay visible and one be "
+                "hidden: give a ratio further from "
+                + ("1" if not self.num_kept else "0, or more frames" if unit > 1 else "0")
             )
 
     @property
+    def mask_unit(self) -> int:
+        """Tokens that the mask keeps or hides together: one, those of a tube, or those of a time slot."""
+        t, h, w = self.grid
+        return {"random": 1, "block": 1, "tube": t}.get(self.mask_type, h * w)
+
+    @property
     def num_kept(self) -> int:
-        """Visible tokens: upstream's truncation of a float product (1568 x 0.1 keeps 156)."""
-        return int(self.num_tokens * (1 - self.mask_ratio))
+        """Visible tokens, the same number in every clip.
+
+        Of single tokens, upstream's truncation of a float product (1568 x 0.1 keeps 156); of tubes and time slots the
+        nearest whole number; of `interpolation` at least the first slot and the last.
+        """
+        visible, unit = self.num_tokens * (1 - self.mask_ratio), self.mask_unit
+        if self.mask_type in ("random", "block"):
+            return int(visible)
+        units = int(visible / unit + 0.5)
+        return unit * (max(units, 2) if self.mask_type == "interpolation" else units)
 
     @property
     def pred_u(self) -> int:
         """Target frames of a token."""
         return self.t_patch_size * self.pred_t_dim // self.num_frames
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(EncoderConfig):
+    """The classifier's settings: the encoder's, and what lies between its tokens and the classes.
+
+    Attributes:
+        num_classes: Classes, which are logits.
+        multi_label: Whether a clip may have several of them: sigmoids and binary cross-entropy, not a softmax.
+        pooling: `mean` of the tokens (facebookresearch/mae_st), or `cls`, the class token (eminorhan/mae_st).
+        dropout: Share of the pooled features that is dropped in training.
+        drop_path: Share of the clips of a batch that skip a block's branch in training: 0 in the first block, rising
+            in equal steps to this in the last.
+        head_std: Deviation of the head's first weights, a truncated normal; the default is that of mae_st's finetuning.
+    """
+
+    num_classes: int = 400
+    multi_label: bool = False
+    pooling: Literal["mean", "cls"] = "mean"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    head_std: float = 2e-5
+
+    @classmethod
+    def of(cls, encoder: EncoderConfig, **settings: Any) -> "ClassifierConfig":
+        """The encoder of another config (a MAE's, a classifier's) with `settings` of its own.
+
+        Raises:
+            ValueError: A setting is out of its range.
+            TypeError: A setting is unknown.
+        """
+        return cls(**{field.name: getattr(encoder, field.name) for field in fields(EncoderConfig)} | settings)
+
+    def _check(self) -> None:
+        super()._check()
+        self._check_positive("num_classes")
+        if self.pooling not in ("mean", "cls"):
+            raise ValueError(f"pooling={self.pooling!r} must be mean or cls")
+        if self.pooling == "cls" and not self.cls_embed:
+            raise ValueError("pooling=cls needs a class token (cls_embed=true); without one, set pooling=mean")
+        if not self.cls_embed and self.num_tokens < 2:
+            raise ValueError("a clip of one token and no class token leaves nothing to pool; take a smaller patch_size")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if self.head_std < 0:
+            raise ValueError(f"head_std={self.head_std} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """How a batch's clips and labels are mixed with one another in training (mixing.py).
+
+    Attributes:
+        mixup: Alpha of mixup's Beta(alpha, alpha) of the share of a clip's own pixels; 0 for no mixup. Published: 0.8.
+        cutmix: Alpha of cutmix's, whose other share is a box of the partner's pixels; 0 for no cutmix. Published: 1.0.
+        prob: Share of the batches that are mixed at all.
+        switch_prob: Share of the mixed batches that get cutmix, where both are on.
+        smoothing: Share of a label that is spread over all classes.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more; 0 switches it off")
+        for name in ("prob", "switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing={self.smoothing} must be at least 0 and below 1")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether any batch is mixed."""
+        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)

@@ -1,164 +1,223 @@
-"""Foreign state dicts <-> ours. Now: facebookresearch/mae_st and what shares its names (eminorhan/mae_st).
+"""Foreign state dicts <-> ours: mae_st (both), cyrilzakka/MAE3D, PySlowFast, and VideoMAE's encoder.
 
-    config, state = from_mae_st(foreign)                 # sizes are read off the tensors
-    foreign = to_mae_st(state, config)
+    config, state = from_foreign(foreign)                     # the format and the sizes are read off the tensors
+    foreign = to_foreign(state, config, format="pyslowfast")
+    config, state = encoder_from_foreign(foreign)             # the encoder alone, of a whole checkpoint too
 
-Every rule re-indexes one tensor (or joins three), so that what holds for weights holds for gradients and
-optimizer moments. Every key is accounted for: one that is left over or missing is an error that names it. The
-foreign names and shapes are facts of those projects' checkpoints; heads and the kind of target leave no trace
-in the tensors.
+Every key is accounted for: one that is left over or missing is an error that names it. There and back is the same
+bits; what a format cannot hold is refused by name. Which formats there are, and the names in them: foreign.py.
 """
 
 import logging
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mae3d.config import PRESETS, EncoderConfig, MAEConfig
+from mae3d.config import EncoderConfig, MAEConfig
+from mae3d.foreign import (
+    FORMATS,
+    HEAD_WIDTH,
+    ConvertError,
+    Rule,
+    State,
+    autoencoder_rules,
+    check_holds,
+    count_blocks,
+    encoder_rules,
+    encoder_settings,
+    recognise,
+)
 
-State = Mapping[str, Tensor]
+__all__ = [
+    "FORMATS",
+    "ConvertError",
+    "encoder_from_foreign",
+    "encoder_from_mae_st",
+    "encoder_to_foreign",
+    "from_foreign",
+    "from_mae_st",
+    "infer_config",
+    "mae_st_rules",
+    "recognise",
+    "to_foreign",
+    "to_mae_st",
+]
+
+# What is no part of an encoder: decoders and heads for classes, of all formats.
+_BESIDE_ENCODER = ("decoder", "dec_pos_embed_", "mask_token", "pred_head.", "encoder_to_decoder.", "head.")
 
 logger = logging.getLogger(__name__)
 
 
-class ConvertError(ValueError):
-    """A state dict is not what it was taken for; the message names the keys."""
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """One of our tensors and the foreign ones that it is made of: equal parts along the first axis."""
-
-    ours: str
-    theirs: tuple[str, ...]
-    to_ours: Callable[[Tensor], Tensor] | None = None
-    to_theirs: Callable[[Tensor], Tensor] | None = None
-
-
-def from_mae_st(
-    foreign: State, config: MAEConfig | None = None, *, hints: Mapping[str, Any] | None = None
+def from_foreign(
+    foreign: State,
+    config: MAEConfig | None = None,
+    *,
+    format: str | None = None,
+    hints: Mapping[str, Any] | None = None,
 ) -> tuple[MAEConfig, dict[str, Tensor]]:
-    """Convert a mae_st pretraining state dict.
+    """Convert a pretraining state dict, encoder and decoder.
 
     Args:
         foreign: Names and tensors, possibly prefixed with `module.`.
         config: What the model is; None reads it off the tensors (`infer_config`).
+        format: A key of FORMATS; None recognises it by the names.
         hints: Settings that tensors do not tell, under upstream's names (the `args` of its checkpoints).
 
     Returns:
         The config, and a state dict for `MAE(config)`. Tensors may share memory with `foreign`.
 
     Raises:
-        ConvertError: A key is missing or left over, or a shape does not fit.
+        ConvertError: A key is missing or left over, the format is unknown or cannot hold the config.
+        ValueError: The settings do not fit together.
     """
     foreign = strip_prefix(foreign, "module.")
-    config = config or infer_config(foreign, hints=hints or {})
-    return config, _apply(foreign, mae_st_rules(config))
+    name = _known(format) if format else recognise(foreign)
+    if not FORMATS[name].decoder_blocks:
+        raise ConvertError(
+            f"{name} ({FORMATS[name].title}) has another decoder and target: mae3d.open_encoder opens the encoder"
+        )
+    config = config or infer_config(foreign, hints=hints or {}, format=name)
+    check_holds(name, config)
+    return config, _apply(foreign, autoencoder_rules(name, config))
 
 
-def encoder_from_mae_st(foreign: State, config: EncoderConfig) -> dict[str, Tensor]:
-    """Convert a state dict that holds a mae_st encoder only, for `Encoder(config)`.
-
-    Raises:
-        ConvertError: A key is missing or left over.
-    """
-    rules = _tower_rules("", config, depth=config.depth, foreign_blocks="blocks", foreign_prefix="")
-    return _apply(strip_prefix(foreign, "module."), [*rules, *_patch_embed_rules("", config)])
-
-
-def to_mae_st(state: State, config: MAEConfig) -> dict[str, Tensor]:
-    """Convert a state dict of `MAE(config)` into facebookresearch/mae_st's names and shapes.
+def to_foreign(state: State, config: MAEConfig, *, format: str) -> dict[str, Tensor]:
+    """Convert a state dict of `MAE(config)` into another project's names and shapes.
 
     Raises:
-        ConvertError: A key is missing or left over.
+        ConvertError: A key is missing or left over, or the format cannot hold this model; what stands in the way is
+            named.
     """
-    rules = mae_st_rules(config)
-    _account({rule.ours for rule in rules}, set(state), whose="the model's state dict")
-    foreign = {}
-    for rule in rules:
-        for name, part in zip(rule.theirs, state[rule.ours].chunk(len(rule.theirs)), strict=True):
-            foreign[name] = rule.to_theirs(part) if rule.to_theirs else part
-    return foreign
+    check_holds(_known(format), config)
+    return _undo(state, autoencoder_rules(format, config))
 
 
-def infer_config(foreign: State, *, hints: Mapping[str, Any]) -> MAEConfig:
-    """Read a mae_st model's settings off its tensors.
+def encoder_from_foreign(
+    foreign: State,
+    config: EncoderConfig | None = None,
+    *,
+    format: str | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """Convert the encoder of a state dict; a decoder and a head for classes are left out, which is logged.
+
+    Args:
+        foreign: Names and tensors, possibly prefixed with `module.`.
+        config: What the encoder is; None reads it off the tensors.
+        format: A key of FORMATS; None recognises it by the names.
+        hints: Settings that tensors do not tell: num_heads, img_size, num_frames.
+
+    Returns:
+        The config, and a state dict for `Encoder(config)`.
+
+    Raises:
+        ConvertError: A key is missing or left over, or the format is unknown.
+        ValueError: The settings do not fit together.
+    """
+    foreign, hints = strip_prefix(foreign, "module."), hints or {}
+    name = _known(format) if format else recognise(foreign)
+    beside = [key for key in foreign if key.startswith(_BESIDE_ENCODER)]
+    if beside:
+        logger.info("%d tensors beside the encoder are left out: %s, ...", len(beside), ", ".join(sorted(beside)[:3]))
+    kept = {key: tensor for key, tensor in foreign.items() if key not in beside}
+    if name == "videomae":
+        # Finetuned, its last norm is called fc_norm and comes after pooling, where our classifier has `norm`.
+        kept = {key.replace("fc_norm.", "norm."): tensor for key, tensor in strip_prefix(kept, "encoder.").items()}
+    if config is None:
+        try:
+            config = EncoderConfig(**encoder_settings(name, kept, hints=hints))
+        except KeyError as error:
+            raise ConvertError(f"no tensor {error}: no encoder with the names of {name}") from None
+        if name == "videomae" and not {"img_size", "num_frames"} <= hints.keys():
+            told = f"{config.num_frames} frames of {config.img_size} px"
+            logger.warning("VideoMAE's tensors do not tell the size of a clip: taken as %s", told)
+    check_holds(name, encoder_of(config))
+    return config, _apply(kept, encoder_rules(name, config))
+
+
+def encoder_to_foreign(state: State, config: EncoderConfig, *, format: str) -> dict[str, Tensor]:
+    """Convert a state dict of `Encoder(config)` into another project's names and shapes (VideoMAE's: under `encoder.`).
+
+    Raises:
+        ConvertError: A key is missing or left over, or the format cannot hold this encoder.
+    """
+    check_holds(_known(format), encoder_of(config))
+    foreign = _undo(state, encoder_rules(format, config))
+    return {f"encoder.{key}": value for key, value in foreign.items()} if format == "videomae" else foreign
+
+
+def encoder_of(config: EncoderConfig) -> EncoderConfig:
+    """The encoder's settings alone, of a config that has more."""
+    return EncoderConfig(**{field.name: getattr(config, field.name) for field in fields(EncoderConfig)})
+
+
+def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae_st") -> MAEConfig:
+    """Read a model's settings off its tensors.
 
     Args:
         foreign: Names and tensors, without `module.`.
         hints: Upstream's `args`, as far as the file has them. They decide what leaves no trace in the
             tensors: heads, the kind of target, the mask ratio, and the clip's size where positions are joint.
+        format: A key of FORMATS that has a decoder.
 
     Raises:
         ConvertError: A tensor that tells a size is missing, or a setting can be known from neither.
     """
+    form = FORMATS[format]
     try:
-        width, _, u, p, _ = foreign["patch_embed.proj.weight"].shape
+        settings = encoder_settings(format, foreign, hints=hints)
+        p, u, num_frames = settings["patch_size"], settings["t_patch_size"], settings["num_frames"]
         decoder_width = foreign["decoder_embed.weight"].shape[0]
-        pred_u = foreign["decoder_pred.weight"].shape[0] // (3 * p * p)
-        mlp_ratio = foreign["blocks.0.mlp.fc1.weight"].shape[0] / width
-        cls = "cls_token" in foreign
-        img_size, num_frames = _clip_size(foreign, hints, patch_size=p, t_patch_size=u, cls=cls)
+        pred_u = foreign[f"{form.decoder_head}.weight"].shape[0] // (3 * p * p)
     except KeyError as error:
-        raise ConvertError(f"no tensor {error}: not a pretraining checkpoint with mae_st's names") from None
-    depth = _count_blocks(foreign, "blocks.")
-    preset = _published(width, depth, p)
-    if preset is None and "num_heads" not in hints:
-        raise ConvertError(f"width {width} with {depth} blocks is no published size: say num_heads in a config")
-    known = {"decoder_num_heads": 16, "norm_pix_loss": True, "mask_ratio": 0.9}
-    for name, default in known.items():
-        if name not in hints:
-            logger.warning("%s is not told by the checkpoint: taken as %s, as published", name, default)
+        raise ConvertError(
+            f"no tensor {error}: not a pretraining checkpoint with {format}'s names"
+            + (" (an encoder alone? mae3d.open_encoder opens it)" if "patch_embed.proj.weight" in foreign else "")
+        ) from None
+    for name in ("decoder_num_heads", "norm_pix_loss", "mask_ratio"):
+        if name in form.defaults and name not in hints:
+            logger.warning("%s is not told by the checkpoint: taken as %s, as published", name, form.defaults[name])
+    untold = {name: hints.get(name, default) for name, default in form.defaults.items()}
     return MAEConfig(
-        preset=preset or MAEConfig.preset,
-        img_size=img_size,
-        num_frames=num_frames,
-        patch_size=p,
-        t_patch_size=u,
-        embed_dim=width,
-        depth=depth,
-        num_heads=hints.get("num_heads") or PRESETS[preset or MAEConfig.preset]["num_heads"],
-        mlp_ratio=mlp_ratio,
-        qkv_bias="blocks.0.attn.q.bias" in foreign,
-        sep_pos_embed="pos_embed_spatial" in foreign,
-        cls_embed=cls,
-        decoder_embed_dim=decoder_width,
-        decoder_depth=_count_blocks(foreign, "decoder_blocks."),
-        pred_t_dim=pred_u * num_frames // u,
-        **{name: hints.get(name, default) for name, default in known.items()},
+        **settings
+        | {
+            "decoder_embed_dim": decoder_width,
+            "decoder_num_heads": max(decoder_width // HEAD_WIDTH, 1),  # PySlowFast's; else `untold` has them
+            "decoder_depth": count_blocks(foreign, f"{form.decoder_blocks}."),
+            "decoder_sep_pos_embed": f"{form.decoder_tables}spatial" in foreign,
+            "pred_t_dim": pred_u * num_frames // u,
+        }
+        | untold
     )
 
 
-def _published(width: int, depth: int, patch_size: int) -> str | None:
-    """The preset of this width and depth, with this patch size if there are several."""
-    fitting = [name for name, sizes in PRESETS.items() if (sizes["embed_dim"], sizes["depth"]) == (width, depth)]
-    exact = [name for name in fitting if PRESETS[name]["patch_size"] == patch_size]
-    return next(iter(exact + fitting), None)
+def from_mae_st(
+    foreign: State, config: MAEConfig | None = None, *, hints: Mapping[str, Any] | None = None
+) -> tuple[MAEConfig, dict[str, Tensor]]:
+    """`from_foreign` of the format mae_st."""
+    return from_foreign(foreign, config, format="mae_st", hints=hints)
 
 
-def _clip_size(
-    foreign: State, hints: Mapping[str, Any], *, patch_size: int, t_patch_size: int, cls: bool
-) -> tuple[int, int]:
-    """(img_size, num_frames) from the tables of positions; a joint table tells only their product."""
-    if "pos_embed_spatial" in foreign:
-        side = math.isqrt(foreign["pos_embed_spatial"].shape[1])
-        return side * patch_size, foreign["pos_embed_temporal"].shape[1] * t_patch_size
-    tokens = foreign["pos_embed"].shape[1] - int(cls)
-    img_size = hints.get("img_size", 224)
-    t, rest = divmod(tokens, (img_size // patch_size) ** 2)
-    if t == 0 or rest:
-        raise ConvertError(
-            f"{tokens} joint positions are no whole number of {img_size} px frames: say img_size in a config"
-        )
-    return img_size, t * t_patch_size
+def to_mae_st(state: State, config: MAEConfig) -> dict[str, Tensor]:
+    """`to_foreign` into the format mae_st."""
+    return to_foreign(state, config, format="mae_st")
 
 
-def _count_blocks(foreign: State, prefix: str) -> int:
-    return len({name.removeprefix(prefix).split(".")[0] for name in foreign if name.startswith(prefix)})
+def encoder_from_mae_st(foreign: State, config: EncoderConfig) -> dict[str, Tensor]:
+    """Convert a state dict that holds a mae_st encoder and nothing else, for `Encoder(config)`.
+
+    Raises:
+        ConvertError: A key is missing or left over.
+    """
+    return _apply(strip_prefix(foreign, "module."), encoder_rules("mae_st", config))
+
+
+def mae_st_rules(config: MAEConfig) -> list[Rule]:
+    """What becomes of what in the format mae_st, for the whole autoencoder."""
+    return autoencoder_rules("mae_st", config)
 
 
 def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
@@ -166,71 +225,20 @@ def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
-def mae_st_rules(config: MAEConfig) -> list[_Rule]:
-    """What becomes of what, for the whole autoencoder."""
-    encoder = _tower_rules("encoder.", config, depth=config.depth, foreign_blocks="blocks", foreign_prefix="")
-    decoder = _tower_rules(
-        "decoder.",
-        config,
-        depth=config.decoder_depth,
-        foreign_blocks="decoder_blocks",
-        foreign_prefix="decoder_",
-    )
-    rest = [_Rule("decoder.mask_token", ("mask_token",))]
-    for ours, theirs in (("decoder.embed", "decoder_embed"), ("decoder.head", "decoder_pred")):
-        rest += _same(ours, theirs)
-    return [*_patch_embed_rules("encoder.", config), *encoder, *decoder, *rest]
+def _known(format: str) -> str:
+    if format not in FORMATS:
+        raise ConvertError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    return format
 
 
-def _same(ours: str, theirs: str) -> list[_Rule]:
-    return [_Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]
-
-
-def _patch_embed_rules(prefix: str, config: EncoderConfig) -> list[_Rule]:
-    u, p = config.t_patch_size, config.patch_size
-
-    def flat(kernel: Tensor) -> Tensor:  # (D, c, u, p, q) -> (D, u*p*q*c)
-        return kernel.permute(0, 2, 3, 4, 1).flatten(1)
-
-    def kernel(flat: Tensor) -> Tensor:
-        return flat.unflatten(1, (u, p, p, 3)).permute(0, 4, 1, 2, 3).contiguous()
-
-    return [
-        _Rule(f"{prefix}patch_embed.weight", ("patch_embed.proj.weight",), flat, kernel),
-        _Rule(f"{prefix}patch_embed.bias", ("patch_embed.proj.bias",)),
-    ]
-
-
-def _tower_rules(
-    prefix: str, config: EncoderConfig, *, depth: int, foreign_blocks: str, foreign_prefix: str
-) -> list[_Rule]:
-    """The rules that encoder and decoder share: blocks, norm, class token, positions."""
-    rules = _same(f"{prefix}norm", f"{foreign_prefix}norm")
-    tables = {"spatial": "pos_embed_spatial", "temporal": "pos_embed_temporal"}
-    if not config.sep_pos_embed:
-        tables = {"joint": "pos_embed"}
-    elif config.cls_embed:
-        tables["cls"] = "pos_embed_class"
-    rules += [_Rule(f"{prefix}positions.{a}", (f"{foreign_prefix}{b}",)) for a, b in tables.items()]
-    if config.cls_embed:
-        rules.append(_Rule(f"{prefix}cls_token", (f"{foreign_prefix}cls_token",)))
-    for i in range(depth):
-        ours, theirs = f"{prefix}blocks.{i}", f"{foreign_blocks}.{i}"
-        for part in ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"):
-            rules += _same(f"{ours}.{part}", f"{theirs}.{part}")
-        for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
-            rules.append(_Rule(f"{ours}.attn.qkv.{kind}", tuple(f"{theirs}.attn.{x}.{kind}" for x in "qkv")))
-    return rules
-
-
-def _apply(foreign: State, rules: list[_Rule]) -> dict[str, Tensor]:
+def _apply(foreign: State, rules: list[Rule]) -> dict[str, Tensor]:
     _account({name for rule in rules for name in rule.theirs}, set(foreign), whose="the foreign state dict")
-    state = {}
-    for rule in rules:
-        parts = [foreign[name] for name in rule.theirs]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        state[rule.ours] = rule.to_ours(whole) if rule.to_ours else whole
-    return state
+    return {rule.ours: rule.join([foreign[name] for name in rule.theirs]) for rule in rules}
+
+
+def _undo(state: State, rules: list[Rule]) -> dict[str, Tensor]:
+    _account({rule.ours for rule in rules}, set(state), whose="the model's state dict")
+    return {name: part for rule in rules for name, part in zip(rule.theirs, rule.parts(state[rule.ours]), strict=True)}
 
 
 def _account(wanted: set[str], given: set[str], *, whose: str) -> None:

@@ -109,9 +109,13 @@ class PatchEmbed(nn.Linear):
 class Blocks(nn.ModuleList):
     """Transformer blocks one after the other, with activation checkpointing as an option."""
 
-    def __init__(self, width: int, *, depth: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
+    def __init__(
+        self, width: int, *, depth: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float = 0.0
+    ) -> None:
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]  # from 0 in equal steps, as upstream
         super().__init__(
-            Block(width, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=LayerNorm) for _ in range(depth)
+            Block(width, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=LayerNorm, drop_path=rate)
+            for rate in rates
         )
         self.checkpointing = False
 
@@ -122,9 +126,9 @@ class Blocks(nn.ModuleList):
 
 
 class Encoder(nn.Module):
-    """ViT over space-time patches."""
+    """ViT over space-time patches; `drop_path` is the last block's rate of skipped branches, for finetuning."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
         width = config.embed_dim
@@ -146,6 +150,7 @@ class Encoder(nn.Module):
             num_heads=config.num_heads,
             mlp_ratio=config.mlp_ratio,
             qkv_bias=config.qkv_bias,
+            drop_path=drop_path,
         )
         self.norm = LayerNorm(width)
         init_patch_embed(self.patch_embed, trunc=config.trunc_init)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mae3d.config import MAEConfig
 from mae3d.encoder import Blocks, Encoder, LayerNorm, Positions, init_linears
-from mae3d.masking import random_mask
+from mae3d.masking import make_mask
 from mae3d.patches import gather_patches, normalise, patch_statistics, patch_view, target_frames
 
 
@@ -46,15 +46,16 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.decoder_embed_dim
         self.embed = nn.Linear(config.embed_dim, width)
+        self.num_passed = int(config.cls_embed and config.decoder_cls == "encoder")
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.positions = Positions(
             width,
             grid=config.grid,
-            separable=config.sep_pos_embed,
+            separable=config.decoder_sep_pos_embed,
             cls_token=config.cls_embed,
             sines=config.pos_init == "sines",
         )
-        if config.cls_embed:
+        if config.cls_embed and not self.num_passed:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))  # upstream leaves it at zero
         self.blocks = Blocks(
             width,
@@ -72,12 +73,12 @@ class Decoder(nn.Module):
         init_linears(self, trunc=config.trunc_init)
 
     def forward(self, latent: Tensor, ids_keep: Tensor, ids_masked: Tensor, *, full: bool) -> Tensor:
-        """(B, K, D) -> (B, M, P) of the hidden tokens, or with `full` (B, K + M, P), the visible first."""
+        """(B, num_passed + K, D) -> (B, M, P) of the hidden tokens, or with `full` (B, K + M, P), the visible first."""
         cls_position, positions = self.positions(torch.cat([ids_keep, ids_masked], dim=1))
-        visible = self.embed(latent)
+        passed, visible = self.embed(latent).split([self.num_passed, ids_keep.shape[1]], dim=1)
         x = torch.cat([visible, self.mask_token.expand(*ids_masked.shape, -1).to(visible.dtype)], dim=1) + positions
         if cls_position is not None:
-            cls = self.cls_token + cls_position
+            cls = (passed if self.num_passed else self.cls_token) + cls_position
             x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = self.blocks(x)
         asked = ids_masked.shape[1] + (ids_keep.shape[1] if full else 0)
@@ -93,27 +94,29 @@ class MAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.target_frames = target_frames(config.num_frames, config.pred_t_dim)
+        self.target_frames = target_frames(config.num_frames, config.pred_t_dim, rule=config.target_rule)
 
     def forward(self, clip: Tensor, noise: Tensor, full: bool = False) -> MAEOutput:
         """Hide, encode, decode, compare.
 
         Args:
             clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
-            noise: float32 (B, L); the tokens with the smallest stay visible.
+            noise: float32 (B, L); which tokens stay visible follows from it and the config's mask_type.
             full: Predict every token, for goldens and pictures; training needs the hidden ones only.
 
         Raises:
             ValueError: The clip does not fit the config.
         """
-        ids_keep, ids_masked, ids_restore, mask = random_mask(noise, self.config.mask_ratio)
-        encoder = self.encoder
-        latent = encoder.norm(encoder(clip, ids_keep)[:, encoder.num_prefix :])
+        config, encoder = self.config, self.encoder
+        ids_keep, ids_masked, ids_restore, mask = make_mask(
+            noise, mask_type=config.mask_type, grid=config.grid, kept=config.num_kept
+        )
+        latent = encoder.norm(encoder(clip, ids_keep)[:, encoder.num_prefix - self.decoder.num_passed :])
         pred = self.decoder(latent, ids_keep, ids_masked, full=full)
         loss = self.loss(clip, pred[:, -ids_masked.shape[1] :], ids_masked)
         if full:
             pred = torch.gather(pred, 1, ids_restore[..., None].expand(-1, -1, pred.shape[-1]))
-        return MAEOutput(loss, pred, mask, ids_restore, latent)
+        return MAEOutput(loss, pred, mask, ids_restore, latent[:, self.decoder.num_passed :])
 
     def targets(self, clip: Tensor, ids: Tensor | None) -> Tensor:
         """Target patches of the tokens `ids` (None: all), float32 (B, K, P), before norm_pix_loss's step."""

@@ -1,28 +1,33 @@
-"""Which tokens are hidden: (seed, epoch, position, view) -> noise -> ids, the same on any machine.
+"""Which tokens are hidden: (seed, epoch, position, view) ─► noise ─► ids, the same on any machine.
 
     noise_BL = mask_noise(seed=0, epoch=3, positions=batch.positions, views=2, tokens=config.num_tokens)
-    mask = random_mask(noise_BL, 0.9)
+    mask = make_mask(noise_BL, mask_type="tube", grid=config.grid, kept=config.num_kept)
     mask.ids_keep, mask.ids_masked         # (B, K), (B, L - K)
 
 Nothing here has a state: the same sample at the same place of the same epoch gets the same mask at every
-world size, batch size and after every resume.
+world size, batch size and after every resume. A type of mask is a score for each token; those with the smallest
+stay visible, so that a batch is dense whatever the type.
+
+Shapes: B clips, L = T x H x W tokens of the grid (t, h, w), K visible ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mae3d.config import MaskType
+
 STREAM = 0x6D61736B  # "mask": keeps this stream apart from those of order, crop and flip under the same seed
 
 
 class Mask(NamedTuple):
-    """A random mask of B clips.
+    """The mask of B clips.
 
     Attributes:
-        ids_keep: int64 (B, K), visible tokens, in the order of their noise.
+        ids_keep: int64 (B, K), visible tokens, in the order of their score (of `random`: their noise).
         ids_masked: int64 (B, L - K), hidden tokens, likewise.
         ids_restore: int64 (B, L): `cat([kept, masked])[ids_restore]` is in token order.
         mask: float32 (B, L) in token order, 1 where hidden.
@@ -44,11 +49,108 @@ def random_mask(noise: Tensor, mask_ratio: float) -> Mask:
             does.
     """
     assert noise.dtype == torch.float32, noise.dtype
-    kept = int(noise.shape[1] * (1 - mask_ratio))
-    ids_shuffle = torch.argsort(noise, dim=1, stable=True)
+    return _keep_smallest(noise, int(noise.shape[1] * (1 - mask_ratio)))
+
+
+def make_mask(noise: Tensor, *, mask_type: MaskType, grid: tuple[int, int, int], kept: int) -> Mask:
+    """Hide tokens in one of the ways of docs/masks.md.
+
+    `random` keeps single tokens (as `random_mask`), `tube` the same places in every time slot, `frame` whole time
+    slots, `block` cuboids a quarter as long as the grid along each axis. `prospective` keeps the first slots,
+    `retrospective` the last, `interpolation` both ends (the start has one more where their number is odd): these
+    three depend on the grid alone, every clip has the same mask.
+
+    Args:
+        noise: float32 (B, L).
+        mask_type: The way.
+        grid: Tokens along time, height and width; L = t h w.
+        kept: Visible tokens of each clip (K), `config.num_kept`: it is whole tubes or slots where the type has such.
+            Of blocks, one at most is cut short, so that the number is exact.
+    """
+    assert noise.dtype == torch.float32, noise.dtype
+    score = noise if mask_type == "random" else _SCORES[mask_type](noise.unflatten(1, grid)).flatten(1)
+    return _keep_smallest(score, kept)
+
+
+def running_cell(grid: tuple[int, int, int], *, mask_ratio: float = 0.5, cell: int = 2) -> Tensor:
+    """Which tokens a decoder predicts that leaves out some (VideoMAE V2's running cell, arXiv 2303.16727).
+
+    Each slot is tiled with cells of `cell` x `cell` tokens; the same part of every cell is predicted, and that part
+    runs on by one token a slot: in any cell x cell successive slots each place is predicted equally often.
+
+    Args:
+        grid: Tokens along time, height and width.
+        mask_ratio: Share of a cell that is left out, to the nearest whole token.
+        cell: Edge of a cell, in tokens; cells at the right and lower edge are cut where it does not divide the grid.
+
+    Returns:
+        bool (L,) in token order, True where predicted; to be combined with what is hidden from the encoder.
+
+    Raises:
+        ValueError: Nothing or everything would be predicted.
+    """
+    places = cell * cell
+    predicted = int(places * (1 - mask_ratio) + 0.5)
+    if not 0 < predicted < places:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} predicts {predicted} of the {places} tokens of a cell; "
+            f"at least one must be predicted and one left out: give {1 / places:g} to {1 - 1 / places:g}"
+        )
+    t, h, w = (torch.arange(length) for length in grid)
+    place = (h % cell)[:, None] * cell + w % cell
+    return ((place + t[:, None, None]) % places < predicted).flatten()
+
+
+def _keep_smallest(score: Tensor, kept: int) -> Mask:
+    ids_shuffle = torch.argsort(score, dim=1, stable=True)
     ids_restore = torch.argsort(ids_shuffle, dim=1)
     mask = (ids_restore >= kept).float()
     return Mask(ids_shuffle[:, :kept], ids_shuffle[:, kept:], ids_restore, mask)
+
+
+def _ranks(noise: Tensor) -> Tensor:
+    """(B, N) -> int64 (B, N), 0 for the smallest. Unlike the noise they have no ties, which would cut two units."""
+    return torch.argsort(torch.argsort(noise, dim=1, stable=True), dim=1)
+
+
+def _tube(noise_BTHW: Tensor) -> Tensor:
+    first = noise_BTHW[:, :1]
+    return _ranks(first.flatten(1)).view_as(first).expand_as(noise_BTHW)
+
+
+def _frame(noise_BTHW: Tensor) -> Tensor:
+    return _ranks(noise_BTHW[:, :, 0, 0])[:, :, None, None].expand_as(noise_BTHW)
+
+
+def _block(noise_BTHW: Tensor) -> Tensor:
+    cuboid = torch.zeros((), dtype=torch.int64, device=noise_BTHW.device)  # each token's cuboid, t h w
+    cuboids = 1
+    for length in noise_BTHW.shape[1:]:
+        edge = -(-length // 4)
+        along = -(-length // edge)
+        cuboid = cuboid[..., None] * along + torch.arange(length, device=noise_BTHW.device) // edge
+        cuboids *= along
+    return _ranks(noise_BTHW.flatten(1)[:, :cuboids])[:, cuboid]
+
+
+def _slots(noise_BTHW: Tensor) -> Tensor:
+    """Each token's time slot."""
+    return torch.arange(noise_BTHW.shape[1], device=noise_BTHW.device)[:, None, None].expand_as(noise_BTHW)
+
+
+def _interpolation(noise_BTHW: Tensor) -> Tensor:
+    slots = _slots(noise_BTHW)
+    return torch.minimum(slots, noise_BTHW.shape[1] - 1 - slots)
+
+
+_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "tube": _tube,
+    "frame": _frame,
+    "block": _block,
+    "prospective": _slots,
+    "retrospective": lambda noise_BTHW: -_slots(noise_BTHW),
+    "interpolation": _interpolation,
+}
 
 
 def mask_noise(*, seed: int, epoch: int, positions: Iterable[int], views: int, tokens: int) -> Tensor:

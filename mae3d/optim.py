@@ -6,6 +6,7 @@ for group in optimizer.param_groups:
 """
 
 import math
+import re
 from typing import TypedDict
 
 from torch import nn
@@ -53,3 +54,51 @@ def pretrain_groups(model: nn.Module, *, weight_decay: float) -> list[ParamGroup
             group["params"].append(parameter)
             group["names"].append(name)
     return [group for group in (decayed, plain) if group["params"]]
+
+
+def finetune_groups(model: nn.Module, *, weight_decay: float, layer_decay: float) -> list[ParamGroup]:
+    """A classifier's parameters by learning rate and weight decay, in the order of `named_parameters`.
+
+    As upstream: with n blocks, what comes before them (patches, class token, positions) learns at
+    layer_decay^(n + 1) of the rate, block i at layer_decay^(n - i), the last norm and the head at the whole
+    rate. Not decayed are vectors (biases, norms), the class token and the tables of positions: in pretraining
+    those two are. Frozen parameters are left out.
+
+    Args:
+        model: A `Classifier`, or anything with an `encoder`.
+        weight_decay: Of the matrices.
+        layer_decay: From block to block, above 0 and at most 1; 1 gives every layer the same rate.
+
+    Raises:
+        ValueError: `layer_decay` is out of its range.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay={layer_decay} must be above 0 and at most 1; 1 switches it off")
+    named = list(model.named_parameters())
+    depth = 1 + max((_block(name) for name, _ in named), default=-1)
+    groups: dict[tuple[float, float], ParamGroup] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        token = name.startswith(("encoder.cls_token", "encoder.positions."))
+        layer = _layer(name, depth=depth)
+        scale = layer_decay ** (depth + 1 - layer)
+        decay = 0.0 if parameter.ndim == 1 or token or name.endswith(".bias") else weight_decay
+        group = groups.setdefault((scale, decay), ParamGroup(params=[], names=[], weight_decay=decay, lr_scale=scale))
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def _block(name: str) -> int:
+    """The number of the encoder's block that a parameter belongs to, -1 for none."""
+    found = re.match(r"encoder\.blocks\.(\d+)\.", name)
+    return int(found.group(1)) if found else -1
+
+
+def _layer(name: str, *, depth: int) -> int:
+    """0 for what makes the tokens, i + 1 for block i, depth + 1 for what comes after the blocks."""
+    if name.startswith(("encoder.cls_token", "encoder.positions.", "encoder.patch_embed.")):
+        return 0
+    block = _block(name)
+    return depth + 1 if block < 0 else block + 1

@@ -36,11 +36,14 @@ def frames_last(clip: Tensor) -> Tensor:
     )
 
 
-def target_frames(num_frames: int, pred_t_dim: int) -> list[int]:
+def target_frames(num_frames: int, pred_t_dim: int, *, rule: str = "even") -> list[int]:
     """The frames that are predicted: spread evenly, first to last, truncated (16, 8 -> 0, 2, ..., 12, 15).
 
-    Computed in float32 by torch.linspace, as upstream does, so that truncation falls on the same side.
+    Computed in float32 by torch.linspace, as mae_st does, so that truncation falls on the same side. The rule
+    `stride` is PySlowFast's: every n-th frame (16, 8 -> 0, 2, ..., 12, 14).
     """
+    if rule == "stride":
+        return [i * num_frames // pred_t_dim for i in range(pred_t_dim)]
     frames: list[int] = torch.linspace(0, num_frames - 1, pred_t_dim, device="cpu").long().tolist()
     return frames
 

@@ -48,7 +48,7 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
     A model with norm_pix_loss predicts each patch up to its mean and contrast; these are then taken from the original.
 
     Args:
-        model: The model; its config's mask_ratio says how much is hidden.
+        model: The model; its config's mask_type and mask_ratio say what is hidden.
         clip: uint8 (B, T, H, W, 3), on the model's device.
         noise: float32 (B, L), likewise.
 
@@ -81,3 +81,22 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
         empty=blank,
         hidden=hidden,
     )
+
+
+def nearest_visible(frames: Frames, hidden: NDArray[np.bool_]) -> Frames:
+    """Copy each pixel from the nearest frame that shows it, of two the earlier: what a model of motion must beat.
+
+    Args:
+        frames: uint8 (F, H, W, 3), one clip.
+        hidden: bool (F, H, W), some pixel visible; places that no frame shows get the visible pixels' mean colour.
+
+    Returns:
+        uint8 (F, H, W, 3); visible pixels are as they were.
+    """
+    times, filled = np.arange(len(frames)), np.empty_like(frames)
+    for time in times:
+        near = np.argsort(np.abs(times - time), kind="stable")
+        source = near[np.argmax(~hidden[near], axis=0)]  # (H, W)
+        filled[time] = np.take_along_axis(frames, source[None, :, :, None], axis=0)[0]
+    filled[:, hidden.all(axis=0)] = frames[~hidden].mean(axis=0).round().astype(np.uint8)
+    return filled

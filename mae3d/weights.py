@@ -2,7 +2,9 @@
 needed.
 
     save_model(model, "model.safetensors")
-    model = load_model("RUN")         # a run, a checkpoint folder, a model file, or a foreign mae_st .pth
+    model = load_model("RUN")         # a run, a checkpoint or exported folder, a model file, or a foreign .pth
+    model = load_classifier("RUN")    # likewise, of a finetuning run; open_model takes either kind
+    encoder = open_encoder("FILE")    # of any of these, and of foreign checkpoints without a decoder that we know
 
 Nothing is ever unpickled beyond tensors and plain values (torch.load with weights_only=True).
 """
@@ -10,7 +12,9 @@ Nothing is ever unpickled beyond tensors and plain values (torch.load with weigh
 import argparse
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,16 +24,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mae3d.config import MAEConfig
-from mae3d.convert import from_mae_st
+from mae3d.classifier import Classifier
+from mae3d.config import ClassifierConfig, EncoderConfig, MAEConfig
+from mae3d.convert import encoder_from_foreign, from_foreign
+from mae3d.encoder import Encoder
 from mae3d.files import save_tensors
 from mae3d.mae import MAE
 
 MODEL_FILE = "model.safetensors"
+FOREIGN_FILE = "checkpoint.pth"  # an exported folder in another project's format
+CARD = "config.json"  # what an exported folder holds, for people and for a foreign file beside it
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
 _PICKLED = {".pth", ".pyth", ".pt", ".bin"}
+_SAFE_TORCH = (2, 6)  # before it, weights_only could be made to run code (CVE-2025-32434)
 
 logger = logging.getLogger(__name__)
 
@@ -38,51 +47,131 @@ class WeightsError(ValueError):
     """A path holds no model that can be read; the message says what was looked for."""
 
 
-def save_model(model: MAE, path: str | Path) -> None:
+def save_model(model: MAE | Classifier, path: str | Path) -> None:
     """Write a model's weights and config as one safetensors file (see `save_weights`)."""
     save_weights(model.state_dict(), model.config, path)
 
 
-def save_weights(state: Mapping[str, Tensor], config: MAEConfig, path: str | Path) -> None:
+def save_weights(state: Mapping[str, Tensor], config: MAEConfig | ClassifierConfig, path: str | Path) -> None:
     """Write weights and config as one safetensors file, whole or not at all, the same bytes each time.
 
     Args:
-        state: A state dict of `MAE(config)`, of any dtype, on any device.
+        state: A state dict of `MAE(config)` or `Classifier(config)`, of any dtype, on any device.
         config: What the weights belong to.
         path: Where to; an existing file is replaced.
 
     Raises:
         OSError: The disk is full, read-only, or the folder is missing. An existing file is as it was.
     """
-    metadata = {_METADATA_KEY: json.dumps({"model": "MAE", "config": asdict(config)}, sort_keys=True)}
+    metadata = {_METADATA_KEY: json.dumps({"model": _kind(config), "config": asdict(config)}, sort_keys=True)}
     save_tensors(state, Path(path), metadata=metadata)
 
 
 def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
-    """Open a trained model, float32, on the CPU, in evaluation mode.
+    """Open a pretrained model, float32, on the CPU, in evaluation mode.
 
     Args:
-        path: A model file; a folder with model.safetensors; a run, of which the latest checkpoint is taken;
-            or a foreign mae_st checkpoint (.pth, .pyth, .pt, or a safetensors without our config).
+        path: A model file; a folder with model.safetensors, as launch/export.py makes it; a run, of which the latest
+            checkpoint is taken; or a foreign checkpoint (.pth, .pyth, .pt, or a safetensors without our config) of a
+            format in mae3d.convert.FORMATS.
         config: What a foreign checkpoint is, if its tensors do not tell. Our own files know.
 
     Raises:
-        WeightsError: There is no model at `path`, or it is damaged, of an unknown kind or unsafe to open.
+        WeightsError: There is no model at `path`, or it is damaged, of an unknown kind, unsafe to open, or a
+            classifier.
+    """
+    model = open_model(path, config=config)
+    if isinstance(model, Classifier):
+        raise WeightsError(f"{path}: holds a classifier, not a masked autoencoder; load_classifier opens it")
+    return model
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Open a finetuned classifier as `load_model` opens a pretrained model.
+
+    Raises:
+        WeightsError: As there, or the model is a masked autoencoder.
+    """
+    model = open_model(path)
+    if isinstance(model, MAE):
+        raise WeightsError(
+            f"{path}: holds a masked autoencoder, not a classifier; load_model opens it, and finetuning makes a "
+            "classifier of it"
+        )
+    return model
+
+
+def open_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE | Classifier:
+    """Open a model of either kind; arguments and errors as in `load_model`."""
+    file = find_model_file(path)
+    with _told_by(file):
+        tensors, stored, hints = _read(file)
+        if stored is not None:
+            return _build(stored, tensors)
+        return _build(*from_foreign(tensors, config or _card_beside(file), hints=hints))
+
+
+def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> Encoder:
+    """Open the encoder of anything that `open_model` opens, and of a checkpoint whose decoder is missing or not ours.
+
+    Args:
+        path: As for `load_model`; also VideoMAE's checkpoints, and weights of an encoder alone.
+        config: What a foreign checkpoint is, if its tensors do not tell.
+
+    Returns:
+        float32, on the CPU, in evaluation mode; `transfer.encoder_state` fits it to clips of another size.
+
+    Raises:
+        WeightsError: As in `load_model`.
     """
     file = find_model_file(path)
+    with _told_by(file):
+        tensors, stored, hints = _read(file)
+        if stored is not None:
+            return _build(stored, tensors).encoder
+        known, state = encoder_from_foreign(tensors, config, hints=hints)
+        with torch.device("meta"):
+            encoder = Encoder(known)
+        encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+        return encoder.requires_grad_().eval()
+
+
+@contextmanager
+def _told_by(file: Path) -> Iterator[None]:
+    """What is wrong with a file is a WeightsError that names it."""
     try:
-        if file.suffix in _PICKLED:
-            foreign, hints = _read_pickled(file)
-        else:
-            foreign, stored = _read_safetensors(file)
-            if stored is not None:
-                return _build(stored, foreign)
-            hints = {}
-        return _build(*from_mae_st(foreign, config, hints=hints))
+        yield
     except WeightsError:
         raise
     except (ValueError, SafetensorError, RuntimeError, TypeError) as error:
         raise WeightsError(f"{file}: {error}") from error
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None, dict[str, Any]]:
+    """Tensors, our config if they are ours, and the settings that a foreign file tells."""
+    if file.suffix in _PICKLED:
+        tensors, hints = _read_pickled(file)
+        return tensors, None, hints
+    return *_read_safetensors(file), {}
+
+
+def read_tensors(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of any file of weights, under their own names; nothing is unpickled beyond tensors.
+
+    Raises:
+        WeightsError: The file is damaged, or unsafe to open.
+    """
+    with _told_by(Path(file)):
+        return _read(Path(file))[0]
+
+
+def _card_beside(file: Path) -> MAEConfig | None:
+    """The config that launch/export.py wrote beside a file in another format."""
+    card = file.parent / CARD
+    if file.name != FOREIGN_FILE or not card.is_file():
+        return None
+    described = json.loads(card.read_text(encoding="utf-8"))
+    return MAEConfig(**described["model"]) if described.get("kind") == "MAE" else None
 
 
 def find_model_file(path: str | Path) -> Path:
@@ -96,8 +185,9 @@ def find_model_file(path: str | Path) -> Path:
         return path
     if not path.is_dir():
         raise WeightsError(f"{path}: no such file or folder")
-    if (path / MODEL_FILE).is_file():
-        return path / MODEL_FILE
+    for name in (MODEL_FILE, FOREIGN_FILE):
+        if (path / name).is_file():
+            return path / name
     latest = path / CHECKPOINTS / LATEST
     if not latest.is_file():
         raise WeightsError(
@@ -111,22 +201,37 @@ def find_model_file(path: str | Path) -> Path:
     return file
 
 
-def _build(config: MAEConfig, state: Mapping[str, Tensor]) -> MAE:
+def _kind(config: MAEConfig | ClassifierConfig) -> str:
+    return "Classifier" if isinstance(config, ClassifierConfig) else "MAE"
+
+
+def _build(config: MAEConfig | ClassifierConfig, state: Mapping[str, Tensor]) -> MAE | Classifier:
     with torch.device("meta"):  # no time for random weights that are replaced at once
-        model = MAE(config)
+        model = Classifier(config) if isinstance(config, ClassifierConfig) else MAE(config)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.requires_grad_().eval()
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], MAEConfig | None]:
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None]:
     with safe_open(file, framework="pt") as opened:
         stored = (opened.metadata() or {}).get(_METADATA_KEY)
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    return tensors, MAEConfig(**json.loads(stored)["config"]) if stored else None
+    if not stored:
+        return tensors, None
+    described = json.loads(stored)
+    kinds = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
+    if described["model"] not in kinds:
+        raise WeightsError(f"{file}: holds a {described['model']!r}; this version knows {', '.join(kinds)}")
+    return tensors, kinds[described["model"]](**described["config"])
 
 
 def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A foreign checkpoint's state dict, and its `args` as a dict (empty if it has none)."""
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if version < _SAFE_TORCH:
+        raise WeightsError(
+            f"{file}: refused, torch {torch.__version__} may run code from a pickled file; install torch 2.6 or later"
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mae3d.config import MAEConfig
+from mae3d.classifier import Classifier
+from mae3d.config import ClassifierConfig, MAEConfig
 from mae3d.mae import MAE
-from mae3d.optim import lr_at, pretrain_groups
+from mae3d.optim import finetune_groups, lr_at, pretrain_groups
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedule.json").read_text())
 TINY = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, depth=1, decoder_depth=1)
@@ -60,3 +61,34 @@ def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
     model.decoder.mask_token.requires_grad_()
     (group,) = pretrain_groups(model, weight_decay=0.05)
     assert group["names"] == ["decoder.mask_token"]
+
+
+# Names and numbers per parameter are upstream's: test_upstream_parity.py.
+CLASSIFIER = ClassifierConfig(preset="mae_vit_tiny_patch16", img_size=32, depth=3, num_classes=5)
+
+
+@pytest.mark.parametrize("layer_decay", [0.75, 1.0])
+def test_finetuning_groups_hold_every_parameter_once(layer_decay: float) -> None:
+    model = Classifier(CLASSIFIER)
+    groups = finetune_groups(model, weight_decay=0.05, layer_decay=layer_decay)
+    parameters = dict(model.named_parameters())
+    assert sorted(name for group in groups for name in group["names"]) == sorted(parameters)
+    for group in groups:
+        assert all(parameters[n] is p for n, p in zip(group["names"], group["params"], strict=True))
+    kinds = {(group["lr_scale"], group["weight_decay"]) for group in groups}
+    assert len(kinds) == len(groups) == (10 if layer_decay < 1 else 2)
+    assert {scale for scale, _ in kinds} == {layer_decay**i for i in range(5)}
+
+
+def test_frozen_blocks_leave_the_rates_of_the_others() -> None:
+    model = Classifier(CLASSIFIER)
+    rates = {n: g["lr_scale"] for g in finetune_groups(model, weight_decay=0.0, layer_decay=0.5) for n in g["names"]}
+    model.encoder.blocks[2].requires_grad_(False)
+    left = {n: g["lr_scale"] for g in finetune_groups(model, weight_decay=0.0, layer_decay=0.5) for n in g["names"]}
+    assert left == {n: rate for n, rate in rates.items() if not n.startswith("encoder.blocks.2.")}
+
+
+@pytest.mark.parametrize("layer_decay", [0.0, 1.5])
+def test_a_layer_decay_that_cannot_be_is_refused(layer_decay: float) -> None:
+    with pytest.raises(ValueError, match="1 switches it off"):
+        finetune_groups(Classifier(CLASSIFIER), weight_decay=0.0, layer_decay=layer_decay)

@@ -11,7 +11,7 @@ from mae3d.config import MAEConfig
 from mae3d.mae import MAE, MAEOutput
 from mae3d.masking import mask_noise
 from mae3d.patches import patch_statistics, target_frames
-from mae3d.reconstruct import GREY, reconstruct
+from mae3d.reconstruct import GREY, nearest_visible, reconstruct
 
 VARIANTS: list[dict[str, Any]] = [
     {"norm_pix_loss": True},
@@ -76,3 +76,25 @@ def test_hidden_pixels_are_those_of_the_mask(variant: dict[str, Any]) -> None:
     for shown in (result.masked, result.pasted):
         np.testing.assert_array_equal(shown[~expected], result.original[~expected])
     np.testing.assert_array_equal(result.pasted[expected], result.predicted[expected])
+
+
+def test_the_nearest_frame_that_shows_a_place_fills_it() -> None:
+    frames = np.broadcast_to(10 * np.arange(6, dtype=np.uint8)[:, None, None, None], (6, 1, 3, 3)).copy()
+    hidden = np.ones((6, 1, 3), dtype=bool)
+    hidden[[0, 4], 0, 0] = False  # frame 2 is as near to 0 as to 4
+    hidden[:, 0, 1] = False
+    filled = nearest_visible(frames, hidden)[:, 0, :, 0]
+    assert filled[:, 0].tolist() == [0, 0, 0, 40, 40, 40]
+    assert filled[:, 1].tolist() == [0, 10, 20, 30, 40, 50]
+    assert (filled[:, 2] == round((0 + 40 + 150) / 8)).all()
+
+
+@pytest.mark.parametrize("mask_type", ["tube", "prospective"])
+def test_what_is_hidden_follows_the_configs_type(mask_type: str) -> None:
+    model, clip, noise = oracle({"mask_type": mask_type, "mask_ratio": 0.5})
+    hidden = reconstruct(model, clip, noise).hidden
+    if mask_type == "tube":
+        assert (hidden == hidden[:, :1]).all()
+    else:
+        assert not hidden[:, :2].any()
+        assert hidden[:, 2:].all()

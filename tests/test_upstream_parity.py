@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from mae3d.config import EncoderConfig, MAEConfig
+from mae3d.classifier import Classifier
+from mae3d.config import ClassifierConfig, MAEConfig
 from mae3d.convert import encoder_from_mae_st, from_mae_st, mae_st_rules, to_mae_st
-from mae3d.encoder import Encoder
 from mae3d.mae import MAE
+from mae3d.optim import finetune_groups
 
 GOLDEN = Path(os.environ.get("MAE3D_GOLDEN", Path(__file__).parent / "golden"))
 OUTPUT_TOLERANCE = 1e-5  # float32: absolute where values are below 1, relative above
@@ -107,19 +108,40 @@ def test_training_path_equals_the_full_one(case: str) -> None:
     assert error(short.pred, hidden) <= OUTPUT_TOLERANCE
 
 
-@pytest.mark.parametrize("case", cases("vit"))
-def test_encoder_equals_upstream_classifier(case: str) -> None:
-    """Mean over the tokens after the first, norm, head: upstream's classifier from our encoder."""
+def classifier(case: str) -> tuple[Classifier, dict[str, Any], dict[str, Tensor]]:
+    """A classification case: our model with its weights, its facts, its values."""
     facts, weights, golden = read(case)
-    config = settings(facts)
-    classes = config.pop("num_classes")
-    head = nn.Linear(config["embed_dim"], classes)
-    head.load_state_dict({kind: weights.pop(f"head.{kind}") for kind in ("weight", "bias")})
-    encoder = Encoder(EncoderConfig(**config))
-    encoder.load_state_dict(encoder_from_mae_st(weights, encoder.config))
-    logits = head(encoder.norm(encoder(golden["clip"])[:, 1:].mean(dim=1)))
+    config = ClassifierConfig(**settings(facts))
+    head = {f"head.{kind}": weights.pop(f"head.{kind}") for kind in ("weight", "bias")}
+    encoder = {f"encoder.{name}": tensor for name, tensor in encoder_from_mae_st(weights, config).items()}
+    model = Classifier(config).eval()
+    model.load_state_dict(encoder | head)
+    return model, facts, golden
+
+
+@pytest.mark.parametrize("case", cases("vit"))
+def test_classifier_equals_upstream(case: str) -> None:
+    """Mean over the tokens after the first, norm, head."""
+    model, _, golden = classifier(case)
+    logits = model(golden["clip"])
     print(f"\n{case}: logits {error(logits, golden['logits']):.1e}")
     assert error(logits, golden["logits"]) <= OUTPUT_TOLERANCE
+
+
+@pytest.mark.parametrize("case", cases("vit"))
+def test_finetuning_rates_and_decays_are_upstreams(case: str) -> None:
+    model, facts, _ = classifier(case)
+    groups = finetune_groups(model, weight_decay=0.05, layer_decay=facts["layer_decay"])
+    scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    decayed = {name: group["weight_decay"] > 0 for group in groups for name in group["names"]}
+    encoder = MAEConfig(
+        **{name: value for name, value in settings(facts).items() if name != "num_classes"}, mask_ratio=0.5
+    )
+    theirs = {name: rule.ours for rule in mae_st_rules(encoder) for name in rule.theirs}
+    ours = {name: theirs.get(name, name) for name in facts["lr_scale"]}  # the head is called as in upstream
+    assert set(ours.values()) == set(scale)
+    assert {name: scale[ours[name]] for name in ours} == pytest.approx(facts["lr_scale"], rel=1e-12)
+    assert {name: decayed[ours[name]] for name in ours} == facts["weight_decayed"]
 
 
 def test_there_are_cases() -> None:

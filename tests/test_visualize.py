@@ -102,6 +102,59 @@ def test_the_same_seed_gives_the_same_pictures(run: Path, shards: Path, tmp_path
     assert a != c
 
 
+def table(page: str) -> list[list[str]]:
+    """The figures' rows."""
+    found = re.search(r'<table class="numbers">.*?</table>', page)
+    assert found
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall("<tr>.*?</tr>", found[0])][1:]
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of enough slots for every mask, trained with tubes."""
+    folder = tmp_path_factory.mktemp("long")
+    config = MAEConfig(**(asdict(CONFIG) | {"num_frames": 8, "pred_t_dim": 4, "mask_type": "tube"}))
+    save_model(MAE(config), folder / "model.safetensors")
+    return folder
+
+
+def test_all_masks_are_shown_one_under_the_other_the_models_own_first(
+    long_run: Path, shards: Path, tmp_path: Path
+) -> None:
+    page = look(long_run, shards, tmp_path, "--mask", "all", "--samples", "2", "--data.sampling_rate", "1")
+    rows = table(page)
+    assert [row[0] for row in rows] == [
+        "tube", "random", "frame", "block", "prospective", "retrospective", "interpolation"
+    ]  # fmt: skip
+    assert {row[1] for row in rows} == {"50.0%"}
+    assert all(re.fullmatch(r"\d+\.\d\d dB", cell) for row in rows for cell in row[2:4])
+    assert "tube masks, ratio 0.5" in page
+    assert len(images(tmp_path)) == 4
+    with Image.open(next((tmp_path / "images").glob("*.png"))) as strip:
+        assert (strip.height + 4) % 15 == 0  # the original and two rows a mask
+
+
+def test_one_mask_is_the_one_of_the_table_of_all(long_run: Path, shards: Path, tmp_path: Path) -> None:
+    more = ("--samples", "2", "--data.sampling_rate", "1", "--mask-ratio", "0.75")
+    every = {row[0]: row[2] for row in table(look(long_run, shards, tmp_path / "all", "--mask", "all", *more))}
+    for kind in ("prospective", "retrospective"):
+        page = look(long_run, shards, tmp_path / kind, "--mask", kind, *more)
+        assert f"12 of 16 tokens (mask ratio 0.75), {kind}" in page
+        assert table(page)[0][:2] == ["reconstruction", every[kind]]
+    assert every["prospective"] != every["retrospective"]
+    assert "interpolation" not in look(long_run, shards, tmp_path / "own", *more)
+
+
+def test_masks_that_do_not_fit_the_model_are_left_out_of_all_and_said(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = look(run, shards, tmp_path, "--mask", "all", "--samples", "1")
+    assert "interpolation" not in [row[0] for row in table(page)]
+    told = "interpolation: mask_ratio=0.5 keeps 8 of 8 tokens"
+    assert f"left out: {told}" in capsys.readouterr().err
+    assert f"Left out is the mask {told}" in page
+
+
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_an_imported_checkpoint(shards: Path, tmp_path: Path, norm_pix_loss: bool) -> None:
     config = MAEConfig(**(asdict(CONFIG) | {"norm_pix_loss": norm_pix_loss, "depth": 12}))
@@ -157,6 +210,9 @@ def test_a_url_is_read_through_the_cache(run: Path, shards: Path, s3: Server, tm
         ({"--samples": "0"}, "--samples 0"),
         ({"--mask-ratio": "1.5"}, "mask_ratio=1.5"),
         ({"--device": "tpu"}, "tpu"),
+        ({"--mask": "tubes"}, "did you mean tube?"),
+        ({"--mask": "frame", "--mask-ratio": "0.95"}, "mask_type=frame keeps or hides 4 at a time"),
+        ({"--mask": "all", "--mask-ratio": "1.5"}, "mask_ratio=1.5"),
         ({"--smaples": "3"}, "did you mean --samples"),
     ],
 )

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mae3d.config import MAEConfig
-from mae3d.convert import to_mae_st
+from mae3d.convert import encoder_to_foreign, to_mae_st
 from mae3d.mae import MAE
-from mae3d.weights import WeightsError, find_model_file, load_model, save_model, save_weights
+from mae3d.weights import WeightsError, find_model_file, load_model, open_encoder, save_model, save_weights
 
 TINY: dict[str, Any] = {"preset": "mae_vit_tiny_patch16", "img_size": 32, "num_frames": 4, "mask_ratio": 0.5}
 
@@ -162,6 +162,34 @@ def test_fault_32_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, torc
     with pytest.raises(WeightsError, match="refused"):
         load_model(path)
     assert target.is_dir()
+
+
+def test_fault_32_a_torch_that_may_run_pickled_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "a.pth")
+    for version, message in (("2.5.1+cu121", "install torch 2.6"), ("2.10.0", "no known names")):
+        monkeypatch.setattr(torch, "__version__", version)
+        with pytest.raises(WeightsError, match=message):
+            load_model(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("format", ["mae_st", "pyslowfast"])
+def test_a_checkpoint_without_a_decoder_gives_its_encoder(model: MAE, tmp_path: Path, format: str) -> None:
+    state = encoder_to_foreign(model.encoder.state_dict(), model.config, format=format)
+    torch.save({"model": state, "args": {"num_heads": 3}}, tmp_path / "foreign.pth")
+    encoder = open_encoder(tmp_path / "foreign.pth")
+    ours = model.encoder.state_dict()
+    assert encoder.state_dict().keys() == ours.keys()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in encoder.state_dict().items())
+    assert (encoder.config.img_size, encoder.config.num_heads) == (32, 3)
+    with pytest.raises(WeightsError, match=r"no tensor 'decoder_embed\.weight'.*an encoder alone"):
+        load_model(tmp_path / "foreign.pth")
+
+
+def test_an_encoder_of_our_own_file(model: MAE, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "model.safetensors")
+    encoder = open_encoder(tmp_path)
+    assert torch.equal(encoder.patch_embed.weight, model.encoder.patch_embed.weight)
+    assert not encoder.training
 
 
 def test_what_holds_no_tensors_is_told(tmp_path: Path) -> None:

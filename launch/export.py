@@ -1,0 +1,305 @@
+"""A run ─► a folder to give away: weights, config.json and a model card, without a word of the data's names or paths.
+
+python launch/export.py RUN OUT                          # mae3d.load_model("OUT") opens it
+python launch/export.py RUN OUT --format mae_st          # for users of facebookresearch/mae_st
+python launch/export.py foreign.pth OUT                  # a foreign checkpoint as ours
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # run as a file: use the checkout this file sits in
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch.cli import EXIT_IO, fail
+
+if TYPE_CHECKING:
+    from mae3d.classifier import Classifier
+    from mae3d.mae import MAE
+
+OWN = "mae3d"
+FORMATS = (OWN, "mae_st", "m3d", "pyslowfast")
+README = "README.md"
+
+# What is known of a licence that these weights inherit.
+SCRATCH = "trained from scratch: there is no licence to inherit"
+UNKNOWN = "started from weights whose licence is not recorded here: look it up before you share these"
+_START = "started from weights in the names of {}, a project under CC BY-NC 4.0: look up theirs before you share these"
+INHERITED = {
+    "mae_st": _START.format("mae_st"),
+    "m3d": _START.format("cyrilzakka/MAE3D"),
+    "pyslowfast": _START.format("PySlowFast, as the official ones of mae_st have them"),
+    "videomae": _START.format("VideoMAE"),
+}
+
+# What a card tells of the training. Named one by one: whatever else a config holds may be a path or a name.
+TOLD = {
+    "data": ("sampling", "sampling_rate", "target_fps", "num_segments", "frames_per_segment", "repeat_aug", "windows",
+             "area", "aspect", "flip", "short_side", "rand_augment", "colour_jitter", "erase"),
+    "optim": ("lr", "blr", "min_lr", "warmup_epochs", "warmup_steps", "betas", "weight_decay", "clip_grad",
+              "layer_decay"),
+    "train": ("global_batch", "steps", "epochs", "precision", "seed"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How far apart a clip's frames are."""
+
+    sampling_rate: float = 4
+    target_fps: float = 30
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
+    parser = argparse.ArgumentParser(
+        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "run", help="a run (its latest checkpoint), a checkpoint's folder, a model file, a foreign .pth"
+    )
+    parser.add_argument("out", help="the folder to be made; it must not hold anything yet")
+    parser.add_argument("--format", choices=FORMATS, default=OWN, help="whose names the weights get (default: ours)")
+    parser.add_argument("--licence", default="", help="what the card says of it; default: what is known of the weights")
+    parser.add_argument("--sampling_rate", type=float, help="distance of two frames at target_fps; default: the run's")
+    parser.add_argument("--target_fps", type=float, help="default: the run's")
+    asked = parser.parse_args(argv)
+    clip = {name: value for name in ("sampling_rate", "target_fps") if (value := getattr(asked, name)) is not None}
+    try:
+        out = export(asked.run, asked.out, format=asked.format, licence=asked.licence, clip=clip)
+    except ValueError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or asked.out}: {error.strerror or error}", EXIT_IO)
+    print(f"exported: {out}")
+    return 0
+
+
+def export(
+    run: str | Path, out: str | Path, *, format: str = OWN, licence: str = "", clip: Mapping[str, float] | None = None
+) -> Path:
+    """Write the folder, whole or not at all.
+
+    Args:
+        run: Anything that `mae3d.load_model` or `load_classifier` opens.
+        out: The folder to be made.
+        format: One of FORMATS.
+        licence: What the card says; "" for what is known of the weights.
+        clip: sampling_rate and target_fps, where they are not the run's.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: `out` holds something, there is no model, or the format cannot hold it.
+        OSError: The folder cannot be written.
+    """
+    from mae3d.convert import to_foreign
+    from mae3d.files import write_text
+    from mae3d.mae import MAE
+    from mae3d.weights import CARD, FOREIGN_FILE, MODEL_FILE, find_model_file, open_model, save_model
+
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} holds something already: remove it, or name another folder")
+    file = find_model_file(run)
+    model, settings = open_model(file), _settings_of(file)
+    before = _card_of(file.parent)
+    facts: dict[str, Any] = {
+        **_facts(model, Clip(**(_clip_of(settings, before) | dict(clip or {})))),
+        "format": format,
+        "file": MODEL_FILE if format == OWN else FOREIGN_FILE,
+        "licence": licence or before.get("licence") or _inherited(file, settings),
+        "training": _training(settings, file) or before.get("training") or {},
+    }
+    with _made_aside(out) as folder:
+        if format == OWN:
+            save_model(model, folder / MODEL_FILE)
+        elif isinstance(model, MAE):
+            if format == "videomae":
+                raise ValueError(
+                    "videomae: only encoders convert (mae3d.convert.encoder_to_foreign), its decoder differs"
+                )
+            _save_foreign(to_foreign(model.state_dict(), model.config, format=format), model, folder / FOREIGN_FILE)
+        else:
+            raise ValueError(f"a classifier is exported in the format {OWN} only, not {format}")
+        write_text(folder / CARD, json.dumps(facts, indent=1) + "\n")
+        write_text(folder / README, card(facts))
+        for path in folder.iterdir():  # safetensors' files are for their owner alone
+            path.chmod((folder / README).stat().st_mode)
+    return out
+
+
+def _save_foreign(state: Mapping[str, Any], model: "MAE", path: Path) -> None:
+    """As upstream's loaders expect it: tensors and plain values, which weights_only opens."""
+    import torch
+
+    from mae3d.files import replace_file
+
+    config = asdict(model.config)
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    key = "model_state" if any(name.startswith("pred_head.") for name in state) else "model"
+    content = {key: {name: tensor.contiguous().clone() for name, tensor in state.items()}, "epoch": 0, "args": plain}
+    with replace_file(path) as aside:
+        torch.save(content, aside)
+
+
+@contextmanager
+def _made_aside(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when all is in it, or vanishes."""
+    from mae3d.files import sync
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had this number
+    aside.mkdir()
+    try:
+        yield aside
+        sync(aside)
+        aside.replace(out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _facts(model: "MAE | Classifier", clip: Clip) -> dict[str, Any]:
+    """What config.json tells first; the whole config goes under `model`."""
+    import mae3d
+    from mae3d.config import PRESETS
+
+    config = model.config
+    sizes = ((name, value) for name, value in PRESETS[config.preset].items() if "decoder" not in name)
+    return {
+        "kind": type(model).__name__,
+        "made_by": f"mae3d {mae3d.__version__}",
+        "preset": config.preset if all(getattr(config, name) == value for name, value in sizes) else None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "size": config.img_size,
+        "frames": config.num_frames,
+        **asdict(clip),
+        "mean": config.mean,
+        "std": config.std,
+        **{name: value for name in ("mask_ratio", "num_classes") if (value := getattr(config, name, None)) is not None},
+        "model": asdict(config),
+    }
+
+
+def _settings_of(file: Path) -> dict[str, Any]:
+    """config.yaml of the run that a checkpoint belongs to (RUN/checkpoints/step-.../model.safetensors), or nothing."""
+    import yaml
+
+    from mae3d.run import CONFIG
+    from mae3d.weights import CHECKPOINTS
+
+    folder = file.resolve().parent.parent
+    path = folder.parent / CONFIG
+    if folder.name != CHECKPOINTS or not path.is_file():
+        return {}
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def _card_of(folder: Path) -> dict[str, Any]:
+    """config.json of an exported folder, or nothing."""
+    from mae3d.weights import CARD
+
+    try:
+        described = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return described if isinstance(described, dict) and "made_by" in described else {}
+
+
+def _clip_of(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float]:
+    data = settings.get("data") or before
+    return {name: data[name] for name in ("sampling_rate", "target_fps") if data.get(name)}
+
+
+def _training(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Group -> setting -> value, of what may be told."""
+    told = {
+        group: {name: settings[group][name] for name in names if settings[group].get(name) not in (None, "")}
+        for group, names in TOLD.items()
+        if settings.get(group)
+    }
+    if told.get("data", {}).get("sampling") == "strided":
+        told["data"] = {name: value for name, value in told["data"].items() if "segment" not in name}
+    if told and file.parent.name.startswith("step-"):
+        told["train"] = told.get("train", {}) | {"steps_done": int(file.parent.name.removeprefix("step-"))}
+    return told
+
+
+def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
+    """What is known of the licence of the weights that a run started from, or of a foreign file."""
+    from mae3d.convert import recognise, strip_prefix
+    from mae3d.weights import WeightsError, find_model_file, read_tensors
+
+    if settings and not settings.get("init"):
+        return SCRATCH
+    start = str(settings.get("init") or file)
+    try:
+        origin = find_model_file(start)
+        if licence := _card_of(origin.parent).get("licence"):
+            return str(licence)
+        return INHERITED[recognise(strip_prefix(read_tensors(origin), "module."))]
+    except (WeightsError, ValueError, OSError):
+        return UNKNOWN
+
+
+def card(facts: Mapping[str, Any]) -> str:
+    """The model card, Markdown, from what config.json holds."""
+    config, training = facts["model"], facts["training"]
+    is_classifier = facts["kind"] == "Classifier"
+    what = f"a classifier of {config['num_classes']} classes" if is_classifier else "a masked autoencoder"
+    lines = [
+        f"# {facts['preset'] or _name_of(config)}: {what} for video",
+        "",
+        f"{facts['parameters'] / 1e6:.1f} M parameters, made with {facts['made_by']}. It takes {facts['frames']} "
+        f"frames of {facts['size']} x {facts['size']} pixels, one every {facts['sampling_rate']:g} frames at "
+        f"{facts['target_fps']:g} frames/s; pixels on [0, 1] are normalised by mean {facts['mean']} and deviation "
+        f"{facts['std']}, which the model does itself when it is given uint8.",
+    ]
+    if not is_classifier:
+        target = "pixels, each patch normalised" if config["norm_pix_loss"] else "pixels"
+        lines += ["", f"Pretrained to predict {target}, with {config['mask_ratio']:.0%} of the tokens hidden."]
+    lines += ["", "## Use", "", "```python", *_usage(facts), "```", ""]
+    if facts["format"] != OWN:
+        lines += [f"`{facts['file']}` has the names and shapes of the format {facts['format']}.", ""]
+    if training.get("data", {}).get("sampling") == "segments":
+        lines += ["Trained on runs of consecutive frames (segments below), which `read_clip` does not make.", ""]
+    if training:
+        lines += ["## Training", "", "| setting | value |", "|---|---|"]
+        lines += [f"| {group}.{name} | {value} |" for group, told in training.items() for name, value in told.items()]
+        lines.append("")
+    lines += ["## Licence", "", facts["licence"], ""]
+    return "\n".join(lines)
+
+
+def _name_of(config: Mapping[str, Any]) -> str:
+    """For sizes that no preset has."""
+    return f"vit_{config['embed_dim']}x{config['depth']}_patch{config['patch_size']}"
+
+
+def _usage(facts: Mapping[str, Any]) -> list[str]:
+    """Three lines that turn a video into an answer."""
+    load = "load_classifier" if facts["kind"] == "Classifier" else "load_model"
+    stride = f"sampling_rate={facts['sampling_rate']:g}, target_fps={facts['target_fps']:g}"
+    embed = "vector = model.encoder.norm(model.encoder(clip)[:, model.encoder.num_prefix :].mean(dim=1))"
+    return [
+        "import mae3d",
+        "",
+        f'model = mae3d.{load}("THIS FOLDER").requires_grad_(False)',
+        f'clip = mae3d.read_clip("video.mp4", model.config, {stride})',
+        "logits = model(clip)" if facts["kind"] == "Classifier" else f"{embed}  # (1, {facts['model']['embed_dim']})",
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

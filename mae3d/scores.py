@@ -1,0 +1,167 @@
+"""Scores and labels of samples -> accuracy, mean average precision, confusion, a table per class. numpy only.
+
+    hits = hits_at(scores, labels, k=5)            # (N,) bool, each sample on its own: top-5 is hits.mean()
+    counts += confusion(scores, labels)            # (C, C) int64: whole numbers add up exactly
+    precisions = average_precisions(scores, several_labels)    # (C,) float64, needs all samples at once
+
+What counts a sample depends on that sample alone and counts are whole, average precision does not depend on the order
+of the samples: any grouping into batches or processes gives the same numbers, bit for bit. Leave out what has no
+scores (failed reads) and no label before; a score that is no number is refused. N samples, C classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.bool_]:
+    """Whether each sample's class is among its k highest scores.
+
+    Args:
+        scores: (N, C): logits, probabilities or their sums over views.
+        labels: (N,) class numbers.
+        k: 1 for plain accuracy. Where scores tie, the class of the smaller number comes first, as with argmax.
+
+    Returns:
+        (N,); all true where k is C or more.
+
+    Raises:
+        ValueError: Scores are no numbers, or labels do not fit them.
+    """
+    scores, labels = _checked(scores, labels)
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = (scores == own) & (np.arange(scores.shape[1]) < labels[:, None])
+    hits: NDArray[np.bool_] = ((scores > own) | before).sum(axis=1) < k
+    return hits
+
+
+def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Count (true class, predicted class).
+
+    Args:
+        scores: (N, C).
+        labels: (N,) class numbers.
+
+    Returns:
+        (C, C): rows are true classes, columns predicted ones. Matrices of parts of a dataset add up to the whole's.
+
+    Raises:
+        ValueError: As in `hits_at`.
+    """
+    scores, labels = _checked(scores, labels)
+    classes = scores.shape[1]
+    pairs = labels * classes + scores.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes * classes).astype(np.int64).reshape(classes, classes)
+
+
+def class_table(
+    scores: NDArray[Any], labels: NDArray[Any], *, names: Sequence[str] | None = None, k: int = 5
+) -> dict[str, list[Any]]:
+    """How each class fares: columns of equal length, as pyarrow.table takes them.
+
+    Args:
+        scores: (N, C).
+        labels: (N,) class numbers.
+        names: Of the C classes; None leaves them as numbers.
+        k: Of the column `top{k}`.
+
+    Returns:
+        `class`, `name`, `samples`, `predicted` (how often it was the highest), `top1` and `top{k}` (shares of its own
+        samples; None without samples), `precision` (share of `predicted` that was right; None where never predicted),
+        `taken_for` (the class that its samples are most often mistaken for; None without mistakes).
+
+    Raises:
+        ValueError: As in `hits_at`, or there are not C names.
+    """
+    matrix = confusion(scores, labels)
+    classes = len(matrix)
+    names = [str(i) for i in range(classes)] if names is None else list(names)
+    if len(names) != classes:
+        raise ValueError(f"{len(names)} names for {classes} classes: give one name a class")
+    right, samples, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    hits = np.bincount(labels[hits_at(scores, labels, k=k)], minlength=classes)
+    mistakes = matrix - np.diag(right)
+    return {
+        "class": list(range(classes)),
+        "name": names,
+        "samples": samples.tolist(),
+        "predicted": predicted.tolist(),
+        "top1": _shares(right, samples),
+        f"top{k}": _shares(hits, samples),
+        "precision": _shares(right, predicted),
+        "taken_for": [names[row.argmax()] if row.any() else None for row in mistakes],
+    }
+
+
+def average_precisions(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+    """Average precision of each class: the mean precision at its positives, samples sorted by score.
+
+    sum over distinct scores, falling, of (recall gained) x (precision there), as scikit-learn's
+    average_precision_score: equal scores count as one step, so that their order does not matter.
+
+    Args:
+        scores: (N, C).
+        targets: (N, C) of 0 and 1; or (N,) class numbers.
+
+    Returns:
+        (C,), NaN where a class has no positive. `mean_average_precision` leaves those out.
+
+    Raises:
+        ValueError: As in `hits_at`; targets other than 0 and 1.
+    """
+    if targets.ndim == 1:
+        scores, targets = _checked(scores, targets)
+        targets = targets[:, None] == np.arange(scores.shape[1])
+    scores = _finite(scores)
+    if targets.shape != scores.shape or not np.isin(targets, (0, 1)).all():
+        raise ValueError(f"targets {targets.shape} must be 0 or 1 for each of the scores {scores.shape}")
+    columns = zip(scores.T, targets.T.astype(bool), strict=True)
+    return np.array([_average_precision(column, positive) for column, positive in columns], dtype=np.float64)
+
+
+def mean_average_precision(scores: NDArray[Any], targets: NDArray[Any]) -> float:
+    """mAP: the mean of `average_precisions` over the classes that have a positive; NaN if none has."""
+    precisions = average_precisions(scores, targets)
+    present = precisions[~np.isnan(precisions)]
+    return float(present.mean()) if len(present) else float("nan")
+
+
+def _average_precision(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float:
+    if not positive.any():
+        return float("nan")
+    order = np.argsort(-scores.astype(np.float64), kind="stable")
+    scores, found = scores[order], np.cumsum(positive[order])
+    last = np.append(scores[1:] != scores[:-1], True)  # of a run of equal scores
+    found, taken = found[last], np.flatnonzero(last) + 1
+    return float((np.diff(found, prepend=0) * (found / taken)).sum() / found[-1])
+
+
+def _shares(parts: NDArray[Any], wholes: NDArray[Any]) -> list[float | None]:
+    return [int(part) / int(whole) if whole else None for part, whole in zip(parts, wholes, strict=True)]
+
+
+def _checked(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    scores = _finite(scores)
+    if labels.shape != scores.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels {labels.shape} of {labels.dtype} must be a class number for each of {len(scores)} samples"
+        )
+    wrong = labels[(labels < 0) | (labels >= scores.shape[1])]
+    if len(wrong):
+        raise ValueError(
+            f"labels {wrong[:8].tolist()} lie outside 0 to {scores.shape[1] - 1}; leave samples without a label out"
+        )
+    return scores, labels.astype(np.int64)
+
+
+def _finite(scores: NDArray[Any]) -> NDArray[Any]:
+    if scores.ndim != 2:
+        raise ValueError(f"scores {scores.shape} must be (samples, classes)")
+    wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(wrong):
+        raise ValueError(
+            f"{len(wrong)} samples have scores that are no numbers (first: row {wrong[0]}); leave failed reads out"
+        )
+    return scores

@@ -1,0 +1,135 @@
+"""A video file -> the clip that a model takes: its middle, at the model's stride and size. For a look at one video.
+
+    clip = read_clip("talk.mp4", model.config, sampling_rate=4, target_fps=30)     # uint8 (1, T, H, W, 3)
+    model.encoder(clip)
+
+Many videos are better preprocessed into shards once. Which frames and which square are those of the shards' testing
+clips (pipelines/clips.py, one clip and one crop); frames are chosen by their times, so that a variable rate is no
+matter. Needs PyAV, which is imported when a file is opened. Only files are opened: no network, no playlists.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mae3d.config import EncoderConfig
+
+_FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,asf,ogg,h264,hevc,m4v,mxf,ivf,nut,obu"
+_ROUNDING = 0.01  # of a frame: times are whole numbers of a time base
+
+
+class VideoError(ValueError):
+    """A file gives no clip; the message says why."""
+
+
+def read_clip(
+    path: str | Path, config: EncoderConfig, *, sampling_rate: float = 4.0, target_fps: float = 30.0
+) -> Tensor:
+    """Read the middle clip of a video.
+
+    Args:
+        path: The file.
+        config: The model's, for the number of frames and the size.
+        sampling_rate: Distance of two frames, in frames at target_fps; what the model was trained with.
+        target_fps: The rate that sampling_rate refers to.
+
+    Returns:
+        uint8 (1, T, H, W, 3): the centred square of the upright frames, scaled. A video that is shorter than the clip
+        is repeated from its start.
+
+    Raises:
+        VideoError: It is missing, no video, or nothing in it can be decoded.
+        ValueError: A rate is not above 0.
+    """
+    for name, value in (("sampling_rate", sampling_rate), ("target_fps", target_fps)):
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be above 0")
+    if not Path(path).is_file():
+        raise VideoError(f"{path}: no such file")
+    import av
+    import av.error
+
+    # "file:" so that no part of a name is taken for a protocol.
+    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    try:
+        with av.open(f"file:{path}", options=options) as container:
+            stream = next((s for s in container.streams.video if not s.disposition & s.disposition.attached_pic), None)
+            if stream is None:
+                raise VideoError(f"{path}: has no video stream")
+            times = sorted({packet.pts for packet in container.demux(stream) if packet.pts is not None})
+            if not times:
+                raise VideoError(f"{path}: its packets carry no times")
+            seconds = [float(time * (stream.time_base or 1)) for time in times]
+            chosen = clip_frames(seconds, num_frames=config.num_frames, step_s=sampling_rate / target_fps)
+            wanted = [times[i] for i in chosen]
+            pictures = _decode(container, stream, wanted, size=config.img_size)
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: {error.strerror or error}") from error
+    if not pictures:
+        raise VideoError(f"{path}: none of the clip's frames can be decoded")
+    # What is damaged is replaced by the nearest frame of the clip.
+    nearest = {time: min(pictures, key=lambda there: abs(there - time)) for time in wanted}
+    return torch.from_numpy(np.stack([pictures[nearest[time]] for time in wanted]))[None]
+
+
+def clip_frames(seconds: Sequence[float], *, num_frames: int, step_s: float) -> list[int]:
+    """Numbers of the frames that are shown at the clip's times: centred, `step_s` apart.
+
+    Args:
+        seconds: When each frame begins to be shown, ascending.
+        num_frames: T.
+        step_s: Seconds between two frames of the clip.
+
+    Returns:
+        T frame numbers. Where the video is shorter than the clip they begin again at its start.
+    """
+    count = len(seconds)
+    shown_s = (seconds[-1] - seconds[0]) / (count - 1) if count > 1 else step_s  # how long a frame stays, on average
+    stride = step_s / shown_s
+    last_start = count - 1 - (num_frames - 1) * stride
+    if last_start < -_ROUNDING:
+        return [int(i * stride + _ROUNDING) % count for i in range(num_frames)]
+    start = int(max(last_start, 0) / 2 + _ROUNDING)
+    times = [seconds[0] + (start + i * stride + _ROUNDING) * shown_s for i in range(num_frames)]
+    return [max(int(np.searchsorted(seconds, time, side="right")) - 1, 0) for time in times]  # the last that has begun
+
+
+def _decode(container: Any, stream: Any, wanted: Sequence[int], *, size: int) -> dict[int, np.ndarray]:
+    """The wanted frames by their time stamps, each (size, size, 3) uint8; what is damaged is missing."""
+    import av.error
+
+    first, last, left = min(wanted), max(wanted), set(wanted)
+    stream.codec_context.thread_count = 1
+    container.seek(first, stream=stream, backward=True)
+    pictures: dict[int, np.ndarray] = {}
+    packets = container.demux(stream)
+    while left:
+        try:
+            packet = next(packets, None)
+            frames = packet.decode() if packet is not None else []
+        except av.error.InvalidDataError:
+            continue
+        except EOFError:
+            break
+        for frame in frames:
+            if frame.pts in left and not frame.is_corrupt:
+                pictures[frame.pts] = _square(frame, size)
+                left.discard(frame.pts)
+        if packet is None or (frames and frames[-1].pts is not None and frames[-1].pts > last):
+            break
+    return pictures
+
+
+def _square(frame: Any, size: int) -> np.ndarray:
+    """The centred square of a frame's short side, upright, scaled with Pillow's antialiased bilinear filter."""
+    pixels = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = -(-(height - side) // 2), -(-(width - side) // 2)
+    square = Image.fromarray(np.ascontiguousarray(pixels[top : top + side, left : left + side]))
+    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
