@@ -3,6 +3,7 @@
 config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data.shards out/shards
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -55,6 +56,18 @@ def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str
         return config_class(**parser.instantiate(namespace).as_dict())
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         fail(_readable(error))
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """The default of every setting of a config (a dataclass of dataclasses) that has one, nested as the config is."""
+    defaults = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            defaults[field.name] = defaults_of(value)
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return defaults
 
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:

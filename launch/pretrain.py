@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import EXIT_DONE, EXIT_ERROR, EXIT_IO, EXIT_STOPPED, fail, parse
+from launch.cli import EXIT_DONE, EXIT_ERROR, EXIT_IO, EXIT_STOPPED, defaults_of, fail, parse
 from mae3d.config import MAEConfig
 from mae3d.train_config import LogConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
@@ -247,7 +247,7 @@ def _claim(run: Any, config: PretrainConfig, world: "World") -> None:
     refused = None
     if world.is_first:
         try:
-            run.claim(dataclasses.asdict(config), extend=config.extend)
+            run.claim(dataclasses.asdict(config), extend=config.extend, defaults=defaults_of(config))
         except RunError as error:
             refused = str(error)
     refused = world.share(refused)

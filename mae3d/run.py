@@ -7,6 +7,7 @@ run.claim(config, extend=False)      # writes config.yaml, or compares with it
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -55,21 +56,25 @@ class Run:
         """Whether the last step has been taken and saved."""
         return (self.folder / DONE).exists()
 
-    def claim(self, config: Mapping[str, Any], *, extend: bool) -> None:
+    def claim(
+        self, config: Mapping[str, Any], *, extend: bool, defaults: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Makes the folder with its config.yaml, or checks that the config is the one it was started with.
 
         Args:
             config: nested plain values, complete.
             extend: whether the run's length may change.
+            defaults: nested as `config`; a setting that config.yaml lacks is newer than the run, which had its default.
 
         Raises:
             RunError: a setting differs that the losses depend on.
             OSError: the folder cannot be written.
         """
         path = self.folder / CONFIG
-        config = json.loads(json.dumps(config))  # tuples as lists, as they come back from the file
+        # Tuples as lists, as they come back from the file.
+        config, defaults = json.loads(json.dumps(config)), json.loads(json.dumps(dict(defaults)))
         if path.exists():
-            before = _flat(yaml.safe_load(path.read_text()))
+            before = _flat(defaults) | _flat(yaml.safe_load(path.read_text()))
             self._compare(before, _flat(config), extend=extend)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(config, sort_keys=False))

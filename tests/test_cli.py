@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
-from launch.cli import RECIPES, parse
+from launch.cli import RECIPES, defaults_of, parse
 from launch.pretrain import PretrainConfig
 
 
@@ -162,3 +162,12 @@ def test_other_ranks_speak_only_if_they_outlive_the_first(
         config("--data.shrads=x")
     assert told_before_waiting == [""]
     assert "error on process 1: unknown option --data.shrads" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_every_setting_that_has_one() -> None:
+    changed = config("--data.flip", "0", "--data.select.fraction", "0.5")
+    found = defaults_of(changed)
+    assert found["data"]["flip"] == 0.5
+    assert found["data"]["select"]["fraction"] == 1
+    assert found["model"]["mask_type"] == "random"
+    assert found.keys() == {field.name for field in fields(changed)}

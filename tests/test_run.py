@@ -43,6 +43,15 @@ def test_fault_33_other_settings_are_refused_by_name(tmp_path: Path, section: st
     run.claim(CONFIG, extend=False)  # the refused config left no trace
 
 
+def test_a_setting_that_is_newer_than_the_run_had_its_default(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.claim(CONFIG, extend=False)
+    defaults = {"model": {"mask_type": "random"}}
+    with pytest.raises(RunError, match=r"model\.mask_type: was 'random', is 'tube'"):
+        run.claim(changed("model", "mask_type", "tube"), extend=False, defaults=defaults)
+    run.claim(changed("model", "mask_type", "random"), extend=False, defaults=defaults)
+
+
 def test_another_length_needs_extend(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.claim(CONFIG, extend=False)
