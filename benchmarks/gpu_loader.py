@@ -114,7 +114,7 @@ def decoder_speed(
         max_frames=options.batch * FRAMES,
         decode=decode,
         resize=resize,
-        num_views=1 if resize else 2,  # of one view the CPU would decode the box only
+        num_views=1,
         size=SIZE,
         threads=options.threads,
         device_id=0 if options.device == "cuda" else None,

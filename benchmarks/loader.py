@@ -128,7 +128,7 @@ def decode_alone(footage: Footage, requests: list[BatchRequest], *, threads: int
         max_frames=BATCH * FRAMES,
         decode="cpu",
         resize=None,
-        num_views=2,  # so that it decodes whole frames
+        num_views=1,
         size=SIZE,
         threads=threads,
     )

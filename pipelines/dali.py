@@ -86,6 +86,7 @@ class Decoder:
         num_views: int,
         size: int,
         threads: int,
+        boxes: bool = False,
         device_id: int | None = None,
         hw_decoder_load: float = HW_DECODER_LOAD,
     ):
@@ -95,16 +96,18 @@ class Decoder:
             next_batch: gives the next batch, None at the end; runs in the thread that calls `run`.
             max_frames: most frames in a batch.
             decode: `mixed` is nvJPEG on the GPU.
-            resize: where views are cropped and resized; None leaves that to the caller. It then gets whole frames, or,
-                with one view on the CPU, the view's box: what lies outside is not decoded, the pixels are the same.
+            resize: where views are cropped and resized; None leaves that to the caller, who gets whole frames.
             num_views: crops of each clip.
             size: height and width of a view, in pixels.
             threads: DALI's CPU threads.
+            boxes: without `resize`, of clips with one view: decodes the view's box alone, to the same pixels. Not with
+                `mixed`, whose decoding of boxes can crash (NVIDIA/nvImageCodec#55).
             device_id: GPU, None without one.
             hw_decoder_load: share of the frames that the GPU's JPEG engines take, the rest goes to its cores.
         """
         self._next_batch = next_batch
-        self.gives_boxes = resize is None and num_views == 1 and decode == "cpu"
+        assert not (boxes and (resize or num_views != 1 or decode == "mixed"))
+        self._boxes = boxes
         self._with_crops = resize is not None
         self._num_views = num_views
         self._again: deque[EncodedBatch] = deque()  # handed to a pipeline that is no more
@@ -114,7 +117,7 @@ class Decoder:
             self._pull,
             decode=decode,
             resize=resize,
-            slices=self.gives_boxes,
+            slices=boxes,
             num_views=num_views,
             size=size,
             hw_decoder_load=hw_decoder_load,
@@ -166,7 +169,7 @@ class Decoder:
         if batch is None:
             raise StopIteration
         self._pulled.append(batch)
-        if self.gives_boxes:
+        if self._boxes:
             start, end, _ = self._crop_inputs(batch)
             return batch.frames, start.astype(np.int32), (end - start).astype(np.int32)
         return (batch.frames, *self._crop_inputs(batch)) if self._with_crops else (batch.frames,)

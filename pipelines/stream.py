@@ -76,6 +76,7 @@ class ClipStream:
         """
         self._corpus, self._num_frames, self._size, self._device = corpus, num_frames, size, device
         self._on_gpu = device.type == "cuda"
+        self._boxed = num_views == 1 and not self._on_gpu  # what lies outside of the only view is not decoded
         self._source = ClipSource(
             corpus,
             requests,
@@ -96,6 +97,7 @@ class ClipStream:
             num_views=num_views,
             size=size,
             threads=threads,
+            boxes=self._boxed,
             device_id=(torch.cuda.current_device() if device.index is None else device.index) if self._on_gpu else None,
         )
         self._cropper = Cropper(size=size, threads=threads)
@@ -171,7 +173,7 @@ class ClipStream:
             raise
 
     def _cpu_clips(self, encoded: EncodedBatch, frames: Any) -> torch.Tensor:
-        return self._crop(encoded, dense_clips(frames, len(encoded.clips)), boxed=self._decoder.gives_boxes)
+        return self._crop(encoded, dense_clips(frames, len(encoded.clips)), boxed=self._boxed)
 
     def _crop(self, encoded: EncodedBatch, clips: list[torch.Tensor], *, boxed: bool = False) -> torch.Tensor:
         """(T, H, W, C) decoded clips ─► (B, R, T, size, size, C), on the CPU whatever the stream's device."""

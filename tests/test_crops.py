@@ -87,14 +87,15 @@ def test_only_a_views_box_is_decoded_and_to_the_same_pixels() -> None:
             frames.append(np.frombuffer(jpeg.getvalue(), dtype=np.uint8))
     batch = EncodedBatch(BatchRequest(0, np.arange(3), tuple(clips), 1), tuple(clips), frames, (False,) * 3)
 
-    def decoded(num_views: int) -> tuple[bool, list[torch.Tensor]]:
+    def decoded(*, boxes: bool) -> list[torch.Tensor]:
         decoder = Decoder(
-            lambda: batch, max_frames=6, decode="cpu", resize=None, num_views=num_views, size=SIZE, threads=1
+            lambda: batch, max_frames=6, decode="cpu", resize=None, num_views=1, size=SIZE, threads=1, boxes=boxes
         )
         _, (images,) = decoder.run()
-        return decoder.gives_boxes, [clip.clone() for clip in dense_clips(images, 3)]
+        return [clip.clone() for clip in dense_clips(images, 3)]
 
-    (has_boxes, boxes), (has_not, whole) = decoded(1), decoded(2)
-    assert (has_boxes, has_not) == (True, False)
+    boxes, whole = decoded(boxes=True), decoded(boxes=False)
+    assert [clip.shape[1:3] for clip in boxes] == [clip.views[0].crop[2:4] for clip in clips]
+    assert [clip.shape[1:3] for clip in whole] == [(64, 96), (50, 71), (64, 96)]
     for clip, box, everything in zip(clips, boxes, whole, strict=True):
         assert torch.equal(box, cut_box(everything, clip.views[0].crop))
