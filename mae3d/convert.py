@@ -34,15 +34,12 @@ __all__ = [
     "FORMATS",
     "ConvertError",
     "encoder_from_foreign",
-    "encoder_from_mae_st",
     "encoder_to_foreign",
     "from_foreign",
-    "from_mae_st",
     "infer_config",
-    "mae_st_rules",
     "recognise",
     "to_foreign",
-    "to_mae_st",
+    "unmatched",
 ]
 
 # What is no part of an encoder: decoders and heads for classes, of all formats.
@@ -194,32 +191,6 @@ def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae
     )
 
 
-def from_mae_st(
-    foreign: State, config: MAEConfig | None = None, *, hints: Mapping[str, Any] | None = None
-) -> tuple[MAEConfig, dict[str, Tensor]]:
-    """`from_foreign` of the format mae_st."""
-    return from_foreign(foreign, config, format="mae_st", hints=hints)
-
-
-def to_mae_st(state: State, config: MAEConfig) -> dict[str, Tensor]:
-    """`to_foreign` into the format mae_st."""
-    return to_foreign(state, config, format="mae_st")
-
-
-def encoder_from_mae_st(foreign: State, config: EncoderConfig) -> dict[str, Tensor]:
-    """Convert a state dict that holds a mae_st encoder and nothing else, for `Encoder(config)`.
-
-    Raises:
-        ConvertError: A key is missing or left over.
-    """
-    return _apply(strip_prefix(foreign, "module."), encoder_rules("mae_st", config))
-
-
-def mae_st_rules(config: MAEConfig) -> list[Rule]:
-    """What becomes of what in the format mae_st, for the whole autoencoder."""
-    return autoencoder_rules("mae_st", config)
-
-
 def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
     """Take a wrapper's prefix (DistributedDataParallel's `module.`) off every key that has it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -243,10 +214,15 @@ def _undo(state: State, rules: list[Rule]) -> dict[str, Tensor]:
 
 def _account(wanted: set[str], given: set[str], *, whose: str) -> None:
     """Every wanted key must be there, and no other."""
+    if problems := unmatched(wanted, given):
+        raise ConvertError(f"{whose} does not fit the config; {problems}")
+
+
+def unmatched(wanted: set[str], given: set[str]) -> str:
+    """What is missing and what is left over, by name; "" where every wanted key is there and no other."""
     problems = []
     for kind, names in (("missing", sorted(wanted - given)), ("left over", sorted(given - wanted))):
         if names:
             shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
             problems.append(f"{kind}: {shown}")
-    if problems:
-        raise ConvertError(f"{whose} does not fit the config; " + "; ".join(problems))
+    return "; ".join(problems)

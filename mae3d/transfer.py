@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mae3d.classifier import Classifier
 from mae3d.config import EncoderConfig
+from mae3d.convert import unmatched
 from mae3d.encoder import Encoder
 
 logger = logging.getLogger(__name__)
@@ -68,12 +69,8 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
     _check_settings(source, target)
     with torch.device("meta"):
         names = set(Encoder(source).state_dict())
-    missing, left_over = sorted(names - set(state)), sorted(set(state) - names)
-    if missing or left_over:
-        problems = [
-            f"{kind}: {', '.join(keys)}" for kind, keys in (("missing", missing), ("left over", left_over)) if keys
-        ]
-        raise TransferError("the encoder's state dict does not fit its config; " + "; ".join(problems))
+    if problems := unmatched(names, set(state)):
+        raise TransferError(f"the encoder's state dict does not fit its config; {problems}")
     if source.grid != target.grid:
         logger.info("positions are interpolated from %s to %s tokens (time, height, width)", source.grid, target.grid)
     resized = {

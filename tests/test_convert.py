@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mae3d.config import MAEConfig
-from mae3d.convert import ConvertError, encoder_from_mae_st, from_mae_st, infer_config, to_mae_st
+from mae3d.convert import ConvertError, encoder_from_foreign, from_foreign, infer_config, to_foreign
 from mae3d.encoder import Encoder
 from mae3d.mae import MAE
 
@@ -40,14 +40,14 @@ def model_of(variant: dict[str, Any]) -> MAE:
 
 def foreign_of(variant: dict[str, Any]) -> dict[str, Tensor]:
     model = model_of(variant)
-    return to_mae_st(model.state_dict(), model.config)
+    return to_foreign(model.state_dict(), model.config, format="mae_st")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_there_and_back(variant: dict[str, Any]) -> None:
     model = model_of(variant)
-    foreign = to_mae_st(model.state_dict(), model.config)
-    _, back = from_mae_st(foreign, model.config)
+    foreign = to_foreign(model.state_dict(), model.config, format="mae_st")
+    _, back = from_foreign(foreign, model.config, format="mae_st")
     assert back.keys() == model.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
     assert all(tensor.is_contiguous() for tensor in foreign.values())
@@ -63,7 +63,7 @@ def test_settings_are_read_off_the_tensors(variant: dict[str, Any]) -> None:
 def test_names_and_shapes_of_the_published_large_model() -> None:
     with torch.device("meta"):
         config = MAEConfig()
-        foreign = to_mae_st(MAE(config).state_dict(), config)
+        foreign = to_foreign(MAE(config).state_dict(), config, format="mae_st")
     shapes = {name: tuple(tensor.shape) for name, tensor in foreign.items()}
     assert len(shapes) == 467
     assert sum(tensor.numel() for tensor in foreign.values()) == 317_731_584
@@ -77,14 +77,14 @@ def test_names_and_shapes_of_the_published_large_model() -> None:
 def test_published_large_model_is_recognised_without_hints(caplog: pytest.LogCaptureFixture) -> None:
     with torch.device("meta"):
         config = MAEConfig()
-        foreign = to_mae_st(MAE(config).state_dict(), config)
+        foreign = to_foreign(MAE(config).state_dict(), config, format="mae_st")
     assert infer_config(foreign, hints={}) == config
     assert "norm_pix_loss is not told" in caplog.text
 
 
 def test_wrapped_names_lose_their_prefix() -> None:
     foreign = {f"module.{name}": tensor for name, tensor in foreign_of({}).items()}
-    config, state = from_mae_st(foreign, hints=HINTS)
+    config, state = from_foreign(foreign, hints=HINTS, format="mae_st")
     MAE(config).load_state_dict(state)
 
 
@@ -92,7 +92,7 @@ def test_a_missing_and_a_left_over_key_are_named() -> None:
     foreign = foreign_of({})
     foreign["head.weight"] = foreign.pop("blocks.1.attn.k.bias")
     with pytest.raises(ConvertError, match=r"missing: blocks\.1\.attn\.k\.bias; left over: head\.weight"):
-        from_mae_st(foreign, hints=HINTS)
+        from_foreign(foreign, hints=HINTS, format="mae_st")
 
 
 def test_a_key_missing_on_our_side_is_named() -> None:
@@ -100,12 +100,12 @@ def test_a_key_missing_on_our_side_is_named() -> None:
     state = model.state_dict()
     del state["decoder.mask_token"]
     with pytest.raises(ConvertError, match=r"missing: decoder\.mask_token"):
-        to_mae_st(state, model.config)
+        to_foreign(state, model.config, format="mae_st")
 
 
 def test_what_is_no_pretraining_checkpoint_is_refused() -> None:
     with pytest.raises(ConvertError, match=r"no tensor 'patch_embed\.proj\.weight'"):
-        from_mae_st({"fc.weight": torch.zeros(2, 2)})
+        from_foreign({"fc.weight": torch.zeros(2, 2)}, format="mae_st")
 
 
 def test_heads_of_an_unpublished_size_must_be_told() -> None:
@@ -118,5 +118,5 @@ def test_an_encoder_alone() -> None:
     foreign = foreign_of({})
     config = MAEConfig(**SMALL)
     names = {n for n in foreign if not n.startswith("decoder_") and n != "mask_token"}
-    state = encoder_from_mae_st({name: foreign[name] for name in names}, config)
+    state = encoder_from_foreign({name: foreign[name] for name in names}, config, format="mae_st")[1]
     Encoder(config).load_state_dict(state)

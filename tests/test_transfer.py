@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mae3d.classifier import Classifier
 from mae3d.config import ClassifierConfig, MAEConfig
-from mae3d.convert import to_mae_st
+from mae3d.convert import to_foreign
 from mae3d.encoder import Positions
 from mae3d.mae import MAE
 from mae3d.transfer import TransferError, encoder_state, load_encoder, resize_positions
@@ -38,7 +38,7 @@ def pretrained() -> MAE:
 def test_a_saved_models_encoder_serves_unchanged(pretrained: MAE, tmp_path: Path, foreign: bool) -> None:
     path = tmp_path / ("model.pth" if foreign else "model.safetensors")
     if foreign:
-        torch.save({"model": to_mae_st(pretrained.state_dict(), SMALL)}, path)
+        torch.save({"model": to_foreign(pretrained.state_dict(), SMALL, format="mae_st")}, path)
     else:
         save_model(pretrained, path)
     model = classifier()

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mae3d.classifier import Classifier
 from mae3d.config import ClassifierConfig, MAEConfig
-from mae3d.convert import encoder_from_mae_st, from_mae_st, mae_st_rules, to_mae_st
+from mae3d.convert import encoder_from_foreign, from_foreign, to_foreign
+from mae3d.foreign import autoencoder_rules
 from mae3d.mae import MAE
 from mae3d.optim import finetune_groups
 
@@ -58,7 +59,7 @@ def run(case: str) -> tuple[MAE, dict[str, float]]:
     facts, weights, golden = read(case)
     config = MAEConfig(**settings(facts), mask_ratio=facts["mask_ratio"])
     model = MAE(config)
-    model.load_state_dict(from_mae_st(weights, config)[1])
+    model.load_state_dict(from_foreign(weights, config, format="mae_st")[1])
     out = model(golden["clip"], golden["noise"], full=True)
     out.loss.backward()
     errors = {
@@ -75,7 +76,9 @@ def run(case: str) -> tuple[MAE, dict[str, float]]:
 
 def gradient_errors(model: MAE, golden: dict[str, Tensor]) -> dict[str, float]:
     """Each parameter's largest difference over its largest gradient; gradients convert as weights do."""
-    ours = to_mae_st({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, model.config)
+    ours = to_foreign(
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, model.config, format="mae_st"
+    )
     theirs = {name.removeprefix("grad."): value for name, value in golden.items() if name.startswith("grad.")}
     assert set(ours) == set(theirs)
     # A key's bias does not move a softmax: its gradient is rounding only, and is measured against the query's.
@@ -100,7 +103,7 @@ def test_training_path_equals_the_full_one(case: str) -> None:
     facts, weights, golden = read(case)
     config = MAEConfig(**settings(facts), mask_ratio=facts["mask_ratio"])
     model = MAE(config)
-    model.load_state_dict(from_mae_st(weights, config)[1])
+    model.load_state_dict(from_foreign(weights, config, format="mae_st")[1])
     short = model(golden["clip"], golden["noise"])
     order = golden["noise"].argsort(dim=1, stable=True)[:, config.num_kept :]
     hidden = torch.gather(golden["pred"], 1, order[..., None].expand(-1, -1, golden["pred"].shape[-1]))
@@ -113,7 +116,9 @@ def classifier(case: str) -> tuple[Classifier, dict[str, Any], dict[str, Tensor]
     facts, weights, golden = read(case)
     config = ClassifierConfig(**settings(facts))
     head = {f"head.{kind}": weights.pop(f"head.{kind}") for kind in ("weight", "bias")}
-    encoder = {f"encoder.{name}": tensor for name, tensor in encoder_from_mae_st(weights, config).items()}
+    encoder = {
+        f"encoder.{name}": tensor for name, tensor in encoder_from_foreign(weights, config, format="mae_st")[1].items()
+    }
     model = Classifier(config).eval()
     model.load_state_dict(encoder | head)
     return model, facts, golden
@@ -137,7 +142,7 @@ def test_finetuning_rates_and_decays_are_upstreams(case: str) -> None:
     encoder = MAEConfig(
         **{name: value for name, value in settings(facts).items() if name != "num_classes"}, mask_ratio=0.5
     )
-    theirs = {name: rule.ours for rule in mae_st_rules(encoder) for name in rule.theirs}
+    theirs = {name: rule.ours for rule in autoencoder_rules("mae_st", encoder) for name in rule.theirs}
     ours = {name: theirs.get(name, name) for name in facts["lr_scale"]}  # the head is called as in upstream
     assert set(ours.values()) == set(scale)
     assert {name: scale[ours[name]] for name in ours} == pytest.approx(facts["lr_scale"], rel=1e-12)
@@ -152,4 +157,4 @@ def test_every_weight_of_the_model_has_a_rule() -> None:
     for case in cases("mae"):
         facts, _, _ = read(case)
         config = MAEConfig(**settings(facts))
-        assert {rule.ours for rule in mae_st_rules(config)} == set(MAE(config).state_dict())
+        assert {rule.ours for rule in autoencoder_rules("mae_st", config)} == set(MAE(config).state_dict())

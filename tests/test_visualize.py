@@ -15,7 +15,7 @@ from PIL import Image
 
 from launch import visualize
 from mae3d.config import MAEConfig
-from mae3d.convert import to_mae_st
+from mae3d.convert import to_foreign
 from mae3d.mae import MAE
 from mae3d.weights import save_model
 from pipelines.config import DataConfig
@@ -159,7 +159,9 @@ def test_masks_that_do_not_fit_the_model_are_left_out_of_all_and_said(
 def test_an_imported_checkpoint(shards: Path, tmp_path: Path, norm_pix_loss: bool) -> None:
     config = MAEConfig(**(asdict(CONFIG) | {"norm_pix_loss": norm_pix_loss, "depth": 12}))
     args = {"norm_pix_loss": norm_pix_loss, "decoder_num_heads": 3, "mask_ratio": 0.5}
-    torch.save({"model": to_mae_st(MAE(config).state_dict(), config), "args": args}, tmp_path / "foreign.pth")
+    torch.save(
+        {"model": to_foreign(MAE(config).state_dict(), config, format="mae_st"), "args": args}, tmp_path / "foreign.pth"
+    )
     page = look(tmp_path / "foreign.pth", shards, tmp_path / "out", "--samples", "1")
     assert ("taken from the original patch" in page) == norm_pix_loss
     assert "<polyline" not in page

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mae3d.config import MAEConfig
-from mae3d.convert import encoder_to_foreign, to_mae_st
+from mae3d.convert import encoder_to_foreign, to_foreign
 from mae3d.mae import MAE
 from mae3d.weights import WeightsError, find_model_file, load_model, open_encoder, save_model, save_weights
 
@@ -117,7 +117,7 @@ def test_saving_into_a_missing_folder_is_an_oserror(model: MAE, tmp_path: Path) 
 def test_a_foreign_checkpoint_with_its_namespace_opens(model: MAE, tmp_path: Path, key: str | None) -> None:
     config = MAEConfig(**TINY, norm_pix_loss=False)
     source = MAE(config)
-    foreign = to_mae_st(source.state_dict(), config)
+    foreign = to_foreign(source.state_dict(), config, format="mae_st")
     args = argparse.Namespace(norm_pix_loss=False, decoder_num_heads=3, mask_ratio=0.5, batch_size=4)
     torch.save({key: foreign, "epoch": 99, "args": args} if key else foreign, tmp_path / "foreign.pth")
     opened = load_model(tmp_path / "foreign.pth", config=None if key else config)
@@ -128,13 +128,13 @@ def test_a_foreign_checkpoint_with_its_namespace_opens(model: MAE, tmp_path: Pat
 def test_foreign_safetensors_open(tmp_path: Path) -> None:
     config = MAEConfig(**TINY)
     source = MAE(config)
-    save_file(to_mae_st(source.state_dict(), config), tmp_path / "foreign.safetensors")
+    save_file(to_foreign(source.state_dict(), config, format="mae_st"), tmp_path / "foreign.safetensors")
     assert same(load_model(tmp_path / "foreign.safetensors", config=config), source)
 
 
 def test_a_foreign_key_that_is_left_over_is_named(tmp_path: Path) -> None:
     config = MAEConfig(**TINY)
-    foreign = to_mae_st(MAE(config).state_dict(), config) | {"head.weight": torch.zeros(2, 2)}
+    foreign = to_foreign(MAE(config).state_dict(), config, format="mae_st") | {"head.weight": torch.zeros(2, 2)}
     torch.save({"model": foreign, "args": argparse.Namespace(mask_ratio=0.5)}, tmp_path / "foreign.pth")
     with pytest.raises(WeightsError, match=r"left over: head\.weight"):
         load_model(tmp_path / "foreign.pth")
