@@ -1,9 +1,18 @@
-"""Paired measurement: candidates take turns in one process; what is reported are ratios of CPU or wall time."""
+"""What the benchmarks share: a dataset, memory, and paired measurement in which candidates take turns in one process.
 
+What is reported are ratios of CPU or wall time.
+"""
+
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -58,3 +67,16 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
     """How many times as long `slower` took, round by round."""
     pairs = [a / b for a, b in zip(slower, faster, strict=True)]
     return Ratio(statistics.median(pairs), min(pairs), max(pairs))
+
+
+def build(out: Path, *options: object) -> None:
+    """`python -m preprocess build` with these options."""
+    command = [sys.executable, "-m", "preprocess", "build", "--out", out, *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in RAM, in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

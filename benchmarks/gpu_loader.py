@@ -11,7 +11,6 @@ process's CPU seconds a second. `--device cpu` does the same on the CPU, to try 
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import build, resident_mb
 
 FRAMES, SIZE = 16, 224
 HEIGHT, WIDTH, LENGTH = 256, 340, 24
@@ -167,8 +167,7 @@ def timed(work: Callable[[], Any], *, rounds: int, frames: int, clips: int) -> S
 
 def memory_mb(device: str) -> dict[str, float]:
     """Resident memory of this process; of the GPU all that is in use."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    memory = {"host": pages * os.sysconf("SC_PAGE_SIZE") / 1e6}
+    memory = {"host": resident_mb()}
     if device == "cuda":
         import torch
 
@@ -191,9 +190,7 @@ def make_shards(root: Path, *, samples: int, length: int = LENGTH) -> Path:
             Image.fromarray(frame).save(folder / f"img_{i + 1:05d}.jpg", quality=90)
         rows.append(f"{folder.name} 1 {length} {sample % 10}\n")
     (root / "ledger.csv").write_text("".join(rows))
-    command = [sys.executable, "-m", "preprocess", "build", "--frames", root / "frames"]
-    command += ["--ledger", root / "ledger.csv", "--out", root / "shards"]
-    subprocess.run([str(word) for word in command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    build(root / "shards", "--frames", root / "frames", "--ledger", root / "ledger.csv")
     return root / "shards"
 
 

@@ -18,7 +18,6 @@ thread, seconds by the clock with two.
 import argparse
 import contextlib
 import itertools
-import resource
 import subprocess
 import sys
 import tempfile
@@ -38,7 +37,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rivals
-from benchmarks.common import Ratio, alternate, ratio, settle
+from benchmarks.common import ROOT, Ratio, alternate, build, ratio, resident_mb, settle
 from benchmarks.rivals import MEAN, STD, Footage
 from pipelines import reads
 from pipelines.config import DataConfig
@@ -289,7 +288,7 @@ print(imported - begin, opened - imported, first - opened)
 """
     rounds = []
     for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=rivals.ROOT)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
         rounds.append([float(word) for word in done.stdout.split()])
     for name, values in zip(("imports", "opening", "first batch"), zip(*rounds, strict=True), strict=True):
         print(f"{name:12} {np.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})")
@@ -303,8 +302,7 @@ def memory(work: Path, *, batches: int, told: int = 20) -> None:
     megabytes = []
     for number, _ in enumerate(itertools.islice(loader, batches), 1):
         if number % (batches // told) == 0:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            megabytes.append(pages * resource.getpagesize() / 1e6)
+            megabytes.append(resident_mb())
             print(f"batch {number:6}: {megabytes[-1]:.1f} MB", flush=True)
     loader.close()
     half = len(megabytes) // 2
@@ -326,7 +324,7 @@ def small_dataset(work: Path, *, samples: int, shard_size: int) -> Path:
                 picture.rotate(frame).save(folder / f"img_{frame + 1:05d}.jpg")
             ledger.append(f"{folder.name} 1 20 {sample % 10}\n")
         (work / "frames" / "ledger.csv").write_text("".join(ledger))
-        rivals.build(shards, "--frames", work / "frames", "--shard-size", shard_size)
+        build(shards, "--frames", work / "frames", "--shard-size", shard_size)
     return shards
 
 

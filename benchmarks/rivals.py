@@ -4,8 +4,6 @@ Written anew for this comparison. Each takes one clip's request (`pipelines.view
 """
 
 import contextlib
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +20,10 @@ import webdataset
 from PIL import Image
 from torchvision.io import decode_jpeg
 
+from benchmarks.common import build
 from pipelines.corpus import Corpus, open_corpus
 from pipelines.views import ClipRequest
 
-ROOT = Path(__file__).resolve().parents[1]
 STORED_FPS, SEGMENT_FRAMES = 7.5, 20  # every fourth frame of 30 a second: a clip takes 16 of a sample's 20
 WIDTH, HEIGHT, LEAST_SHORT_SIDE = 340, 256, 240
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -80,14 +78,6 @@ def _scale(source: Path, target: Path) -> None:
                 output.mux(packet)
         for packet in stream.encode():
             output.mux(packet)
-
-
-def build(out: Path, *options: object) -> None:
-    """`python -m preprocess build` with these options."""
-    command = [sys.executable, "-m", "preprocess", "build", "--out", out, *options]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
-    if done.returncode:
-        raise SystemExit(done.stderr)
 
 
 def frame_folders(footage: Footage, clip: ClipRequest, *, size: int, normalise: bool) -> torch.Tensor:
