@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import takewhile
@@ -81,6 +82,26 @@ def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
             time.sleep(4)
         print(f"error on process {rank}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+@contextmanager
+def telling(where: str = "") -> Iterator[None]:
+    """Errors that we have words for end the process with them: exit 2 for usage and input, 3 for I/O, 1 for the rest.
+
+    Args:
+        where: what to name for an I/O error that names no file.
+    """
+    try:
+        yield
+    except ValueError as error:  # our own checks: DatasetError, RunError, CheckpointError, ...
+        fail(str(error))
+    except OSError as error:
+        place = error.filename or where
+        fail(f"{place}: {error.strerror or error}" if place else str(error), EXIT_IO)
+    except RuntimeError as error:
+        if type(error) is RuntimeError:
+            raise  # not one that we have words for: the trace tells more
+        fail(str(error), EXIT_ERROR)
 
 
 def _known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import EXIT_DONE, EXIT_ERROR, EXIT_IO, EXIT_STOPPED, defaults_of, fail, parse
+from launch.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, parse, telling
 from mae3d.config import MAEConfig
 from mae3d.train_config import LogConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
@@ -86,15 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # the device, or where the nodes meet
         fail(str(error))
     try:
-        return _train(config, corpus, world)
-    except ValueError as error:  # our own checks: DatasetError, RunError, CheckpointError, ...
-        fail(str(error))
-    except OSError as error:
-        fail(f"{error.filename or config.run.dir}: {error.strerror or error}", EXIT_IO)
-    except RuntimeError as error:
-        if type(error) is RuntimeError:
-            raise  # not one that we have words for: the trace tells more
-        fail(str(error), EXIT_ERROR)
+        with telling(config.run.dir):
+            return _train(config, corpus, world)
     finally:
         world.close()
 

@@ -7,17 +7,18 @@ python launch/visualize.py --run out/demo/run --data.shards out/demo/shards --ou
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import EXIT_ERROR, EXIT_IO, fail, parse
+from launch.cli import parse, telling
+from launch.clips import ClipsConfig, clips_config, run_of, stored_config
 from launch.reconstructions import IMAGES, Shown, describe, draw, facts_of, scores_of, table_of
 from mae3d.config import MaskType
-from pipelines.config import DataConfig, SelectConfig
+from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,31 +30,6 @@ if TYPE_CHECKING:
 
 BATCH = 4  # clips at a time
 SAMPLE_STREAM = 0x73686F77  # "show": which samples are chosen under a seed
-
-
-@dataclass(frozen=True)
-class ClipsConfig:
-    """The clips to look at: the middle of each sample, its centre crop. Which samples is said here, not by the run.
-
-    Attributes:
-        shards: Folders made by `python -m preprocess build`, or URLs of such.
-        labels: A CSV or Parquet file with columns name (or key) and label that replaces the datasets' own labels.
-        select: Which samples are chosen from.
-        exclude_bad_shards: Leave out the samples of shards that are missing or not whole, instead of refusing to start.
-        cache: Folder for what is fetched from URLs; none = as in pretraining.
-        cache_gb: Most that the cache may hold, in GB.
-        sampling_rate: Distance of two frames at target_fps; null takes the run's, or 4 for a checkpoint without one.
-        target_fps: Frame rate that sampling_rate refers to; null likewise, or 30.
-    """
-
-    shards: str | tuple[str, ...]
-    labels: str = ""
-    select: SelectConfig = field(default_factory=SelectConfig)
-    exclude_bad_shards: bool = False
-    cache: str = ""
-    cache_gb: float = DataConfig.cache_gb
-    sampling_rate: float | None = None
-    target_fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,16 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O, 1: damaged shards."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(VisualizeConfig, arguments, prog="visualize.py", description=str(__doc__))
-    try:
+    with telling():
         page = visualize(config)
-    except ValueError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(str(error), EXIT_IO)
-    except RuntimeError as error:
-        if type(error) is RuntimeError:
-            raise  # not one that we have words for: the trace tells more
-        fail(str(error), EXIT_ERROR)
     print(f"report: {page}")
     return 0
 
@@ -121,13 +89,13 @@ def visualize(config: VisualizeConfig) -> Path:
 
     device = choose_device(config.device, local_rank=0)
     file = find_model_file(config.run)
-    run = _run_of(file)
+    run = run_of(file)
     model = load_model(file)
     own = model.config
     masks, unfit = _masks(config, own)
     for problem in unfit:
         print(f"left out: {problem}", file=sys.stderr)
-    clips = _clips_config(config.data, run)
+    clips = clips_config(config.data, stored_config(run).get("data", {}))
     corpus = corpus_of(clips)
     for bad in corpus.left_out:
         print(f"left out: {bad}", file=sys.stderr)
@@ -167,30 +135,6 @@ def _masks(config: VisualizeConfig, own: "MAEConfig") -> tuple[dict[str, "MAECon
     if not masks:
         raise ValueError(unfit[0])
     return masks, unfit
-
-
-def _run_of(file: Path) -> Path | None:
-    """The run that a model file belongs to: RUN/checkpoints/step-.../model.safetensors."""
-    from mae3d.weights import CHECKPOINTS
-
-    folder = file.resolve().parent.parent
-    return folder.parent if folder.name == CHECKPOINTS else None
-
-
-def _clips_config(asked: ClipsConfig, run: Path | None) -> DataConfig:
-    """Which clips: those that were asked for, sampled as the run did where nothing else was asked."""
-    import yaml
-
-    from mae3d.run import CONFIG
-
-    stored = {}
-    if run and (run / CONFIG).is_file():
-        known = {entry.name for entry in fields(DataConfig)}
-        data = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")).get("data", {})
-        stored = {name: value for name, value in data.items() if name in known}
-    values = {entry.name: getattr(asked, entry.name) for entry in fields(asked)}
-    given = {name: value for name, value in values.items() if value is not None}
-    return DataConfig(**(stored | given))
 
 
 def _choose(corpus: "Corpus", config: VisualizeConfig, clips: DataConfig, *, num_frames: int) -> "np.ndarray":

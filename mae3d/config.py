@@ -263,6 +263,8 @@ class ClassifierConfig(EncoderConfig):
 
     Attributes:
         num_classes: Classes, which are logits.
+        class_names: What they are called, by number; empty where labels are mere numbers. Other datasets' labels are
+            matched by name.
         multi_label: Whether a clip may have several of them: sigmoids and binary cross-entropy, not a softmax.
         pooling: `mean` of the tokens (facebookresearch/mae_st), or `cls`, the class token (eminorhan/mae_st).
         dropout: Share of the pooled features that is dropped in training.
@@ -272,6 +274,7 @@ class ClassifierConfig(EncoderConfig):
     """
 
     num_classes: int = 400
+    class_names: tuple[str, ...] = ()
     multi_label: bool = False
     pooling: Literal["mean", "cls"] = "mean"
     dropout: float = 0.0
@@ -288,9 +291,15 @@ class ClassifierConfig(EncoderConfig):
         """
         return cls(**{field.name: getattr(encoder, field.name) for field in fields(EncoderConfig)} | settings)
 
+    def _derive(self) -> None:
+        super()._derive()
+        object.__setattr__(self, "class_names", tuple(self.class_names))  # a list when read from JSON or YAML
+
     def _check(self) -> None:
         super()._check()
         self._check_positive("num_classes")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names has {len(self.class_names)} names for num_classes={self.num_classes}")
         if self.pooling not in ("mean", "cls"):
             raise ValueError(f"pooling={self.pooling!r} must be mean or cls")
         if self.pooling == "cls" and not self.cls_embed:

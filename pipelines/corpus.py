@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config import DataConfig, is_url
-from pipelines.labels import Labels, read_labels, united_labels
+from pipelines.labels import Labels, numbered_as, read_labels, united_labels
 from preprocess.index import META_NAME, Dataset, DatasetError, FrameSpans, open_dataset
 
 if TYPE_CHECKING:
@@ -227,15 +227,18 @@ class Corpus:
         return " + ".join(dataset.location for dataset in self.datasets)
 
 
-def corpus_of(config: DataConfig) -> Corpus:
-    """`open_corpus` as the settings say."""
-    return open_corpus(
+def corpus_of(config: DataConfig, *, classes: Sequence[str] | None = None) -> Corpus:
+    """`open_corpus` as the settings say; with `classes`, a model's, labels have its numbers (`labels.numbered_as`)."""
+    corpus = open_corpus(
         config.roots,
         labels=config.labels,
         cache=config.cache,
         cache_gb=config.cache_gb,
         exclude_bad_shards=config.exclude_bad_shards,
     )
+    if classes is not None:
+        corpus.labels = numbered_as(corpus.labels, classes)
+    return corpus
 
 
 def open_corpus(

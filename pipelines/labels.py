@@ -113,6 +113,38 @@ def read_labels(path: str | Path, datasets: Sequence[Dataset]) -> Labels:
     return Labels(offsets, values.astype(np.int32), names, note)
 
 
+def numbered_as(labels: Labels, classes: Sequence[str]) -> Labels:
+    """The same labels under a model's numbers: names are looked up in its classes, mere numbers stay.
+
+    Two datasets number the same names differently as soon as one lacks a class; names are what they share.
+
+    Args:
+        labels: of a corpus.
+        classes: names by number, as the model was trained; empty if its labels were numbers.
+
+    Raises:
+        DatasetError: names that the model has not learned; or one side has names and the other numbers.
+    """
+    if list(classes) == list(labels.names):
+        return labels
+    if not labels.names or not classes:
+        have, lack = ("the dataset's", "the model's") if labels.names else ("the model's", "the dataset's")
+        raise DatasetError(
+            f"{have} classes have names and {lack} are mere numbers: nobody knows which are the same. Give the labels "
+            f"as {'numbers' if labels.names else 'names'} in a file: --data.labels FILE"
+        )
+    used = [labels.names[i] for i in np.unique(labels.values).tolist()]
+    if unknown := [name for name in used if name not in set(classes)]:
+        raise DatasetError(
+            f"{len(unknown)} classes of the dataset are none of the model's {len(classes)}: "
+            f"{_listed([repr(name) for name in unknown[:_SHOWN]], len(unknown))}. Leave their samples out "
+            "(--data.select.names FILE), or rename them with --data.labels FILE"
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    values = np.array([number.get(name, -1) for name in labels.names], dtype=np.int32)[labels.values]
+    return Labels(labels.offsets, values, list(classes), labels.note)
+
+
 def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int) -> None:
     """Whether a classifier of `num_classes` can be trained on these samples: to be called before any training.
 

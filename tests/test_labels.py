@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pipelines.corpus import Corpus, open_corpus
-from pipelines.labels import Labels, check_labels, read_labels
+from pipelines.labels import Labels, check_labels, numbered_as, read_labels
 from preprocess.index import DatasetError
 from tests.datasets import SAMPLES, build_named
 
@@ -46,6 +46,21 @@ def test_names_of_several_datasets_are_united(named: tuple[Corpus, Corpus]) -> N
     assert told == {"a0": ["walk"], "a1": ["run"], "b0": ["run"], "b1": ["swim"]}
     assert both.num_classes == 3
     assert Corpus([*b.datasets, *a.datasets]).label_names[:2] == b.label_names
+
+
+def test_labels_take_the_numbers_of_a_model_by_name(plain: Corpus, named: tuple[Corpus, Corpus]) -> None:
+    classes = ["swim", "walk", "run"]
+    for corpus in named:
+        renumbered = numbered_as(corpus.labels, classes)
+        for row in range(len(corpus)):
+            assert [classes[i] for i in renumbered.of(row)] == [corpus.label_names[i] for i in corpus.labels_of(row)]
+    with pytest.raises(DatasetError, match=r"1 classes of the dataset are none of the model's 2: 'swim'"):
+        numbered_as(named[1].labels, ["walk", "run"])
+    with pytest.raises(DatasetError, match=r"the dataset's classes have names and the model's are mere numbers"):
+        numbered_as(named[0].labels, [])
+    assert numbered_as(plain.labels, []) is plain.labels
+    with pytest.raises(DatasetError, match=r"the model's classes have names.*--data\.labels FILE"):
+        numbered_as(plain.labels, classes)
 
 
 def test_numbers_stay_numbers_and_are_not_mixed_with_names(plain: Corpus, named: tuple[Corpus, Corpus]) -> None:

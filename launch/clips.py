@@ -1,0 +1,78 @@
+"""`--data.*` of the commands that look at clips without training on them, and what a run says of its own.
+
+file = find_model_file(config.run)
+clips = clips_config(config.data, run_of(file))       # a DataConfig: asked for, else as the run had it
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import DataConfig, SelectConfig
+
+
+@dataclass(frozen=True)
+class ClipsConfig:
+    """The clips to look at, at fixed places and crops. Which samples is said here, not by the run.
+
+    Attributes:
+        shards: Folders made by `python -m preprocess build`, or URLs of such.
+        labels: A CSV or Parquet file with columns name (or key) and label that replaces the datasets' own labels.
+        select: Which samples take part.
+        exclude_bad_shards: Leave out the samples of shards that are missing or not whole, instead of refusing to start.
+        cache: Folder for what is fetched from URLs; none = as in pretraining.
+        cache_gb: Most that the cache may hold, in GB.
+        decode: Where JPEGs are decoded: `mixed` (on the GPU), `cpu`, or `auto` (mixed on a GPU where it works).
+        sampling_rate: Distance of two frames at target_fps; null takes the run's, or 4 for a checkpoint without one.
+        target_fps: Frame rate that sampling_rate refers to; null likewise, or 30.
+    """
+
+    shards: str | tuple[str, ...] = ""
+    labels: str = ""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    exclude_bad_shards: bool = False
+    cache: str = ""
+    cache_gb: float = DataConfig.cache_gb
+    decode: str = "auto"
+    sampling_rate: float | None = None
+    target_fps: float | None = None
+
+
+def run_of(file: Path) -> Path | None:
+    """The run that a model file belongs to: RUN/checkpoints/step-.../model.safetensors; None for any other file."""
+    from mae3d.weights import CHECKPOINTS
+
+    folder = file.resolve().parent.parent
+    return folder.parent if folder.name == CHECKPOINTS else None
+
+
+def stored_config(run: Path | None) -> dict[str, Any]:
+    """A run's config.yaml as nested plain values; empty without a run."""
+    import yaml
+
+    from mae3d.run import CONFIG
+
+    if run is None or not (run / CONFIG).is_file():
+        return {}
+    stored: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    return stored
+
+
+def clips_config(asked: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig:
+    """Which clips: those that were asked for, sampled as in training where nothing else was asked.
+
+    Args:
+        asked: on this command line.
+        trained: settings of the training's DataConfig by name; unknown ones are passed over.
+
+    Raises:
+        ValueError: no shards were given, or a setting is out of its range.
+    """
+    if not asked.shards:
+        raise ValueError("--data.shards is missing: give the folder made by `python -m preprocess build`")
+    known = {entry.name for entry in fields(DataConfig)}
+    stored = {name: value for name, value in trained.items() if name in known}
+    values = {entry.name: getattr(asked, entry.name) for entry in fields(asked)}
+    given = {name: value for name, value in values.items() if value is not None}
+    return DataConfig(**(stored | given))
