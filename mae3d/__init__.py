@@ -21,6 +21,7 @@ _OWNERS = {
     "MAE": "mae",
     "MAEConfig": "config",
     "MAEOutput": "mae",
+    "embed": "features",
     "load_classifier": "weights",
     "load_encoder": "transfer",
     "load_model": "weights",

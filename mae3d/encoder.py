@@ -170,6 +170,10 @@ class Encoder(nn.Module):
         Raises:
             ValueError: The clip's shape or dtype is not what the config says.
         """
+        return self.blocks(self.embed(clip, ids_keep))
+
+    def embed(self, clip: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """What the first block gets: (B, num_prefix + K, D) tokens with their positions. Arguments as of `forward`."""
         config = self.config
         view = patch_view(clip, frames_per_patch=config.t_patch_size, patch_size=config.patch_size)
         if tuple(view.shape[1:4]) != config.grid:
@@ -183,7 +187,7 @@ class Encoder(nn.Module):
         if cls_position is not None:
             cls = self.cls_token + cls_position
             x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        return self.blocks(x)
+        return x
 
     def set_grad_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the activations of each block in the backward pass: less memory, a third more work."""
