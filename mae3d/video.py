@@ -8,9 +8,10 @@ clips (pipelines/clips.py, one clip and one crop); frames are chosen by their ti
 matter. Needs PyAV, which is imported when a file is opened. Only files are opened: no network, no playlists.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +50,21 @@ def read_clip(
     for name, value in (("sampling_rate", sampling_rate), ("target_fps", target_fps)):
         if not value > 0:
             raise ValueError(f"{name}={value} must be above 0")
+    with open_stream(path) as (container, stream):
+        stamps = read_stamps(container, stream)
+        chosen = clip_frames(stamps.seconds, num_frames=config.num_frames, step_s=sampling_rate / target_fps)
+        wanted = [stamps.pts[i] for i in chosen]
+        pictures = _decode(container, stream, wanted, size=config.img_size)
+    if not pictures:
+        raise VideoError(f"{path}: none of the clip's frames can be decoded")
+    # What is damaged is replaced by the nearest frame of the clip.
+    nearest = {time: min(pictures, key=lambda there: abs(there - time)) for time in wanted}
+    return torch.from_numpy(np.stack([pictures[nearest[time]] for time in wanted]))[None]
+
+
+@contextmanager
+def open_stream(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    """A file's PyAV container and its first real video stream; what goes wrong with them is a VideoError."""
     if not Path(path).is_file():
         raise VideoError(f"{path}: no such file")
     import av
@@ -61,42 +77,65 @@ def read_clip(
             stream = next((s for s in container.streams.video if not s.disposition & s.disposition.attached_pic), None)
             if stream is None:
                 raise VideoError(f"{path}: has no video stream")
-            times = sorted({packet.pts for packet in container.demux(stream) if packet.pts is not None})
-            if not times:
-                raise VideoError(f"{path}: its packets carry no times")
-            seconds = [float(time * (stream.time_base or 1)) for time in times]
-            chosen = clip_frames(seconds, num_frames=config.num_frames, step_s=sampling_rate / target_fps)
-            wanted = [times[i] for i in chosen]
-            pictures = _decode(container, stream, wanted, size=config.img_size)
+            stream.codec_context.thread_count = 1
+            yield container, stream
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: {error.strerror or error}") from error
-    if not pictures:
-        raise VideoError(f"{path}: none of the clip's frames can be decoded")
-    # What is damaged is replaced by the nearest frame of the clip.
-    nearest = {time: min(pictures, key=lambda there: abs(there - time)) for time in wanted}
-    return torch.from_numpy(np.stack([pictures[nearest[time]] for time in wanted]))[None]
 
 
-def clip_frames(seconds: Sequence[float], *, num_frames: int, step_s: float) -> list[int]:
-    """Numbers of the frames that are shown at the clip's times: centred, `step_s` apart.
+class Stamps(NamedTuple):
+    """When the frames of a stream are shown, ascending."""
+
+    pts: list[int]  # in the stream's time base
+    seconds: list[float]  # the same, the first frame at 0
+    keyframes: list[int]  # those of `pts` from which decoding can begin
+
+
+def read_stamps(container: Any, stream: Any) -> Stamps:
+    """The times of all frames, from the packets: the file is read to its end, nothing is decoded.
+
+    Raises:
+        VideoError: No packet carries a time.
+    """
+    packets = ((packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.pts is not None)
+    key_of: dict[int, bool] = dict(packets)
+    if not key_of:
+        raise VideoError(f"{container.name.removeprefix('file:')}: its packets carry no times")
+    pts, base = sorted(key_of), float(stream.time_base or 1)
+    return Stamps(pts, [(one - pts[0]) * base for one in pts], [one for one in pts if key_of[one]])
+
+
+def clip_frames(seconds: Sequence[float], *, num_frames: int, step_s: float, start_s: float | None = None) -> list[int]:
+    """Numbers of the frames that are shown at the clip's times, `step_s` apart.
 
     Args:
         seconds: When each frame begins to be shown, ascending.
         num_frames: T.
         step_s: Seconds between two frames of the clip.
+        start_s: When the clip begins, counted from the first frame; None = so that it lies in the middle.
 
     Returns:
         T frame numbers. Where the video is shorter than the clip they begin again at its start.
     """
-    count = len(seconds)
-    shown_s = (seconds[-1] - seconds[0]) / (count - 1) if count > 1 else step_s  # how long a frame stays, on average
+    count, shown_s = len(seconds), frame_duration(seconds, step_s)
     stride = step_s / shown_s
     last_start = count - 1 - (num_frames - 1) * stride
     if last_start < -_ROUNDING:
         return [int(i * stride + _ROUNDING) % count for i in range(num_frames)]
-    start = int(max(last_start, 0) / 2 + _ROUNDING)
+    start = int(max(last_start, 0) / 2 + _ROUNDING) if start_s is None else start_s / shown_s
     times = [seconds[0] + (start + i * stride + _ROUNDING) * shown_s for i in range(num_frames)]
     return [max(int(np.searchsorted(seconds, time, side="right")) - 1, 0) for time in times]  # the last that has begun
+
+
+def latest_start(seconds: Sequence[float], *, num_frames: int, step_s: float) -> float:
+    """The latest `start_s` of a clip that ends within the video, seconds; 0 where the video is shorter than a clip."""
+    latest = seconds[-1] - seconds[0] - (num_frames - 1) * step_s
+    return max(latest + _ROUNDING * frame_duration(seconds, step_s), 0.0)
+
+
+def frame_duration(seconds: Sequence[float], default: float) -> float:
+    """How long a frame is shown, on average; `default` if there is only one."""
+    return (seconds[-1] - seconds[0]) / (len(seconds) - 1) if len(seconds) > 1 else default
 
 
 def _decode(container: Any, stream: Any, wanted: Sequence[int], *, size: int) -> dict[int, np.ndarray]:
@@ -104,7 +143,6 @@ def _decode(container: Any, stream: Any, wanted: Sequence[int], *, size: int) ->
     import av.error
 
     first, last, left = min(wanted), max(wanted), set(wanted)
-    stream.codec_context.thread_count = 1
     container.seek(first, stream=stream, backward=True)
     pictures: dict[int, np.ndarray] = {}
     packets = container.demux(stream)
@@ -118,14 +156,14 @@ def _decode(container: Any, stream: Any, wanted: Sequence[int], *, size: int) ->
             break
         for frame in frames:
             if frame.pts in left and not frame.is_corrupt:
-                pictures[frame.pts] = _square(frame, size)
+                pictures[frame.pts] = square(frame, size)
                 left.discard(frame.pts)
         if packet is None or (frames and frames[-1].pts is not None and frames[-1].pts > last):
             break
     return pictures
 
 
-def _square(frame: Any, size: int) -> np.ndarray:
+def square(frame: Any, size: int) -> np.ndarray:
     """The centred square of a frame's short side, upright, scaled with Pillow's antialiased bilinear filter."""
     pixels = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
     height, width = pixels.shape[:2]
