@@ -49,14 +49,9 @@ def run_of(file: Path) -> Path | None:
 
 def stored_config(run: Path | None) -> dict[str, Any]:
     """A run's config.yaml as nested plain values; empty without a run."""
-    import yaml
+    from mae3d.run import Run
 
-    from mae3d.run import CONFIG
-
-    if run is None or not (run / CONFIG).is_file():
-        return {}
-    stored: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    return stored
+    return Run(run).stored() if run else {}
 
 
 def clips_config(asked: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig:

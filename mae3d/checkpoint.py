@@ -3,10 +3,11 @@
     RUN/checkpoints/
       step-00000100/
         rank-00000.safetensors     this rank's slices: `<kind>|<parameter>|<start>|<stop>`, 1-D float32
-        model.safetensors          the fp32 weights and the model's config: `mae3d.load_model` opens it
+        model.safetensors          the fp32 weights (their moving average where one is kept) and the model's config
         state.json                 step, loader position, running sums
         manifest.json              every file's size and sha256; written last
       latest                       text: the newest complete checkpoint's name
+      best                         likewise: the one with the best validation score, where there is validation
 
 A checkpoint is staged under a name that no reader takes for one and renamed when it is complete; nothing is pickled.
 This module knows files only: `engine` knows where DeepSpeed keeps the slices.
@@ -24,13 +25,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mae3d.config import MAEConfig
+from mae3d.config import ClassifierConfig, MAEConfig
 from mae3d.files import save_tensors, sha256_of, sync, write_text
-from mae3d.weights import CHECKPOINTS, LATEST, MODEL_FILE, save_weights
+from mae3d.weights import BEST, CHECKPOINTS, LATEST, MODEL_FILE, save_weights
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("master", "exp_avg", "exp_avg_sq")
 MANIFEST, STATE = "manifest.json", "state.json"
 _STAGED = ".staged-"
 
@@ -41,7 +41,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Slice:
-    """Elements start ... stop of a flattened parameter with its optimizer state: one 1-D tensor for each of KINDS."""
+    """Elements start ... stop of a flattened parameter, and kind -> 1-D tensor: master, exp_avg, exp_avg_sq, ema."""
 
     name: str
     start: int
@@ -67,12 +67,22 @@ def write_rank(staging: Path, rank: int, slices: Iterable[Slice]) -> None:
     """
     staging.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"{kind}|{piece.name}|{piece.start}|{piece.stop}": piece.tensors[kind] for piece in slices for kind in KINDS
+        f"{kind}|{piece.name}|{piece.start}|{piece.stop}": tensor
+        for piece in slices
+        for kind, tensor in piece.tensors.items()
     }
     save_tensors(tensors, staging / f"rank-{rank:05d}.safetensors")
 
 
-def finish(run: Path, step: int, *, shapes: Mapping[str, torch.Size], config: MAEConfig, state: dict[str, Any]) -> Path:
+def finish(
+    run: Path,
+    step: int,
+    *,
+    shapes: Mapping[str, torch.Size],
+    config: MAEConfig | ClassifierConfig,
+    state: dict[str, Any],
+    kind: str = "master",
+) -> Path:
     """Completes a staged checkpoint: weights, state, manifest, rename, `latest`. One rank does it, after a barrier.
 
     Args:
@@ -81,13 +91,14 @@ def finish(run: Path, step: int, *, shapes: Mapping[str, torch.Size], config: MA
         shapes: every parameter's shape.
         config: the model's.
         state: JSON values: at least `step` and `optimizer_step`.
+        kind: which of the slices' tensors are the weights to use: "master" or "ema".
 
     Returns:
         The finished folder.
     """
     staging, final = staging_folder(run, step), step_folder(run, step)
     reader = SliceReader(staging)
-    weights = {name: reader.whole(name, "master").view(shape) for name, shape in shapes.items()}
+    weights = {name: reader.whole(name, kind).view(shape) for name, shape in shapes.items()}
     save_weights(weights, config, staging / MODEL_FILE)
     write_text(staging / STATE, json.dumps(state, indent=1, sort_keys=True))
     files = sorted(path for path in staging.iterdir() if path.name != MANIFEST)
@@ -191,13 +202,30 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def keep_best(run: Path, folder: Path, *, score: float) -> None:
+    """Points `best` at a checkpoint if its score, the greater the better, beats that of the one it points at.
+
+    Of equal scores the first stays. `score` must be in the checkpoint's state, as `score`: comparing reads it there.
+    """
+    pointer = run / CHECKPOINTS / BEST
+    if pointer.is_file():
+        named = run / CHECKPOINTS / pointer.read_text().strip()
+        try:
+            if named != folder and read_state(named)["score"] >= score:
+                return
+        except (OSError, json.JSONDecodeError, KeyError) as error:
+            logger.warning("%s, the best checkpoint so far, is damaged (%s): %s takes its place", named, error, folder)
+    write_text(pointer, folder.name + "\n")
+
+
 def prune(run: Path, *, keep_last: int, keep_every: int) -> None:
     """Removes old checkpoints and what a killed save left; a failure to remove is told and costs nothing but space."""
     folder = run / CHECKPOINTS
+    best = (folder / BEST).read_text().strip() if (folder / BEST).is_file() else ""
     complete = sorted(path for path in folder.glob("step-*") if path.is_dir())
     for path in complete[:-keep_last]:
         step = int(path.name.removeprefix("step-"))
-        if not keep_every or step % keep_every:
+        if path.name != best and (not keep_every or step % keep_every):
             _remove(path)
     sweep(run)
 
@@ -206,8 +234,9 @@ def sweep(run: Path) -> None:
     """Removes half-written checkpoints; only when no rank is writing."""
     for path in (run / CHECKPOINTS).glob(f"{_STAGED}*"):
         _remove(path)
-    for path in (run / CHECKPOINTS).glob(f".{LATEST}.*"):  # what `write_text` had begun
-        path.unlink(missing_ok=True)
+    for pointer in (LATEST, BEST):
+        for path in (run / CHECKPOINTS).glob(f".{pointer}.*"):  # what `write_text` had begun
+            path.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

@@ -84,6 +84,20 @@ def classification_loss(logits: Tensor, targets: Tensor, *, multi_label: bool) -
     return loss(logits.float(), targets.float())
 
 
+def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
+    """Logits of several views of each sample -> the sample's scores, summed over views as upstream does.
+
+    Args:
+        logits: (B, V, C) of any dtype.
+        multi_label: Sigmoids; else softmax.
+
+    Returns:
+        (B, C) float32: sums of probabilities, V of them.
+    """
+    logits = logits.float()
+    return (logits.sigmoid() if multi_label else logits.softmax(dim=-1)).sum(dim=1)
+
+
 def drop_seed(seed: int, *, step: int, rank: int, micro: int = 0) -> int:
     """What to seed torch's generators with before a forward pass in training, so that a resumed run drops the same.
 

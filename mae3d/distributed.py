@@ -101,6 +101,12 @@ class World:
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value by rank, on every process."""
+        values: list[Any] = [None] * self.place.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over all processes, in place; on the device."""
         dist.all_reduce(values)

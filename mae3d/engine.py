@@ -67,6 +67,7 @@ class Engine:
         optim: OptimConfig,
         micro_batch: int,
         world: World,
+        ema: float = 0.0,
     ):
         """Hands the model to DeepSpeed.
 
@@ -77,6 +78,7 @@ class Engine:
             optim: AdamW's constants and the clipping.
             micro_batch: samples of one forward pass on this rank.
             world: all processes.
+            ema: decay a step of a moving average of the fp32 masters, kept by whoever holds them; 0 for none.
         """
         import deepspeed
 
@@ -97,6 +99,8 @@ class Engine:
         )
         if train.compile:
             self._engine.compile()
+        self._decay = ema
+        self._averages = [master.clone() for *_, master, _ in self._shares()] if ema else []
 
     def __call__(self, *inputs: Any) -> Any:
         """The module's forward pass."""
@@ -114,7 +118,11 @@ class Engine:
         for live, group in zip(self._adam.param_groups, self._groups, strict=True):
             live["lr"] = lr * group["lr_scale"]
             live["weight_decay"] = group["weight_decay"]
+        ends = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
+        if ends and self._averages:
+            with torch.no_grad():
+                torch._foreach_lerp_(self._averages, [master for *_, master, _ in self._shares()], 1 - self._decay)
 
     @property
     def skipped_steps(self) -> int:
@@ -134,18 +142,33 @@ class Engine:
         return module
 
     def slices(self) -> Iterator[Slice]:
-        """This rank's share of masters and moments, as views; zeros for moments before the first step."""
-        for name, start, stop, master, state in self._shares():
-            moments = {kind: state.get(kind) for kind in ("exp_avg", "exp_avg_sq")}
-            yield Slice(
-                name,
-                start,
-                stop,
-                {
-                    "master": master,
-                    **{kind: torch.zeros_like(master) if m is None else m for kind, m in moments.items()},
-                },
-            )
+        """This rank's share of masters, moments and averages, as views; zeros for moments before the first step."""
+        for (name, start, stop, master, state), average in self._averaged_shares():
+            tensors = {"master": master}
+            for kind in ("exp_avg", "exp_avg_sq"):
+                tensors[kind] = state[kind] if kind in state else torch.zeros_like(master)
+            if average is not None:
+                tensors["ema"] = average
+            yield Slice(name, start, stop, tensors)
+
+    @property
+    def kind(self) -> str:
+        """Which of a slice's tensors are the weights to use: "ema" where an average is kept, else "master"."""
+        return "ema" if self._averages else "master"
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """All weights to use (`kind`), float32 on the device, on every rank; all of them call it."""
+        flat = {
+            name: torch.zeros(parameter.numel(), device=self._device)
+            for name, parameter in self.module.named_parameters()
+        }
+        for (name, start, stop, master, _), average in self._averaged_shares():
+            flat[name][start:stop] = master if average is None else average
+        if self._stage:  # each rank put its own share into zeros
+            for whole in flat.values():
+                torch.distributed.all_reduce(whole)
+        return {name: flat[name].view(parameter.shape) for name, parameter in self.module.named_parameters()}
 
     @property
     def optimizer_step(self) -> int:
@@ -166,10 +189,12 @@ class Engine:
             CheckpointError: the checkpoint belongs to another model.
         """
         self._make_adam_state(optimizer_step)
-        for name, start, stop, master, state in self._shares():
+        for (name, start, stop, master, state), average in self._averaged_shares():
             master.copy_(reader.read(name, "master", start, stop))
             for kind in ("exp_avg", "exp_avg_sq"):
                 state[kind].copy_(reader.read(name, kind, start, stop))
+            if average is not None:
+                average.copy_(reader.read(name, "ema", start, stop))
         # The module's own weights, bf16 or fp32, follow their masters as after a step.
         for name, parameter in self.module.named_parameters():
             parameter.copy_(reader.whole(name, "master").view(parameter.shape))
@@ -189,6 +214,11 @@ class Engine:
                     "exp_avg": torch.zeros_like(flat),
                     "exp_avg_sq": torch.zeros_like(flat),
                 }
+
+    def _averaged_shares(self) -> Iterator[tuple[tuple[str, int, int, Tensor, dict[str, Tensor]], Tensor | None]]:
+        """What `_shares` gives, each with its moving average."""
+        for i, share in enumerate(self._shares()):
+            yield share, self._averages[i] if self._averages else None
 
     def _shares(self) -> Iterator[tuple[str, int, int, Tensor, dict[str, Tensor]]]:
         """(parameter, start, stop, flat view of the master, flat views of its moments) of what this rank steps."""

@@ -1,6 +1,7 @@
 """An engine, a loader and a loss ─► a trained model: the one loop, with its log, its checkpoints and its stop.
 
 finished = fit(engine, loader, loss_of, plan=plan, run=Run("out/run"), world=world, model_config=config)
+finished = fit(..., validation=Validation(every=steps_per_epoch, scores=validate, best="top1"))     # keeps the best
 """
 
 import logging
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mae3d import checkpoint
-from mae3d.config import MAEConfig
+from mae3d.config import ClassifierConfig, MAEConfig
 from mae3d.distributed import World
 from mae3d.engine import Engine
 from mae3d.metrics import Meter
@@ -63,6 +64,21 @@ class Plan:
     keep_every: int
 
 
+@dataclass(frozen=True)
+class Validation:
+    """What the loop asks for between steps; the scores join the step's line in metrics.jsonl, as `val_<name>`.
+
+    Attributes:
+        every: steps between validations; the last step always has one, and with 0 it is the only one.
+        scores: name -> number, the same on every process; all of them call it.
+        best: the score by which a checkpoint is kept for good, the greater the better.
+    """
+
+    every: int
+    scores: Callable[[], dict[str, float]]
+    best: str
+
+
 class StopRequest:
     """Remembers that SIGTERM, SIGINT or SIGUSR1 came; the loop asks at each step's end.
 
@@ -90,23 +106,25 @@ class StopRequest:
 def fit(
     engine: Engine,
     loader: BatchLoader,
-    loss_of: Callable[[Engine, Any], Tensor],
+    loss_of: Callable[..., Tensor],
     *,
     plan: Plan,
     run: Run,
     world: World,
-    model_config: MAEConfig,
+    model_config: MAEConfig | ClassifierConfig,
+    validation: Validation | None = None,
 ) -> bool:
     """Trains to the last step, from the newest checkpoint if there is one.
 
     Args:
         engine: the model.
         loader: endless micro-batches, `plan.accumulation` of them a step.
-        loss_of: engine and batch ─► scalar loss.
+        loss_of: `loss_of(engine, batch, step=, micro=)` ─► scalar loss; `micro` counts the batches of a step.
         plan: lengths, rates, intervals.
         run: where everything is written.
         world: all processes.
         model_config: stored with the weights.
+        validation: what to score the model by, and when.
 
     Returns:
         True at the last step; False after an agreed stop, with a checkpoint written.
@@ -122,26 +140,31 @@ def fit(
     with StopRequest() as stop:
         while step < plan.total_steps:
             lr = plan.lr(step)
-            for _ in range(plan.accumulation):
+            for micro in range(plan.accumulation):
                 with meter.waiting():
                     batch = next(loader)
-                loss = loss_of(engine, batch)
+                loss = loss_of(engine, batch, step=step, micro=micro)
                 engine.backward(loss)
                 meter.add(loss)
                 engine.step(lr)
             step += 1
             meter.stepped()
             last = step == plan.total_steps
-            if step % plan.log_every == 0 or last:
-                _log(engine, loader, meter, console, step=step, lr=lr, plan=plan, run=run, world=world)
+            scores: dict[str, float] = {}
+            if validation and (last or (validation.every and step % validation.every == 0)):
+                with meter.pausing():
+                    scores = validation.scores()
+            if step % plan.log_every == 0 or last or scores:
+                _log(engine, loader, meter, console, scores, step=step, lr=lr, plan=plan, run=run, world=world)
             console.stepped(step)
             # Every process must have seen the request before any saves: signals reach them one after the other.
             stop.agreed = world.any(stop.requested) if world.place.size > 1 else stop.requested
-            if step % plan.checkpoint_every == 0 or last or stop.agreed:
+            if step % plan.checkpoint_every == 0 or last or scores or stop.agreed:
                 _save(
                     engine,
                     loader,
                     meter,
+                    score=scores[validation.best] if validation and scores else None,
                     step=step,
                     plan=plan,
                     run=run,
@@ -177,6 +200,8 @@ def _resume(engine: Engine, loader: BatchLoader, meter: Meter, *, run: Run, worl
     loader.load_state_dict(state["loader"])
     meter.load_state_dict(state["meter"], counts=state.get("counts", {}))
     if world.is_first:
+        if "score" in state:  # the run was killed between the checkpoint and the pointer
+            checkpoint.keep_best(run.folder, folder, score=state["score"])
         run.cut_metrics(state["step"])
         logger.info("resumed from %s", folder)
     return int(state["step"])
@@ -187,11 +212,12 @@ def _save(
     loader: BatchLoader,
     meter: Meter,
     *,
+    score: float | None,
     step: int,
     plan: Plan,
     run: Run,
     world: World,
-    model_config: MAEConfig,
+    model_config: MAEConfig | ClassifierConfig,
 ) -> None:
     checkpoint.write_rank(checkpoint.staging_folder(run.folder, step), world.place.rank, engine.slices())
     state = {
@@ -200,11 +226,13 @@ def _save(
         "loader": loader.state_dict(),
         "meter": meter.state_dict(),
         "counts": meter.totals(loader.counts()),
-    }
+    } | ({} if score is None else {"score": score})
     world.barrier()  # every rank's slices lie there
     if world.is_first:
         shapes = {name: parameter.shape for name, parameter in engine.module.named_parameters()}
-        checkpoint.finish(run.folder, step, shapes=shapes, config=model_config, state=state)
+        folder = checkpoint.finish(run.folder, step, shapes=shapes, config=model_config, state=state, kind=engine.kind)
+        if score is not None:
+            checkpoint.keep_best(run.folder, folder, score=score)
         checkpoint.prune(run.folder, keep_last=plan.keep_last, keep_every=plan.keep_every)
     world.barrier()
 
@@ -214,6 +242,7 @@ def _log(
     loader: BatchLoader,
     meter: Meter,
     console: "Console",
+    scores: dict[str, float],
     *,
     step: int,
     lr: float,
@@ -231,6 +260,7 @@ def _log(
         **measured,
         "skipped_steps": engine.skipped_steps,
         **counts,
+        **{f"val_{name}": score for name, score in scores.items()},
     }
     if world.is_first:
         run.write_metrics(row)
@@ -271,6 +301,7 @@ class Console:
             f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['clips_per_s']:.1f} clips/s  "
             f"data wait {row['data_wait']:.0%}"
         )
+        text += "".join(f"  {name} {value:.4f}" for name, value in row.items() if name.startswith("val_"))
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             return

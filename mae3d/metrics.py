@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae3d.config import MAEConfig
+from mae3d.config import ClassifierConfig, MAEConfig
 from mae3d.distributed import World
 
 # Dense bf16 peak in FLOP/s, from NVIDIA's data sheets, for the fraction of it that is used (MFU).
@@ -24,11 +24,16 @@ _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 _ACTIVATION_BYTES = 44
 
 
-def step_flops(config: MAEConfig) -> float:
+def step_flops(config: MAEConfig | ClassifierConfig) -> float:
     """FLOPs of a forward and backward pass for one clip: 2 a multiply-add, backward twice forward.
 
     The patch embedding needs no gradient of its input. Elementwise work is not counted, as usual for MFU.
     """
+    if isinstance(config, ClassifierConfig):
+        tokens, width = config.num_tokens, config.embed_dim
+        embed = 2 * tokens * config.t_patch_size * config.patch_size**2 * 3 * width
+        encoder = config.depth * _block_flops(tokens + int(config.cls_embed), width, config.mlp_ratio)
+        return 2.0 * embed + 3.0 * (encoder + 2 * width * config.num_classes)
     grid_tokens, kept = config.num_tokens, config.num_kept
     hidden, cls = grid_tokens - kept, int(config.cls_embed)
     pixels_in = config.t_patch_size * config.patch_size**2 * 3
@@ -46,7 +51,7 @@ def _block_flops(tokens: int, width: int, mlp_ratio: float) -> float:
 
 
 def memory_estimate(
-    config: MAEConfig,
+    config: MAEConfig | ClassifierConfig,
     *,
     parameters: int,
     clips: int,
@@ -69,8 +74,11 @@ def memory_estimate(
     shared_by = world if zero_stage else 1
     bytes_each = 2 if bf16 else 4
     states = parameters * (2 * bytes_each + 12 / shared_by)
-    elements = (config.num_kept + 1) * config.embed_dim * config.depth
-    elements += (config.num_tokens + 1) * config.decoder_embed_dim * config.decoder_depth
+    if isinstance(config, ClassifierConfig):
+        elements = (config.num_tokens + 1) * config.embed_dim * config.depth
+    else:
+        elements = (config.num_kept + 1) * config.embed_dim * config.depth
+        elements += (config.num_tokens + 1) * config.decoder_embed_dim * config.decoder_depth
     kept = 2 if checkpointing else _ACTIVATION_BYTES
     return states, clips * elements * kept * bytes_each / 2
 
@@ -107,6 +115,13 @@ class Meter:
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """What is done here is no part of the training's speed."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
     def stepped(self) -> None:
         """Counts an optimizer step."""

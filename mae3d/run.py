@@ -74,7 +74,7 @@ class Run:
         # Tuples as lists, as they come back from the file.
         config, defaults = json.loads(json.dumps(config)), json.loads(json.dumps(dict(defaults)))
         if path.exists():
-            before = _flat(defaults) | _flat(yaml.safe_load(path.read_text()))
+            before = _flat(defaults) | _flat(self.stored())
             self._compare(before, _flat(config), extend=extend)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(config, sort_keys=False))
@@ -82,10 +82,10 @@ class Run:
         if extend:
             (self.folder / DONE).unlink(missing_ok=True)
 
-    def setting(self, group: str, key: str) -> Any:
-        """What the run was last started with, None before its first start."""
+    def stored(self) -> dict[str, Any]:
+        """What the run was last started with, nested plain values; empty before its first start."""
         path = self.folder / CONFIG
-        return yaml.safe_load(path.read_text()).get(group, {}).get(key) if path.exists() else None
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any], *, extend: bool) -> None:
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]

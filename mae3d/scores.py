@@ -16,6 +16,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    """The figures of a validation.
+
+    Args:
+        scores: (N, C): mean probabilities over a sample's views.
+        labels: (N,) class numbers; or (N, C) of 0 and 1, several a sample.
+
+    Returns:
+        `top1` and `top5` (of fewer than five classes, all count) and `loss`, the mean of -log of a label's score; of
+        several labels `map` and `loss`, binary cross-entropy averaged over classes and samples. NaN without samples.
+
+    Raises:
+        ValueError: As in `hits_at`.
+    """
+    # Of probabilities in float32, smaller ones than this cannot be told from 0.
+    tiny = 1e-12
+    if not len(labels):
+        return dict.fromkeys(("map", "loss") if labels.ndim == 2 else ("top1", "top5", "loss"), float("nan"))
+    if labels.ndim == 2:
+        right = np.where(labels == 1, scores, 1 - scores).astype(np.float64)
+        return {
+            "map": mean_average_precision(scores, labels),
+            "loss": float(-np.log(right.clip(tiny)).mean()),
+        }
+    own = np.take_along_axis(scores, labels[:, None], axis=1).astype(np.float64)
+    return {
+        "top1": float(hits_at(scores, labels, k=1).mean()),
+        "top5": float(hits_at(scores, labels, k=5).mean()),
+        "loss": float(-np.log(own.clip(tiny)).mean()),
+    }
+
+
 def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.bool_]:
     """Whether each sample's class is among its k highest scores.
 

@@ -44,6 +44,32 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneOptimConfig(OptimConfig):
+    """AdamW as for pretraining, with a rate that falls from the head to the first block, and an average of the weights.
+
+    Attributes:
+        blr: base learning rate; the rate is blr x global_batch x repeat_aug / 256 (upstream's rule for finetuning).
+        layer_decay: share of the rate from a block to the one below; 1 gives all layers the same rate.
+        ema: decay a step of a moving average of the fp32 weights, which is then validated and saved as the model; 0 for
+            none. VideoMAE's: 0.9999.
+    """
+
+    blr: float = 1e-3
+    min_lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float | None = 5.0
+    layer_decay: float = 0.75
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay={self.layer_decay} must be above 0 and at most 1; 1 switches it off")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"optim.ema={self.ema} must be at least 0 and below 1; 0 switches it off")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How long, in which batches and in which arithmetic.
 

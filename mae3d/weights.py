@@ -36,6 +36,7 @@ FOREIGN_FILE = "checkpoint.pth"  # an exported folder in another project's forma
 CARD = "config.json"  # what an exported folder holds, for people and for a foreign file beside it
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
+BEST = "best"
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
 _PICKLED = {".pth", ".pyth", ".pt", ".bin"}
 _SAFE_TORCH = (2, 6)  # before it, weights_only could be made to run code (CVE-2025-32434)
@@ -71,9 +72,9 @@ def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
     """Open a pretrained model, float32, on the CPU, in evaluation mode.
 
     Args:
-        path: A model file; a folder with model.safetensors, as launch/export.py makes it; a run, of which the latest
-            checkpoint is taken; or a foreign checkpoint (.pth, .pyth, .pt, or a safetensors without our config) of a
-            format in mae3d.convert.FORMATS.
+        path: A model file; a folder with model.safetensors, as launch/export.py makes it; a run, of which the best
+            checkpoint is taken where validation chose one, else the latest; or a foreign checkpoint (.pth, .pyth, .pt,
+            or a safetensors without our config) of a format in mae3d.convert.FORMATS.
         config: What a foreign checkpoint is, if its tensors do not tell. Our own files know.
 
     Raises:
@@ -188,16 +189,16 @@ def find_model_file(path: str | Path) -> Path:
     for name in (MODEL_FILE, FOREIGN_FILE):
         if (path / name).is_file():
             return path / name
-    latest = path / CHECKPOINTS / LATEST
-    if not latest.is_file():
+    pointer = next((p for p in (path / CHECKPOINTS / name for name in (BEST, LATEST)) if p.is_file()), None)
+    if pointer is None:
         raise WeightsError(
             f"{path}: neither {MODEL_FILE} nor {CHECKPOINTS}/{LATEST} is here; "
             "expected a run with a checkpoint, a checkpoint's folder or a model file"
         )
-    name = latest.read_text().strip()
+    name = pointer.read_text().strip()
     file = path / CHECKPOINTS / name / MODEL_FILE
     if Path(name).name != name or not file.is_file():
-        raise WeightsError(f"{latest} names {name!r}, but there is no {file}; write another checkpoint's name into it")
+        raise WeightsError(f"{pointer} names {name!r}, but there is no {file}; write another checkpoint's name into it")
     return file
 
 

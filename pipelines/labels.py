@@ -145,18 +145,32 @@ def numbered_as(labels: Labels, classes: Sequence[str]) -> Labels:
     return Labels(labels.offsets, values, list(classes), labels.note)
 
 
-def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int) -> None:
-    """Whether a classifier of `num_classes` can be trained on these samples: to be called before any training.
+def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int, several: bool, training: bool = True) -> None:
+    """Whether a classifier of `num_classes` can be trained, or validated, on these samples: before any training.
 
     Args:
         corpus: has the labels.
         rows: (n,) the training samples.
         num_classes: labels run from 0 to num_classes - 1.
+        several: whether a sample may have several labels, or none.
+        training: whether every class must have a sample.
 
     Raises:
-        DatasetError: labels out of range, with their samples; or classes without a training sample, by name.
+        DatasetError: labels out of range, or samples without one or with several, listed; or classes without a training
+            sample, by name.
     """
     labels = corpus.labels
+    if not several:
+        odd = rows[labels.per_sample[rows] != 1]
+        if len(odd):
+            bad = [
+                f"{corpus.name(row)}, key {corpus.key(row)} ({labels.per_sample[row]})" for row in odd[:_SHOWN].tolist()
+            ]
+            raise DatasetError(
+                f"{corpus}: {len(odd)} of {len(rows)} samples do not have one label each: "
+                f"{_listed(bad, len(odd))}. Give labels with --data.labels FILE, leave these out with "
+                "--data.select.names FILE, or --model.multi_label true where samples may have any number"
+            )
     sample = np.repeat(np.arange(len(corpus)), labels.per_sample)
     taken = np.isin(sample, rows)
     outside = taken & ((labels.values < 0) | (labels.values >= num_classes))
@@ -171,7 +185,7 @@ def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int) -> Non
             "with --data.labels FILE"
         )
     missing = np.setdiff1d(np.arange(num_classes), labels.values[taken]).tolist()
-    if missing:
+    if training and missing:
         told = [f"{i} ({labels.names[i]})" if i < len(labels.names) else str(i) for i in missing[:_SHOWN]]
         raise DatasetError(
             f"{corpus}: {len(missing)} of {num_classes} classes have no training sample: "

@@ -98,6 +98,11 @@ class Loader:
         return self.order.steps_per_epoch
 
     @property
+    def rows(self) -> np.ndarray:
+        """(n,) the samples that take part, rows of the corpus."""
+        return self._rows
+
+    @property
     def num_samples(self) -> int:
         """Samples that take part, of which an epoch takes what data.weights and the global batch leave."""
         return len(self._rows)

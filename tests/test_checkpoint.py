@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from mae3d import checkpoint
-from mae3d.checkpoint import KINDS, CheckpointError, Slice
+from mae3d.checkpoint import CheckpointError, Slice
 from mae3d.config import MAEConfig
 from mae3d.mae import MAE
 from mae3d.weights import load_model
 
+KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
 CONFIG = MAEConfig(
     preset="mae_vit_tiny_patch16", img_size=16, num_frames=2, patch_size=8, embed_dim=12, depth=1, num_heads=2,
     decoder_embed_dim=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,

@@ -144,14 +144,14 @@ def test_fault_39_labels_out_of_range_and_missing_classes_are_refused_with_the_l
         labels = Labels(np.cumsum([0, *map(len, padded)]), values, ["walk", "run", "sit", "fall"])
         return Corpus(plain.datasets, labels=labels)
 
-    check_labels(labelled([0], [1, 2], []), np.arange(14), num_classes=3)
+    check_labels(labelled([0], [1, 2], []), np.arange(14), num_classes=3, several=False)
     corpus = labelled([0], [5, 1], [], [2], [7])
     first, second = (f"{label} ({corpus.name(row)}, key {corpus.key(row)})" for label, row in ((5, 1), (7, 4)))
     told = f"2 labels are out of range for 4 classes (0 to 3): {first}, {second}."
     with pytest.raises(DatasetError, match=re.escape(told)):
-        check_labels(corpus, np.arange(14), num_classes=4)
+        check_labels(corpus, np.arange(14), num_classes=4, several=False)
     with pytest.raises(DatasetError, match=r"3 of 8 classes have no training sample: 3 \(fall\), 4, 6\."):
-        check_labels(corpus, np.arange(14), num_classes=8)
+        check_labels(corpus, np.arange(14), num_classes=8, several=False)
     # Samples that do not take part are no training samples, and are not checked.
     with pytest.raises(DatasetError, match=r"1 of 3 classes have no training sample: 1 \(run\)"):
-        check_labels(corpus, np.array([0, 3]), num_classes=3)
+        check_labels(corpus, np.array([0, 3]), num_classes=3, several=False)

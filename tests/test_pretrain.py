@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from launch import pretrain
+from launch import training
 from mae3d.checkpoint import SliceReader
 from mae3d.distributed import World
 from mae3d.run import read_metrics
@@ -288,9 +288,9 @@ def agree(world: World) -> str:
     loaders = [
         Loader(each, DataConfig(), num_frames=2, size=16, seed=0, global_batch=2) for each in (Corpus([whole]), corpus)
     ]
-    pretrain._agree(loaders[0], world)
+    training.agree(loaders[0], world)
     with pytest.raises(ValueError, match="not all processes see the same data") as refused:
-        pretrain._agree(loaders[1], world)
+        training.agree(loaders[1], world)
     return str(refused.value)
 
 

@@ -1,0 +1,96 @@
+"""finetune.py with K samples a class, for several K and seeds ─► one table of mean and spread."""
+
+import csv
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.finetune import FinetuneConfig, finetune
+
+if TYPE_CHECKING:
+    from mae3d.distributed import World
+    from pipelines.corpus import Corpus
+
+RUNS, TABLE = "few_shot_runs.csv", "few_shot.csv"
+
+
+def few_shot(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
+    """One run each of K samples a class and a seed, in folders below run.dir; False after an agreed stop.
+
+    A seed draws the samples (K of a class are among the K' > K of the same seed), their order and the head. Each run
+    validates once, at its end: nothing is chosen by the validation samples. A batch larger than the few samples is made
+    as large as they are. Runs that are finished are not run again.
+
+    Raises:
+        ValueError: as `finetune`; or no validation.
+    """
+    if config.val.every is None:
+        raise ValueError("few-shot runs are told apart by their validation: give val.every 0, not null")
+    folder, runs = Path(config.run.dir), []
+    for shots in config.few_shot:
+        for seed in range(config.train.seed, config.train.seed + config.seeds):
+            one = _one_run(config, corpus, world, shots=shots, seed=seed)
+            if world.is_first:
+                print(f"\n{shots} a class, seed {seed}: {one.run.dir}", flush=True)
+            if not finetune(one, corpus, world):
+                return False
+            runs.append({"shots": shots, "seed": seed} | _scores(Path(one.run.dir)))
+    if world.is_first:
+        table = [_row([run for run in runs if run["shots"] == shots]) for shots in dict.fromkeys(config.few_shot)]
+        _write(folder / RUNS, runs)
+        _write(folder / TABLE, table)
+        print(f"\n{_text(table)}\n{folder / TABLE}", flush=True)
+    return True
+
+
+def _one_run(config: FinetuneConfig, corpus: "Corpus", world: "World", *, shots: int, seed: int) -> FinetuneConfig:
+    from pipelines.selection import select_rows
+
+    select = replace(config.data.select, per_class=shots, seed=seed)
+    samples = len(select_rows(corpus, select, rows=corpus.readable_rows))
+    parts = world.place.size * config.train.accumulation
+    batch = min(config.train.global_batch, samples // parts * parts)
+    return replace(
+        config,
+        few_shot=(),
+        data=replace(config.data, select=select),
+        val=replace(config.val, every=0),
+        train=replace(config.train, seed=seed, global_batch=batch or config.train.global_batch),
+        run=replace(config.run, dir=str(Path(config.run.dir) / f"shots-{shots:04d}-seed-{seed}")),
+    )
+
+
+def _scores(run: Path) -> dict[str, float]:
+    from mae3d.run import read_metrics
+
+    last = read_metrics(run)[-1]
+    return {name.removeprefix("val_"): value for name, value in last.items() if name.startswith("val_")}
+
+
+def _row(runs: list[dict[str, float]]) -> dict[str, float | None]:
+    row: dict[str, float | None] = {"shots": runs[0]["shots"], "runs": len(runs)}
+    for name in runs[0].keys() - {"shots", "seed"}:
+        values = [run[name] for run in runs]
+        row[f"{name}_mean"] = statistics.mean(values)
+        row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return dict(sorted(row.items(), key=lambda item: (item[0] not in ("shots", "runs"), item[0])))
+
+
+def _write(path: Path, rows: list[dict[str, float]] | list[dict[str, float | None]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _text(table: list[dict[str, float | None]]) -> str:
+    names = [name.removesuffix("_mean") for name in table[0] if name.endswith("_mean")]
+    lines = ["a class  runs  " + "  ".join(f"{name:>15}" for name in names)]
+    for row in table:
+        cells = []
+        for name in names:
+            mean, spread = row[f"{name}_mean"], row[f"{name}_std"]
+            cells.append(f"{f'{mean:.4f}' if spread is None else f'{mean:.4f} ± {spread:.4f}':>15}")
+        lines.append(f"{row['shots']:7}  {row['runs']:4}  " + "  ".join(cells))
+    return "\n".join(lines)
