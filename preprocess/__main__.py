@@ -39,6 +39,22 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--size", type=int, default=112, metavar="PIXELS", help="height and width (%(default)s)")
     demo.add_argument("--frames", type=int, default=24, metavar="F", help="frames of a clip (%(default)s)")
     demo.add_argument("--seed", type=int, default=0, metavar="K", help="of all that is random (%(default)s)")
+    demo.add_argument(
+        "--motions",
+        nargs="+",
+        default=["6"],
+        metavar="NAME",
+        help="the labels, or how many of: left right up down zoom_in zoom_out turn_left turn_right up_left up_right"
+        " down_left down_right (6)",
+    )
+    demo.add_argument(
+        "--textures",
+        nargs="+",
+        default=["china", "flower"],
+        metavar="NAME",
+        help="what the camera looks at: the photographs china and flower, 8 drawn pictures each of noise and shapes,"
+        " others with another seed (china flower)",
+    )
     return top
 
 
@@ -150,9 +166,22 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from preprocess.demo import render_demo
+    from preprocess.demo import MOTIONS, render_demo
 
-    render_demo(options.out, clips=options.clips, size=options.size, frames=options.frames, seed=options.seed)
+    motions = options.motions
+    if len(motions) == 1 and motions[0].isdecimal():
+        if not 2 <= int(motions[0]) <= len(MOTIONS):
+            raise ValueError(f"--motions {motions[0]}: there are 2 to {len(MOTIONS)}")
+        motions = MOTIONS[: int(motions[0])]
+    render_demo(
+        options.out,
+        clips=options.clips,
+        size=options.size,
+        frames=options.frames,
+        seed=options.seed,
+        motions=motions,
+        textures=options.textures,
+    )
     print(f"{options.clips} clips of {options.frames} frames, {options.size}x{options.size}: {options.out}/ledger.csv")
     return 0
 
