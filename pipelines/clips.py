@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 Short = Literal["loop", "pad", "drop"]
+_ROUNDING = 1e-6  # of a frame, or of a spacing
 Numbers = Any  # a number, or an array of them element by element
 
 
@@ -78,6 +79,23 @@ def strided_windows(
     starts = np.linspace(0, last_start, num_clips) if num_clips > 1 else np.array([last_start / 2])
     rule = short if strided_is_short(length, num_frames=num_frames, stride=stride) else "pad"
     return np.stack([_strided(length, np.floor(start), num_frames, stride, rule) for start in starts])
+
+
+def regular_starts(length: int, *, num_frames: int, stride: float, spacing: float) -> np.ndarray:
+    """Where clips begin of which one begins every `spacing` stored frames, as long as they end within the sample.
+
+    Returns:
+        (n,) int64, n at least 1: a sample shorter than a clip has one, from its first frame on.
+    """
+    last_start = max(length - 1 - (num_frames - 1) * stride, 0.0)
+    # 3 * 0.7 is a little more than 2.1: what only a rounding puts behind the last start begins there.
+    return np.floor(np.arange(int(last_start / spacing + _ROUNDING) + 1) * spacing + _ROUNDING).astype(np.int64)
+
+
+def window_from(start: int, length: int, *, num_frames: int, stride: float, short: Short = "loop") -> np.ndarray:
+    """(num_frames,) int64: frames of the clip that begins at the frame `start`."""
+    rule = short if strided_is_short(length, num_frames=num_frames, stride=stride) else "pad"
+    return _strided(length, start, num_frames, stride, rule)
 
 
 def segment_window(

@@ -231,6 +231,7 @@ def evaluation_clips(
     size: int,
     num_clips: int = 1,
     num_crops: int = 1,
+    starts: np.ndarray | None = None,
     batch_size: int = 8,
     rank: int = 0,
     world: int = 1,
@@ -249,6 +250,7 @@ def evaluation_clips(
         size: H and W of a view, in pixels.
         num_clips: K, of each sample.
         num_crops: S, of each clip; view k * S + s of a sample is crop s of clip k.
+        starts: (N,) stored frames at which the one clip of each row begins instead (`views.windows_every`); K is 1.
         batch_size: samples in a batch; fewer in the last one.
         rank: of this process.
         world: processes that share the rows.
@@ -262,6 +264,7 @@ def evaluation_clips(
         num_frames=num_frames,
         num_clips=num_clips,
         num_crops=num_crops,
+        starts=starts,
         batch_size=batch_size,
         rank=rank,
         world=world,

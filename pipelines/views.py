@@ -22,11 +22,13 @@ from pipelines.augment import (
 )
 from pipelines.clips import (
     clip_stride,
+    regular_starts,
     segment_window,
     segments_are_short,
     strided_is_short,
     strided_window,
     strided_windows,
+    window_from,
 )
 from pipelines.config import DataConfig, RandAugment
 from pipelines.corpus import Corpus
@@ -164,7 +166,7 @@ def _draw_window(
             start_draws=rng.random(config.num_segments),
             short=config.short,
         )
-    stride = clip_stride(float(corpus.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps)
+    stride = _stride_of(corpus, config, row)
     return strided_window(length, num_frames=num_frames, stride=stride, start_draw=rng.random(), short=config.short)
 
 
@@ -176,6 +178,7 @@ def evaluation_requests(
     num_frames: int,
     num_clips: int = 1,
     num_crops: int = 1,
+    starts: np.ndarray | None = None,
     batch_size: int = 8,
     rank: int = 0,
     world: int = 1,
@@ -199,6 +202,7 @@ def evaluation_requests(
             num_frames=num_frames,
             num_clips=num_clips,
             num_crops=num_crops,
+            starts=None if starts is None else starts[mine],
             num_padded=num_padded,
         )
 
@@ -212,6 +216,7 @@ def evaluation_request(
     num_frames: int,
     num_clips: int = 1,
     num_crops: int = 1,
+    starts: np.ndarray | None = None,
     num_padded: int = 0,
 ) -> BatchRequest:
     """K clips x S crops of each row at fixed places: nothing random. View k * S + s is crop s of clip k.
@@ -228,20 +233,25 @@ def evaluation_request(
         num_frames: T, frames of a clip.
         num_clips: K.
         num_crops: S.
+        starts: (B,) stored frames at which the one strided clip of each row begins instead; K is 1.
         num_padded: so many rows at the end only fill the batch.
     """
     clips: list[ClipRequest] = []
-    for row in rows.tolist():
+    for i, row in enumerate(rows.tolist()):
         crops = evaluation_crops(height=int(corpus.height[row]), width=int(corpus.width[row]), num_crops=num_crops)
         views = tuple(View(crop) for crop in crops)
-        windows = _evaluation_windows(corpus, config, row, num_frames=num_frames, num_clips=num_clips)
+        if starts is None:
+            windows = evaluation_windows(corpus, config, row, num_frames=num_frames, num_clips=num_clips)
+        else:
+            windows = [window_at(corpus, config, row, start=int(starts[i]), num_frames=num_frames)]
         clips.extend(ClipRequest(row, window, views) for window in windows)
     return BatchRequest(0, positions, tuple(clips), num_clips * num_crops, num_padded)
 
 
-def _evaluation_windows(
+def evaluation_windows(
     corpus: Corpus, config: DataConfig, row: int, *, num_frames: int, num_clips: int
 ) -> list[np.ndarray]:
+    """Frame numbers of the K clips of a row, each (T,) int64, as `evaluation_request` places them."""
     length = int(corpus.num_frames[row])
     if config.sampling == "segments":
         return [
@@ -254,5 +264,55 @@ def _evaluation_windows(
             )
             for clip in range(num_clips)
         ]
-    stride = clip_stride(float(corpus.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps)
+    stride = _stride_of(corpus, config, row)
     return list(strided_windows(length, num_frames=num_frames, stride=stride, num_clips=num_clips, short=config.short))
+
+
+def window_at(corpus: Corpus, config: DataConfig, row: int, *, start: int, num_frames: int) -> np.ndarray:
+    """(T,) int64 frame numbers of the strided clip of a row that begins at the stored frame `start`."""
+    length = int(corpus.num_frames[row])
+    return window_from(start, length, num_frames=num_frames, stride=_stride_of(corpus, config, row), short=config.short)
+
+
+def windows_every(
+    corpus: Corpus, config: DataConfig, *, rows: np.ndarray, num_frames: int, every_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """One strided clip every so many seconds of each sample, as long as it ends within (`clips.regular_starts`).
+
+    Args:
+        corpus: gives lengths and frame rates.
+        config: the sampling settings.
+        rows: (N,) dataset rows.
+        num_frames: T.
+        every_s: seconds from the beginning of a clip to that of the next.
+
+    Returns:
+        (W,) rows, each as often as it has clips, and (W,) the stored frames at which these begin; both int64.
+
+    Raises:
+        ValueError: a sample's frame rate is not known; or sampling is not strided.
+    """
+    if config.sampling != "strided":
+        raise ValueError(f"data.sampling={config.sampling} spreads a clip over the whole sample: there is one only")
+    fps = corpus.fps[rows]
+    unknown = np.flatnonzero(np.isnan(fps))
+    if len(unknown):
+        raise ValueError(
+            f"{corpus}: {len(unknown):,} of {len(rows):,} samples have no frame rate (the first: "
+            f"{corpus.name(int(rows[unknown[0]]))}), so that nobody knows where a second ends; "
+            "build them with --source-fps, or take one clip a sample"
+        )
+    starts = [
+        regular_starts(
+            int(corpus.num_frames[row]),
+            num_frames=num_frames,
+            stride=_stride_of(corpus, config, row),
+            spacing=every_s * float(corpus.fps[row]),
+        )
+        for row in rows.tolist()
+    ]
+    return np.repeat(rows, [len(of_row) for of_row in starts]), np.concatenate(starts)
+
+
+def _stride_of(corpus: Corpus, config: DataConfig, row: int) -> float:
+    return clip_stride(float(corpus.fps[row]), sampling_rate=config.sampling_rate, target_fps=config.target_fps)

@@ -8,11 +8,13 @@ import pytest
 
 from pipelines.clips import (
     clip_stride,
+    regular_starts,
     segment_window,
     segments_are_short,
     strided_is_short,
     strided_window,
     strided_windows,
+    window_from,
 )
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "segment_sampling_test_mode.json").read_text())
@@ -87,3 +89,15 @@ def test_stride_follows_the_frame_rate() -> None:
     assert clip_stride(7.5, sampling_rate=4, target_fps=30) == 1.0
     assert clip_stride(60.0, sampling_rate=4, target_fps=30) == 8.0
     assert clip_stride(float("nan"), sampling_rate=4, target_fps=30) == 4
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 30, 301])
+@pytest.mark.parametrize("spacing", [0.7, 1.0, 7.5, 100.0])
+def test_regular_starts_are_all_multiples_whose_clip_ends_within(length: int, spacing: float) -> None:
+    starts = regular_starts(length, num_frames=4, stride=2.5, spacing=spacing)
+    fitting = [i for i in range(1000) if i * spacing <= length - 1 - 3 * 2.5 + 1e-9]
+    assert starts.tolist() == ([int(i * spacing + 1e-9) for i in fitting] or [0])
+    for start in starts.tolist():
+        frames = window_from(start, length, num_frames=4, stride=2.5)
+        whole = [start, start + 2, start + 5, start + 7]
+        assert frames.tolist() == ([frame % length for frame in whole] if length < 9 else whole)

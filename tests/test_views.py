@@ -25,6 +25,7 @@ from pipelines.views import (
     evaluation_request,
     evaluation_requests,
     training_request,
+    windows_every,
 )
 
 SIZE, FRAMES, BATCH = 32, 4, 4
@@ -261,3 +262,32 @@ def test_an_image_repeats_to_a_clip(corpus: Corpus, sampling: Any) -> None:
         assert batch.clips.shape == (1, 2, FRAMES, SIZE, SIZE, 3)
         assert (batch.clips == batch.clips[:, :, :1]).all()
         assert batch.clips.any()
+
+
+def test_a_clip_every_so_many_seconds(tmp_path: Path) -> None:
+    from tests.media import make_dataset
+
+    timed = open_corpus([make_dataset(tmp_path, samples=3, frames=[5, 21, 40], source_fps=10)])
+    config = replace(PLAIN, sampling_rate=3, target_fps=15)  # every second frame
+    rows, starts = windows_every(timed, config, rows=np.array([0, 2]), num_frames=FRAMES, every_s=1.2)
+    assert rows.tolist() == [0, 2, 2, 2]  # the last frames of the longest would be 36 + 6
+    assert starts.tolist() == [0, 0, 12, 24]
+    stream = evaluation_clips(timed, config, rows=rows, starts=starts, num_frames=FRAMES, size=SIZE, batch_size=3)
+    clips = torch.cat([batch.clips for batch in stream])
+    stream.close()
+    frames = [[0, 2, 4, 1], [0, 2, 4, 6], [12, 14, 16, 18], [24, 26, 28, 30]]
+    for i, (row, start) in enumerate(zip(rows.tolist(), starts.tolist(), strict=True)):
+        request = evaluation_request(
+            timed, config, rows=rows[i : i + 1], positions=np.array([0]), starts=starts[i : i + 1], num_frames=FRAMES
+        )
+        assert request.clips[0].frames.tolist() == frames[i]
+        (alone,) = stream_of(timed, [request], max_clips=1, num_views=1)
+        assert torch.equal(alone.clips[0], clips[i]), (row, start)
+
+
+def test_seconds_need_a_frame_rate_and_strides(corpus: Corpus) -> None:
+    rows = np.array([3, 5])
+    with pytest.raises(ValueError, match="2 of 2 samples have no frame rate .*--source-fps"):
+        windows_every(corpus, PLAIN, rows=rows, num_frames=FRAMES, every_s=1)
+    with pytest.raises(ValueError, match="sampling=segments"):
+        windows_every(corpus, replace(PLAIN, sampling="segments"), rows=rows, num_frames=FRAMES, every_s=1)
