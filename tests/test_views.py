@@ -287,7 +287,7 @@ def test_a_clip_every_so_many_seconds(tmp_path: Path) -> None:
 
 def test_seconds_need_a_frame_rate_and_strides(corpus: Corpus) -> None:
     rows = np.array([3, 5])
-    with pytest.raises(ValueError, match="2 of 2 samples have no frame rate .*--source-fps"):
+    with pytest.raises(ValueError, match=r"2 of 2 samples have no frame rate .*--source-fps"):
         windows_every(corpus, PLAIN, rows=rows, num_frames=FRAMES, every_s=1)
     with pytest.raises(ValueError, match="sampling=segments"):
         windows_every(corpus, replace(PLAIN, sampling="segments"), rows=rows, num_frames=FRAMES, every_s=1)
