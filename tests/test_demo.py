@@ -165,3 +165,10 @@ def test_paths_stay_inside_the_tiled_texture() -> None:
         reach = 1.5 / 2 * views[..., 2:3]  # a turned view is cut from one 1.5 times as large
         assert (views[..., :2] - reach).min() >= -640
         assert (views[..., :2] + reach <= np.array(PERIOD) + 640).all()
+
+
+def test_a_turned_view_is_filled_to_its_corners() -> None:
+    white = Image.new("RGB", (1280 + 600, 1280 + 400), (255, 255, 255))
+    path = np.array([[300.0, 200.0, 150.0, angle] for angle in np.linspace(0, 2 * np.pi, 9)])
+    for picture in render_clip(white, path, np.zeros((1, 8, 8), np.uint8), size=16, rng=np.random.default_rng(0)):
+        assert np.asarray(picture).min() == 255
