@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mae3d.distributed import World
     from pipelines.config import DataConfig
     from pipelines.corpus import Corpus
-    from pipelines.stream import Batch, ClipStream
 
 MAX_PARTS = 1000  # so that a kill loses a thousandth of a long table at most, of each process
 ROW_GROUP_BYTES = 64 * 2**20  # what the merge holds in memory
@@ -56,7 +55,7 @@ class Parts:
         self.part_rows = batch_size * -(-num_rows // (batch_size * MAX_PARTS))
         self.num_parts = -(-num_rows // self.part_rows)
         # As JSON gives them back: tuples become lists.
-        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, "rows": num_rows, "batch": batch_size}))
+        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, "rows": num_rows, "rows_at_once": batch_size}))
 
     @property
     def is_finished(self) -> bool:
@@ -145,9 +144,9 @@ def fill(
     parts: Parts,
     *,
     world: "World",
-    open_stream: "Callable[[np.ndarray], ClipStream]",
+    open_stream: Callable[[np.ndarray], Any],
     keys_of: Callable[[np.ndarray], Mapping[str, pa.Array]],
-    outputs_of: "Callable[[Batch], Mapping[str, pa.Array]]",
+    outputs_of: Callable[[Any], Mapping[str, pa.Array]],
     what: str = "clips",
 ) -> bool:
     """Makes the parts that are missing, each on one of the processes, and the whole table of them.
@@ -158,7 +157,8 @@ def fill(
         parts: the table.
         world: all processes; parts are dealt out in turn.
         open_stream: (n,) row numbers ─► their batches in this order, of `batch_size` each (`evaluation_clips` with its
-            default rank and world). Called once, for all parts of this process.
+            default rank and world; or anything with `close` whose batches have a `status`). Called once, for all parts
+            of this process.
         keys_of: (b,) row numbers ─► columns that hold for every row.
         outputs_of: a batch ─► columns, one value a sample. Samples that could not be read, for which the batch holds
             another one (status 2), get null instead.
@@ -207,9 +207,9 @@ def _begin_together(parts: Parts, world: "World") -> tuple[list[int], bool]:
 def _fill_mine(
     parts: Parts,
     mine: Sequence[int],
-    stream: "ClipStream",
+    stream: Any,
     keys_of: Callable[[np.ndarray], Mapping[str, pa.Array]],
-    outputs_of: "Callable[[Batch], Mapping[str, pa.Array]]",
+    outputs_of: Callable[[Any], Mapping[str, pa.Array]],
     *,
     what: str,
     quiet: bool,
