@@ -48,7 +48,7 @@ class VideoBatch(NamedTuple):
 
     clips: Tensor  # (B, K, T, H, W, 3) uint8
     status: Tensor  # (B,) int8: 0 ok; 2: nothing of it can be decoded, the clips are black
-    replaced: int  # frames that are damaged: another one of their clip, the nearest, stands in for each
+    replaced: Tensor  # (B,) int32, frames that are damaged: the nearest one of the window stands in for each
 
 
 def plan_windows(
@@ -141,7 +141,7 @@ class VideoClips:
             return None
         windows = self._windows[start : start + self._batch_size]
         clips = np.zeros((len(windows), *self._shape), np.uint8)
-        status, replaced = np.zeros(len(windows), np.int8), 0
+        status, replaced = np.zeros(len(windows), np.int8), np.zeros(len(windows), np.int32)
         for i, window in enumerate(windows):
             pictures = self._reader.pictures(window, self._shared_later(start + i)) if window.pts.size else {}
             if not pictures:
@@ -152,8 +152,8 @@ class VideoClips:
                 pts = int(window.pts[place])
                 nearest = int(times[np.abs(times - pts).argmin()])
                 clips[(i, *place)] = pictures[nearest]
-                replaced += nearest != pts
-        return VideoBatch(torch.from_numpy(clips), torch.from_numpy(status), replaced)
+                replaced[i] += nearest != pts
+        return VideoBatch(torch.from_numpy(clips), torch.from_numpy(status), torch.from_numpy(replaced))
 
     def _shared_later(self, number: int) -> set[int]:
         """Times of frames of the windows that begin before this one ends: they are decoded with it."""

@@ -1,0 +1,226 @@
+"""A trained model and clips ─► vectors: a Parquet table, one row a sample or one every so many seconds, and a map.
+
+python launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --map map.png
+torchrun --nproc-per-node 8 launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --num_clips 4
+python launch/embed.py --run RUN --videos match.mp4 training.mp4 --every 2 --out seconds.parquet
+
+Killed and started again, on as many processes as may be, it goes on where it was, and ends with the same table.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if not __package__:  # run as a file: use the checkout this file sits in
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch.cli import EXIT_DONE, EXIT_ERROR, parse, telling
+from launch.clips import ClipsConfig, clips_config, run_of, stored_config
+
+if TYPE_CHECKING:
+    from launch.embeddings import Embedder
+    from mae3d.distributed import World
+
+SHOWN = 20  # so many files that cannot be read are listed
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Embed clips with a frozen model.
+
+    Attributes:
+        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint (.pth).
+        out: The table: a Parquet file. Columns: key, name, labels, first_frame, start_s, end_s, vector.
+        data: The clips of shards.
+        videos: Video files instead of shards, `--videos a.mp4 b.mp4`; of data, sampling_rate and target_fps hold.
+        layer: Number of blocks that are run; 0 is the patch embedding, -1 the last block. The encoder's norm is applied
+            to the last one alone.
+        pool: `mean` over the patches' tokens, `cls`, the class token, or `tokens`, all of them (in one list, by time,
+            row and column; the metadata tells the grid).
+        num_clips: Clips of each sample, spread evenly from its beginning to its end, whose vectors are averaged.
+        every: A row every so many seconds of each sample or file instead: one clip begins at each multiple, as long as
+            it ends within. What is shorter than a clip has one row, in which it begins again.
+        map: Draw the vectors in two dimensions (PCA, then t-SNE from 32 on) to this PNG, by label; and write the
+            coordinates beside it, as Parquet.
+        batch: Rows at a time.
+        precision: `fp32`, or `bf16`: faster on a GPU, vectors agree to two digits.
+        device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
+    """
+
+    run: str
+    out: str
+    data: ClipsConfig = field(default_factory=ClipsConfig)
+    videos: list[str] | None = None
+    layer: int = -1
+    pool: Literal["mean", "cls", "tokens"] = "mean"
+    num_clips: int = 1
+    every: float = 0
+    map: str = ""
+    batch: int = 8
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if bool(self.videos) == bool(self.data.shards):
+            raise ValueError("give either --data.shards or --videos")
+        if self.every < 0 or self.batch < 1:
+            raise ValueError(f"--every {self.every:g} must not be negative, --batch {self.batch} be 1 or more")
+        if self.every and self.num_clips > 1:
+            raise ValueError(f"--num_clips {self.num_clips}: with --every each clip has a row of its own")
+        if self.map and self.pool == "tokens":
+            raise ValueError("--map shows one point a vector: give --pool mean or cls")
+        if self.videos and len(set(self.videos)) < len(self.videos):
+            raise ValueError("--videos: a file is given twice")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 1 where a video cannot be read; SystemExit 2: usage, 3: I/O."""
+    arguments = sys.argv[1:] if argv is None else argv
+    config = parse(EmbedConfig, arguments, prog="embed.py", description=str(__doc__))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see launch/training.py; read when torch is imported
+    from mae3d.distributed import start_world
+
+    with telling():
+        world = start_world(config.device)
+    try:
+        with telling(config.out):
+            unreadable = embed(config, world)
+            if world.is_first:
+                _tell(config, unreadable)
+            return EXIT_ERROR if unreadable else EXIT_DONE
+    finally:
+        world.close()
+
+
+def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
+    """Make the table and the map; to be called by all processes.
+
+    Returns:
+        Video files that cannot be read, and why; their rows have no vector.
+
+    Raises:
+        ValueError: A setting, the model or the dataset is not as it should be; the message says what to do.
+        OSError: The table cannot be written.
+    """
+    from launch.embeddings import Embedder
+    from mae3d.files import sha256_of
+    from mae3d.weights import find_model_file, open_encoder
+
+    file = find_model_file(config.run)
+    stored = stored_config(run_of(file)).get("data", {})
+    embedder = Embedder(
+        open_encoder(file),
+        world.device,
+        layer=config.layer,
+        pool=config.pool,
+        num_clips=config.num_clips,
+        precision=config.precision,
+    )
+    Path(config.out).resolve().parent.mkdir(parents=True, exist_ok=True)
+    make = _embed_videos if config.videos else _embed_shards
+    return make(config, embedder, stored, model_sha256=sha256_of(file), world=world)
+
+
+def _embed_shards(
+    config: EmbedConfig, embedder: "Embedder", stored: dict[str, Any], *, model_sha256: str, world: "World"
+) -> dict[str, str]:
+    from launch.decode import choose_decode
+    from launch.embeddings import shard_vectors
+    from pipelines.corpus import corpus_of
+    from pipelines.selection import select_rows
+    from pipelines.views import usable_rows
+
+    clips = clips_config(config.data, stored)
+    decode, note = choose_decode(clips.decode, stored=None, world=world)
+    if note and world.is_first:
+        print(f"decode: {note}", flush=True)
+    clips = dataclasses.replace(clips, decode=decode)
+    corpus = corpus_of(clips)
+    if world.is_first:
+        for bad in corpus.left_out:
+            print(f"left out: {bad}", file=sys.stderr)
+    rows = usable_rows(corpus, clips, num_frames=embedder.config.num_frames)
+    shard_vectors(
+        Path(config.out),
+        embedder,
+        corpus,
+        clips,
+        select_rows(corpus, clips.select, rows=rows),
+        model_sha256=model_sha256,
+        world=world,
+        every_s=config.every,
+        batch_size=config.batch,
+    )
+    if config.map and world.is_first:
+        _draw_map(config, corpus.label_names)
+    return {}
+
+
+def _embed_videos(
+    config: EmbedConfig, embedder: "Embedder", stored: dict[str, Any], *, model_sha256: str, world: "World"
+) -> dict[str, str]:
+    from launch.embeddings import files_hash, video_vectors
+    from mae3d.windows import plan_windows
+
+    videos = config.videos or []
+    # Of the settings for shards, only the sampling is used; segments of a whole sample are none of a window's.
+    as_shards = dataclasses.replace(config.data, shards=tuple(videos))
+    clips = clips_config(as_shards, stored | {"sampling": "strided"})
+    plan = files = None
+    if world.is_first:
+        plan = plan_windows(
+            videos,
+            num_frames=embedder.config.num_frames,
+            step_s=clips.sampling_rate / clips.target_fps,
+            every_s=config.every,
+            num_clips=config.num_clips,
+        )
+        files = files_hash(videos)
+    plan, files = world.share((plan, files))
+    settings = {
+        "videos": files,
+        "data": {"sampling_rate": clips.sampling_rate, "target_fps": clips.target_fps},
+        "every_s": config.every,
+    }
+    video_vectors(
+        Path(config.out),
+        embedder,
+        plan,
+        settings=settings,
+        model_sha256=model_sha256,
+        world=world,
+        batch_size=config.batch,
+    )
+    if config.map and world.is_first:
+        _draw_map(config, [])
+    unreadable: dict[str, str] = plan.unreadable
+    return unreadable
+
+
+def _draw_map(config: EmbedConfig, label_names: Sequence[str]) -> None:
+    from launch.vector_map import draw_map
+
+    print(f"map: {draw_map(Path(config.out), Path(config.map), label_names=label_names)}")
+
+
+def _tell(config: EmbedConfig, unreadable: dict[str, str]) -> None:
+    import pyarrow.parquet as pq
+
+    from launch.embeddings import count_failed, count_replaced
+
+    rows, failed = pq.read_metadata(config.out).num_rows, count_failed(Path(config.out))
+    if config.videos and (replaced := count_replaced(Path(config.out))):
+        print(f"{replaced:,} damaged frames: the nearest one of the clip stands in for each (column replaced_frames)")
+    print(f"{config.out}: {rows:,} rows" + (f", {failed:,} of them without a vector: not readable" if failed else ""))
+    for message in list(unreadable.values())[:SHOWN]:
+        print(f"error: {message}", file=sys.stderr)
+    if len(unreadable) > SHOWN:
+        print(f"… and {len(unreadable) - SHOWN:,} files more", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
