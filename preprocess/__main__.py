@@ -9,10 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-_DESCRIPTION = "Frame folders or videos to shards, once; shards to be trained on many times."
+_DESCRIPTION = "Frame folders, videos or images to shards, once; shards to be trained on many times."
 _EPILOG = """examples:
   python -m preprocess build --frames dataset --ledger dataset/ledger.csv --out out/shards
   python -m preprocess build --videos clips more.csv --fps 15 --segment-seconds 10 --out out/shards
+  python -m preprocess build --images imagenet/train --split train --out out/images
   python -m preprocess verify out/shards --full
   python -m preprocess demo --out out/demo/frames
 """
@@ -88,6 +89,13 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     given.add_argument(
         "--videos", type=Path, nargs="+", metavar="PATH", help="folders (walked), video files, or lists `path[,label]`"
     )
+    given.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="folders (walked; the first folder below is the label) or image files; each a sample of one frame",
+    )
     build.add_argument("--out", type=Path, required=True, metavar="OUT", help="where the shards go")
     build.add_argument("--ledger", type=Path, metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
     build.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
@@ -121,6 +129,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
 
 def _build(options: argparse.Namespace) -> int:
     from preprocess.build import Options, build
+    from preprocess.images import image_files
     from preprocess.plan import Settings
     from preprocess.sources import frame_folders, video_files
 
@@ -134,10 +143,12 @@ def _build(options: argparse.Namespace) -> int:
         shard_size=options.shard_size,
         split=options.split,
     )
-    if options.videos and (options.ledger or options.source_fps):
+    if not options.frames and (options.ledger or options.source_fps):
         raise ValueError("--ledger and --source-fps belong to --frames; videos have lists and a clock of their own")
 
-    if options.videos:
+    if options.images:
+        source = image_files(options.images, settings=settings)
+    elif options.videos:
         source = video_files(options.videos, settings=settings)
     else:
         ledger = options.ledger or options.frames / "ledger.csv"

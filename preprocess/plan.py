@@ -1,6 +1,6 @@
 """What is asked for ─► the plan: which sample is read from where and goes to which shard.
 
-In: a ledger over frame folders, or video files and lists of them. Out: `Plan`, made once and kept as
+In: a ledger over frame folders, video files and lists of them, or images. Out: `Plan`, made once and kept as
 plan.parquet; everything after it is a function of the plan and the settings, so that any worker, today or
 after a crash, writes the same bytes.
 
@@ -32,13 +32,13 @@ from preprocess.ledger import Problem
 _PLAN_FIELDS: list[Any] = [
     pa.field("number", pa.int64()),
     pa.field("shard", pa.int32()),
-    pa.field("kind", pa.string()),  # "frames" or "video"
+    pa.field("kind", pa.string()),  # "frames", "image" or "video"
     pa.field("root", pa.int32()),  # position among the roots given on the command line
     pa.field("path", pa.string()),  # below the root
     pa.field("name", pa.string()),
     pa.field("labels", pa.list_(pa.int32())),
     pa.field("split", pa.string()),
-    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop
+    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop; an image: 0 and 1
     pa.field("stop", pa.int64()),
     pa.field("start_s", pa.float64()),  # video: the span start_s <= t < stop_s; frames: the time of `first`
     pa.field("stop_s", pa.float64()),
@@ -83,7 +83,7 @@ class PlannedSample:
 
     number: int
     shard: int
-    kind: Literal["frames", "video"]
+    kind: Literal["frames", "image", "video"]
     root: int
     path: str
     name: str
@@ -109,7 +109,7 @@ class PlannedSample:
 class Request:
     """A sample before it has a number: a planned sample's fields, labels still as words."""
 
-    kind: Literal["frames", "video"]
+    kind: Literal["frames", "image", "video"]
     root: int
     path: str
     name: str

@@ -24,6 +24,8 @@ from preprocess.plan import PlannedSample, Settings
 from preprocess.videos import MediaError, Video, effective_fps, open_video
 
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+careful+explode"}
+# No others: Pillow would hand an EPS file, whatever its name, to an interpreter of PostScript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 _LONGEST_TAIL = 64  # some writers pad
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
 
@@ -67,8 +69,8 @@ def encode_sample(row: PlannedSample, *, root: Path, settings: Settings, sink: C
     Raises:
         MediaError: the sample cannot be had; what the sink was given is to be forgotten.
     """
-    if row.kind == "frames":
-        return _encode_folder(row, root=root, settings=settings, sink=sink)
+    if row.kind in ("frames", "image"):
+        return _encode_files(row, root=root, settings=settings, sink=sink)
     try:
         with open_video(root / row.path) as video:
             return _encode_video(video, row, settings=settings, sink=sink)
@@ -148,7 +150,7 @@ def decode_strictly(data: bytes) -> None:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decodes any image file to upright 8-bit RGB; alpha is dropped, 16-bit gray scaled.
+    """Decodes an image file to upright 8-bit RGB; alpha is dropped, 16-bit gray scaled, of several pictures the first.
 
     Raises:
         ValueError: not an image, damaged, or too large; the message says which.
@@ -157,7 +159,7 @@ def decode_image(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF
-            image: Image.Image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
             image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"too large: {error}") from error
@@ -168,6 +170,8 @@ def decode_image(data: bytes) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # straight to RGB Pillow warns of transparency in a palette
     return image.convert("RGB")
 
 
@@ -178,12 +182,14 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _encode_folder(row: PlannedSample, *, root: Path, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
+def _encode_files(row: PlannedSample, *, root: Path, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
     keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
     size: tuple[int, int] | None = None
     num_other = 0
     for number in keep:
-        file = root / row.path / frame_name(row.prefix, row.digits, row.suffix, row.first + number)
+        file = root / row.path
+        if row.kind == "frames":
+            file /= frame_name(row.prefix, row.digits, row.suffix, row.first + number)
         try:
             data = _read(file, row.first + number)
             header = jpeg_header(data)
