@@ -1,43 +1,124 @@
-"""What a model made of clips ─► filmstrips, GIFs and the texts and figures of visualize.py's page.
+"""What a masked autoencoder fills in ─► filmstrips, GIFs, texts and figures of visualize.py's page.
 
-sample = Shown(row, {"tube": result}, {"tube": scores_of(result, config)})     # result: mae3d.reconstruct's
-card = draw(sample, corpus, out, frame_ms=160)
-table = table_of([sample])                          # PSNR by method, or by mask where there are several
+masks, unfit = masks_of(model.config, mask="all", ratio=0.5)
+section = reconstruction_section(model, clips, masks, unfit, out, seed=0, frame_ms=160, device=device)
 """
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
+
+from launch.footage import IMAGES, Clip, batches
+from mae3d.config import MaskType
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from mae3d.config import MAEConfig
     from mae3d.mae import MAE
     from mae3d.reconstruct import Reconstruction
-    from mae3d.report import Card, Table
-    from pipelines.config import DataConfig
-    from pipelines.corpus import Corpus
+    from mae3d.report import Card, Section, Table
 
-IMAGES = "images"
 OURS = "reconstruction"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample, looked at under one mask or several.
+    """One clip, looked at under one mask or several.
 
     Attributes:
-        row: Its row in the corpus.
+        clip: The clip.
         results: Type of mask -> what the model made of it (arrays of one clip).
         scores: Type of mask -> method -> PSNR on hidden patches, decibels.
     """
 
-    row: int
+    clip: Clip
     results: Mapping[str, "Reconstruction"]
     scores: Mapping[str, Mapping[str, float]]
+
+
+def masks_of(own: "MAEConfig", *, mask: str | None, ratio: float | None) -> tuple[dict[str, "MAEConfig"], list[str]]:
+    """The model's settings under each mask asked for, its own first.
+
+    Args:
+        own: What the model was trained with.
+        mask: One type, or `all`; None is the model's own.
+        ratio: Share that is hidden; None likewise.
+
+    Returns:
+        Type -> settings; and which of `all` do not fit the model, and why.
+
+    Raises:
+        ValueError: There is no such type, or none fits.
+    """
+    ratio = own.mask_ratio if ratio is None else ratio
+    if mask != "all":
+        kind: Any = mask or own.mask_type  # the config refuses what is none
+        return {kind: replace(own, mask_type=kind, mask_ratio=ratio)}, []
+    masks, unfit = {}, []
+    for kind in sorted(get_args(MaskType), key=lambda kind: kind != own.mask_type):
+        try:
+            masks[kind] = replace(own, mask_type=kind, mask_ratio=ratio)
+        except ValueError as error:
+            unfit.append(f"{kind}: {error}")
+    if not masks:
+        raise ValueError(unfit[0])
+    return masks, unfit
+
+
+def reconstruction_section(
+    model: "MAE",
+    clips: Sequence[Clip],
+    masks: Mapping[str, "MAEConfig"],
+    unfit: Sequence[str],
+    out: Path,
+    *,
+    seed: int,
+    frame_ms: int,
+    device: "torch.device",
+) -> "Section":
+    """Hide, fill in, draw, and compare with what needs no model.
+
+    Args:
+        model: On the device.
+        clips: What is shown.
+        masks: Type of mask -> the model's settings with it, of `masks_of`.
+        unfit: What to say of masks that are left out.
+        out: The page's folder.
+        seed: Of the masks.
+        frame_ms: How long a GIF shows a frame, milliseconds.
+        device: Where to compute.
+    """
+    from mae3d.report import Section
+
+    shown, cards = [], []
+    for sample in _reconstructions(model, clips, masks, seed=seed, device=device):
+        shown.append(sample)
+        cards.append(draw(sample, out, frame_ms=frame_ms))
+    return Section("Reconstruction", describe(model.config, unfit=unfit), cards, [table_of(shown)])
+
+
+def _reconstructions(
+    model: "MAE", clips: Sequence[Clip], masks: Mapping[str, "MAEConfig"], *, seed: int, device: "torch.device"
+) -> Iterator[Shown]:
+    """What the model makes of each clip under each mask. A clip keeps its mask, whichever others are shown with it."""
+    from mae3d.masking import mask_noise
+    from mae3d.reconstruct import Reconstruction, reconstruct
+
+    own = model.config
+    for some, pixels in batches(clips, device, doing="reconstructing"):
+        numbers = [clip.number for clip in some]
+        noise = mask_noise(seed=seed, epoch=0, positions=numbers, views=1, tokens=own.num_tokens).to(device)
+        results = {}
+        for kind, masked in masks.items():
+            model.config = masked
+            results[kind] = reconstruct(model, pixels, noise)
+        model.config = own
+        for i, clip in enumerate(some):
+            ones = {kind: Reconstruction(*(field[i] for field in result)) for kind, result in results.items()}
+            yield Shown(clip, ones, {kind: scores_of(one, own) for kind, one in ones.items()})
 
 
 def scores_of(result: "Reconstruction", config: "MAEConfig") -> dict[str, float]:
@@ -57,33 +138,24 @@ def scores_of(result: "Reconstruction", config: "MAEConfig") -> dict[str, float]
     return {name: psnr(fill, result.original, hidden) for name, fill in fills.items()}
 
 
-def draw(sample: Shown, corpus: "Corpus", out: Path, *, frame_ms: int) -> "Card":
-    """Write one sample's PNG and GIF; what the page says of it."""
+def draw(sample: Shown, out: Path, *, frame_ms: int) -> "Card":
+    """Write one clip's PNG, GIF and WebP; what the page says of it."""
     from mae3d.pictures import filmstrip, save_animation
     from mae3d.report import Card
 
-    key = corpus.key(sample.row)
-    stem = re.sub(r"[^a-z0-9_]", "_", key)  # keys have no other letters, unless someone made the dataset by hand
-    if len(corpus.datasets) > 1:  # each has keys of its own
-        stem = f"{sample.row}_{stem}"
-    strip, animation = f"{IMAGES}/{stem}.png", f"{IMAGES}/{stem}.gif"
+    clip = sample.clip
+    strip, animation = f"{IMAGES}/{clip.stem}.png", f"{IMAGES}/{clip.stem}.webp"
     rows, panels = _rows(sample)
     filmstrip(rows).save(out / strip)
     save_animation(panels, out / animation, frame_ms=frame_ms)
-    names, labels = corpus.label_names, corpus.labels_of(sample.row)
-    notes = [f"key {key}"]
-    if labels:
-        notes.append("label " + ", ".join(names[i] if i < len(names) else str(i) for i in labels))
     if len(sample.scores) == 1:
         (scores,) = sample.scores.values()
-        notes.append(f"PSNR {scores[OURS]:.1f} dB, best fill {_best_fill(scores):.1f} dB")
+        told = f"PSNR {scores[OURS]:.1f} dB, best fill {_best_fill(scores):.1f} dB"
     else:
-        notes.append(
-            "PSNR " + ", ".join(f"{kind} {scores[OURS]:.1f}" for kind, scores in sample.scores.items()) + " dB"
-        )
+        told = "PSNR " + ", ".join(f"{kind} {scores[OURS]:.1f}" for kind, scores in sample.scores.items()) + " dB"
     return Card(
-        corpus.name(sample.row),
-        " · ".join(notes),
+        clip.title,
+        " · ".join([*clip.notes, told]),
         {animation: "as an animation: " + ", ".join(panels), strip: "rows: " + ", ".join(rows)},
     )
 
@@ -108,12 +180,14 @@ def _best_fill(scores: Mapping[str, float]) -> float:
     return max(value for name, value in scores.items() if name != OURS)
 
 
-def describe(config: "MAEConfig", *, skipped: int, unfit: Sequence[str] = ()) -> list[str]:
-    """How to read the page."""
+def describe(config: "MAEConfig", *, unfit: Sequence[str] = ()) -> list[str]:
+    """How to read the section."""
     paragraphs = [
-        "Each clip once as it is, once as the model sees it (hidden patches grey), once as the model predicts it, and "
-        "with the prediction in the hidden patches only. The row called reconstruction also shows what the model says "
-        "of visible patches, which it is never trained on."
+        "Part of each clip is hidden from the model, which fills it in from the rest. A clip is shown once as it is, "
+        "once as the model sees it (hidden patches grey), once as the model predicts it, and with the prediction in "
+        "the hidden patches only. The row called reconstruction also shows what the model says of visible patches, "
+        "which it is never trained on. PSNR says how close the filling is, in decibels: more is closer. A fill that "
+        "needs no model is what it has to beat."
     ]
     if config.norm_pix_loss:
         paragraphs.append(
@@ -125,42 +199,21 @@ def describe(config: "MAEConfig", *, skipped: int, unfit: Sequence[str] = ()) ->
         paragraphs.append(
             f"The model predicts {config.pred_t_dim} of the clip's {config.num_frames} frames; these are shown."
         )
-    paragraphs += [f"Left out is the mask {problem}." for problem in unfit]
-    if skipped:
-        paragraphs.append(f"{skipped} of the chosen samples could not be read and are left out.")
-    return paragraphs
+    return paragraphs + [f"Left out is the mask {problem}." for problem in unfit]
 
 
-def facts_of(
-    model: "MAE",
-    own: "MAEConfig",
-    masks: Mapping[str, "MAEConfig"],
-    file: Path,
-    run: Path | None,
-    corpus: "Corpus",
-    clips: "DataConfig",
-) -> dict[str, str]:
-    """What the page says of the model and the clips; `own` is what the model was trained with."""
+def mask_facts(own: "MAEConfig", masks: Mapping[str, "MAEConfig"]) -> dict[str, str]:
+    """What the page says of what is hidden; `own` is what the model was trained with."""
     config = next(iter(masks.values()))
     hidden = config.num_tokens - config.num_kept
     if len(masks) == 1:
         told = f"{hidden} of {config.num_tokens} tokens (mask ratio {config.mask_ratio:g}), {config.mask_type}"
     else:
         told = f"in {len(masks)} ways, mask ratio {config.mask_ratio:g}"
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    rate = f"every {clips.sampling_rate:g} frames at {clips.target_fps:g} frames/s"
     return {
-        "encoder": f"ViT, {config.embed_dim} wide, {config.depth} blocks, "
-        f"patches of {config.t_patch_size} x {config.patch_size} x {config.patch_size}",
-        "decoder": f"{config.decoder_embed_dim} wide, {config.decoder_depth} blocks; "
-        f"{parameters / 1e6:.1f} M parameters in all",
-        "weights": f"{run.name}, {file.parent.name}" if run else file.name,
-        "clip": f"{config.num_frames} frames of {config.img_size} x {config.img_size}, "
-        + (rate if clips.sampling == "strided" else f"{clips.num_segments} x {clips.frames_per_segment} segments"),
         "hidden": told,
         "trained with": f"{own.mask_type} masks, ratio {own.mask_ratio:g}",
-        "target": "pixels, each patch normalised" if config.norm_pix_loss else "pixels",
-        "dataset": f"{len(corpus):,} samples",
+        "target": "pixels, each patch normalised" if own.norm_pix_loss else "pixels",
     }
 
 

@@ -1,50 +1,67 @@
-"""A trained model and shards -> pictures of what it fills in: filmstrips, GIFs and a page over them.
+"""A trained model and clips -> one page that shows what it fills in, where it looks and what it finds alike.
 
 python launch/visualize.py --run out/demo/run --data.shards out/demo/shards --out out/demo/report
-python launch/visualize.py --run mae_pretrain_vit_large_k400.pth --data.shards OUT --out DIR --keys 000017 000042
-python launch/visualize.py --run out/demo/run --data.shards out/demo/shards --out out/masks --mask all --mask_ratio 0.5
+python launch/visualize.py --run runs/a --data.shards OUT --out DIR --mask all --mask_ratio 0.5 --keys 000017 000042
+python launch/visualize.py --run runs/a --videos talk.mp4 --out DIR --show attention --layer 6 --head all --query 4,3,3
+python launch/visualize.py --run runs/a --data.shards OUT --out DIR --show neighbours --neighbours 8
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from launch.attentions import Asked, attention_section, check_asked, default_query
 from launch.cli import parse, telling
 from launch.clips import ClipsConfig, clips_config, run_of, stored_config
-from launch.reconstructions import IMAGES, Shown, describe, draw, facts_of, scores_of, table_of
-from mae3d.config import MaskType
+from launch.footage import IMAGES, Clip, read_clips, read_videos
+from launch.neighbours import neighbour_section, pool_of_dataset, pool_of_table
+from launch.reconstructions import mask_facts, masks_of, reconstruction_section
+from mae3d.config import nearest
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from mae3d.config import MAEConfig
+    from mae3d.classifier import Classifier
     from mae3d.mae import MAE
+    from mae3d.report import Section
     from pipelines.corpus import Corpus
 
-BATCH = 4  # clips at a time
+SECTIONS = ("reconstruction", "attention", "neighbours")
 SAMPLE_STREAM = 0x73686F77  # "show": which samples are chosen under a seed
+POOL_STREAM = 0x706F6F6C  # "pool": which samples neighbours are searched among
 
 
 @dataclass(frozen=True)
 class VisualizeConfig:
-    """Show what a masked autoencoder fills in.
+    """Show what a model has learned to see: a page to mail, and its pictures as files (PNG, GIF, WebP) for slides.
 
     Attributes:
-        run: A run, a checkpoint's folder, a model file, or a mae_st checkpoint (.pth).
+        run: A run of pretraining or finetuning, a checkpoint's or exported folder, a model file, or a foreign .pth.
         data: The clips.
         out: Folder for the page and its images.
+        show: What is shown: `--show reconstruction attention neighbours`. Default: reconstruction for an autoencoder,
+            attention for a classifier.
         samples: How many samples, chosen by the seed.
         keys: Show these samples instead: `--keys 000017 000042`.
+        videos: Show these video files instead: `--videos a.mp4 b.mp4`; their middle.
         mask: What is hidden: random, tube, frame, block, prospective, retrospective, interpolation (docs/masks.md), or
             `all`, one under the other; null takes the model's.
         mask_ratio: Share of the tokens that is hidden; null takes the model's.
+        layer: Whose attention: the block, 1 to the last, or -1, the last, and so on from the end.
+        head: A head's number from 0, `mean` of all heads, or `all` of them beside one another.
+        query: Who attends: the class token (cls), all patches on average (mean), or one patch, `T,Y,X`: its time slot,
+            row and column, counted from 0. Default: what a classifier pools; else the patch in the middle.
+        rollout: Show attention rolled out over all blocks instead of one block's.
+        neighbours: How many nearest neighbours of each clip.
+        pool: Most samples that neighbours are searched among, chosen by the seed and embedded first.
+        embeddings: A table of launch/embed.py to search instead, of the same dataset and one vector a sample.
         seed: Of the masks and of the choice.
         frame_ms: How long a GIF shows a frame, milliseconds.
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
@@ -53,10 +70,19 @@ class VisualizeConfig:
     run: str
     data: ClipsConfig
     out: str
+    show: list[str] | None = None
     samples: int = 8
     keys: list[str] | None = None
+    videos: list[str] | None = None
     mask: str | None = None
     mask_ratio: float | None = None
+    layer: int = -1
+    head: str = "mean"
+    query: str | None = None
+    rollout: bool = False
+    neighbours: int = 5
+    pool: int = 1000
+    embeddings: str = ""
     seed: int = 0
     frame_ms: int = 160
     device: str = "auto"
@@ -68,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(VisualizeConfig, arguments, prog="visualize.py", description=str(__doc__))
     with telling():
         page = visualize(config)
-    print(f"report: {page}")
+    print(
+        f"report: {page} ({page.stat().st_size / 1e6:.1f} MB, everything in one file; pictures: {page.parent / IMAGES})"
+    )
     return 0
 
 
@@ -84,117 +112,166 @@ def visualize(config: VisualizeConfig) -> Path:
     """
     from mae3d.distributed import choose_device
     from mae3d.report import read_losses, write_report
-    from mae3d.weights import find_model_file, load_model
+    from mae3d.weights import find_model_file, open_model
     from pipelines.corpus import corpus_of
 
     device = choose_device(config.device, local_rank=0)
     file = find_model_file(config.run)
     run = run_of(file)
-    model = load_model(file)
-    own = model.config
-    masks, unfit = _masks(config, own)
-    for problem in unfit:
-        print(f"left out: {problem}", file=sys.stderr)
-    clips = clips_config(config.data, stored_config(run).get("data", {}))
-    corpus = corpus_of(clips)
-    for bad in corpus.left_out:
+    model = open_model(file)
+    show = _check(config, model)
+    # Of the settings for shards, videos use the rates alone.
+    asked = config.data if config.data.shards else replace(config.data, shards=tuple(config.videos or ()))
+    data = clips_config(asked, stored_config(run).get("data", {}))
+    corpus = corpus_of(data) if config.data.shards else None
+    rows = _choose(corpus, config, data, num_frames=model.config.num_frames) if corpus and not config.videos else None
+    for bad in corpus.left_out if corpus else ():
         print(f"left out: {bad}", file=sys.stderr)
-    rows = _choose(corpus, config, clips, num_frames=own.num_frames)
+    if corpus is not None and rows is not None:
+        clips = read_clips(corpus, data, rows, model.config, device=device)
+        if not clips:
+            raise ValueError(f"{corpus}: every chosen sample is damaged; {corpus.repair}")
+    else:
+        clips = read_videos(config.videos or [], model.config, data)
     out = Path(config.out)
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
-    shown = []
-    cards = []
-    for sample in _reconstructions(model.to(device), masks, corpus, clips, rows, seed=config.seed, device=device):
-        shown.append(sample)
-        cards.append(draw(sample, corpus, out, frame_ms=config.frame_ms))
-    if not shown:
-        raise ValueError(f"{corpus}: every chosen sample is damaged; {corpus.repair}")
-    return write_report(
-        out,
-        title="Reconstructions",
-        intro=describe(own, skipped=len(rows) - len(shown), unfit=unfit),
-        facts=facts_of(model, own, masks, file, run, corpus, clips),
-        table=table_of(shown),
-        cards=cards,
-        losses=read_losses(run) if run else [],
-    )
+    facts = facts_of(model, file, run, data) | ({"dataset": f"{len(corpus):,} samples"} if corpus else {})
+    sections, more = _sections(config, show, model.to(device), clips, corpus, data, out, device=device)
+    intro = [f"{len(clips)} clips, and what the model makes of them. {_KINDS[type(model).__name__]}"]
+    if rows is not None and len(rows) > len(clips):
+        intro.append(f"{len(rows) - len(clips)} of the chosen samples could not be read and are left out.")
+    title = f"{', '.join(section.title for section in sections)}: {run.name if run else file.name}"
+    losses = read_losses(run) if run else []
+    return write_report(out, title=title, intro=intro, facts=facts | more, sections=sections, losses=losses)
 
 
-def _masks(config: VisualizeConfig, own: "MAEConfig") -> tuple[dict[str, "MAEConfig"], list[str]]:
-    """The model's settings under each mask asked for, its own first, and which of `all` do not fit, and why."""
-    ratio = own.mask_ratio if config.mask_ratio is None else config.mask_ratio
-    if config.mask != "all":
-        kind: Any = config.mask or own.mask_type  # the config refuses what is none
-        return {kind: replace(own, mask_type=kind, mask_ratio=ratio)}, []
-    masks, unfit = {}, []
-    for kind in sorted(get_args(MaskType), key=lambda kind: kind != own.mask_type):
-        try:
-            masks[kind] = replace(own, mask_type=kind, mask_ratio=ratio)
-        except ValueError as error:
-            unfit.append(f"{kind}: {error}")
-    if not masks:
-        raise ValueError(unfit[0])
-    return masks, unfit
+_KINDS = {
+    "MAE": "It is a masked autoencoder: it has learned from videos without labels, by filling in patches of clips that "
+    "were hidden from it. A patch is a small square of a few frames, a token.",
+    "Classifier": "It is a classifier of clips: an encoder that cuts a clip into patches, small squares of a few "
+    "frames, and relates each to all others, and a head that names a class.",
+}
 
 
-def _choose(corpus: "Corpus", config: VisualizeConfig, clips: DataConfig, *, num_frames: int) -> "np.ndarray":
+def _check(config: VisualizeConfig, model: "MAE | Classifier") -> list[str]:
+    """What is shown; ValueError for settings that do not fit the model or one another, before anything is read."""
+    from mae3d.mae import MAE
+
+    default = "reconstruction" if isinstance(model, MAE) else "attention"
+    show = [name for name in SECTIONS if name in (config.show or [default])]
+    for name in config.show or []:
+        if name not in SECTIONS:
+            raise ValueError(f"--show {name}: {nearest(name, list(SECTIONS))}")
+    if not show:
+        raise ValueError(f"--show: give one or more of {', '.join(SECTIONS)}")
+    if "reconstruction" in show:
+        if not isinstance(model, MAE):
+            raise ValueError(f"{config.run}: a classifier fills nothing in; leave reconstruction out of --show")
+        masks_of(model.config, mask=config.mask, ratio=config.mask_ratio)
+    if "attention" in show:
+        check_asked(model.config, _asked(config), config.query or default_query(model))
+    if "neighbours" in show and not config.data.shards:
+        raise ValueError("--show neighbours: --data.shards is missing: give the dataset to search")
+    if config.videos and config.keys:
+        raise ValueError("--videos and --keys: give one of them, or a page for each")
+    for name in ("samples", "neighbours", "pool", "frame_ms"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name} {getattr(config, name)}: give 1 or more")
+    return show
+
+
+def _asked(config: VisualizeConfig) -> Asked:
+    return Asked(config.layer, config.head, config.query, config.rollout)
+
+
+def _sections(
+    config: VisualizeConfig,
+    show: Sequence[str],
+    model: "MAE | Classifier",
+    clips: Sequence[Clip],
+    corpus: "Corpus | None",
+    data: DataConfig,
+    out: Path,
+    *,
+    device: "torch.device",
+) -> tuple[list["Section"], dict[str, str]]:
+    """What is shown, in order; and what the page's list of facts says besides."""
+    from mae3d.mae import MAE
+
+    sections, facts = [], {}
+    if "reconstruction" in show and isinstance(model, MAE):
+        masks, unfit = masks_of(model.config, mask=config.mask, ratio=config.mask_ratio)
+        for problem in unfit:
+            print(f"left out: {problem}", file=sys.stderr)
+        facts = mask_facts(model.config, masks)
+        sections.append(
+            reconstruction_section(
+                model, clips, masks, unfit, out, seed=config.seed, frame_ms=config.frame_ms, device=device
+            )
+        )
+    if "attention" in show:
+        sections.append(attention_section(model, clips, _asked(config), out, frame_ms=config.frame_ms, device=device))
+    if "neighbours" in show and corpus is not None:
+        if config.embeddings:
+            pool = pool_of_table(config.embeddings, corpus)
+        else:
+            rows = _usable(corpus, data, num_frames=model.config.num_frames)
+            searched = _some(rows, config.pool, seed=config.seed, stream=POOL_STREAM)
+            pool = pool_of_dataset(model, corpus, data, searched, device=device)
+        sections.append(
+            neighbour_section(
+                model, clips, pool, corpus, data, out, count=config.neighbours, frame_ms=config.frame_ms, device=device
+            )
+        )
+    return sections, facts
+
+
+def _choose(corpus: "Corpus", config: VisualizeConfig, data: DataConfig, *, num_frames: int) -> "np.ndarray":
     """Rows of the keys that were asked for, or of some samples drawn by the seed, in the dataset's order."""
     import numpy as np
 
+    if config.keys is not None:
+        return np.array([corpus.find(key) for key in config.keys], dtype=np.int64)
+    return _some(_usable(corpus, data, num_frames=num_frames), config.samples, seed=config.seed, stream=SAMPLE_STREAM)
+
+
+def _usable(corpus: "Corpus", data: DataConfig, *, num_frames: int) -> "np.ndarray":
     from pipelines.selection import select_rows
     from pipelines.views import usable_rows
 
-    if config.keys is not None:
-        return np.array([corpus.find(key) for key in config.keys], dtype=np.int64)
-    if config.samples < 1:
-        raise ValueError(f"--samples {config.samples}: give 1 or more")
-    rows = select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=num_frames))
-    generator = np.random.Generator(np.random.Philox(key=[config.seed, SAMPLE_STREAM]))
-    return np.sort(generator.choice(rows, size=min(config.samples, len(rows)), replace=False))
+    return select_rows(corpus, data.select, rows=usable_rows(corpus, data, num_frames=num_frames))
 
 
-def _reconstructions(
-    model: "MAE",
-    masks: Mapping[str, "MAEConfig"],
-    corpus: "Corpus",
-    clips: DataConfig,
-    rows: "np.ndarray",
-    *,
-    seed: int,
-    device: "torch.device",
-) -> Iterator[Shown]:
-    """What the model makes of each row under each mask; damaged samples are left out."""
-    from tqdm import tqdm
+def _some(rows: "np.ndarray", count: int, *, seed: int, stream: int) -> "np.ndarray":
+    """At most so many rows, drawn by the seed, in order."""
+    import numpy as np
 
-    from mae3d.masking import mask_noise
-    from mae3d.reconstruct import Reconstruction, reconstruct
-    from pipelines.stream import evaluation_clips
+    generator = np.random.Generator(np.random.Philox(key=[seed, stream]))
+    return np.sort(generator.choice(rows, size=min(count, len(rows)), replace=False))
+
+
+def facts_of(model: "MAE | Classifier", file: Path, run: Path | None, data: DataConfig) -> dict[str, str]:
+    """What the page says of the model and the clips."""
+    from mae3d.mae import MAE
 
     config = model.config
-    stream = evaluation_clips(
-        corpus,
-        clips,
-        rows=rows,
-        num_frames=config.num_frames,
-        size=config.img_size,
-        batch_size=BATCH,
-        device=device,
-    )
-    with tqdm(total=len(rows), desc="reconstructing", unit="clip", disable=None) as bar:
-        for first in range(0, len(rows), BATCH):
-            batch, batch_rows = next(stream), rows[first : first + BATCH].tolist()
-            # A sample keeps its mask, whichever others are shown with it.
-            noise = mask_noise(seed=seed, epoch=0, positions=batch_rows, views=1, tokens=config.num_tokens)
-            results = {}
-            for kind, masked in masks.items():
-                model.config = masked
-                results[kind] = reconstruct(model, batch.clips[:, 0], noise.to(device))
-            for i, (row, status) in enumerate(zip(batch_rows, batch.status.tolist(), strict=True)):
-                if status == 0:
-                    ones = {kind: Reconstruction(*(field[i] for field in r)) for kind, r in results.items()}
-                    yield Shown(row, ones, {kind: scores_of(one, config) for kind, one in ones.items()})
-                bar.update()
-    stream.close()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    in_all = f"{parameters / 1e6:.1f} M parameters in all"
+    if isinstance(model, MAE):
+        rest = {"decoder": f"{model.config.decoder_embed_dim} wide, {model.config.decoder_depth} blocks; {in_all}"}
+    else:
+        classes, several = model.config.num_classes, "several a clip" if model.config.multi_label else "one a clip"
+        rest = {"head": f"{model.config.pooling} pooling, {classes} classes, {several}; {in_all}"}
+    rate = f"every {data.sampling_rate:g} frames at {data.target_fps:g} frames/s"
+    strided = data.sampling == "strided"
+    return {
+        "encoder": f"ViT, {config.embed_dim} wide, {config.depth} blocks of {config.num_heads} heads, "
+        f"patches of {config.t_patch_size} x {config.patch_size} x {config.patch_size}",
+        **rest,
+        "weights": f"{run.name}, {file.parent.name}" if run else file.name,
+        "clip": f"{config.num_frames} frames of {config.img_size} x {config.img_size}, "
+        + (rate if strided else f"{data.num_segments} x {data.frames_per_segment} segments"),
+    }
 
 
 if __name__ == "__main__":

@@ -1,27 +1,37 @@
-"""Pictures and figures -> one page that opens from the file system: index.html beside a folder of images.
+"""Pictures and figures -> one page, index.html, with all that it shows inside: it can be mailed as it is.
 
-    write_report(out, title="Reconstructions", intro=intro, facts=facts, table=table, cards=cards, losses=[])
+    section = Section("Reconstruction", intro, tables=[table], cards=cards)
+    write_report(folder, title="runs/a", intro=intro, facts=facts, sections=[section], losses=losses)
 
-Every text is escaped, images are relative, there is no script and nothing is fetched.
+Every text is escaped, images are read from the folder and written into the page, there is no script and nothing is
+fetched.
 """
 
+import base64
+import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+
+from PIL import Image
 
 from mae3d.run import read_metrics
 
 PAGE = "index.html"
+_JPEG_QUALITY = 85
 
 _STYLE = """
 :root { color-scheme: light; --ink: #262a30; --soft: #6a717c; --line: #e1e4e9; --accent: #1f6feb; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f4f5f7; color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 1160px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
-h2 { font-size: 19px; margin: 0 0 14px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h2 { font-size: 24px; line-height: 1.25; margin: 52px 0 10px; letter-spacing: -0.01em; }
+h3 { font-size: 17px; margin: 0 0 14px; overflow-wrap: anywhere; }
+nav { margin: 18px 0 0; }
+nav a { color: var(--accent); margin-right: 20px; text-decoration: none; }
 p { max-width: 76ch; margin: 0 0 8px; color: var(--soft); }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin-top: 20px; }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.5fr); column-gap: 20px; }
@@ -33,10 +43,12 @@ tr:last-child > * { border-bottom: 0; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-right: 0; padding-left: 12px; }
 .numbers tbody tr:first-child > * { font-weight: 650; color: var(--ink); }
 .numbers td { white-space: nowrap; }
-h2 small { font-weight: 400; font-size: 14px; color: var(--soft); margin-left: 10px; }
+h3 small { font-weight: 400; font-size: 14px; color: var(--soft); margin-left: 10px; }
 img { display: block; max-width: 100%; height: auto; }
 img + img { margin-top: 20px; padding-top: 20px; border-top: 1px solid var(--line); }
-h2, td { overflow-wrap: anywhere; }
+p + img { margin-top: 14px; border-radius: 4px; }
+td { overflow-wrap: anywhere; }
+@media print { body { background: #fff; } section { break-inside: avoid; } }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; }
 """.strip()
 
@@ -58,11 +70,33 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """Figures: a caption, the columns' names (the first one's stands over the rows' names) and the rows."""
+    """Figures: a caption, the columns' names (the first one's stands over the rows' names) and the rows.
+
+    The first row is emphasised.
+    """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One way of looking at the model.
+
+    Attributes:
+        title: Its heading.
+        intro: Paragraphs that say what is seen, and how to read it.
+        cards: The samples, in order.
+        tables: Figures over all samples.
+        images: As a card's; they stand below the introduction.
+    """
+
+    title: str
+    intro: Sequence[str]
+    cards: Sequence[Card]
+    tables: Sequence[Table] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_report(
@@ -71,32 +105,34 @@ def write_report(
     title: str,
     intro: Sequence[str],
     facts: Mapping[str, str],
-    table: Table,
-    cards: Iterable[Card],
+    sections: Sequence[Section],
     losses: Sequence[tuple[int, float]],
 ) -> Path:
     """Write the page.
 
     Args:
-        folder: Where to; the cards' images lie below it.
+        folder: Where to; the images lie below it.
         title: The heading.
         intro: Paragraphs under it.
-        facts: Name -> value.
-        table: The figures; the first row is emphasised.
-        cards: The samples, in order.
+        facts: Name -> value, of the model and the clips.
+        sections: What is shown, in order.
         losses: (step, loss) of the run; empty leaves the curve out.
 
     Returns:
         The page's path.
+
+    Raises:
+        OSError: An image cannot be read, or the page cannot be written.
     """
-    about = f"<section><h2>About</h2><table>{''.join(map(_fact, facts.items()))}</table></section>"
-    curve = f"<section><h2>Loss</h2>{loss_curve(losses)}</section>" if losses else ""
+    about = f"<section><h3>About</h3><table>{''.join(map(_fact, facts.items()))}</table></section>"
+    curve = f"<section><h3>Loss in training</h3>{loss_curve(losses)}</section>" if losses else ""
+    links = "".join(f'<a href="#part{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
     body = [
         f"<h1>{escape(title)}</h1>",
-        *(f"<p>{escape(paragraph)}</p>" for paragraph in intro),
+        *map(_paragraph, intro),
+        f"<nav>{links}</nav>" if len(sections) > 1 else "",
         f'<div class="pair">{about}{curve}</div>' if curve else about,
-        f"<section><h2>{escape(table.caption)}</h2>{_table(table)}</section>",
-        *map(_card, cards),
+        *(_section(folder, section, f"part{i}") for i, section in enumerate(sections)),
     ]
     page = "\n".join(
         [
@@ -204,8 +240,36 @@ def _table(table: Table) -> str:
     return f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def _card(card: Card) -> str:
-    images = "".join(
-        f'<img src="{escape(source)}" alt="{escape(shows)}" loading="lazy">' for source, shows in card.images.items()
-    )
-    return f"<section><h2>{escape(card.title)}<small>{escape(card.note)}</small></h2>{images}</section>"
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def _section(folder: Path, section: Section, anchor: str) -> str:
+    parts = [
+        f'<h2 id="{anchor}">{escape(section.title)}</h2>',
+        *map(_paragraph, section.intro),
+        _images(folder, section.images),
+        *(f"<section><h3>{escape(table.caption)}</h3>{_table(table)}</section>" for table in section.tables),
+        *(_card(folder, card) for card in section.cards),
+    ]
+    return "\n".join(parts)
+
+
+def _card(folder: Path, card: Card) -> str:
+    heading = f"<h3>{escape(card.title)}<small>{escape(card.note)}</small></h3>"
+    return f"<section>{heading}{_images(folder, card.images)}</section>"
+
+
+def _images(folder: Path, images: Mapping[str, str]) -> str:
+    return "".join(f'<img src="{_inlined(folder / path)}" alt="{escape(shows)}">' for path, shows in images.items())
+
+
+def _inlined(path: Path) -> str:
+    """An image as a data: URI; a PNG of footage, which PNG hardly compresses, as a JPEG."""
+    data, kind = path.read_bytes(), path.suffix.removeprefix(".")
+    if kind == "png":
+        with Image.open(path) as image, io.BytesIO() as packed:
+            image.convert("RGB").save(packed, "jpeg", quality=_JPEG_QUALITY)
+            if len(packed.getvalue()) < len(data) / 2:
+                data, kind = packed.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
