@@ -7,7 +7,7 @@ clips = clips_config(config.data, run_of(file))       # a DataConfig: asked for,
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.config import DataConfig, SelectConfig
 
@@ -34,7 +34,7 @@ class ClipsConfig:
     exclude_bad_shards: bool = False
     cache: str = ""
     cache_gb: float = DataConfig.cache_gb
-    decode: str = "auto"
+    decode: Literal["auto", "mixed", "cpu"] = "auto"
     sampling_rate: float | None = None
     target_fps: float | None = None
 
@@ -68,6 +68,6 @@ def clips_config(asked: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig:
         raise ValueError("--data.shards is missing: give the folder made by `python -m preprocess build`")
     known = {entry.name for entry in fields(DataConfig)}
     stored = {name: value for name, value in trained.items() if name in known}
-    values = {entry.name: getattr(asked, entry.name) for entry in fields(asked)}
+    values = {entry.name: getattr(asked, entry.name) for entry in fields(ClipsConfig)}
     given = {name: value for name, value in values.items() if value is not None}
     return DataConfig(**(stored | given))

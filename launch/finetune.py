@@ -243,7 +243,7 @@ def finetune(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
             + (f"of {config.init}" if config.init else "from scratch")
         )
         print(summary(config, corpus, loader, plan, world, model=told, lr_batch=lr_batch, memory=memory))
-        print(f"{'validate:':9}{validator}", flush=True)
+        print(f"{'val:':9}{validator}", flush=True)
     engine = Engine(
         model,
         finetune_groups(model, weight_decay=optim.weight_decay, layer_decay=optim.layer_decay),

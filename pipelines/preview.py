@@ -215,14 +215,15 @@ def _recipe_options(name: str) -> list[str]:
         groups = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from error
-    if not isinstance(groups, dict) or not all(isinstance(group, dict | None) for group in groups.values()):
+    if not isinstance(groups, dict):
         raise ValueError(f"{path}: a recipe is a mapping of sections, like `model:`")
+    groups = {name: group for name, group in groups.items() if isinstance(group, dict)}  # no single settings of a run's
     options = [
         f"--{option}={groups[group][key]}"
         for option, (group, key) in FROM_RECIPE.items()
-        if key in (groups.get(group) or {})
+        if key in groups.get(group, {})
     ]
-    data = groups.get("data") or {}
+    data = groups.get("data", {})
     select = {f"select.{key}": value for key, value in (data.pop("select", None) or {}).items()}
     for key, value in (data | select).items():
         options.append(_option(f"data.{key}", [value if isinstance(value, str) else json.dumps(value)]))

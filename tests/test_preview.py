@@ -114,7 +114,7 @@ def test_every_recipe_can_be_shown(name: str) -> None:
     [
         ([], "which shards? Give --data.shards"),
         (["--data.shards", "nowhere"], "nowhere"),
-        (["--config", "k401"], "--config k401: no such file, nor a recipe: demo, k400_vit_large"),
+        (["--config", "k401"], "--config k401: no such file, nor a recipe: demo, finetune_images, "),
         (["--data.repeat_augg", "2"], "repeat_augg"),
         (["--data.rand_augment", "rand-x1"], "unknown part 'x1'"),
         (["--data.shards", "SHARDS", "--batch", "99"], "14 usable samples are fewer than --batch=99"),
