@@ -128,35 +128,23 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
 def _embed_shards(
     config: EmbedConfig, embedder: "Embedder", stored: dict[str, Any], *, model_sha256: str, world: "World"
 ) -> dict[str, str]:
-    from launch.decode import choose_decode
     from launch.embeddings import shard_vectors
-    from pipelines.corpus import corpus_of
-    from pipelines.selection import select_rows
-    from pipelines.views import usable_rows
+    from launch.samples import open_samples
 
-    clips = clips_config(config.data, stored)
-    decode, note = choose_decode(clips.decode, stored=None, world=world)
-    if note and world.is_first:
-        print(f"decode: {note}", flush=True)
-    clips = dataclasses.replace(clips, decode=decode)
-    corpus = corpus_of(clips)
-    if world.is_first:
-        for bad in corpus.left_out:
-            print(f"left out: {bad}", file=sys.stderr)
-    rows = usable_rows(corpus, clips, num_frames=embedder.config.num_frames)
+    samples = open_samples(config.data, stored, embedder.config, world)
     shard_vectors(
         Path(config.out),
         embedder,
-        corpus,
-        clips,
-        select_rows(corpus, clips.select, rows=rows),
+        samples.corpus,
+        samples.clips,
+        samples.rows,
         model_sha256=model_sha256,
         world=world,
         every_s=config.every,
         batch_size=config.batch,
     )
     if config.map and world.is_first:
-        _draw_map(config, corpus.label_names)
+        _draw_map(config, samples.corpus.label_names)
     return {}
 
 

@@ -1,0 +1,226 @@
+"""A frozen model, labelled train and test clips ─► how well simple probes read the labels off its features.
+
+python launch/probe.py --run RUN --data.shards OUT --data.select.split train \\
+    --test.shards OUT --test.select.split val --out DIR
+torchrun --nproc-per-node 8 launch/probe.py --run RUN --data.shards TRAIN --test.shards VAL --out DIR --num_clips 4
+python launch/probe.py … --probes knn linear attentive --few_shot 1 10 50 --seeds 3
+python launch/probe.py … --random_init true --out CONTROL             # the same model before any training
+
+Features are computed once, on all processes, and kept in DIR as tables of launch/embed.py; started again it goes on.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if not __package__:  # run as a file: use the checkout this file sits in
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch.cli import EXIT_DONE, parse, telling
+from launch.clips import ClipsConfig, run_of, stored_config
+from launch.tables import aligned
+
+if TYPE_CHECKING:
+    from launch.samples import Samples
+    from mae3d.config import EncoderConfig
+    from mae3d.distributed import World
+    from mae3d.encoder import Encoder
+
+PROBES = ("knn", "linear", "attentive")
+RESULTS = "probe.json"
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Probe the frozen features of a model.
+
+    Attributes:
+        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint (.pth).
+        data: The train set.
+        test: The test set: shards, select and labels are its own, labels are matched to the train set's by name; the
+            rest counts as in data where it is not given.
+        out: Folder for the features, and probe.json.
+        probes: Some of `knn` (cosine similarity s, votes weighted by exp(s / 0.07), as DINO: k = 20 is the figure to
+            tell), `linear` (logistic regression; C is chosen on a fifth of the train set) and `attentive` (one learned
+            query over all tokens, as V-JEPA; keeps these on the disk: 4.8 MB a clip of ViT-B at 16 x 224 x 224).
+        layer: Number of blocks that are run; 0 is the patch embedding, -1 the last block.
+        pool: Of knn and linear: `mean` over the patches' tokens, or `cls`, the class token.
+        num_clips: Clips of each sample whose vectors are averaged; `attentive` sees the middle one alone.
+        random_init: Probe the untrained model of the same settings instead: the control.
+        few_shot: Also with so many train samples a class: `--few_shot 1 10 50`; knn and linear.
+        seeds: Draws of the few samples, whose mean and spread are told.
+        seed: Of the untrained model, the first few-shot draw, the choice of C and the attentive probe.
+        batch: Samples at a time.
+        precision: Of the features: `fp32`, or `bf16`, faster on a GPU.
+        device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
+    """
+
+    run: str
+    data: ClipsConfig
+    test: ClipsConfig
+    out: str
+    probes: list[str] = field(default_factory=lambda: ["knn", "linear"])
+    layer: int = -1
+    pool: Literal["mean", "cls"] = "mean"
+    num_clips: int = 1
+    random_init: bool = False
+    few_shot: list[int] = field(default_factory=list)
+    seeds: int = 3
+    seed: int = 0
+    batch: int = 8
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        unknown = [probe for probe in self.probes if probe not in PROBES]
+        if unknown or not self.probes:
+            raise ValueError(f"--probes {' '.join(unknown)}: give some of {', '.join(PROBES)}")
+        for name, side in (("data", self.data), ("test", self.test)):
+            if not side.shards:
+                raise ValueError(f"--{name}.shards is missing: give the folder made by `python -m preprocess build`")
+        if self.few_shot and (min(self.few_shot) < 1 or self.seeds < 1):
+            raise ValueError(f"--few_shot {self.few_shot}, --seeds {self.seeds}: give 1 or more of each")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
+    arguments = sys.argv[1:] if argv is None else argv
+    config = parse(ProbeConfig, arguments, prog="probe.py", description=str(__doc__))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see launch/training.py; read when torch is imported
+    from mae3d.distributed import start_world
+
+    with telling():
+        world = start_world(config.device)
+    try:
+        with telling(config.out):
+            results = probe(config, world)
+            if world.is_first:
+                _tell(results)
+                print(Path(config.out) / RESULTS)
+            return EXIT_DONE
+    finally:
+        world.close()
+
+
+def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
+    """Compute the features, on all processes, and probe them, on the first.
+
+    Returns:
+        What probe.json holds; empty on other processes than the first.
+
+    Raises:
+        ValueError: A setting, the model or a dataset is not as it should be; the message says what to do.
+        OSError: The features cannot be written.
+    """
+    from launch.probing import Probed, compare
+    from mae3d.features import check_pool
+    from mae3d.files import sha256_of, write_text
+    from mae3d.weights import find_model_file, open_encoder
+
+    file = find_model_file(config.run)
+    encoder, model = open_encoder(file), sha256_of(file)
+    check_pool(encoder, config.pool)
+    if config.random_init:
+        encoder, model = _untrained(encoder, config.seed), f"untrained, seed {config.seed}"
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    train, test = _open_sets(config, stored_config(run_of(file)).get("data", {}), encoder.config, world)
+    _embed(config, encoder, model, {"train": train, "test": test}, world)
+    if not world.is_first:
+        return {}
+    probed = Probed(
+        Path(config.out),
+        num_classes=train.corpus.num_classes,
+        several=train.corpus.has_several_labels or test.corpus.has_several_labels,
+        num_heads=encoder.config.num_heads,
+        device=world.device,
+    )
+    results = {"model": model, "layer": config.layer, "pool": config.pool, "num_clips": config.num_clips}
+    results |= compare(probed, config.probes, few_shot=config.few_shot, seeds=config.seeds, seed=config.seed)
+    write_text(Path(config.out) / RESULTS, json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def _untrained(encoder: "Encoder", seed: int) -> "Encoder":
+    """The encoder as a pretraining run with this seed begins."""
+    import torch
+
+    from mae3d.encoder import Encoder
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(encoder.config)
+
+
+def _open_sets(
+    config: ProbeConfig, trained: dict[str, Any], own: "EncoderConfig", world: "World"
+) -> "tuple[Samples, Samples]":
+    """Train and test samples that have a label, the test set's under the numbers of the train set."""
+    from launch.samples import open_samples
+    from pipelines.labels import check_labels
+
+    train = open_samples(config.data, trained, own, world)
+    sampling = {name: getattr(train.clips, name) for name in ("sampling_rate", "target_fps")}
+    names = train.corpus.label_names
+    test = open_samples(config.test, trained | sampling, own, world, classes=names or None)
+    several = train.corpus.has_several_labels or test.corpus.has_several_labels
+    sets = []
+    for what, samples in (("data", train), ("test", test)):
+        labelled = samples.rows[samples.corpus.labels.per_sample[samples.rows] > 0]
+        if not len(labelled):
+            raise ValueError(f"{samples.corpus}: no sample has a label; give some with --{what}.labels FILE")
+        check_labels(samples.corpus, labelled, num_classes=train.corpus.num_classes, several=several, training=False)
+        if world.is_first and len(labelled) < len(samples.rows):
+            print(
+                f"{what}: {len(samples.rows) - len(labelled):,} samples without a label are left out", file=sys.stderr
+            )
+        sets.append(replace(samples, rows=labelled))
+    return sets[0], sets[1]
+
+
+def _embed(config: ProbeConfig, encoder: "Encoder", model: str, sets: "dict[str, Samples]", world: "World") -> None:
+    """Vectors of both sets for knn and linear, tokens for the attentive probe; what is there already is left."""
+    from launch.embeddings import Embedder, shard_vectors
+    from launch.probing import TOKENS, VECTORS
+
+    pools: list[tuple[str, Any, int]] = []
+    if {"knn", "linear"} & set(config.probes):
+        pools.append((VECTORS, config.pool, config.num_clips))
+    if "attentive" in config.probes:
+        pools.append((TOKENS, "tokens", 1))
+    for kind, pool, num_clips in pools:
+        embedder = Embedder(
+            encoder, world.device, layer=config.layer, pool=pool, num_clips=num_clips, precision=config.precision
+        )
+        for name, samples in sets.items():
+            shard_vectors(
+                Path(config.out) / kind.format(name),
+                embedder,
+                samples.corpus,
+                samples.clips,
+                samples.rows,
+                model_sha256=model,
+                world=world,
+                batch_size=config.batch,
+            )
+
+
+def _tell(results: dict[str, Any]) -> None:
+    for name in ("train", "test"):
+        part = results[name]
+        failed = f", {part['failed']:,} left out: not readable" if part["failed"] else ""
+        print(f"{name}: {part['samples']:,} samples of {results['classes']} classes{failed}")
+    print(*aligned(_columns(results["probes"])), sep="\n")
+    if results["few_shot"]:
+        print(*aligned(_columns(results["few_shot"])), sep="\n")
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

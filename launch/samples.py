@@ -1,0 +1,70 @@
+"""`--data.*` and a model ─► the opened shards, the rows that take part, and how their clips are sampled.
+
+samples = open_samples(config.data, trained, encoder.config, world)
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from launch.clips import ClipsConfig, clips_config
+from pipelines.config import DataConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mae3d.config import EncoderConfig
+    from mae3d.distributed import World
+    from pipelines.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a model looks at.
+
+    Attributes:
+        corpus: The opened shards.
+        clips: How clips are sampled and decoded.
+        rows: (N,) rows of the corpus, ascending.
+    """
+
+    corpus: "Corpus"
+    clips: DataConfig
+    rows: "np.ndarray"
+
+
+def open_samples(
+    asked: ClipsConfig,
+    trained: Mapping[str, Any],
+    own: "EncoderConfig",
+    world: "World",
+    *,
+    classes: Sequence[str] | None = None,
+) -> Samples:
+    """The clips that were asked for, sampled as in training where nothing else was; to be called by all processes.
+
+    Args:
+        asked: on the command line.
+        trained: settings of the training's DataConfig by name.
+        own: the model's config.
+        world: all processes.
+        classes: names of labels by number, which the datasets' labels are to have; None = their own.
+
+    Raises:
+        ValueError: a setting or the dataset is not as it should be.
+    """
+    from launch.decode import choose_decode
+    from pipelines.corpus import corpus_of
+    from pipelines.selection import select_rows
+    from pipelines.views import check_views, usable_rows
+
+    clips = clips_config(asked, trained)
+    check_views(clips, num_frames=own.num_frames, size=own.img_size)
+    corpus = corpus_of(clips, classes=classes)
+    rows = select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=own.num_frames))
+    decode, note = choose_decode(clips.decode, stored=None, world=world)
+    if world.is_first:
+        for line in [*(f"left out: {bad}" for bad in corpus.left_out), *([f"decode: {note}"] if note else [])]:
+            print(line, file=sys.stderr, flush=True)
+    return Samples(corpus, replace(clips, decode=decode), rows)
