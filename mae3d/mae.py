@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mae3d.config import MAEConfig
 from mae3d.encoder import Blocks, Encoder, LayerNorm, Positions, init_linears
-from mae3d.masking import make_mask
+from mae3d.masking import make_mask, predicted_ids, running_cell
 from mae3d.patches import gather_patches, normalise, patch_statistics, patch_view, target_frames
 
 
@@ -24,9 +24,10 @@ class MAEOutput(NamedTuple):
     """What a forward pass gives.
 
     Attributes:
-        loss: float32 scalar: the squared error's mean over the hidden patches of the whole batch.
+        loss: float32 scalar: the squared error's mean over the predicted hidden patches of the whole batch.
         pred: The predicted patches, in the model's dtype. `full=False`: (B, M, P) of the hidden tokens, in
-            the order of their noise; `full=True`: (B, L, P) of every token, in token order.
+            the order of their noise (with a decoder_mask_ratio those of the running cell alone); `full=True`:
+            (B, L, P) of every token, in token order.
         mask: float32 (B, L), 1 where hidden.
         ids_restore: int64 (B, L), as in masking.Mask.
         latent: (B, K, D), the visible tokens after the encoder's norm, without the class token.
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
         init_linears(self, trunc=config.trunc_init)
 
     def forward(self, latent: Tensor, ids_keep: Tensor, ids_masked: Tensor, *, full: bool) -> Tensor:
-        """(B, num_passed + K, D) -> (B, M, P) of the hidden tokens, or with `full` (B, K + M, P), the visible first."""
+        """(B, num_passed + K, D) -> (B, M, P) of `ids_masked`, or with `full` (B, K + M, P), the visible first."""
         cls_position, positions = self.positions(torch.cat([ids_keep, ids_masked], dim=1))
         passed, visible = self.embed(latent).split([self.num_passed, ids_keep.shape[1]], dim=1)
         x = torch.cat([visible, self.mask_token.expand(*ids_masked.shape, -1).to(visible.dtype)], dim=1) + positions
@@ -89,11 +90,15 @@ class Decoder(nn.Module):
 class MAE(nn.Module):
     """Spatiotemporal masked autoencoder (Feichtenhofer et al., arXiv 2205.09113)."""
 
+    cell: Tensor  # bool (L,), where decoder_mask_ratio is not 0
+
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        if config.decoder_mask_ratio:
+            self.register_buffer("cell", running_cell(config.grid, predicted=config.cell_predicted), persistent=False)
         self.target_frames = target_frames(config.num_frames, config.pred_t_dim, rule=config.target_rule)
 
     def forward(self, clip: Tensor, noise: Tensor, full: bool = False) -> MAEOutput:
@@ -102,7 +107,8 @@ class MAE(nn.Module):
         Args:
             clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
             noise: float32 (B, L); which tokens stay visible follows from it and the config's mask_type.
-            full: Predict every token, for goldens and pictures; training needs the hidden ones only.
+            full: Predict every token, for goldens and pictures, whatever decoder_mask_ratio is; training needs the
+                hidden ones only, or with that ratio the running cell's share of them.
 
         Raises:
             ValueError: The clip does not fit the config.
@@ -112,6 +118,8 @@ class MAE(nn.Module):
             noise, mask_type=config.mask_type, grid=config.grid, kept=config.num_kept
         )
         latent = encoder.norm(encoder(clip, ids_keep)[:, encoder.num_prefix - self.decoder.num_passed :])
+        if config.decoder_mask_ratio and not full:
+            ids_masked = predicted_ids(ids_masked, self.cell, config.num_predicted)
         pred = self.decoder(latent, ids_keep, ids_masked, full=full)
         loss = self.loss(clip, pred[:, -ids_masked.shape[1] :], ids_masked)
         if full:
@@ -125,7 +133,7 @@ class MAE(nn.Module):
         return normalise(gather_patches(view, ids), mean=config.mean, std=config.std)
 
     def loss(self, clip: Tensor, pred: Tensor, ids_masked: Tensor) -> Tensor:
-        """Mean squared error over the hidden patches, float32: upstream's masked sum over the mask's sum."""
+        """Mean squared error over the patches `ids_masked`, float32: upstream's masked sum over the mask's sum."""
         with torch.no_grad():
             target = self.targets(clip, ids_masked)
             if self.config.norm_pix_loss:

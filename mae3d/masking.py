@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae3d.config import MaskType
+from mae3d.config import CELL_TOKENS, MaskType
 
 STREAM = 0x6D61736B  # "mask": keeps this stream apart from those of order, crop and flip under the same seed
 
@@ -72,33 +72,41 @@ def make_mask(noise: Tensor, *, mask_type: MaskType, grid: tuple[int, int, int],
     return _keep_smallest(score, kept)
 
 
-def running_cell(grid: tuple[int, int, int], *, mask_ratio: float = 0.5, cell: int = 2) -> Tensor:
+def running_cell(grid: tuple[int, int, int], *, predicted: int = 2) -> Tensor:
     """Which tokens a decoder predicts that leaves out some (VideoMAE V2's running cell, arXiv 2303.16727).
 
-    Each slot is tiled with cells of `cell` x `cell` tokens; the same part of every cell is predicted, and that part
-    runs on by one token a slot: in any cell x cell successive slots each place is predicted equally often.
+    Each slot is tiled with cells of 2 x 2 tokens; the same part of every cell is predicted, and that part runs on by
+    one token a slot: in any four successive slots each place is predicted equally often.
 
     Args:
-        grid: Tokens along time, height and width.
-        mask_ratio: Share of a cell that is left out, to the nearest whole token.
-        cell: Edge of a cell, in tokens; cells at the right and lower edge are cut where it does not divide the grid.
+        grid: Tokens along time, height and width; cells at the right and lower edge are cut where it is odd.
+        predicted: How many of a cell's four tokens are predicted, 1 to 3.
 
     Returns:
         bool (L,) in token order, True where predicted; to be combined with what is hidden from the encoder.
-
-    Raises:
-        ValueError: Nothing or everything would be predicted.
     """
-    places = cell * cell
-    predicted = int(places * (1 - mask_ratio) + 0.5)
-    if not 0 < predicted < places:
-        raise ValueError(
-            f"mask_ratio={mask_ratio} predicts {predicted} of the {places} tokens of a cell; "
-            f"at least one must be predicted and one left out: give {1 / places:g} to {1 - 1 / places:g}"
-        )
+    assert 0 < predicted < CELL_TOKENS, predicted
     t, h, w = (torch.arange(length) for length in grid)
-    place = (h % cell)[:, None] * cell + w % cell
-    return ((place + t[:, None, None]) % places < predicted).flatten()
+    place = (h % 2)[:, None] * 2 + w % 2
+    return ((place + t[:, None, None]) % CELL_TOKENS < predicted).flatten()
+
+
+def predicted_ids(ids_masked: Tensor, cell: Tensor, count: int) -> Tensor:
+    """The hidden tokens that a decoder predicts: those in the running cell first, so many that batches are dense.
+
+    How many of a random mask's hidden tokens lie in the cell differs by a few from clip to clip: the last in the
+    order of their noise are left out, or the first outside the cell are added.
+
+    Args:
+        ids_masked: int64 (B, M), hidden tokens.
+        cell: bool (L,), from `running_cell`.
+        count: How many to take, `config.num_predicted`.
+
+    Returns:
+        int64 (B, count).
+    """
+    outside = (~cell[ids_masked]).to(torch.uint8)
+    return ids_masked.gather(1, torch.argsort(outside, dim=1, stable=True)[:, :count])
 
 
 def _keep_smallest(score: Tensor, kept: int) -> Mask:

@@ -34,15 +34,14 @@ def step_flops(config: MAEConfig | ClassifierConfig) -> float:
         embed = 2 * tokens * config.t_patch_size * config.patch_size**2 * 3 * width
         encoder = config.depth * _block_flops(tokens + int(config.cls_embed), width, config.mlp_ratio)
         return 2.0 * embed + 3.0 * (encoder + 2 * width * config.num_classes)
-    grid_tokens, kept = config.num_tokens, config.num_kept
-    hidden, cls = grid_tokens - kept, int(config.cls_embed)
+    kept, predicted, cls = config.num_kept, config.num_predicted, int(config.cls_embed)
     pixels_in = config.t_patch_size * config.patch_size**2 * 3
     pixels_out = config.pred_u * config.patch_size**2 * 3
     width, decoder_width = config.embed_dim, config.decoder_embed_dim
     embed = 2 * kept * pixels_in * width
     encoder = config.depth * _block_flops(kept + cls, width, config.mlp_ratio)
-    decoder = config.decoder_depth * _block_flops(grid_tokens + cls, decoder_width, config.mlp_ratio)
-    ends = 2 * kept * width * decoder_width + 2 * hidden * decoder_width * pixels_out
+    decoder = config.decoder_depth * _block_flops(kept + predicted + cls, decoder_width, config.mlp_ratio)
+    ends = 2 * kept * width * decoder_width + 2 * predicted * decoder_width * pixels_out
     return 2.0 * embed + 3.0 * (encoder + decoder + ends)
 
 
@@ -78,7 +77,7 @@ def memory_estimate(
         elements = (config.num_tokens + 1) * config.embed_dim * config.depth
     else:
         elements = (config.num_kept + 1) * config.embed_dim * config.depth
-        elements += (config.num_tokens + 1) * config.decoder_embed_dim * config.decoder_depth
+        elements += (config.num_kept + config.num_predicted + 1) * config.decoder_embed_dim * config.decoder_depth
     kept = 2 if checkpointing else _ACTIVATION_BYTES
     return states, clips * elements * kept * bytes_each / 2
 

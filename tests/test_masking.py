@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mae3d.config import MAEConfig, MaskType
 from mae3d.mae import MAE
-from mae3d.masking import Mask, make_mask, mask_noise, random_mask, running_cell
+from mae3d.masking import Mask, make_mask, mask_noise, predicted_ids, random_mask, running_cell
 
 TYPES: tuple[MaskType, ...] = get_args(MaskType)
 GRIDS = [(8, 14, 14), (5, 7, 7), (4, 3, 3)]
@@ -239,16 +240,14 @@ def test_the_model_learns_under_every_type(mask_type: MaskType) -> None:
     assert out.latent.shape[1] == config.num_kept
 
 
-@pytest.mark.parametrize(("ratio", "cell"), [(0.5, 2), (0.75, 2), (0.25, 2), (0.5, 3)])
-def test_the_running_cell_predicts_each_place_equally_often(ratio: float, cell: int) -> None:
-    places = cell * cell
-    grid = (2 * places, 3 * cell, 3 * cell)
-    predicted = running_cell(grid, mask_ratio=ratio, cell=cell).view(grid)
-    share = int(places * (1 - ratio) + 0.5)
-    for start in range(places + 1):
-        assert (predicted[start : start + places].sum(dim=0) == share).all()
+@pytest.mark.parametrize("share", [1, 2, 3])
+def test_the_running_cell_predicts_each_place_equally_often(share: int) -> None:
+    grid = (8, 6, 6)
+    predicted = running_cell(grid, predicted=share).view(grid)
+    for start in range(5):
+        assert (predicted[start : start + 4].sum(dim=0) == share).all()
     for slot in predicted:  # each cell of a slot alike
-        assert all(int(part.sum()) == share for part in cuboids_of(slot[None], (1, cell, cell)))
+        assert all(int(part.sum()) == share for part in cuboids_of(slot[None], (1, 2, 2)))
     assert not torch.equal(predicted[0], predicted[1])
 
 
@@ -257,10 +256,27 @@ def test_the_running_cell_runs_over_grids_that_it_does_not_divide() -> None:
     assert (predicted.sum(dim=0) == 2).all()
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.05, 0.95, 1.0])
+@pytest.mark.parametrize("mask_type", TYPES)
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_the_decoder_predicts_its_share_of_the_hidden_tokens_inside_the_cell(mask_type: MaskType, ratio: float) -> None:
+    config = replace(config_of(mask_type, 0.75), decoder_mask_ratio=ratio)
+    mask = mask_of(config, noise_of([0, 1, 2], views=1, tokens=config.num_tokens))
+    cell = running_cell(config.grid, predicted=config.cell_predicted)
+    ids = predicted_ids(mask.ids_masked, cell, config.num_predicted)
+    hidden = config.num_tokens - config.num_kept
+    assert ids.shape == (3, round(hidden * (1 - ratio)))
+    for taken, masked in zip(ids, mask.ids_masked, strict=True):
+        assert len(set(taken.tolist())) == len(taken)
+        assert set(taken.tolist()) <= set(masked.tolist())
+        inside = int(cell[masked].sum())
+        assert int(cell[taken].sum()) == min(inside, len(taken))
+        assert abs(inside - len(taken)) < 0.08 * hidden  # all but a few are the cell's
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.9, 1.0, -0.5])
 def test_a_running_cell_of_nothing_or_everything_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match=f"mask_ratio={ratio} predicts"):
-        running_cell((4, 4, 4), mask_ratio=ratio)
+    with pytest.raises(ValueError, match=f"decoder_mask_ratio={ratio} leaves . of the 4 tokens"):
+        MAEConfig(decoder_mask_ratio=ratio)
 
 
 def test_the_pictures_in_the_docs_are_what_the_code_beside_them_prints() -> None:

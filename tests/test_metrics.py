@@ -13,7 +13,13 @@ from mae3d.metrics import Meter, memory_estimate, step_flops
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"norm_pix_loss": False, "pred_t_dim": 8}, {"cls_embed": False, "mask_ratio": 0.5}, {"mlp_ratio": 2.0}],
+    [
+        {},
+        {"norm_pix_loss": False, "pred_t_dim": 8},
+        {"cls_embed": False, "mask_ratio": 0.5},
+        {"mlp_ratio": 2.0},
+        {"decoder_mask_ratio": 0.5},
+    ],
 )
 def test_flops_are_those_that_torch_counts(options: dict) -> None:
     config = MAEConfig(preset="mae_vit_tiny_patch16", img_size=64, num_frames=8, depth=2, **options)
