@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
-from mae3d.pictures import Frames, filmstrip, psnr, save_animation
+from mae3d.pictures import Frames, colour_scale, filmstrip, outline, overlay, psnr, save_animation
 
 SIDE = 300  # four do not fit on a page twice as large: no enlargement
 
@@ -76,3 +77,55 @@ def test_psnr_of_known_errors() -> None:
         20 * math.log10(255 / 10) + 10 * math.log10(3)
     )
     assert math.isnan(psnr(truth, truth, np.zeros_like(where)))
+
+
+def test_heat_is_dark_at_none_and_brightest_at_the_top_and_grows_between() -> None:
+    frames = plain((90, 90, 90), count=4, side=32)
+    heat = np.array([[[0.0, 0.0], [0.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]]])
+    for top, slot in ((0.5, 255), (0.1, 255), (1.0, 128)):
+        drawn = overlay(frames, heat, top=top)
+        assert drawn.shape == frames.shape
+        for frame, value in ((0, 0), (1, 0), (2, slot), (3, slot)):
+            colour = np.array(colormaps["inferno"](value)[:3]) * 255
+            assert np.abs(drawn[frame] - (0.65 * colour + 0.35 * 90)).max() <= 1.5
+    brightness = [overlay(frames, np.full((1, 1, 1), value), top=1.0).sum() for value in np.linspace(0, 1, 9)]
+    assert brightness == sorted(set(brightness))
+
+
+def test_heat_lies_over_its_patch() -> None:
+    heat = np.zeros((1, 2, 2))
+    heat[0, 0, 1] = 1
+    drawn = overlay(plain((0, 0, 0), count=1, side=32), heat, top=1.0)[0].sum(axis=-1)
+    assert np.unravel_index(drawn.argmax(), drawn.shape)[0] < 8
+    assert drawn[4, 28] > drawn[12, 20] > drawn[28, 4]
+
+
+def test_an_outline_is_drawn_around_one_token_in_its_frames() -> None:
+    frames = plain((10, 20, 30), count=4, side=32)
+    changed = (outline(frames, (1, 0, 1), (2, 2, 2)) != frames).any(-1)
+    assert not changed[:2].any()
+    expected = np.zeros((32, 32), dtype=bool)
+    expected[:16, 16:] = True
+    expected[2:14, 18:30] = False
+    assert (changed[2:] == expected).all()
+
+
+def test_an_animation_stays_within_a_page_on_as_many_lines_as_it_needs(tmp_path: Path) -> None:
+    for count, lines in ((1, 1), (4, 1), (5, 2), (9, 3)):
+        rows = {str(i): np.concatenate([plain((25 * i, 0, b), count=1) for b in (0, 200)]) for i in range(count)}
+        save_animation(rows, tmp_path / "a.gif", frame_ms=70)
+        sizes = set()
+        for kind in ("gif", "webp"):
+            with Image.open(tmp_path / f"a.{kind}") as image:
+                assert getattr(image, "n_frames", 1) == 2
+                sizes.add(image.size)
+        ((width, height),) = sizes
+        assert width <= 1040
+        assert lines * 256 <= height <= lines * 300
+
+
+def test_the_scale_runs_from_dark_to_bright() -> None:
+    scale = np.asarray(colour_scale("none", "all").convert("L")).astype(int)
+    middle = scale[scale.shape[0] // 2]
+    start = int(np.flatnonzero(middle < 5)[0])
+    assert (np.diff(middle[start : start + 256]) >= 0).all()

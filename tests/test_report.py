@@ -1,13 +1,17 @@
-"""mae3d.report: one page, escaped, without anything from outside; the loss curve is well-formed."""
+"""mae3d.report: one page, escaped, with its images inside and nothing from outside; the loss curve is well-formed."""
 
+import base64
+import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from mae3d.report import Card, Table, loss_curve, read_losses, write_report
+from mae3d.report import Card, Section, Table, loss_curve, read_losses, write_report
 
 NASTY = "<script>alert(\"x\")</script> & 'quoted'"
 
@@ -30,15 +34,21 @@ class Page(HTMLParser):
         self.text += data
 
 
-def page_of(folder: Path, *, text: str = "plain", losses: list[tuple[int, float]] | None = None) -> Page:
+def page_of(
+    folder: Path, *, text: str = "plain", losses: list[tuple[int, float]] | None = None, sections: int = 1
+) -> Page:
+    (folder / "images").mkdir(exist_ok=True)
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4), "red").save(folder / "images" / f"{name}.png")
+    section = Section(
+        text,
+        [text],
+        [Card(text, text, {"images/a.png": text})],
+        [Table(text, [text, text], [[text, text]])],
+        {"images/b.png": text},
+    )
     path = write_report(
-        folder,
-        title=text,
-        intro=[text],
-        facts={text: text},
-        table=Table(text, [text, text], [[text, text]]),
-        cards=[Card(text, text, {"images/a.png": text})],
-        losses=losses or [],
+        folder, title=text, intro=[text], facts={text: text}, sections=[section] * sections, losses=losses or []
     )
     assert path == folder / "index.html"
     return Page(path)
@@ -47,15 +57,46 @@ def page_of(folder: Path, *, text: str = "plain", losses: list[tuple[int, float]
 def test_every_text_is_escaped(tmp_path: Path) -> None:
     page = page_of(tmp_path, text=NASTY)
     assert "script" not in page.tags
-    assert page.text.count(NASTY) == 12  # title twice, intro, fact twice, caption, columns, row twice each, card twice
-    assert ("alt", NASTY) in page.attributes
+    # Title twice, intro, fact twice; of the section: title, intro, table's caption, two columns, two cells, card twice.
+    assert page.text.count(NASTY) == 14
+    assert page.attributes.count(("alt", NASTY)) == 2
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
-    page = page_of(tmp_path, losses=[(1, 2.0), (2, 1.0)])
+    page = page_of(tmp_path, losses=[(1, 2.0), (2, 1.0)], sections=2)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert [value for name, value in page.attributes if name in ("src", "href")] == ["images/a.png"]
+    sources = [value or "" for name, value in page.attributes if name in ("src", "href")]
+    assert len(sources) == 6  # two links to the sections, two images each
+    assert all(source.startswith(("#part", "data:image/")) for source in sources)
+    assert {source.removeprefix("#") for source in sources if source[0] == "#"} <= {
+        value for name, value in page.attributes if name == "id"
+    }
     assert "url(" not in (tmp_path / "index.html").read_text()
+
+
+def inlined(page: Page) -> list[tuple[str, bytes]]:
+    """Media type and bytes of each image."""
+    found = [(value or "").partition(";base64,") for name, value in page.attributes if name == "src"]
+    return [(kind.removeprefix("data:"), base64.b64decode(data, validate=True)) for kind, _, data in found]
+
+
+def test_images_are_inside_as_they_are(tmp_path: Path) -> None:
+    images = inlined(page_of(tmp_path))
+    assert images == [("image/png", (tmp_path / "images" / f"{name}.png").read_bytes()) for name in ("b", "a")]
+
+
+def test_a_large_png_of_footage_is_inside_as_a_jpeg(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noisy = (128 + rng.normal(0, 12, (200, 300, 1))).clip(0, 255).astype(np.uint8).repeat(3, axis=2)
+    page_of(tmp_path)
+    Image.fromarray(noisy).save(tmp_path / "images" / "noisy.png")
+    sections = [Section("s", [], [Card("c", "", {"images/noisy.png": "noise"})])]
+    path = write_report(tmp_path, title="t", intro=[], facts={}, sections=sections, losses=[])
+    ((kind, data),) = inlined(Page(path))
+    assert kind == "image/jpeg"
+    assert len(data) < (tmp_path / "images" / "noisy.png").stat().st_size / 2
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.abs(np.asarray(image).astype(int) - noisy).mean() < 5
 
 
 def test_the_curve_is_there_only_with_losses(tmp_path: Path) -> None:

@@ -65,12 +65,13 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_a_run_gives_pictures_a_page_and_the_loss_curve(run: Path, shards: Path, tmp_path: Path) -> None:
     page = look(run, shards, tmp_path, "--samples", "5", "--device", "cpu")
-    sources = re.findall(r'<img src="([^"]+)"', page)
-    assert len(sources) == 10
-    assert sorted(Path(source).name for source in sources) == images(tmp_path)
-    for source in sources:
-        with Image.open(tmp_path / source) as image:
+    assert len(images(tmp_path)) == 15
+    assert page.count('<img src="data:image/') == 10
+    for name in images(tmp_path):
+        with Image.open(tmp_path / "images" / name) as image:
             image.load()
+            assert getattr(image, "n_frames", 1) == (1 if name.endswith("png") else 2)
+        assert name not in page
     assert "<polyline" in page
     assert "step-00000007" in page
     assert "every 1 frames" in page  # the run's own sampling
@@ -82,7 +83,7 @@ def test_keys_give_these_samples_in_this_order_with_their_own_frames(run: Path, 
     dataset, rows = open_corpus([shards]), np.array([4, 1])
     keys = [dataset.key(row) for row in rows.tolist()]
     page = look(run, shards, tmp_path, "--keys", *keys, "--mask-ratio", "0.75")
-    assert images(tmp_path) == sorted(f"{key}.{kind}" for key in keys for kind in ("gif", "png"))
+    assert images(tmp_path) == sorted(f"{key}.{kind}" for key in keys for kind in ("gif", "png", "webp"))
     assert page.index(f"key {keys[0]}") < page.index(f"key {keys[1]}")
     assert "6 of 8 tokens (mask ratio 0.75)" in page
     config = DataConfig(shards=str(shards), sampling_rate=1)
@@ -129,7 +130,7 @@ def test_all_masks_are_shown_one_under_the_other_the_models_own_first(
     assert {row[1] for row in rows} == {"50.0%"}
     assert all(re.fullmatch(r"\d+\.\d\d dB", cell) for row in rows for cell in row[2:4])
     assert "tube masks, ratio 0.5" in page
-    assert len(images(tmp_path)) == 4
+    assert len(images(tmp_path)) == 6
     with Image.open(next((tmp_path / "images").glob("*.png"))) as strip:
         assert (strip.height + 4) % 15 == 0  # the original and two rows a mask
 
@@ -176,7 +177,7 @@ def test_which_samples_are_shown_is_chosen_as_in_pretraining(run: Path, shards: 
         run, shards, tmp_path / "out", "--data.shards", str(shards), str(shards),
         "--data.select.names", str(tmp_path / "names.txt"), "--data.labels", str(tmp_path / "labels.csv"),
     )  # fmt: skip
-    assert len(images(tmp_path / "out")) == 8
+    assert len(images(tmp_path / "out")) == 12
     assert page.count("label knee") == 2
     assert "12 samples" in page
     assert "every 1 frames" in page
@@ -190,7 +191,7 @@ def test_fault_20_bad_shards_are_left_out_on_request(
     options = ["--run", str(run), "--data.shards", str(damaged), "--out", str(tmp_path / "out")]
     assert "leave them out with --data.exclude_bad_shards true" in refused(capsys, *options)
     look(run, damaged, tmp_path / "out", "--data.exclude-bad-shards", "true")
-    assert len(images(tmp_path / "out")) == 4  # of two samples
+    assert len(images(tmp_path / "out")) == 6  # of two samples
     assert f"left out: {damaged}/shard-00000.tar (4 samples): missing\n" in capsys.readouterr().err
 
 
@@ -199,7 +200,7 @@ def test_a_url_is_read_through_the_cache(run: Path, shards: Path, s3: Server, tm
     look(
         run, Path(), tmp_path / "out", "--data.shards", "s3://looked-at/shards", "--data.cache", str(tmp_path / "cache")
     )
-    assert len(images(tmp_path / "out")) == 12
+    assert len(images(tmp_path / "out")) == 18
     assert len(list((tmp_path / "cache").glob("*/*.tar"))) == 2
 
 
