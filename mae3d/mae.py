@@ -90,15 +90,11 @@ class Decoder(nn.Module):
 class MAE(nn.Module):
     """Spatiotemporal masked autoencoder (Feichtenhofer et al., arXiv 2205.09113)."""
 
-    cell: Tensor  # bool (L,), where decoder_mask_ratio is not 0
-
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        if config.decoder_mask_ratio:
-            self.register_buffer("cell", running_cell(config.grid, predicted=config.cell_predicted), persistent=False)
         self.target_frames = target_frames(config.num_frames, config.pred_t_dim, rule=config.target_rule)
 
     def forward(self, clip: Tensor, noise: Tensor, full: bool = False) -> MAEOutput:
@@ -119,7 +115,8 @@ class MAE(nn.Module):
         )
         latent = encoder.norm(encoder(clip, ids_keep)[:, encoder.num_prefix - self.decoder.num_passed :])
         if config.decoder_mask_ratio and not full:
-            ids_masked = predicted_ids(ids_masked, self.cell, config.num_predicted)
+            cell = running_cell(config.grid, predicted=config.cell_predicted, device=noise.device)
+            ids_masked = predicted_ids(ids_masked, cell, config.num_predicted)
         pred = self.decoder(latent, ids_keep, ids_masked, full=full)
         loss = self.loss(clip, pred[:, -ids_masked.shape[1] :], ids_masked)
         if full:

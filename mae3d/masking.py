@@ -72,7 +72,7 @@ def make_mask(noise: Tensor, *, mask_type: MaskType, grid: tuple[int, int, int],
     return _keep_smallest(score, kept)
 
 
-def running_cell(grid: tuple[int, int, int], *, predicted: int = 2) -> Tensor:
+def running_cell(grid: tuple[int, int, int], *, predicted: int = 2, device: torch.device | None = None) -> Tensor:
     """Which tokens a decoder predicts that leaves out some (VideoMAE V2's running cell, arXiv 2303.16727).
 
     Each slot is tiled with cells of 2 x 2 tokens; the same part of every cell is predicted, and that part runs on by
@@ -81,12 +81,13 @@ def running_cell(grid: tuple[int, int, int], *, predicted: int = 2) -> Tensor:
     Args:
         grid: Tokens along time, height and width; cells at the right and lower edge are cut where it is odd.
         predicted: How many of a cell's four tokens are predicted, 1 to 3.
+        device: Where the result is made.
 
     Returns:
         bool (L,) in token order, True where predicted; to be combined with what is hidden from the encoder.
     """
     assert 0 < predicted < CELL_TOKENS, predicted
-    t, h, w = (torch.arange(length) for length in grid)
+    t, h, w = (torch.arange(length, device=device) for length in grid)
     place = (h % 2)[:, None] * 2 + w % 2
     return ((place + t[:, None, None]) % CELL_TOKENS < predicted).flatten()
 
