@@ -83,6 +83,39 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
     )
 
 
+class ClipLosses(NamedTuple):
+    """How well each of B clips was filled in, float32 (B,).
+
+    Attributes:
+        loss: The squared error's mean over the clip's hidden tokens; over a batch its mean is the training's loss.
+        psnr: Peak signal-to-noise ratio of the hidden pixels, decibels, before rounding to 8 bits; with norm_pix_loss
+            each patch's mean and contrast are the original's.
+    """
+
+    loss: Tensor
+    psnr: Tensor
+
+
+@torch.no_grad()
+def clip_losses(model: MAE, clip: Tensor, noise: Tensor) -> ClipLosses:
+    """The training's loss, of each clip on its own; arguments and errors as in `reconstruct`, on the same device."""
+    config = model.config
+    out = model(clip, noise, full=True)
+    target_BLP = model.targets(clip, None)
+    contrast = torch.ones((), device=clip.device)
+    if config.norm_pix_loss:
+        mean, contrast = patch_statistics(target_BLP)
+        target_BLP = (target_BLP - mean) / contrast
+    error_BLP = out.pred.float() - target_BLP
+
+    def over_hidden(values_BLP: Tensor) -> Tensor:
+        return (values_BLP.mean(dim=2) * out.mask).sum(dim=1) / out.mask.sum(dim=1)
+
+    # Of pixels between 0 and 1, which the targets are but for mean and std.
+    pixels = (error_BLP * contrast).unflatten(2, (-1, 3)) * torch.tensor(config.std, device=clip.device)
+    return ClipLosses(over_hidden(error_BLP.square()), -10 * over_hidden(pixels.flatten(2).square()).log10())
+
+
 def nearest_visible(frames: Frames, hidden: NDArray[np.bool_]) -> Frames:
     """Copy each pixel from the nearest frame that shows it, of two the earlier: what a model of motion must beat.
 

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def test_processes_share_the_parts_and_batches_never_change(tmp_path: Path) -> N
         world = Alone(rank, 3)
         world.share = lambda value: (missing, False, None)  # type: ignore[method-assign]
         make(shared, world, open_stream=lambda rows: of_rank.append(Counting(rows)) or of_rank[-1])
-    assert sorted(sum((stream.seen for stream in of_rank), [])) == batches[0].seen
+    assert sorted(batch for stream in of_rank for batch in stream.seen) == batches[0].seen
     assert all(stream.closed for stream in of_rank)
     assert shared.path.read_bytes() == alone.path.read_bytes()
 
@@ -214,9 +214,9 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, finished: bool) -> N
         make(other)
     told = str(refused.value)
     assert "model was 'abc' and is 'xyz'; views.clips was 2 and is 5" in told
-    assert "batch was 3 and is 4" in told
+    assert "rows_at_once was 3 and is 4" in told
     assert str(parts.path if finished else parts.folder) in told
-    assert "rows" not in told
+    assert "rows was" not in told
 
 
 def test_before_the_first_part_other_settings_cost_nothing(tmp_path: Path) -> None:
@@ -251,9 +251,9 @@ def test_long_tables_are_merged_piece_by_piece(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture(scope="module")
-def corpus_and_clips(shards: Path) -> Iterator[tuple[Any, DataConfig]]:
+def corpus_and_clips(shards: Path) -> tuple[Any, DataConfig]:
     clips = DataConfig(shards=str(shards))
-    yield corpus_of(clips), clips
+    return corpus_of(clips), clips
 
 
 def test_keys_names_and_labels_of_samples(corpus_and_clips: tuple[Any, DataConfig]) -> None:

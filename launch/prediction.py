@@ -1,0 +1,204 @@
+"""A masked autoencoder and samples ─► losses.parquet: each clip's loss under chosen masks; a summary, pairs and a plot.
+
+told = predict(config, world)      # EvaluateConfig, World; what to print
+
+Clips are the middle of each sample. The masks of a sample depend on (seed, draw, row) alone: the same whatever else is
+evaluated, so that losses under two masks, or of two models, are of the same clips.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from launch.tables import aligned, write_csv
+from mae3d.config import MaskType
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from launch.evaluate import EvaluateConfig
+    from mae3d.config import MAEConfig
+    from mae3d.distributed import World
+    from mae3d.mae import MAE
+    from pipelines.stream import Batch
+
+LOSSES = "losses.parquet"
+FIXED = ("prospective", "retrospective", "interpolation")  # every draw of these is the same mask
+
+
+def predict(config: "EvaluateConfig", world: "World") -> str:
+    """Writes the results into `config.out`; to be called by all processes.
+
+    Returns:
+        What to tell, on the first process; "" on others.
+
+    Raises:
+        ValueError: a setting, the model or the dataset is not as it should be; the message says what to do.
+        OSError: a file cannot be written.
+    """
+    import pyarrow.parquet as pq
+
+    from launch.evaluate import common_settings, open_samples
+    from launch.parts import Parts, fill, sample_keys
+    from mae3d.weights import find_model_file, load_model
+    from pipelines.stream import evaluation_clips
+
+    file = find_model_file(config.run)
+    model = load_model(file)
+    own = model.config
+    masks = choose_masks(config.mask, config.mask_ratio, own)
+    samples = open_samples(config, file, own, world)
+    corpus, rows = samples.corpus, samples.rows
+    parts = Parts(
+        Path(config.out) / LOSSES,
+        num_rows=len(rows),
+        batch_size=config.batch,
+        settings=common_settings(config, file, samples, world)
+        | {
+            "masks": {name: masked.mask_ratio for name, masked in masks.items()},
+            "draws": config.draws,
+            "seed": config.seed,
+            "reverse": config.reverse,
+        },
+    )
+    model.to(world.device)
+    made = fill(
+        parts,
+        world=world,
+        open_stream=lambda chosen: evaluation_clips(
+            corpus,
+            samples.clips,
+            rows=rows[chosen],
+            num_frames=own.num_frames,
+            size=own.img_size,
+            batch_size=config.batch,
+            local_world=world.place.local_size,
+            device=world.device,
+        ),
+        keys_of=lambda chosen: sample_keys(corpus, rows[chosen]),
+        outputs_of=lambda batch: losses_of(model, masks, batch, config),
+    )
+    if not world.is_first:
+        return ""
+    out = Path(config.out)
+    told = summarise(pq.read_table(parts.path), masks, out, backwards=config.reverse)
+    return f"{told}\n{'written' if made else 'finished already'}: {out}"
+
+
+def choose_masks(
+    asked: str | Sequence[str] | None, mask_ratio: float | None, own: "MAEConfig"
+) -> "dict[str, MAEConfig]":
+    """The model's settings under each mask asked for.
+
+    Args:
+        asked: names; `all` is every one that fits the model; None is the model's.
+        mask_ratio: of all of them; None is the model's.
+        own: the model's settings.
+
+    Raises:
+        ValueError: a mask is unknown, or does not fit the model under this ratio.
+    """
+    names = [asked or own.mask_type] if asked is None or isinstance(asked, str) else list(asked)
+    names = [name for several in names for name in several.split(",")]
+    ratio = own.mask_ratio if mask_ratio is None else mask_ratio
+    masks, unfit = {}, []
+    kind: Any  # the config refuses what is none
+    for kind in get_args(MaskType) if names == ["all"] else names:
+        try:
+            masks[kind] = replace(own, mask_type=kind, mask_ratio=ratio)
+        except ValueError as error:
+            unfit.append(str(error))
+    if unfit and (names != ["all"] or not masks):
+        raise ValueError(unfit[0])
+    return masks
+
+
+def losses_of(
+    model: "MAE", masks: "Mapping[str, MAEConfig]", batch: "Batch", config: "EvaluateConfig"
+) -> "dict[str, pa.Array]":
+    """The columns of a batch: `loss_MASK` and `psnr_MASK` (decibels) for each mask, means over the draws."""
+    import pyarrow as pa
+    import torch
+
+    from mae3d.masking import mask_noise
+    from mae3d.reconstruct import clip_losses
+
+    clips, rows = batch.clips[:, 0], batch.rows.tolist()
+    if config.reverse:
+        clips = clips.flip(1)
+    columns: dict[str, pa.Array] = {}
+    own = model.config
+    for name, masked in masks.items():
+        model.config = masked
+        of_draws = []
+        for draw in range(1 if name in FIXED else config.draws):
+            noise = mask_noise(seed=config.seed, epoch=draw, positions=rows, views=1, tokens=own.num_tokens)
+            with torch.autocast(clips.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                of_draws.append(torch.stack(clip_losses(model, clips, noise.to(clips.device))))
+        loss, psnr = torch.stack(of_draws).mean(dim=0).cpu().numpy()
+        columns |= {f"loss_{name}": pa.array(loss, pa.float32()), f"psnr_{name}": pa.array(psnr, pa.float32())}
+    model.config = own
+    return columns
+
+
+def summarise(table: "pa.Table", masks: "Mapping[str, MAEConfig]", out: Path, *, backwards: bool) -> str:
+    """Writes summary.csv (a row a mask), differences.csv (a row for each two masks, paired by clip) and losses.png.
+
+    Args:
+        table: losses.parquet.
+        masks: as in `losses_of`.
+        out: the folder.
+        backwards: whether clips were played backwards.
+
+    Returns:
+        The same as a text table.
+    """
+    from mae3d.plots import plot_losses
+
+    read = table.filter(table[f"loss_{next(iter(masks))}"].is_valid())
+    failed = len(table) - len(read)
+    told = f"{len(read):,} clips{' played backwards' if backwards else ''}"
+    if failed:
+        told += f"; {failed:,} could not be read: null in {LOSSES}"
+    if not len(read):
+        return told
+    losses = {name: read[f"loss_{name}"].to_numpy().astype(np.float64) for name in masks}
+    summary = [
+        {
+            "mask": name,
+            "hidden": round(1 - masked.num_kept / masked.num_tokens, 4),
+            **_spread(losses[name]),
+            "psnr_db": float(np.mean(read[f"psnr_{name}"].to_numpy())),
+        }
+        for name, masked in masks.items()
+    ]
+    differences = [
+        {"a": a, "b": b, **_spread(losses[a] - losses[b]), "share_a_greater": float((losses[a] > losses[b]).mean())}
+        for a, b in combinations(masks, 2)
+    ]
+    lines = [told]
+    for file, rows in (("summary.csv", summary), ("differences.csv", differences)):
+        if rows:
+            write_csv(out / file, _columns(rows))
+            lines += ["", *aligned(_columns(rows))]
+    plot_losses(losses, out / "losses.png", title=told)
+    return "\n".join(lines)
+
+
+def _spread(values: np.ndarray) -> dict[str, float | int | None]:
+    """Count, mean, the samples' standard deviation and the mean's standard error; these need two clips."""
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else None
+    return {
+        "clips": len(values),
+        "mean": float(values.mean()),
+        "std": deviation,
+        "standard_error": deviation / len(values) ** 0.5 if deviation is not None else None,
+    }
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
