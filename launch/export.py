@@ -102,7 +102,7 @@ def export(
         ValueError: `out` holds something, there is no model, or the format cannot hold it.
         OSError: The folder cannot be written.
     """
-    from mae3d.convert import to_foreign
+    from mae3d.convert import classifier_to_foreign, to_foreign
     from mae3d.files import write_text
     from mae3d.mae import MAE
     from mae3d.weights import CARD, FOREIGN_FILE, MODEL_FILE, find_model_file, open_model, save_model
@@ -124,13 +124,10 @@ def export(
         if format == OWN:
             save_model(model, folder / MODEL_FILE)
         elif isinstance(model, MAE):
-            if format == "videomae":
-                raise ValueError(
-                    "videomae: only encoders convert (mae3d.convert.encoder_to_foreign), its decoder differs"
-                )
             _save_foreign(to_foreign(model.state_dict(), model.config, format=format), model, folder / FOREIGN_FILE)
         else:
-            raise ValueError(f"a classifier is exported in the format {OWN} only, not {format}")
+            state = classifier_to_foreign(model.state_dict(), model.config, format=format)
+            _save_foreign(state, model, folder / FOREIGN_FILE)
         write_text(folder / CARD, json.dumps(facts, indent=1) + "\n")
         write_text(folder / README, card(facts))
         for path in folder.iterdir():  # safetensors' files are for their owner alone
@@ -138,7 +135,7 @@ def export(
     return out
 
 
-def _save_foreign(state: Mapping[str, Any], model: "MAE", path: Path) -> None:
+def _save_foreign(state: Mapping[str, Any], model: "MAE | Classifier", path: Path) -> None:
     """As upstream's loaders expect it: tensors and plain values, which weights_only opens."""
     import torch
 

@@ -3,6 +3,7 @@
     config, state = from_foreign(foreign)                     # the format and the sizes are read off the tensors
     foreign = to_foreign(state, config, format="pyslowfast")
     config, state = encoder_from_foreign(foreign)             # the encoder alone, of a whole checkpoint too
+    config, state = classifier_from_foreign(foreign)          # finetuned: encoder and head
 
 Every key is accounted for: one that is left over or missing is an error that names it. There and back is the same
 bits; what a format cannot hold is refused by name. Which formats there are, and the names in them: foreign.py.
@@ -15,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mae3d.config import EncoderConfig, MAEConfig
+from mae3d.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.foreign import (
     FORMATS,
     HEAD_WIDTH,
@@ -24,6 +25,7 @@ from mae3d.foreign import (
     State,
     autoencoder_rules,
     check_holds,
+    classifier_rules,
     count_blocks,
     encoder_rules,
     encoder_settings,
@@ -33,10 +35,13 @@ from mae3d.foreign import (
 __all__ = [
     "FORMATS",
     "ConvertError",
+    "classifier_from_foreign",
+    "classifier_to_foreign",
     "encoder_from_foreign",
     "encoder_to_foreign",
     "from_foreign",
     "infer_config",
+    "is_classifier",
     "recognise",
     "to_foreign",
     "unmatched",
@@ -146,6 +151,59 @@ def encoder_to_foreign(state: State, config: EncoderConfig, *, format: str) -> d
     return {f"encoder.{key}": value for key, value in foreign.items()} if format == "videomae" else foreign
 
 
+def is_classifier(foreign: State) -> bool:
+    """Whether a state dict is a finetuned classifier's: a head for classes and nothing that predicts pixels."""
+    names = set(strip_prefix(foreign, "module."))
+    return bool(names & {"head.weight", "head.projection.weight"}) and "decoder_embed.weight" not in names
+
+
+def classifier_from_foreign(
+    foreign: State,
+    config: ClassifierConfig | None = None,
+    *,
+    format: str | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> tuple[ClassifierConfig, dict[str, Tensor]]:
+    """Convert a finetuned classifier's state dict; PySlowFast's `head.projection` is read as `head`, as mae_st does.
+
+    Args:
+        foreign: Names and tensors, possibly prefixed with `module.`.
+        config: What the classifier is; None reads it off the tensors. They do not tell the pooling: facebookresearch's
+            mean is taken, eminorhan's weights want `cls`.
+        format: `mae_st` or `pyslowfast`; None recognises it by the names.
+        hints: Settings that tensors do not tell.
+
+    Returns:
+        The config, and a state dict for `Classifier(config)`.
+
+    Raises:
+        ConvertError: A key is missing or left over, or the format's classifier is another than ours.
+        ValueError: The settings do not fit together.
+    """
+    foreign, hints = strip_prefix(foreign, "module."), hints or {}
+    foreign = {name.replace("head.projection.", "head."): tensor for name, tensor in foreign.items()}
+    name = _classifying(format or recognise(foreign))
+    if config is None:
+        untold = {key: hints[key] for key in ("pooling", "multi_label", "class_names") if key in hints}
+        if "pooling" not in untold:
+            logger.warning("pooling is not told by the checkpoint: taken as mean (facebookresearch/mae_st)")
+        try:
+            encoder = EncoderConfig(**encoder_settings(name, foreign, hints=hints))
+            config = ClassifierConfig.of(encoder, num_classes=foreign["head.weight"].shape[0], **untold)
+        except KeyError as error:
+            raise ConvertError(f"no tensor {error}: no classifier with the names of {name}") from None
+    return config, _apply(foreign, classifier_rules(name, config))
+
+
+def classifier_to_foreign(state: State, config: ClassifierConfig, *, format: str) -> dict[str, Tensor]:
+    """Convert a state dict of `Classifier(config)` into another project's names and shapes.
+
+    Raises:
+        ConvertError: A key is missing or left over, or the format's classifier is another than ours.
+    """
+    return _undo(state, classifier_rules(_classifying(format), config))
+
+
 def encoder_of(config: EncoderConfig) -> EncoderConfig:
     """The encoder's settings alone, of a config that has more."""
     return EncoderConfig(**{field.name: getattr(config, field.name) for field in fields(EncoderConfig)})
@@ -199,6 +257,14 @@ def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
 def _known(format: str) -> str:
     if format not in FORMATS:
         raise ConvertError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    return format
+
+
+def _classifying(format: str) -> str:
+    if _known(format) not in ("mae_st", "pyslowfast"):
+        raise ConvertError(
+            f"{format} ({FORMATS[format].title}) has another classifier or none: mae3d.open_encoder opens the encoder"
+        )
     return format
 
 

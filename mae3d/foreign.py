@@ -160,6 +160,11 @@ def autoencoder_rules(name: str, config: MAEConfig) -> list[Rule]:
     return rules
 
 
+def classifier_rules(name: str, config: EncoderConfig) -> list[Rule]:
+    """What becomes of what, for a finetuned classifier."""
+    return [*encoder_rules(name, config, prefix="encoder."), *_same("head", "head")]
+
+
 def encoder_rules(name: str, config: EncoderConfig, *, prefix: str = "") -> list[Rule]:
     """What becomes of what, for the encoder; `prefix` goes before our names."""
     rules = [*_patch_embed(prefix, config), *_same(f"{prefix}norm", "norm")]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mae3d.classifier import Classifier
 from mae3d.config import ClassifierConfig, EncoderConfig, MAEConfig
-from mae3d.convert import encoder_from_foreign, from_foreign
+from mae3d.convert import classifier_from_foreign, encoder_from_foreign, from_foreign, is_classifier
 from mae3d.encoder import Encoder
 from mae3d.files import save_tensors
 from mae3d.mae import MAE
@@ -37,6 +37,7 @@ CARD = "config.json"  # what an exported folder holds, for people and for a fore
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 BEST = "best"
+_KINDS: dict[str, type[MAEConfig] | type[ClassifierConfig]] = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
 _PICKLED = {".pth", ".pyth", ".pt", ".bin"}
 _SAFE_TORCH = (2, 6)  # before it, weights_only could be made to run code (CVE-2025-32434)
@@ -87,13 +88,17 @@ def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
     return model
 
 
-def load_classifier(path: str | Path) -> Classifier:
+def load_classifier(path: str | Path, *, config: ClassifierConfig | None = None) -> Classifier:
     """Open a finetuned classifier as `load_model` opens a pretrained model.
+
+    Args:
+        path: As there; of foreign checkpoints those in mae_st's or PySlowFast's names.
+        config: What a foreign checkpoint is, if its tensors do not tell: pooling="cls" for eminorhan/mae_st's.
 
     Raises:
         WeightsError: As there, or the model is a masked autoencoder.
     """
-    model = open_model(path)
+    model = open_model(path, config=config)
     if isinstance(model, MAE):
         raise WeightsError(
             f"{path}: holds a masked autoencoder, not a classifier; load_model opens it, and finetuning makes a "
@@ -102,14 +107,17 @@ def load_classifier(path: str | Path) -> Classifier:
     return model
 
 
-def open_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE | Classifier:
+def open_model(path: str | Path, *, config: MAEConfig | ClassifierConfig | None = None) -> MAE | Classifier:
     """Open a model of either kind; arguments and errors as in `load_model`."""
     file = find_model_file(path)
     with _told_by(file):
         tensors, stored, hints = _read(file)
         if stored is not None:
             return _build(stored, tensors)
-        return _build(*from_foreign(tensors, config or _card_beside(file), hints=hints))
+        config = config or _card_beside(file)
+        if isinstance(config, ClassifierConfig) or (config is None and is_classifier(tensors)):
+            return _build(*classifier_from_foreign(tensors, config, hints=hints))
+        return _build(*from_foreign(tensors, config, hints=hints))
 
 
 def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> Encoder:
@@ -166,13 +174,14 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
         return _read(Path(file))[0]
 
 
-def _card_beside(file: Path) -> MAEConfig | None:
+def _card_beside(file: Path) -> MAEConfig | ClassifierConfig | None:
     """The config that launch/export.py wrote beside a file in another format."""
     card = file.parent / CARD
     if file.name != FOREIGN_FILE or not card.is_file():
         return None
     described = json.loads(card.read_text(encoding="utf-8"))
-    return MAEConfig(**described["model"]) if described.get("kind") == "MAE" else None
+    kind = _KINDS.get(described.get("kind"))
+    return kind(**described["model"]) if kind else None
 
 
 def find_model_file(path: str | Path) -> Path:
@@ -220,10 +229,9 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], MAEConfig | Classi
     if not stored:
         return tensors, None
     described = json.loads(stored)
-    kinds = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
-    if described["model"] not in kinds:
-        raise WeightsError(f"{file}: holds a {described['model']!r}; this version knows {', '.join(kinds)}")
-    return tensors, kinds[described["model"]](**described["config"])
+    if described["model"] not in _KINDS:
+        raise WeightsError(f"{file}: holds a {described['model']!r}; this version knows {', '.join(_KINDS)}")
+    return tensors, _KINDS[described["model"]](**described["config"])
 
 
 def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -185,14 +185,26 @@ def test_the_licence_of_the_weights_it_started_from(tmp_path: Path) -> None:
         assert SECRET not in card
 
 
-def test_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = ClassifierConfig.of(replace(CONFIG), num_classes=5)
+@pytest.mark.parametrize("format", ["mae3d", "mae_st", "pyslowfast"])
+def test_a_classifier(tmp_path: Path, format: str) -> None:
+    names = ("ant", "bee", "cow", "dog", "elk")
+    config = ClassifierConfig.of(replace(CONFIG), num_classes=5, class_names=names, pooling="cls", multi_label=True)
     run = make_run(tmp_path / "run", Classifier(config))
-    out = export.export(run, tmp_path / "out")
+    out = export.export(run, tmp_path / "out", format=format)
     assert same(load_classifier(out), load_classifier(run))
+    assert load_classifier(out).config == config
     assert facts(out)["num_classes"] == 5
+    assert facts(out)["model"]["class_names"] == list(names)
     assert "mae3d.load_classifier" in (out / "README.md").read_text()
-    assert "in the format mae3d only" in refused(capsys, str(run), str(tmp_path / "other"), "--format", "mae_st")
+    if format != "mae3d":
+        (out / "config.json").unlink()  # `args` in the file tells as much
+        assert same(load_classifier(out), load_classifier(run))
+        assert load_classifier(out).config.class_names == names
+
+
+def test_a_format_without_our_classifier_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", Classifier(ClassifierConfig.of(replace(CONFIG), num_classes=5)))
+    assert "has another classifier" in refused(capsys, str(run), str(tmp_path / "other"), "--format", "m3d")
 
 
 def test_public_names() -> None:

@@ -7,13 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae3d.config import EncoderConfig, MAEConfig
+from mae3d.classifier import Classifier
+from mae3d.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.convert import (
     ConvertError,
+    classifier_from_foreign,
+    classifier_to_foreign,
     encoder_from_foreign,
     encoder_to_foreign,
     from_foreign,
     infer_config,
+    is_classifier,
     recognise,
     to_foreign,
 )
@@ -38,8 +42,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("pyslowfast", OFFICIAL | {"cls_embed": False, "qkv_bias": False, "pred_t_dim": 4}),
     ("m3d", M3D),
 ]
-VIDEOMAE: dict[str, Any] = {name: SMALL[name] for name in SMALL if not name.startswith("decoder")}
-VIDEOMAE |= {"cls_embed": False, "sep_pos_embed": False} | IMAGENET
+ENCODER: dict[str, Any] = {name: SMALL[name] for name in SMALL if not name.startswith("decoder")}
+VIDEOMAE = ENCODER | {"cls_embed": False, "sep_pos_embed": False} | IMAGENET
 
 
 def model_of(variant: dict[str, Any]) -> MAE:
@@ -245,3 +249,33 @@ def test_the_encoder_of_a_whole_checkpoint_and_of_one_without_a_decoder(name: st
         config, state = encoder_from_foreign(given, format=name, hints=HINTS)
         Encoder(config).load_state_dict(state)
         assert all(torch.equal(state[key], tensor) for key, tensor in model.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mae_st", "pyslowfast"])
+def test_a_finetuned_classifier_there_and_back(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = ClassifierConfig(**ENCODER, num_classes=7)
+    model = Classifier(config)
+    foreign = classifier_to_foreign(model.state_dict(), config, format=name)
+    assert {"head.weight", "head.bias", "norm.weight"} <= foreign.keys()
+    assert is_classifier(foreign)
+    caplog.set_level("WARNING")
+    again, state = classifier_from_foreign(foreign, hints={"num_heads": config.num_heads})
+    assert replace(again, preset=config.preset) == config
+    assert "pooling is not told" in caplog.text
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
+    official = {key.replace("head.", "head.projection."): tensor for key, tensor in foreign.items()}
+    assert is_classifier(official)
+    assert classifier_from_foreign(official, config)[1].keys() == state.keys()
+    with pytest.raises(ConvertError, match=r"left over: fc_norm\.weight"):
+        classifier_from_foreign(foreign | {"fc_norm.weight": torch.zeros(1)}, config)
+    del foreign["head.bias"]
+    with pytest.raises(ConvertError, match=r"missing: head\.bias"):
+        classifier_from_foreign(foreign, config)
+
+
+def test_what_is_no_classifier_of_ours_is_refused() -> None:
+    whole = model_of({})
+    assert not is_classifier(to_foreign(whole.state_dict(), whole.config, format="mae_st"))
+    with pytest.raises(ConvertError, match=r"videomae .* has another classifier"):
+        classifier_from_foreign({}, format="videomae")

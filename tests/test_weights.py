@@ -202,7 +202,9 @@ def test_what_holds_no_tensors_is_told(tmp_path: Path) -> None:
 
 
 def test_a_model_with_a_decoder_mask_opens_and_trains_on(tmp_path: Path) -> None:
-    config = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, depth=1, num_frames=4, decoder_mask_ratio=0.5)
+    config = MAEConfig(
+        preset="mae_vit_tiny_patch16", img_size=32, depth=1, num_frames=4, mask_ratio=0.5, decoder_mask_ratio=0.5
+    )
     save_model(MAE(config), tmp_path / "model.safetensors")
     opened = load_model(tmp_path)
     clip = torch.randint(0, 256, (1, 4, 32, 32, 3), dtype=torch.uint8)
