@@ -152,7 +152,7 @@ def _draw(
         rows[f"{name}; brightest: {top * config.num_tokens:.1f} x an even share"] = panels[name]
     notes = [*clip.notes, *([said] if said else [])]
     if prefix:
-        notes.append(f"{next(iter(maps.values()))[0]:.0%} goes to the class token")
+        notes.append(f"{next(iter(maps.values()))[0]:.0%} on the class token")
     strip, animation = (f"{IMAGES}/{clip.stem}_attention.{kind}" for kind in ("png", "webp"))
     filmstrip(rows).save(out / strip)
     save_animation(panels, out / animation, frame_ms=frame_ms)

@@ -250,8 +250,8 @@ def describe(pool: Pool) -> list[str]:
     """How to read the section."""
     return [
         "Each clip with the samples of the dataset whose features are most like its own: the encoder's last layer, "
-        "nothing hidden, pooled over the clip; the number is the cosine of the two vectors, 1 where they point the "
-        "same way. Pieces of the clip's own video are left out. The encoder has not been told what to find alike: the "
-        "pictures show what it goes by.",
+        "nothing hidden, pooled over the clip. The number is the cosine of the two vectors, 1 where they point the "
+        "same way; compare these numbers with one another, as the vectors of any two clips may be alike. Pieces of the "
+        "clip's own video are left out.",
         f"Searched: {pool.told}.",
     ]

@@ -140,7 +140,7 @@ def visualize(config: VisualizeConfig) -> Path:
     intro = [f"{len(clips)} clips, and what the model makes of them. {_KINDS[type(model).__name__]}"]
     if rows is not None and len(rows) > len(clips):
         intro.append(f"{len(rows) - len(clips)} of the chosen samples could not be read and are left out.")
-    title = f"{', '.join(section.title for section in sections)}: {run.name if run else file.name}"
+    title = f"{', '.join(section.title for section in sections).capitalize()}: {run.name if run else file.name}"
     losses = read_losses(run) if run else []
     return write_report(out, title=title, intro=intro, facts=facts | more, sections=sections, losses=losses)
 

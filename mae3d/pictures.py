@@ -10,6 +10,7 @@ numpy and Pillow; matplotlib for its colours alone.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ def save_animation(rows: Mapping[str, Frames], path: str | Path, *, frame_ms: in
         panels = [_sheet([(caption, frames[i : i + 1])], wide=PANELS) for caption, frames in rows.items()]
         sheets.append(_in_lines(panels, columns))
     path = Path(path)
-    timing = {"save_all": True, "duration": frame_ms, "loop": 0}
+    timing: dict[str, Any] = {"save_all": True, "duration": frame_ms, "loop": 0}
     sheets[0].save(path.with_suffix(".webp"), append_images=sheets[1:], quality=75, method=1, **timing)
     # One palette for all frames: a palette for each makes still regions flicker. Dithering would, and doubles the size.
     tall = Image.fromarray(np.concatenate([np.asarray(sheet) for sheet in sheets]))
