@@ -15,7 +15,7 @@ from mae3d import checkpoint
 from mae3d.checkpoint import CheckpointError, Slice
 from mae3d.config import MAEConfig
 from mae3d.mae import MAE
-from mae3d.weights import load_model
+from mae3d.weights import find_model_file, load_model
 
 KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
 CONFIG = MAEConfig(
@@ -143,3 +143,29 @@ def test_fault_30_kills_during_saves_leave_a_whole_checkpoint_no_older_than_the_
         checkpoint.sweep(tmp_path)
         assert not list((tmp_path / "checkpoints").glob(".staged-*"))
     assert last > 0
+
+
+def save_scored(run: Path, step: int, score: float) -> None:
+    folder = save(run, step)
+    state = json.loads((folder / "state.json").read_text()) | {"score": score}
+    (folder / "state.json").write_text(json.dumps(state))
+    checkpoint.keep_best(run, folder, score=score)
+
+
+def test_the_best_is_kept_and_opened_whatever_else_is_removed(tmp_path: Path) -> None:
+    for step, score in ((1, 0.2), (2, 0.5), (3, 0.4), (4, 0.5), (5, 0.1)):
+        save_scored(tmp_path, step, score)
+        checkpoint.prune(tmp_path, keep_last=2, keep_every=0)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert kept == [f"step-{step:08d}" for step in (2, 4, 5)]
+    assert find_model_file(tmp_path) == checkpoint.step_folder(tmp_path, 2) / "model.safetensors"
+    checkpoint.keep_best(tmp_path, checkpoint.step_folder(tmp_path, 2), score=0.5)  # said again after a kill
+    assert find_model_file(tmp_path).parent.name == "step-00000002"
+
+
+def test_a_best_that_is_damaged_is_replaced_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_scored(tmp_path, 1, 0.9)
+    (checkpoint.step_folder(tmp_path, 1) / "state.json").write_text("{")
+    save_scored(tmp_path, 2, 0.3)
+    assert find_model_file(tmp_path).parent.name == "step-00000002"
+    assert "the best checkpoint so far, is damaged" in caplog.text

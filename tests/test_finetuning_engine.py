@@ -81,3 +81,52 @@ def test_finetuning_resumes_to_the_last_bit_and_its_checkpoint_is_a_classifier(t
     first, last = moved["encoder.blocks.0.mlp.fc1.weight"], moved["encoder.blocks.1.mlp.fc1.weight"]
     assert first / last == pytest.approx(0.75, rel=0.15)
     assert moved["encoder.patch_embed.weight"] < first < last < moved["head.weight"]
+
+
+def averages(world: World, stage: int, accumulation: int, folder: Path) -> tuple[float, float, float]:
+    """How far the average is from one made of the masters; from itself after a checkpoint; and from the masters."""
+    decay, batch = 0.8, 2
+    config = TrainConfig(
+        global_batch=batch * accumulation * world.place.size, accumulation=accumulation, precision="fp32",
+        zero_stage=stage,
+    )  # fmt: skip
+
+    def engine_of(seed: int) -> Engine:
+        torch.manual_seed(seed)
+        model = Classifier(MODEL)
+        groups = finetune_groups(model, weight_decay=0.05, layer_decay=0.75)
+        return Engine(model, groups, train=config, optim=OPTIM, micro_batch=batch, world=world, ema=decay)
+
+    def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+        assert ours.keys() == theirs.keys()
+        return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+    engine = engine_of(0)
+    expected = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
+    for step in range(3 * accumulation):
+        clips = torch.randint(0, 255, (batch, 4, 32, 32, 3), dtype=torch.uint8)
+        engine.backward(engine(clips).logsumexp(dim=1).mean())
+        engine.step(1e-2)
+        if (step + 1) % accumulation == 0:  # in fp32 the module's parameters are the masters
+            for name, parameter in engine.module.named_parameters():
+                expected[name].lerp_(parameter.detach(), 1 - decay)
+    ours = engine.weights()
+    masters = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
+    checkpoint.write_rank(folder, world.place.rank, engine.slices())
+    world.barrier()
+    engine.close()
+    again = engine_of(1)
+    again.load(checkpoint.SliceReader(folder), optimizer_step=3)
+    loaded = again.weights()
+    again.close()
+    return distance(ours, expected), distance(loaded, ours), distance(ours, masters)
+
+
+@pytest.mark.parametrize(("world", "stage", "accumulation"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (2, 0, 2)])
+def test_the_moving_average_is_of_the_masters_at_steps_and_outlives_a_checkpoint(
+    tmp_path: Path, world: int, stage: int, accumulation: int
+) -> None:
+    for off, reloaded, from_masters in run_ranks(averages, stage, accumulation, tmp_path, world=world):
+        assert off < 1e-6
+        assert reloaded == 0
+        assert from_masters > 1e-3
