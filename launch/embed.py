@@ -1,10 +1,11 @@
 """A trained model and clips ─► vectors: a Parquet table, one row a sample or one every so many seconds, and a map.
 
 python launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --map map.png
-torchrun --nproc-per-node 8 launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --num_clips 4
+torchrun --nproc-per-node 8 -- launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --num_clips 4
 python launch/embed.py --run RUN --videos match.mp4 training.mp4 --every 2 --out seconds.parquet
 
 Killed and started again, on as many processes as may be, it goes on where it was, and ends with the same table.
+torchrun needs the `--`: it takes --run for an option of its own.
 """
 
 import dataclasses
@@ -44,8 +45,8 @@ class EmbedConfig:
         num_clips: Clips of each sample, spread evenly from its beginning to its end, whose vectors are averaged.
         every: A row every so many seconds of each sample or file instead: one clip begins at each multiple, as long as
             it ends within. What is shorter than a clip has one row, in which it begins again.
-        map: Draw the vectors in two dimensions (PCA, then t-SNE from 32 on) to this PNG, by label; and write the
-            coordinates beside it, as Parquet.
+        map: Draw the vectors in two dimensions (PCA, then t-SNE from 32 on) to this PNG, by label, file or time; the
+            coordinates are written beside it, `map.png` to `map_places.parquet`.
         batch: Rows at a time.
         precision: `fp32`, or `bf16`: faster on a GPU, vectors agree to two digits.
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.

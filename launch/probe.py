@@ -2,7 +2,7 @@
 
 python launch/probe.py --run RUN --data.shards OUT --data.select.split train \\
     --test.shards OUT --test.select.split val --out DIR
-torchrun --nproc-per-node 8 launch/probe.py --run RUN --data.shards TRAIN --test.shards VAL --out DIR --num_clips 4
+torchrun --nproc-per-node 8 -- launch/probe.py --run RUN --data.shards TRAIN --test.shards VAL --out DIR --num_clips 4
 python launch/probe.py … --probes knn linear attentive --few_shot 1 10 50 --seeds 3
 python launch/probe.py … --random_init true --out CONTROL             # the same model before any training
 

@@ -1,6 +1,6 @@
 """A table of vectors ─► a picture of them in two dimensions, and their places as Parquet.
 
-draw_map(Path("vectors.parquet"), Path("map.png"), label_names=corpus.label_names)     # map.png and map.parquet
+draw_map(Path("vectors.parquet"), Path("map.png"), label_names=corpus.label_names)     # and map_places.parquet
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def draw_map(table: Path, picture: Path, *, label_names: Sequence[str] = (), see
 
     Args:
         table: of launch/embeddings.py, pooled.
-        picture: PNG to write; the places go into a Parquet file of the same name: key, name, labels, start_s, x, y.
+        picture: PNG to write; `places_of` it become a Parquet file: key, name, labels, start_s, x, y.
         label_names: by number; labels beyond them are shown as numbers.
         seed: of t-SNE.
 
@@ -47,12 +47,17 @@ def draw_map(table: Path, picture: Path, *, label_names: Sequence[str] = (), see
     samples = pq.read_table(table, columns=["key", "name", "labels", "start_s"]).take(pa.array(rows))
     samples = samples.append_column("x", pa.array(places[:, 0])).append_column("y", pa.array(places[:, 1]))
     picture.resolve().parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(picture.with_suffix(".parquet")) as aside:
+    with replace_file(places_of(picture)) as aside:
         pq.write_table(samples, aside)
     figure = _draw(places, samples, label_names, title=f"{len(places):,} vectors, {method}")
     with replace_file(picture) as aside:
         figure.savefig(aside, format="png", dpi=150)
     return picture
+
+
+def places_of(picture: Path) -> Path:
+    """map.png ─► map_places.parquet: never the table itself, which may well be called map.parquet."""
+    return picture.with_name(f"{picture.stem}_places.parquet")
 
 
 def project(vectors: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, str]:
