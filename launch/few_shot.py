@@ -1,12 +1,13 @@
 """finetune.py with K samples a class, for several K and seeds ─► one table of mean and spread."""
 
-import csv
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.finetune import FinetuneConfig, finetune
+from launch.tables import aligned, write_csv
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
@@ -37,10 +38,10 @@ def few_shot(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
                 return False
             runs.append({"shots": shots, "seed": seed} | _scores(Path(one.run.dir)))
     if world.is_first:
-        table = [_row([run for run in runs if run["shots"] == shots]) for shots in dict.fromkeys(config.few_shot)]
-        _write(folder / RUNS, runs)
-        _write(folder / TABLE, table)
-        print(f"\n{_text(table)}\n{folder / TABLE}", flush=True)
+        table = _columns([_row([run for run in runs if run["shots"] == shots]) for shots in config.few_shot])
+        write_csv(folder / RUNS, _columns(runs))
+        write_csv(folder / TABLE, table)
+        print("", *aligned(table), folder / TABLE, sep="\n", flush=True)
     return True
 
 
@@ -70,27 +71,12 @@ def _scores(run: Path) -> dict[str, float]:
 
 def _row(runs: list[dict[str, float]]) -> dict[str, float | None]:
     row: dict[str, float | None] = {"shots": runs[0]["shots"], "runs": len(runs)}
-    for name in runs[0].keys() - {"shots", "seed"}:
+    for name in sorted(runs[0].keys() - {"shots", "seed"}):
         values = [run[name] for run in runs]
         row[f"{name}_mean"] = statistics.mean(values)
         row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-    return dict(sorted(row.items(), key=lambda item: (item[0] not in ("shots", "runs"), item[0])))
+    return row
 
 
-def _write(path: Path, rows: list[dict[str, float]] | list[dict[str, float | None]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _text(table: list[dict[str, float | None]]) -> str:
-    names = [name.removesuffix("_mean") for name in table[0] if name.endswith("_mean")]
-    lines = ["a class  runs  " + "  ".join(f"{name:>15}" for name in names)]
-    for row in table:
-        cells = []
-        for name in names:
-            mean, spread = row[f"{name}_mean"], row[f"{name}_std"]
-            cells.append(f"{f'{mean:.4f}' if spread is None else f'{mean:.4f} ± {spread:.4f}':>15}")
-        lines.append(f"{row['shots']:7}  {row['runs']:4}  " + "  ".join(cells))
-    return "\n".join(lines)
+def _columns(rows: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}

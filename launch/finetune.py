@@ -166,6 +166,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if any(shots < 1 for shots in self.few_shot) or self.seeds < 1:
             raise ValueError(f"few_shot={list(self.few_shot)} and seeds={self.seeds} must be 1 or more")
+        if len(set(self.few_shot)) < len(self.few_shot):
+            raise ValueError(f"few_shot={list(self.few_shot)} names a number twice")
 
 
 def main(argv: list[str] | None = None) -> int:
