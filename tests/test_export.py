@@ -200,6 +200,7 @@ def test_a_classifier(tmp_path: Path, format: str) -> None:
         (out / "config.json").unlink()  # `args` in the file tells as much
         assert same(load_classifier(out), load_classifier(run))
         assert load_classifier(out).config.class_names == names
+        assert load_classifier(out).config.pooling == "cls"
 
 
 def test_a_format_without_our_classifier_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
