@@ -160,24 +160,27 @@ def _open_sets(
 ) -> "tuple[Samples, Samples]":
     """Train and test samples that have a label, the test set's under the numbers of the train set."""
     from launch.samples import open_samples
-    from pipelines.labels import check_labels
+    from pipelines.labels import check_labels, numbered_as
 
     train = open_samples(config.data, trained, own, world)
     sampling = {name: getattr(train.clips, name) for name in ("sampling_rate", "target_fps")}
-    names = train.corpus.label_names
-    test = open_samples(config.test, trained | sampling, own, world, classes=names or None)
-    several = train.corpus.has_several_labels or test.corpus.has_several_labels
+    test = open_samples(config.test, trained | sampling, own, world)
     sets = []
     for what, samples in (("data", train), ("test", test)):
         labelled = samples.rows[samples.corpus.labels.per_sample[samples.rows] > 0]
         if not len(labelled):
             raise ValueError(f"{samples.corpus}: no sample has a label; give some with --{what}.labels FILE")
-        check_labels(samples.corpus, labelled, num_classes=train.corpus.num_classes, several=several, training=False)
         if world.is_first and len(labelled) < len(samples.rows):
             print(
                 f"{what}: {len(samples.rows) - len(labelled):,} samples without a label are left out", file=sys.stderr
             )
         sets.append(replace(samples, rows=labelled))
+    test.corpus.labels = numbered_as(test.corpus.labels, train.corpus.label_names)
+    several = train.corpus.has_several_labels or test.corpus.has_several_labels
+    for samples in sets:
+        check_labels(
+            samples.corpus, samples.rows, num_classes=train.corpus.num_classes, several=several, training=False
+        )
     return sets[0], sets[1]
 
 

@@ -4,7 +4,7 @@ samples = open_samples(config.data, trained, encoder.config, world)
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,7 @@ class Samples:
     rows: "np.ndarray"
 
 
-def open_samples(
-    asked: ClipsConfig,
-    trained: Mapping[str, Any],
-    own: "EncoderConfig",
-    world: "World",
-    *,
-    classes: Sequence[str] | None = None,
-) -> Samples:
+def open_samples(asked: ClipsConfig, trained: Mapping[str, Any], own: "EncoderConfig", world: "World") -> Samples:
     """The clips that were asked for, sampled as in training where nothing else was; to be called by all processes.
 
     Args:
@@ -49,7 +42,6 @@ def open_samples(
         trained: settings of the training's DataConfig by name.
         own: the model's config.
         world: all processes.
-        classes: names of labels by number, which the datasets' labels are to have; None = their own.
 
     Raises:
         ValueError: a setting or the dataset is not as it should be.
@@ -61,7 +53,7 @@ def open_samples(
 
     clips = clips_config(asked, trained)
     check_views(clips, num_frames=own.num_frames, size=own.img_size)
-    corpus = corpus_of(clips, classes=classes)
+    corpus = corpus_of(clips)
     rows = select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=own.num_frames))
     decode, note = choose_decode(clips.decode, stored=None, world=world)
     if world.is_first:
