@@ -55,7 +55,9 @@ class Parts:
         self.part_rows = batch_size * -(-num_rows // (batch_size * MAX_PARTS))
         self.num_parts = -(-num_rows // self.part_rows)
         # As JSON gives them back: tuples become lists.
-        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, "rows": num_rows, "rows_at_once": batch_size}))
+        self.settings: dict[str, Any] = json.loads(
+            json.dumps({**settings, "rows": num_rows, "rows_at_once": batch_size})
+        )
 
     @property
     def is_finished(self) -> bool:
