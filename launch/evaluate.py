@@ -1,10 +1,11 @@
 """A trained model and shards ─► how good it is: one row a sample in a Parquet file, tables, plots and a summary.
 
-    torchrun --nproc-per-node 8 launch/evaluate.py --run FINE --data.shards VAL --out out/test
+    deepspeed launch/evaluate.py --run FINE --data.shards VAL --out out/test
+    torchrun --nproc-per-node 8 -- launch/evaluate.py --run FINE ...      # without -- torchrun takes --run as its own
     python launch/evaluate.py --task reconstruction --run RUN --data.shards VAL --mask prospective tube --out out/losses
 
 A classifier, or a masked autoencoder's prediction losses under chosen masks. Each sample counts once on any number of
-processes; starting the same command again goes on where it was killed. deepspeed and plain python start it as well.
+processes; starting the same command again goes on where it was killed. srun and plain python start it as well.
 """
 
 import logging

@@ -181,9 +181,10 @@ def summarise(table: "pa.Table", masks: "Mapping[str, MAEConfig]", out: Path, *,
         for a, b in combinations(masks, 2)
     ]
     lines = [told]
-    for file, rows in (("summary.csv", summary), ("differences.csv", differences)):
+    for file, rows, is_told in (("summary.csv", summary, True), ("differences.csv", differences, len(masks) <= 3)):
         if rows:
             write_csv(out / file, _columns(rows))
+        if rows and is_told:
             lines += ["", *aligned(_columns(rows))]
     plot_losses(losses, out / "losses.png", title=told)
     return "\n".join(lines)
