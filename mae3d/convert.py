@@ -1,4 +1,5 @@
-"""Foreign state dicts <-> ours: mae_st (both), cyrilzakka/MAE3D, PySlowFast, and VideoMAE's encoder.
+"""Foreign state dicts <-> ours: mae_st (both), cyrilzakka/MAE3D, PySlowFast, and VideoMAE's encoder,
+also in the names of Hugging Face's transformers.
 
     config, state = from_foreign(foreign)                     # the format and the sizes are read off the tensors
     foreign = to_foreign(state, config, format="pyslowfast")
@@ -29,6 +30,7 @@ from mae3d.foreign import (
     count_blocks,
     encoder_rules,
     encoder_settings,
+    from_transformers,
     recognise,
 )
 
@@ -107,7 +109,8 @@ def encoder_from_foreign(
     """Convert the encoder of a state dict; a decoder and a head for classes are left out, which is logged.
 
     Args:
-        foreign: Names and tensors, possibly prefixed with `module.`.
+        foreign: Names and tensors, possibly prefixed with `module.`; VideoMAE's also as Hugging Face's transformers
+            names them.
         config: What the encoder is; None reads it off the tensors.
         format: A key of FORMATS; None recognises it by the names.
         hints: Settings that tensors do not tell: num_heads, img_size, num_frames.
@@ -119,7 +122,7 @@ def encoder_from_foreign(
         ConvertError: A key is missing or left over, or the format is unknown.
         ValueError: The settings do not fit together.
     """
-    foreign, hints = strip_prefix(foreign, "module."), hints or {}
+    foreign, hints = from_transformers(strip_prefix(foreign, "module.")), hints or {}
     name = _known(format) if format else recognise(foreign)
     beside = [key for key in foreign if key.startswith(_BESIDE_ENCODER)]
     if beside:

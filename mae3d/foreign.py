@@ -88,6 +88,7 @@ FORMATS = {
     ),
     "videomae": Format("MCG-NJU/VideoMAE, the encoder", qkv="biased", defaults=_IMAGENET),
 }
+_TRANSFORMERS_KEY = "embeddings.patch_embeddings.projection.weight"
 HEAD_WIDTH = 64  # of PySlowFast's decoder, whose heads follow from its width
 
 
@@ -97,7 +98,9 @@ def recognise(foreign: State) -> str:
     Raises:
         ConvertError: It is none that is known.
     """
-    if "encoder_to_decoder.weight" in foreign or any(name.endswith(".attn.q_bias") for name in foreign):
+    if "encoder_to_decoder.weight" in foreign or any(
+        name.endswith((".attn.q_bias", _TRANSFORMERS_KEY)) for name in foreign
+    ):
         return "videomae"
     if any(name.startswith("pred_head.") for name in foreign):
         return "pyslowfast"
@@ -109,6 +112,45 @@ def recognise(foreign: State) -> str:
         f"no known names of tensors ({', '.join(sorted(foreign)[:3])}, ...); known are those of "
         + "; ".join(f"{name} ({form.title})" for name, form in FORMATS.items())
     )
+
+
+# Hugging Face transformers' names of VideoMAE's modules, beginnings first, and VideoMAE's own.
+_TRANSFORMERS = (
+    ("videomae.", ""),
+    ("embeddings.patch_embeddings.projection.", "encoder.patch_embed.proj."),
+    ("encoder.layer.", "encoder.blocks."),
+    ("layernorm.", "encoder.norm."),
+    ("classifier.", "head."),
+    (".attention.attention.", ".attn."),
+    (".attention.output.dense.", ".attn.proj."),
+    (".intermediate.dense.", ".mlp.fc1."),
+    (".output.dense.", ".mlp.fc2."),
+    (".layernorm_before.", ".norm1."),
+    (".layernorm_after.", ".norm2."),
+)
+
+
+def from_transformers(foreign: State) -> dict[str, Tensor]:
+    """VideoMAE as Hugging Face's transformers saves it -> VideoMAE's own names; other state dicts as they are.
+
+    Its query, key and value are three matrices and become one. Only the encoder's names and the head's are translated.
+    """
+    if not any(name.endswith(_TRANSFORMERS_KEY) for name in foreign):
+        return dict(foreign)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in foreign.items():
+        for theirs, own in _TRANSFORMERS:
+            if not theirs.startswith("."):
+                name = own + name.removeprefix(theirs) if name.startswith(theirs) else name
+            elif name.startswith("encoder.blocks."):
+                name = name.replace(theirs, own)
+        renamed[name] = tensor
+    for name in [name for name in renamed if name.startswith("encoder.") and name.endswith(".attn.query.weight")]:
+        block = name.removesuffix("query.weight")
+        parts = [f"{block}{part}.weight" for part in ("query", "key", "value")]
+        if all(part in renamed for part in parts):
+            renamed[f"{block}qkv.weight"] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
 
 
 def check_holds(name: str, config: EncoderConfig) -> None:

@@ -161,7 +161,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig |
     if file.suffix in _PICKLED:
         tensors, hints = _read_pickled(file)
         return tensors, None, hints
-    return *_read_safetensors(file), {}
+    return *_read_safetensors(file), _hints_beside(file)
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
@@ -172,6 +172,16 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     """
     with _told_by(Path(file)):
         return _read(Path(file))[0]
+
+
+def _hints_beside(file: Path) -> dict[str, Any]:
+    """What config.json beside it tells of a model of Hugging Face's transformers, under upstream's names."""
+    card = file.parent / CARD
+    described = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    if described.get("model_type") != "videomae":
+        return {}
+    names = {"num_heads": "num_attention_heads", "img_size": "image_size", "num_frames": "num_frames"}
+    return {ours: described[theirs] for ours, theirs in names.items() if theirs in described}
 
 
 def _card_beside(file: Path) -> MAEConfig | ClassifierConfig | None:

@@ -1,10 +1,13 @@
 """mae3d.foreign through mae3d.convert: PySlowFast, cyrilzakka/MAE3D and VideoMAE, in names, round trips and numbers."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mae3d.classifier import Classifier
@@ -23,6 +26,7 @@ from mae3d.convert import (
 )
 from mae3d.encoder import Encoder
 from mae3d.mae import MAE
+from mae3d.weights import open_encoder
 
 # Two heads of 64 in the decoder, as PySlowFast would have it; the other formats do not mind.
 SMALL: dict[str, Any] = {
@@ -279,3 +283,52 @@ def test_what_is_no_classifier_of_ours_is_refused() -> None:
     assert not is_classifier(to_foreign(whole.state_dict(), whole.config, format="mae_st"))
     with pytest.raises(ConvertError, match=r"videomae .* has another classifier"):
         classifier_from_foreign({}, format="videomae")
+
+
+def in_transformers_names(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
+    """VideoMAE's state dict as transformers.VideoMAEForPreTraining saves it."""
+    inner = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense"}
+    inner |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+    outer = {"encoder.patch_embed.proj": "embeddings.patch_embeddings.projection", "encoder.norm": "layernorm"}
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in foreign.items():
+        module, _, kind = name.rpartition(".")
+        if module in outer:
+            theirs[f"videomae.{outer[module]}.{kind}"] = tensor
+        elif name.startswith("encoder.blocks."):
+            _, _, number, part = module.split(".", 3)
+            layer = f"videomae.encoder.layer.{number}"
+            if part == "attn":
+                theirs[f"{layer}.attention.attention.{kind}"] = tensor
+            elif part == "attn.qkv":
+                for x, matrix in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                    theirs[f"{layer}.attention.attention.{x}.weight"] = matrix
+            else:
+                theirs[f"{layer}.{inner[part]}.{kind}"] = tensor
+        else:
+            theirs[name] = tensor
+    return theirs
+
+
+def test_videomae_in_the_names_of_transformers_is_the_same_encoder(tmp_path: Path) -> None:
+    foreign = videomae_checkpoint()
+    theirs = in_transformers_names(foreign)
+    assert recognise(theirs) == "videomae"
+    assert recognise({name: tensor for name, tensor in theirs.items() if "encoder_to" not in name}) == "videomae"
+    assert not any(".blocks." in name for name in theirs if name.startswith("videomae."))
+    config, state = encoder_from_foreign(foreign, hints=HINTS)
+    again, same_state = encoder_from_foreign(theirs, hints=HINTS)
+    assert again == config
+    assert state.keys() == same_state.keys()
+    assert all(torch.equal(state[name], same_state[name]) for name in state)
+    lost = {
+        name: tensor for name, tensor in theirs.items() if not name.endswith("layer.1.attention.attention.key.weight")
+    }
+    with pytest.raises(ConvertError, match=r"missing: blocks\.1\.attn\.qkv\.weight; left over: .*query\.weight"):
+        encoder_from_foreign(lost, hints=HINTS)
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, tmp_path / "model.safetensors")
+    sizes = {"model_type": "videomae", "num_attention_heads": 3, "image_size": 32, "num_frames": 4}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    opened = open_encoder(tmp_path)
+    assert opened.config == config
+    assert all(torch.equal(opened.state_dict()[name], tensor) for name, tensor in state.items())
