@@ -245,6 +245,8 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
         origin = find_model_file(start)
         if licence := _card_of(origin.parent).get("licence"):
             return str(licence)
+        if origin != file and (earlier := _settings_of(origin)):
+            return _inherited(origin, earlier)  # a run that started from another run, and so on to the first
         return INHERITED[recognise(strip_prefix(read_tensors(origin), "module."))]
     except (WeightsError, ValueError, OSError):
         return UNKNOWN

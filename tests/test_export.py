@@ -177,7 +177,8 @@ def test_the_licence_of_the_weights_it_started_from(tmp_path: Path) -> None:
     start = export.export(make_run(tmp_path / "first", MAE(CONFIG)), tmp_path / "start", licence="MIT, by A. N. Other")
     for number, (init, expected) in enumerate(
         [("", "trained from scratch"), (str(foreign), "CC BY-NC 4.0"), (str(start), "MIT, by A. N. Other"),
-         (f"/gone/{SECRET}.pth", "not recorded here")]
+         (f"/gone/{SECRET}.pth", "not recorded here"), (str(tmp_path / "run0"), "trained from scratch"),
+         (str(tmp_path / "run1"), "CC BY-NC 4.0"), (str(tmp_path / "run4" / "checkpoints"), "not recorded here")]
     ):  # fmt: skip
         out = export.export(make_run(tmp_path / f"run{number}", MAE(CONFIG), init=init), tmp_path / f"out{number}")
         card = (out / "README.md").read_text()
