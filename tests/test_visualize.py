@@ -14,6 +14,8 @@ import yaml
 from PIL import Image
 
 from launch import visualize
+from launch.footage import Clip
+from launch.reconstructions import masks_of, reconstruction_section
 from mae3d.config import MAEConfig
 from mae3d.convert import to_foreign
 from mae3d.mae import MAE
@@ -144,6 +146,14 @@ def test_one_mask_is_the_one_of_the_table_of_all(long_run: Path, shards: Path, t
         assert table(page)[0][:2] == ["reconstruction", every[kind]]
     assert every["prospective"] != every["retrospective"]
     assert "interpolation" not in look(long_run, shards, tmp_path / "own", *more)
+
+
+def test_the_model_keeps_its_own_mask(tmp_path: Path) -> None:
+    model, clip = MAE(CONFIG), Clip(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), 0, "black", "black")
+    (tmp_path / "images").mkdir()
+    masks, _ = masks_of(CONFIG, mask="tube", ratio=0.75)
+    reconstruction_section(model, [clip], masks, [], tmp_path, seed=0, frame_ms=100, device=torch.device("cpu"))
+    assert model.config is CONFIG
 
 
 def test_masks_that_do_not_fit_the_model_are_left_out_of_all_and_said(
