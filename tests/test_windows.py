@@ -143,6 +143,17 @@ def test_damage_in_the_middle_costs_its_frames_alone(tmp_path: Path) -> None:
     assert torch.cat([batch.replaced for batch in batches]).nonzero().ravel().tolist() == [5, 10]
 
 
+def test_the_frame_behind_a_damaged_last_one_is_the_next_windows(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is met while the last one is looked for, and no keyframe leads to it again."""
+    decode = windows._Reader._decoded
+    plan = plan_windows([video], num_frames=4, step_s=0.1, every_s=0.4)
+    lost = int(plan.windows[6].pts[0, 3])  # number 27; keyframes are 24 and 32
+    monkeypatch.setattr(windows._Reader, "_decoded", lambda self: (f for f in decode(self) if f.pts != lost))
+    replaced = torch.cat([batch.replaced for batch in decoded(plan)])
+    assert replaced.nonzero().ravel().tolist() == [6]
+    assert all_numbers(plan)[6:8] == [[24, 25, 26, 26], [28, 29, 30, 31]]
+
+
 def test_a_file_that_vanished_meanwhile_gives_no_clip(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4", 30, size=(SIZE, SIZE), fps=10)
     plan = plan_windows([str(path)], num_frames=4, step_s=0.3, every_s=1)
