@@ -46,6 +46,7 @@ TOLD = {
              "area", "aspect", "flip", "short_side", "rand_augment", "colour_jitter", "erase"),
     "optim": ("lr", "blr", "min_lr", "warmup_epochs", "warmup_steps", "betas", "weight_decay", "clip_grad",
               "layer_decay"),
+    "mix": ("mixup", "cutmix", "prob", "switch_prob", "smoothing"),
     "train": ("global_batch", "steps", "epochs", "precision", "seed"),
 }  # fmt: skip
 
