@@ -213,8 +213,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, finished: bool) -> N
     with pytest.raises(PartsError) as refused:
         make(other)
     told = str(refused.value)
-    assert "model was 'abc' and is 'xyz'; views.clips was 2 and is 5" in told
-    assert "rows_at_once was 3 and is 4" in told
+    assert "model was 'abc' and is 'xyz'; rows_at_once was 3 and is 4; views.clips was 2 and is 5. Give another" in told
     assert str(parts.path if finished else parts.folder) in told
     assert "rows was" not in told
 
