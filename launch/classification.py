@@ -181,14 +181,14 @@ def summarise(table: "pa.Table", own: "ClassifierConfig", out: Path) -> dict[str
         return counts
     flat: Any = pc.list_flatten(scored["scores"])
     scores = flat.to_numpy().reshape(-1, own.num_classes)
-    labels = scored["labels"].to_pylist()
+    labels_of_scored: list[Any] = scored["labels"].to_pylist()
     if own.multi_label:
         targets = np.zeros(scores.shape, dtype=np.int64)
-        for target, of in zip(targets, labels, strict=True):
+        for target, of in zip(targets, labels_of_scored, strict=True):
             target[of] = 1
         metrics, classes = _several_labels(scores, targets, own)
     else:
-        targets = np.array([of[0] for of in labels], dtype=np.int64)
+        targets = np.array([of[0] for of in labels_of_scored], dtype=np.int64)
         metrics, classes = _one_label(scores, targets, own, out)
     precisions = average_precisions(scores, targets).tolist()
     classes["average_precision"] = [None if math.isnan(value) else value for value in precisions]
