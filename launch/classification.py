@@ -19,7 +19,8 @@ from launch.tables import write_csv
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from launch.evaluate import EvaluateConfig, Samples
+    from launch.evaluate import EvaluateConfig
+    from launch.samples import Samples
     from mae3d.classifier import Classifier
     from mae3d.config import ClassifierConfig
     from mae3d.distributed import World
@@ -42,8 +43,10 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     """
     import pyarrow.parquet as pq
 
-    from launch.evaluate import common_settings, open_samples
+    from launch.clips import trained_data
+    from launch.evaluate import common_settings
     from launch.parts import Parts, fill, sample_keys
+    from launch.samples import open_samples
     from mae3d.files import write_text
     from mae3d.weights import find_model_file, load_classifier
     from pipelines.stream import evaluation_clips
@@ -51,7 +54,7 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     file = find_model_file(config.run)
     model = load_classifier(file)
     own, views = model.config, config.num_clips * config.num_crops
-    samples = open_samples(config, file, own, world)
+    samples = open_samples(config.data, trained_data(file), own, world)
     corpus, rows = samples.corpus, samples.rows
     _number_labels(samples, own)
     batch_size = max(1, config.batch // views)

@@ -16,12 +16,16 @@ from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 import jsonargparse
 import yaml
 
+if TYPE_CHECKING:
+    from mae3d.distributed import World
+
 EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_IO, EXIT_STOPPED = 0, 1, 2, 3, 75
+WAIT_MINUTES = 24 * 60  # where each process has its own work: one that is done waits so long for the slowest
 RECIPES = Path(__file__).parent / "recipes"
 
 Config = TypeVar("Config")
@@ -102,6 +106,39 @@ def telling(where: str = "") -> Iterator[None]:
         if type(error) is RuntimeError:
             raise  # not one that we have words for: the trace tells more
         fail(str(error), EXIT_ERROR)
+
+
+@contextmanager
+def joined(device: str, *, where: str, timeout_minutes: float = 30) -> "Iterator[World]":
+    """All processes that the launcher started, until the end of the block; what goes wrong in it is told.
+
+    Args:
+        device: `auto`, `cuda` or `cpu`.
+        where: what to name for an I/O error that names no file.
+        timeout_minutes: how long a process waits for another.
+    """
+    from mae3d.distributed import start_world
+
+    with telling():  # the device, or where the nodes meet
+        world = start_world(device, timeout_minutes=timeout_minutes)
+    try:
+        with telling(where):
+            yield world
+    finally:
+        world.close()
+
+
+def set_threads(*, same_sums: bool = False) -> None:
+    """How torch's threads wait and add; to be called before it is imported, which is when this is read.
+
+    Args:
+        same_sums: sums do not depend on the number of threads, which falls with every process on the machine.
+    """
+    # OpenMP's threads spin while they wait, by default: on a CPU that anything else uses, steps then take five times as
+    # long (measured with one busy neighbour on two cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if same_sums:
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def _known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:

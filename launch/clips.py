@@ -54,6 +54,27 @@ def stored_config(run: Path | None) -> dict[str, Any]:
     return Run(run).stored() if run else {}
 
 
+def read_card(folder: Path) -> dict[str, Any]:
+    """config.json of an exported folder; empty where there is none."""
+    import json
+
+    from mae3d.weights import CARD
+
+    try:
+        described = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return described if isinstance(described, dict) and "made_by" in described else {}
+
+
+def trained_data(file: Path) -> dict[str, Any]:
+    """How the clips were sampled that a model was trained on: `data` of its run, or of the card beside it."""
+    card = read_card(file.parent)
+    stride = {name: card[name] for name in ("sampling_rate", "target_fps") if name in card}
+    told: dict[str, Any] = card.get("training", {}).get("data", {}) | stride
+    return stored_config(run_of(file)).get("data", told)
+
+
 def clips_config(asked: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig:
     """Which clips: those that were asked for, sampled as in training where nothing else was asked.
 

@@ -9,7 +9,6 @@ torchrun needs the `--`: it takes --run for an option of its own.
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import EXIT_DONE, EXIT_ERROR, parse, telling
-from launch.clips import ClipsConfig, clips_config, run_of, stored_config
+from launch.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
+from launch.clips import ClipsConfig, clips_config, trained_data
 
 if TYPE_CHECKING:
     from launch.embeddings import Embedder
@@ -55,7 +54,7 @@ class EmbedConfig:
     run: str
     out: str
     data: ClipsConfig = field(default_factory=ClipsConfig)
-    videos: list[str] | None = None
+    videos: tuple[str, ...] = ()
     layer: int = -1
     pool: Literal["mean", "cls", "tokens"] = "mean"
     num_clips: int = 1
@@ -82,19 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 1 where a video cannot be read; SystemExit 2: usage, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(EmbedConfig, arguments, prog="embed.py", description=str(__doc__))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see launch/training.py; read when torch is imported
-    from mae3d.distributed import start_world
-
-    with telling():
-        world = start_world(config.device)
-    try:
-        with telling(config.out):
-            unreadable = embed(config, world)
-            if world.is_first:
-                _tell(config, unreadable)
-            return EXIT_ERROR if unreadable else EXIT_DONE
-    finally:
-        world.close()
+    set_threads(same_sums=True)
+    with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
+        unreadable = embed(config, world)
+        if world.is_first:
+            _tell(config, unreadable)
+        return EXIT_ERROR if unreadable else EXIT_DONE
 
 
 def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
@@ -112,7 +104,7 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
     from mae3d.weights import find_model_file, open_encoder
 
     file = find_model_file(config.run)
-    stored = stored_config(run_of(file)).get("data", {})
+    stored = trained_data(file)
     embedder = Embedder(
         open_encoder(file),
         world.device,
@@ -155,9 +147,9 @@ def _embed_videos(
     from launch.embeddings import files_hash, video_vectors
     from mae3d.windows import plan_windows
 
-    videos = config.videos or []
+    videos = config.videos
     # Of the settings for shards, only the sampling is used; segments of a whole sample are none of a window's.
-    as_shards = dataclasses.replace(config.data, shards=tuple(videos))
+    as_shards = dataclasses.replace(config.data, shards=videos)
     clips = clips_config(as_shards, stored | {"sampling": "strided"})
     plan = files = None
     if world.is_first:

@@ -9,28 +9,21 @@ processes; starting the same command again goes on where it was killed. srun and
 """
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import parse, telling
-from launch.clips import ClipsConfig, clips_config, run_of, stored_config
+from launch.cli import WAIT_MINUTES, joined, parse, set_threads
+from launch.clips import ClipsConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from mae3d.config import EncoderConfig
+    from launch.samples import Samples
     from mae3d.distributed import World
-    from pipelines.config import DataConfig
-    from pipelines.corpus import Corpus
-
-WAIT_MINUTES = 24 * 60  # a process that is done waits so long for the slowest
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class EvaluateConfig:
             5 x 3 on Kinetics, 2 x 3 on Something-Something.
         num_crops: Classification: square crops of each clip along the longer side; 1 is the centre.
         mask: Reconstruction: what is hidden: one or several of random, tube, frame, block, prospective, retrospective,
-            interpolation (docs/masks.md), or `all`; null takes the model's.
+            interpolation (docs/masks.md), or `all`. Default: the model's.
         mask_ratio: Reconstruction: share of the tokens that is hidden; null takes the model's.
         draws: Reconstruction: random masks of each clip, whose losses are averaged.
         seed: Reconstruction: of the masks.
@@ -63,7 +56,7 @@ class EvaluateConfig:
     task: Literal["classification", "reconstruction"] = "classification"
     num_clips: int = 5
     num_crops: int = 3
-    mask: str | tuple[str, ...] | None = None
+    mask: tuple[str, ...] = ()
     mask_ratio: float | None = None
     draws: int = 1
     seed: int = 0
@@ -85,70 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(EvaluateConfig, arguments, prog="evaluate.py", description=str(__doc__))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # As in launch/training.py: threads that spin while they wait slow everything down on a CPU that others use.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Else MKL's sums, and so the last bits of a score, depend on the number of threads, which falls with every process.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    set_threads(same_sums=True)
     from launch.classification import classify
     from launch.prediction import predict
-    from mae3d.distributed import start_world
 
-    with telling():
-        world = start_world(config.device, timeout_minutes=WAIT_MINUTES)
-    try:
-        with telling(config.out):
-            told = (classify if config.task == "classification" else predict)(config, world)
+    with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
+        told = (classify if config.task == "classification" else predict)(config, world)
         if world.is_first:
             print(told)
-    finally:
-        world.close()
     return 0
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What a model is evaluated on.
-
-    Attributes:
-        corpus: The opened shards.
-        clips: How clips are sampled and decoded.
-        rows: (N,) rows of the corpus, ascending.
-    """
-
-    corpus: "Corpus"
-    clips: "DataConfig"
-    rows: "np.ndarray"
-
-
-def open_samples(config: EvaluateConfig, file: Path, own: "EncoderConfig", world: "World") -> Samples:
-    """The clips that were asked for, sampled as in the run's training; the same on all processes, all of which call it.
-
-    Args:
-        config: the command line.
-        file: the model's.
-        own: its config.
-        world: all processes.
-
-    Raises:
-        ValueError: a setting or the dataset is not as it should be.
-    """
-    from launch.decode import choose_decode
-    from pipelines.corpus import corpus_of
-    from pipelines.selection import select_rows
-    from pipelines.views import check_views, usable_rows
-
-    clips = clips_config(config.data, stored_config(run_of(file)).get("data", {}))
-    check_views(clips, num_frames=own.num_frames, size=own.img_size)
-    corpus = corpus_of(clips)
-    rows = select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=own.num_frames))
-    decode, note = choose_decode(clips.decode, stored=None, world=world)
-    if world.is_first:
-        for line in [*(f"left out: {bad}" for bad in corpus.left_out), *([f"decode: {note}"] if note else [])]:
-            print(line, file=sys.stderr, flush=True)
-    return Samples(corpus, replace(clips, decode=decode), rows)
-
-
-def common_settings(config: EvaluateConfig, file: Path, samples: Samples, world: "World") -> dict[str, object]:
+def common_settings(config: EvaluateConfig, file: Path, samples: "Samples", world: "World") -> dict[str, object]:
     """What the results of either task depend on (`parts.Parts`); to be called by all processes."""
     from launch.parts import sample_settings
     from mae3d.files import sha256_of

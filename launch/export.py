@@ -20,6 +20,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.cli import EXIT_IO, fail
+from launch.clips import read_card, run_of, stored_config
 
 if TYPE_CHECKING:
     from mae3d.classifier import Classifier
@@ -112,8 +113,8 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} holds something already: remove it, or name another folder")
     file = find_model_file(run)
-    model, settings = open_model(file), _settings_of(file)
-    before = _card_of(file.parent)
+    model, settings = open_model(file), stored_config(run_of(file))
+    before = read_card(file.parent)
     facts: dict[str, Any] = {
         **_facts(model, Clip(**(_clip_of(settings, before) | dict(clip or {})))),
         "format": format,
@@ -190,31 +191,6 @@ def _facts(model: "MAE | Classifier", clip: Clip) -> dict[str, Any]:
     }
 
 
-def _settings_of(file: Path) -> dict[str, Any]:
-    """config.yaml of the run that a checkpoint belongs to (RUN/checkpoints/step-.../model.safetensors), or nothing."""
-    import yaml
-
-    from mae3d.run import CONFIG
-    from mae3d.weights import CHECKPOINTS
-
-    folder = file.resolve().parent.parent
-    path = folder.parent / CONFIG
-    if folder.name != CHECKPOINTS or not path.is_file():
-        return {}
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-
-def _card_of(folder: Path) -> dict[str, Any]:
-    """config.json of an exported folder, or nothing."""
-    from mae3d.weights import CARD
-
-    try:
-        described = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return described if isinstance(described, dict) and "made_by" in described else {}
-
-
 def _clip_of(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float]:
     data = settings.get("data") or before
     return {name: data[name] for name in ("sampling_rate", "target_fps") if data.get(name)}
@@ -244,9 +220,9 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
     start = str(settings.get("init") or file)
     try:
         origin = find_model_file(start)
-        if licence := _card_of(origin.parent).get("licence"):
+        if licence := read_card(origin.parent).get("licence"):
             return str(licence)
-        if origin != file and (earlier := _settings_of(origin)):
+        if origin != file and (earlier := stored_config(run_of(origin))):
             return _inherited(origin, earlier)  # a run that started from another run, and so on to the first
         return INHERITED[recognise(strip_prefix(read_tensors(origin), "module."))]
     except (WeightsError, ValueError, OSError):

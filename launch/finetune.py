@@ -197,7 +197,7 @@ def finetune(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
     from mae3d.classifier import Classifier
     from mae3d.engine import Engine
     from mae3d.fit import fit
-    from mae3d.metrics import memory_estimate, step_flops
+    from mae3d.metrics import step_flops
     from mae3d.mixing import check_batch
     from mae3d.optim import finetune_groups
     from mae3d.run import Run
@@ -229,22 +229,19 @@ def finetune(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
         load_encoder(model, encoder)
     model.set_grad_checkpointing(train.grad_checkpointing)
     if world.is_first:
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        memory = memory_estimate(
-            own,
-            parameters=parameters,
-            clips=loader.micro_batch * config.data.repeat_aug,
-            bf16=train.precision == "bf16",
-            zero_stage=train.zero_stage,
-            world=world.place.size,
-            checkpointing=train.grad_checkpointing,
+        told = summary(
+            config,
+            corpus,
+            loader,
+            plan,
+            world,
+            own=own,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            more=f"{own.num_classes} classes{', several a clip' if own.multi_label else ''}; "
+            + (f"encoder of {config.init}" if config.init else "from scratch"),
+            lr_batch=lr_batch,
         )
-        told = (
-            f"{parameters / 1e6:.1f} M parameters, clips {own.num_frames}x{own.img_size}x{own.img_size}, "
-            f"{own.num_classes} classes{', several a clip' if own.multi_label else ''}; encoder "
-            + (f"of {config.init}" if config.init else "from scratch")
-        )
-        print(summary(config, corpus, loader, plan, world, model=told, lr_batch=lr_batch, memory=memory))
+        print(told)
         print(f"{'val:':9}{validator}", flush=True)
     engine = Engine(
         model,

@@ -6,16 +6,15 @@ Clips are the middle of each sample. The masks of a sample depend on (seed, draw
 evaluated, so that losses under two masks, or of two models, are of the same clips.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from launch.tables import aligned, write_csv
-from mae3d.config import MaskType
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from pipelines.stream import Batch
 
 LOSSES = "losses.parquet"
-FIXED = ("prospective", "retrospective", "interpolation")  # every draw of these is the same mask
 
 
 def predict(config: "EvaluateConfig", world: "World") -> str:
@@ -42,16 +40,21 @@ def predict(config: "EvaluateConfig", world: "World") -> str:
     """
     import pyarrow.parquet as pq
 
-    from launch.evaluate import common_settings, open_samples
+    from launch.clips import trained_data
+    from launch.evaluate import common_settings
     from launch.parts import Parts, fill, sample_keys
+    from launch.samples import open_samples
+    from mae3d.masking import other_masks
     from mae3d.weights import find_model_file, load_model
     from pipelines.stream import evaluation_clips
 
     file = find_model_file(config.run)
     model = load_model(file)
     own = model.config
-    masks = choose_masks(config.mask, config.mask_ratio, own)
-    samples = open_samples(config, file, own, world)
+    masks, unfit = other_masks(own, config.mask, ratio=config.mask_ratio)
+    for problem in unfit if world.is_first else ():
+        print(f"left out: {problem}", file=sys.stderr)
+    samples = open_samples(config.data, trained_data(file), own, world)
     corpus, rows = samples.corpus, samples.rows
     parts = Parts(
         Path(config.out) / LOSSES,
@@ -89,34 +92,6 @@ def predict(config: "EvaluateConfig", world: "World") -> str:
     return f"{told}\n{'written' if made else 'finished already'}: {out}"
 
 
-def choose_masks(
-    asked: str | Sequence[str] | None, mask_ratio: float | None, own: "MAEConfig"
-) -> "dict[str, MAEConfig]":
-    """The model's settings under each mask asked for.
-
-    Args:
-        asked: names; `all` is every one that fits the model; None is the model's.
-        mask_ratio: of all of them; None is the model's.
-        own: the model's settings.
-
-    Raises:
-        ValueError: a mask is unknown, or does not fit the model under this ratio.
-    """
-    names = [asked or own.mask_type] if asked is None or isinstance(asked, str) else list(asked)
-    names = [name for several in names for name in several.split(",")]
-    ratio = own.mask_ratio if mask_ratio is None else mask_ratio
-    masks, unfit = {}, []
-    kind: Any  # the config refuses what is none
-    for kind in get_args(MaskType) if names == ["all"] else names:
-        try:
-            masks[kind] = replace(own, mask_type=kind, mask_ratio=ratio)
-        except ValueError as error:
-            unfit.append(str(error))
-    if unfit and (names != ["all"] or not masks):
-        raise ValueError(unfit[0])
-    return masks
-
-
 def losses_of(
     model: "MAE", masks: "Mapping[str, MAEConfig]", batch: "Batch", config: "EvaluateConfig"
 ) -> "dict[str, pa.Array]":
@@ -124,7 +99,7 @@ def losses_of(
     import pyarrow as pa
     import torch
 
-    from mae3d.masking import mask_noise
+    from mae3d.masking import FIXED, mask_noise
     from mae3d.reconstruct import clip_losses
 
     clips, rows = batch.clips[:, 0], batch.rows.tolist()

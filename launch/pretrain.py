@@ -75,7 +75,7 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
     from mae3d.engine import Engine
     from mae3d.fit import fit
     from mae3d.mae import MAE
-    from mae3d.metrics import memory_estimate, step_flops
+    from mae3d.metrics import step_flops
     from mae3d.optim import pretrain_groups
     from mae3d.run import Run
 
@@ -90,21 +90,18 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
     model = MAE(own)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     if world.is_first:
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        memory = memory_estimate(
-            own,
-            parameters=parameters,
-            clips=loader.micro_batch * config.data.repeat_aug,
-            bf16=config.train.precision == "bf16",
-            zero_stage=config.train.zero_stage,
-            world=world.place.size,
-            checkpointing=config.train.grad_checkpointing,
+        told = summary(
+            config,
+            corpus,
+            loader,
+            plan,
+            world,
+            own=own,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            more=f"{own.num_kept} of {own.num_tokens} tokens visible",
+            lr_batch=[batch],
         )
-        told = (
-            f"{own.preset}, {parameters / 1e6:.1f} M parameters, clips {own.num_frames}x{own.img_size}x{own.img_size}, "
-            f"{own.num_kept} of {own.num_tokens} tokens visible"
-        )
-        print(summary(config, corpus, loader, plan, world, model=told, lr_batch=[batch], memory=memory))
+        print(told)
     engine = Engine(
         model,
         pretrain_groups(model, weight_decay=config.optim.weight_decay),

@@ -10,18 +10,17 @@ Features are computed once, on all processes, and kept in DIR as tables of launc
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import EXIT_DONE, parse, telling
-from launch.clips import ClipsConfig, run_of, stored_config
+from launch.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
+from launch.clips import ClipsConfig, trained_data
 from launch.tables import aligned
 
 if TYPE_CHECKING:
@@ -63,12 +62,12 @@ class ProbeConfig:
     data: ClipsConfig
     test: ClipsConfig
     out: str
-    probes: list[str] = field(default_factory=lambda: ["knn", "linear"])
+    probes: tuple[str, ...] = ("knn", "linear")
     layer: int = -1
     pool: Literal["mean", "cls"] = "mean"
     num_clips: int = 1
     random_init: bool = False
-    few_shot: list[int] = field(default_factory=list)
+    few_shot: tuple[int, ...] = ()
     seeds: int = 3
     seed: int = 0
     batch: int = 8
@@ -83,27 +82,20 @@ class ProbeConfig:
             if not side.shards:
                 raise ValueError(f"--{name}.shards is missing: give the folder made by `python -m preprocess build`")
         if self.few_shot and (min(self.few_shot) < 1 or self.seeds < 1):
-            raise ValueError(f"--few_shot {self.few_shot}, --seeds {self.seeds}: give 1 or more of each")
+            raise ValueError(f"--few_shot {list(self.few_shot)}, --seeds {self.seeds}: give 1 or more of each")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(ProbeConfig, arguments, prog="probe.py", description=str(__doc__))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see launch/training.py; read when torch is imported
-    from mae3d.distributed import start_world
-
-    with telling():
-        world = start_world(config.device)
-    try:
-        with telling(config.out):
-            results = probe(config, world)
-            if world.is_first:
-                _tell(results)
-                print(Path(config.out) / RESULTS)
-            return EXIT_DONE
-    finally:
-        world.close()
+    set_threads(same_sums=True)
+    with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
+        results = probe(config, world)
+        if world.is_first:
+            _tell(results)
+            print(Path(config.out) / RESULTS)
+        return EXIT_DONE
 
 
 def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
@@ -127,7 +119,7 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     if config.random_init:
         encoder, model = _untrained(encoder, config.seed), f"untrained, seed {config.seed}"
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    train, test = _open_sets(config, stored_config(run_of(file)).get("data", {}), encoder.config, world)
+    train, test = _open_sets(config, trained_data(file), encoder.config, world)
     _embed(config, encoder, model, {"train": train, "test": test}, world)
     if not world.is_first:
         return {}

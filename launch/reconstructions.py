@@ -1,16 +1,15 @@
 """What a masked autoencoder fills in ─► filmstrips, GIFs, texts and figures of visualize.py's page.
 
-masks, unfit = masks_of(model.config, mask="all", ratio=0.5)
+masks, unfit = other_masks(model.config, ["all"], ratio=0.5)
 section = reconstruction_section(model, clips, masks, unfit, out, seed=0, frame_ms=160, device=device)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
 from launch.footage import IMAGES, Clip, batches
-from mae3d.config import MaskType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,35 +38,6 @@ class Shown:
     scores: Mapping[str, Mapping[str, float]]
 
 
-def masks_of(own: "MAEConfig", *, mask: str | None, ratio: float | None) -> tuple[dict[str, "MAEConfig"], list[str]]:
-    """The model's settings under each mask asked for, its own first.
-
-    Args:
-        own: What the model was trained with.
-        mask: One type, or `all`; None is the model's own.
-        ratio: Share that is hidden; None likewise.
-
-    Returns:
-        Type -> settings; and which of `all` do not fit the model, and why.
-
-    Raises:
-        ValueError: There is no such type, or none fits.
-    """
-    ratio = own.mask_ratio if ratio is None else ratio
-    if mask != "all":
-        kind: Any = mask or own.mask_type  # the config refuses what is none
-        return {kind: replace(own, mask_type=kind, mask_ratio=ratio)}, []
-    masks, unfit = {}, []
-    for kind in sorted(get_args(MaskType), key=lambda kind: kind != own.mask_type):
-        try:
-            masks[kind] = replace(own, mask_type=kind, mask_ratio=ratio)
-        except ValueError as error:
-            unfit.append(f"{kind}: {error}")
-    if not masks:
-        raise ValueError(unfit[0])
-    return masks, unfit
-
-
 def reconstruction_section(
     model: "MAE",
     clips: Sequence[Clip],
@@ -84,7 +54,7 @@ def reconstruction_section(
     Args:
         model: On the device.
         clips: What is shown.
-        masks: Type of mask -> the model's settings with it, of `masks_of`.
+        masks: Type of mask -> the model's settings with it, of `masking.other_masks`.
         unfit: What to say of masks that are left out.
         out: The page's folder.
         seed: Of the masks.

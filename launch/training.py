@@ -8,16 +8,16 @@ Configs are any with data, optim, train, run, log, device and extend, as Pretrai
 import dataclasses
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from launch.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, telling
+from launch.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
 from mae3d.train_config import LogConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
     from launch.decode import Decode
+    from mae3d.config import ClassifierConfig, MAEConfig
     from mae3d.distributed import World
     from mae3d.fit import Plan
     from mae3d.run import Run
@@ -62,9 +62,7 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
                 + (" made by `python -m preprocess build`" if "shards" in option else "")
             )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # OpenMP's threads spin while they wait, by default: on a CPU that anything else uses, steps then take five times as
-    # long (measured with one busy neighbour on two cores). It is read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_threads()
     from pipelines.corpus import corpus_of
     from preprocess.index import DatasetError
 
@@ -72,15 +70,8 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
         corpus = corpus_of(config.data)
     except DatasetError as error:
         fail(str(error))
-    from mae3d.distributed import start_world
-
-    with telling():  # the device, or where the nodes meet
-        world = start_world(config.device)
-    try:
-        with telling(config.run.dir):
-            return EXIT_DONE if train(config, corpus, world) else EXIT_STOPPED
-    finally:
-        world.close()
+    with joined(config.device, where=config.run.dir) as world:
+        return EXIT_DONE if train(config, corpus, world) else EXIT_STOPPED
 
 
 def decode_of(config: TrainingConfig, run: "Run", world: "World") -> "Decode":
@@ -204,9 +195,10 @@ def summary(
     plan: "Plan",
     world: "World",
     *,
-    model: str,
+    own: "MAEConfig | ClassifierConfig",
+    parameters: int,
+    more: str,
     lr_batch: Sequence[int],
-    memory: tuple[float, float],
 ) -> str:
     """What a person wants to know before a run starts, one subject a line.
 
@@ -216,18 +208,30 @@ def summary(
         loader: their selection and order.
         plan: lengths and rates.
         world: all processes.
-        model: one line about it.
+        own: the model's config.
+        parameters: how many it has.
+        more: what else is to be said of the model.
         lr_batch: factors of the batch that optim.blr is scaled by.
-        memory: bytes a process needs for weights and optimizer, and for activations.
     """
+    from mae3d.metrics import memory_estimate
+
     data, train, place = config.data, config.train, world.place
     rate = f"{_peak_lr(config.optim, lr_batch):.3g}"
     if config.optim.lr is None:
         rate = f"{config.optim.blr:.3g} x {' x '.join(map(str, lr_batch))}/{LR_REFERENCE_BATCH} = {rate}"
     epochs = plan.total_steps / loader.steps_per_epoch
-    states, activations = memory
+    states, activations = memory_estimate(
+        own,
+        parameters=parameters,
+        clips=loader.micro_batch * data.repeat_aug,
+        bf16=train.precision == "bf16",
+        zero_stage=train.zero_stage,
+        world=place.size,
+        checkpointing=train.grad_checkpointing,
+    )
+    size = f"{own.num_frames}x{own.img_size}x{own.img_size}"
     lines = {
-        "model": model,
+        "model": f"{own.preset}, {parameters / 1e6:.1f} M parameters, clips {size}, {more}",
         **_data_lines(data, corpus, loader),
         "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
         f"(processes {place.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",

@@ -17,10 +17,10 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.attentions import Asked, attention_section, check_asked, default_query
 from launch.cli import parse, telling
-from launch.clips import ClipsConfig, clips_config, run_of, stored_config
+from launch.clips import ClipsConfig, clips_config, run_of, trained_data
 from launch.footage import IMAGES, Clip, read_clips, read_videos
 from launch.neighbours import neighbour_section, pool_of_dataset, pool_of_table
-from launch.reconstructions import mask_facts, masks_of, reconstruction_section
+from launch.reconstructions import mask_facts, reconstruction_section
 from mae3d.config import nearest
 from pipelines.config import DataConfig
 
@@ -51,8 +51,8 @@ class VisualizeConfig:
         samples: How many samples, chosen by the seed.
         keys: Show these samples instead: `--keys 000017 000042`.
         videos: Show these video files instead: `--videos a.mp4 b.mp4`; their middle.
-        mask: What is hidden: random, tube, frame, block, prospective, retrospective, interpolation (docs/masks.md), or
-            `all`, one under the other; null takes the model's.
+        mask: What is hidden: one or several of random, tube, frame, block, prospective, retrospective, interpolation
+            (docs/masks.md), or `all`, one under the other. Default: the model's.
         mask_ratio: Share of the tokens that is hidden; null takes the model's.
         layer: Whose attention: the block, 1 to the last, or -1, the last, and so on from the end.
         head: A head's number from 0, `mean` of all heads, or `all` of them beside one another.
@@ -70,11 +70,11 @@ class VisualizeConfig:
     run: str
     data: ClipsConfig
     out: str
-    show: list[str] | None = None
+    show: tuple[str, ...] = ()
     samples: int = 8
-    keys: list[str] | None = None
-    videos: list[str] | None = None
-    mask: str | None = None
+    keys: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    mask: tuple[str, ...] = ()
     mask_ratio: float | None = None
     layer: int = -1
     head: str = "mean"
@@ -121,8 +121,8 @@ def visualize(config: VisualizeConfig) -> Path:
     model = open_model(file)
     show = _check(config, model)
     # Of the settings for shards, videos use the rates alone.
-    asked = config.data if config.data.shards else replace(config.data, shards=tuple(config.videos or ()))
-    data = clips_config(asked, stored_config(run).get("data", {}))
+    asked = config.data if config.data.shards else replace(config.data, shards=config.videos)
+    data = clips_config(asked, trained_data(file))
     corpus = corpus_of(data) if config.data.shards else None
     rows = _choose(corpus, config, data, num_frames=model.config.num_frames) if corpus and not config.videos else None
     for bad in corpus.left_out if corpus else ():
@@ -132,7 +132,7 @@ def visualize(config: VisualizeConfig) -> Path:
         if not clips:
             raise ValueError(f"{corpus}: every chosen sample is damaged; {corpus.repair}")
     else:
-        clips = read_videos(config.videos or [], model.config, data)
+        clips = read_videos(config.videos, model.config, data)
     out = Path(config.out)
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     facts = facts_of(model, file, run, data) | ({"dataset": f"{len(corpus):,} samples"} if corpus else {})
@@ -156,10 +156,11 @@ _KINDS = {
 def _check(config: VisualizeConfig, model: "MAE | Classifier") -> list[str]:
     """What is shown; ValueError for settings that do not fit the model or one another, before anything is read."""
     from mae3d.mae import MAE
+    from mae3d.masking import other_masks
 
     default = "reconstruction" if isinstance(model, MAE) else "attention"
     show = [name for name in SECTIONS if name in (config.show or [default])]
-    for name in config.show or []:
+    for name in config.show:
         if name not in SECTIONS:
             raise ValueError(f"--show {name}: {nearest(name, list(SECTIONS))}")
     if not show:
@@ -167,7 +168,7 @@ def _check(config: VisualizeConfig, model: "MAE | Classifier") -> list[str]:
     if "reconstruction" in show:
         if not isinstance(model, MAE):
             raise ValueError(f"{config.run}: a classifier fills nothing in; leave reconstruction out of --show")
-        masks_of(model.config, mask=config.mask, ratio=config.mask_ratio)
+        other_masks(model.config, config.mask, ratio=config.mask_ratio)
     if "attention" in show:
         check_asked(model.config, _asked(config), config.query or default_query(model))
     if "neighbours" in show and not config.data.shards:
@@ -197,10 +198,11 @@ def _sections(
 ) -> tuple[list["Section"], dict[str, str]]:
     """What is shown, in order; and what the page's list of facts says besides."""
     from mae3d.mae import MAE
+    from mae3d.masking import other_masks
 
     sections, facts = [], {}
     if "reconstruction" in show and isinstance(model, MAE):
-        masks, unfit = masks_of(model.config, mask=config.mask, ratio=config.mask_ratio)
+        masks, unfit = other_masks(model.config, config.mask, ratio=config.mask_ratio)
         for problem in unfit:
             print(f"left out: {problem}", file=sys.stderr)
         facts = mask_facts(model.config, masks)
@@ -230,7 +232,7 @@ def _choose(corpus: "Corpus", config: VisualizeConfig, data: DataConfig, *, num_
     """Rows of the keys that were asked for, or of some samples drawn by the seed, in the dataset's order."""
     import numpy as np
 
-    if config.keys is not None:
+    if config.keys:
         return np.array([corpus.find(key) for key in config.keys], dtype=np.int64)
     return _some(_usable(corpus, data, num_frames=num_frames), config.samples, seed=config.seed, stream=SAMPLE_STREAM)
 

@@ -6,7 +6,6 @@ if world.any(stop_requested): ...    # true on every rank if it is on one
 
 import datetime
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,14 +134,18 @@ def start_world(asked_device: str, *, timeout_minutes: float = 30) -> World:
     for name, value in (("RANK", place.rank), ("WORLD_SIZE", place.size), ("LOCAL_RANK", place.local_rank)):
         os.environ[name] = str(value)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port() if place.size == 1 else 29500))
+    os.environ.setdefault("MASTER_PORT", "29500")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
     timeout = datetime.timedelta(minutes=timeout_minutes)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        if place.size == 1:  # alone it has nobody to meet, and takes no port from other runs on the machine
+            dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
     except dist.DistNetworkError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(
@@ -150,9 +153,3 @@ def start_world(asked_device: str, *, timeout_minutes: float = 30) -> World:
             "that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
         ) from error
     return World(place, device, dist.new_group(backend="gloo", timeout=timeout))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

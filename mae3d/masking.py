@@ -11,15 +11,17 @@ stay visible, so that a batch is dense whatever the type.
 Shapes: B clips, L = T x H x W tokens of the grid (t, h, w), K visible ones.
 """
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mae3d.config import CELL_TOKENS, MaskType
+from mae3d.config import CELL_TOKENS, MAEConfig, MaskType
 
+FIXED = ("prospective", "retrospective", "interpolation")  # types whose every draw is the same mask
 STREAM = 0x6D61736B  # "mask": keeps this stream apart from those of order, crop and flip under the same seed
 
 
@@ -160,6 +162,35 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "retrospective": lambda noise_BTHW: -_slots(noise_BTHW),
     "interpolation": _interpolation,
 }
+
+
+def other_masks(own: MAEConfig, kinds: Sequence[str], *, ratio: float | None) -> tuple[dict[str, MAEConfig], list[str]]:
+    """A model's settings under other masks than it was trained with.
+
+    Args:
+        own: What it was trained with.
+        kinds: Types of masks, in order; none are the model's own alone, `all` every one that fits, its own first.
+        ratio: Share that is hidden; None is the model's.
+
+    Returns:
+        Type -> settings; and which of `all` do not fit the model, and why.
+
+    Raises:
+        ValueError: There is no such type, or one does not fit; of `all`, none does.
+    """
+    ratio = own.mask_ratio if ratio is None else ratio
+    if list(kinds) != ["all"]:
+        chosen: list[Any] = list(kinds) or [own.mask_type]  # the config refuses what is none
+        return {kind: replace(own, mask_type=kind, mask_ratio=ratio) for kind in chosen}, []
+    masks, unfit = {}, []
+    for kind in sorted(get_args(MaskType), key=lambda kind: kind != own.mask_type):
+        try:
+            masks[kind] = replace(own, mask_type=kind, mask_ratio=ratio)
+        except ValueError as error:
+            unfit.append(f"{kind}: {error}")
+    if not masks:
+        raise ValueError(unfit[0])
+    return masks, unfit
 
 
 def mask_noise(*, seed: int, epoch: int, positions: Iterable[int], views: int, tokens: int) -> Tensor:

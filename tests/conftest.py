@@ -20,6 +20,7 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name in LAUNCHERS or name.startswith("SLURM_")]:
         del os.environ[name]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share few cores
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as launch.cli.set_threads: the same sums in all of them
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # deepspeed, ninja
     if not _gpu_is_there():

@@ -56,7 +56,7 @@ def test_several_nodes_must_know_where_they_meet(monkeypatch: pytest.MonkeyPatch
 
 def test_a_port_that_another_run_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "DS_ACCELERATOR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
-        monkeypatch.setenv(name, {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1"}.get(name, "0"))
+        monkeypatch.setenv(name, {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}.get(name, "0"))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

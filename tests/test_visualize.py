@@ -15,10 +15,11 @@ from PIL import Image
 
 from launch import visualize
 from launch.footage import Clip
-from launch.reconstructions import masks_of, reconstruction_section
+from launch.reconstructions import reconstruction_section
 from mae3d.config import MAEConfig
 from mae3d.convert import to_foreign
 from mae3d.mae import MAE
+from mae3d.masking import other_masks
 from mae3d.weights import save_model
 from pipelines.config import DataConfig
 from pipelines.corpus import open_corpus
@@ -151,7 +152,7 @@ def test_one_mask_is_the_one_of_the_table_of_all(long_run: Path, shards: Path, t
 def test_the_model_keeps_its_own_mask(tmp_path: Path) -> None:
     model, clip = MAE(CONFIG), Clip(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), 0, "black", "black")
     (tmp_path / "images").mkdir()
-    masks, _ = masks_of(CONFIG, mask="tube", ratio=0.75)
+    masks, _ = other_masks(CONFIG, ["tube"], ratio=0.75)
     reconstruction_section(model, [clip], masks, [], tmp_path, seed=0, frame_ms=100, device=torch.device("cpu"))
     assert model.config is CONFIG
 
