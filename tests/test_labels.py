@@ -137,21 +137,34 @@ def test_a_file_that_is_missing_or_of_keys_for_two_datasets_is_refused(
         read_labels(path, [*named[0].datasets, *named[1].datasets])
 
 
-def test_fault_39_labels_out_of_range_and_missing_classes_are_refused_with_the_list(plain: Corpus) -> None:
-    def labelled(*samples: list[int]) -> Corpus:
-        padded = [*samples, *[[]] * (len(plain) - len(samples))]
-        values = np.array([label for sample in padded for label in sample], dtype=np.int32)
-        labels = Labels(np.cumsum([0, *map(len, padded)]), values, ["walk", "run", "sit", "fall"])
-        return Corpus(plain.datasets, labels=labels)
+def _labelled(plain: Corpus, *samples: list[int]) -> Corpus:
+    """The corpus with these labels of its first samples; the others have none."""
+    padded = [*samples, *[[]] * (len(plain) - len(samples))]
+    values = np.array([label for sample in padded for label in sample], dtype=np.int32)
+    labels = Labels(np.cumsum([0, *map(len, padded)]), values, ["walk", "run", "sit", "fall"])
+    return Corpus(plain.datasets, labels=labels)
 
-    check_labels(labelled([0], [1, 2], []), np.arange(14), num_classes=3, several=False)
-    corpus = labelled([0], [5, 1], [], [2], [7])
+
+def test_fault_39_labels_out_of_range_and_missing_classes_are_refused_with_the_list(plain: Corpus) -> None:
+    check_labels(_labelled(plain, [0], [1, 2], []), np.arange(14), num_classes=3, several=True)
+    corpus = _labelled(plain, [0], [5, 1], [], [2], [7])
     first, second = (f"{label} ({corpus.name(row)}, key {corpus.key(row)})" for label, row in ((5, 1), (7, 4)))
     told = f"2 labels are out of range for 4 classes (0 to 3): {first}, {second}."
     with pytest.raises(DatasetError, match=re.escape(told)):
-        check_labels(corpus, np.arange(14), num_classes=4, several=False)
+        check_labels(corpus, np.arange(14), num_classes=4, several=True)
     with pytest.raises(DatasetError, match=r"3 of 8 classes have no training sample: 3 \(fall\), 4, 6\."):
-        check_labels(corpus, np.arange(14), num_classes=8, several=False)
+        check_labels(corpus, np.arange(14), num_classes=8, several=True)
     # Samples that do not take part are no training samples, and are not checked.
     with pytest.raises(DatasetError, match=r"1 of 3 classes have no training sample: 1 \(run\)"):
         check_labels(corpus, np.array([0, 3]), num_classes=3, several=False)
+    # Validation need not have every class, but its labels must fit as well.
+    check_labels(corpus, np.array([0, 3]), num_classes=3, several=False, training=False)
+    with pytest.raises(DatasetError, match=re.escape(told)):
+        check_labels(corpus, np.arange(14), num_classes=4, several=True, training=False)
+
+
+def test_samples_without_one_label_each_are_refused_where_each_must_have_one(plain: Corpus) -> None:
+    corpus = _labelled(plain, [0], [1, 2], [], [2])
+    odd = ", ".join(f"{corpus.name(row)}, key {corpus.key(row)} ({count})" for row, count in ((1, 2), (2, 0)))
+    with pytest.raises(DatasetError, match=re.escape(f"2 of 4 samples do not have one label each: {odd}.")):
+        check_labels(corpus, np.arange(4), num_classes=3, several=False)

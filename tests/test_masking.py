@@ -1,10 +1,6 @@
 """mae3d.masking: masks partition the tokens, each type in its own way; noise is a pure function of what it is for."""
 
-import contextlib
-import io
-import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -277,12 +273,3 @@ def test_the_decoder_predicts_its_share_of_the_hidden_tokens_inside_the_cell(mas
 def test_a_running_cell_of_nothing_or_everything_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match=f"decoder_mask_ratio={ratio} leaves . of the 4 tokens"):
         MAEConfig(decoder_mask_ratio=ratio)
-
-
-def test_the_pictures_in_the_docs_are_what_the_code_beside_them_prints() -> None:
-    page = (Path(__file__).resolve().parents[1] / "docs" / "masks.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```(?:python|text)\n(.*?)```", page, flags=re.DOTALL)
-    assert len(blocks) == 2
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(blocks[0], {})
-    assert printed.getvalue() == blocks[1]
