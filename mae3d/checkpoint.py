@@ -15,6 +15,7 @@ This module knows files only: `engine` knows where DeepSpeed keeps the slices.
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -157,16 +158,16 @@ def newest(run: Path) -> Path | None:
     """The newest complete checkpoint of a run, every file verified; damaged ones are passed over with a warning.
 
     Raises:
-        CheckpointError: there are checkpoints, and all of them are damaged: a run never starts afresh silently.
+        CheckpointError: there are checkpoints, and none of them can be taken: a run never starts afresh silently.
     """
-    folder = run / CHECKPOINTS
-    candidates = sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
-    latest = folder / LATEST
-    if latest.is_file():  # a person may point it at an older one
-        named = folder / latest.read_text().strip()
-        candidates = [path for path in candidates if path.name <= named.name]
-    failures = []
-    for path in candidates:
+    folder, failures = run / CHECKPOINTS, []
+    candidates = _up_to_latest(folder)
+    if not candidates and (others := sorted(path.name for path in folder.glob("step-*"))):
+        raise CheckpointError(
+            f"{folder / LATEST} names {(folder / LATEST).read_text().strip()!r}, and there is no checkpoint so old: "
+            f"write the name of another into it ({', '.join(others)})"
+        )
+    for path in reversed(candidates):
         try:
             verify(path)
             return path
@@ -178,6 +179,17 @@ def newest(run: Path) -> Path | None:
             f"no checkpoint of {run} is whole: {'; '.join(failures)}. Restore one, or give another run.dir"
         )
     return None
+
+
+def _up_to_latest(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first, up to the one that `latest` names.
+
+    Later ones are of a course that was left, because they were damaged or a person wrote an older name into `latest`.
+    """
+    complete = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    latest = folder / LATEST
+    name = latest.read_text().strip() if latest.is_file() else None
+    return [path for path in complete if name is None or path.name <= name]
 
 
 def verify(folder: Path) -> None:
@@ -205,8 +217,12 @@ def read_state(folder: Path) -> dict[str, Any]:
 def keep_best(run: Path, folder: Path, *, score: float) -> None:
     """Points `best` at a checkpoint if its score, the greater the better, beats that of the one it points at.
 
-    Of equal scores the first stays. `score` must be in the checkpoint's state, as `score`: comparing reads it there.
+    Of equal scores the first stays; NaN, where nothing could be scored, is never the best. `score` must be in the
+    checkpoint's state, as `score`: comparing reads it there.
     """
+    if math.isnan(score):
+        logger.warning("%s has no score (nothing could be validated on): it cannot be the best checkpoint", folder)
+        return
     pointer = run / CHECKPOINTS / BEST
     if pointer.is_file():
         named = run / CHECKPOINTS / pointer.read_text().strip()
@@ -219,11 +235,13 @@ def keep_best(run: Path, folder: Path, *, score: float) -> None:
 
 
 def prune(run: Path, *, keep_last: int, keep_every: int) -> None:
-    """Removes old checkpoints and what a killed save left; a failure to remove is told and costs nothing but space."""
+    """Removes old checkpoints and what a killed save left; a failure to remove is told and costs nothing but space.
+
+    Those later than `latest` stay, and do not count as the last: the run comes to these steps again.
+    """
     folder = run / CHECKPOINTS
     best = (folder / BEST).read_text().strip() if (folder / BEST).is_file() else ""
-    complete = sorted(path for path in folder.glob("step-*") if path.is_dir())
-    for path in complete[:-keep_last]:
+    for path in _up_to_latest(folder)[:-keep_last]:
         step = int(path.name.removeprefix("step-"))
         if path.name != best and (not keep_every or step % keep_every):
             _remove(path)

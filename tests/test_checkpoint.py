@@ -113,6 +113,33 @@ def test_fault_34_retention_keeps_the_last_and_every_nth(tmp_path: Path) -> None
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000070\n"
 
 
+@pytest.mark.parametrize("course", ["named", "damaged"])
+def test_a_run_that_went_back_keeps_the_checkpoints_of_its_new_course(tmp_path: Path, course: str) -> None:
+    """Later ones of the course that it left are no reason to remove those that it goes on from."""
+    for step in (100, 200, 300):
+        save(tmp_path, step)
+    if course == "named":
+        (tmp_path / "checkpoints" / "latest").write_text("step-00000100\n")
+    else:
+        for step in (200, 300):
+            (checkpoint.step_folder(tmp_path, step) / "state.json").write_text("{}")
+    for step in (150, 160):  # stopped on request, between the steps of its checkpoints
+        save(tmp_path, step)
+        checkpoint.prune(tmp_path, keep_last=2, keep_every=0)
+        assert checkpoint.newest(tmp_path) == checkpoint.step_folder(tmp_path, step)
+    assert not checkpoint.step_folder(tmp_path, 100).exists()
+    save(tmp_path, 300)
+    checkpoint.prune(tmp_path, keep_last=2, keep_every=0)
+    assert checkpoint.newest(tmp_path) == checkpoint.step_folder(tmp_path, 300)
+
+
+def test_a_latest_that_is_older_than_all_checkpoints_is_told(tmp_path: Path) -> None:
+    save(tmp_path, 200)
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000150\n")
+    with pytest.raises(CheckpointError, match=r"names 'step-00000150'.*write .* into it \(step-00000200\)"):
+        checkpoint.newest(tmp_path)
+
+
 def _save_for_ever(run: str) -> None:
     for step in range(1, 10_000):
         save(Path(run), step)
@@ -160,6 +187,15 @@ def test_the_best_is_kept_and_opened_whatever_else_is_removed(tmp_path: Path) ->
     assert kept == [f"step-{step:08d}" for step in (2, 4, 5)]
     assert find_model_file(tmp_path) == checkpoint.step_folder(tmp_path, 2) / "model.safetensors"
     checkpoint.keep_best(tmp_path, checkpoint.step_folder(tmp_path, 2), score=0.5)  # said again after a kill
+    assert find_model_file(tmp_path).parent.name == "step-00000002"
+
+
+def test_a_validation_without_a_score_is_never_the_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_scored(tmp_path, 1, float("nan"))
+    assert "cannot be the best" in caplog.text
+    assert not (tmp_path / "checkpoints" / "best").exists()
+    save_scored(tmp_path, 2, 0.3)
+    save_scored(tmp_path, 3, float("nan"))
     assert find_model_file(tmp_path).parent.name == "step-00000002"
 
 
