@@ -107,7 +107,8 @@ class ValConfig(ClipsConfig):
     """The clips to validate on, at fixed places and crops; sampled as the training clips where nothing else is said.
 
     Attributes:
-        shards: folders or URLs; none = the training shards, of which `select` must then take others.
+        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
+            are then the training's too, unless others are given.
         every: epochs between validations, each of which writes a checkpoint; the best one is kept. 0 validates after
             the last step only, null never.
         num_clips: clips of each sample.
@@ -280,7 +281,7 @@ def classified_loss(config: FinetuneConfig, own: ClassifierConfig, world: "World
     seed, rank, size = config.train.seed, world.place.rank, own.img_size
 
     def loss_of(engine: "Engine", batch: "Batch", *, step: int, micro: int) -> "torch.Tensor":
-        labels = batch.labels.repeat_interleave(batch.clips.shape[1], 0)
+        labels = _fitted(batch.labels, own).repeat_interleave(batch.clips.shape[1], 0)
         targets = soft_targets(labels, num_classes=own.num_classes, smoothing=config.mix.smoothing)
         mix = draw_mix(config.mix, seed=seed, step=step, micro=micro, rank=rank, height=size, width=size)
         torch.manual_seed(drop_seed(seed, step=step, micro=micro, rank=rank))
@@ -288,6 +289,16 @@ def classified_loss(config: FinetuneConfig, own: ClassifierConfig, world: "World
         return classification_loss(logits, mix_targets(targets, mix), multi_label=own.multi_label)
 
     return loss_of
+
+
+def _fitted(labels: "torch.Tensor", own: ClassifierConfig) -> "torch.Tensor":
+    """A batch's labels, laid out as the whole dataset has them, as the classifier takes them."""
+    from torch.nn.functional import one_hot
+
+    if labels.ndim == 2:  # the samples that are trained on have none of further classes
+        return labels[:, : own.num_classes]
+    # One label a sample at most, -1 for none, where several are allowed: 0 and 1 for each class.
+    return one_hot(labels + 1, own.num_classes + 1)[:, 1:].float() if own.multi_label else labels
 
 
 def _has_begun(config: FinetuneConfig, run: "Run") -> bool:

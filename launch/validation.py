@@ -11,11 +11,12 @@ import numpy as np
 
 from launch.clips import clips_config
 from mae3d.config import ClassifierConfig
+from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from launch.finetune import FinetuneConfig
+    from launch.finetune import FinetuneConfig, ValConfig
     from mae3d.distributed import World
     from mae3d.engine import Engine
     from mae3d.fit import Validation
@@ -57,7 +58,7 @@ class Validator:
         self._steps_per_epoch = steps_per_epoch
         if config.val.every is None:
             return
-        asked = config.val if config.val.shards else replace(config.val, shards=config.data.shards)
+        asked = config.val if config.val.shards else _of_training_shards(config.val, config.data)
         # The decoder that was tried for training, unless another is asked for.
         decode = config.data.decode if config.val.decode == "auto" else config.val.decode
         self._clips = replace(clips_config(asked, asdict(config.data)), decode=decode)
@@ -136,6 +137,18 @@ class Validator:
         for i, of_one in enumerate(labels):
             many_hot[i, of_one] = 1
         return many_hot
+
+
+def _of_training_shards(val: "ValConfig", data: DataConfig) -> "ValConfig":
+    """The training shards, opened and labelled as for training where nothing else is said."""
+    return replace(
+        val,
+        shards=data.shards,
+        labels=val.labels or data.labels,
+        exclude_bad_shards=val.exclude_bad_shards or data.exclude_bad_shards,
+        cache=val.cache or data.cache,
+        cache_gb=val.cache_gb if val.cache else data.cache_gb,
+    )
 
 
 def _weights_to_use(engine: "Engine", own: ClassifierConfig) -> "torch.nn.Module":

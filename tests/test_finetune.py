@@ -285,6 +285,52 @@ def test_several_labels_a_clip_are_scored_by_average_precision(base: FinetuneCon
     assert row["val_loss"] > 0
 
 
+def test_several_labels_may_be_asked_for_where_no_sample_has_more_than_one(
+    base: FinetuneConfig, tmp_path: Path
+) -> None:
+    """Also where some have none, and of data with classes that nothing is trained on."""
+    (single := tmp_path / "single.csv").write_text(
+        "name,label\n" + "".join(f"{name},{i % 3}\n" for i, name in enumerate(NAMES) if i != 1)
+    )
+    (further := tmp_path / "further.csv").write_text(
+        "name,labels\n" + "".join(f"{name},{i % 2} {3 if i >= 10 else i % 2}\n" for i, name in enumerate(NAMES))
+    )
+    several, two = FinetuneModelConfig(multi_label=True), FinetuneModelConfig(multi_label=True, num_classes=2)
+    brief = {"train": replace(base.train, steps=2)}
+    configs = [
+        into(base, tmp_path / "single", data=replace(base.data, labels=str(single)), model=several, **brief),
+        into(
+            base, tmp_path / "further", data=replace(base.data, labels=str(further)), model=two,
+            val=replace(base.val, every=None), **brief,
+        ),
+    ]  # fmt: skip
+    assert run_ranks(train, configs, world=1) == [[True, True]]
+    assert 0 < read_metrics(tmp_path / "single")[-1]["val_map"] <= 1
+
+
+def test_labels_of_a_batch_become_what_the_classifier_takes() -> None:
+    from launch.finetune import _fitted
+
+    one, several = (ClassifierConfig.of(MAE_CONFIG, num_classes=2, multi_label=many) for many in (False, True))
+    assert _fitted(torch.tensor([1, 0]), one).tolist() == [1, 0]
+    assert _fitted(torch.tensor([1, -1, 0]), several).tolist() == [[0, 1], [0, 0], [1, 0]]
+    assert _fitted(torch.tensor([[1.0, 1, 0], [0, 0, 0]]), several).tolist() == [[1, 1], [0, 0]]
+
+
+def test_validation_on_the_training_shards_has_the_labels_of_the_training(base: FinetuneConfig, tmp_path: Path) -> None:
+    """Their own numbers, 0 to 3 in turn, would be taken for the file's, which are the other way round."""
+    (turned := tmp_path / "turned.csv").write_text(
+        "name,label\n" + "".join(f"{name},{3 - i % 4}\n" for i, name in enumerate(NAMES))
+    )
+    data, brief = replace(base.data, labels=str(turned)), {"train": replace(base.train, steps=1)}
+    configs = [
+        into(base, tmp_path / "told", data=data, val=replace(base.val, labels=str(turned)), **brief),
+        into(base, tmp_path / "untold", data=data, **brief),
+    ]
+    assert run_ranks(train, configs, world=1) == [[True, True]]
+    assert scored(tmp_path / "told") == scored(tmp_path / "untold")
+
+
 def test_few_shot_writes_one_table_and_goes_on_where_it_was(base: FinetuneConfig, tmp_path: Path) -> None:
     config = into(base, tmp_path / "run", train=replace(base.train, steps=2, global_batch=64))
     options = ["--few-shot", "1,2", "--seeds", "2"]
