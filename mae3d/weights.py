@@ -39,6 +39,7 @@ LATEST = "latest"
 BEST = "best"
 _KINDS: dict[str, type[MAEConfig] | type[ClassifierConfig]] = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
+_STATES = ("model", "model_state", "module")  # where checkpoints keep weights: mae_st, PySlowFast, DeepSpeed (VideoMAE)
 _PICKLED = {".pth", ".pyth", ".pt", ".bin"}
 _SAFE_TORCH = (2, 6)  # before it, weights_only could be made to run code (CVE-2025-32434)
 
@@ -264,8 +265,10 @@ def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(f"{file}: holds a {type(content).__name__}, not a state dict")
     args = content.get("args")
     hints = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    state = next((content[key] for key in ("model", "model_state") if key in content), content)
+    state = next((content[key] for key in _STATES if isinstance(content.get(key), dict)), content)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if tensors and state is not content and (others := sorted(map(str, state.keys() - tensors.keys()))):
+        raise WeightsError(f"{file}: left over, no tensors: {', '.join(others[:12])}; save the tensors alone")
     if not tensors:
-        raise WeightsError(f"{file}: no tensors under 'model', 'model_state' or at the top; keys: {list(content)[:8]}")
+        raise WeightsError(f"{file}: no tensors under {', '.join(_STATES)} or at the top; keys: {list(content)[:8]}")
     return tensors, hints

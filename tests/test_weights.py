@@ -113,7 +113,7 @@ def test_saving_into_a_missing_folder_is_an_oserror(model: MAE, tmp_path: Path) 
         save_model(model, tmp_path / "missing" / "model.safetensors")
 
 
-@pytest.mark.parametrize("key", ["model", "model_state", None])
+@pytest.mark.parametrize("key", ["model", "model_state", "module", None])
 def test_a_foreign_checkpoint_with_its_namespace_opens(model: MAE, tmp_path: Path, key: str | None) -> None:
     config = MAEConfig(**TINY, norm_pix_loss=False)
     source = MAE(config)
@@ -197,6 +197,9 @@ def test_what_holds_no_tensors_is_told(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match=r"no tensors .* keys: \['epoch'\]"):
         load_model(tmp_path / "empty.pth")
+    torch.save({"model": {"cls_token": torch.zeros(1, 1, 8), "extra": {"a": 1}}}, tmp_path / "extra.pth")
+    with pytest.raises(WeightsError, match=r"left over, no tensors: extra; save the tensors alone"):
+        load_model(tmp_path / "extra.pth")
     with pytest.raises(WeightsError, match="holds a list"):
         load_model(tmp_path / "list.pth")
 
