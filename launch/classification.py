@@ -90,7 +90,7 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     if not world.is_first:
         return ""
     out = Path(config.out)
-    metrics = summarise(pq.read_table(parts.path), own, out)
+    metrics = summarise(pq.read_table(parts.path, columns=["labels", "scores"]), own, out)
     facts = {"run": config.run, "num_clips": config.num_clips, "num_crops": config.num_crops}
     write_text(out / METRICS, json.dumps(facts | metrics | {"settings": parts.settings}, indent=1) + "\n")
     told = _told(metrics, own, views=f"{config.num_clips} x {config.num_crops}")
@@ -104,7 +104,7 @@ def _number_labels(samples: "Samples", own: "ClassifierConfig") -> None:
     corpus, rows = samples.corpus, samples.rows
     if not len(corpus.labels.values):
         return
-    corpus.labels = numbered_as(corpus.labels, own.class_names)
+    corpus.labels = numbered_as(corpus.labels, own.class_names, rows=rows)
     labelled = rows[corpus.labels.per_sample[rows] > 0]
     check_labels(corpus, labelled, num_classes=own.num_classes, several=own.multi_label, training=False)
 
@@ -162,7 +162,7 @@ def summarise(table: "pa.Table", own: "ClassifierConfig", out: Path) -> dict[str
     unless no sample has any.
 
     Args:
-        table: predictions.parquet.
+        table: columns labels and scores of predictions.parquet.
         own: the classifier's config.
         out: the folder.
     """
@@ -186,15 +186,16 @@ def summarise(table: "pa.Table", own: "ClassifierConfig", out: Path) -> dict[str
     scores = flat.to_numpy().reshape(-1, own.num_classes)
     labels_of_scored: list[Any] = scored["labels"].to_pylist()
     if own.multi_label:
-        targets = np.zeros(scores.shape, dtype=np.int64)
+        targets = np.zeros(scores.shape, dtype=np.uint8)
         for target, of in zip(targets, labels_of_scored, strict=True):
             target[of] = 1
         metrics, classes = _several_labels(scores, targets, own)
     else:
         targets = np.array([of[0] for of in labels_of_scored], dtype=np.int64)
         metrics, classes = _one_label(scores, targets, own, out)
-    precisions = average_precisions(scores, targets).tolist()
-    classes["average_precision"] = [None if math.isnan(value) else value for value in precisions]
+    precisions = [None if math.isnan(value) else value for value in average_precisions(scores, targets).tolist()]
+    classes["average_precision"] = precisions
+    metrics["map"] = float(np.mean([value for value in precisions if value is not None]))
     write_csv(out / "classes.csv", classes)
     return counts | metrics
 
@@ -215,10 +216,10 @@ def _one_label(
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Likewise; writes the confusion matrix."""
     from mae3d.plots import plot_confusion
-    from mae3d.scores import class_table, confusion, mean_average_precision, summary
+    from mae3d.scores import class_table, confusion, summary
 
     names = list(own.class_names) or None
-    metrics: dict[str, Any] = {**summary(scores, targets), "map": mean_average_precision(scores, targets)}
+    metrics: dict[str, Any] = dict(summary(scores, targets))
     # Of a share of N samples, the binomial distribution's.
     metrics["top1_standard_error"] = (metrics["top1"] * (1 - metrics["top1"]) / len(scores)) ** 0.5
     classes = class_table(scores, targets, names=names, k=TOP)

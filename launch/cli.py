@@ -159,7 +159,8 @@ class _ListOption:
 
     def joined(self, values: Sequence[str]) -> str:
         """The values as jsonargparse reads a list: "2 1", 2 1 or [2, 1] ─► [2, 1]."""
-        if list(values) == ["null"] or (self.of_text and len(values) == 1 and values[0].startswith("[")):
+        is_list = self.of_text and len(values) == 1 and re.fullmatch(r"(?s)\[.*\]", values[0])
+        if is_list or list(values) == ["null"]:
             return values[0]
         if not self.of_text:
             values = re.findall(r"[^][,\s]+", " ".join(values))

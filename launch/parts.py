@@ -92,15 +92,16 @@ class Parts:
         return range(part * self.part_rows, min((part + 1) * self.part_rows, self.num_rows))
 
     def write(self, part: int, table: pa.Table) -> None:
-        """Stores a part, whole or not at all."""
+        """Stores a part, whole or not at all, and with it the settings: another start may work in the same folder."""
         assert len(table) == len(self.rows(part)), (len(table), self.rows(part))
         with replace_file(self._file(part)) as aside:
-            pq.write_table(table, aside)
+            pq.write_table(table.replace_schema_metadata(self._metadata), aside)
 
     def merge(self) -> None:
         """Joins all parts, in the order of the rows, into the finished file, and removes their folder.
 
         Raises:
+            PartsError: a part is damaged, or of a start with other settings at the same time.
             OSError: a part is not there; no space, ...
         """
         for part in range(self.num_parts):
@@ -110,7 +111,7 @@ class Parts:
                 )
         whole = self.folder / self.path.name
         with replace_file(whole) as aside:
-            schema = pq.read_schema(self._file(0)).with_metadata({METADATA: json.dumps(self.settings).encode()})
+            schema = self._read(0).schema
             with pq.ParquetWriter(aside, schema) as writer:
                 for table in self._row_groups():
                     writer.write_table(table.cast(schema), row_group_size=len(table))
@@ -121,10 +122,22 @@ class Parts:
     def _row_groups(self) -> Iterator[pa.Table]:
         held: list[pa.Table] = []
         for part in range(self.num_parts):
-            held.append(pq.read_table(self._file(part), partitioning=None))
+            held.append(self._read(part))
             if part == self.num_parts - 1 or sum(table.nbytes for table in held) >= ROW_GROUP_BYTES:
                 yield pa.concat_tables(held)
                 held.clear()
+
+    def _read(self, part: int) -> pa.Table:
+        file = self._file(part)
+        self._compare(_stored_settings(file), what=file)
+        try:
+            return pq.read_table(file, partitioning=None)
+        except pa.ArrowException as error:
+            raise PartsError(f"{file}: damaged ({error}); delete it: the next start makes it again") from error
+
+    @property
+    def _metadata(self) -> dict[bytes, bytes]:
+        return {METADATA: json.dumps(self.settings).encode()}
 
     def _file(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.parquet"

@@ -167,7 +167,7 @@ def _open_sets(
                 f"{what}: {len(samples.rows) - len(labelled):,} samples without a label are left out", file=sys.stderr
             )
         sets.append(replace(samples, rows=labelled))
-    test.corpus.labels = numbered_as(test.corpus.labels, train.corpus.label_names)
+    test.corpus.labels = numbered_as(test.corpus.labels, train.corpus.label_names, rows=test.rows)
     several = train.corpus.has_several_labels or test.corpus.has_several_labels
     for samples in sets:
         check_labels(

@@ -54,9 +54,18 @@ def open_samples(asked: ClipsConfig, trained: Mapping[str, Any], own: "EncoderCo
     clips = clips_config(asked, trained)
     check_views(clips, num_frames=own.num_frames, size=own.img_size)
     corpus = corpus_of(clips)
-    rows = select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=own.num_frames))
+    usable = usable_rows(corpus, clips, num_frames=own.num_frames)
+    left_out = list(corpus.left_out)
+    if num_short := len(corpus.readable_rows) - len(usable):
+        left_out.append(f"{num_short:,} samples shorter than a clip of the model, as in its training (data.short=drop)")
+    if not len(usable):
+        raise ValueError(
+            f"{corpus}: no sample can be used; left out: {'; '.join(left_out)}. Give other --data.shards, or a smaller "
+            f"--data.sampling_rate than {clips.sampling_rate:g}, which makes clips shorter"
+        )
+    rows = select_rows(corpus, clips.select, rows=usable)
     decode, note = choose_decode(clips.decode, stored=None, world=world)
     if world.is_first:
-        for line in [*(f"left out: {bad}" for bad in corpus.left_out), *([f"decode: {note}"] if note else [])]:
+        for line in [*(f"left out: {what}" for what in left_out), *([f"decode: {note}"] if note else [])]:
             print(line, file=sys.stderr, flush=True)
     return Samples(corpus, replace(clips, decode=decode), rows)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mae3d.scores import hits_at, mean_average_precision
 
 KNN = (1, 5, 10, 20)  # k = 20 is DINO's (Caron et al. 2021, appendix F.1 and table 2)
+PAIRS = 2**24  # of a test and a train sample that are compared at a time, 16 bytes each
 TEMPERATURE = 0.07  # of the votes' weights: Wu et al. 2018, section 3.4
 C_GRID = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: 1 / strength of the L2 penalty
 HELD_OUT = 0.2  # of the train set, to choose C on
@@ -40,12 +41,13 @@ def knn_scores(
         targets: (n, C).
         test: (m, D).
         ks: Numbers of neighbours; what is above n is n.
-        chunk: Test samples at a time; the result does not depend on it beyond rounding.
+        chunk: Test samples at a time, fewer where `PAIRS` says so; the result does not depend on it beyond rounding.
 
     Returns:
         (m, C) float64 by k, each row divided by its weights: shares of the votes.
     """
     train, most = _unit(train), min(max(ks), len(train))
+    chunk = max(1, min(chunk, PAIRS // len(train)))
     scores = {k: np.zeros((len(test), targets.shape[1])) for k in ks}
     for start in range(0, len(test), chunk):
         similarity = _unit(test[start : start + chunk]) @ train.T

@@ -147,7 +147,7 @@ def average_precisions(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[n
         scores, targets = _checked(scores, targets)
         targets = targets[:, None] == np.arange(scores.shape[1])
     scores = _finite(scores)
-    if targets.shape != scores.shape or not np.isin(targets, (0, 1)).all():
+    if targets.shape != scores.shape or not ((targets == 0) | (targets == 1)).all():
         raise ValueError(f"targets {targets.shape} must be 0 or 1 for each of the scores {scores.shape}")
     columns = zip(scores.T, targets.T.astype(bool), strict=True)
     return np.array([_average_precision(column, positive) for column, positive in columns], dtype=np.float64)

@@ -8,6 +8,7 @@ clips (pipelines/clips.py, one clip and one crop); frames are chosen by their ti
 matter. Needs PyAV, which is imported when a file is opened. Only files are opened: no network, no playlists.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +125,7 @@ def clip_frames(seconds: Sequence[float], *, num_frames: int, step_s: float, sta
         return [int(i * stride + _ROUNDING) % count for i in range(num_frames)]
     start = int(max(last_start, 0) / 2 + _ROUNDING) if start_s is None else start_s / shown_s
     times = [seconds[0] + (start + i * stride + _ROUNDING) * shown_s for i in range(num_frames)]
-    return [max(int(np.searchsorted(seconds, time, side="right")) - 1, 0) for time in times]  # the last that has begun
+    return [max(bisect_right(seconds, time) - 1, 0) for time in times]  # the last that has begun
 
 
 def latest_start(seconds: Sequence[float], *, num_frames: int, step_s: float) -> float:

@@ -96,7 +96,7 @@ def _window(path: str, stamps: Stamps, chosen: np.ndarray, *, step_s: float) -> 
     over = last + 1
     seconds = stamps.seconds
     end_s = seconds[over] if over < len(seconds) else seconds[last] + frame_duration(seconds, step_s)
-    pts = np.array(stamps.pts)[chosen]
+    pts = np.array([[stamps.pts[number] for number in clip] for clip in chosen.tolist()], dtype=np.int64)
     before = bisect_right(stamps.keyframes, int(pts.min()))
     keyframe = stamps.keyframes[before - 1] if before else stamps.pts[0]
     return Window(path, pts, keyframe, first, seconds[first], end_s)
@@ -159,7 +159,8 @@ class VideoClips:
         """Times of frames of the windows that begin before this one ends: they are decoded with it."""
         here, times = self._windows[number], set[int]()
         end = here.pts.max()
-        for window in self._windows[number + 1 :]:
+        for later in range(number + 1, len(self._windows)):
+            window = self._windows[later]
             if window.path != here.path or not window.pts.size or window.pts.min() > end:
                 break
             times.update(window.pts.ravel().tolist())

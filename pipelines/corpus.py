@@ -97,9 +97,9 @@ class Corpus:
         """Whether any sample has more than one label."""
         return bool((self.labels.per_sample > 1).any())
 
-    @cached_property
+    @property
     def num_classes(self) -> int:
-        """One more than the greatest label number that a name or a sample has."""
+        """One more than the greatest label number that a name or a sample has; changes when `labels` get others."""
         return max(len(self.labels.names), 1 + int(self.labels.values.max(initial=-1)))
 
     @cached_property

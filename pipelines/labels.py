@@ -113,7 +113,7 @@ def read_labels(path: str | Path, datasets: Sequence[Dataset]) -> Labels:
     return Labels(offsets, values.astype(np.int32), names, note)
 
 
-def numbered_as(labels: Labels, classes: Sequence[str]) -> Labels:
+def numbered_as(labels: Labels, classes: Sequence[str], *, rows: np.ndarray | None = None) -> Labels:
     """The same labels under a model's numbers: names are looked up in its classes, mere numbers stay.
 
     Two datasets number the same names differently as soon as one lacks a class; names are what they share.
@@ -121,6 +121,7 @@ def numbered_as(labels: Labels, classes: Sequence[str]) -> Labels:
     Args:
         labels: of a corpus.
         classes: names by number, as the model was trained; empty if its labels were numbers.
+        rows: (n,) samples that take part, None = all; a name that only others have becomes -1.
 
     Raises:
         DatasetError: names that the model has not learned; or one side has names and the other numbers.
@@ -133,7 +134,9 @@ def numbered_as(labels: Labels, classes: Sequence[str]) -> Labels:
             f"{have} classes have names and {lack} are mere numbers: nobody knows which are the same. Give the labels "
             f"as {'numbers' if labels.names else 'names'} in a file: --data.labels FILE"
         )
-    used = [labels.names[i] for i in np.unique(labels.values).tolist()]
+    sample = np.repeat(np.arange(len(labels.per_sample)), labels.per_sample)
+    values = labels.values if rows is None else labels.values[np.isin(sample, rows)]
+    used = [labels.names[i] for i in np.unique(values).tolist()]
     if unknown := [name for name in used if name not in set(classes)]:
         raise DatasetError(
             f"{len(unknown)} classes of the dataset are none of the model's {len(classes)}: "
