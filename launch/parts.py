@@ -95,7 +95,7 @@ class Parts:
         """Stores a part, whole or not at all, and with it the settings: another start may work in the same folder."""
         assert len(table) == len(self.rows(part)), (len(table), self.rows(part))
         with replace_file(self._file(part)) as aside:
-            pq.write_table(table.replace_schema_metadata(self._metadata), aside)
+            pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(self.settings)}), aside)
 
     def merge(self) -> None:
         """Joins all parts, in the order of the rows, into the finished file, and removes their folder.
@@ -134,10 +134,6 @@ class Parts:
             return pq.read_table(file, partitioning=None)
         except pa.ArrowException as error:
             raise PartsError(f"{file}: damaged ({error}); delete it: the next start makes it again") from error
-
-    @property
-    def _metadata(self) -> dict[bytes, bytes]:
-        return {METADATA: json.dumps(self.settings).encode()}
 
     def _file(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.parquet"
