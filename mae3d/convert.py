@@ -11,7 +11,7 @@ bits; what a format cannot hold is refused by name. Which formats there are, and
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -130,7 +130,7 @@ def encoder_from_foreign(
     kept = {key: tensor for key, tensor in foreign.items() if key not in beside}
     if name == "videomae":
         # Finetuned, its last norm is called fc_norm and comes after pooling, where our classifier has `norm`.
-        kept = {key.replace("fc_norm.", "norm."): tensor for key, tensor in strip_prefix(kept, "encoder.").items()}
+        kept = _renamed(strip_prefix(kept, "encoder."), lambda key: key.replace("fc_norm.", "norm."))
     if config is None:
         try:
             config = EncoderConfig(**encoder_settings(name, kept, hints=hints))
@@ -184,7 +184,7 @@ def classifier_from_foreign(
         ValueError: The settings do not fit together.
     """
     foreign, hints = strip_prefix(foreign, "module."), hints or {}
-    foreign = {name.replace("head.projection.", "head."): tensor for name, tensor in foreign.items()}
+    foreign = _renamed(foreign, lambda key: key.replace("head.projection.", "head."))
     name = _classifying(format or recognise(foreign))
     if config is None:
         untold = {key: hints[key] for key in ("pooling", "multi_label", "class_names") if key in hints}
@@ -254,7 +254,16 @@ def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae
 
 def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
     """Take a wrapper's prefix (DistributedDataParallel's `module.`) off every key that has it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return _renamed(state, lambda name: name.removeprefix(prefix))
+
+
+def _renamed(state: State, rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The same tensors under other names; two that come to the same name are an error, for one would be lost."""
+    names: dict[str, str] = {}
+    for name in state:
+        if (first := names.setdefault(rename(name), name)) != name:
+            raise ConvertError(f"{first} and {name} are the same tensor by name: which one counts? Leave one out")
+    return {new: state[old] for new, old in names.items()}
 
 
 def _known(format: str) -> str:

@@ -297,7 +297,8 @@ def encoder_settings(name: str, foreign: State, *, hints: Mapping[str, Any]) -> 
     Args:
         name: The format.
         foreign: Names and tensors.
-        hints: What the tensors do not tell, under upstream's names: num_heads, img_size, num_frames.
+        hints: What the tensors do not tell, under upstream's names: num_heads, img_size, num_frames; mean and std, of
+            files that launch/export.py made.
 
     Raises:
         KeyError: A tensor that tells a size is missing.
@@ -311,8 +312,8 @@ def encoder_settings(name: str, foreign: State, *, hints: Mapping[str, Any]) -> 
     if preset is None and "num_heads" not in hints:
         raise ConvertError(f"width {width} with {depth} blocks is no published size: say num_heads in a config")
     biases = ("blocks.0.attn.q.bias", "blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias")
-    fixed = {key: value for key, value in FORMATS[name].defaults.items() if key in _IMAGENET}
-    return fixed | {
+    pixels = {**FORMATS[name].defaults, **hints}
+    return {key: pixels[key] for key in _IMAGENET if key in pixels} | {
         "preset": preset or MAEConfig.preset,
         "img_size": img_size,
         "num_frames": num_frames,

@@ -139,7 +139,7 @@ def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> En
         tensors, stored, hints = _read(file)
         if stored is not None:
             return _build(stored, tensors).encoder
-        known, state = encoder_from_foreign(tensors, config, hints=hints)
+        known, state = encoder_from_foreign(tensors, config or _card_beside(file), hints=hints)
         with torch.device("meta"):
             encoder = Encoder(known)
         encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)

@@ -88,6 +88,12 @@ def test_wrapped_names_lose_their_prefix() -> None:
     MAE(config).load_state_dict(state)
 
 
+def test_of_two_keys_for_one_tensor_none_is_dropped() -> None:
+    foreign = foreign_of({})
+    with pytest.raises(ConvertError, match=r"norm\.bias and module\.norm\.bias are the same tensor by name"):
+        from_foreign(foreign | {"module.norm.bias": torch.ones(192)}, hints=HINTS, format="mae_st")
+
+
 def test_a_missing_and_a_left_over_key_are_named() -> None:
     foreign = foreign_of({})
     foreign["head.weight"] = foreign.pop("blocks.1.attn.k.bias")

@@ -132,6 +132,15 @@ def test_a_folder_for_mae_st_users_opens_everywhere(run: Path, tmp_path: Path) -
         assert facts(back)[name] == facts(out)[name]
 
 
+def test_a_foreign_file_of_ours_keeps_how_pixels_are_normalised(run: Path, tmp_path: Path) -> None:
+    """Beside its config.json and moved away from it, for the whole model and for its encoder."""
+    out = export.export(run, tmp_path / "out", format="mae_st")
+    alone = (out / "checkpoint.pth").rename(tmp_path / "alone.pth")
+    assert load_model(alone).config.mean == open_encoder(alone).config.mean == CONFIG.mean
+    alone.rename(out / "checkpoint.pth")
+    assert load_model(out).config.mean == open_encoder(out).config.mean == CONFIG.mean
+
+
 def test_an_official_checkpoint_goes_through(tmp_path: Path) -> None:
     official = replace(CONFIG, decoder_cls="encoder", target_rule="stride", decoder_sep_pos_embed=False)
     model = MAE(official)
