@@ -143,6 +143,8 @@ class Engine:
 
     def slices(self) -> Iterator[Slice]:
         """This rank's share of masters, moments and averages, as views; zeros for moments before the first step."""
+        if self._stage == 0 and self._rank:  # every rank holds everything: the first one writes it
+            return
         for (name, start, stop, master, state), average in self._averaged_shares():
             tensors = {"master": master}
             for kind in ("exp_avg", "exp_avg_sq"):
@@ -223,7 +225,7 @@ class Engine:
     def _shares(self) -> Iterator[tuple[str, int, int, Tensor, dict[str, Tensor]]]:
         """(parameter, start, stop, flat view of the master, flat views of its moments) of what this rank steps."""
         if self._stage == 0:
-            # Every rank holds everything: the first one writes it, all of them load it.
+            # Every rank holds everything, and loads it.
             for group in self._groups:
                 for parameter in group["params"]:
                     state = {kind: value.view(-1) for kind, value in self._moments(parameter).items()}

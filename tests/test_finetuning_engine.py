@@ -1,9 +1,11 @@
 """A classifier on the engine: drop path, dropout, mixing and layer-wise rates through a checkpoint, to the last bit."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mae3d import checkpoint
 from mae3d.classifier import Classifier, classification_loss, drop_seed
@@ -130,3 +132,9 @@ def test_the_moving_average_is_of_the_masters_at_steps_and_outlives_a_checkpoint
         assert off < 1e-6
         assert reloaded == 0
         assert from_masters > 1e-3
+    written: Counter[str] = Counter()  # kind -> elements
+    for path in tmp_path.glob("rank-*.safetensors"):
+        for name, tensor in load_file(path).items():
+            written[name.partition("|")[0]] += tensor.numel()
+    parameters = sum(parameter.numel() for parameter in Classifier(MODEL).parameters())
+    assert written == dict.fromkeys(("master", "exp_avg", "exp_avg_sq", "ema"), parameters)
