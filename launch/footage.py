@@ -77,6 +77,7 @@ def read_clips(
                 if status == 0:
                     clips.append(_clip_of(corpus, row, pixels))
                 bar.update()
+    stream.close()
     return clips
 
 

@@ -63,6 +63,7 @@ def pool_of_dataset(
             kept.append(batch.rows[fine].numpy())
             vectors.append(_features(model, batch.clips[:, 0])[fine.numpy()])
             bar.update(len(fine))
+    stream.close()
     told = f"{sum(map(len, kept)):,} of the dataset's {len(corpus):,} samples, embedded here, one clip each"
     return Pool(np.concatenate(kept), np.concatenate(vectors), told, own=True)
 
