@@ -61,6 +61,14 @@ def test_several_values_follow_an_option(argv: list[str], field: str, value: obj
     assert getattr(config(*argv).data, field) == value
 
 
+def test_a_file_whose_name_begins_with_a_bracket_is_no_list() -> None:
+    from launch.embed import EmbedConfig
+
+    for names in (["[2021] talk.mp4"], ["[2021] talk.mp4", "b.mp4"]):
+        argv = ["--run", "r", "--out", "o", "--videos", *names]
+        assert parse(EmbedConfig, argv, prog="embed.py", description="").videos == tuple(names)
+
+
 @pytest.mark.parametrize("text", ["[2, 1]", "2 1", '"2 1"', '"[2, 1]"'])
 def test_several_values_in_a_recipe(tmp_path: Path, text: str) -> None:
     recipe = tmp_path / "mine.yaml"

@@ -291,6 +291,41 @@ def test_classes_that_the_model_has_not_learned_are_refused(
     assert "'gnu'" in refused(capsys, "--run", str(model_file), "--data.shards", str(shards), *out)
 
 
+def test_samples_of_other_classes_can_be_left_out(model_file: Path, tmp_path: Path) -> None:
+    """What the refusal asks for."""
+    shards = make_dataset(tmp_path, samples=3, frames=8, labels=["cat", "gnu", "dog"])
+    corpus = open_corpus([shards])
+    (tmp_path / "names.txt").write_text(f"{corpus.name(0)}\n{corpus.name(2)}\n")
+    rows = run(model_file, shards, tmp_path / "out", "--data.select.names", str(tmp_path / "names.txt"))
+    assert rows["labels"] == [[NAMES.index("cat")], [NAMES.index("dog")]]
+    assert metrics(tmp_path / "out")["scored"] == 2
+
+
+def test_few_of_each_class_of_several_labels_under_the_models_numbers(tmp_path: Path) -> None:
+    """They are chosen under the dataset's numbers, which are fewer."""
+    shards = make_dataset(tmp_path, samples=3, frames=8, labels=["cat fox", "fox cat", "cat"])
+    config = ClassifierConfig(**SIZES, num_classes=len(NAMES), class_names=NAMES, multi_label=True)
+    save_model(Classifier(config), tmp_path / "model.safetensors")
+    rows = run(tmp_path / "model.safetensors", shards, tmp_path / "out", "--data.select.per_class", "1")
+    assert {NAMES[label] for labels in rows["labels"] for label in labels} <= {"cat", "fox"}
+
+
+def test_samples_too_short_for_the_trainings_drop_are_told_and_none_at_all_refused(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint := tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    shutil.copy(model_file, checkpoint)
+    (checkpoint.parent / "latest").write_text(checkpoint.name)
+    (tmp_path / "run" / "config.yaml").write_text("data: {short: drop}\n")
+    shards = make_dataset(tmp_path, samples=3, frames=[2, 8, 3], labels=["cat", "dog", "cat"])
+    assert len(run(tmp_path / "run", shards, tmp_path / "out")["key"]) == 1
+    assert "left out: 2 samples shorter than a clip" in capsys.readouterr().err
+    options = ("--run", str(tmp_path / "run"), "--data.shards", str(shards), "--out", str(tmp_path / "none"))
+    told = refused(capsys, *options, "--device", "cpu", "--data.sampling_rate", "20")
+    assert "no sample can be used; left out: 3 samples shorter" in told
+    assert "smaller --data.sampling_rate than 20" in told
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_prediction_losses_equal_the_models_own_loss_clip_by_clip(
     mae_file: Path, shards: Path, tmp_path: Path, reverse: bool

@@ -56,11 +56,22 @@ def test_labels_take_the_numbers_of_a_model_by_name(plain: Corpus, named: tuple[
             assert [classes[i] for i in renumbered.of(row)] == [corpus.label_names[i] for i in corpus.labels_of(row)]
     with pytest.raises(DatasetError, match=r"1 classes of the dataset are none of the model's 2: 'swim'"):
         numbered_as(named[1].labels, ["walk", "run"])
+    without = numbered_as(named[1].labels, ["walk", "run"], rows=np.array([0]))
+    assert (without.of(0), without.of(1)) == ([1], [-1])  # b1 swims, and takes no part
+    with pytest.raises(DatasetError, match="'swim'"):
+        numbered_as(named[1].labels, ["walk", "run"], rows=np.array([1]))
     with pytest.raises(DatasetError, match=r"the dataset's classes have names and the model's are mere numbers"):
         numbered_as(named[0].labels, [])
     assert numbered_as(plain.labels, []) is plain.labels
     with pytest.raises(DatasetError, match=r"the model's classes have names.*--data\.labels FILE"):
         numbered_as(plain.labels, classes)
+
+
+def test_the_number_of_classes_goes_with_the_labels(named: tuple[Corpus, Corpus]) -> None:
+    corpus = Corpus(named[1].datasets)
+    assert corpus.num_classes == 2
+    corpus.labels = numbered_as(corpus.labels, ["swim", "jump", "walk", "run"])
+    assert corpus.num_classes == 4
 
 
 def test_numbers_stay_numbers_and_are_not_mixed_with_names(plain: Corpus, named: tuple[Corpus, Corpus]) -> None:

@@ -224,6 +224,34 @@ def test_before_the_first_part_other_settings_cost_nothing(tmp_path: Path) -> No
     assert b'"xyz"' in pq.read_schema(tmp_path / "t.parquet").metadata[b"mae3d"]
 
 
+def test_two_starts_at_once_with_other_settings_never_mix(tmp_path: Path) -> None:
+    """Before the first part is there, neither sees the other."""
+    ours, others = parts_of(tmp_path), parts_of(tmp_path, model="xyz")
+    ours.begin()
+    others.begin()
+    others.write(2, pa.table({"key": ["a"] * BATCH}))
+    for part in {*range(ours.num_parts)} - {2}:
+        ours.write(part, pa.table({"key": ["b"] * len(ours.rows(part))}))
+    with pytest.raises(PartsError, match=r"part-00002\.parquet was made with other settings: model was 'xyz'"):
+        ours.merge()
+    assert not ours.is_finished
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data.replace(b"PAR1", b"XXXX"), lambda _: b""])
+def test_a_damaged_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any) -> None:
+    parts = parts_of(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "merge", lambda self: None)
+        make(parts)
+    file = parts.folder / "part-00003.parquet"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(PartsError, match=r"part-00003\.parquet: .*delete it"):
+        make(parts)
+    file.unlink()
+    make(parts)
+    assert len(pq.read_table(parts.path)) == ROWS
+
+
 def test_a_file_of_another_origin_is_not_replaced(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
     with pytest.raises(PartsError, match="not a table of ours"):

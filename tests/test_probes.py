@@ -47,6 +47,17 @@ def test_knn_is_the_weighted_vote_of_the_nearest(chunk: int) -> None:
             np.testing.assert_allclose(found[i], votes / weights, rtol=1e-4, atol=1e-7)
 
 
+def test_knn_compares_no_more_at_a_time_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mae3d import probes
+
+    (train, labels), (test, _) = blobs(40, seed=1), blobs(20, seed=2)
+    whole, most, unit = knn_scores(train, one_hot(labels), test)[5], [], probes._unit
+    monkeypatch.setattr(probes, "PAIRS", 3 * len(train))
+    monkeypatch.setattr(probes, "_unit", lambda vectors: most.append(len(vectors)) or unit(vectors))
+    np.testing.assert_allclose(knn_scores(train, one_hot(labels), test)[5], whole, rtol=1e-5)
+    assert max(most[1:]) == 3
+
+
 def test_knn_takes_no_notice_of_lengths() -> None:
     (train, labels), (test, _) = blobs(40, seed=1), blobs(20, seed=2)
     lengths = np.random.default_rng(0).uniform(0.1, 1e4, (40, 1))

@@ -1,5 +1,6 @@
 """mae3d.video: the right frames of a video, upright and square, as the pipeline would cut them."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,15 @@ def test_frames_are_those_of_the_testing_clips(count: int, stride: float) -> Non
     else:
         expected = strided_windows(count, num_frames=8, stride=stride, num_clips=1)[0]
         assert np.abs(np.subtract(frames, expected) % count).tolist() == [0] * 8
+
+
+def test_a_clip_of_a_long_video_costs_no_more_than_of_a_short_one() -> None:
+    """An hour has 108,000 frames, and a clip every second looks them up 57,600 times."""
+    seconds = [i / 30 for i in range(108_000)]
+    began = time.process_time()
+    for start in range(200):
+        assert clip_frames(seconds, num_frames=16, step_s=1 / 30, start_s=start)[0] == 30 * start
+    assert time.process_time() - began < 2  # 0.01; to copy the times for each frame took 20
 
 
 def test_a_short_video_is_repeated(tmp_path: Path) -> None:
