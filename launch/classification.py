@@ -43,15 +43,15 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     """
     import pyarrow.parquet as pq
 
-    from launch.clips import trained_data
+    from launch.clips import agreed_model_file, trained_data
     from launch.evaluate import common_settings
     from launch.parts import Parts, fill, sample_keys
     from launch.samples import open_samples
     from mae3d.files import write_text
-    from mae3d.weights import find_model_file, load_classifier
+    from mae3d.weights import load_classifier
     from pipelines.stream import evaluation_clips
 
-    file = find_model_file(config.run)
+    file = agreed_model_file(config.run, world)
     model = load_classifier(file)
     own, views = model.config, config.num_clips * config.num_crops
     samples = open_samples(config.data, trained_data(file), own, world)

@@ -7,9 +7,12 @@ clips = clips_config(config.data, run_of(file))       # a DataConfig: asked for,
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.config import DataConfig, SelectConfig
+
+if TYPE_CHECKING:
+    from mae3d.distributed import World
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,17 @@ class ClipsConfig:
     decode: Literal["auto", "mixed", "cpu"] = "auto"
     sampling_rate: float | None = None
     target_fps: float | None = None
+
+
+def agreed_model_file(run: str, world: "World") -> Path:
+    """`find_model_file`, the same file on all processes; to be called by all.
+
+    A run that still trains may write its next checkpoint between one process's look and another's.
+    """
+    from mae3d.weights import find_model_file
+
+    file: Path = world.share(find_model_file(run))
+    return file
 
 
 def run_of(file: Path) -> Path | None:

@@ -19,7 +19,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
-from launch.clips import ClipsConfig, clips_config, trained_data
+from launch.clips import ClipsConfig, agreed_model_file, clips_config, trained_data
 
 if TYPE_CHECKING:
     from launch.embeddings import Embedder
@@ -101,9 +101,9 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
     """
     from launch.embeddings import Embedder
     from mae3d.files import sha256_of
-    from mae3d.weights import find_model_file, open_encoder
+    from mae3d.weights import open_encoder
 
-    file = find_model_file(config.run)
+    file = agreed_model_file(config.run, world)
     stored = trained_data(file)
     embedder = Embedder(
         open_encoder(file),

@@ -40,15 +40,15 @@ def predict(config: "EvaluateConfig", world: "World") -> str:
     """
     import pyarrow.parquet as pq
 
-    from launch.clips import trained_data
+    from launch.clips import agreed_model_file, trained_data
     from launch.evaluate import common_settings
     from launch.parts import Parts, fill, sample_keys
     from launch.samples import open_samples
     from mae3d.masking import other_masks
-    from mae3d.weights import find_model_file, load_model
+    from mae3d.weights import load_model
     from pipelines.stream import evaluation_clips
 
-    file = find_model_file(config.run)
+    file = agreed_model_file(config.run, world)
     model = load_model(file)
     own = model.config
     masks, unfit = other_masks(own, config.mask, ratio=config.mask_ratio)

@@ -20,7 +20,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
-from launch.clips import ClipsConfig, trained_data
+from launch.clips import ClipsConfig, agreed_model_file, trained_data
 from launch.tables import aligned
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     from launch.probing import Probed, compare
     from mae3d.features import check_pool
     from mae3d.files import sha256_of, write_text
-    from mae3d.weights import find_model_file, open_encoder
+    from mae3d.weights import open_encoder
 
-    file = find_model_file(config.run)
+    file = agreed_model_file(config.run, world)
     encoder, model = open_encoder(file), sha256_of(file)
     check_pool(encoder, config.pool)
     if config.random_init:

@@ -274,6 +274,21 @@ def test_several_labels_are_sigmoids_and_mean_average_precision(tmp_path: Path) 
     assert not (tmp_path / "out" / "confusion.csv").exists()
 
 
+def test_all_processes_open_the_checkpoint_that_the_first_one_found(tmp_path: Path) -> None:
+    """A run that still trains: another process already sees the next one."""
+    from launch.clips import agreed_model_file
+
+    first, following = (tmp_path / "checkpoints" / f"step-0000000{i}" / "model.safetensors" for i in (1, 2))
+    for file in (first, following):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (tmp_path / "checkpoints" / "latest").write_text(following.parent.name)
+    sent: list[Path] = []
+    late = type("World", (), {"share": lambda self, value: sent.append(value) or first})()
+    assert agreed_model_file(str(tmp_path), late) == first
+    assert sent == [following]  # which is what counts where this process is the first
+
+
 def test_footage_without_any_label_is_predicted(model_file: Path, tmp_path: Path) -> None:
     shards = make_dataset(tmp_path, samples=3, frames=8, labels=[""] * 3)
     rows = run(model_file, shards, tmp_path / "out", "--num_clips", "1", "--num_crops", "1")
