@@ -148,7 +148,7 @@ def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[in
         clips_per_step=train.global_batch * config.data.repeat_aug,
         flops_per_clip=flops_per_clip,
         lr=lr,
-        log_every=config.log.every,
+        log=config.log,
         checkpoint_every=config.run.checkpoint_every,
         keep_last=config.run.keep_last,
         keep_every=config.run.keep_every,

@@ -87,7 +87,7 @@ class Validator:
         if self._val.every is None:
             return None
         every = max(round(self._val.every * self._steps_per_epoch), 1) if self._val.every else 0
-        return Validation(every, lambda: self.scores(engine), best="map" if self._own.multi_label else "top1")
+        return Validation(every, lambda _: self.scores(engine), best="map" if self._own.multi_label else "top1")
 
     def scores(self, engine: "Engine") -> dict[str, float]:
         """`mae3d.scores.summary` of the weights to use over all samples that can be read; every process calls it."""

@@ -5,7 +5,7 @@ finished = fit(..., validation=Validation(every=steps_per_epoch, scores=validate
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from mae3d.metrics import Meter
 from mae3d.run import DONE, STOPPED, Run
 from mae3d.saver import Saver
 from mae3d.stopping import StopRequest
+from mae3d.train_config import LogConfig
 
 
 class TrainingError(RuntimeError):
@@ -50,7 +51,7 @@ class Plan:
     clips_per_step: int  # over all processes
     flops_per_clip: float
     lr: Callable[[int], float]  # of the step that is about to be taken, counted from 0
-    log_every: int
+    log: LogConfig
     checkpoint_every: int
     keep_last: int
     keep_every: int
@@ -58,17 +59,33 @@ class Plan:
 
 @dataclass(frozen=True)
 class Validation:
-    """What the loop asks for between steps; the scores join the step's line in metrics.jsonl, as `val_<name>`.
+    """What the loop asks for between steps; the scores join the step's line in metrics.jsonl, as `<prefix>_<name>`.
 
     Attributes:
         every: steps between validations; the last step always has one, and with 0 it is the only one.
-        scores: name -> number, the same on every process; all of them call it.
-        best: the score by which a checkpoint is kept for good, the greater the better.
+        scores: the steps taken -> name -> number, the same on every process; all of them call it.
+        best: the score by which a checkpoint is kept for good.
+        lower_is_better: of that score.
+        prefix: of the scores' names in metrics.jsonl.
     """
 
     every: int
-    scores: Callable[[], dict[str, float]]
+    scores: Callable[[int], dict[str, float]]
     best: str
+    lower_is_better: bool = False
+    prefix: str = "val"
+
+    def due(self, step: int) -> bool:
+        """Whether there is one after this step, which is not the last."""
+        return bool(self.every) and step % self.every == 0
+
+    def named(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """The scores as metrics.jsonl has them."""
+        return {f"{self.prefix}_{name}": score for name, score in scores.items()}
+
+    def merit(self, scores: Mapping[str, float]) -> float:
+        """The score that decides, the greater the better."""
+        return -scores[self.best] if self.lower_is_better else scores[self.best]
 
 
 def fit(
@@ -105,8 +122,8 @@ def fit(
     meter = Meter(world, clips_per_step=plan.clips_per_step, flops_per_clip=plan.flops_per_clip)
     saver = Saver(run, world, model_config=model_config, keep_last=plan.keep_last, keep_every=plan.keep_every)
     step = saver.resume(engine, loader, meter)
-    journal = Journal(run, world, first_step=step, total_steps=plan.total_steps)
-    with StopRequest() as stop:
+    journal = Journal(run, world, first_step=step, total_steps=plan.total_steps, log=plan.log)
+    with journal, StopRequest() as stop:
         while step < plan.total_steps:
             lr = plan.lr(step)
             for micro in range(plan.accumulation):
@@ -120,11 +137,14 @@ def fit(
             meter.stepped()
             last = step == plan.total_steps
             scores: dict[str, float] = {}
-            if validation and (last or (validation.every and step % validation.every == 0)):
+            if validation and (last or validation.due(step)):
                 with meter.pausing():
-                    scores = validation.scores()
-            if step % plan.log_every == 0 or last or scores:
-                row = _row(engine, loader, meter, scores, step=step, lr=lr)
+                    scores = validation.scores(step)
+            named = validation.named(scores) if validation else {}
+            if named and step % plan.log.every and not last:  # between two lines, whose losses it leaves as they are
+                journal.write({"step": step, "epoch": loader.epoch, **named})
+            if step % plan.log.every == 0 or last:
+                row = _row(engine, loader, meter, named, step=step, lr=lr)
                 journal.write(row)
                 _judge(row)
                 loader.judge({name: row[name] for name in loader.counts()})  # the same sums on every process
@@ -132,12 +152,11 @@ def fit(
             # Every process must have seen the request before any saves: signals reach them one after the other.
             stop.agreed = world.any(stop.requested) if world.place.size > 1 else stop.requested
             if step % plan.checkpoint_every == 0 or last or scores or stop.agreed:
-                score = scores[validation.best] if validation and scores else None
+                score = validation.merit(scores) if validation and scores else None
                 saver.save(engine, loader, meter, step=step, score=score)
             if stop.agreed and not last:
                 _end(run, world, STOPPED, f"stopped on request after step {step}")
                 return False
-    journal.close()
     _end(run, world, DONE, f"{step} steps")
     return True
 
@@ -156,7 +175,7 @@ def _row(
         **measured,
         "skipped_steps": engine.skipped_steps,
         **meter.totals(loader.counts()),
-        **{f"val_{name}": score for name, score in scores.items()},
+        **scores,
     }
 
 

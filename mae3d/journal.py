@@ -6,21 +6,23 @@ journal.write({"step": 10, "loss": 0.9, ...})
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
 
 from mae3d.distributed import World
 from mae3d.run import Run
+from mae3d.train_config import LogConfig
 
+SCORES = ("val_", "eval_")  # what names in metrics.jsonl begin with that held-out samples gave
 _HOURS_AFTER = 10  # steps after which the rest of the run can be foretold
 
 
 class Journal:
     """What a run tells: a line of metrics.jsonl, a bar on a terminal, one plain line a row anywhere else."""
 
-    def __init__(self, run: Run, world: World, *, first_step: int, total_steps: int):
+    def __init__(self, run: Run, world: World, *, first_step: int, total_steps: int, log: LogConfig):
         """Writes nothing yet.
 
         Args:
@@ -28,6 +30,7 @@ class Journal:
             world: all processes; those but the first are silent.
             first_step: where this part of the run begins.
             total_steps: where it ends.
+            log: what is written besides.
         """
         self._run, self._enabled = run, world.is_first
         self._first_step, self._total = first_step, total_steps
@@ -44,11 +47,7 @@ class Journal:
         if not self._enabled:
             return
         self._run.write_metrics(row)
-        text = (
-            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['clips_per_s']:.1f} clips/s  "
-            f"data wait {row['data_wait']:.0%}"
-        )
-        text += "".join(f"  {name} {value:.4f}" for name, value in row.items() if name.startswith("val_"))
+        text = "  ".join(_told(row))
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
         else:
@@ -68,7 +67,10 @@ class Journal:
         elif self._enabled:
             print(text, flush=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Ends the bar's line."""
         if self._bar is not None:
             self._bar.close()
@@ -76,6 +78,16 @@ class Journal:
     def _left(self, step: int) -> float:
         done = max(step - self._first_step, 1)
         return (time.perf_counter() - self._start) / done * (self._total - step)
+
+
+def _told(row: Mapping[str, Any]) -> Iterator[str]:
+    """The figures of a row that a person follows; a row of scores alone has no others."""
+    formats = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "grad_norm": "grad norm {:.3g}"}
+    formats |= {"clips_per_s": "{:.1f} clips/s", "mfu": "MFU {:.1%}", "data_wait": "data wait {:.0%}"}
+    for name, form in formats.items():
+        if row.get(name) is not None:
+            yield form.format(row[name])
+    yield from (f"{name} {value:.4f}" for name, value in row.items() if name.startswith(SCORES))
 
 
 def _hours(seconds: float) -> str:
