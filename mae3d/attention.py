@@ -16,9 +16,9 @@ from itertools import islice
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Attention
 from torch import Tensor
 
+from mae3d.blocks import Attention
 from mae3d.config import EncoderConfig
 from mae3d.encoder import Encoder
 
@@ -140,6 +140,6 @@ def _attend(attention: Attention, x_BND: Tensor, query_BN: Tensor) -> Tensor:
     rows = query_BN.any(dim=0).nonzero()[:, 0]
     attended = q.new_zeros(batch, attention.num_heads, tokens)
     for some in rows.split(max(1, _MOST // (batch * attention.num_heads * tokens))):
-        probabilities = (q[:, :, some] * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+        probabilities = (q[:, :, some] * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
         attended += (query_BN[:, None, None, some] @ probabilities)[:, :, 0]
     return attended

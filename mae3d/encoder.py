@@ -6,24 +6,15 @@
     features = encoder.norm(tokens[:, encoder.num_prefix:])
 
 Shapes: legend in patches.py. Numerics and initialisation are facebookresearch/mae_st's
-(tests/test_upstream_parity.py); query, key and value are one matrix, attention is torch's
-scaled_dot_product_attention.
+(tests/test_upstream_parity.py).
 """
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from mae3d.blocks import Blocks, LayerNorm, init_linears
 from mae3d.config import EncoderConfig
 from mae3d.patches import gather_patches, normalise, patch_view
-
-
-class LayerNorm(nn.LayerNorm):
-    """torch's, with upstream's epsilon."""
-
-    def __init__(self, width: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__(width, eps=1e-6, device=device, dtype=dtype)
 
 
 class Positions(nn.Module):
@@ -106,25 +97,6 @@ class PatchEmbed(nn.Linear):
         return super().forward(pixels.to(self.weight.dtype))
 
 
-class Blocks(nn.ModuleList):
-    """Transformer blocks one after the other, with activation checkpointing as an option."""
-
-    def __init__(
-        self, width: int, *, depth: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float = 0.0
-    ) -> None:
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]  # from 0 in equal steps, as upstream
-        super().__init__(
-            Block(width, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=LayerNorm, drop_path=rate)
-            for rate in rates
-        )
-        self.checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
-        return x
-
-
 class Encoder(nn.Module):
     """ViT over space-time patches; `drop_path` is the last block's rate of skipped branches, for finetuning."""
 
@@ -200,22 +172,3 @@ def init_patch_embed(linear: nn.Linear, *, trunc: bool) -> None:
         nn.init.trunc_normal_(linear.weight)
     else:
         nn.init.xavier_uniform_(linear.weight)
-
-
-def init_linears(module: nn.Module, *, trunc: bool) -> None:
-    """Upstream's for every Linear inside: Xavier, or truncated normal .02; biases 0.
-
-    Query, key and value are drawn as three matrices, as upstream has them: Xavier's bound depends on the
-    shape.
-    """
-    for name, linear in module.named_modules():
-        if not isinstance(linear, nn.Linear):
-            continue
-        parts = linear.weight.chunk(3) if name.split(".")[-1] == "qkv" else (linear.weight,)
-        for weight in parts:
-            if trunc:
-                nn.init.trunc_normal_(weight, std=0.02)
-            else:
-                nn.init.xavier_uniform_(weight)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)

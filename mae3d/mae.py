@@ -5,8 +5,8 @@
     out.loss.backward()
 
 The order of the tokens carries no meaning to attention, so the decoder works on [visible; hidden] as the
-shuffle left them, with each token's own position; nothing is put back in order, and the head sees hidden
-tokens only. Exact, and less work than upstream's. Shapes: legend in patches.py.
+shuffle left them, with each token's own position; nothing is put back in order, and the last block's own work
+and the head are done for hidden tokens only. Exact, and less work than upstream's. Shapes: legend in patches.py.
 """
 
 from typing import NamedTuple
@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mae3d.blocks import Blocks, LayerNorm, init_linears
 from mae3d.config import MAEConfig
-from mae3d.encoder import Blocks, Encoder, LayerNorm, Positions, init_linears
+from mae3d.encoder import Encoder, Positions
 from mae3d.masking import make_mask, predicted_ids, running_cell
 from mae3d.patches import gather_patches, normalise, patch_statistics, patch_view, target_frames
 
@@ -81,9 +82,8 @@ class Decoder(nn.Module):
         if cls_position is not None:
             cls = (passed if self.num_passed else self.cls_token) + cls_position
             x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        x = self.blocks(x)
         asked = ids_masked.shape[1] + (ids_keep.shape[1] if full else 0)
-        prediction: Tensor = self.head(self.norm(x[:, -asked:]))
+        prediction: Tensor = self.head(self.norm(self.blocks(x, asked)))
         return prediction
 
 

@@ -174,6 +174,17 @@ def test_decoder_masking_shortens_the_decoder_in_training_only() -> None:
     torch.testing.assert_close(compiled(clip, noise).loss, part(clip, noise).loss)
 
 
+def test_training_takes_the_last_block_no_further_than_the_loss_needs() -> None:
+    model = tiny(decoder_depth=2)
+    clip, noise = batch_of(model)
+    lengths: list[int] = []
+    for module in (block.mlp for block in model.decoder.blocks):
+        module.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    assert model(clip, noise).pred.shape[1] == 48
+    assert model(clip, noise, full=True).pred.shape[1] == 64
+    assert lengths == [1 + 64, 48, 1 + 64, 64]  # all tokens and the class token, then those that are predicted
+
+
 def test_a_few_steps_learn_a_clip() -> None:
     model = tiny(norm_pix_loss=False)
     clip, noise = batch_of(model)
