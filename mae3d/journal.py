@@ -1,4 +1,4 @@
-"""Rows of numbers ─► metrics.jsonl and the terminal, by the first process.
+"""Rows of numbers ─► metrics.jsonl, the terminal and what else was asked for, by the first process.
 
 journal = Journal(run, world, first_step=0, total_steps=1000)
 journal.write({"step": 10, "loss": 0.9, ...})
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mae3d.distributed import World
 from mae3d.run import Run
+from mae3d.trackers import open_trackers
 from mae3d.train_config import LogConfig
 
 SCORES = ("val_", "eval_")  # what names in metrics.jsonl begin with that held-out samples gave
@@ -37,6 +38,7 @@ class Journal:
         self._start = time.perf_counter()
         on_terminal = self._enabled and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=first_step, unit="step") if on_terminal else None
+        self._trackers = open_trackers(log, run, first_step=first_step) if self._enabled else []
 
     def write(self, row: Mapping[str, Any]) -> None:
         """A row, with the step that it was made at.
@@ -47,6 +49,8 @@ class Journal:
         if not self._enabled:
             return
         self._run.write_metrics(row)
+        for tracker in self._trackers:
+            tracker.write(row)
         text = "  ".join(_told(row))
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
@@ -71,7 +75,9 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the bar's line."""
+        """Ends the bar's line; waits half a minute at most for services that are behind."""
+        for tracker in self._trackers:
+            tracker.close()
         if self._bar is not None:
             self._bar.close()
 
