@@ -14,8 +14,6 @@ from mae3d.config import ClassifierConfig
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from launch.finetune import FinetuneConfig, ValConfig
     from mae3d.distributed import World
     from mae3d.engine import Engine
@@ -91,13 +89,10 @@ class Validator:
 
     def scores(self, engine: "Engine") -> dict[str, float]:
         """`mae3d.scores.summary` of the weights to use over all samples that can be read; every process calls it."""
-        import torch
-
         from mae3d.classifier import view_scores
         from mae3d.scores import summary
         from pipelines.stream import evaluation_clips
 
-        model = _weights_to_use(engine, self._own)
         positions, scores = [], []
         stream = evaluation_clips(
             self._corpus,
@@ -113,16 +108,13 @@ class Validator:
             local_world=self._world.place.local_size,
             device=self._world.device,
         )
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with engine.evaluating() as model:
             for batch in stream:
                 logits = model(batch.clips.flatten(0, 1)).unflatten(0, batch.clips.shape[:2])
                 whole = batch.status == 0  # neither padding nor another sample in a damaged one's place
                 positions.append(batch.positions[whole].numpy())
                 scores.append(view_scores(logits, multi_label=self._own.multi_label).cpu().numpy()[whole.numpy()])
         stream.close()
-        model.train(training)
         parts = self._world.gather((np.concatenate(positions), np.concatenate(scores)))
         found = np.concatenate([part[0] for part in parts])
         mean = np.concatenate([part[1] for part in parts]) / (self._val.num_clips * self._val.num_crops)
@@ -149,17 +141,3 @@ def _of_training_shards(val: "ValConfig", data: DataConfig) -> "ValConfig":
         cache=val.cache or data.cache,
         cache_gb=val.cache_gb if val.cache else data.cache_gb,
     )
-
-
-def _weights_to_use(engine: "Engine", own: ClassifierConfig) -> "torch.nn.Module":
-    """The engine's module, or, where an average of its weights is kept, a copy with these."""
-    if engine.kind == "master":
-        return engine.module
-    import torch
-
-    from mae3d.classifier import Classifier
-
-    with torch.device("meta"):
-        model = Classifier(own)
-    model.load_state_dict(engine.weights(), assign=True)
-    return model.to(next(engine.module.parameters()).dtype)

@@ -5,37 +5,44 @@
     engine.backward(loss)
     engine.step(lr)                      # steps the optimizer at the end of an accumulation
 
-The only file that knows DeepSpeed. It relies on attributes of its ZeRO optimizer that are no public interface, which is
-why setup.cfg pins deepspeed exactly; tests/test_engine.py holds both together.
+This file and zero.py, which says where the slices lie, are the only ones that know DeepSpeed.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mae3d.checkpoint import Slice, SliceReader
+from mae3d.deepspeed_json import merged
 from mae3d.distributed import World
 from mae3d.optim import ParamGroup
 from mae3d.train_config import OptimConfig, TrainConfig
+from mae3d.zero import KINDS, Piece, count_steps, make_layout, moments, start_state
 
 logger = logging.getLogger(__name__)
 
 
 def deepspeed_config(train: TrainConfig, optim: OptimConfig, *, micro_batch: int) -> dict[str, Any]:
-    """DeepSpeed's settings. The optimizer is ours, so that CPU and GPU differ in its kernel only."""
-    return {
+    """DeepSpeed's settings, the user's over ours. The optimizer is ours: CPU and GPU differ in its kernel only."""
+    ours = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": train.accumulation,
-        "gradient_clipping": optim.clip_grad or 0.0,
+        # Stage 0 neither tells a norm nor skips a step that is not finite: there we clip.
+        "gradient_clipping": optim.clip_grad or 0.0 if train.zero_stage else 0.0,
         # A non-finite gradient skips the step on all ranks; stated, for the default has changed before.
         "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
+        "torch_autocast": {"enabled": train.precision == "autocast", "dtype": "bfloat16"},
         "zero_optimization": {"stage": train.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,
     }
+    assert isinstance(train.deepspeed, dict), "TrainConfig reads a file's settings"
+    return merged(ours, train.deepspeed)
 
 
 def make_adamw(groups: Sequence[ParamGroup], optim: OptimConfig, *, device: torch.device) -> torch.optim.Optimizer:
@@ -48,9 +55,9 @@ def make_adamw(groups: Sequence[ParamGroup], optim: OptimConfig, *, device: torc
 
             return FusedAdam(plain, adam_w_mode=True, **settings)
         except Exception as error:  # the builder raises what it likes: no nvcc, no ninja, another CUDA than torch's
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             logger.warning(
-                "FusedAdam cannot be built (%s): torch's fused AdamW takes its place",
-                str(error).splitlines()[0],
+                "FusedAdam cannot be built (%s): torch's fused AdamW takes its place, with the same steps", reason
             )
     return torch.optim.AdamW(plain, fused=True, **settings)
 
@@ -72,13 +79,16 @@ class Engine:
         """Hands the model to DeepSpeed.
 
         Args:
-            model: on any device; with bf16 it is cast, the fp32 masters are DeepSpeed's.
+            model: MAE or Classifier, on any device; with bf16 it is cast, the fp32 masters are DeepSpeed's.
             groups: its trainable parameters, each with weight_decay and lr_scale.
             train: precision, ZeRO stage, accumulation.
             optim: AdamW's constants and the clipping.
             micro_batch: samples of one forward pass on this rank.
             world: all processes.
             ema: decay a step of a moving average of the fp32 masters, kept by whoever holds them; 0 for none.
+
+        Raises:
+            ValueError: DeepSpeed refuses a setting of train.deepspeed.
         """
         import deepspeed
 
@@ -88,8 +98,13 @@ class Engine:
         deepspeed.utils.logger.setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_init_required=False)
         self._groups = list(groups)
-        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._stage, self._rank, self._device = train.zero_stage, world.place.rank, world.device
+        self._clip, self._decay = optim.clip_grad, ema
+        self._dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        self._autocast = train.precision == "autocast"
+        # Stage 3 leaves the parameters in place, but empty.
+        parameters = dict(model.named_parameters())
+        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self._adam = make_adamw(groups, optim, device=world.device)
         self._engine, *_ = deepspeed.initialize(
             model=model.to(world.device),
@@ -98,9 +113,12 @@ class Engine:
             dist_init_required=False,
         )
         if train.compile:
-            self._engine.compile()
-        self._decay = ema
-        self._averages = [master.clone() for *_, master, _ in self._shares()] if ema else []
+            self._engine.compile()  # in place: no name changes
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        self._layout = make_layout(self._stage, self._engine, trained, rank=self._rank)
+        self._norm: float | None = None  # where we clip
+        self._skipped = 0
+        self._averages = [self._master(piece).clone() for piece in self._layout.pieces()] if ema else []
 
     def __call__(self, *inputs: Any) -> Any:
         """The module's forward pass."""
@@ -114,44 +132,85 @@ class Engine:
         """Counts a micro-batch; at the end of an accumulation steps AdamW.
 
         The rate and each group's own settings are set every time: whatever a library keeps in its groups, ours hold.
+        A gradient that is not finite on one rank skips the step on all.
         """
         for live, group in zip(self._adam.param_groups, self._groups, strict=True):
             live["lr"] = lr * group["lr_scale"]
             live["weight_decay"] = group["weight_decay"]
-        ends = self._engine.is_gradient_accumulation_boundary()
+        ends, skipped = self._engine.is_gradient_accumulation_boundary(), self.skipped_steps
+        if ends and self._stage == 0:
+            self._clip_gradients()
         self._engine.step()
-        if ends and self._averages:
+        if ends and self._averages and self.skipped_steps == skipped:
             with torch.no_grad():
-                torch._foreach_lerp_(self._averages, [master for *_, master, _ in self._shares()], 1 - self._decay)
+                masters = [self._master(piece) for piece in self._layout.pieces()]
+                torch._foreach_lerp_(self._averages, masters, 1 - self._decay)
+
+    def _clip_gradients(self) -> None:
+        """What ZeRO's optimizers do themselves; DeepSpeed has averaged the gradients over the ranks by now."""
+        parameters = [parameter for group in self._groups for parameter in group["params"]]
+        self._norm = float(nn.utils.clip_grad_norm_(parameters, self._clip or math.inf))
+        if not math.isfinite(self._norm):
+            self._skipped += 1
+            for parameter in parameters:
+                parameter.grad = None  # AdamW passes it over
 
     @property
     def skipped_steps(self) -> int:
         """Steps that were left out for a non-finite gradient."""
-        return int(self._engine.skipped_steps)
+        return int(self._engine.skipped_steps) + self._skipped
 
     @property
     def grad_norm(self) -> float | None:
-        """Norm of the last gradient before clipping; None where DeepSpeed does not compute it (stage 0)."""
-        norm = self._engine.get_global_grad_norm()
+        """Norm of the last step's gradient before clipping; not finite where the step was skipped, None before any."""
+        norm = self._engine.get_global_grad_norm() if self._stage else self._norm
         return None if norm is None else float(norm)
 
     @property
     def module(self) -> nn.Module:
-        """The model as it runs."""
+        """The model as it is trained. At ZeRO stage 3 its parameters are empty outside of its forward pass."""
         module: nn.Module = self._engine.module
         return module
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Every parameter's name and whole shape."""
+        return self._shapes
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The model with the weights to use (`kind`), to be evaluated: no gradients or dropout, training's precision.
+
+        All processes enter the block; in it the model is whole on each, which may call it as often as it likes.
+        """
+        module = self.module
+        if self._averages or self._stage == 3:
+            with torch.device("meta"):
+                model = type(module)(module.config)
+            model.load_state_dict(self.weights(), assign=True)
+            model.to(self._dtype)
+        else:
+            model = module
+        training = module.training
+        model.eval()
+        try:
+            with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                yield model
+        finally:
+            module.train(training)
 
     def slices(self) -> Iterator[Slice]:
         """This rank's share of masters, moments and averages, as views; zeros for moments before the first step."""
         if self._stage == 0 and self._rank:  # every rank holds everything: the first one writes it
             return
-        for (name, start, stop, master, state), average in self._averaged_shares():
-            tensors = {"master": master}
-            for kind in ("exp_avg", "exp_avg_sq"):
-                tensors[kind] = state[kind] if kind in state else torch.zeros_like(master)
+        for piece, average in self._averaged_pieces():
+            tensors = {"master": self._master(piece)}
+            state = moments(self._adam, piece.flat)
+            for kind in KINDS:
+                tensors[kind] = state[kind][piece.within] if kind in state else torch.zeros_like(tensors["master"])
             if average is not None:
                 tensors["ema"] = average
-            yield Slice(name, start, stop, tensors)
+            yield Slice(piece.name, piece.start, piece.stop, tensors)
 
     @property
     def kind(self) -> str:
@@ -161,27 +220,22 @@ class Engine:
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """All weights to use (`kind`), float32 on the device, on every rank; all of them call it."""
-        flat = {
-            name: torch.zeros(parameter.numel(), device=self._device)
-            for name, parameter in self.module.named_parameters()
-        }
-        for (name, start, stop, master, _), average in self._averaged_shares():
-            flat[name][start:stop] = master if average is None else average
+        flat = {name: torch.zeros(shape.numel(), device=self._device) for name, shape in self._shapes.items()}
+        for piece, average in self._averaged_pieces():
+            flat[piece.name][piece.start : piece.stop] = self._master(piece) if average is None else average
         if self._stage:  # each rank put its own share into zeros
             for whole in flat.values():
                 torch.distributed.all_reduce(whole)
-        return {name: flat[name].view(parameter.shape) for name, parameter in self.module.named_parameters()}
+        return {name: flat[name].view(shape) for name, shape in self._shapes.items()}
 
     @property
     def optimizer_step(self) -> int:
         """Steps that AdamW has taken, skipped ones not counted: its bias correction depends on it."""
-        for state in self._adam.state.values():
-            return int(state["step"])
-        return 0
+        return count_steps(self._adam)
 
     @torch.no_grad()
     def load(self, reader: SliceReader, *, optimizer_step: int) -> None:
-        """Takes over masters, moments and step from a checkpoint of any world size and stage.
+        """Takes over masters, moments and step from a checkpoint of any world size and stage; all ranks call it.
 
         Args:
             reader: over the checkpoint's rank files.
@@ -190,65 +244,27 @@ class Engine:
         Raises:
             CheckpointError: the checkpoint belongs to another model.
         """
-        self._make_adam_state(optimizer_step)
-        for (name, start, stop, master, state), average in self._averaged_shares():
-            master.copy_(reader.read(name, "master", start, stop))
-            for kind in ("exp_avg", "exp_avg_sq"):
-                state[kind].copy_(reader.read(name, kind, start, stop))
+        start_state(self._adam, self._layout, steps=optimizer_step)
+        for piece, average in self._averaged_pieces():
+            name, start, stop = piece.name, piece.start, piece.stop
+            self._master(piece).copy_(reader.read(name, "master", start, stop))
+            state = moments(self._adam, piece.flat)
+            for kind in KINDS:
+                state[kind][piece.within].copy_(reader.read(name, kind, start, stop))
             if average is not None:
                 average.copy_(reader.read(name, "ema", start, stop))
-        # The module's own weights, bf16 or fp32, follow their masters as after a step.
-        for name, parameter in self.module.named_parameters():
-            parameter.copy_(reader.whole(name, "master").view(parameter.shape))
+        self._layout.publish()
 
     def close(self) -> None:
         """Lets go of DeepSpeed's buffers and hooks."""
         self._engine.destroy()
 
-    def _make_adam_state(self, step: int) -> None:
-        """The state that AdamW makes at its first step, for it is loaded before any."""
-        # torch counts steps in a tensor, DeepSpeed's FusedAdam in an int.
-        on_device = isinstance(self._adam, torch.optim.AdamW)
-        for group in self._adam.param_groups:
-            for flat in group["params"]:
-                self._adam.state[flat] = {
-                    "step": torch.tensor(float(step), device=flat.device) if on_device else step,
-                    "exp_avg": torch.zeros_like(flat),
-                    "exp_avg_sq": torch.zeros_like(flat),
-                }
+    def _averaged_pieces(self) -> Iterator[tuple[Piece, Tensor | None]]:
+        """What this rank steps, each piece with its moving average."""
+        for i, piece in enumerate(self._layout.pieces()):
+            yield piece, self._averages[i] if self._averages else None
 
-    def _averaged_shares(self) -> Iterator[tuple[tuple[str, int, int, Tensor, dict[str, Tensor]], Tensor | None]]:
-        """What `_shares` gives, each with its moving average."""
-        for i, share in enumerate(self._shares()):
-            yield share, self._averages[i] if self._averages else None
-
-    def _shares(self) -> Iterator[tuple[str, int, int, Tensor, dict[str, Tensor]]]:
-        """(parameter, start, stop, flat view of the master, flat views of its moments) of what this rank steps."""
-        if self._stage == 0:
-            # Every rank holds everything, and loads it.
-            for group in self._groups:
-                for parameter in group["params"]:
-                    state = {kind: value.view(-1) for kind, value in self._moments(parameter).items()}
-                    yield self._names[id(parameter)], 0, parameter.numel(), parameter.data.view(-1), state
-            return
-        zero = self._engine.optimizer
-        for i, flat in enumerate(zero.single_partition_of_fp32_groups):
-            low = self._rank * int(zero.partition_size[i])
-            high = low + int(zero.partition_size[i])
-            moments = self._moments(flat)
-            placed = zip(zero.round_robin_bit16_groups[i], zero.round_robin_bit16_offsets[i], strict=True)
-            for parameter, offset in placed:
-                first, last = max(offset, low), min(offset + parameter.numel(), high)
-                if first < last:
-                    mine = slice(first - low, last - low)
-                    yield (
-                        self._names[id(parameter)],
-                        first - offset,
-                        last - offset,
-                        flat.data[mine],
-                        {kind: value[mine] for kind, value in moments.items()},
-                    )
-
-    def _moments(self, flat: Tensor) -> dict[str, Tensor]:
-        state = self._adam.state.get(flat, {})
-        return {kind: state[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in state}
+    @staticmethod
+    def _master(piece: Piece) -> Tensor:
+        """A piece's masters, a flat view."""
+        return piece.flat.data.view(-1)[piece.within]

@@ -3,8 +3,10 @@
 TrainConfig(global_batch=512, epochs=100, precision="bf16", zero_stage=1)
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mae3d.deepspeed_json import check_settings, read_settings
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,17 @@ class TrainConfig:
         epochs: passes over the data, in loader epochs (the paper's effective epochs are these x repeat_aug).
         steps: optimizer steps; wins over epochs.
         seed: of the weights, the order, the crops and the masks.
-        precision: `bf16` (module in bf16, fp32 master weights) or `fp32`.
-        zero_stage: DeepSpeed ZeRO stage: 1, 2, or 0 (fp32 only).
+        precision: `bf16` (module in bf16, fp32 master weights), `autocast` (fp32 weights, matrix products in bf16: more
+            memory, closer to fp32) or `fp32`.
+        zero_stage: DeepSpeed ZeRO stage: 1 shares the optimizer out over the processes, 2 the gradients too, 3 the
+            weights too; 0 (fp32 only) nothing.
         grad_checkpointing: recompute activations in the backward pass: less memory, a third more work.
         compile: torch.compile the model.
+        max_skipped: steps in a row whose gradient is not finite after which the last checkpoint is restored; the data
+            goes on.
+        max_rollbacks: how often that is done before the run stops.
+        deepspeed: a JSON file of DeepSpeed's settings (bucket sizes and the like), merged over ours and kept in
+            config.yaml; what has an option of ours is refused by name.
     """
 
     global_batch: int = 512
@@ -90,10 +99,13 @@ class TrainConfig:
     epochs: float = 100
     steps: int | None = None
     seed: int = 0
-    precision: Literal["bf16", "fp32"] = "bf16"
-    zero_stage: Literal[0, 1, 2] = 1
+    precision: Literal["bf16", "autocast", "fp32"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
     grad_checkpointing: bool = False
     compile: bool = False
+    max_skipped: int = 10
+    max_rollbacks: int = 3
+    deepspeed: str | dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "accumulation", "epochs"):
@@ -101,12 +113,27 @@ class TrainConfig:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be greater than 0")
         if self.steps is not None and self.steps <= 0:
             raise ValueError(f"train.steps={self.steps} must be greater than 0")
+        if self.max_skipped <= 0 or self.max_rollbacks < 0:
+            raise ValueError(
+                f"train.max_skipped={self.max_skipped} must be at least 1, train.max_rollbacks={self.max_rollbacks} 0"
+            )
         if self.seed < 0:
             raise ValueError(f"train.seed={self.seed} must not be negative")
-        if self.zero_stage == 0 and self.precision == "bf16":
+        if self.zero_stage == 0 and self.precision != "fp32":
+            # In bf16 DeepSpeed miscounts AdamW's steps there; under autocast it works, and has nothing over stage 1.
             raise ValueError(
-                "train.zero_stage=0 with train.precision=bf16 miscounts Adam's steps in DeepSpeed: use zero_stage 1, "
-                "or precision fp32"
+                f"train.zero_stage=0 with train.precision={self.precision}: use zero_stage 1, or precision fp32"
+            )
+        settings = self.deepspeed
+        if isinstance(settings, str):
+            settings = read_settings(settings) if settings else {}
+        check_settings(settings, where="train.deepspeed")
+        object.__setattr__(self, "deepspeed", settings)
+        accumulates = settings.get("data_types", {}).get("grad_accum_dtype")
+        if accumulates and self.zero_stage < 2:
+            raise ValueError(
+                f"train.deepspeed: data_types.grad_accum_dtype={accumulates} takes another optimizer of DeepSpeed's at "
+                f"train.zero_stage={self.zero_stage}, whose state we do not know: use zero_stage 2"
             )
 
 
@@ -119,16 +146,23 @@ class RunConfig:
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_last: newest checkpoints that are kept, 2 or more.
         keep_every: checkpoints at multiples of this many steps are kept for good; 0 for none.
+        time_limit: minutes from the first step on after which the run stops with a checkpoint, to be started again;
+            null for none.
+        timeout: minutes that a process waits for the others before it gives up.
     """
 
     dir: str = ""
     checkpoint_every: int = 500
     keep_last: int = 2
     keep_every: int = 0
+    time_limit: float | None = None
+    timeout: float = 30
 
     def __post_init__(self) -> None:
         if self.checkpoint_every <= 0:
             raise ValueError(f"run.checkpoint_every={self.checkpoint_every} must be greater than 0")
+        if self.timeout <= 0 or (self.time_limit is not None and self.time_limit <= 0):
+            raise ValueError(f"run.timeout={self.timeout} and run.time_limit={self.time_limit} must be above 0 minutes")
         if self.keep_last < 2:
             raise ValueError(f"run.keep_last={self.keep_last}: keep at least 2, for the newest may be cut short")
 
@@ -139,9 +173,16 @@ class LogConfig:
 
     Attributes:
         every: steps between lines of metrics.jsonl and of the console.
+        tensorboard: write them for TensorBoard as well, in RUN/tensorboard; needs the package tensorboard.
+        wandb: a Weights & Biases project that they also go to, PROJECT or ENTITY/PROJECT; needs the package wandb and
+            its key (`wandb login`, or WANDB_API_KEY). A resumed run goes on with its W&B run.
+        wandb_mode: `online`, or `offline`: kept in RUN/wandb for `wandb sync`.
     """
 
     every: int = 10
+    tensorboard: bool = False
+    wandb: str = ""
+    wandb_mode: Literal["online", "offline"] = "online"
 
     def __post_init__(self) -> None:
         if self.every <= 0:

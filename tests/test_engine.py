@@ -75,9 +75,8 @@ def train(
         checkpoint.write_rank(checkpoint.staging_folder(save, last), world.place.rank, engine.slices())
         world.barrier()
         if world.is_first:
-            shapes = {name: parameter.shape for name, parameter in engine.module.named_parameters()}
             state = {"step": last, "optimizer_step": engine.optimizer_step}
-            checkpoint.finish(save, last, shapes=shapes, config=MODEL, state=state)
+            checkpoint.finish(save, last, shapes=engine.shapes, config=MODEL, state=state)
         world.barrier()
     assert engine.skipped_steps == 0
     engine.close()

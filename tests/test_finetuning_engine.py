@@ -56,9 +56,8 @@ def train(world: World, steps: range, load: Path | None, save: Path | None) -> l
         checkpoint.write_rank(checkpoint.staging_folder(save, len(steps)), world.place.rank, engine.slices())
         world.barrier()
         if world.is_first:
-            shapes = {name: parameter.shape for name, parameter in engine.module.named_parameters()}
             state = {"step": len(steps), "optimizer_step": engine.optimizer_step}
-            checkpoint.finish(save, len(steps), shapes=shapes, config=MODEL, state=state)
+            checkpoint.finish(save, len(steps), shapes=engine.shapes, config=MODEL, state=state)
         world.barrier()
     engine.close()
     return losses

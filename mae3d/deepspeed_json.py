@@ -1,0 +1,137 @@
+"""A user's DeepSpeed JSON ─► settings that may be merged over ours; what has an option of ours is refused by name.
+
+    settings = read_settings("ds.json")        # {"zero_optimization": {"reduce_bucket_size": 50000000}}
+    config = merged(ours, settings)
+
+Standard library only, for a quick `--help`. An unknown key is refused as well: DeepSpeed passes it over in silence.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# A setting of DeepSpeed's ─► what to give instead, or why it cannot be had.
+_REFUSED = {
+    "train_batch_size": "give train.global_batch",
+    "train_micro_batch_size_per_gpu": "it follows from train.global_batch, train.accumulation and the processes",
+    "gradient_accumulation_steps": "give train.accumulation",
+    "managed_gradient_accumulation": "give train.accumulation",
+    "gradient_clipping": "give optim.clip_grad",
+    "optimizer": "give optim.betas, optim.eps, optim.weight_decay and optim.lr",
+    "scheduler": "give optim.lr, optim.warmup_epochs and optim.min_lr",
+    "bf16": "give train.precision bf16",
+    "bfloat16": "give train.precision bf16",
+    "fp16": "give train.precision bf16 or autocast",
+    "amp": "give train.precision autocast",
+    "torch_autocast": "give train.precision autocast",
+    "elasticity": "a run goes on with another number of processes by itself, under the same train.global_batch",
+    "activation_checkpointing": "give train.grad_checkpointing",
+    "compile": "give train.compile",
+    "checkpoint": "give run.checkpoint_every and the other settings of run",
+    "flops_profiler": "metrics.jsonl has the share of the GPU's peak, mfu",
+    "tensorboard": "give log.tensorboard",
+    "wandb": "give log.wandb",
+    "zero_optimization.stage": "give train.zero_stage",
+    "zero_optimization.offload_optimizer": "the optimizer's state stays on the device, where checkpoints read it; "
+    "train.zero_stage 2 or 3 on more processes takes less memory",
+    "zero_optimization.offload_param": "weights stay on the device; train.zero_stage 3 takes less memory",
+    "zero_optimization.cpu_offload": "as zero_optimization.offload_optimizer",
+    "zero_optimization.compute_grad_norm": "the norm is needed to clip and to skip a gradient that is not finite",
+    "zero_allow_untested_optimizer": "it is set",
+}
+
+# What may be given. Those in zero_optimization touch speed and memory only (run.py lets them change).
+_ALLOWED = {
+    "zero_optimization.contiguous_gradients",
+    "zero_optimization.reduce_scatter",
+    "zero_optimization.reduce_bucket_size",
+    "zero_optimization.use_multi_rank_bucket_allreduce",
+    "zero_optimization.allgather_bucket_size",
+    "zero_optimization.overlap_comm",
+    "zero_optimization.round_robin_gradients",
+    "zero_optimization.sub_group_size",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "zero_optimization.stage3_param_persistence_threshold",
+    "zero_optimization.stage3_model_persistence_threshold",
+    "zero_optimization.stage3_max_live_parameters",
+    "zero_optimization.stage3_max_reuse_distance",
+    "zero_optimization.stage3_module_granularity_threshold",
+    "zero_optimization.stage3_use_all_reduce_for_fetch_params",
+    "zero_optimization.stage3_allgather_sequential",
+    "zero_optimization.enable_sanity_checks",
+    "communication_data_type",
+    "data_types.grad_accum_dtype",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "comms_logger",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "steps_per_print",
+}
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Read and check a file.
+
+    Raises:
+        ValueError: there is no such file, it is no JSON object (the message names the line), or a setting in it cannot
+            be given here.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(f"train.deepspeed={path}: cannot be read ({reason}); give a JSON file") from None
+    try:
+        settings = json.loads(text, object_pairs_hook=_without_doubles)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f'{path}: DeepSpeed\'s settings are an object, like {{"zero_optimization": {{...}}}}')
+    check_settings(settings, where=str(path))
+    return settings
+
+
+def check_settings(settings: Mapping[str, Any], *, where: str) -> None:
+    """Refuse what cannot be given.
+
+    Raises:
+        ValueError: names every such setting, with the option to use instead where there is one.
+    """
+    refused = [
+        f"{name}: {_REFUSED.get(name, 'not a setting that can be given here')}"
+        for name in _leaves(settings)
+        if name not in _ALLOWED
+    ]
+    if refused:
+        raise ValueError(f"{where}: {'; '.join(refused)}. What can be given: {', '.join(sorted(_ALLOWED))}")
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one; where both have a value, that of `above`."""
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        both[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of all settings, down to those that we have a word for."""
+    names = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        known = name in _REFUSED or name in _ALLOWED
+        names += _leaves(value, f"{name}.") if isinstance(value, Mapping) and value and not known else [name]
+    return names
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if doubles := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"given twice: {', '.join(doubles)}")
+    return dict(pairs)
