@@ -70,7 +70,7 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
         corpus = corpus_of(config.data)
     except DatasetError as error:
         fail(str(error))
-    with joined(config.device, where=config.run.dir) as world:
+    with joined(config.device, where=config.run.dir, timeout_minutes=config.run.timeout) as world:
         return EXIT_DONE if train(config, corpus, world) else EXIT_STOPPED
 
 
@@ -152,6 +152,9 @@ def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[in
         checkpoint_every=config.run.checkpoint_every,
         keep_last=config.run.keep_last,
         keep_every=config.run.keep_every,
+        max_skipped=train.max_skipped,
+        max_rollbacks=train.max_rollbacks,
+        time_limit=config.run.time_limit,
     )
 
 

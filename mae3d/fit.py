@@ -4,26 +4,27 @@ finished = fit(engine, loader, loss_of, plan=plan, run=Run("out/run"), world=wor
 finished = fit(..., validation=Validation(every=steps_per_epoch, scores=validate, best="top1"))     # keeps the best
 """
 
-import math
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mae3d.config import ClassifierConfig, MAEConfig
 from mae3d.distributed import World
 from mae3d.engine import Engine
+from mae3d.guard import Guard, TrainingError
 from mae3d.journal import Journal
 from mae3d.metrics import Meter
-from mae3d.run import DONE, STOPPED, Run
+from mae3d.run import DONE, SPIKES, STOP, STOPPED, Run
 from mae3d.saver import Saver
 from mae3d.stopping import StopRequest
 from mae3d.train_config import LogConfig
 
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says since when."""
+logger = logging.getLogger(__name__)
 
 
 class BatchLoader(Protocol):
@@ -55,6 +56,9 @@ class Plan:
     checkpoint_every: int
     keep_last: int
     keep_every: int
+    max_skipped: int = 10
+    max_rollbacks: int = 3
+    time_limit: float | None = None  # minutes
 
 
 @dataclass(frozen=True)
@@ -116,78 +120,189 @@ def fit(
 
     Raises:
         CheckpointError: no checkpoint of the run is whole.
-        TrainingError: the loss is not finite.
+        TrainingError: too many steps in a row were not finite, the memory is too small, or another process is gone.
         OSError: a checkpoint or the log cannot be written.
     """
-    meter = Meter(world, clips_per_step=plan.clips_per_step, flops_per_clip=plan.flops_per_clip)
-    saver = Saver(run, world, model_config=model_config, keep_last=plan.keep_last, keep_every=plan.keep_every)
-    step = saver.resume(engine, loader, meter)
-    journal = Journal(run, world, first_step=step, total_steps=plan.total_steps, log=plan.log)
-    with journal, StopRequest() as stop:
-        while step < plan.total_steps:
-            lr = plan.lr(step)
-            for micro in range(plan.accumulation):
-                with meter.waiting():
-                    batch = next(loader)
-                loss = loss_of(engine, batch, step=step, micro=micro)
-                engine.backward(loss)
-                meter.add(loss)
-                engine.step(lr)
-            step += 1
-            meter.stepped()
-            last = step == plan.total_steps
-            scores: dict[str, float] = {}
-            if validation and (last or validation.due(step)):
-                with meter.pausing():
-                    scores = validation.scores(step)
-            named = validation.named(scores) if validation else {}
-            if named and step % plan.log.every and not last:  # between two lines, whose losses it leaves as they are
-                journal.write({"step": step, "epoch": loader.epoch, **named})
-            if step % plan.log.every == 0 or last:
-                row = _row(engine, loader, meter, named, step=step, lr=lr)
-                journal.write(row)
-                _judge(row)
-                loader.judge({name: row[name] for name in loader.counts()})  # the same sums on every process
-            journal.stepped(step)
-            # Every process must have seen the request before any saves: signals reach them one after the other.
-            stop.agreed = world.any(stop.requested) if world.place.size > 1 else stop.requested
-            if step % plan.checkpoint_every == 0 or last or scores or stop.agreed:
-                score = validation.merit(scores) if validation and scores else None
-                saver.save(engine, loader, meter, step=step, score=score)
-            if stop.agreed and not last:
-                _end(run, world, STOPPED, f"stopped on request after step {step}")
-                return False
-    _end(run, world, DONE, f"{step} steps")
-    return True
-
-
-def _row(
-    engine: Engine, loader: BatchLoader, meter: Meter, scores: dict[str, float], *, step: int, lr: float
-) -> dict[str, Any]:
-    """A line of metrics.jsonl; every process makes it, the sums are over all of them."""
-    measured = meter.row()
-    return {
-        "step": step,
-        "epoch": loader.epoch,
-        "loss": measured.pop("loss"),
-        "lr": lr,
-        "grad_norm": engine.grad_norm,
-        **measured,
-        "skipped_steps": engine.skipped_steps,
-        **meter.totals(loader.counts()),
-        **scores,
-    }
-
-
-def _judge(row: dict[str, Any]) -> None:
-    if not math.isfinite(row["loss"]):
+    training = _Training(
+        engine, loader, loss_of, plan=plan, run=run, world=world, model_config=model_config, validation=validation
+    )
+    try:
+        return training.run()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(out_of_memory(str(error).splitlines()[0])) from error
+    except RuntimeError as error:
+        if isinstance(error, TrainingError) or not is_lost_peer(error):
+            raise
         raise TrainingError(
-            f"the loss is {row['loss']} at step {row['step']}. The checkpoints before it are untouched: lower "
-            "optim.blr, or set a smaller optim.clip_grad, and start again"
-        )
+            f"another process is gone or hangs ({str(error).splitlines()[0]}). {run.told_beats()} Its own output, "
+            "above or on its node, says why; the same command goes on from the last checkpoint"
+        ) from error
 
 
-def _end(run: Run, world: World, marker: str, text: str) -> None:
-    if world.is_first:
-        run.end(marker, text)
-    world.barrier()
+class _Training:
+    """The loop and what it works with."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loader: BatchLoader,
+        loss_of: Callable[..., Tensor],
+        *,
+        plan: Plan,
+        run: Run,
+        world: World,
+        model_config: MAEConfig | ClassifierConfig,
+        validation: Validation | None,
+    ):
+        self.engine, self.loader, self.loss_of = engine, loader, loss_of
+        self.plan, self.folder, self.world, self.validation = plan, run, world, validation
+        self.meter = Meter(world, clips_per_step=plan.clips_per_step, flops_per_clip=plan.flops_per_clip)
+        self.guard = Guard(max_skipped=plan.max_skipped, max_rollbacks=plan.max_rollbacks)
+        self.saver = Saver(run, world, model_config=model_config, keep_last=plan.keep_last, keep_every=plan.keep_every)
+        self.stop = StopRequest(world, file=run.folder / STOP, minutes=plan.time_limit)
+
+    def run(self) -> bool:
+        """As `fit`."""
+        plan, step = self.plan, self.resume()
+        self.journal = Journal(self.folder, self.world, first_step=step, total_steps=plan.total_steps, log=plan.log)
+        with self.journal, self.stop:
+            while step < plan.total_steps:
+                skipped = self.engine.skipped_steps
+                place = self.take_step(step)
+                step += 1
+                self.folder.beat(self.world.place.rank, step)
+                if self.guard.stepped(self.engine.skipped_steps == skipped, place=place):
+                    step = self.go_back(step)
+                    continue
+                last = step == plan.total_steps
+                stopping = self.stop.agree() and not last
+                scores = {} if stopping else self.score(step, last=last)
+                if step % plan.log.every == 0 or last:
+                    self.log(step, scores)
+                elif scores:  # between two lines, whose losses it leaves as they are
+                    self.journal.write({"step": step, "epoch": self.loader.epoch, **self.named(scores)})
+                self.journal.stepped(step)
+                # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
+                due = step % plan.checkpoint_every == 0 and not self.guard.in_a_row
+                if due or last or scores or stopping:
+                    self.save(step, scores)
+                if stopping:
+                    self.end(STOPPED, f"stopped by {self.stop.reason} after step {step}")
+                    return False
+        self.end(DONE, f"{step} steps")
+        return True
+
+    def resume(self) -> int:
+        """From the newest checkpoint if there is one; the step."""
+        state = self.saver.resume(self.engine)
+        self.guard.start(self.engine.optimizer_step)
+        if state is None:
+            return 0
+        self.loader.load_state_dict(state["loader"])
+        self.meter.load_state_dict(state["meter"], counts=state["counts"])
+        self.guard.load_state_dict(state["guard"])
+        return int(state["step"])
+
+    def take_step(self, step: int) -> tuple[int, int]:
+        """One optimizer step; the epoch and position of its first sample."""
+        at, lr = self.loader.state_dict(), self.plan.lr(step)
+        for micro in range(self.plan.accumulation):
+            with self.meter.waiting():
+                batch = next(self.loader)
+            loss = self.loss_of(self.engine, batch, step=step, micro=micro)
+            self.engine.backward(loss)
+            self.meter.add(loss)
+            self.engine.step(lr)
+        self.meter.stepped()
+        return at["epoch"], at["position"]
+
+    def go_back(self, step: int) -> int:
+        """Restores the last checkpoint, and leaves the data where it is: the samples that did this are over."""
+        state = self.saver.go_back(self.engine)
+        if state is None:
+            raise TrainingError(
+                f"the first {step} steps had no finite gradient: lower optim.blr, lengthen optim.warmup_epochs, or "
+                "look at the data (`python -m pipelines.preview`)"
+            )
+        self.guard.went_back(self.engine.optimizer_step)
+        self.meter.restart([])
+        if self.world.is_first:
+            logger.warning(
+                "%d steps in a row had a gradient that is not finite: back from step %d to the checkpoint of step %d; "
+                "the data goes on where it is",
+                self.plan.max_skipped, step, state["step"],
+            )  # fmt: skip
+        return int(state["step"])
+
+    def score(self, step: int, *, last: bool) -> dict[str, float]:
+        """The validation's scores, if there is one after this step."""
+        if self.validation is None or not (last or self.validation.due(step)):
+            return {}
+        with self.meter.pausing():
+            return self.validation.scores(step)
+
+    def named(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """The scores as metrics.jsonl has them."""
+        return self.validation.named(scores) if self.validation else {}
+
+    def log(self, step: int, scores: Mapping[str, float]) -> None:
+        """A line of metrics.jsonl, the same on every process; looks whether all is well."""
+        measured, losses = self.meter.row()
+        self.guard.check(self.engine.optimizer_step)
+        counts = self.meter.totals(self.loader.counts())
+        row = {
+            "step": step,
+            "epoch": self.loader.epoch,
+            "loss": measured.pop("loss"),
+            "lr": self.plan.lr(step - 1),
+            "grad_norm": self.engine.grad_norm,
+            **measured,
+            "skipped_steps": self.guard.skipped,
+            "rollbacks": self.guard.rollbacks,
+            **counts,
+            **self.named(scores),
+        }
+        self.journal.write(row)
+        for spike in self.guard.judge(losses, step=step):
+            if self.world.is_first:
+                self.folder.write_spike(asdict(spike))
+                logger.warning(
+                    "the loss leapt to %.4f at step %d (usually %.4f): samples from position %d of epoch %d on; see %s",
+                    spike.loss, spike.step, spike.usual, spike.position, spike.epoch, self.folder.folder / SPIKES,
+                )  # fmt: skip
+        self.loader.judge(counts)  # the same sums on every process: all stop together
+
+    def save(self, step: int, scores: Mapping[str, float]) -> None:
+        """A checkpoint of everything that the next step depends on."""
+        state = {
+            "loader": self.loader.state_dict(),
+            "meter": self.meter.state_dict(),
+            "counts": self.meter.totals(self.loader.counts()),
+            "guard": self.guard.state_dict(),
+        }
+        score = self.validation.merit(scores) if self.validation and scores else None
+        self.saver.save(self.engine, state, step=step, score=score)
+
+    def end(self, marker: str, text: str) -> None:
+        """DONE or STOPPED, when all processes are there."""
+        if self.world.is_first:
+            self.folder.end(marker, text)
+        self.world.barrier()
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone: gloo raises plain RuntimeErrors."""
+    told = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        words in told
+        for words in ("connection closed by peer", "connection reset by peer", "timed out waiting", "gloo")
+    )
+
+
+def out_of_memory(told: str) -> str:
+    """What helps where a step needs more memory than there is."""
+    return (
+        f"{told} The step needs more memory than the device has: give more micro-batches a step "
+        "(train.accumulation, the losses stay the same), train.grad_checkpointing true, train.zero_stage 2 or 3, a "
+        "smaller train.global_batch or data.repeat_aug, or fewer model.num_frames"
+    )

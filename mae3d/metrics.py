@@ -2,11 +2,13 @@
 
 meter = Meter(world, clips_per_step=64, flops_per_clip=step_flops(config))
 meter.add(loss)
-row = meter.row(step)            # a line of metrics.jsonl; starts the next interval
+meter.stepped()
+row, losses = meter.row()        # of metrics.jsonl; starts the next interval
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,13 +42,20 @@ def step_flops(config: MAEConfig | ClassifierConfig) -> float:
     width, decoder_width = config.embed_dim, config.decoder_embed_dim
     embed = 2 * kept * pixels_in * width
     encoder = config.depth * _block_flops(kept + cls, width, config.mlp_ratio)
-    decoder = config.decoder_depth * _block_flops(kept + predicted + cls, decoder_width, config.mlp_ratio)
+    seen = kept + predicted + cls
+    decoder = max(config.decoder_depth - 1, 0) * _block_flops(seen, decoder_width, config.mlp_ratio)
+    if config.decoder_depth:  # the last block goes on with the predicted tokens only
+        decoder += _block_flops(seen, decoder_width, config.mlp_ratio, asked=predicted)
     ends = 2 * kept * width * decoder_width + 2 * predicted * decoder_width * pixels_out
+    if config.decoder_cls == "encoder":
+        ends += 2 * cls * width * decoder_width
     return 2.0 * embed + 3.0 * (encoder + decoder + ends)
 
 
-def _block_flops(tokens: int, width: int, mlp_ratio: float) -> float:
-    return 2 * tokens * width**2 * (4 + 2 * mlp_ratio) + 4 * tokens**2 * width
+def _block_flops(tokens: int, width: int, mlp_ratio: float, *, asked: int | None = None) -> float:
+    """Forward: queries, keys and values; scores and what they weigh; the output's projection and the MLP."""
+    out = tokens if asked is None else asked
+    return 2 * tokens * width * 3 * width + 4 * out * tokens * width + 2 * out * width**2 * (1 + 2 * mlp_ratio)
 
 
 def memory_estimate(
@@ -94,19 +103,17 @@ class Meter:
             flops_per_clip: of the forward and backward pass.
         """
         self._world, self._clips, self._flops = world, clips_per_step, flops_per_clip
-        # float64: sums of float32 losses are exact, whatever the order and wherever a run was cut.
-        self._loss = torch.zeros((), dtype=torch.float64, device=world.device)
-        self._count = 0
+        self._losses: list[Tensor] = []  # of the interval's steps, on the device: none is waited for before `row`
+        self._step: list[Tensor] = []  # of this step's micro-batches
         self._waited = 0.0
-        self._steps = 0
+        self._steps = 0  # since `_since`
         self._since = time.perf_counter()
         self._peak = self._peak_flops()
         self._counts: dict[str, int] = {}  # of the parts of the run before this one
 
     def add(self, loss: Tensor) -> None:
         """One micro-batch's loss on this process."""
-        self._loss += loss.detach()
-        self._count += 1
+        self._step.append(loss.detach())
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -123,39 +130,52 @@ class Meter:
         self._since += time.perf_counter() - start
 
     def stepped(self) -> None:
-        """Counts an optimizer step."""
+        """Ends an optimizer step."""
+        # float64: means of float32 losses come out alike wherever a run was cut.
+        self._losses.append(torch.stack(self._step).double().mean())
+        self._step = []
         self._steps += 1
 
-    def row(self) -> dict[str, Any]:
-        """Loss (mean over micro-batches and processes), clips a second over all, wait; starts the next interval."""
-        loss = float(self._world.mean(self._loss)) / max(self._count, 1)
+    def losses(self) -> list[float]:
+        """The loss of each step of the interval: means over micro-batches and processes, all of which call it."""
+        return self._world.mean(torch.stack(self._losses)).tolist() if self._losses else []
+
+    def row(self) -> tuple[dict[str, Any], list[float]]:
+        """What an interval comes to, and `losses`; starts the next interval.
+
+        `loss` is the mean over the steps whose loss was finite (nan without any), `clips_per_s` is over all processes.
+        """
+        losses = self.losses()
+        finite = [loss for loss in losses if math.isfinite(loss)]
         seconds = time.perf_counter() - self._since
         clips_per_s = self._steps * self._clips / seconds
         size = self._world.place.size
         row = {
-            "loss": loss,
+            "loss": math.fsum(finite) / len(finite) if finite else math.nan,
             "clips_per_s": clips_per_s,
             "data_wait": self._waited / seconds,
             "mfu": clips_per_s * self._flops / (size * self._peak) if self._peak else None,
         }
-        self._loss.zero_()
-        self._count, self._steps, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
-        return row
+        self.restart([])
+        return row, losses
+
+    def restart(self, losses: Sequence[float]) -> None:
+        """Goes on with an interval of which these losses are known, 0-d float64 each; speed is measured from here."""
+        self._losses = [torch.tensor(loss, dtype=torch.float64, device=self._world.device) for loss in losses]
+        self._step, self._steps, self._waited, self._since = [], 0, 0.0, time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """The unfinished interval, so that a resumed run's rows are those of an uncut one."""
-        return {"loss": float(self._world.mean(self._loss.clone())), "count": self._count}
+        return {"losses": self.losses()}
 
     def totals(self, counts: dict[str, int]) -> dict[str, int]:
         """This process's counts since the start ─► over all processes, and since the run's first start."""
         return {name: self._counts.get(name, 0) + self._world.total(count) for name, count in counts.items()}
 
     def load_state_dict(self, state: dict[str, Any], *, counts: dict[str, int]) -> None:
-        """Goes on with an unfinished interval and with what `totals` gave; speed is measured from here."""
+        """Goes on with an unfinished interval and with what `totals` gave."""
         self._counts = counts
-        self._loss.fill_(state["loss"])
-        self._count = state["count"]
-        self._since = time.perf_counter()
+        self.restart(state["losses"])
 
     def _peak_flops(self) -> float | None:
         if self._world.device.type != "cuda":

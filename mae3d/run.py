@@ -4,7 +4,10 @@ run = Run("out/run")
 run.claim(config, extend=False)      # writes config.yaml, or compares with it
 """
 
+import contextlib
 import json
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +18,8 @@ import yaml
 from mae3d.files import write_text
 
 CONFIG, METRICS, DONE, STOPPED = "config.yaml", "metrics.jsonl", "DONE", "STOPPED"
+STOP = "STOP"  # made by a person: the run stops at the next step, and does not start while it is there
+SPIKES, BEATS = "spikes.jsonl", "heartbeats"
 
 # What does not touch the sequence of losses beyond the order of a sum.
 _MAY_CHANGE = (
@@ -34,15 +39,25 @@ _MAY_CHANGE = (
     "data.retries",
     "data.max_bad",
     "data.cache",
+    "eval.",
     "val.shards",
     "val.exclude_bad_shards",
     "val.decode",
     "val.batch",
     "val.cache",
     "train.accumulation",
+    "train.max_skipped",
+    "train.max_rollbacks",
     "train.zero_stage",
     "train.grad_checkpointing",
+    "train.deepspeed.zero_optimization.",  # of what may be given there, nothing else
+    "train.deepspeed.comms_logger.",
+    "train.deepspeed.wall_clock_breakdown",
+    "train.deepspeed.memory_breakdown",
+    "train.deepspeed.dump_state",
+    "train.deepspeed.steps_per_print",
 )
+_TOLD = 16  # processes that a message lists
 _LENGTH = ("train.steps", "train.epochs")
 
 
@@ -72,10 +87,12 @@ class Run:
             defaults: nested as `config`; a setting that config.yaml lacks is newer than the run, which had its default.
 
         Raises:
-            RunError: a setting differs that the losses depend on.
+            RunError: a setting differs that the losses depend on, or a file asks the run to stop.
             OSError: the folder cannot be written.
         """
         path = self.folder / CONFIG
+        if (self.folder / STOP).exists():
+            raise RunError(f"{self.folder / STOP} asks this run to stop: remove that file to go on")
         # Tuples as lists, as they come back from the file.
         config, defaults = json.loads(json.dumps(config)), json.loads(json.dumps(dict(defaults)))
         if path.exists():
@@ -84,6 +101,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(config, sort_keys=False))
         (self.folder / STOPPED).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / BEATS, ignore_errors=True)
+        (self.folder / BEATS).mkdir(exist_ok=True)
         if extend:
             (self.folder / DONE).unlink(missing_ok=True)
 
@@ -114,6 +133,27 @@ class Run:
         """Appends one line."""
         with (self.folder / METRICS).open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def write_spike(self, row: Mapping[str, Any]) -> None:
+        """Appends a line to spikes.jsonl."""
+        with (self.folder / SPIKES).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def beat(self, rank: int, step: int) -> None:
+        """Shows that a process lives: it has taken `step` steps. A full disk or a lost mount is no reason to stop."""
+        with contextlib.suppress(OSError):
+            (self.folder / BEATS / f"rank-{rank:05d}").write_text(f"{step}\n")
+
+    def told_beats(self) -> str:
+        """How far each process has come, in words."""
+        beats = []
+        for path in sorted((self.folder / BEATS).glob("rank-*")):
+            with contextlib.suppress(OSError, ValueError):
+                seconds = max(time.time() - path.stat().st_mtime, 0)
+                beats.append((int(path.read_text()), int(path.name.removeprefix("rank-")), seconds))
+        told = [f"rank {rank}: step {step}, {seconds:.0f} s ago" for step, rank, seconds in sorted(beats)[:_TOLD]]
+        more = f"; {len(beats) - _TOLD} more" if len(beats) > _TOLD else ""
+        return f"Last steps: {'; '.join(told)}{more}." if beats else ""
 
     def end(self, marker: str, text: str) -> None:
         """Writes DONE or STOPPED."""

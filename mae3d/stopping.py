@@ -1,25 +1,39 @@
 """What asks a run to stop, remembered until the loop comes to the end of a step.
 
-with StopRequest() as stop:
+with StopRequest(world, file=run.folder / "STOP", minutes=600) as stop:
     ...
-    if world.any(stop.requested): ...
+    if stop.agree(): ...         # on every process at once
 """
 
 import signal
+import time
+from pathlib import Path
 from types import FrameType
+
+from mae3d.distributed import World
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGINT or SIGUSR1 came; the loop asks at each step's end.
+    """SIGTERM, SIGINT or SIGUSR1, a file, or a time that is over; one process that knows of it is enough.
 
-    After an agreed stop they are ignored for good: a launcher ends the slower processes when the first one has left.
+    After an agreed stop the signals are ignored for good: a launcher ends the slower processes when the first one has
+    left.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def __init__(self) -> None:
-        self.requested = False
-        self.agreed = False
+    def __init__(self, world: World, *, file: Path, minutes: float | None):
+        """Listens from `with` on.
+
+        Args:
+            world: all processes.
+            file: stops the run when it appears; the first process looks for it.
+            minutes: after which the run stops, from now on; None for no limit.
+        """
+        self._world, self._file = world, file
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self._reason = ""  # of this process
+        self.reason = ""  # agreed; empty before that
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
@@ -27,7 +41,24 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if self.agreed else handler)
+            signal.signal(number, signal.SIG_IGN if self.reason else handler)
+
+    def agree(self) -> bool:
+        """Whether to stop, on every process alike; all of them ask. Once it is true it stays so.
+
+        Every process must have seen the request before any saves: signals reach them one after the other.
+        """
+        if self.reason:
+            return True
+        if not self._reason and self._world.is_first:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                self._reason = "the time limit"
+            elif self._file.exists():
+                self._reason = str(self._file)
+        if self._world.any(bool(self._reason)):
+            reasons = self._world.gather(self._reason)
+            self.reason = next(reason for reason in reasons if reason)
+        return bool(self.reason)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._reason = signal.Signals(number).name
