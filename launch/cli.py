@@ -77,7 +77,8 @@ def defaults_of(config: Any) -> dict[str, Any]:
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     """Ends the process with `error: message` on standard error; what all processes find wrong, the first one tells."""
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    ranks = [os.environ[name] for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID") if name in os.environ]
+    rank = int(ranks[0]) if ranks else 0
     if rank == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:

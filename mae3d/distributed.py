@@ -6,6 +6,7 @@ if world.any(stop_requested): ...    # true on every rank if it is on one
 
 import datetime
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ class DeviceError(ValueError):
     """The device asked for cannot be used; the message gives the remedy."""
 
 
+class MeetingError(RuntimeError):
+    """The processes do not find each other. It may pass: a node is late, a port is taken."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a launcher put this process."""
@@ -30,17 +35,52 @@ class Place:
 
 
 def place_from(environment: Mapping[str, str]) -> Place:
-    """Reads the variables of deepspeed, torchrun or srun; without any: a single process."""
+    """Reads the variables of deepspeed, torchrun, mpirun or srun; without any: a single process.
+
+    Only what srun started belongs together: the shell of an allocation has SLURM_NTASKS and SLURM_PROCID too, and
+    a plain `python` in it would wait for processes that nobody starts.
+    """
     if "RANK" in environment:  # deepspeed says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE
         local_size = environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", "1"))
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        local_size = environment.get("SLURM_NTASKS_PER_NODE", "1").partition("(")[0]
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    elif "OMPI_COMM_WORLD_RANK" in environment:  # before SLURM's: there, mpirun itself is a step of one task a node
+        local_size = environment["OMPI_COMM_WORLD_LOCAL_SIZE"]
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+    elif "SLURM_STEP_NUM_TASKS" in environment:
+        local_size = _tasks_of_node(environment["SLURM_STEP_TASKS_PER_NODE"], int(environment["SLURM_NODEID"]))
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     else:
         return Place()
     rank, size, local_rank = (int(environment[name]) for name in names)
     return Place(rank, size, local_rank, int(local_size))
+
+
+def _tasks_of_node(tasks_per_node: str, node: int) -> str:
+    """SLURM's list of counts, such as "2(x3),1", at one node's place."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node)
+    return [count for count, times in found for _ in range(int(times or 1))][node]
+
+
+def meeting_point(environment: Mapping[str, str], place: Place) -> tuple[str, str]:
+    """Address and port at which the processes meet: the launcher's, else what SLURM's variables make of it.
+
+    Raises:
+        ValueError: several nodes, and nothing says where they meet.
+    """
+    address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT", "29500")
+    is_slurm = "SLURM_STEP_NUM_TASKS" in environment
+    if not address and place.size <= place.local_size:
+        address = "127.0.0.1"
+    elif not address and is_slurm:  # "rack[3-5,9]n[1-2],login1": the first task runs on the first node, rack3n1
+        first = re.match(r"([^,[]|\[[^]]*\])*", environment.get("SLURM_STEP_NODELIST", ""))
+        address = re.sub(r"\[(\d+)[^]]*\]", r"\1", first[0]) if first else None
+    if not address:
+        raise ValueError("several nodes, but MASTER_ADDR is not set: export the name of the first process's node")
+    if is_slurm and "MASTER_PORT" not in environment and "SLURM_JOB_ID" in environment:
+        # Jobs that share a node, and steps of one job at once, need ports of their own; below those that Linux lends.
+        own = 10 * int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", "0"))
+        port = str(20000 + own % 10000)
+    return address, port
 
 
 def choose_device(asked: str, *, local_rank: int) -> torch.device:
@@ -48,13 +88,20 @@ def choose_device(asked: str, *, local_rank: int) -> torch.device:
 
     Raises:
         DeviceError: a GPU was asked for and there is none, or there is one that torch cannot use: never a silent
-            run on the CPU.
+            run on the CPU; or there are fewer than processes.
     """
     if asked not in ("auto", "cuda", "cpu"):
         raise DeviceError(f"--device {asked}: give auto, cuda or cpu")
     if asked == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if count == 1:  # of its own: srun --gpus-per-task shows no other (two processes on one GPU, NCCL refuses)
+            return torch.device("cuda", 0)
+        if local_rank >= count:
+            raise DeviceError(
+                f"process {local_rank} of this node (from 0) has no GPU of its own: there are {count}. Start one a GPU"
+            )
         return torch.device("cuda", local_rank)
     if asked == "auto" and not Path("/proc/driver/nvidia/version").exists():
         return torch.device("cpu")
@@ -121,20 +168,15 @@ def start_world(asked_device: str, *, timeout_minutes: float = 30) -> World:
 
     Raises:
         DeviceError: see `choose_device`.
-        ValueError: several nodes, and nothing says where they meet; or they cannot meet there.
+        ValueError: several nodes, and nothing says where they meet.
+        MeetingError: they do not meet there.
     """
     place = place_from(os.environ)
-    if place.size > place.local_size and "MASTER_ADDR" not in os.environ:
-        raise ValueError(
-            "several nodes, but MASTER_ADDR is not set: export the first node's name, as in "
-            "MASTER_ADDR=$(scontrol show hostnames | head -n 1)"
-        )
+    address, port = meeting_point(os.environ, place)
     device = choose_device(asked_device, local_rank=place.local_rank)
-    os.environ["DS_ACCELERATOR"] = device.type
-    for name, value in (("RANK", place.rank), ("WORLD_SIZE", place.size), ("LOCAL_RANK", place.local_rank)):
-        os.environ[name] = str(value)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+    index = place.local_rank if device.index is None else device.index  # of the GPU: DeepSpeed takes LOCAL_RANK for it
+    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.size), LOCAL_RANK=str(index))
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=port, DS_ACCELERATOR=device.type)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -147,9 +189,8 @@ def start_world(asked_device: str, *, timeout_minutes: float = 30) -> World:
         else:
             dist.init_process_group(backend, timeout=timeout)
     except dist.DistNetworkError as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise ValueError(
-            f"the processes cannot meet at {where}: {str(error).splitlines()[0]} If another run on this machine has "
-            "that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
+        raise MeetingError(
+            f"the processes cannot meet at {address}:{port}: {str(error).splitlines()[0]} If another run on this "
+            "machine has that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
         ) from error
     return World(place, device, dist.new_group(backend="gloo", timeout=timeout))

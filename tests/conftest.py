@@ -17,7 +17,7 @@ LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE
 
 def pytest_configure() -> None:
     """Sets the environment of the tests and of all that they start, before torch or DeepSpeed is imported."""
-    for name in [name for name in os.environ if name in LAUNCHERS or name.startswith("SLURM_")]:
+    for name in [name for name in os.environ if name in LAUNCHERS or name.startswith(("SLURM_", "OMPI_"))]:
         del os.environ[name]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share few cores
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as launch.cli.set_threads: the same sums in all of them
