@@ -28,7 +28,11 @@ class Ratio:
 
 
 def alternate(
-    candidates: Mapping[str, Callable[[], None]], *, rounds: int, clock: Callable[[], float] = time.process_time
+    candidates: Mapping[str, Callable[[], None]],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+    wait: Callable[[], None] | None = None,
 ) -> dict[str, list[float]]:
     """Runs every candidate once a round, in turn forwards and backwards, after one round that is not counted.
 
@@ -36,6 +40,7 @@ def alternate(
         candidates: name ─► a block of work; blocks of one call must be of one size to be compared.
         rounds: counted rounds.
         clock: `time.process_time` counts the CPU seconds of all threads, which a busy machine changes least.
+        wait: returns when a block's work is over; None is `settle`.
 
     A block ends when the process is idle: what it makes threads do ahead belongs to it.
 
@@ -48,7 +53,7 @@ def alternate(
         for name in names:
             start = clock()
             candidates[name]()
-            settle()
+            (wait or settle)()
             if round_number:
                 seconds[name].append(clock() - start)
     return seconds

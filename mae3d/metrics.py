@@ -58,6 +58,14 @@ def _block_flops(tokens: int, width: int, mlp_ratio: float, *, asked: int | None
     return 2 * tokens * width * 3 * width + 4 * out * tokens * width + 2 * out * width**2 * (1 + 2 * mlp_ratio)
 
 
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s that the device can do in bf16, dense; None for a CPU, or a GPU that is not known here."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in _PEAK_FLOPS.items() if key in name), None)
+
+
 def memory_estimate(
     config: MAEConfig | ClassifierConfig,
     *,
@@ -108,7 +116,7 @@ class Meter:
         self._waited = 0.0
         self._steps = 0  # since `_since`
         self._since = time.perf_counter()
-        self._peak = self._peak_flops()
+        self._peak = peak_flops(world.device)
         self._counts: dict[str, int] = {}  # of the parts of the run before this one
 
     def add(self, loss: Tensor) -> None:
@@ -176,9 +184,3 @@ class Meter:
         """Goes on with an unfinished interval and with what `totals` gave."""
         self._counts = counts
         self.restart(state["losses"])
-
-    def _peak_flops(self) -> float | None:
-        if self._world.device.type != "cuda":
-            return None
-        name = torch.cuda.get_device_name(self._world.device)
-        return next((peak for key, peak in _PEAK_FLOPS.items() if key in name), None)

@@ -1,0 +1,316 @@
+"""How fast a training step is, forward and backward, and how near the device's limit.
+
+    python benchmarks/step.py compare --size base --precision fp32 bf16     # against the plain model, in turns
+    python benchmarks/step.py memory --size base                            # bytes kept for the backward pass
+    python benchmarks/step.py ablation --size base                          # what each exact trick gives
+    python benchmarks/step.py sdpa                                          # attention backends (GPU)
+    python benchmarks/step.py mfu --size base --compile true                # the engine: MFU, optimizer, host syncs
+    python benchmarks/step.py input --size base --shards out/shards         # real against synthetic clips
+    python benchmarks/step.py all --shards out/shards                       # all of it, each in a process of its own
+
+The plain model (plain_mae.py) has the same weights and does all that ours leaves out. Candidates take turns in one
+process, forwards then backwards (ABBA); ratios are medians of a round's pairs with their range. Seconds are CPU seconds
+of one thread on the CPU, and CUDA events on a GPU. FLOPs are mae3d.metrics.step_flops: a fused kernel's recomputation
+is not counted. `--device cpu --size tiny` tries everything on any machine.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import ROOT, alternate, ratio, settle
+
+if TYPE_CHECKING:
+    import torch
+
+    from mae3d.config import MAEConfig
+
+SIZES = {name: f"mae_vit_{name}_patch16" for name in ("tiny", "small", "base", "large", "huge")}
+SIZES["huge14"] = "mae_vit_huge_patch14"
+MUST_SPEED = {"fp32": 1.35, "bf16": 1.15, "cast": 1.15}  # of the plain model, on the CPU
+MUST_LOSS = {"fp32": 1e-6, "bf16": 1e-3, "cast": 1e-3}  # relative difference
+MUST_BYTES = 0.45
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; 1 if a figure misses what it must reach, 2 where there is no GPU."""
+    options = _options(argv)
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("no GPU that torch can use: nothing was measured (--device cpu tries the benchmark itself)")
+        return 2
+    if options.device == "cpu":
+        torch.set_num_threads(options.threads)
+    if options.what == "all":
+        return run_all(options)
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
+    print(f"{options.what}: {where}, torch {torch.__version__}, {options.size}, batch {options.batch}", flush=True)
+    if options.what in ("mfu", "input"):
+        from benchmarks import step_engine
+
+        return step_engine.main(options)
+    if options.what == "ablation":
+        from benchmarks.ablation import ablate
+
+        return ablate(options)
+    return {"compare": compare, "memory": memory, "sdpa": attention_backends}[options.what](options)
+
+
+def config_of(options: argparse.Namespace) -> "MAEConfig":
+    """The published recipe at the size asked for."""
+    from mae3d.config import MAEConfig
+
+    config = MAEConfig(preset=SIZES[options.size], num_frames=options.frames, img_size=options.img_size)
+    return config if not options.heads else MAEConfig(**vars(config) | {"decoder_num_heads": options.heads})
+
+
+class Pair:
+    """Our model and the plain one with the same weights, and the same clips as each takes them."""
+
+    def __init__(self, config: "MAEConfig", *, batch: int, device: str, precision: str):
+        import torch
+
+        from benchmarks.plain_mae import PlainMAE
+        from mae3d.convert import to_foreign
+        from mae3d.mae import MAE
+        from mae3d.patches import normalise
+
+        torch.manual_seed(0)
+        self.lean, self.plain = MAE(config), PlainMAE(config)
+        self.plain.load_state_dict(to_foreign(self.lean.state_dict(), config, format="mae_st"))
+        for model in (self.lean, self.plain):
+            model.to(device, torch.bfloat16 if precision == "cast" else torch.float32)
+        shape = (batch, config.num_frames, config.img_size, config.img_size, 3)
+        self.clip = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        # Upstream's loader hands out normalised floats: that work is not counted against it.
+        pixels = normalise(self.clip, mean=config.mean, std=config.std)
+        self.normalised = pixels.permute(0, 4, 1, 2, 3).contiguous()
+        self.noise = torch.rand(batch, config.num_tokens, device=device)
+        self._cast: Callable[[], AbstractContextManager[Any]] = (
+            (lambda: torch.autocast(device, torch.bfloat16)) if precision == "bf16" else nullcontext
+        )
+
+    def lean_loss(self) -> "torch.Tensor":
+        """Ours."""
+        with self._cast():
+            loss: torch.Tensor = self.lean(self.clip, self.noise).loss
+        return loss
+
+    def plain_loss(self) -> "torch.Tensor":
+        """The plain model's."""
+        with self._cast():
+            loss: torch.Tensor = self.plain(self.normalised, self.noise)
+        return loss
+
+    def lean_step(self) -> None:
+        """Forward and backward."""
+        self.lean.zero_grad(set_to_none=True)
+        self.lean_loss().backward()
+
+    def plain_step(self) -> None:
+        """Forward and backward."""
+        self.plain.zero_grad(set_to_none=True)
+        self.plain_loss().backward()
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Ours against the plain model: losses, then time."""
+    missed = 0
+    for precision in options.precision:
+        pair = Pair(config_of(options), batch=options.batch, device=options.device, precision=precision)
+        ours, theirs = pair.lean_loss().item(), pair.plain_loss().item()
+        apart = abs(ours - theirs) / theirs
+        if options.compile:
+            pair.lean.compile()
+        clock, wait = clock_of(options.device)
+        blocks = {"lean": pair.lean_step, "plain": pair.plain_step}
+        seconds = alternate(blocks, rounds=options.rounds, clock=clock, wait=wait)
+        gain = ratio(seconds["plain"], seconds["lean"])
+        lean, plain = (sorted(seconds[name])[options.rounds // 2] for name in ("lean", "plain"))
+        print(
+            f"{precision}: {gain} as fast as plain ({plain:.3f} -> {lean:.3f} s); "
+            f"losses {ours:.9f} and {theirs:.9f}, {apart:.1e} apart",
+            flush=True,
+        )
+        if apart > MUST_LOSS[precision] or (options.device == "cpu" and gain.median < MUST_SPEED[precision]):
+            print(f"  MISSED: must be {MUST_SPEED[precision]}x and {MUST_LOSS[precision]:.0e}")
+            missed = 1
+    return missed
+
+
+def memory(options: argparse.Namespace) -> int:
+    """Bytes that autograd keeps for a clip, ours and the plain model's."""
+    missed = 0
+    for precision in options.precision:
+        per_clip = {}
+        for name in ("lean", "plain"):
+            kept = []
+            for batch in (1, 2):  # what does not grow with the batch are weights in another precision
+                pair = Pair(config_of(options), batch=batch, device=options.device, precision=precision)
+                kept.append(saved_bytes(getattr(pair, f"{name}_loss"), getattr(pair, name)))
+            per_clip[name] = kept[1] - kept[0]
+        lean, plain = per_clip.values()
+        print(
+            f"{precision}: {lean / 1e6:.1f} MB a clip, plain {plain / 1e6:.1f} MB: {lean / plain:.3f} of it", flush=True
+        )
+        missed |= int(lean / plain > MUST_BYTES)
+    return missed
+
+
+def saved_tensors(loss_of: "Callable[[], torch.Tensor]", model: "torch.nn.Module") -> "list[torch.Tensor]":
+    """The tensors that autograd keeps of a forward pass for the backward pass, the model's parameters left out."""
+    from torch.autograd.graph import saved_tensors_hooks
+
+    kept: list[torch.Tensor] = []
+
+    def pack(tensor: "torch.Tensor") -> "torch.Tensor":
+        kept.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss_of()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return [tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in parameters]
+
+
+def saved_bytes(loss_of: "Callable[[], torch.Tensor]", model: "torch.nn.Module") -> int:
+    """Memory behind all that is kept of a forward pass; views of one tensor count once."""
+    kept = saved_tensors(loss_of, model)
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+
+
+def attention_backends(options: argparse.Namespace) -> int:
+    """Forward and backward of attention alone at the decoder's shapes: 16 heads of 32, and 8 of 64."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    config, on_gpu = config_of(options), options.device == "cuda"
+    tokens, width = config.num_tokens + 1, config.decoder_embed_dim
+    for heads in (width // 32, width // 64):
+        shape = (options.batch, heads, tokens, width // heads)
+        inputs = [torch.randn(shape, device=options.device, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv"]
+        forward_flops = 4 * options.batch * tokens**2 * width
+        for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
+
+            def once(backend: str = backend, inputs: "list[torch.Tensor]" = inputs, *, backward: bool = True) -> None:
+                with sdpa_kernel(getattr(SDPBackend, backend)):
+                    out = scaled_dot_product_attention(*inputs)
+                if backward:
+                    torch.autograd.grad(out.sum(), inputs)
+
+            try:
+                both = seconds_of(once, options, on_gpu=on_gpu)
+                forward = seconds_of(lambda once=once: once(backward=False), options, on_gpu=on_gpu)  # type: ignore[misc]
+            except RuntimeError as error:  # not built, or not for this shape
+                print(f"{shape} {backend:20} none: {str(error).splitlines()[0]}")
+                continue
+            print(
+                f"{shape} {backend:20} forward {forward * 1e3:8.3f} ms, {forward_flops / forward / 1e12:6.1f} TFLOP/s; "
+                f"with backward {both * 1e3:8.3f} ms, {3 * forward_flops / both / 1e12:6.1f} TFLOP/s",
+                flush=True,
+            )
+    return 0
+
+
+def seconds_of(block: Callable[[], None], options: argparse.Namespace, *, on_gpu: bool) -> float:
+    """Median seconds of a block."""
+    repeats = 20 if on_gpu else 1
+
+    def many() -> None:
+        for _ in range(repeats):
+            block()
+
+    clock, wait = clock_of("cuda" if on_gpu else "cpu")
+    seconds = sorted(alternate({"block": many}, rounds=options.rounds, clock=clock, wait=wait)["block"])
+    return seconds[len(seconds) // 2] / repeats
+
+
+def clock_of(device: str) -> tuple[Callable[[], float], Callable[[], None]]:
+    """A clock in seconds, and what to wait for: CPU seconds, or the GPU's own time from CUDA events."""
+    if device == "cpu":
+        return time.process_time, settle
+    import torch
+
+    first = torch.cuda.Event(enable_timing=True)
+    first.record()
+
+    def clock() -> float:
+        now = torch.cuda.Event(enable_timing=True)
+        now.record()
+        now.synchronize()
+        return first.elapsed_time(now) / 1e3
+
+    return clock, lambda: None  # the next event comes after all that was launched
+
+
+def run_all(options: argparse.Namespace) -> int:
+    """Every subcommand in a process of its own, so that one that fails leaves the rest; 1 if any did."""
+    common = ["--device", options.device, "--rounds", options.rounds, "--threads", options.threads]
+    common += ["--frames", options.frames, "--img-size", options.img_size]
+    tiny = options.size == "tiny"
+    sizes = ["tiny"] if tiny else ["small", "base", "large", "huge", "huge14"]
+    small_batch = ["--batch", options.batch]
+    runs: list[list[Any]] = [["sdpa", "--batch", options.batch, "--size", sizes[0]]]
+    for size in ["tiny"] if tiny else ["base", "large"]:
+        runs.append(["compare", "--size", size, "--precision", "bf16", "fp32", *small_batch])
+    runs.append(["compare", "--size", sizes[0], "--precision", "bf16", "--compile", "true", *small_batch])
+    runs.append(["memory", "--size", sizes[0] if tiny else "base", "--batch", 1])
+    runs.append(["ablation", "--size", sizes[0] if tiny else "base", "--precision", "bf16", *small_batch])
+    for size in sizes:
+        for compiled in ("false",) if tiny else ("false", "true"):
+            runs.append(["mfu", "--size", size, "--compile", compiled, "--steps", options.steps])
+        runs.append(["mfu", "--size", size, "--heads", 3 if tiny else 8, "--steps", options.steps])
+        if options.shards:
+            runs.append(["input", "--size", size, "--shards", options.shards, "--steps", options.steps])
+    failed = []
+    for run in runs:
+        command = list(map(str, run + common))
+        print(f"\n$ step.py {' '.join(command)}", flush=True)
+        done = subprocess.run([sys.executable, str(Path(__file__).resolve()), *command], cwd=ROOT, check=False)
+        if done.returncode:
+            failed.append(" ".join(command))
+    print("\n" + ("all ran" if not failed else f"{len(failed)} missed or failed:\n  " + "\n  ".join(failed)))
+    return int(bool(failed))
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("compare", "memory", "ablation", "sdpa", "mfu", "input", "all"))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default=None, help="default: a GPU where there is one")
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--precision", nargs="+", choices=MUST_SPEED, default=["fp32", "bf16"], help="bf16 is autocast")
+    parser.add_argument(
+        "--batch", type=int, default=None, help="clips; default: 1 on the CPU, 8 on a GPU, mfu's largest"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=50, help="of mfu and of a block of input")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--heads", type=int, default=None, help="of the decoder; default: the published 16")
+    parser.add_argument("--compile", type=lambda text: text == "true", default=False)
+    parser.add_argument("--shards", type=Path, default=None, help="a dataset, for input")
+    parser.add_argument("--views", type=int, default=4, help="data.repeat_aug, for input")
+    options = parser.parse_args(argv)
+    if options.device is None:
+        import torch
+
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.batch is None and options.what not in ("mfu", "input"):
+        options.batch = 8 if options.device == "cuda" else 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
