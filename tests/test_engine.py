@@ -1,155 +1,147 @@
 """DeepSpeed against plain torch, and its slices through a checkpoint into every other layout."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from mae3d import checkpoint
-from mae3d.config import MAEConfig
-from mae3d.distributed import World
-from mae3d.engine import Engine
-from mae3d.mae import MAE
-from mae3d.optim import pretrain_groups
-from mae3d.train_config import OptimConfig, TrainConfig
 from tests.ranks import run_ranks
+from tests.trainings import MODEL, SMALL_PARTS, Case, Outcome, plain_training, train_all
 
-MODEL = MAEConfig(
-    preset="mae_vit_tiny_patch16",
-    img_size=32,
-    num_frames=4,
-    patch_size=8,
-    embed_dim=24,
-    depth=2,
-    num_heads=2,
-    decoder_embed_dim=20,  # the last partition ends in padding
-    decoder_depth=1,
-    decoder_num_heads=2,
-    mask_ratio=0.75,
-)
-OPTIM = OptimConfig(clip_grad=0.5)
-BATCH = 4
-LR = 3e-3
+HALF, END = 4, 8
+FIRST, SECOND = range(HALF), range(HALF, END)
+TO_BITS = {"fp32": 1e-5, "autocast": 2e-3, "bf16": 3e-3}  # absolute, of losses around 1
 
 
-def clips_and_noise(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    clips = torch.randint(0, 256, (BATCH, 4, 32, 32, 3), generator=generator, dtype=torch.uint8)
-    return clips, torch.rand(BATCH, MODEL.num_tokens, generator=generator)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
 
 
-def make_engine(world: World, *, stage: int, precision: str, accumulation: int = 1) -> Engine:
-    torch.manual_seed(0)
-    model = MAE(MODEL)
-    return Engine(
-        model,
-        pretrain_groups(model, weight_decay=OPTIM.weight_decay),
-        train=TrainConfig(global_batch=BATCH, accumulation=accumulation, zero_stage=stage, precision=precision),
-        optim=OPTIM,
-        micro_batch=BATCH // (world.place.size * accumulation),
-        world=world,
-    )
+@pytest.fixture(scope="module")
+def on_two(runs: Path) -> dict[str, Outcome]:
+    """Two processes, from the start; checkpoints in the middle."""
+    cases = {"1": Case(1), "1 first": Case(1, steps=FIRST, save=runs / "1"), "2 in parts": Case(2, accumulation=2)}
+    cases |= {"3": Case(3), "3 first": Case(3, steps=FIRST, save=runs / "3")}
+    cases["3 in parts"] = Case(3, accumulation=2, deepspeed=SMALL_PARTS, steps=FIRST, save=runs / "3 in parts")
+    cases["3 bf16"] = Case(3, precision="bf16")
+    cases["3 bf16 first"] = Case(3, precision="bf16", steps=FIRST, save=runs / "3 bf16")
+    cases |= {f"{stage} poisoned": Case(stage, poisoned=2) for stage in (0, 1, 2, 3)}
+    cases["2 bf16 poisoned"] = Case(2, precision="bf16", poisoned=2)
+    cases["1 autocast"] = Case(1, precision="autocast")
+    cases["3 autocast poisoned"] = Case(3, precision="autocast", poisoned=2)
+    return run_ranks(train_all, cases, world=2)[0]
 
 
-def train(
-    world: World, stage: int, precision: str, steps: range, load: Path | None, save: Path | None, accumulation: int = 1
-) -> list[float]:
-    """Losses of some steps, between two checkpoints."""
-    engine = make_engine(world, stage=stage, precision=precision, accumulation=accumulation)
-    if load is not None:
-        state = checkpoint.read_state(load)
-        engine.load(checkpoint.SliceReader(load), optimizer_step=state["optimizer_step"])
-    losses = []
-    for step in steps:
-        clips, noise = (t.chunk(world.place.size * accumulation) for t in clips_and_noise(step))
-        total = torch.zeros((), dtype=torch.float64)
-        for part in range(accumulation):
-            mine = world.place.rank * accumulation + part
-            loss = engine(clips[mine], noise[mine]).loss
-            engine.backward(loss)
-            total += loss.detach() / accumulation
-            engine.step(LR)
-        losses.append(float(world.mean(total)))
-    if save is not None:
-        last = steps[-1] + 1
-        checkpoint.write_rank(checkpoint.staging_folder(save, last), world.place.rank, engine.slices())
-        world.barrier()
-        if world.is_first:
-            state = {"step": last, "optimizer_step": engine.optimizer_step}
-            checkpoint.finish(save, last, shapes=engine.shapes, config=MODEL, state=state)
-        world.barrier()
-    assert engine.skipped_steps == 0
-    engine.close()
-    return losses
+@pytest.fixture(scope="module")
+def on_one(runs: Path, on_two: dict[str, Outcome]) -> dict[str, Outcome]:
+    """One process, most of it from what two have saved."""
+    saved = {name: checkpoint.step_folder(runs / name, HALF) for name in ("1", "3", "3 in parts", "3 bf16")}
+    cases = {"1 first": Case(1, steps=FIRST, save=runs / "1 of one")}
+    cases |= {f"1 -> {stage}": Case(stage, steps=SECOND, load=saved["1"]) for stage in (0, 1, 2, 3)}
+    cases |= {f"3 -> {stage}": Case(stage, steps=SECOND, load=saved["3"]) for stage in (0, 1, 3)}
+    cases["3 in parts -> 2"] = Case(2, steps=SECOND, load=saved["3 in parts"])
+    cases["3 -> 3 in parts"] = Case(3, steps=SECOND, load=saved["3"], deepspeed=SMALL_PARTS)
+    cases["1 bf16"] = Case(1, precision="bf16")
+    cases["1 bf16 first"] = Case(1, precision="bf16", steps=FIRST, save=runs / "bf16")
+    cases["1 bf16 second"] = Case(
+        1, precision="bf16", steps=SECOND, load=checkpoint.step_folder(runs / "bf16", HALF)
+    )  # fmt: skip
+    cases["3 bf16 -> 2 bf16"] = Case(2, precision="bf16", steps=SECOND, load=saved["3 bf16"])
+    return run_ranks(train_all, cases, world=1)[0]
 
 
-def several(world: World, calls: list[tuple]) -> list[list[float]]:
-    """Several trainings one after the other in one process: an import of DeepSpeed costs seconds."""
-    return [train(world, *call) for call in calls]
+@pytest.fixture(scope="module")
+def on_two_again(runs: Path, on_one: dict[str, Outcome]) -> dict[str, Outcome]:
+    """Two processes, from checkpoints of one and of two."""
+    saved = {name: checkpoint.step_folder(runs / name, HALF) for name in ("1", "1 of one", "3", "3 bf16")}
+    cases = {
+        "1 second": Case(1, steps=SECOND, load=saved["1"]),
+        "3 second": Case(3, steps=SECOND, load=saved["3"]),
+        "3 bf16 second": Case(3, precision="bf16", steps=SECOND, load=saved["3 bf16"]),
+        "one -> 1": Case(1, steps=SECOND, load=saved["1 of one"]),
+        "one -> 3": Case(3, steps=SECOND, load=saved["1 of one"]),
+        "3 -> 2": Case(2, steps=SECOND, load=saved["3"]),
+    }
+    return run_ranks(train_all, cases, world=2)[0]
 
 
-def plain_losses(steps: int) -> list[float]:
-    """The same training with torch alone."""
-    torch.manual_seed(0)
-    model = MAE(MODEL)
-    groups = pretrain_groups(model, weight_decay=OPTIM.weight_decay)
-    plain = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups]
-    adam = torch.optim.AdamW(plain, lr=LR, betas=OPTIM.betas, eps=OPTIM.eps)
-    losses = []
-    for step in range(steps):
-        loss = model(*clips_and_noise(step)).loss
-        adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
-        adam.step()
-        losses.append(loss.item())
-    return losses
+@pytest.fixture(scope="module")
+def plain() -> Outcome:
+    return plain_training(steps=END)
 
 
-def test_fault_33_stages_processes_and_accumulation_equal_torch_and_each_other_through_checkpoints(
-    tmp_path: Path,
+def test_fault_33_stages_and_accumulation_equal_torch(on_two: dict[str, Outcome], plain: Outcome) -> None:
+    assert plain.losses[-1] < plain.losses[0]  # the steps did something
+    assert max(plain.norms) > 0.5  # and clipping too
+    for name in ("1", "2 in parts", "3"):
+        assert on_two[name].losses == pytest.approx(plain.losses, abs=1e-5), name
+        assert on_two[name].norms == pytest.approx(plain.norms, rel=1e-4), name
+        assert on_two[name].evaluated == pytest.approx(plain.evaluated, abs=1e-5), name
+        assert on_two[name].names == plain.names
+        assert on_two[name].optimizer_step == END
+    for name in ("1 autocast", "3 bf16"):
+        assert on_two[name].losses == pytest.approx(plain.losses, abs=2e-2), name
+        assert on_two[name].evaluated == pytest.approx(plain.evaluated, abs=2e-2), name
+
+
+def test_fault_33_a_run_goes_on_in_every_other_layout(
+    on_two: dict[str, Outcome], on_one: dict[str, Outcome], on_two_again: dict[str, Outcome], plain: Outcome
 ) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    half, end = 4, 8
-    expected = plain_losses(end)
-    first, second = range(half), range(half, end)
-
-    two_ranks = [(1, "fp32", range(end), None, None), (1, "fp32", first, None, two), (2, "fp32", first, None, None, 2)]
-    uncut, before_cut, accumulated = run_ranks(several, two_ranks, world=2)[0]
-    saved_by_two = checkpoint.step_folder(two, half)
-    one_rank = [
-        (1, "fp32", first, None, one),
-        (1, "fp32", second, saved_by_two, None),
-        (2, "fp32", second, saved_by_two, None),
-        (0, "fp32", second, saved_by_two, None),
-    ]
-    on_one, *after_two = run_ranks(several, one_rank, world=1)[0]
-    same_world, one_to_two = run_ranks(
-        several,
-        [(1, "fp32", second, saved_by_two, None), (1, "fp32", second, checkpoint.step_folder(one, half), None)],
-        world=2,
-    )[0]
-
-    assert uncut == pytest.approx(expected, abs=1e-5)
-    assert accumulated == pytest.approx(expected[:half], abs=1e-5)
-    assert on_one == pytest.approx(expected[:half], abs=1e-5)
-    assert before_cut + same_world == uncut  # to the last bit: same world, same sums
-    for losses in (*after_two, one_to_two):
-        assert losses == pytest.approx(expected[half:], abs=1e-5)
-    assert expected[-1] < expected[0]  # the steps did something
+    # To the last bit: same world, same sums.
+    assert on_two["1 first"].losses + on_two_again["1 second"].losses == on_two["1"].losses
+    assert on_two["3 first"].losses + on_two_again["3 second"].losses == on_two["3"].losses
+    assert on_one["1 first"].losses == pytest.approx(plain.losses[:HALF], abs=1e-5)
+    moved = [name for name in on_one if "->" in name and "bf16" not in name]
+    assert len(moved) == 9
+    for name in moved:
+        assert on_one[name].losses == pytest.approx(plain.losses[HALF:], abs=1e-5), name
+        assert on_one[name].evaluated == pytest.approx(plain.evaluated, abs=1e-5), name
+        assert on_one[name].optimizer_step == END
+    for name in ("one -> 1", "one -> 3", "3 -> 2"):
+        assert on_two_again[name].losses == pytest.approx(plain.losses[HALF:], abs=1e-5), name
 
 
-def test_bf16_keeps_fp32_masters_and_resumes(tmp_path: Path) -> None:
-    half, end = 4, 8
-    saved = checkpoint.step_folder(tmp_path, half)
-    calls = [
-        (1, "bf16", range(end), None, None),
-        (1, "bf16", range(half), None, tmp_path),
-        (1, "bf16", range(half, end), saved, None),
-    ]
-    uncut, _, resumed = run_ranks(several, calls, world=1)[0]
-    assert uncut == pytest.approx(plain_losses(end), abs=2e-2)
-    assert resumed == pytest.approx(uncut[half:], abs=1e-3)
-    reader = checkpoint.SliceReader(saved)
-    master = reader.whole("encoder.blocks.0.attn.qkv.weight", "master")
-    assert not torch.equal(master, master.bfloat16().float())
+def test_bf16_keeps_fp32_masters_and_resumes(
+    runs: Path, on_two: dict[str, Outcome], on_one: dict[str, Outcome], on_two_again: dict[str, Outcome], plain: Outcome
+) -> None:
+    assert on_one["1 bf16"].losses == pytest.approx(plain.losses, abs=2e-2)
+    assert on_one["1 bf16 second"].losses == pytest.approx(on_one["1 bf16"].losses[HALF:], abs=1e-3)
+    uncut = on_two["3 bf16"].losses
+    assert on_two_again["3 bf16 second"].losses == pytest.approx(uncut[HALF:], abs=1e-3)
+    assert on_one["3 bf16 -> 2 bf16"].losses == pytest.approx(uncut[HALF:], abs=5e-3)
+    for run in ("bf16", "3 bf16"):
+        reader = checkpoint.SliceReader(checkpoint.step_folder(runs / run, HALF))
+        master = reader.whole("encoder.blocks.0.attn.qkv.weight", "master")
+        assert not torch.equal(master, master.bfloat16().float())
+
+
+@pytest.mark.parametrize("name", [f"{how} poisoned" for how in ("0", "1", "2", "3", "2 bf16", "3 autocast")])
+def test_fault_26_a_gradient_that_is_not_finite_on_one_process_skips_the_step_on_all(
+    on_two: dict[str, Outcome], name: str
+) -> None:
+    outcome, expected = on_two[name], plain_training(steps=END, without=2)
+    assert outcome.skipped == 1
+    assert outcome.optimizer_step == END - 1
+    assert math.isnan(outcome.losses[2])
+    assert not math.isfinite(outcome.norms[2])
+    exact = "bf16" not in name and "autocast" not in name
+    for step in set(range(END)) - {2}:
+        assert outcome.losses[step] == pytest.approx(expected.losses[step], abs=1e-5 if exact else 2e-2)
+
+
+def test_a_checkpoint_holds_each_element_once(runs: Path, on_two: dict[str, Outcome]) -> None:
+    from safetensors.torch import load_file
+
+    from mae3d.mae import MAE
+
+    for name in ("1", "3", "3 in parts"):
+        held: dict[str, int] = {}
+        for path in checkpoint.step_folder(runs / name, HALF).glob("rank-*.safetensors"):
+            for key, tensor in load_file(path).items():
+                kind = key.partition("|")[0]
+                held[kind] = held.get(kind, 0) + tensor.numel()
+        whole = sum(parameter.numel() for parameter in MAE(MODEL).parameters())
+        assert held == dict.fromkeys(("master", "exp_avg", "exp_avg_sq"), whole), name
