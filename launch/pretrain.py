@@ -14,6 +14,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.cli import parse
+from launch.clips import ClipsConfig
 from launch.training import claim, decode_of, is_finished, make_loader, make_plan, run_training, summary, tell_end
 from mae3d.config import MAEConfig
 from mae3d.train_config import LogConfig, OptimConfig, RunConfig, TrainConfig
@@ -31,12 +32,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class EvalConfig(ClipsConfig):
+    """Held-out clips to look at while pretraining, at fixed places under fixed masks; may change from start to start.
+
+    Attributes:
+        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
+            are then the training's too, unless others are given.
+        every: steps between evaluations, each of which writes a checkpoint; the one with the lowest held-out loss is
+            kept, and is what RUN stands for from then on. The last step always has one. 0 = never.
+        samples: most samples that take part, always the same ones.
+        pool: labelled training samples, at most, among which the held-out ones' nearest neighbours (k = 20) are
+            searched where there are labels; 0 = no neighbours.
+        pictures: samples on the picture of each evaluation, RUN/eval/step-....png; 0 = none.
+        batch: samples at a time.
+    """
+
+    every: int = 0
+    samples: int = 256
+    pool: int = 1024
+    pictures: int = 4
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("samples", 1), ("pool", 0), ("pictures", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"eval.{name}={getattr(self, name)} must be {least} or more")
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Everything that one command line sets.
 
     Attributes:
         model: the autoencoder
         data: the clips
+        eval: held-out clips to look at while training
         optim: the optimizer
         train: the training
         run: the run's folder
@@ -47,6 +77,7 @@ class PretrainConfig:
 
     model: MAEConfig
     data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -72,6 +103,7 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
     """
     import torch
 
+    from launch.monitoring import Monitor
     from mae3d.engine import Engine
     from mae3d.fit import fit
     from mae3d.mae import MAE
@@ -83,6 +115,7 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
     config = replace(config, data=replace(config.data, decode=decode_of(config, run, world)))
     loader = make_loader(config, corpus, world, num_frames=own.num_frames, size=own.img_size)
     plan = make_plan(config, loader, lr_batch=[batch], flops_per_clip=step_flops(own))
+    monitor = Monitor(config, corpus, loader.rows, run, world=world)
     claim(run, config, world)
     if is_finished(run, world):
         return True
@@ -102,6 +135,7 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
             lr_batch=[batch],
         )
         print(told)
+        print(f"{'eval:':9}{monitor}", flush=True)
     engine = Engine(
         model,
         pretrain_groups(model, weight_decay=config.optim.weight_decay),
@@ -111,7 +145,16 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
         world=world,
     )
     try:
-        finished = fit(engine, loader, masked_loss(config), plan=plan, run=run, world=world, model_config=own)
+        finished = fit(
+            engine,
+            loader,
+            masked_loss(config),
+            plan=plan,
+            run=run,
+            world=world,
+            model_config=own,
+            validation=monitor.of(engine),
+        )
     finally:
         loader.close()
         engine.close()
