@@ -119,6 +119,7 @@ def test_a_run_learns_and_leaves_what_the_contract_says(uncut: Path) -> None:
         "data_wait",
         "mfu",
         "skipped_steps",
+        "rollbacks",
         "substituted",
         "read_retries",
         "decode_errors",
