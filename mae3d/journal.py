@@ -12,11 +12,11 @@ from typing import Any
 from tqdm import tqdm
 
 from mae3d.distributed import World
+from mae3d.history import SCORES
 from mae3d.run import Run
 from mae3d.trackers import open_trackers
 from mae3d.train_config import LogConfig
 
-SCORES = ("val_", "eval_")  # what names in metrics.jsonl begin with that held-out samples gave
 _HOURS_AFTER = 10  # steps after which the rest of the run can be foretold
 
 

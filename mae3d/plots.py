@@ -2,8 +2,10 @@
 
 plot_confusion(matrix, "confusion.png", names=names)          # (C, C) counts
 plot_losses({"prospective": a, "retrospective": b}, "losses.png")
+plot_curves({Path("runs/a"): rows}, "curves.png", keys=["loss"])       # rows of metrics.jsonl
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae3d.files import replace_file
+from mae3d.history import SCORES, SPEED, is_number, score_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,6 +88,93 @@ def plot_losses(losses: Mapping[str, NDArray[Any]], path: str | Path, *, title: 
         drawn[1].axhline(0, color="black", linewidth=0.8)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
+
+
+def plot_curves(
+    runs: Mapping[Path, Sequence[Mapping[str, Any]]], path: str | Path, *, keys: Sequence[str] | None = None
+) -> None:
+    """Draw what runs have logged, a panel for each key: values thin, their running mean thick; scores as points.
+
+    Args:
+        runs: Folder -> lines of metrics.jsonl.
+        path: The PNG's path.
+        keys: Of the lines; None draws the loss, held-out scores, gradient norm, rate and speed, as far as there are.
+
+    Raises:
+        ValueError: A key is in no line of any run.
+        OSError: The file cannot be written.
+    """
+    every = [row for rows in runs.values() for row in rows]
+    there = list(dict.fromkeys(name for row in every for name, value in row.items() if is_number(value)))
+    if unknown := [key for key in keys or () if key not in there]:
+        raise ValueError(f"--keys {' '.join(unknown)}: in no line of metrics.jsonl; there are {', '.join(there)}")
+    wanted = keys or ["loss", *score_names(every), "grad_norm", "lr", *SPEED]
+    shown = [key for key in dict.fromkeys(wanted) if key in there]
+    columns = min(len(shown), 2 if len(shown) <= 4 else 3)
+    lines = -(-len(shown) // columns)
+    figure = _figure(4.4 * columns, 2.9 * lines + 0.5)
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, key in zip(panels, shown, strict=False):
+        _curves(axes, list(runs.values()), key)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    handles = [panels[0].plot([], [], color=f"C{i}", linewidth=2.2)[0] for i in range(len(runs))]
+    figure.legend(handles, short_names(list(runs)), loc="outside upper center", ncols=min(len(runs), 4), frameon=False)
+    _save(figure, path)
+
+
+def _curves(axes: Any, runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> None:
+    """One panel: a colour for each run."""
+    everything: list[float] = []
+    for i, rows in enumerate(runs):
+        points = [(row["step"], row[key]) for row in rows if is_number(row.get(key))]
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        everything += values
+        if key.startswith(SCORES):
+            axes.plot(steps, values, ".-", color=f"C{i}", linewidth=1.4, markersize=5)
+        else:
+            axes.plot(steps, values, color=f"C{i}", linewidth=0.7, alpha=0.4)
+            axes.plot(steps, running_mean(values), color=f"C{i}", linewidth=2.0)
+    low, high = np.quantile(everything, [0.02, 0.98])
+    if key.endswith(("loss", "norm")) and low > 0 and high > 10 * low:
+        axes.set_yscale("log")  # a few large values would leave the rest a flat line
+    if key in SPEED:
+        axes.set_ylim(bottom=0)
+    axes.set_title(_CURVES.get(key, key), fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+
+
+_CURVES = {
+    "grad_norm": "gradient norm, before clipping",
+    "lr": "learning rate",
+    "clips_per_s": "clips/s",
+    "data_wait": "share of the time waiting for data",
+    "mfu": "MFU",
+}
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Each value averaged with its neighbours, over a twentieth of the curve; narrower at the ends."""
+    reach = len(values) // 40
+    smooth = []
+    for i in range(len(values)):
+        span = min(reach, i, len(values) - 1 - i)
+        smooth.append(math.fsum(values[i - span : i + span + 1]) / (2 * span + 1))
+    return smooth
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    whole = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, whole)) + 1):
+        names = ["/".join(parts[-count:]) for parts in whole]
+        if len(set(names)) == len(set(whole)):
+            return names
+    return ["/".join(parts) for parts in whole]
 
 
 def _distributions(axes: Any, values: Mapping[str, NDArray[Any]], label: str) -> None:

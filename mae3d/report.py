@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mae3d.plots import running_mean
 from mae3d.run import read_metrics
 
 PAGE = "index.html"
@@ -191,7 +192,7 @@ def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 640, height:
             parts.append(_text(x(tick), height - bottom + 17, f"{tick:g}", "middle"))
     parts.append(_text((left + width - right) / 2, height - 6, "step", "middle"))
     parts.append(line(losses, 'stroke="#a9c7f7" stroke-width="1.2"'))
-    parts.append(line(_running_mean(losses), 'stroke="#1f6feb" stroke-width="2.4"'))
+    parts.append(line(_smooth(losses), 'stroke="#1f6feb" stroke-width="2.4"'))
     return "".join([*parts, "</svg>"])
 
 
@@ -202,14 +203,9 @@ def _grouped(losses: Sequence[tuple[int, float]], *, most: int) -> list[tuple[in
     return [(group[-1][0], math.fsum(loss for _, loss in group) / len(group)) for group in groups]
 
 
-def _running_mean(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Each point averaged with its neighbours, over a twentieth of the curve; narrower at the ends."""
-    values, reach = [loss for _, loss in losses], len(losses) // 40
-    smooth = []
-    for i, (step, _) in enumerate(losses):
-        span = min(reach, i, len(losses) - 1 - i)
-        smooth.append((step, math.fsum(values[i - span : i + span + 1]) / (2 * span + 1)))
-    return smooth
+def _smooth(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    smooth = running_mean([loss for _, loss in losses])
+    return [(step, loss) for (step, _), loss in zip(losses, smooth, strict=True)]
 
 
 def _ticks(low: float, high: float) -> list[float]:
