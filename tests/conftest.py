@@ -72,6 +72,27 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose model is eight times nothing; see tests/jobs.py."""
+    from tests.jobs import TINY
+
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def uncut(recipe: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happens to, on two processes."""
+    from tests.jobs import Job
+
+    run = tmp_path_factory.mktemp("uncut") / "run"
+    code, output = Job(recipe, shards, run, processes=2).end()
+    assert code == 0, output
+    return run
+
+
+@pytest.fixture(scope="session")
 def s3_session() -> Iterator[Any]:
     """One S3-protocol server for all tests; see tests/s3.py."""
     from tests.s3 import s3_server

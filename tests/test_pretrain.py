@@ -1,17 +1,14 @@
 """`deepspeed launch/pretrain.py` as users start it: cut, stopped, resumed, on fewer processes; and its refusals."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -24,77 +21,8 @@ from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
 from pipelines.loader import Loader
 from tests.datasets import index_only, run_build, write_frames
+from tests.jobs import ROOT, STEPS, Job, losses
 from tests.ranks import run_ranks
-
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = str(ROOT / "launch" / "pretrain.py")
-STEPS = 14  # the dataset has 3 steps an epoch
-
-# Eight times nothing: what is tested is not the model.
-TINY = """
-model: {preset: mae_vit_tiny_patch16, img_size: 32, num_frames: 4, embed_dim: 24, depth: 1, num_heads: 2,
-        decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2, mask_ratio: 0.75}
-data: {sampling_rate: 1, repeat_aug: 2, windows: own, read_threads: 2, prefetch: 2, decode_threads: 1}
-optim: {lr: 1.0e-2, warmup_steps: 2, clip_grad: 1.0}
-train: {global_batch: 4, steps: 14, precision: fp32}
-run: {checkpoint_every: 4}
-log: {every: 1}
-"""
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-class Job:
-    """A launched training whose ranks can be found and signalled."""
-
-    def __init__(self, recipe: Path, shards: Path, run: Path, *options: str, processes: int):
-        launcher = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(29600 + os.getpid() % 300)]
-        self.run = run
-        arguments = ["--config", str(recipe), "--data.shards", str(shards), "--run.dir", str(run), "--device", "cpu"]
-        command = [*(launcher if processes > 1 else [sys.executable]), SCRIPT, *arguments, *options]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=run.parent
-        )
-
-    def ranks(self) -> list[psutil.Process]:
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if any(part.startswith("--local_rank=") for part in child.cmdline())]
-
-    def wait_for_step(self, step: int) -> None:
-        wait_until(
-            lambda: any(row["step"] >= step for row in read_metrics(self.run)) or self.process.poll() is not None
-        )
-
-    def end(self) -> tuple[int, str]:
-        output, _ = self.process.communicate(timeout=240)
-        return self.process.returncode, output
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-
-
-def losses(run: Path) -> list[float]:
-    rows = read_metrics(run)
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    return [row["loss"] for row in rows]
-
-
-@pytest.fixture(scope="module")
-def uncut(recipe: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happens to, on two processes."""
-    run = tmp_path_factory.mktemp("uncut") / "run"
-    code, output = Job(recipe, shards, run, processes=2).end()
-    assert code == 0, output
-    return run
 
 
 def test_a_run_learns_and_leaves_what_the_contract_says(uncut: Path) -> None:
