@@ -58,7 +58,7 @@ def _one_run(config: FinetuneConfig, corpus: "Corpus", world: "World", *, shots:
         data=replace(config.data, select=select),
         val=replace(config.val, every=0),
         train=replace(config.train, seed=seed, global_batch=batch or config.train.global_batch),
-        run=replace(config.run, dir=str(Path(config.run.dir) / f"shots-{shots:04d}-seed-{seed}")),
+        run=config.run.below(f"shots-{shots:04d}-seed-{seed}"),
     )
 
 

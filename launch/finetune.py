@@ -18,7 +18,18 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.cli import parse
 from launch.clips import ClipsConfig
-from launch.training import claim, decode_of, is_finished, make_loader, make_plan, run_training, summary, tell_end
+from launch.start import has_begun
+from launch.training import (
+    claim,
+    decode_of,
+    is_finished,
+    make_loader,
+    make_plan,
+    restore,
+    run_training,
+    summary,
+    tell_end,
+)
 from mae3d.config import ClassifierConfig, EncoderConfig, MixConfig
 from mae3d.train_config import FinetuneOptimConfig, LogConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
@@ -30,7 +41,6 @@ if TYPE_CHECKING:
 
     from mae3d.distributed import World
     from mae3d.engine import Engine
-    from mae3d.run import Run
     from pipelines.corpus import Corpus
     from pipelines.stream import Batch
 
@@ -206,11 +216,12 @@ def finetune(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
     from mae3d.weights import open_encoder
     from pipelines.labels import check_labels, numbered_as
 
+    restore(config, world)
     run, train, optim = Run(config.run.dir), config.train, config.optim
     if config.model.class_names:
         corpus.labels = numbered_as(corpus.labels, config.model.class_names)
     # A run that has begun needs the weights that it started from no more: they may be gone.
-    begun = _has_begun(config, run)
+    begun = has_begun(run, config.init)
     encoder = open_encoder(config.init) if config.init and not begun else None
     known = encoder.config if encoder else ClassifierConfig(**run.stored()["model"]) if begun else None
     own = _model_config(config, corpus, known)
@@ -299,13 +310,6 @@ def _fitted(labels: "torch.Tensor", own: ClassifierConfig) -> "torch.Tensor":
         return labels[:, : own.num_classes]
     # One label a sample at most, -1 for none, where several are allowed: 0 and 1 for each class.
     return one_hot(labels + 1, own.num_classes + 1)[:, 1:].float() if own.multi_label else labels
-
-
-def _has_begun(config: FinetuneConfig, run: "Run") -> bool:
-    """Whether the run's checkpoints hold what was started from the same weights, which are no longer needed then."""
-    from mae3d.weights import CHECKPOINTS, LATEST
-
-    return (run.folder / CHECKPOINTS / LATEST).is_file() and run.stored().get("init") == config.init
 
 
 def _model_config(config: FinetuneConfig, corpus: "Corpus", encoder: EncoderConfig | None) -> ClassifierConfig:

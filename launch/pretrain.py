@@ -15,7 +15,17 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.cli import parse
 from launch.clips import ClipsConfig
-from launch.training import claim, decode_of, is_finished, make_loader, make_plan, run_training, summary, tell_end
+from launch.training import (
+    claim,
+    decode_of,
+    is_finished,
+    make_loader,
+    make_plan,
+    restore,
+    run_training,
+    summary,
+    tell_end,
+)
 from mae3d.config import MAEConfig
 from mae3d.train_config import LogConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
@@ -64,6 +74,9 @@ class PretrainConfig:
     """Everything that one command line sets.
 
     Attributes:
+        init: weights to start from: a run, an exported folder, a model file or a foreign checkpoint; none = from scratch.
+            Another size of clip is served by interpolated positions, other sizes must be the same.
+        init_decoder: take the decoder as well, where init has one of ours; false takes the encoder alone.
         model: the autoencoder
         data: the clips
         eval: held-out clips to look at while training
@@ -76,6 +89,8 @@ class PretrainConfig:
     """
 
     model: MAEConfig
+    init: str = ""
+    init_decoder: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -104,6 +119,7 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
     import torch
 
     from launch.monitoring import Monitor
+    from launch.start import Start
     from mae3d.engine import Engine
     from mae3d.fit import fit
     from mae3d.mae import MAE
@@ -111,16 +127,19 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
     from mae3d.optim import pretrain_groups
     from mae3d.run import Run
 
+    restore(config, world)
     run, own, batch = Run(config.run.dir), config.model, config.train.global_batch
     config = replace(config, data=replace(config.data, decode=decode_of(config, run, world)))
     loader = make_loader(config, corpus, world, num_frames=own.num_frames, size=own.img_size)
     plan = make_plan(config, loader, lr_batch=[batch], flops_per_clip=step_flops(own))
     monitor = Monitor(config, corpus, loader.rows, run, world=world)
+    start = Start(config.init, own, run, world, decoder=config.init_decoder)
     claim(run, config, world)
     if is_finished(run, world):
         return True
     torch.manual_seed(config.train.seed)
     model = MAE(own)
+    start.load_into(model)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     if world.is_first:
         told = summary(
@@ -135,6 +154,7 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
             lr_batch=[batch],
         )
         print(told)
+        print(f"{'init:':9}{start}")
         print(f"{'eval:':9}{monitor}", flush=True)
     engine = Engine(
         model,

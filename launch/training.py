@@ -9,6 +9,8 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from launch.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
@@ -72,6 +74,32 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
         fail(str(error))
     with joined(config.device, where=config.run.dir, timeout_minutes=config.run.timeout) as world:
         return EXIT_DONE if train(config, corpus, world) else EXIT_STOPPED
+
+
+def restore(config: TrainingConfig, world: "World") -> None:
+    """Brings the run back from run.remote if it is newer there; before anything looks into the run's folder.
+
+    The first process does it, for all: run.dir is on storage that they share.
+
+    Raises:
+        ValueError: what lies there is damaged, or another run.
+        OSError: it cannot be asked, and the folder has no checkpoint.
+    """
+    if not config.run.remote:
+        return
+    from mae3d.mirror import restore as restored
+
+    error: Exception | None = None
+    if world.is_first:
+        try:
+            if told := restored(Path(config.run.dir), config.run.remote):
+                print(told, flush=True)
+        except ValueError as caught:
+            error = ValueError(str(caught))
+        except OSError as caught:
+            error = OSError(caught.errno, caught.strerror or str(caught), caught.filename)
+    if error := world.share(error):
+        raise error
 
 
 def decode_of(config: TrainingConfig, run: "Run", world: "World") -> "Decode":
@@ -155,6 +183,7 @@ def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[in
         max_skipped=train.max_skipped,
         max_rollbacks=train.max_rollbacks,
         time_limit=config.run.time_limit,
+        remote=config.run.remote,
     )
 
 
@@ -186,9 +215,13 @@ def is_finished(run: "Run", world: "World") -> bool:
 
 
 def tell_end(run: "Run", world: "World", *, finished: bool) -> None:
-    """The last line."""
+    """The last lines: what the run came to."""
+    from mae3d.history import summary as told
+
     if world.is_first:
         print(f"{'finished' if finished else 'stopped, the same command goes on'}: {run.folder}", flush=True)
+        with suppress(ValueError, OSError):  # stopped before the first line
+            print(told(run.folder), flush=True)
 
 
 def summary(

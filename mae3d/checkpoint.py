@@ -13,11 +13,13 @@ A checkpoint is staged under a name that no reader takes for one and renamed whe
 This module knows files only: `engine` knows where DeepSpeed keeps the slices.
 """
 
+import errno
 import json
 import logging
 import math
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mae3d.config import ClassifierConfig, MAEConfig
-from mae3d.files import save_tensors, sha256_of, sync, write_text
-from mae3d.weights import BEST, CHECKPOINTS, LATEST, MODEL_FILE, save_weights
+from mae3d.files import sha256_of, stream_tensors, sync, write_text
+from mae3d.weights import BEST, CHECKPOINTS, LATEST, MODEL_FILE, model_metadata
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _STAGED = ".staged-"
+
+Entries = dict[str, dict[str, Any]]  # of a manifest: a file's name ─► its bytes and sha256
 
 
 class CheckpointError(ValueError):
@@ -60,8 +64,11 @@ def staging_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"{_STAGED}step-{step:08d}"
 
 
-def write_rank(staging: Path, rank: int, slices: Iterable[Slice]) -> None:
-    """Writes one rank's slices; every rank does so before any calls `finish`.
+def write_rank(staging: Path, rank: int, slices: Iterable[Slice]) -> Entries:
+    """Writes one rank's slices, which lie on the CPU or are copied there one by one.
+
+    Returns:
+        The file's entry for the manifest.
 
     Raises:
         OSError: the disk is full or read-only; earlier checkpoints are as they were.
@@ -72,7 +79,9 @@ def write_rank(staging: Path, rank: int, slices: Iterable[Slice]) -> None:
         for piece in slices
         for kind, tensor in piece.tensors.items()
     }
-    save_tensors(tensors, staging / f"rank-{rank:05d}.safetensors")
+    path = staging / f"rank-{rank:05d}.safetensors"
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    return _entry(path, stream_tensors(shapes, lambda key: tensors[key].cpu(), path))
 
 
 def finish(
@@ -82,9 +91,10 @@ def finish(
     shapes: Mapping[str, torch.Size],
     config: MAEConfig | ClassifierConfig,
     state: dict[str, Any],
+    written: Entries | None = None,
     kind: str = "master",
 ) -> Path:
-    """Completes a staged checkpoint: weights, state, manifest, rename, `latest`. One rank does it, after a barrier.
+    """Completes a staged checkpoint: weights, state, manifest, rename, `latest`. One rank does it when all have written.
 
     Args:
         run: the run's folder.
@@ -92,26 +102,47 @@ def finish(
         shapes: every parameter's shape.
         config: the model's.
         state: JSON values: at least `step` and `optimizer_step`.
+        written: what `write_rank` gave on all ranks; None reads their files again.
         kind: which of the slices' tensors are the weights to use: "master" or "ema".
 
     Returns:
         The finished folder.
+
+    Raises:
+        OSError: the disk is full or read-only, or a rank's file cannot be seen from here.
     """
     staging, final = staging_folder(run, step), step_folder(run, step)
-    reader = SliceReader(staging)
-    weights = {name: reader.whole(name, kind).view(shape) for name, shape in shapes.items()}
-    save_weights(weights, config, staging / MODEL_FILE)
+    if written is None:
+        written = {}
+        for path in sorted(staging.glob("rank-*.safetensors")):
+            written |= _entry(path, sha256_of(path))
+    for name in written:
+        if not (staging / name).is_file():
+            why = (
+                "written by another process, and not to be seen by the first one: is run.dir on storage that all share?"
+            )
+            raise FileNotFoundError(errno.ENOENT, why, str(staging / name))
+    reader, model = SliceReader(staging), staging / MODEL_FILE
+    digest = stream_tensors(shapes, lambda name: reader.whole(name, kind), model, metadata=model_metadata(config))
     write_text(staging / STATE, json.dumps(state, indent=1, sort_keys=True))
-    files = sorted(path for path in staging.iterdir() if path.name != MANIFEST)
-    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    manifest = {**written, **_entry(model, digest), **_entry(staging / STATE, sha256_of(staging / STATE))}
     write_text(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    put_in_place(staging, final)
+    write_text(run / CHECKPOINTS / LATEST, final.name + "\n")
+    return final
+
+
+def put_in_place(staging: Path, final: Path) -> None:
+    """Renames a folder that is complete."""
     sync(staging)
     if final.exists():  # a step that is saved again after a rollback; the old one goes aside first, whole
         _remove(final)
     staging.rename(final)
     sync(final.parent)
-    write_text(run / CHECKPOINTS / LATEST, final.name + "\n")
-    return final
+
+
+def _entry(path: Path, sha256: str) -> Entries:
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256}}
 
 
 class SliceReader:
@@ -120,11 +151,11 @@ class SliceReader:
     def __init__(self, folder: Path):
         self._folder = folder
         self._pieces: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
-        for path in sorted(folder.glob("rank-*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - not a mapping
-                    kind, name, start, stop = key.split("|")
-                    self._pieces.setdefault((kind, name), []).append((int(start), int(stop), path, key))
+        self._files = {path: safe_open(path, framework="pt") for path in sorted(folder.glob("rank-*.safetensors"))}
+        for path, file in self._files.items():
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                kind, name, start, stop = key.split("|")
+                self._pieces.setdefault((kind, name), []).append((int(start), int(stop), path, key))
         for pieces in self._pieces.values():
             pieces.sort()
 
@@ -137,8 +168,7 @@ class SliceReader:
         parts, at = [], start
         for first, last, path, key in self._pieces.get((kind, name), ()):
             if first <= at < last and at < stop:
-                with safe_open(path, framework="pt") as file:
-                    parts.append(file.get_slice(key)[at - first : min(stop, last) - first])
+                parts.append(self._files[path].get_slice(key)[at - first : min(stop, last) - first])
                 at = min(stop, last)
         if at < stop:
             raise CheckpointError(
@@ -161,10 +191,10 @@ def newest(run: Path) -> Path | None:
         CheckpointError: there are checkpoints, and none of them can be taken: a run never starts afresh silently.
     """
     folder, failures = run / CHECKPOINTS, []
-    candidates = _up_to_latest(folder)
+    candidates = up_to_latest(run)
     if not candidates and (others := sorted(path.name for path in folder.glob("step-*"))):
         raise CheckpointError(
-            f"{folder / LATEST} names {(folder / LATEST).read_text().strip()!r}, and there is no checkpoint so old: "
+            f"{folder / LATEST} names {pointed(run, LATEST)!r}, and there is no checkpoint so old: "
             f"write the name of another into it ({', '.join(others)})"
         )
     for path in reversed(candidates):
@@ -181,31 +211,54 @@ def newest(run: Path) -> Path | None:
     return None
 
 
-def _up_to_latest(folder: Path) -> list[Path]:
+def up_to_latest(run: Path) -> list[Path]:
     """Complete checkpoints, oldest first, up to the one that `latest` names.
 
     Later ones are of a course that was left, because they were damaged or a person wrote an older name into `latest`.
     """
-    complete = sorted(path for path in folder.glob("step-*") if path.is_dir())
-    latest = folder / LATEST
-    name = latest.read_text().strip() if latest.is_file() else None
-    return [path for path in complete if name is None or path.name <= name]
+    complete = sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir() and is_name(path.name))
+    latest = pointed(run, LATEST)
+    return [path for path in complete if latest is None or path.name <= latest]
 
 
-def verify(folder: Path) -> None:
-    """Checks every file of a checkpoint against its manifest.
+def verify(folder: Path, *, full: bool = True) -> None:
+    """Checks every file of a checkpoint against its manifest; unless `full`, names and sizes only.
 
     Raises:
         CheckpointError: a file is missing, foreign or damaged.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        manifest = parse_manifest((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {MANIFEST} cannot be read ({error})") from error
     for name, written in manifest.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != written["bytes"] or sha256_of(path) != written["sha256"]:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing")
+        if (size := path.stat().st_size) != written["bytes"]:
+            raise CheckpointError(f"{path}: {size} bytes, not the {written['bytes']} that were written")
+        if full and sha256_of(path) != written["sha256"]:
             raise CheckpointError(f"{path}: not the file that was written")
+
+
+def parse_manifest(text: str) -> Entries:
+    """A manifest's entries.
+
+    Raises:
+        ValueError: it is none, or names files outside of its folder.
+    """
+    entries = json.loads(text)
+    if not isinstance(entries, dict) or not all(
+        Path(name).name == name and isinstance(entry, dict) and entry.keys() >= {"bytes", "sha256"}
+        for name, entry in entries.items()
+    ):
+        raise ValueError("not a manifest of ours")
+    return entries
+
+
+def is_name(name: str) -> bool:
+    """Whether this is a checkpoint's name."""
+    return re.fullmatch(r"step-\d{8,}", name) is not None
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -223,29 +276,51 @@ def keep_best(run: Path, folder: Path, *, score: float) -> None:
     if math.isnan(score):
         logger.warning("%s has no score (nothing could be validated on): it cannot be the best checkpoint", folder)
         return
-    pointer = run / CHECKPOINTS / BEST
-    if pointer.is_file():
-        named = run / CHECKPOINTS / pointer.read_text().strip()
+    best = pointed(run, BEST)
+    if best is not None:
+        named = run / CHECKPOINTS / best
         try:
             if named != folder and read_state(named)["score"] >= score:
                 return
         except (OSError, json.JSONDecodeError, KeyError) as error:
             logger.warning("%s, the best checkpoint so far, is damaged (%s): %s takes its place", named, error, folder)
-    write_text(pointer, folder.name + "\n")
+    write_text(run / CHECKPOINTS / BEST, folder.name + "\n")
 
 
-def prune(run: Path, *, keep_last: int, keep_every: int) -> None:
+def prune(run: Path, *, keep_last: int, keep_every: int, in_use: Collection[str] = ()) -> None:
     """Removes old checkpoints and what a killed save left; a failure to remove is told and costs nothing but space.
 
     Those later than `latest` stay, and do not count as the last: the run comes to these steps again.
+
+    Args:
+        run: the run's folder.
+        keep_last: newest ones that stay.
+        keep_every: those of multiples of this step stay; 0 for none.
+        in_use: names of those that are being read.
     """
     folder = run / CHECKPOINTS
-    best = (folder / BEST).read_text().strip() if (folder / BEST).is_file() else ""
-    for path in _up_to_latest(folder)[:-keep_last]:
-        step = int(path.name.removeprefix("step-"))
-        if path.name != best and (not keep_every or step % keep_every):
-            _remove(path)
+    names = [path.name for path in up_to_latest(run)]
+    for name in superseded(names, best=pointed(run, BEST), keep_last=keep_last, keep_every=keep_every):
+        if name not in in_use:
+            _remove(folder / name)
     sweep(run)
+
+
+def superseded(names: Iterable[str], *, best: str | None, keep_last: int, keep_every: int) -> list[str]:
+    """Which of these checkpoints, none later than `latest`, are not among the last, nor every nth, nor the best."""
+    old = sorted(names)[:-keep_last]
+    return [name for name in old if name != best and (not keep_every or step_of(name) % keep_every)]
+
+
+def step_of(name: str) -> int:
+    """The step in a checkpoint's name."""
+    return int(name.removeprefix("step-"))
+
+
+def pointed(run: Path, pointer: str) -> str | None:
+    """The name that `latest` or `best` holds; None if there is no such file."""
+    path = run / CHECKPOINTS / pointer
+    return path.read_text().strip() if path.is_file() else None
 
 
 def sweep(run: Path) -> None:

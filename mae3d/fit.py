@@ -59,6 +59,7 @@ class Plan:
     max_skipped: int = 10
     max_rollbacks: int = 3
     time_limit: float | None = None  # minutes
+    remote: str = ""  # URL that the run is mirrored to
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,21 @@ class _Training:
         self.plan, self.folder, self.world, self.validation = plan, run, world, validation
         self.meter = Meter(world, clips_per_step=plan.clips_per_step, flops_per_clip=plan.flops_per_clip)
         self.guard = Guard(max_skipped=plan.max_skipped, max_rollbacks=plan.max_rollbacks)
-        self.saver = Saver(run, world, model_config=model_config, keep_last=plan.keep_last, keep_every=plan.keep_every)
+        self.saver = Saver(
+            run,
+            world,
+            model_config=model_config,
+            keep_last=plan.keep_last,
+            keep_every=plan.keep_every,
+            remote=plan.remote,
+        )
         self.stop = StopRequest(world, file=run.folder / STOP, minutes=plan.time_limit)
 
     def run(self) -> bool:
         """As `fit`."""
         plan, step = self.plan, self.resume()
         self.journal = Journal(self.folder, self.world, first_step=step, total_steps=plan.total_steps, log=plan.log)
-        with self.journal, self.stop:
+        with self.journal, self.stop, self.saver:
             while step < plan.total_steps:
                 skipped = self.engine.skipped_steps
                 place = self.take_step(step)
@@ -185,11 +193,11 @@ class _Training:
                 # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
                 due = step % plan.checkpoint_every == 0 and not self.guard.in_a_row
                 if due or last or scores or stopping:
-                    self.save(step, scores)
+                    self.save(step, scores, final=last or stopping)
                 if stopping:
                     self.end(STOPPED, f"stopped by {self.stop.reason} after step {step}")
                     return False
-        self.end(DONE, f"{step} steps")
+            self.end(DONE, f"{step} steps")
         return True
 
     def resume(self) -> int:
@@ -249,7 +257,7 @@ class _Training:
         """A line of metrics.jsonl, the same on every process; looks whether all is well."""
         measured, losses = self.meter.row()
         self.guard.check(self.engine.optimizer_step)
-        counts = self.meter.totals(self.loader.counts())
+        counts = self.counts()
         row = {
             "step": step,
             "epoch": self.loader.epoch,
@@ -272,16 +280,20 @@ class _Training:
                 )  # fmt: skip
         self.loader.judge(counts)  # the same sums on every process: all stop together
 
-    def save(self, step: int, scores: Mapping[str, float]) -> None:
+    def save(self, step: int, scores: Mapping[str, float], *, final: bool) -> None:
         """A checkpoint of everything that the next step depends on."""
         state = {
             "loader": self.loader.state_dict(),
             "meter": self.meter.state_dict(),
-            "counts": self.meter.totals(self.loader.counts()),
+            "counts": self.counts(),
             "guard": self.guard.state_dict(),
         }
         score = self.validation.merit(scores) if self.validation and scores else None
-        self.saver.save(self.engine, state, step=step, score=score)
+        self.saver.save(self.engine, state, step=step, score=score, final=final)
+
+    def counts(self) -> dict[str, int]:
+        """What went wrong so far, on all processes and since the run's first start."""
+        return self.meter.totals(self.loader.counts() | self.saver.counts())
 
     def end(self, marker: str, text: str) -> None:
         """DONE or STOPPED, when all processes are there."""

@@ -111,6 +111,20 @@ class Run:
         path = self.folder / CONFIG
         return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
+    def check_same(self, config: Mapping[str, Any], *, where: str) -> None:
+        """Compares a config from somewhere else with what the run was last started with, if it ever was.
+
+        Raises:
+            RunError: it is another run's: a setting differs that the losses depend on, the length aside.
+        """
+        mine, other = _flat(self.stored()), _flat(config)
+        shared = mine.keys() & other.keys()  # the rest is newer than one of them
+        changed = [key for key in sorted(shared) if mine[key] != other[key]]
+        refused = [key for key in changed if not key.startswith(_MAY_CHANGE) and key not in _LENGTH]
+        if refused:
+            told = "; ".join(f"{key}: {other[key]!r} there, {mine[key]!r} here" for key in refused)
+            raise RunError(f"{where} holds another run than {self.folder} ({told}): give another run.remote or run.dir")
+
     def _compare(self, before: dict[str, Any], now: dict[str, Any], *, extend: bool) -> None:
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         refused = [key for key in changed if not key.startswith(_MAY_CHANGE) and not (extend and key in _LENGTH)]

@@ -3,7 +3,7 @@
 TrainConfig(global_batch=512, epochs=100, precision="bf16", zero_stage=1)
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mae3d.deepspeed_json import check_settings, read_settings
@@ -149,6 +149,8 @@ class RunConfig:
         time_limit: minutes from the first step on after which the run stops with a checkpoint, to be started again;
             null for none.
         timeout: minutes that a process waits for the others before it gives up.
+        remote: a URL such as s3://bucket/run. Complete checkpoints, config.yaml and metrics.jsonl are mirrored to it in
+            the background, and restored from it where dir is empty or older. Credentials come from the environment.
     """
 
     dir: str = ""
@@ -157,6 +159,7 @@ class RunConfig:
     keep_every: int = 0
     time_limit: float | None = None
     timeout: float = 30
+    remote: str = ""
 
     def __post_init__(self) -> None:
         if self.checkpoint_every <= 0:
@@ -165,6 +168,17 @@ class RunConfig:
             raise ValueError(f"run.timeout={self.timeout} and run.time_limit={self.time_limit} must be above 0 minutes")
         if self.keep_last < 2:
             raise ValueError(f"run.keep_last={self.keep_last}: keep at least 2, for the newest may be cut short")
+        place = self.remote.partition("://")[2]
+        if "?" in place or ":" in place.rpartition("@")[0]:
+            raise ValueError(  # without the value, which is no secret any more once it is printed
+                "run.remote holds a password or a token, which config.yaml would keep: give the URL without it, and "
+                "credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+            )
+
+    def below(self, name: str) -> "RunConfig":
+        """Of a run in a folder below this one, here and behind the URL."""
+        remote = f"{self.remote.rstrip('/')}/{name}" if self.remote else ""
+        return replace(self, dir=f"{self.dir.rstrip('/')}/{name}", remote=remote)
 
 
 @dataclass(frozen=True)

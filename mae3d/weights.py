@@ -66,8 +66,12 @@ def save_weights(state: Mapping[str, Tensor], config: MAEConfig | ClassifierConf
     Raises:
         OSError: The disk is full, read-only, or the folder is missing. An existing file is as it was.
     """
-    metadata = {_METADATA_KEY: json.dumps({"model": _kind(config), "config": asdict(config)}, sort_keys=True)}
-    save_tensors(state, Path(path), metadata=metadata)
+    save_tensors(state, Path(path), metadata=model_metadata(config))
+
+
+def model_metadata(config: MAEConfig | ClassifierConfig) -> dict[str, str]:
+    """What a file of weights says of the model that they belong to."""
+    return {_METADATA_KEY: json.dumps({"model": _kind(config), "config": asdict(config)}, sort_keys=True)}
 
 
 def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
