@@ -21,7 +21,7 @@ from pipelines.config import DataConfig
 from pipelines.corpus import Corpus
 from pipelines.loader import Loader
 from tests.datasets import index_only, run_build, write_frames
-from tests.jobs import ROOT, STEPS, Job, losses
+from tests.jobs import ROOT, STEPS, Job, losses, wait_until
 from tests.ranks import run_ranks
 
 
@@ -51,6 +51,7 @@ def test_a_run_learns_and_leaves_what_the_contract_says(uncut: Path) -> None:
         "substituted",
         "read_retries",
         "decode_errors",
+        "failed_saves",
     } == set(row)
     assert row["lr"] == 0.0  # upstream's warm-up starts at nothing
     assert load_model(uncut).config.embed_dim == 24
@@ -61,7 +62,7 @@ def test_fault_29_a_killed_rank_and_a_restart_write_the_losses_of_an_uncut_run(
 ) -> None:
     run = tmp_path / "run"
     job = Job(recipe, shards, run, processes=2)
-    job.wait_for_step(6)
+    wait_until((run / "checkpoints" / "latest").exists)
     job.ranks()[1].kill()
     code, output = job.end()
     assert code not in (0, 75), output
