@@ -111,7 +111,7 @@ def visualize(config: VisualizeConfig) -> Path:
         OSError: A picture cannot be written.
     """
     from mae3d.distributed import choose_device
-    from mae3d.report import read_losses, write_report
+    from mae3d.report import progress_section, read_losses, write_report
     from mae3d.weights import find_model_file, open_model
     from pipelines.corpus import corpus_of
 
@@ -142,6 +142,8 @@ def visualize(config: VisualizeConfig) -> Path:
         intro.append(f"{len(rows) - len(clips)} of the chosen samples could not be read and are left out.")
     title = f"{', '.join(section.title for section in sections).capitalize()}: {run.name if run else file.name}"
     losses = read_losses(run) if run else []
+    if run and (progress := progress_section(run)):
+        sections.append(progress)
     return write_report(out, title=title, intro=intro, facts=facts | more, sections=sections, losses=losses)
 
 

@@ -60,7 +60,7 @@ class Journal:
     def stepped(self, step: int) -> None:
         """Moves the bar; after ten steps tells how long the run will take."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(step - self._bar.n)
         if step - self._first_step == _HOURS_AFTER:
             self.say(f"time: {_hours(self._left(step))} to go at this pace")
 

@@ -14,14 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
+from mae3d.history import is_number, pictures, score_names
 from mae3d.plots import running_mean
 from mae3d.run import read_metrics
 
 PAGE = "index.html"
+PICTURES, EVALUATIONS = 4, 12  # of a training that are shown, spread evenly over it
 _JPEG_QUALITY = 85
+
+T = TypeVar("T")
 
 _STYLE = """
 :root { color-scheme: light; --ink: #262a30; --soft: #6a717c; --line: #e1e4e9; --accent: #1f6feb; }
@@ -155,6 +160,31 @@ def read_losses(run: Path) -> list[tuple[int, float]]:
     """(step, loss) of a run's metrics, where the loss is a finite number; empty if there are none."""
     losses = [(row["step"], row.get("loss")) for row in read_metrics(run)]
     return [(int(step), float(loss)) for step, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
+
+
+def progress_section(run: Path) -> Section | None:
+    """How held-out samples fared while the run was trained, the newest first; None where nothing was looked at."""
+    rows = read_metrics(run)
+    names = score_names(rows)
+    scored = [row for row in rows[::-1] if any(name in row for name in names)]
+    if not scored:
+        return None
+    lines = [
+        (f"{row['step']:,}", *(f"{row[name]:.4f}" if is_number(row.get(name)) else "" for name in names))
+        for row in _spread(scored, EVALUATIONS)
+    ]
+    shows = "held-out clips: original, what the model sees, what it fills in"
+    shown = _spread(pictures(run)[::-1], PICTURES)
+    cards = [Card(f"Step {step:,}", "", {str(path.resolve()): shows}) for step, path in shown]
+    intro = ["The same clips, which it was not trained on, at several steps of the training."]
+    return Section("While it was trained", intro, cards, [Table("Held-out samples", ("step", *names), lines)])
+
+
+def _spread(items: Sequence[T], most: int) -> list[T]:
+    """The first, the last and others between them, evenly."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 640, height: int = 300) -> str:
