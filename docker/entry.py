@@ -10,10 +10,12 @@ batch script too, where `deepspeed` would otherwise leave orphans:
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 # Not to be passed on, or not catchable: the kernel's own, our child's end, and job control of the terminal.
@@ -27,10 +29,11 @@ FAULTS = {
     signal.SIGABRT,
     signal.SIGSYS,
 }
+PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 def descendants() -> dict[int, int]:
-    """All processes below this one, as pid -> parent's pid. Process 1 finds orphans too: they become its own."""
+    """All processes below this one, as pid -> parent's pid; orphans too, which become our own (`adopt_orphans`)."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -46,12 +49,19 @@ def descendants() -> dict[int, int]:
     return below
 
 
+def adopt_orphans() -> None:
+    """Outside of a container, too, what a killed launcher leaves becomes ours; torchrun's ranks have left its group."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def is_rank(pid: int) -> bool:
-    """Whether a launcher started this process, or an ancestor of it, as a rank: it set RANK."""
+    """Whether a launcher started this process, or an ancestor of it, as a rank: deepspeed and torchrun set RANK."""
     try:
-        return b"\0RANK=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+        environment = b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
+    return b"\0RANK=" in environment or b"\0OMPI_COMM_WORLD_RANK=" in environment  # mpirun's
 
 
 def targets(command: int) -> list[int]:
@@ -64,10 +74,14 @@ def targets(command: int) -> list[int]:
 
 
 def main(argv: list[str]) -> int:
-    """Run `argv`, pass signals on, and return its exit code (128 + n if signal n ended it)."""
+    """Run `argv`, pass signals on, and return its exit code (128 + n if signal n ended it).
+
+    Ranks that outlive it are a failure: `deepspeed` returns 0 when its launch.py is killed.
+    """
     if not argv:
         print("entry.py: no command given", file=sys.stderr)
         return 2
+    adopt_orphans()
     caught = set(signal.valid_signals()) - KEPT - FAULTS
     # Blocked and waited for: none is lost while the command starts, no handler runs in the middle of anything.
     signal.pthread_sigmask(signal.SIG_BLOCK, caught | {signal.SIGCHLD})
@@ -82,14 +96,12 @@ def main(argv: list[str]) -> int:
     while True:
         signum = signal.sigwait(caught | {signal.SIGCHLD})
         if signum != signal.SIGCHLD:
-            for pid in targets(command):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signum)
+            _send(signum, targets(command))
             continue
         code = _reap(command)
         if code is not None:
-            _end_group(command)
-            return code
+            ranks_were_left = _end_rest()
+            return code or int(ranks_were_left)
 
 
 def _give_terminal(group: int) -> None:
@@ -117,19 +129,39 @@ def _reap(command: int) -> int | None:
             code = 128 - code if code < 0 else code
 
 
-def _end_group(group: int) -> None:
-    """Nothing outlives the command: ranks whose launcher was killed are asked to end, after 30 s made to."""
-    for signum, seconds in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
-        deadline = time.monotonic() + seconds
+def _end_rest() -> bool:
+    """Nothing outlives the command: after 2 s what is left is asked to end, after 30 s more made to.
+
+    Returns:
+        Whether there were ranks among it, which their launcher should have waited for.
+    """
+    if _have_ended(2.0):  # the ranks' own helpers end when they notice that the ranks have gone
+        return False
+    below = descendants()
+    ranks = {pid for pid in below if is_rank(pid)}
+    _send(signal.SIGTERM, [pid for pid in below if below[pid] not in ranks])  # a rank itself sees to its children
+    if not _have_ended(30.0):
+        _send(signal.SIGKILL, descendants())
+        _have_ended(5.0)
+    return bool(ranks) and not is_rank(os.getpid())
+
+
+def _have_ended(seconds: float) -> bool:
+    """Waits until there is no process below this one; whether that came about."""
+    deadline = time.monotonic() + seconds
+    while True:
+        _reap(0)
+        if not descendants():
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+
+
+def _send(signum: int, pids: Iterable[int]) -> None:
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signum)
-        while time.monotonic() < deadline:
-            _reap(group)
-            try:
-                os.killpg(group, 0)
-            except (ProcessLookupError, PermissionError):
-                return
-            time.sleep(0.02)
+            os.kill(pid, signum)
 
 
 if __name__ == "__main__":

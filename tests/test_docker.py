@@ -17,22 +17,32 @@ ENTRY = ROOT / "docker" / "entry.py"
 
 # Stands in for `deepspeed`: starts two ranks, dies of SIGTERM and leaves them behind, returns the code of a failed one.
 LAUNCHER = """
-import os, subprocess, sys, time
+import os, subprocess, sys
 envs = [dict(os.environ, RANK=str(rank)) for rank in range(2)]
-ranks = [subprocess.Popen([sys.executable, *sys.argv[1:]], env=env) for env in envs]
-codes = [rank.wait() for rank in ranks]
-sys.exit(max(codes))
+open("launcher", "w").write(str(os.getpid()))
+ranks = [subprocess.Popen([sys.executable, "rank.py"], env=env) for env in envs]
+sys.exit(max(rank.wait() for rank in ranks))
 """
 
-# Stands in for a trainer: tells that it runs; on SIGTERM takes a while for its checkpoint and leaves with 75.
+# As torchrun, whose ranks are in sessions of their own.
+SESSIONS = LAUNCHER.replace("env=env", "env=env, start_new_session=True")
+
+# As the runner of `deepspeed`, which returns 0 when its launcher is killed.
+RUNNER = """
+import subprocess, sys
+sys.exit(max(0, subprocess.call([sys.executable, "launcher.py"])))
+"""
+
+# Stands in for a trainer: tells that it runs; asked to stop, it takes a while for its checkpoint and leaves with 75.
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
 def stop(signum, frame):
     time.sleep(0.2)
-    Path(f"saved-{os.environ.get('RANK')}").touch()
+    Path(f"saved-{os.environ.get('RANK')}").write_text(signal.Signals(signum).name)
     sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
+for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+    signal.signal(getattr(signal, name), stop)
 Path(f"running-{os.environ.get('RANK')}").write_text(str(os.getpid()))
 time.sleep(60)
 """
@@ -124,35 +134,45 @@ def test_dockerfile_passes_hadolint() -> None:
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-def test_entry_stops_the_ranks_and_returns_their_code(tmp_path: Path) -> None:
-    (tmp_path / "launcher.py").write_text(LAUNCHER)
-    (tmp_path / "rank.py").write_text(RANK)
-    process = entry(sys.executable, "launcher.py", "rank.py", cwd=tmp_path)
+def write_scripts(folder: Path, launcher: str = LAUNCHER) -> None:
+    for name, text in (("launcher", launcher), ("runner", RUNNER), ("rank", RANK)):
+        (folder / f"{name}.py").write_text(text)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_entry_stops_the_ranks_and_returns_their_code(name: str, tmp_path: Path) -> None:
+    write_scripts(tmp_path)
+    process = entry(sys.executable, "launcher.py", cwd=tmp_path)
     wait_for(tmp_path / "running-0", tmp_path / "running-1")
-    process.terminate()
+    process.send_signal(signal.Signals[name])
     assert process.wait(30) == 75
-    assert (tmp_path / "saved-0").exists()
-    assert (tmp_path / "saved-1").exists()
+    assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(2)] == [name, name]
 
 
 def test_entry_signals_a_plain_command_itself(tmp_path: Path) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
+    write_scripts(tmp_path)
     process = entry(sys.executable, "rank.py", cwd=tmp_path)
     wait_for(tmp_path / "running-None")
     process.terminate()
     assert process.wait(30) == 75
 
 
-def test_entry_ends_what_a_killed_launcher_leaves(tmp_path: Path) -> None:
-    tell = "open('pid', 'w').write(str(os.getpid()))\ncodes ="
-    (tmp_path / "launcher.py").write_text(LAUNCHER.replace("codes =", tell))
-    (tmp_path / "rank.py").write_text(RANK)
-    process = entry(sys.executable, "launcher.py", "rank.py", cwd=tmp_path)
-    wait_for(tmp_path / "running-0", tmp_path / "running-1", tmp_path / "pid")
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    assert process.wait(30) == 128 + signal.SIGKILL
+@pytest.mark.parametrize(
+    ("command", "launcher", "code"),
+    [("launcher.py", LAUNCHER, 128 + signal.SIGKILL), ("launcher.py", SESSIONS, 128 + signal.SIGKILL),
+     ("runner.py", LAUNCHER, 1)],
+    ids=["killed", "as torchrun", "as deepspeed"],
+)  # fmt: skip
+def test_fault_29_entry_ends_what_a_killed_launcher_leaves(
+    command: str, launcher: str, code: int, tmp_path: Path
+) -> None:
+    write_scripts(tmp_path, launcher)
+    process = entry(sys.executable, command, cwd=tmp_path)
+    wait_for(tmp_path / "running-0", tmp_path / "running-1", tmp_path / "launcher")
+    os.kill(int((tmp_path / "launcher").read_text()), signal.SIGKILL)
+    assert process.wait(30) == code
     assert not any(is_alive(int((tmp_path / f"running-{rank}").read_text())) for rank in range(2))
-    assert (tmp_path / "saved-0").exists()
+    assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(2)] == ["SIGTERM", "SIGTERM"]
 
 
 @pytest.mark.parametrize(
