@@ -75,7 +75,8 @@ def three_projections() -> Iterator[None]:
             for weight, bias in zip(weights, biases, strict=True)
         )
         q = q if asked is None else q[:, :, -asked:]
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        attended: Tensor = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        return attended
 
     with patch.object(Attention, "forward", forward):
         yield
@@ -98,7 +99,8 @@ def queries_of_their_own() -> Iterator[None]:
         biases = self.qkv.bias.split([width, 2 * width]) if self.qkv.bias is not None else (None, None)
         q = linear(x[:, -asked:], weights[0], biases[0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = linear(x, weights[1], biases[1]).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        attended: Tensor = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        return attended
 
     with patch.object(Attention, "forward", forward):
         yield

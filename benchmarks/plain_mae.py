@@ -10,6 +10,8 @@ in order, every token goes through the whole decoder and its head, every patch h
 Class token and separable positions, as in the published recipes.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -49,24 +51,34 @@ class PlainBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](self.norm2(x))))  # type: ignore[no-any-return]
+        mixed: Tensor = self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](self.norm2(x))))
+        return x + mixed
 
 
 class PlainMAE(nn.Module):
     """Names of parameters are mae_st's, so that weights come through mae3d.convert."""
 
+    cls_token: nn.Parameter
+    mask_token: nn.Parameter
+    decoder_cls_token: nn.Parameter
+    pos_embed_class: nn.Parameter
+    decoder_pos_embed_class: nn.Parameter
+
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
-        assert config.cls_embed and config.sep_pos_embed and config.decoder_sep_pos_embed, config
+        assert config.cls_embed, config
+        assert config.sep_pos_embed, config
         self.config = config
         (t, h, w), width, narrow = config.grid, config.embed_dim, config.decoder_embed_dim
         kernel = (config.t_patch_size, config.patch_size, config.patch_size)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, width, kernel, stride=kernel)})
-        shape = {"mlp_ratio": config.mlp_ratio, "bias": config.qkv_bias}
-        self.blocks = nn.ModuleList(PlainBlock(width, config.num_heads, **shape) for _ in range(config.depth))
-        self.decoder_blocks = nn.ModuleList(
-            PlainBlock(narrow, config.decoder_num_heads, **shape) for _ in range(config.decoder_depth)
-        )
+
+        def blocks(size: int, heads: int, depth: int) -> nn.ModuleList:
+            ratio, bias = config.mlp_ratio, config.qkv_bias
+            return nn.ModuleList(PlainBlock(size, heads, mlp_ratio=ratio, bias=bias) for _ in range(depth))
+
+        self.blocks = blocks(width, config.num_heads, config.depth)
+        self.decoder_blocks = blocks(narrow, config.decoder_num_heads, config.decoder_depth)
         self.norm, self.decoder_norm = nn.LayerNorm(width, EPS), nn.LayerNorm(narrow, EPS)
         self.decoder_embed = nn.Linear(width, narrow)
         self.decoder_pred = nn.Linear(narrow, config.pred_u * config.patch_size**2 * 3)
@@ -87,7 +99,7 @@ class PlainMAE(nn.Module):
         mask[:, : config.num_kept] = 0
         mask = mask.gather(1, ids_restore)
 
-        conv = self.patch_embed["proj"]
+        conv: Any = self.patch_embed["proj"]
         x = conv(clip.to(conv.weight.dtype)).flatten(2).transpose(1, 2)  # (B, L, D)
         x = _pick(x, ids_keep) + _pick(self._positions("").expand(batch, -1, -1), ids_keep)
         x = torch.cat([(self.cls_token + self.pos_embed_class).expand(batch, -1, -1).to(x.dtype), x], dim=1)
@@ -108,7 +120,8 @@ class PlainMAE(nn.Module):
         """(1, L, D): space tiled over time, time repeated over space."""
         t, h, w = self.config.grid
         space, time = getattr(self, f"{prefix}pos_embed_spatial"), getattr(self, f"{prefix}pos_embed_temporal")
-        return space.repeat(1, t, 1) + time.repeat_interleave(h * w, dim=1)  # type: ignore[no-any-return]
+        positions: Tensor = space.repeat(1, t, 1) + time.repeat_interleave(h * w, dim=1)
+        return positions
 
     def _loss(self, clip: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
         config = self.config

@@ -5,7 +5,7 @@
     python benchmarks/step.py ablation --size base                          # what each exact trick gives
     python benchmarks/step.py sdpa                                          # attention backends (GPU)
     python benchmarks/step.py mfu --size base --compile true                # the engine: MFU, optimizer, host syncs
-    python benchmarks/step.py input --size base --shards out/shards         # real against synthetic clips
+    python benchmarks/step.py input --size base --shards out/shards         # the Loader's clips against synthetic ones
     python benchmarks/step.py all --shards out/shards                       # all of it, each in a process of its own
 
 The plain model (plain_mae.py) has the same weights and does all that ours leaves out. Candidates take turns in one
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.what == "all":
         return run_all(options)
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
-    print(f"{options.what}: {where}, torch {torch.__version__}, {options.size}, batch {options.batch}", flush=True)
+    batch = f", batch {options.batch}" if options.batch else ""
+    print(f"{options.what}: {where}, torch {torch.__version__}, {options.size}{batch}", flush=True)
     if options.what in ("mfu", "input"):
         from benchmarks import step_engine
 
@@ -198,11 +199,13 @@ def attention_backends(options: argparse.Namespace) -> int:
     tokens, width = config.num_tokens + 1, config.decoder_embed_dim
     for heads in (width // 32, width // 64):
         shape = (options.batch, heads, tokens, width // heads)
-        inputs = [torch.randn(shape, device=options.device, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv"]
+        inputs: Any = [
+            torch.randn(shape, device=options.device, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv"
+        ]
         forward_flops = 4 * options.batch * tokens**2 * width
         for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
 
-            def once(backend: str = backend, inputs: "list[torch.Tensor]" = inputs, *, backward: bool = True) -> None:
+            def once(backend: str = backend, inputs: Any = inputs, *, backward: bool = True) -> None:
                 with sdpa_kernel(getattr(SDPBackend, backend)):
                     out = scaled_dot_product_attention(*inputs)
                 if backward:
@@ -270,8 +273,8 @@ def run_all(options: argparse.Namespace) -> int:
         for compiled in ("false",) if tiny else ("false", "true"):
             runs.append(["mfu", "--size", size, "--compile", compiled, "--steps", options.steps])
         runs.append(["mfu", "--size", size, "--heads", 3 if tiny else 8, "--steps", options.steps])
-        if options.shards:
-            runs.append(["input", "--size", size, "--shards", options.shards, "--steps", options.steps])
+        shards = ["--shards", options.shards] if options.shards else []
+        runs.append(["input", "--size", size, "--steps", options.steps, "--views", options.views, *shards])
     failed = []
     for run in runs:
         command = list(map(str, run + common))
@@ -299,7 +302,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--heads", type=int, default=None, help="of the decoder; default: the published 16")
     parser.add_argument("--compile", type=lambda text: text == "true", default=False)
-    parser.add_argument("--shards", type=Path, default=None, help="a dataset, for input")
+    parser.add_argument("--shards", type=Path, default=None, help="a dataset, for input; without it one is made")
     parser.add_argument("--views", type=int, default=4, help="data.repeat_aug, for input")
     options = parser.parse_args(argv)
     if options.device is None:

@@ -36,7 +36,8 @@ class Attention(nn.Module):
         if asked is not None:
             # Their queries could be a product of their own, but that costs a copy of x, and saves next to nothing.
             q = q[:, :, -asked:]
-        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        attended: Tensor = self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return attended
 
 
 class Block(nn.Module):
@@ -53,9 +54,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, asked: int | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D), or (B, asked, D): all are attended to, but only the last go on."""
-        attended = self.drop_path1(self.attn(self.norm1(x), asked))
+        attended: Tensor = self.drop_path1(self.attn(self.norm1(x), asked))
         x = attended + (x if asked is None else x[:, -asked:])
-        return x + self.drop_path2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        mixed: Tensor = self.drop_path2(self.mlp(self.norm2(x)))
+        return x + mixed
 
 
 class Blocks(nn.ModuleList):
