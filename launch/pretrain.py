@@ -74,8 +74,8 @@ class PretrainConfig:
     """Everything that one command line sets.
 
     Attributes:
-        init: weights to start from: a run, an exported folder, a model file or a foreign checkpoint; none = from scratch.
-            Another size of clip is served by interpolated positions, other sizes must be the same.
+        init: weights to start from: a run, an exported folder, a model file or a foreign checkpoint; none = from
+            scratch. Another size of clip is served by interpolated positions, other sizes must be the same.
         init_decoder: take the decoder as well, where init has one of ours; false takes the encoder alone.
         model: the autoencoder
         data: the clips

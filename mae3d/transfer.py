@@ -1,26 +1,28 @@
-"""A trained model's encoder -> a new classifier, for clips of the same or of another size.
+"""A trained model -> a new classifier or autoencoder, for clips of the same or of another size.
 
     encoder = open_encoder("RUN")             # weights.py: of a pretraining or finetuning run, or a foreign file
     model = Classifier(ClassifierConfig.of(encoder.config, num_classes=174, img_size=256, num_frames=32))
     load_encoder(model, encoder)
+    load_autoencoder(MAE(config), load_model("RUN"))      # with the decoder; of an Encoder: without
 
-The decoder (or the old head) is left behind, the head stays as it was drawn. Tables of positions are interpolated to
-the new grid: over height and width bicubic (eminorhan/mae_st's choice for `pos_embed_spatial`, and the field's for
-images), over time linear (the field's for video: upstream cannot change it); both as torch.nn.functional.interpolate
-without aligned corners. A joint table is treated as the sum that it generalises, so that both kinds agree. Grids that
-are equal are copied bit for bit. D width.
+In a classifier the decoder (or the old head) is left behind, the head stays as it was drawn. Tables of positions are
+interpolated to the new grid: over height and width bicubic (eminorhan/mae_st's choice for `pos_embed_spatial`, and the
+field's for images), over time linear (the field's for video: upstream cannot change it); both as
+torch.nn.functional.interpolate without aligned corners. A joint table is treated as the sum that it generalises, so
+that both kinds agree. Grids that are equal are copied bit for bit. D width.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mae3d.classifier import Classifier
-from mae3d.config import EncoderConfig
+from mae3d.config import EncoderConfig, MAEConfig
 from mae3d.convert import unmatched
 from mae3d.encoder import Encoder
+from mae3d.mae import MAE
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +39,19 @@ _SAME = (
     "cls_embed",
     "sep_pos_embed",
 )
+# Likewise of a decoder: pred_u is the number of frames that a token predicts.
+_SAME_DECODER = (
+    "decoder_embed_dim",
+    "decoder_depth",
+    "decoder_num_heads",
+    "decoder_sep_pos_embed",
+    "decoder_cls",
+    "pred_u",
+)
 
 
 class TransferError(ValueError):
-    """An encoder's weights do not fit another encoder; the message names the settings or the keys."""
+    """A model's weights do not fit another model; the message names the settings or the keys."""
 
 
 def load_encoder(model: Classifier, encoder: Encoder) -> None:
@@ -50,6 +61,49 @@ def load_encoder(model: Classifier, encoder: Encoder) -> None:
         TransferError: The encoders differ in more than the size of the clip.
     """
     model.encoder.load_state_dict(encoder_state(encoder.state_dict(), encoder.config, model.config))
+
+
+def check_autoencoder(model: MAE | Encoder, target: MAEConfig) -> None:
+    """Whether `load_autoencoder` can take this model, with its decoder if it has one, for one of `target`.
+
+    Raises:
+        TransferError: They differ in more than the size of the clip and the mask; names what.
+    """
+    source = model.config
+    _check_settings(source, target, hint=f"to go on with them: {_options(source, target, _SAME)}")
+    if isinstance(model, Encoder):
+        return
+    differing = [name for name in _SAME_DECODER if getattr(source, name) != getattr(target, name)]
+    if differing:
+        raise TransferError(
+            f"the weights are of another decoder: {_told(source, target, differing)}. To go on with it: "
+            f"{_options(source, target, _SAME_DECODER)}; without it: --init_decoder false"
+        )
+    for name in ("norm_pix_loss", "target_rule"):
+        if getattr(source, name) != getattr(target, name):
+            logger.warning(
+                "%s is %s; the decoder has learned with %s", name, getattr(target, name), getattr(source, name)
+            )
+
+
+def load_autoencoder(model: MAE, source: MAE | Encoder) -> None:
+    """Give an autoencoder the weights of a trained one, or of an encoder: the decoder stays as it is then.
+
+    Raises:
+        TransferError: As `check_autoencoder`.
+    """
+    check_autoencoder(source, model.config)
+    encoder = source.encoder if isinstance(source, MAE) else source
+    model.encoder.load_state_dict(encoder_state(encoder.state_dict(), source.config, model.config))
+    if isinstance(source, MAE):
+        old, new = source.config.grid, model.config.grid
+        resized = {
+            name: resize_positions(tensor, kind=name.removeprefix("positions."), old=old, new=new)
+            if name.startswith("positions.")
+            else tensor
+            for name, tensor in source.decoder.state_dict().items()
+        }
+        model.decoder.load_state_dict(resized)
 
 
 def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: EncoderConfig) -> dict[str, Tensor]:
@@ -66,7 +120,7 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
     Raises:
         TransferError: Settings other than the clip's size differ, or keys are missing or left over.
     """
-    _check_settings(source, target)
+    _check_settings(source, target, hint="ClassifierConfig.of(config of the weights, ...) takes the rest from them")
     with torch.device("meta"):
         names = set(Encoder(source).state_dict())
     if problems := unmatched(names, set(state)):
@@ -120,14 +174,30 @@ def _resize_grid(table: Tensor, *, old: Grid, new: Grid) -> Tensor:
     return table if old == new else grid.flatten(0, 2)[None].to(table.dtype)
 
 
-def _check_settings(source: EncoderConfig, target: EncoderConfig) -> None:
+def _check_settings(source: EncoderConfig, target: EncoderConfig, *, hint: str) -> None:
     differing = [name for name in _SAME if getattr(source, name) != getattr(target, name)]
     if differing:
-        told = ", ".join(f"{name} is {getattr(target, name)}, not {getattr(source, name)}" for name in differing)
         raise TransferError(
-            f"the weights are of another encoder: {told}; only img_size and num_frames may change. "
-            "ClassifierConfig.of(config of the weights, ...) takes the rest from them"
+            f"the weights are of another encoder: {_told(source, target, differing)}; only img_size and num_frames may "
+            f"change. {hint[:1].upper()}{hint[1:]}"
         )
     for name in ("mean", "std"):
         if getattr(source, name) != getattr(target, name):
             logger.warning("%s is %s, but the weights saw %s", name, getattr(target, name), getattr(source, name))
+
+
+def _told(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} is {getattr(target, name)}, not {getattr(source, name)}" for name in names)
+
+
+def _options(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> str:
+    """The options of a command line that make the target's settings the source's."""
+    given = []
+    for name in names:
+        value = getattr(source, name)
+        if value == getattr(target, name):
+            continue
+        if name == "pred_u":  # which follows from the frames that are predicted
+            name, value = "pred_t_dim", value * target.num_frames // target.t_patch_size
+        given.append(f"--model.{name} {str(value).lower()}")
+    return " ".join(given)

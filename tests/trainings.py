@@ -6,6 +6,7 @@
 Many cases share one start of the processes: an import of DeepSpeed costs seconds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,11 @@ def optim_of(case: Case) -> OptimConfig:
     return OptimConfig(clip_grad=case.clip)
 
 
-def make_engine(world: World, case: Case) -> Engine:
-    torch.manual_seed(0)
+def make_engine(world: World, case: Case, *, start: Callable[[MAE], None] | None = None) -> Engine:
+    torch.manual_seed(world.place.rank)  # what the first process has drawn is broadcast
     model = MAE(MODEL)
+    if start is not None:
+        start(model)
     model.set_grad_checkpointing(case.checkpointing)
     optim = optim_of(case)
     return Engine(
@@ -149,7 +152,9 @@ def _save(engine: Engine, run: Path, world: World, *, last: int) -> None:
     world.barrier()
 
 
-def plain_training(*, steps: int, clip: float | None = 0.5, without: int | None = None, autocast: bool = False) -> Outcome:
+def plain_training(
+    *, steps: int, clip: float | None = 0.5, without: int | None = None, autocast: bool = False
+) -> Outcome:
     """The same training with torch alone, in one process; `without` is a step that is left out."""
     torch.manual_seed(0)
     model, optim = MAE(MODEL), OptimConfig()
