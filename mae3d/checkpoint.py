@@ -16,10 +16,9 @@ This module knows files only: `engine` knows where DeepSpeed keeps the slices.
 import errno
 import json
 import logging
-import math
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,12 @@ from torch import Tensor
 
 from mae3d.config import ClassifierConfig, MAEConfig
 from mae3d.files import sha256_of, stream_tensors, sync, write_text
-from mae3d.weights import BEST, CHECKPOINTS, LATEST, MODEL_FILE, model_metadata
+from mae3d.weights import CHECKPOINTS, LATEST, MODEL_FILE, model_metadata
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, STATE = "manifest.json", "state.json"
-_STAGED = ".staged-"
+STAGED = ".staged-"
 
 Entries = dict[str, dict[str, Any]]  # of a manifest: a file's name ─► its bytes and sha256
 
@@ -61,7 +60,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 def staging_folder(run: Path, step: int) -> Path:
     """Where the checkpoint of a step is put together."""
-    return run / CHECKPOINTS / f"{_STAGED}step-{step:08d}"
+    return run / CHECKPOINTS / f"{STAGED}step-{step:08d}"
 
 
 def write_rank(staging: Path, rank: int, slices: Iterable[Slice]) -> Entries:
@@ -94,7 +93,7 @@ def finish(
     written: Entries | None = None,
     kind: str = "master",
 ) -> Path:
-    """Completes a staged checkpoint: weights, state, manifest, rename, `latest`. One rank does it when all have written.
+    """Completes a staged checkpoint: weights, state, manifest, rename, `latest`. One rank does it, after all.
 
     Args:
         run: the run's folder.
@@ -136,7 +135,7 @@ def put_in_place(staging: Path, final: Path) -> None:
     """Renames a folder that is complete."""
     sync(staging)
     if final.exists():  # a step that is saved again after a rollback; the old one goes aside first, whole
-        _remove(final)
+        remove(final)
     staging.rename(final)
     sync(final.parent)
 
@@ -232,13 +231,26 @@ def verify(folder: Path, *, full: bool = True) -> None:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {MANIFEST} cannot be read ({error})") from error
     for name, written in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing")
-        if (size := path.stat().st_size) != written["bytes"]:
-            raise CheckpointError(f"{path}: {size} bytes, not the {written['bytes']} that were written")
-        if full and sha256_of(path) != written["sha256"]:
-            raise CheckpointError(f"{path}: not the file that was written")
+        if damage := damage_of(folder / name, written, full=full):
+            raise CheckpointError(f"{folder / name}: {damage}")
+
+
+def damage_of(path: Path, written: Mapping[str, Any], *, full: bool) -> str:
+    """How a file differs from its entry in the manifest; empty if it does not."""
+    try:
+        return _difference(path, written, full=full)
+    except OSError as error:
+        if error.errno != errno.EIO:  # of the disk below this file; others are of the whole storage
+            raise
+        return "cannot be read: " + str(error.strerror)
+
+
+def _difference(path: Path, written: Mapping[str, Any], *, full: bool) -> str:
+    if not path.is_file():
+        return "missing"
+    if (size := path.stat().st_size) != written["bytes"]:
+        return f"{size} bytes, not the {written['bytes']} that were written"
+    return "not the bytes that were written" if full and sha256_of(path) != written["sha256"] else ""
 
 
 def parse_manifest(text: str) -> Entries:
@@ -267,51 +279,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def keep_best(run: Path, folder: Path, *, score: float) -> None:
-    """Points `best` at a checkpoint if its score, the greater the better, beats that of the one it points at.
-
-    Of equal scores the first stays; NaN, where nothing could be scored, is never the best. `score` must be in the
-    checkpoint's state, as `score`: comparing reads it there.
-    """
-    if math.isnan(score):
-        logger.warning("%s has no score (nothing could be validated on): it cannot be the best checkpoint", folder)
-        return
-    best = pointed(run, BEST)
-    if best is not None:
-        named = run / CHECKPOINTS / best
-        try:
-            if named != folder and read_state(named)["score"] >= score:
-                return
-        except (OSError, json.JSONDecodeError, KeyError) as error:
-            logger.warning("%s, the best checkpoint so far, is damaged (%s): %s takes its place", named, error, folder)
-    write_text(run / CHECKPOINTS / BEST, folder.name + "\n")
-
-
-def prune(run: Path, *, keep_last: int, keep_every: int, in_use: Collection[str] = ()) -> None:
-    """Removes old checkpoints and what a killed save left; a failure to remove is told and costs nothing but space.
-
-    Those later than `latest` stay, and do not count as the last: the run comes to these steps again.
-
-    Args:
-        run: the run's folder.
-        keep_last: newest ones that stay.
-        keep_every: those of multiples of this step stay; 0 for none.
-        in_use: names of those that are being read.
-    """
-    folder = run / CHECKPOINTS
-    names = [path.name for path in up_to_latest(run)]
-    for name in superseded(names, best=pointed(run, BEST), keep_last=keep_last, keep_every=keep_every):
-        if name not in in_use:
-            _remove(folder / name)
-    sweep(run)
-
-
-def superseded(names: Iterable[str], *, best: str | None, keep_last: int, keep_every: int) -> list[str]:
-    """Which of these checkpoints, none later than `latest`, are not among the last, nor every nth, nor the best."""
-    old = sorted(names)[:-keep_last]
-    return [name for name in old if name != best and (not keep_every or step_of(name) % keep_every)]
-
-
 def step_of(name: str) -> int:
     """The step in a checkpoint's name."""
     return int(name.removeprefix("step-"))
@@ -323,21 +290,21 @@ def pointed(run: Path, pointer: str) -> str | None:
     return path.read_text().strip() if path.is_file() else None
 
 
-def sweep(run: Path) -> None:
-    """Removes half-written checkpoints; only when no rank is writing."""
-    for path in (run / CHECKPOINTS).glob(f"{_STAGED}*"):
-        _remove(path)
-    for pointer in (LATEST, BEST):
-        for path in (run / CHECKPOINTS).glob(f".{pointer}.*"):  # what `write_text` had begun
-            path.unlink(missing_ok=True)
+def remove(folder: Path) -> None:
+    """Removes a checkpoint, or tells that it cannot be removed.
 
-
-def _remove(folder: Path) -> None:
-    """Renames first, so that a killed removal leaves no folder that looks like a checkpoint."""
+    Renames first, so that a killed removal leaves no folder that looks like a checkpoint.
+    """
     try:
-        doomed = folder if folder.name.startswith(_STAGED) else folder.with_name(f"{_STAGED}old-{folder.name}")
+        doomed = folder if folder.name.startswith(STAGED) else folder.with_name(f"{STAGED}old-{folder.name}")
         if doomed != folder:
             folder.rename(doomed)
         shutil.rmtree(doomed)
     except OSError as error:
         logger.warning("%s could not be removed (%s)", folder, error)
+
+
+if __name__ == "__main__":
+    from mae3d.inspection import main
+
+    raise SystemExit(main())

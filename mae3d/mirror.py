@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from mae3d import checkpoint
+from mae3d import checkpoint, retention
 from mae3d.checkpoint import MANIFEST, CheckpointError
 from mae3d.files import sha256_of, sync, write_text
 from mae3d.run import CONFIG, DONE, METRICS, STOPPED, Run
@@ -152,7 +152,7 @@ class Mirror:
     def _retain(self, store: Store, there: Mapping[str, int | None], *, latest: str, best: str | None) -> None:
         """The rule of the folder, on what lies there: after a restore it may be more than the folder has."""
         names = [name for name in {*_complete(there), *self._sent} if name.startswith("step-") and name <= latest]
-        for name in checkpoint.superseded(names, best=best, keep_last=self._keep_last, keep_every=self._keep_every):
+        for name in retention.superseded(names, best=best, keep_last=self._keep_last, keep_every=self._keep_every):
             store.remove_folder(f"{CHECKPOINTS}/{name}", first=MANIFEST)
             self._sent.pop(name, None)
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mae3d import checkpoint
+from mae3d import checkpoint, retention
 from mae3d.checkpoint import Slice
 from mae3d.config import ClassifierConfig, MAEConfig
 from mae3d.distributed import World
@@ -112,14 +112,14 @@ class Saver:
             CheckpointError: no checkpoint of the run is whole.
         """
         if self._world.is_first:
-            checkpoint.sweep(self._run.folder)
+            retention.sweep(self._run.folder)
         folder = self._newest()
         if self._world.is_first and folder is None:
             self._run.cut_metrics(0)
         state = None if folder is None else self._load(engine, folder)
         if self._world.is_first and folder is not None and state is not None:
             if "score" in state:  # the run was killed between the checkpoint and the pointer
-                checkpoint.keep_best(self._run.folder, folder, score=state["score"])
+                retention.keep_best(self._run.folder, folder, score=state["score"])
             logger.info("resumed from %s", folder)
         if self._mirror is not None:
             self._mirror.push()  # what an earlier part of the run left to be mirrored; tells early if nothing can be
@@ -237,9 +237,9 @@ class Saver:
                 written=written,
             )
             if "score" in job.state:
-                checkpoint.keep_best(run, folder, score=job.state["score"])
+                retention.keep_best(run, folder, score=job.state["score"])
             in_use = self._mirror.in_use if self._mirror else ()
-            checkpoint.prune(run, keep_last=self._keep_last, keep_every=self._keep_every, in_use=in_use)
+            retention.prune(run, keep_last=self._keep_last, keep_every=self._keep_every, in_use=in_use)
         except Exception as error:
             return _told(error)
         if self._mirror is not None:
@@ -253,7 +253,7 @@ class Saver:
         self._failed += 1
         newest = None
         with suppress(OSError):
-            checkpoint.sweep(self._run.folder)  # a full disk needs the space; nobody writes now
+            retention.sweep(self._run.folder)  # a full disk needs the space; nobody writes now
             newest = checkpoint.pointed(self._run.folder, checkpoint.LATEST)
         logger.warning(
             "the checkpoint of step %d could not be written (%s: %s): %s. %s; the newest is %s",
@@ -266,15 +266,18 @@ class Saver:
         )
 
     def _newest(self) -> Path | None:
-        error, folder = None, None
+        error: Exception | None = None
+        folder = None
         if self._world.is_first:
             try:
                 folder = checkpoint.newest(self._run.folder)
             except checkpoint.CheckpointError as caught:
-                error = str(caught)
+                error = checkpoint.CheckpointError(str(caught))
+            except OSError as caught:
+                error = _told(caught)
         error, folder = self._world.share((error, folder))
-        if error:
-            raise checkpoint.CheckpointError(error)
+        if error is not None:
+            raise error
         return folder
 
     def _load(self, engine: Engine, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae3d import checkpoint
+from mae3d import checkpoint, retention
 from mae3d.checkpoint import CheckpointError, Slice
 from mae3d.config import MAEConfig
 from mae3d.mae import MAE
@@ -106,7 +106,7 @@ def test_a_run_without_a_whole_checkpoint_never_starts_afresh(tmp_path: Path) ->
 def test_fault_34_retention_keeps_the_last_and_every_nth(tmp_path: Path) -> None:
     for step in range(10, 80, 10):
         save(tmp_path, step)
-        checkpoint.prune(tmp_path, keep_last=2, keep_every=30)
+        retention.prune(tmp_path, keep_last=2, keep_every=30)
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("*")) == [
         "latest", "step-00000030", "step-00000060", "step-00000070",
     ]  # fmt: skip
@@ -125,11 +125,11 @@ def test_a_run_that_went_back_keeps_the_checkpoints_of_its_new_course(tmp_path: 
             (checkpoint.step_folder(tmp_path, step) / "state.json").write_text("{}")
     for step in (150, 160):  # stopped on request, between the steps of its checkpoints
         save(tmp_path, step)
-        checkpoint.prune(tmp_path, keep_last=2, keep_every=0)
+        retention.prune(tmp_path, keep_last=2, keep_every=0)
         assert checkpoint.newest(tmp_path) == checkpoint.step_folder(tmp_path, step)
     assert not checkpoint.step_folder(tmp_path, 100).exists()
     save(tmp_path, 300)
-    checkpoint.prune(tmp_path, keep_last=2, keep_every=0)
+    retention.prune(tmp_path, keep_last=2, keep_every=0)
     assert checkpoint.newest(tmp_path) == checkpoint.step_folder(tmp_path, 300)
 
 
@@ -143,7 +143,7 @@ def test_a_latest_that_is_older_than_all_checkpoints_is_told(tmp_path: Path) -> 
 def _save_for_ever(run: str) -> None:
     for step in range(1, 10_000):
         save(Path(run), step)
-        checkpoint.prune(Path(run), keep_last=2, keep_every=0)
+        retention.prune(Path(run), keep_last=2, keep_every=0)
 
 
 def test_fault_30_kills_during_saves_leave_a_whole_checkpoint_no_older_than_the_last(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_fault_30_kills_during_saves_leave_a_whole_checkpoint_no_older_than_the_
             reader.whole("encoder.norm.weight", "master"), state_of(step)["encoder.norm.weight"]["master"]
         )
         last = max(last, step)
-        checkpoint.sweep(tmp_path)
+        retention.sweep(tmp_path)
         assert not list((tmp_path / "checkpoints").glob(".staged-*"))
     assert last > 0
 
@@ -176,17 +176,17 @@ def save_scored(run: Path, step: int, score: float) -> None:
     folder = save(run, step)
     state = json.loads((folder / "state.json").read_text()) | {"score": score}
     (folder / "state.json").write_text(json.dumps(state))
-    checkpoint.keep_best(run, folder, score=score)
+    retention.keep_best(run, folder, score=score)
 
 
 def test_the_best_is_kept_and_opened_whatever_else_is_removed(tmp_path: Path) -> None:
     for step, score in ((1, 0.2), (2, 0.5), (3, 0.4), (4, 0.5), (5, 0.1)):
         save_scored(tmp_path, step, score)
-        checkpoint.prune(tmp_path, keep_last=2, keep_every=0)
+        retention.prune(tmp_path, keep_last=2, keep_every=0)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
     assert kept == [f"step-{step:08d}" for step in (2, 4, 5)]
     assert find_model_file(tmp_path) == checkpoint.step_folder(tmp_path, 2) / "model.safetensors"
-    checkpoint.keep_best(tmp_path, checkpoint.step_folder(tmp_path, 2), score=0.5)  # said again after a kill
+    retention.keep_best(tmp_path, checkpoint.step_folder(tmp_path, 2), score=0.5)  # said again after a kill
     assert find_model_file(tmp_path).parent.name == "step-00000002"
 
 
