@@ -56,7 +56,7 @@ def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str
     try:
         recipe = _read_recipe(config_file, known) if config_file else {}
         # The recipe goes first as options of its own, so that both are checked against the types alike.
-        namespace = parser.parse_args([*_as_options(recipe, lists), *rest])
+        namespace = parser.parse_args([*_as_options(recipe, known, lists), *rest])
         del namespace["config"]
         return config_class(**parser.instantiate(namespace).as_dict())
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
@@ -243,25 +243,33 @@ def _read_recipe(name: str, known: set[str]) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         fail(f"{path}: a recipe is a mapping of sections, like `model:`")
-    for key, line in _keys_with_lines(tree):
+    for key, line in _keys_with_lines(tree, known):
         if key not in known:
             fail(f"{path}, line {line}: unknown key {key}{_nearest(key, known, '')}")
     return values
 
 
-def _keys_with_lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+def _keys_with_lines(node: yaml.Node, known: set[str], prefix: str = "") -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             name = f"{prefix}{key.value}"
             yield name, key.start_mark.line + 1
-            yield from _keys_with_lines(value, f"{name}.")
+            if not _is_mapping(name, known):
+                yield from _keys_with_lines(value, known, f"{name}.")
 
 
-def _as_options(values: dict[str, Any], lists: Mapping[str, _ListOption], prefix: str = "") -> Iterator[str]:
+def _is_mapping(name: str, known: set[str]) -> bool:
+    """Whether this is an option whose value is a mapping, not a section of options."""
+    return name in known and not any(other.startswith(f"{name}.") for other in known)
+
+
+def _as_options(
+    values: dict[str, Any], known: set[str], lists: Mapping[str, _ListOption], prefix: str = ""
+) -> Iterator[str]:
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _as_options(value, lists, f"{name}.")
+        if isinstance(value, dict) and not _is_mapping(name, known):
+            yield from _as_options(value, known, lists, f"{name}.")
             continue
         text = value if isinstance(value, str) else json.dumps(value)
         yield f"--{name}={lists[name].joined([text]) if name in lists else text}"

@@ -105,7 +105,7 @@ class TrainConfig:
     compile: bool = False
     max_skipped: int = 10
     max_rollbacks: int = 3
-    deepspeed: str | dict[str, Any] = field(default_factory=dict)
+    deepspeed: dict[str, Any] | str = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "accumulation", "epochs"):
