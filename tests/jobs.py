@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -36,15 +36,10 @@ log: {every: 1}
 class Launched:
     """A command that trains, whose ranks can be found and signalled."""
 
-    def __init__(self, command: Sequence[str | Path], run: Path, *, env: Mapping[str, str] | None = None):
+    def __init__(self, command: Sequence[str | Path], run: Path, *, cwd: Path | None = None):
         self.run = run
         self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=run.parent,
-            env={**os.environ, **(env or {})},
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd or run.parent
         )
 
     def ranks(self) -> list[psutil.Process]:
@@ -53,7 +48,7 @@ class Launched:
         def is_rank(process: psutil.Process | None) -> bool:
             if process is None or not any(part.endswith("launch/pretrain.py") for part in process.cmdline()):
                 return False
-            return bool({"RANK", "SLURM_PROCID"} & process.environ().keys())
+            return bool({"RANK", "SLURM_STEP_ID"} & process.environ().keys())
 
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if is_rank(child) and not is_rank(child.parent())]
@@ -79,12 +74,11 @@ class Job(Launched):
         *options: str,
         processes: int = 1,
         launcher: Sequence[str | Path] = (),
-        env: Mapping[str, str] | None = None,
     ):
         if not launcher:
             deepspeed = ["deepspeed", "--num_gpus", str(processes), "--master_port", PORT]
             launcher = deepspeed if processes > 1 else [sys.executable]
-        super().__init__([*launcher, SCRIPT, *arguments(recipe, shards, run), *options], run, env=env)
+        super().__init__([*launcher, SCRIPT, *arguments(recipe, shards, run), *options], run)
 
 
 def arguments(recipe: Path, shards: Path, run: Path) -> list[str]:

@@ -187,15 +187,3 @@ def test_fault_29_entry_ends_what_a_killed_launcher_leaves(
 )
 def test_entry_returns_the_commands_code(command: list[str], code: int, tmp_path: Path) -> None:
     assert entry(*command, cwd=tmp_path).wait(30) == code
-
-
-@pytest.mark.soak
-def test_entry_stops_the_ranks_of_deepspeed(tmp_path: Path) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    process = entry(deepspeed, "--num_gpus", "2", "rank.py", cwd=tmp_path)
-    wait_for(tmp_path / "running-0", tmp_path / "running-1")
-    process.terminate()
-    assert process.wait(60) == 75
-    assert (tmp_path / "saved-0").exists()
-    assert (tmp_path / "saved-1").exists()

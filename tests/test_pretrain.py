@@ -89,7 +89,7 @@ def test_fault_31_a_stop_is_agreed_saved_and_gone_on_with_by_one_process(
         time.sleep(0.05)  # the launcher, too, tells them one after the other
     code, output = job.end()
     assert code == 75, output
-    assert (run / "STOPPED").read_text().startswith("stopped on request after step")
+    assert (run / "STOPPED").read_text().startswith("stopped by SIGTERM after step")
     code, output = Job(recipe, shards, run, processes=1).end()
     assert code == 0, output
     assert not (run / "STOPPED").exists()
