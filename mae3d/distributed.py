@@ -119,6 +119,7 @@ class World:
     device: torch.device
     # Flags travel over gloo, so that asking for them never waits for the GPU.
     control: Any = None
+    timeout: datetime.timedelta = datetime.timedelta(minutes=30)
 
     @property
     def is_first(self) -> bool:
@@ -193,4 +194,4 @@ def start_world(asked_device: str, *, timeout_minutes: float = 30) -> World:
             f"the processes cannot meet at {address}:{port}: {str(error).splitlines()[0]} If another run on this "
             "machine has that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
         ) from error
-    return World(place, device, dist.new_group(backend="gloo", timeout=timeout))
+    return World(place, device, dist.new_group(backend="gloo", timeout=timeout), timeout)

@@ -112,6 +112,12 @@ class Engine:
             config=deepspeed_config(train, optim, micro_batch=micro_batch),
             dist_init_required=False,
         )
+        # DeepSpeed's own group waits half an hour for a lost process, whatever ours were told. Older
+        # torch has no public name for this.
+        set_timeout = (
+            getattr(torch.distributed, "set_timeout", None) or torch.distributed.distributed_c10d._set_pg_timeout
+        )
+        set_timeout(world.timeout, deepspeed.utils.groups._get_data_parallel_group())
         if train.compile:
             self._engine.compile()  # in place: no name changes
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
