@@ -195,6 +195,8 @@ def masked_loss(config: PretrainConfig) -> "Callable[..., torch.Tensor]":
             tokens=config.model.num_tokens,
         )
         clips = batch.clips.flatten(0, 1)
+        if clips.is_cuda:  # from pageable memory the copy would wait for the device
+            noise = noise.pin_memory()
         loss: torch.Tensor = engine(clips, noise.to(clips.device, non_blocking=True)).loss
         return loss
 

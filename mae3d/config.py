@@ -166,7 +166,9 @@ class MAEConfig(EncoderConfig):
     Attributes:
         decoder_embed_dim: The decoder's width.
         decoder_depth: The decoder's blocks.
-        decoder_num_heads: The decoder's attention heads.
+        decoder_num_heads: The decoder's attention heads: 16 as published in mae_st, 32 wide, or 8 as in PySlowFast, 64
+            wide. Tables and FLOPs are the same and GPUs do wider heads faster, but the decoder is another function:
+            weights trained with one number are no good with the other.
         decoder_sep_pos_embed: As sep_pos_embed, for the decoder; None is as the encoder has it.
         decoder_cls: The class token that the decoder sees: its `own` learned one (mae_st), or the `encoder`'s, passed
             on (PySlowFast, where the official weights were trained, and cyrilzakka/MAE3D).
