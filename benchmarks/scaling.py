@@ -64,7 +64,9 @@ def formula(stage: int, precision: str) -> Traffic:
     size = {"bf16": 2, "autocast": 4, "fp32": 4}[precision]
     gradient = 2 if precision == "autocast" else size  # products' gradients travel in bf16
     if stage == 3:
-        return Traffic(gradient, 2 * size)  # scattered to their owners; weights are gathered for each pass
+        # Scattered to their owners. Weights are gathered for the forward pass and stay for the backward one: DeepSpeed
+        # lets go of them above a billion only (stage3_max_live_parameters).
+        return Traffic(gradient, size)
     # All-reduced, at stages 1 and 2 as well: DeepSpeed's use_multi_rank_bucket_allreduce. Stepped weights are gathered.
     return Traffic(2 * gradient, size if stage else 0)
 
@@ -220,10 +222,10 @@ def print_computed(*, mfu: float, bandwidths: tuple[float, float]) -> None:
             shared, sharded = formula(2, "bf16"), formula(3, "bf16")
             hidden = shared.gradients * seconds / (step * 2 / 3)
             gather = shared.weights * seconds
-            # A gather for the forward pass hides behind it, the other and the gradients behind the backward pass.
+            # The gather hides behind the forward pass, the gradients behind the backward one.
             all_hidden = max(
-                (sharded.gradients + sharded.weights / 2) * seconds / (step * 2 / 3),
-                sharded.weights / 2 * seconds / (step / 3),
+                sharded.gradients * seconds / (step * 2 / 3),
+                sharded.weights * seconds / (step / 3),
             )
             print(
                 f"| {preset.removeprefix('mae_vit_')} | {parameters / 1e6:.1f} | {gpus} | {hidden:.1f} clips "
