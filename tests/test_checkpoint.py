@@ -14,8 +14,9 @@ import torch
 from mae3d import checkpoint, retention
 from mae3d.checkpoint import CheckpointError, Slice
 from mae3d.config import MAEConfig
+from mae3d.files import save_tensors, sha256_of, stream_tensors
 from mae3d.mae import MAE
-from mae3d.weights import find_model_file, load_model
+from mae3d.weights import find_model_file, load_model, save_model
 
 KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
 CONFIG = MAEConfig(
@@ -69,6 +70,19 @@ def test_the_weights_are_a_model_of_their_own(tmp_path: Path) -> None:
         model = load_model(path)
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter.detach().view(-1), state_of(3)[name]["master"])
+
+
+def test_files_are_the_librarys_byte_for_byte(tmp_path: Path) -> None:
+    tensors = {"b|é": torch.randn(3), "a": torch.randn(2, 5), "A.weight": torch.randn(1), "none": torch.zeros(0)}
+    for kept, metadata in ((tensors, {"mae3d": '{"model": "Größe"}'}), (tensors, None), ({}, None)):
+        save_tensors(kept, tmp_path / "theirs", metadata=metadata)
+        shapes = {name: tensor.shape for name, tensor in kept.items()}
+        sha256 = stream_tensors(shapes, lambda name: tensors[name].view(-1), tmp_path / "ours", metadata=metadata)
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+        assert sha256 == sha256_of(tmp_path / "ours")
+    model = load_model(save(tmp_path, 5))
+    save_model(model, tmp_path / "model")
+    assert (tmp_path / "model").read_bytes() == find_model_file(tmp_path).read_bytes()
 
 
 def test_a_foreign_or_incomplete_layout_is_told(tmp_path: Path) -> None:
