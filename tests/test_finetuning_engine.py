@@ -86,6 +86,8 @@ def test_finetuning_resumes_to_the_last_bit_and_its_checkpoint_is_a_classifier(t
 
 def averages(world: World, stage: int, accumulation: int, folder: Path) -> tuple[float, float, float]:
     """How far the average is from one made of the masters; from itself after a checkpoint; and from the masters."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
     decay, batch = 0.8, 2
     config = TrainConfig(
         global_batch=batch * accumulation * world.place.size, accumulation=accumulation, precision="fp32",
@@ -102,17 +104,26 @@ def averages(world: World, stage: int, accumulation: int, folder: Path) -> tuple
         assert ours.keys() == theirs.keys()
         return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
+    def masters_of(engine: Engine) -> dict[str, torch.Tensor]:
+        """In fp32 the module's parameters are the masters; at stage 3 they are put together for the purpose."""
+        parameters = dict(engine.module.named_parameters())
+        with GatheredParameters(list(parameters.values()), enabled=stage == 3):
+            return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
     engine = engine_of(0)
-    expected = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
+    expected = masters_of(engine)
     for step in range(3 * accumulation):
         clips = torch.randint(0, 255, (batch, 4, 32, 32, 3), dtype=torch.uint8)
         engine.backward(engine(clips).logsumexp(dim=1).mean())
         engine.step(1e-2)
-        if (step + 1) % accumulation == 0:  # in fp32 the module's parameters are the masters
-            for name, parameter in engine.module.named_parameters():
-                expected[name].lerp_(parameter.detach(), 1 - decay)
-    ours = engine.weights()
-    masters = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
+        if (step + 1) % accumulation == 0:
+            for name, master in masters_of(engine).items():
+                expected[name].lerp_(master, 1 - decay)
+    ours, masters = engine.weights(), masters_of(engine)
+    with engine.evaluating() as model:
+        assert not model.training
+        assert distance(dict(model.named_parameters()), expected) < 1e-6
+    assert engine.module.training
     checkpoint.write_rank(folder, world.place.rank, engine.slices())
     world.barrier()
     engine.close()
@@ -123,17 +134,24 @@ def averages(world: World, stage: int, accumulation: int, folder: Path) -> tuple
     return distance(ours, expected), distance(loaded, ours), distance(ours, masters)
 
 
-@pytest.mark.parametrize(("world", "stage", "accumulation"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (2, 0, 2)])
+def all_averages(world: World, cases: list[tuple[int, int]], folder: Path) -> list[tuple[float, float, float]]:
+    return [averages(world, stage, parts, folder / f"{stage}") for stage, parts in cases]
+
+
+@pytest.mark.parametrize(("world", "cases"), [(1, [(1, 1), (3, 1)]), (2, [(0, 2), (1, 2), (2, 1), (3, 2)])])
 def test_the_moving_average_is_of_the_masters_at_steps_and_outlives_a_checkpoint(
-    tmp_path: Path, world: int, stage: int, accumulation: int
+    tmp_path: Path, world: int, cases: list[tuple[int, int]]
 ) -> None:
-    for off, reloaded, from_masters in run_ranks(averages, stage, accumulation, tmp_path, world=world):
-        assert off < 1e-6
-        assert reloaded == 0
-        assert from_masters > 1e-3
-    written: Counter[str] = Counter()  # kind -> elements
-    for path in tmp_path.glob("rank-*.safetensors"):
-        for name, tensor in load_file(path).items():
-            written[name.partition("|")[0]] += tensor.numel()
+    """Stage and accumulation."""
+    for results in run_ranks(all_averages, cases, tmp_path, world=world):
+        for off, reloaded, from_masters in results:
+            assert off < 1e-6
+            assert reloaded == 0
+            assert from_masters > 1e-3
     parameters = sum(parameter.numel() for parameter in Classifier(MODEL).parameters())
-    assert written == dict.fromkeys(("master", "exp_avg", "exp_avg_sq", "ema"), parameters)
+    for stage, _ in cases:
+        written: Counter[str] = Counter()  # kind -> elements
+        for path in (tmp_path / f"{stage}").glob("rank-*.safetensors"):
+            for name, tensor in load_file(path).items():
+                written[name.partition("|")[0]] += tensor.numel()
+        assert written == dict.fromkeys(("master", "exp_avg", "exp_avg_sq", "ema"), parameters)
