@@ -207,9 +207,12 @@ def mask_noise(*, seed: int, epoch: int, positions: Iterable[int], views: int, t
         float32 (B*R, L) on [0, 1), on the CPU; the views of a sample follow one another.
     """
     noise = np.empty((len(positions := list(positions)), views, tokens), dtype=np.float32)
+    bits = np.random.Philox(key=[seed, STREAM])  # one for all: making it takes longer than drawing
+    fresh, generator = bits.state, np.random.Generator(bits)
     for row, position in enumerate(positions):
         for view in range(views):
             # The lowest word counts the draws of one view; the three above name it.
-            bits = np.random.Philox(key=[seed, STREAM], counter=[0, view, int(position), epoch])
-            noise[row, view] = np.random.Generator(bits).random(tokens, dtype=np.float32)
+            fresh["state"]["counter"] = np.array([0, view, int(position), epoch], dtype=np.uint64)
+            bits.state = fresh
+            generator.random(dtype=np.float32, out=noise[row, view])
     return torch.from_numpy(noise.reshape(-1, tokens))
