@@ -1,7 +1,7 @@
 """`--val.*` or `--eval.*` ─► samples that are not trained on, and what a model says of each, from all processes.
 
 held = open_held_out(config.eval, config.data, corpus, loader.rows, option="eval", num_frames=16)
-found, losses = over_samples(held, losses_of, own=model.config, world=world, batch=8)
+found, losses = over_samples(held, losses_of, own=model.config, world=world, batch=8, stopping=stopping)
 """
 
 from collections.abc import Callable, Sequence
@@ -91,6 +91,7 @@ def over_samples(
     own: "EncoderConfig",
     world: "World",
     batch: int,
+    stopping: Callable[[], bool],
     num_clips: int = 1,
     num_crops: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -102,12 +103,17 @@ def over_samples(
         own: the model's config.
         world: all processes.
         batch: samples at a time.
+        stopping: whether to leave off, the same on all processes; asked after each batch.
         num_clips: clips of each sample.
         num_crops: crops of each clip.
 
     Returns:
         (n,) rows of the corpus, in order, and (n, ...) what was said of them: on every process, from all of them.
+
+    Raises:
+        Interrupted: it was left off.
     """
+    from mae3d.stopping import Interrupted
     from pipelines.stream import evaluation_clips
 
     stream = evaluation_clips(
@@ -130,6 +136,8 @@ def over_samples(
             whole = (some.status == 0).numpy()  # neither padding nor another sample in a damaged one's place
             positions.append(some.positions.numpy()[whole])
             said.append(look(some)[whole])
+            if stopping():
+                raise Interrupted
     finally:
         stream.close()
     parts = world.gather((np.concatenate(positions), np.concatenate(said)))

@@ -16,7 +16,7 @@ import numpy as np
 from launch.heldout import HeldOut, open_held_out, over_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -75,30 +75,37 @@ class Monitor:
         if not self._eval.every:
             return None
         return Validation(
-            self._eval.every, lambda step: self.scores(engine, step), best="loss", lower_is_better=True, prefix="eval"
+            self._eval.every,
+            lambda step, stopping: self.scores(engine, step, stopping),
+            best="loss",
+            lower_is_better=True,
+            prefix="eval",
         )
 
-    def scores(self, engine: "Engine", step: int) -> dict[str, float]:
+    def scores(self, engine: "Engine", step: int, stopping: "Callable[[], bool]") -> dict[str, float]:
         """The figures of an evaluation, and its picture. Every process calls it, and gets the same.
 
         Returns:
             `loss` and `psnr` (decibels, of hidden pixels), means over the samples that can be read; and `knn_top1`, or
             `knn_map` where samples may have several labels, if there are labels.
+
+        Raises:
+            Interrupted: `stopping()` was true.
         """
         from mae3d.mae import MAE
 
         with engine.evaluating() as model:
             assert isinstance(model, MAE)
-            rows, losses, features = self._filled_in(model)
+            rows, losses, features = self._filled_in(model, stopping)
             loss, psnr = losses.mean(axis=0).tolist() if len(rows) else (np.nan, np.nan)
             scores = {"loss": loss, "psnr": psnr}
             if self._pool:
-                scores |= self._told_apart(model, self._pool, rows, features)
+                scores |= self._told_apart(model, self._pool, rows, features, stopping)
             if self._eval.pictures:
                 self._draw(model, step)
         return self._world.share(scores)
 
-    def _filled_in(self, model: "MAE") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _filled_in(self, model: "MAE", stopping: "Callable[[], bool]") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(n,) rows, (n, 2) losses and PSNR, (n, D) pooled features of the held-out samples."""
         from mae3d.features import embed
         from mae3d.reconstruct import clip_losses
@@ -109,10 +116,14 @@ class Monitor:
             said = [part[:, None].double().cpu().numpy() for part in losses]
             return np.concatenate([*said, embed(model, clips).double().cpu().numpy()], axis=1)
 
-        rows, said = over_samples(self._held, look, own=self._own, world=self._world, batch=self._eval.batch)
+        rows, said = over_samples(
+            self._held, look, own=self._own, world=self._world, batch=self._eval.batch, stopping=stopping
+        )
         return rows, said[:, :2], said[:, 2:]
 
-    def _told_apart(self, model: "MAE", pool: HeldOut, rows: np.ndarray, features: np.ndarray) -> dict[str, float]:
+    def _told_apart(
+        self, model: "MAE", pool: HeldOut, rows: np.ndarray, features: np.ndarray, stopping: "Callable[[], bool]"
+    ) -> dict[str, float]:
         """How often the nearest of the pool have a held-out sample's label."""
         from mae3d.features import embed
         from mae3d.probes import knn_scores
@@ -122,7 +133,9 @@ class Monitor:
             found: np.ndarray = embed(model, batch.clips.flatten(0, 1)).cpu().numpy()
             return found
 
-        pool_rows, among = over_samples(pool, look, own=self._own, world=self._world, batch=self._eval.batch)
+        pool_rows, among = over_samples(
+            pool, look, own=self._own, world=self._world, batch=self._eval.batch, stopping=stopping
+        )
         several = pool.corpus.has_several_labels or self._held.corpus.has_several_labels
         classes = max(pool.corpus.num_classes, self._held.corpus.num_classes)
         wanted, truth = _targets(pool.corpus, pool_rows, classes), _targets(self._held.corpus, rows, classes)

@@ -12,6 +12,8 @@ from launch.heldout import open_held_out, over_samples
 from mae3d.config import ClassifierConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from launch.finetune import FinetuneConfig
     from mae3d.distributed import World
     from mae3d.engine import Engine
@@ -77,10 +79,15 @@ class Validator:
         if self._val.every is None:
             return None
         every = max(round(self._val.every * self._steps_per_epoch), 1) if self._val.every else 0
-        return Validation(every, lambda _: self.scores(engine), best="map" if self._own.multi_label else "top1")
+        best = "map" if self._own.multi_label else "top1"
+        return Validation(every, lambda step, stopping: self.scores(engine, stopping), best=best)
 
-    def scores(self, engine: "Engine") -> dict[str, float]:
-        """`mae3d.scores.summary` of the weights to use over all samples that can be read; every process calls it."""
+    def scores(self, engine: "Engine", stopping: "Callable[[], bool]") -> dict[str, float]:
+        """`mae3d.scores.summary` of the weights to use over all samples that can be read; every process calls it.
+
+        Raises:
+            Interrupted: `stopping()` was true.
+        """
         from mae3d.classifier import view_scores
         from mae3d.scores import summary
 
@@ -98,6 +105,7 @@ class Validator:
                 own=own,
                 world=self._world,
                 batch=val.batch,
+                stopping=stopping,
                 num_clips=val.num_clips,
                 num_crops=val.num_crops,
             )

@@ -4,6 +4,7 @@ finished = fit(engine, loader, loss_of, plan=plan, run=Run("out/run"), world=wor
 finished = fit(..., validation=Validation(every=steps_per_epoch, scores=validate, best="top1"))     # keeps the best
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from mae3d.journal import Journal
 from mae3d.metrics import Meter
 from mae3d.run import DONE, SPIKES, STOP, STOPPED, Run
 from mae3d.saver import Saver
-from mae3d.stopping import StopRequest
+from mae3d.stopping import Interrupted, StopRequest
 from mae3d.train_config import LogConfig
 
 logger = logging.getLogger(__name__)
@@ -68,14 +69,15 @@ class Validation:
 
     Attributes:
         every: steps between validations; the last step always has one, and with 0 it is the only one.
-        scores: the steps taken -> name -> number, the same on every process; all of them call it.
+        scores: `scores(step, stopping)` ─► name -> number, the same on every process; all of them call it. It may take
+            long: all of them ask `stopping()` now and then, and where it is true raise `Interrupted`.
         best: the score by which a checkpoint is kept for good.
         lower_is_better: of that score.
         prefix: of the scores' names in metrics.jsonl.
     """
 
     every: int
-    scores: Callable[[int], dict[str, float]]
+    scores: Callable[[int, Callable[[], bool]], dict[str, float]]
     best: str
     lower_is_better: bool = False
     prefix: str = "val"
@@ -174,6 +176,8 @@ class _Training:
         plan, step = self.plan, self.resume()
         self.journal = Journal(self.folder, self.world, first_step=step, total_steps=plan.total_steps, log=plan.log)
         with self.journal, self.stop, self.saver:
+            if self.owes_scores and not self.end_step(step, taken=False):
+                return False
             while step < plan.total_steps:
                 skipped = self.engine.skipped_steps
                 place = self.take_step(step)
@@ -181,35 +185,46 @@ class _Training:
                 self.folder.beat(self.world.place.rank, step)
                 if self.guard.stepped(self.engine.skipped_steps == skipped, place=place):
                     step = self.go_back(step)
-                    continue
-                last = step == plan.total_steps
-                stopping = self.stop.agree() and not last
-                scores = {} if stopping else self.score(step, last=last)
-                if step % plan.log.every == 0 or last:
-                    self.log(step, scores)
-                elif scores:  # between two lines, whose losses it leaves as they are
-                    self.journal.write({"step": step, "epoch": self.loader.epoch, **self.named(scores)})
-                self.journal.stepped(step)
-                # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
-                due = step % plan.checkpoint_every == 0 and not self.guard.in_a_row
-                if due or last or scores or stopping:
-                    self.save(step, scores, final=last or stopping)
-                if stopping:
-                    self.end(STOPPED, f"stopped by {self.stop.reason} after step {step}")
+                elif not self.end_step(step):
                     return False
             self.end(DONE, f"{step} steps")
         return True
+
+    def end_step(self, step: int, *, taken: bool = True) -> bool:
+        """Everything between two steps; False after an agreed stop. Not `taken`: in the part of the run before."""
+        last = step == self.plan.total_steps
+        scores = self.score(step)
+        if taken and (step % self.plan.log.every == 0 or last):
+            self.log(step, scores)
+        elif scores:  # between two lines, whose losses it leaves as they are
+            self.journal.write({"step": step, "epoch": self.loader.epoch, **self.named(scores)})
+        self.journal.stepped(step)
+        stopping = self.stop.agree() and not (last and (scores or not self.validation))
+        # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
+        due = step % self.plan.checkpoint_every == 0 and not self.guard.in_a_row
+        if due or last or scores or stopping:
+            self.save(step, scores, final=last or stopping)
+        if stopping:
+            self.end(STOPPED, f"stopped by {self.stop.reason} after step {step}")
+        return not stopping
 
     def resume(self) -> int:
         """From the newest checkpoint if there is one; the step."""
         state = self.saver.resume(self.engine)
         self.guard.start(self.engine.optimizer_step)
+        self.owes_scores = False
         if state is None:
             return 0
         self.loader.load_state_dict(state["loader"])
         self.meter.load_state_dict(state["meter"], counts=state["counts"])
         self.guard.load_state_dict(state["guard"])
-        return int(state["step"])
+        step = int(state["step"])
+        self.owes_scores = self.is_validated(step) and "score" not in state  # it was stopped before or amid these
+        return step
+
+    def is_validated(self, step: int) -> bool:
+        """Whether there is a validation after this step."""
+        return self.validation is not None and (step == self.plan.total_steps or self.validation.due(step))
 
     def take_step(self, step: int) -> tuple[int, int]:
         """One optimizer step; the epoch and position of its first sample."""
@@ -242,12 +257,13 @@ class _Training:
             )  # fmt: skip
         return int(state["step"])
 
-    def score(self, step: int, *, last: bool) -> dict[str, float]:
-        """The validation's scores, if there is one after this step."""
-        if self.validation is None or not (last or self.validation.due(step)):
+    def score(self, step: int) -> dict[str, float]:
+        """The scores, if there is a validation after this step; none if the run is to stop: the next start has them."""
+        if self.validation is None or not self.is_validated(step) or self.stop.agree():
             return {}
-        with self.meter.pausing():
-            return self.validation.scores(step)
+        with self.meter.pausing(), contextlib.suppress(Interrupted):
+            return self.validation.scores(step, self.stop.agree)
+        return {}
 
     def named(self, scores: Mapping[str, float]) -> dict[str, float]:
         """The scores as metrics.jsonl has them."""

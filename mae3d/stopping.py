@@ -13,6 +13,10 @@ from types import FrameType
 from mae3d.distributed import World
 
 
+class Interrupted(Exception):
+    """What was going on between two steps was left, because the run is to stop."""
+
+
 class StopRequest:
     """SIGTERM, SIGINT or SIGUSR1, a file, or a time that is over; one process that knows of it is enough.
 

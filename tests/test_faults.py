@@ -19,11 +19,12 @@ from mae3d import checkpoint
 from mae3d.config import MAEConfig
 from mae3d.distributed import World, start_world
 from mae3d.engine import Engine
-from mae3d.fit import Plan, fit
+from mae3d.fit import Plan, Validation, fit
 from mae3d.guard import TrainingError
 from mae3d.mae import MAE
 from mae3d.optim import pretrain_groups
 from mae3d.run import Run, RunError, read_metrics
+from mae3d.stopping import Interrupted
 from mae3d.train_config import LogConfig, OptimConfig, TrainConfig
 from tests.ranks import run_ranks
 
@@ -87,6 +88,7 @@ def train(
     precision: str = "fp32",
     plan: Plan = PLAN,
     at: Callable[[int], None] = lambda position: None,
+    validation: Validation | None = None,
 ) -> bool:
     """A run of `fit`; the loss is not a number where one of a rank's samples has a bad position."""
     torch.manual_seed(0)
@@ -106,7 +108,16 @@ def train(
         run.claim({}, extend=False)
     world.barrier()
     try:
-        return fit(engine, Samples(world, at), loss_of, plan=plan, run=run, world=world, model_config=MODEL)
+        return fit(
+            engine,
+            Samples(world, at),
+            loss_of,
+            plan=plan,
+            run=run,
+            world=world,
+            model_config=MODEL,
+            validation=validation,
+        )
     finally:
         engine.close()
 
@@ -220,6 +231,39 @@ def stops(world: World, folder: Path) -> None:
     train(world, folder / "even")
     assert losses(run.folder) == losses(folder / "even")
     assert (run.folder / "heartbeats" / "rank-00000").read_text() == "12\n"
+
+
+def stops_while_validating(world: World, folder: Path) -> None:
+    """Alone: validations that are left for a stop are made up for at the next start, before anything else."""
+    cut_at = [6, 6, 12]
+
+    def scores(step: int, stopping: Callable[[], bool]) -> dict[str, float]:
+        if cut_at and step == cut_at[0]:
+            cut_at.pop(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+        if stopping():
+            raise Interrupted
+        return {"top1": 1 / (20 - step)}
+
+    each = replace(PLAN, log=replace(PLAN.log, every=3))
+    for _ in range(3):
+        assert not train(world, folder / "cut", plan=each, validation=Validation(3, scores, "top1"))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert train(world, folder / "cut", plan=each, validation=Validation(3, scores, "top1"))
+    assert not cut_at
+    train(world, folder / "uncut", plan=each, validation=Validation(3, scores, "top1"))
+    found = []
+    for name in ("cut", "uncut"):
+        rows = read_metrics(folder / name)
+        found.append(({row["step"]: row["loss"] for row in rows if "loss" in row},
+                      {row["step"]: row["val_top1"] for row in rows if "val_top1" in row}))  # fmt: skip
+        assert (folder / name / "checkpoints" / "best").read_text() == "step-00000012\n"
+    assert found[0] == found[1]
+    assert sorted(found[0][1]) == [3, 6, 9, 12]
+
+
+def test_fault_31_a_stop_does_not_wait_for_a_validation(tmp_path: Path) -> None:
+    run_ranks(stops_while_validating, tmp_path, world=1)
 
 
 def test_fault_31_signals_a_file_and_the_clock_stop_a_run_and_change_nothing(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def scores_of(world: World, config: PretrainConfig, folder: Path) -> dict[str, f
     corpus = corpus_of(config.data)
     rows = np.array([i for i in range(len(corpus)) if corpus.name(i) in NAMES[:TRAINED]])
     monitor = Monitor(config, corpus, rows, Run(folder), world=world)
-    return monitor.scores(Still(MAE(config.model)), 1)  # type: ignore[arg-type]
+    return monitor.scores(Still(MAE(config.model)), 1, lambda: False)  # type: ignore[arg-type]
 
 
 def one_process(rank: int = 0, size: int = 1) -> Any:
@@ -209,7 +209,7 @@ def test_each_sample_is_looked_at_once_by_one_of_three_processes_in_as_many_batc
 
         whole = list(parts)  # of all three, when the first looks again
         world.gather = lambda value, whole=whole: (parts.append(value), whole or [value])[1]
-        rows, said = over_samples(held, look, own=base.model, world=world, batch=2)
+        rows, said = over_samples(held, look, own=base.model, world=world, batch=2, stopping=lambda: False)
         batches.append(looked)
     assert batches[0] == batches[1] == batches[2]
     assert rows.tolist() == said.tolist() == list(range(1, 14))
@@ -246,7 +246,7 @@ def test_nothing_of_the_training_random_state_is_drawn(base: PretrainConfig, tmp
     for _ in range(2):
         torch.manual_seed(3)
         np.random.seed(3)  # noqa: NPY002 - what others may draw from
-        before.append((monitor.scores(Still(model), 1), torch.rand(1).item(), np.random.rand()))  # type: ignore[arg-type]  # noqa: NPY002
+        before.append((monitor.scores(Still(model), 1, lambda: False), torch.rand(1).item(), np.random.rand()))  # type: ignore[arg-type]  # noqa: NPY002
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     assert before[0] == before[1]
