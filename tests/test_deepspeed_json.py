@@ -65,6 +65,11 @@ def test_what_cannot_be_given_is_refused_by_name(tmp_path: Path, settings: Any, 
         TrainConfig(deepspeed=written(tmp_path, settings))
 
 
+def test_what_a_recipe_has_is_checked_as_a_file_is() -> None:
+    with pytest.raises(ValueError, match=r"train\.deepspeed: fp16: give train\.precision"):
+        TrainConfig(deepspeed={"fp16": {"enabled": True}})
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.deepspeed=.*absent\.json: cannot be read \(No such file"):
         read_settings(tmp_path / "absent.json")
