@@ -133,6 +133,8 @@ class Meter:
     @contextmanager
     def pausing(self) -> Iterator[None]:
         """What is done here is no part of the training's speed."""
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize()  # steps that are still on their way are
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
