@@ -142,7 +142,7 @@ class Guard:
             "skipped": self.skipped,
             "rollbacks": self.rollbacks,
             "in_a_row": self.in_a_row,
-            "places": self._places,
+            "places": list(self._places),
             "recent": list(self._recent),
         }
 

@@ -11,6 +11,7 @@ all processes, and threads keep to no order. They do not agree through files, fo
 
 import datetime
 import errno
+import copy
 import logging
 import time
 from collections.abc import Mapping
@@ -155,7 +156,7 @@ class Saver:
             OSError: it cannot be written, or those before it could not.
         """
         self.wait()
-        state = {**state, "step": step, "optimizer_step": engine.optimizer_step}
+        state = {**copy.deepcopy(dict(state)), "step": step, "optimizer_step": engine.optimizer_step}
         if score is not None:
             state["score"] = score
         slices = self._snapshot.take(engine.slices())

@@ -67,6 +67,17 @@ def test_fault_27_a_leap_is_told_with_its_samples_wherever_the_run_was_cut() -> 
     assert second.judge(losses[20:], step=60) == spikes
 
 
+def test_a_state_does_not_change_with_the_steps_after_it() -> None:
+    guard = Guard(max_skipped=3, max_rollbacks=2)
+    guard.start(0)
+    feed(guard, [1.0])
+    state = guard.state_dict()  # a thread writes it while training goes on
+    before = json.dumps(state)
+    feed(guard, [1.0], first=1)
+    guard.judge([1.0, 1.0], step=2)
+    assert json.dumps(state) == before
+
+
 def test_the_first_steps_are_compared_with_nothing() -> None:
     guard = Guard(max_skipped=3, max_rollbacks=0)
     losses = [9.0, 1.0, 1.1, 7.0, 1.0]
