@@ -9,9 +9,9 @@ processes agree over a process group of their own: in the training's groups the 
 all processes, and threads keep to no order. They do not agree through files, for a full disk takes no message.
 """
 
+import copy
 import datetime
 import errno
-import copy
 import logging
 import time
 from collections.abc import Mapping
