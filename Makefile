@@ -98,7 +98,7 @@ demo: install $(DEMO)/frames/ledger.csv  ## small dataset, preprocessing, pretra
 	@echo "The reconstructions and the loss curve: $(abspath $(DEMO))/report/index.html"
 
 test: install  ## the tests, on the CPU in minutes; with a GPU its tests too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: install  ## lint, format and types
 	$(BIN)/ruff check .

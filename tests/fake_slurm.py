@@ -61,7 +61,7 @@ def batch(folder: Path, script: Path, *, nodes: Sequence[str], job: str, tasks_p
 
 def srun(*, nodes: Sequence[str], tasks_per_node: int) -> list[str]:
     """The command that starts Python as the tasks of a step."""
-    return ["env", *allocation(nodes, "27182", tasks_per_node), sys.executable, "-c", SRUN, sys.executable]
+    return ["env", *allocation(nodes, str(os.getpid()), tasks_per_node), sys.executable, "-c", SRUN, sys.executable]
 
 
 def allocation(nodes: Sequence[str], job: str, tasks_per_node: int) -> list[str]:

@@ -1,5 +1,6 @@
 """The same script under every launcher writes the same losses; the examples do what their comments say."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from tests.jobs import PORT, ROOT, STEPS, Job, Launched, arguments, losses
 
 EXAMPLES = ROOT / "examples"
 SBATCH = EXAMPLES / "slurm.sbatch"
+JOB = str(os.getpid())  # its port is made of it: another pytest on this machine has another
 ENTRY = [sys.executable, str(ROOT / "docker" / "entry.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -28,7 +30,7 @@ def exact(run: Path) -> list[dict[str, Any]]:
 
 def sbatch(folder: Path, recipe: Path, shards: Path, run: Path) -> Launched:
     """The example as two nodes of one task; the processes find each other by the first one's name, localhost."""
-    command = fake_slurm.batch(folder, SBATCH, nodes=["localhost", "elsewhere"], job="31415")
+    command = fake_slurm.batch(folder, SBATCH, nodes=["localhost", "elsewhere"], job=JOB)
     options = [option for option in arguments(recipe, shards, run) if option not in ("--run.dir", str(run))]
     return Launched([*command, str(run), *options], run, cwd=ROOT)
 
@@ -45,7 +47,7 @@ def stop_in_slurm(recipe: Path, shards: Path, run: Path) -> None:
     code, output = job.end()
     assert code in (75, 128 + signal.SIGKILL), output
     assert "SIGUSR1" in (run / "STOPPED").read_text()
-    assert fake_slurm.requeued(run.parent) == [*before, "31415"]
+    assert fake_slurm.requeued(run.parent) == [*before, JOB]
 
 
 def test_fault_31_begun_under_slurm_and_ended_by_torchrun_a_run_has_the_losses_of_deepspeed(
@@ -79,7 +81,7 @@ def test_fault_31_stopped_under_torchrun_and_queued_twice_by_slurm_a_run_has_the
     code, output = sbatch(tmp_path, recipe, shards, run).end()
     assert code == 0, output
     assert not (run / "STOPPED").exists()
-    assert fake_slurm.requeued(tmp_path) == ["31415", "31415"]
+    assert fake_slurm.requeued(tmp_path) == [JOB, JOB]
     assert exact(run) == exact(uncut)
 
 
