@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing import get_context
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tqdm import tqdm
 
 from launch.parts import MAX_PARTS, Parts, PartsError, fill, sample_keys, sample_settings
 from pipelines.config import DataConfig, SelectConfig
@@ -136,6 +138,8 @@ def test_two_real_processes_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def _slowly(folder: Path) -> None:
+    # tqdm's own lock is shared with forked children, and stays locked when one is killed inside it.
+    tqdm.set_lock(threading.RLock())
     make(parts_of(folder), open_stream=lambda rows: Counting(rows, lambda: time.sleep(0.004)))
 
 
