@@ -46,9 +46,12 @@ class Launched:
         """The trainers, not their launchers and children; only those under a launcher."""
 
         def is_rank(process: psutil.Process | None) -> bool:
-            if process is None or not any(part.endswith("launch/pretrain.py") for part in process.cmdline()):
+            try:
+                if process is None or not any(part.endswith("launch/pretrain.py") for part in process.cmdline()):
+                    return False
+                return bool({"RANK", "SLURM_STEP_ID"} & process.environ().keys())
+            except psutil.Error:  # launchers have helpers that end within the blink of an eye
                 return False
-            return bool({"RANK", "SLURM_STEP_ID"} & process.environ().keys())
 
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if is_rank(child) and not is_rank(child.parent())]
