@@ -21,11 +21,11 @@ SCRIPT = str(ROOT / "launch" / "pretrain.py")
 PORT = str(29600 + os.getpid() % 300)
 STEPS = 14  # the dataset of the fixture `shards` has 3 steps an epoch
 
-# Eight times nothing: what is tested is not the model.
+# A small model, what is tested is not it; and many views, so that a step leaves time to be killed in.
 TINY = """
 model: {preset: mae_vit_tiny_patch16, img_size: 32, num_frames: 4, embed_dim: 24, depth: 1, num_heads: 2,
         decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2, mask_ratio: 0.75}
-data: {sampling_rate: 1, repeat_aug: 2, windows: own, read_threads: 2, prefetch: 2, decode_threads: 1}
+data: {sampling_rate: 1, repeat_aug: 12, windows: own, read_threads: 2, prefetch: 2, decode_threads: 1}
 optim: {lr: 1.0e-2, warmup_steps: 2, clip_grad: 1.0}
 train: {global_batch: 4, steps: 14, precision: fp32}
 run: {checkpoint_every: 4}
@@ -55,6 +55,11 @@ class Launched:
 
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if is_rank(child) and not is_rank(child.parent())]
+
+    def wait_for_ranks(self, count: int) -> list[psutil.Process]:
+        """The trainers as soon as they all are there, long before their first step: the run itself is over in no time."""
+        wait_until(lambda: len(self.ranks()) == count or self.process.poll() is not None)
+        return self.ranks()
 
     def wait_for_step(self, step: int) -> None:
         wait_until(

@@ -52,6 +52,7 @@ def test_drop_path_rises_with_depth_and_acts_in_training_only() -> None:
     assert rates == pytest.approx([0, 0.2, 0.4])
     assert [getattr(block.drop_path2, "drop_prob", 0.0) for block in model.encoder.blocks] == pytest.approx(rates)
     clip = clip_of()
+    torch.manual_seed(0)
     assert not torch.equal(model(clip), model(clip))
     model.eval()
     assert torch.equal(model(clip), model(clip))

@@ -39,8 +39,8 @@ def stop_in_slurm(recipe: Path, shards: Path, run: Path) -> None:
     """A start that reaches its time limit after a few steps, and asks for the next one."""
     before, taken = fake_slurm.requeued(run.parent), len(read_metrics(run))
     job = sbatch(run.parent, recipe, shards, run)
+    ranks = job.wait_for_ranks(2)
     job.wait_for_step(taken + 2)
-    ranks = job.ranks()
     assert len(ranks) == 2
     for rank in ranks:  # as SLURM does: to the step, not to the script
         rank.send_signal(signal.SIGUSR1)
@@ -68,8 +68,8 @@ def test_fault_31_stopped_under_torchrun_and_queued_twice_by_slurm_a_run_has_the
 ) -> None:
     run = tmp_path / "run"
     job = Job(recipe, shards, run, launcher=[*ENTRY, *TORCHRUN, "2"])
+    ranks = job.wait_for_ranks(2)
     job.wait_for_step(2)
-    ranks = job.ranks()
     assert len(ranks) == 2
     job.process.send_signal(signal.SIGUSR1)
     code, output = job.end()

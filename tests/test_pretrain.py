@@ -62,8 +62,9 @@ def test_fault_29_a_killed_rank_and_a_restart_write_the_losses_of_an_uncut_run(
 ) -> None:
     run = tmp_path / "run"
     job = Job(recipe, shards, run, processes=2)
+    ranks = job.wait_for_ranks(2)
     wait_until((run / "checkpoints" / "latest").exists)
-    job.ranks()[1].kill()
+    ranks[1].kill()
     code, output = job.end()
     assert code not in (0, 75), output
     assert not (run / "DONE").exists()
@@ -83,8 +84,9 @@ def test_fault_31_a_stop_is_agreed_saved_and_gone_on_with_by_one_process(
 ) -> None:
     run = tmp_path / "run"
     job = Job(recipe, shards, run, processes=2)
+    ranks = job.wait_for_ranks(2)
     job.wait_for_step(5)
-    for rank in job.ranks():
+    for rank in ranks:
         rank.send_signal(signal.SIGTERM)
         time.sleep(0.05)  # the launcher, too, tells them one after the other
     code, output = job.end()
