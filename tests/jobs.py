@@ -57,7 +57,7 @@ class Launched:
         return [child for child in children if is_rank(child) and not is_rank(child.parent())]
 
     def wait_for_ranks(self, count: int) -> list[psutil.Process]:
-        """The trainers as soon as they all are there, long before their first step: the run itself is over in no time."""
+        """The trainers as soon as they all are there, long before their first step: the run is over in no time."""
         wait_until(lambda: len(self.ranks()) == count or self.process.poll() is not None)
         return self.ranks()
 
