@@ -161,6 +161,7 @@ class Saver:
             state["score"] = score
         slices = self._snapshot.take(engine.slices())
         self._job = _Job(step, slices, state, engine.shapes, engine.kind, final)
+        last_chance = self._in_a_row == FAILURES - 1  # asked before the thread, which counts, may be done
         self._start()
         if final:
             for seconds in BACK_OFF_S:
@@ -172,7 +173,7 @@ class Saver:
             self._join()
             if self._error is not None:
                 raise self._error
-        elif self._in_a_row == FAILURES - 1:
+        elif last_chance:
             self.wait()
 
     def wait(self) -> None:

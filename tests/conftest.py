@@ -4,6 +4,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,31 @@ def restored_random_state() -> Iterator[None]:
         numpy.random.set_state(states[1])
     if torch:
         torch.set_rng_state(states[2])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def restored_module_environment() -> Iterator[None]:
+    """What the module's own fixtures leave of `LAUNCHERS` is gone before the next module."""
+    with _restored_launchers():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def restored_environment(restored_module_environment: None) -> Iterator[None]:
+    """No test makes a rank of the next one: a command that is run in this process sets `LAUNCHERS` for DeepSpeed."""
+    with _restored_launchers():
+        yield
+
+
+@contextmanager
+def _restored_launchers() -> Iterator[None]:
+    before = {name: os.environ[name] for name in LAUNCHERS if name in os.environ}
+    try:
+        yield
+    finally:
+        for name in LAUNCHERS:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,8 @@ class Launched:
 
     def wait_for_ranks(self, count: int) -> list[psutil.Process]:
         """The trainers as soon as they all are there, long before their first step: the run is over in no time."""
-        wait_until(lambda: len(self.ranks()) == count or self.process.poll() is not None)
+        wait_until(lambda: self.process.poll() is not None or len(self.ranks()) == count)
+        assert self.process.poll() is None, f"it ended before it had {count} ranks: {self.end()}"
         return self.ranks()
 
     def wait_for_step(self, step: int) -> None:

@@ -145,11 +145,15 @@ def test_going_back_waits_for_the_checkpoint_that_is_on_its_way(
         assert state["step"] == engine.optimizer_step == 2
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 def test_fault_35_a_full_disk_costs_a_warning_and_the_third_time_in_a_row_the_run(
-    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at_once: bool
 ) -> None:
     engine, run = StandIn(), tmp_path / "run"
     with make(run, world) as saving:
+        if at_once:  # the thread is done before `save` goes on
+            start = saving._start
+            monkeypatch.setattr(saving, "_start", lambda: (start(), saving._thread and saving._thread.join()))
 
         def save(step: int, *, full: bool) -> None:
             with monkeypatch.context() as patched:
