@@ -100,6 +100,7 @@ def test_fault_31_a_stop_is_agreed_saved_and_gone_on_with_by_one_process(
     assert (again, "finished already" in output) == (0, True)
 
 
+@pytest.mark.soak
 def test_bf16_by_default_resumes_within_its_rounding(recipe: Path, shards: Path, tmp_path: Path) -> None:
     options = ("--train.precision", "bf16")
     code, output = Job(recipe, shards, tmp_path / "uncut", *options, processes=1).end()
@@ -123,6 +124,7 @@ def test_fault_33_other_settings_are_refused_before_anything_is_touched(
     assert (uncut / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.soak
 def test_a_mixture_of_datasets_goes_on_with_the_next_epoch_when_one_has_grown(
     recipe: Path, shards: Path, tmp_path: Path
 ) -> None:
