@@ -4,7 +4,6 @@ import os
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,19 @@ LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE
 
 def pytest_configure() -> None:
     """Sets the environment of the tests and of all that they start, before torch or DeepSpeed is imported."""
-    for name in [name for name in os.environ if name in LAUNCHERS or name.startswith(("SLURM_", "OMPI_"))]:
-        del os.environ[name]
+    _forget_launchers()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share few cores
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as launch.cli.set_threads: the same sums in all of them
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # deepspeed, ninja
     if not _gpu_is_there():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed's search, and its warning
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before a test and its fixtures: a command that an earlier test ran in this process has set `LAUNCHERS`."""
+    _forget_launchers()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,6 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU (MAE3D_REQUIRE_GPU=1: fail instead)"))
+
+
+def _forget_launchers() -> None:
+    for name in [name for name in os.environ if name in LAUNCHERS or name.startswith(("SLURM_", "OMPI_"))]:
+        del os.environ[name]
 
 
 def _gpu_is_there() -> bool:
@@ -53,31 +62,6 @@ def restored_random_state() -> Iterator[None]:
         numpy.random.set_state(states[1])
     if torch:
         torch.set_rng_state(states[2])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def restored_module_environment() -> Iterator[None]:
-    """What the module's own fixtures leave of `LAUNCHERS` is gone before the next module."""
-    with _restored_launchers():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def restored_environment(restored_module_environment: None) -> Iterator[None]:
-    """No test makes a rank of the next one: a command that is run in this process sets `LAUNCHERS` for DeepSpeed."""
-    with _restored_launchers():
-        yield
-
-
-@contextmanager
-def _restored_launchers() -> Iterator[None]:
-    before = {name: os.environ[name] for name in LAUNCHERS if name in os.environ}
-    try:
-        yield
-    finally:
-        for name in LAUNCHERS:
-            os.environ.pop(name, None)
-        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
