@@ -62,8 +62,8 @@ def test_fault_29_a_rank_killed_on_one_host_ends_both_and_a_restart_goes_on(
 ) -> None:
     run = tmp_path / "run"
     jobs = start(hosts, recipe, shards, run)
+    (rank,) = jobs[1].wait_for_ranks(1)
     jobs[0].wait_for_step(6)
-    (rank,) = jobs[1].ranks()
     rank.kill()
     killed = time.monotonic()
     codes = end(jobs)
