@@ -18,9 +18,8 @@ Imports numpy and pyarrow only: trainers read through this module.
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,86 +30,28 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
+from preprocess.files import TEMPORARY_PREFIX, replace_file, sha256_of  # noqa: F401
+from preprocess.tables import (  # noqa: F401
+    FRAMES_SCHEMA,
+    INDEX_SCHEMA,
+    REJECTED_SCHEMA,
+    ROWS_SCHEMA,
+    SCHEMA_VERSION,
+    SHARD_SCHEMA,
+    DatasetError,
+    Shard,
+    read_shard_table,
+    write_shard_table,
+)
+
 LAYOUT = "jpeg"
 META_NAME = "dataset.json"
 PLAN_NAME = "plan.parquet"
 REJECTED_NAME = "rejected.parquet"
-TEMPORARY_PREFIX = ".tmp-"  # what a killed run leaves behind starts so; the next one sweeps it
 
 BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
 _LISTED = 10  # bad shards that a message names
 _HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash in `verify`
-
-# list[Any]: the stubs of pyarrow cannot join fields of two types.
-_SAMPLE_FIELDS: list[Any] = [
-    pa.field("offset", pa.int64()),  # of the first frame's data in its tar
-    pa.field("num_frames", pa.int32()),
-    pa.field("first", pa.int64()),  # the source's frame number of the first frame
-    pa.field("fps", pa.float64()),  # of the stored frames; NaN = unknown
-    pa.field("start_s", pa.float64()),  # time of the first frame in the source; NaN = unknown
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-]
-_FRAME_FIELDS: list[Any] = [pa.field("size", pa.int32()), pa.field("crc32", pa.uint32())]
-_WHERE_FIELDS: list[Any] = [
-    pa.field("file", pa.string()),  # the ledger or list that named it, or the media file
-    pa.field("line", pa.int32()),  # 1-based; -1 = none
-    pa.field("frame", pa.int64()),  # frame of the source where it broke; -1 = none or not known
-    pa.field("reason", pa.string()),  # one short word for counting; "" = nothing to report
-    pa.field("message", pa.string()),  # the decoder's own words where there are any
-]
-SHARD_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string()),
-        pa.field("name", pa.string()),
-        pa.field("labels", pa.list_(pa.int32())),
-        pa.field("split", pa.string()),
-        *_SAMPLE_FIELDS,
-        pa.field("sizes", pa.list_(pa.int32())),  # of every frame
-        pa.field("crc32s", pa.list_(pa.uint32())),
-        *_WHERE_FIELDS,
-    ]
-)
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string()),
-        pa.field("name", pa.string()),
-        pa.field("labels", pa.list_(pa.int32())),
-        pa.field("split", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("shard", pa.int32()),
-        pa.field("frames_at", pa.int64()),  # the first frame's row in frames-<hash>.arrow
-        *_SAMPLE_FIELDS,
-    ]
-)
-ROWS_SCHEMA = pa.schema(
-    [
-        pa.field("labels", pa.large_list(pa.int32())),
-        pa.field("split", pa.int32()),  # position in dataset.json's split_names
-        pa.field("shard", pa.int32()),
-        pa.field("frames_at", pa.int64()),
-        *_SAMPLE_FIELDS,
-    ]
-)
-FRAMES_SCHEMA = pa.schema(_FRAME_FIELDS)
-# num_frames > 0 here: the sample was kept, with a remark (damaged: not all of it; mixed_sizes).
-REJECTED_SCHEMA = pa.schema(
-    [pa.field("key", pa.string()), pa.field("name", pa.string()), pa.field("num_frames", pa.int32()), *_WHERE_FIELDS]
-)
-
-
-class DatasetError(ValueError):
-    """A folder that cannot be used as a dataset; names the file, the value and the remedy."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One finished tar, as dataset.json lists it."""
-
-    name: str
-    bytes: int
-    sha256: str
-    num_samples: int
 
 
 @dataclass(frozen=True)
@@ -347,49 +288,6 @@ def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
             f"layout {LAYOUT!r}: build it again, or use the version that wrote it"
         )
     return meta
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary name: what is written there is synced and moved to `path`, or removed on an error."""
-    aside = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
-    try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the rename, too, outlives a power cut
-    finally:
-        os.close(folder)
-
-
-def write_shard_table(path: Path, rows: list[dict[str, Any]], *, tar_bytes: int, tar_sha256: str) -> None:
-    """Writes shard-NNNNN.parquet: every planned sample of the shard, kept or not (SHARD_SCHEMA)."""
-    metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
-    with replace_file(path) as aside:
-        pq.write_table(pa.Table.from_pylist(rows, SHARD_SCHEMA.with_metadata(metadata)), aside)
-
-
-def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
-    """A finished shard's rows and its entry for dataset.json; DatasetError if the file is no such table."""
-    try:
-        table = pq.read_table(path)
-        metadata = table.schema.metadata
-        tar_bytes, sha256 = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
-    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        raise DatasetError(f"{path}: not a shard's table ({error}); remove it and run the build again") from error
-    kept = int(np.count_nonzero(table["num_frames"].to_numpy()))
-    return table, Shard(path.with_suffix(".tar").name, tar_bytes, sha256, kept)
 
 
 def _fingerprint(meta: dict[str, Any]) -> str:
