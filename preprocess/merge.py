@@ -2,16 +2,19 @@
 
     write_dataset(root, tables=sorted(root.glob("shard-*.parquet")), settings={...}, label_names=[])
 
-Index files carry their hash in the name, so a running trainer keeps the generation that it opened;
-dataset.json is replaced last. What one call writes depends on its arguments only.
+Shard by shard: memory does not grow with the dataset (ten million samples pass through some 300 MB). Index files carry
+their hash in the name, so a running trainer keeps the generation that it opened; dataset.json is replaced last. What
+one call writes depends on its arguments only, and a call that was killed is simply made again.
 """
 
 import hashlib
 import json
 import math
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,15 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from preprocess.index import (
+from preprocess.files import TEMPORARY_PREFIX, replace_file, sha256_of
+from preprocess.index import LAYOUT, META_NAME, REJECTED_NAME
+from preprocess.tables import (
     FRAMES_SCHEMA,
     INDEX_SCHEMA,
-    LAYOUT,
-    META_NAME,
-    REJECTED_NAME,
     REJECTED_SCHEMA,
     ROWS_SCHEMA,
     SCHEMA_VERSION,
-    TEMPORARY_PREFIX,
-    Shard,
     read_shard_table,
-    replace_file,
-    sha256_of,
 )
 
 _FRAMES_PER_BATCH = 1 << 22  # frames-<hash>.arrow: few, large batches, so that a reader finds a row quickly
@@ -64,24 +62,19 @@ def write_dataset(
     Raises:
         DatasetError: a table is missing or is not a shard's.
     """
-    shards, kept, frames, problems = _gather(tables)
-    problems = [pa.Table.from_pylist(list(rejected), REJECTED_SCHEMA), *problems]
-    split_names = sorted(str(name) for name in pc.unique(kept["split"]).to_pylist())
+    totals = _Totals()
     with ExitStack() as stack:
-        aside = {name: root / f"{TEMPORARY_PREFIX}{name}" for name in ("index", "rows", "frames")}
+        aside = {stem: root / f"{TEMPORARY_PREFIX}{stem}" for stem in ("index", "rows", "frames", "rejected")}
         for path in aside.values():
             stack.callback(path.unlink, missing_ok=True)
-        pq.write_table(_index_table(kept), aside["index"], row_group_size=_ROWS_PER_GROUP, compression="zstd")
-        _write_arrow(aside["rows"], _rows_table(kept, split_names), batch=max(1, len(kept)))
-        _write_arrow(aside["frames"], frames, batch=_FRAMES_PER_BATCH)
+        split_names = _write_files(aside, tables, rejected, totals)
         files = {
             "index": _adopt(aside["index"], "index", ".parquet"),
             "rows": _adopt(aside["rows"], "rows", ".arrow"),
             "frames": _adopt(aside["frames"], "frames", ".arrow"),
         }
-    rejects = pa.concat_tables(problems)
-    with replace_file(root / REJECTED_NAME) as path:
-        pq.write_table(rejects, path)
+        with replace_file(root / REJECTED_NAME) as path:
+            aside["rejected"].replace(path)
     files["rejected"] = _entry(root / REJECTED_NAME, sha256_of(root / REJECTED_NAME))
     meta = {
         "schema": SCHEMA_VERSION,
@@ -90,9 +83,9 @@ def write_dataset(
         "settings_hash": settings_hash(settings),
         "label_names": list(label_names),
         "split_names": split_names,
-        "totals": _totals(shards, kept, frames, rejects),
+        "totals": totals.told(),
         "files": files,
-        "shards": [[shard.name, shard.bytes, shard.sha256, shard.num_samples] for shard in shards],
+        "shards": totals.shards,
     }
     with replace_file(root / META_NAME) as path:
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items()]
@@ -105,45 +98,162 @@ def settings_hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _gather(tables: Sequence[Path]) -> tuple[list[Shard], pa.Table, pa.Table, list[pa.Table]]:
-    """(shards, kept samples with `shard` and `frames_at`, frames, problems) of all shards."""
-    shards, kept, frames, problems = [], [], [], []
-    frames_at = 0
-    for number, path in enumerate(tables):
-        table, shard = read_shard_table(path)
-        shards.append(shard)
-        problems.append(table.filter(pc.field("reason") != "").select(REJECTED_SCHEMA.names))
-        table = table.filter(pc.field("num_frames") > 0)
-        frames.append(
-            pa.table([pc.list_flatten(table["sizes"]), pc.list_flatten(table["crc32s"])], schema=FRAMES_SCHEMA)
-        )
-        counts = table["num_frames"].to_numpy().astype(np.int64)
-        starts = frames_at + np.cumsum(counts) - counts
-        frames_at += int(counts.sum())
-        table = table.append_column("shard", pa.array(np.full(len(table), number, np.int32)))
-        kept.append(table.append_column("frames_at", pa.array(starts)).drop_columns(["sizes", "crc32s"]))
-    return shards, pa.concat_tables(kept), pa.concat_tables(frames), problems
+def _write_files(
+    aside: dict[str, Path], tables: Sequence[Path], rejected: Sequence[dict[str, Any]], totals: "_Totals"
+) -> list[str]:
+    """Writes the four files, shard by shard; returns the names of the splits, in the order of their first samples."""
+    split_codes: dict[str, int] = {}
+    with ExitStack() as stack:
+        rows = _Rows(aside["rows"].parent, stack)
+        sink = stack.enter_context(pa.OSFile(str(aside["frames"]), "wb"))
+        arrow = stack.enter_context(pa.ipc.new_file(sink, FRAMES_SCHEMA))
+        index = stack.enter_context(pq.ParquetWriter(aside["index"], INDEX_SCHEMA, compression="zstd"))
+        rejects = stack.enter_context(pq.ParquetWriter(aside["rejected"], REJECTED_SCHEMA))
+        frames = _Regrouped(_FRAMES_PER_BATCH, lambda table: arrow.write_batch(table.to_batches()[0]))
+        samples = _Regrouped(_ROWS_PER_GROUP, lambda table: index.write_table(_index_table(table), _ROWS_PER_GROUP))
+        problems = _Regrouped(_ROWS_PER_GROUP, lambda table: rejects.write_table(table, _ROWS_PER_GROUP))
+        lost = pa.Table.from_pylist(list(rejected), REJECTED_SCHEMA)
+        problems.add(lost)
+        totals.add_problems(lost)
+        for number, path in enumerate(tables):
+            table, shard = read_shard_table(path)
+            lost = table.filter(pc.field("reason") != "").select(REJECTED_SCHEMA.names)
+            problems.add(lost)
+            table = table.filter(pc.field("num_frames") > 0)
+            counts = table["num_frames"].to_numpy().astype(np.int64)
+            frames_at = totals.frames + np.cumsum(counts) - counts
+            table = table.append_column("shard", pa.array(np.full(len(table), number, np.int32)))
+            table = table.append_column("frames_at", pa.array(frames_at))
+            frames.add(pa.table([pc.list_flatten(table[name]) for name in ("sizes", "crc32s")], schema=FRAMES_SCHEMA))
+            samples.add(table.select(INDEX_SCHEMA.names))
+            for name in pc.unique(table["split"]).to_pylist():
+                split_codes.setdefault(str(name), len(split_codes))
+            rows.add(table, split_codes)
+            totals.shards.append([shard.name, shard.bytes, shard.sha256, shard.num_samples])
+            totals.add_samples(table)
+            totals.add_problems(lost)
+        for regrouped in (frames, samples, problems):
+            regrouped.finish()
+        rows.write(aside["rows"])
+    return list(split_codes)
 
 
-def _index_table(kept: pa.Table) -> pa.Table:
-    split = pc.dictionary_encode(kept["split"])
-    kept = kept.set_column(kept.schema.get_field_index("split"), "split", split)
-    return kept.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+@dataclass
+class _Regrouped:
+    """Tables of any length in, tables of `size` rows out: files do not depend on how samples lie in shards.
+
+    What is left over at the end may be shorter; at least one table, perhaps empty, goes out.
+    """
+
+    size: int
+    write: Callable[[pa.Table], None]
+    _waiting: list[pa.Table] = field(default_factory=list)
+    _count: int = 0
+    _written: bool = False
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        self._count += len(table)
+        while self._count >= self.size:
+            self._put(self.size)
+
+    def finish(self) -> None:
+        if self._count or not self._written:
+            self._put(self._count)
+
+    def _put(self, count: int) -> None:
+        table = pa.concat_tables(self._waiting)
+        # One chunk: where a Parquet page ends depends on the chunks.
+        self.write(table.slice(0, count).combine_chunks())
+        self._waiting = [table.slice(count)]
+        self._count -= count
+        self._written = True
 
 
-def _rows_table(kept: pa.Table, split_names: list[str]) -> pa.Table:
-    codes = pc.index_in(kept["split"], pa.array(split_names, pa.string()))
-    kept = kept.set_column(kept.schema.get_field_index("split"), "split", codes)
-    return kept.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA)
+def _index_table(samples: pa.Table) -> pa.Table:
+    at = samples.schema.get_field_index("split")
+    return samples.set_column(at, "split", pc.dictionary_encode(samples["split"])).cast(INDEX_SCHEMA)
 
 
-def _write_arrow(path: Path, table: pa.Table, *, batch: int) -> None:
-    """Uncompressed Arrow IPC in batches of `batch` rows; at least one, so that columns can be mapped."""
-    table = table.combine_chunks()
-    batches = table.to_batches(max_chunksize=batch) or [pa.RecordBatch.from_pylist([], table.schema)]
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        for one in batches:
-            writer.write_batch(one)
+class _Rows:
+    """The columns of rows-<hash>.arrow, which is to be one batch: they grow in files without names, then are mapped."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        names = [*(name for name in ROWS_SCHEMA.names if name != "labels"), "label_offsets", "label_values"]
+        self._files = {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in names}  # noqa: SIM115
+        self._count = self._labels = 0
+        self._files["label_offsets"].write(np.int64(0).tobytes())
+
+    def add(self, table: pa.Table, split_codes: dict[str, int]) -> None:
+        """Appends the samples of a shard."""
+        codes = pc.index_in(table["split"], pa.array(list(split_codes), pa.string()))
+        lengths = pc.list_value_length(table["labels"]).to_numpy().astype(np.int64)
+        columns = {name: table[name].to_numpy() for name in self._files if name in table.column_names}
+        columns["split"] = codes.to_numpy()
+        columns["label_offsets"] = self._labels + np.cumsum(lengths)
+        columns["label_values"] = pc.list_flatten(table["labels"]).to_numpy()
+        for name, column in columns.items():
+            self._files[name].write(np.ascontiguousarray(column).tobytes())
+        self._count += len(table)
+        self._labels += int(lengths.sum())
+
+    def write(self, path: Path) -> None:
+        """Writes the file."""
+        arrays: list[Any] = []
+        for column in ROWS_SCHEMA:
+            if column.name == "labels":
+                offsets = self._mapped("label_offsets", pa.int64(), self._count + 1)
+                values = self._mapped("label_values", pa.int32(), self._labels)
+                arrays.append(pa.LargeListArray.from_arrays(offsets, values))
+            else:
+                arrays.append(self._mapped(column.name, column.type, self._count))
+        batch = pa.record_batch(arrays, schema=ROWS_SCHEMA)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, ROWS_SCHEMA) as writer:
+            writer.write_batch(batch)
+
+    def _mapped(self, name: str, kind: Any, count: int) -> Any:
+        file = self._files[name]
+        file.flush()
+        # An empty file cannot be mapped.
+        column: Any = np.memmap(file, kind.to_pandas_dtype(), "r", shape=count) if count else b""
+        return pa.Array.from_buffers(kind, count, [None, pa.py_buffer(column)])
+
+
+@dataclass
+class _Totals:
+    """What dataset.json says of all shards."""
+
+    shards: list[list[Any]] = field(default_factory=list)
+    samples: int = 0
+    frames: int = 0
+    samples_without_fps: int = 0
+    _seconds: list[float] = field(default_factory=list)
+    _rejected: Counter[str] = field(default_factory=Counter)
+    _remarks: Counter[str] = field(default_factory=Counter)
+
+    def add_samples(self, kept: pa.Table) -> None:
+        fps, counts = kept["fps"].to_numpy(), kept["num_frames"].to_numpy()
+        timed = np.isfinite(fps)
+        self.samples += len(kept)
+        self.frames += int(counts.sum(dtype=np.int64))
+        self.samples_without_fps += int((~timed).sum())
+        self._seconds.append(math.fsum((counts[timed] / fps[timed]).tolist()))
+
+    def add_problems(self, problems: pa.Table) -> None:
+        """Counts rows of REJECTED_SCHEMA by reason; those with frames were kept, with a remark."""
+        for reason, num_frames in zip(*(problems[name].to_pylist() for name in ("reason", "num_frames")), strict=True):
+            (self._remarks if num_frames else self._rejected)[reason] += 1
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "frames": self.frames,
+            "bytes": sum(shard[1] for shard in self.shards),
+            "seconds": round(math.fsum(self._seconds), 3),
+            "samples_without_fps": self.samples_without_fps,
+            "rejected": dict(sorted(self._rejected.items())),
+            "remarks": dict(sorted(self._remarks.items())),
+        }
 
 
 def _adopt(aside: Path, stem: str, suffix: str) -> dict[str, Any]:
@@ -157,20 +267,3 @@ def _adopt(aside: Path, stem: str, suffix: str) -> dict[str, Any]:
 
 def _entry(path: Path, sha256: str) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
-
-
-def _totals(shards: list[Shard], kept: pa.Table, frames: pa.Table, rejects: pa.Table) -> dict[str, Any]:
-    fps, counts = kept["fps"].to_numpy(), kept["num_frames"].to_numpy()
-    timed = np.isfinite(fps)
-    seconds = math.fsum((counts[timed] / fps[timed]).tolist())
-    lost = rejects.filter(pc.field("num_frames") == 0)
-    partial = rejects.filter(pc.field("num_frames") > 0)
-    return {
-        "samples": len(kept),
-        "frames": len(frames),
-        "bytes": sum(shard.bytes for shard in shards),
-        "seconds": round(seconds, 3),
-        "samples_without_fps": int((~timed).sum()),
-        "rejected": dict(sorted(Counter(lost["reason"].to_pylist()).items())),
-        "remarks": dict(sorted(Counter(partial["reason"].to_pylist()).items())),
-    }
