@@ -5,9 +5,10 @@ Exit codes: 0 done, 2 bad usage or input (damage that `verify` finds included), 
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
+
+from preprocess.options import add_build_options
 
 _DESCRIPTION = "Frame folders, videos or images to shards, once; shards to be trained on many times."
 _EPILOG = """examples:
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="build | verify | demo")
-    _add_build(commands.add_parser("build", help="media to shards", allow_abbrev=False))
+    add_build_options(commands.add_parser("build", help="media to shards", allow_abbrev=False))
     verify = commands.add_parser("verify", help="check a finished dataset", allow_abbrev=False)
     verify.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder")
     verify.add_argument("--full", action="store_true", help="check every byte against its checksum")
@@ -81,87 +82,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _add_build(build: argparse.ArgumentParser) -> None:
-    given = build.add_mutually_exclusive_group(required=True)
-    given.add_argument(
-        "--frames", type=Path, metavar="ROOT", help="folder of frame folders (ROOT/<name> or ROOT/train/<name>)"
-    )
-    given.add_argument(
-        "--videos", type=Path, nargs="+", metavar="PATH", help="folders (walked), video files, or lists `path[,label]`"
-    )
-    given.add_argument(
-        "--images",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="folders (walked; the first folder below is the label) or image files; each a sample of one frame",
-    )
-    build.add_argument("--out", type=Path, required=True, metavar="OUT", help="where the shards go")
-    build.add_argument("--ledger", type=Path, metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
-    build.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
-    build.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether the ledger has one")
-    build.add_argument("--split", default="", metavar="NAME", help="marks all samples, e.g. train")
-    build.add_argument(
-        "--short-side", type=int, default=256, metavar="PIXELS", help="scale down to this, never up (%(default)s)"
-    )
-    build.add_argument("--quality", type=int, default=90, metavar="Q", help="of frames that are encoded (%(default)s)")
-    build.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames a second (all)")
-    build.add_argument("--source-fps", type=float, metavar="HZ", help="the rate that frame folders were taken at")
-    cut = build.add_mutually_exclusive_group()
-    cut.add_argument("--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds")
-    cut.add_argument("--segment-frames", type=int, metavar="N", help="cut into even pieces of at most N frames")
-    build.add_argument("--shard-size", type=int, metavar="N", help="samples a shard (1000; fewer for small sets)")
-    build.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
-    )
-    build.add_argument(
-        "--on-error", choices=["skip", "fail"], default="skip", help="what anything unusable does (%(default)s)"
-    )
-    build.add_argument(
-        "--max-bad-fraction",
-        type=float,
-        default=0.05,
-        metavar="F",
-        help="stop beyond this share of ledger or list rows that do not fit the disk (%(default)s)",
-    )
-    build.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
-
-
 def _build(options: argparse.Namespace) -> int:
-    from preprocess.build import Options, build
-    from preprocess.images import image_files
-    from preprocess.plan import Settings
-    from preprocess.sources import frame_folders, video_files
+    from preprocess.build import build
+    from preprocess.options import run_of, settings_of, source_of
 
-    settings = Settings(
-        short_side=options.short_side,
-        quality=options.quality,
-        fps=options.fps,
-        source_fps=options.source_fps,
-        segment_seconds=options.segment_seconds,
-        segment_frames=options.segment_frames,
-        shard_size=options.shard_size,
-        split=options.split,
-    )
-    if not options.frames and (options.ledger or options.source_fps):
-        raise ValueError("--ledger and --source-fps belong to --frames; videos have lists and a clock of their own")
-
-    if options.images:
-        source = image_files(options.images, settings=settings)
-    elif options.videos:
-        source = video_files(options.videos, settings=settings)
-    else:
-        ledger = options.ledger or options.frames / "ledger.csv"
-        source = frame_folders(
-            options.frames, ledger, settings=settings, delimiter=options.delimiter, header=options.header
-        )
-    run = Options(
-        workers=options.workers,
-        on_error=options.on_error,
-        max_bad_fraction=options.max_bad_fraction,
-        overwrite=options.overwrite,
-    )
-    lines = build(source, settings=settings, options=run, out=options.out)
+    settings = settings_of(options)
+    lines = build(source_of(options, settings), settings=settings, options=run_of(options), out=options.out)
     print("\n".join([*lines, f"dataset: {options.out}"]))
     return 0
 

@@ -33,9 +33,10 @@ from preprocess.index import (
     open_dataset,
     read_shard_table,
 )
-from preprocess.ledger import Problem
 from preprocess.merge import settings_hash, write_dataset
-from preprocess.plan import Plan, Settings, describe, make_plan, read_plan, write_plan
+from preprocess.plan import Plan, Settings, make_plan, read_plan, write_plan
+from preprocess.problems import Problem, describe
+from preprocess.roots import Root
 from preprocess.shards import ShardResult, build_shard, finished, shard_name
 from preprocess.sources import Source, long_samples
 
@@ -150,7 +151,7 @@ def _same_settings(there: dict[str, Any], asked: dict[str, Any], out: Path) -> N
     raise DatasetError(f"{out}: was begun with other settings ({differing}); give another --out, or --overwrite")
 
 
-def _build_shards(plan: Plan, roots: tuple[Path, ...], settings: Settings, options: Options, out: Path) -> None:
+def _build_shards(plan: Plan, roots: tuple[Root, ...], settings: Settings, options: Options, out: Path) -> None:
     """Builds the shards that are not there yet, over processes, and watches what is rejected."""
     todo = [number for number in range(plan.num_shards) if finished(out, number) is None]
     for number in todo:
@@ -175,7 +176,7 @@ def _build_shards(plan: Plan, roots: tuple[Path, ...], settings: Settings, optio
 
 
 def _results(
-    plan: Plan, todo: list[int], roots: tuple[Path, ...], settings: Settings, options: Options, out: Path
+    plan: Plan, todo: list[int], roots: tuple[Root, ...], settings: Settings, options: Options, out: Path
 ) -> Iterator[ShardResult]:
     """Runs build_shard for each shard; the rows of a shard are made only when it is its turn."""
     if options.workers == 1 or len(todo) < 2:

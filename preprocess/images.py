@@ -13,8 +13,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocess.ledger import Problem
 from preprocess.plan import Found, Request, Settings
+from preprocess.problems import Problem
+from preprocess.roots import Folder
 from preprocess.sources import Source
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def image_files(given: Sequence[Path], *, settings: Settings) -> Source:
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder; --images takes folders and image files")
     identity = [{"name": path.resolve().name} for path in given]
-    roots = tuple(path if path.is_dir() else path.parent for path in given)
+    roots = tuple(Folder(path if path.is_dir() else path.parent) for path in given)
     return Source(roots, "", identity, lambda: _request_images(given))
 
 

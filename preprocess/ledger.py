@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from preprocess.problems import Problem
+
 Delimiter = Literal["auto", "comma", "space", "tab", "semicolon"]
 Header = Literal["auto", "yes", "no"]
 
@@ -25,16 +27,6 @@ _MAX_LABEL = 2**31 - 1
 
 class LedgerError(ValueError):
     """A list or ledger that cannot be read at all; names the file, the line and the remedy."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something asked for that cannot be had: `reason` is one word for counting, `message` says why."""
-
-    reason: str
-    message: str
-    name: str = ""
-    line: int = -1
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocess.index import DatasetError, replace_file
-from preprocess.ledger import Problem
+from preprocess.problems import Problem, describe
 
 _PLAN_FIELDS: list[Any] = [
     pa.field("number", pa.int64()),
@@ -209,12 +209,6 @@ def read_plan(path: Path) -> Plan:
         return Plan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings, notes)
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path}: not a plan ({error}); use another --out, or --overwrite") from error
-
-
-def describe(problem: Problem, source: str) -> str:
-    """One line for people: where, what, why."""
-    where = f"{source}, line {problem.line}" if problem.line > 0 else (problem.name or source)
-    return f"{where}: {problem.reason}: {problem.message}"
 
 
 def even_pieces(length: float, longest: float) -> int:

@@ -1,32 +1,26 @@
 """One planned sample ─► its JPEG frames: a row of the plan in, encoded frames to a sink and `Facts` out.
 
-    facts = encode_sample(row, root=Path("videos"), settings=Settings(), sink=writer.add)
+    with root.local(media_files(row, settings)) as files:
+        facts = encode_sample(row, files, settings=settings, sink=writer.add)
 
-Frames of one sample have one size: the first frame's, its short side scaled down to `short_side`, never up. A
-JPEG that trainers can decode as it is passes through byte for byte (`passes_through`); everything else is
-decoded, turned upright, converted to RGB, resized and encoded as baseline JPEG, 4:2:0. Every stored frame was
-decoded once, strictly: a frame that is damaged costs its sample (frame folders), or itself (videos, see
-`preprocess.videos`). Nothing larger than a frame is held in memory.
+Frames of one sample have one size: the first frame's, its short side scaled down to `short_side`, never up. Every
+stored frame was decoded once, strictly: a frame that is damaged costs its sample (frame folders; see
+`preprocess.stills`), or itself (videos; see `preprocess.videos`). Nothing larger than a frame is held in memory.
 """
 
-import io
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from preprocess.folders import frame_name
 from preprocess.plan import PlannedSample, Settings
-from preprocess.videos import MediaError, Video, effective_fps, open_video
+from preprocess.problems import MediaError
+from preprocess.stills import encode_jpeg, jpeg_header, natural_size, scaled_size, stored_frame
+from preprocess.videos import Video, effective_fps, open_video
 
-_STRICT = {"err_detect": "crccheck+bitstream+buffer+careful+explode"}
-# No others: Pillow would hand an EPS file, whatever its name, to an interpreter of PostScript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-_LONGEST_TAIL = 64  # some writers pad
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
 
 
@@ -44,25 +38,22 @@ class Facts:
     remark: tuple[str, str] | None = None
 
 
-@dataclass(frozen=True)
-class JpegHeader:
-    """What decides whether a JPEG can stay as it is."""
-
-    baseline: bool
-    bits: int
-    components: int
-    width: int
-    height: int
-    orientation: int
-    tail: int  # bytes after the end of the image; -1 = the end is missing
+def media_files(row: PlannedSample, settings: Settings) -> list[str]:
+    """The files that a sample is made of, below its root: one, or those of the frames that are to be stored."""
+    if row.kind != "frames":
+        return [row.path]
+    keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
+    return [f"{row.path}/{frame_name(row.prefix, row.digits, row.suffix, row.first + number)}" for number in keep]
 
 
-def encode_sample(row: PlannedSample, *, root: Path, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
+def encode_sample(
+    row: PlannedSample, files: Sequence[Path], *, settings: Settings, sink: Callable[[bytes], None]
+) -> Facts:
     """Reads one sample and hands its frames to `sink`, in time order.
 
     Args:
         row: what to read.
-        root: the folder that row.path is relative to.
+        files: paths on this machine of what `media_files` names.
         settings: sizes, rates and quality.
         sink: takes the bytes of one JPEG.
 
@@ -70,20 +61,12 @@ def encode_sample(row: PlannedSample, *, root: Path, settings: Settings, sink: C
         MediaError: the sample cannot be had; what the sink was given is to be forgotten.
     """
     if row.kind in ("frames", "image"):
-        return _encode_files(row, root=root, settings=settings, sink=sink)
+        return _encode_files(row, files, settings=settings, sink=sink)
     try:
-        with open_video(root / row.path) as video:
+        with open_video(files[0]) as video:
             return _encode_video(video, row, settings=settings, sink=sink)
     except av.error.FFmpegError as error:
         raise MediaError("undecodable", str(error.strerror)) from error
-
-
-def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """The size with the same aspect and a short side of at most `short_side`; never larger than it was."""
-    short = min(width, height)
-    if short <= short_side:
-        return width, height
-    return max(1, round(width * short_side / short)), max(1, round(height * short_side / short))
 
 
 def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None) -> list[int]:
@@ -94,108 +77,19 @@ def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None)
     return [round(k * step) for k in range(math.ceil(num_frames / step)) if round(k * step) < num_frames]
 
 
-def passes_through(header: JpegHeader | None, size: tuple[int, int]) -> bool:
-    """Whether a JPEG may be stored untouched: 8-bit baseline RGB, upright, of the size that the sample has.
-
-    What phones append to a picture (a film, often) is not stored: then it is encoded anew.
-    """
-    return (
-        header is not None
-        and header.baseline
-        and header.tail <= _LONGEST_TAIL
-        and (header.bits, header.components, header.orientation) == (8, 3, 1)
-        and (header.width, header.height) == size
-    )
-
-
-def jpeg_header(data: bytes) -> JpegHeader | None:
-    """Reads the segments before the scan (ITU-T T.81, annex B); None if `data` is no JPEG."""
-    if data[:3] != b"\xff\xd8\xff":
-        return None
-    orientation = 1
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        body = data[at + 4 : at + 2 + length]
-        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            orientation = _exif_orientation(body)
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if len(body) < 6:
-                return None
-            height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
-            end = data.rfind(b"\xff\xd9", at)  # an earlier one would be a thumbnail's
-            tail = len(data) - end - 2 if end >= 0 else -1
-            return JpegHeader(marker == 0xC0, body[0], body[5], width, height, orientation, tail)
-        at += 2 + length
-    return None
-
-
-def decode_strictly(data: bytes) -> None:
-    """Decodes a baseline JPEG, taking any irregularity of its stream for an error.
-
-    FFmpeg's decoder with `explode` notices most flipped bits, which libjpeg only warns about.
-
-    Raises:
-        ValueError: the stream is damaged.
-    """
-    codec = av.CodecContext.create("mjpeg", "r")
-    codec.thread_count = 1
-    codec.options = _STRICT
-    try:
-        frames = codec.decode(av.Packet(data)) + codec.decode(None)
-    except av.error.FFmpegError as error:
-        raise ValueError(f"damaged JPEG: {error.strerror}") from error
-    if len(frames) != 1 or frames[0].is_corrupt:
-        raise ValueError("damaged JPEG: no whole picture in it")
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Decodes an image file to upright 8-bit RGB; alpha is dropped, 16-bit gray scaled, of several pictures the first.
-
-    Raises:
-        ValueError: not an image, damaged, or too large; the message says which.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # odd EXIF
-            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"too large: {error}") from error
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image" if data else "empty file") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"damaged image: {error}") from error
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if image.mode == "P":
-        image = image.convert("RGBA")  # straight to RGB Pillow warns of transparency in a palette
-    return image.convert("RGB")
-
-
-def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """Baseline JPEG, 4:2:0, without metadata."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
-    return buffer.getvalue()
-
-
-def _encode_files(row: PlannedSample, *, root: Path, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
+def _encode_files(
+    row: PlannedSample, files: Sequence[Path], *, settings: Settings, sink: Callable[[bytes], None]
+) -> Facts:
     keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
     size: tuple[int, int] | None = None
     num_other = 0
-    for number in keep:
-        file = root / row.path
-        if row.kind == "frames":
-            file /= frame_name(row.prefix, row.digits, row.suffix, row.first + number)
+    for number, file in zip(keep, files, strict=True):
         try:
             data = _read(file, row.first + number)
             header = jpeg_header(data)
             if size is None:
-                size = scaled_size(*_natural_size(data, header), settings.short_side)
-            stored, natural = _stored_frame(data, header, size, settings.quality)
+                size = scaled_size(*natural_size(data, header), settings.short_side)
+            stored, natural = stored_frame(data, header, size, settings.quality)
             num_other += scaled_size(*natural, settings.short_side) != size
             sink(stored)
         except ValueError as error:
@@ -218,29 +112,6 @@ def _read(file: Path, number: int) -> bytes:
         raise MediaError("missing_frame", f"{file.name} is missing", frame=number) from error
     except OSError as error:
         raise MediaError("unreadable", f"{file.name}: {error.strerror}", frame=number) from error
-
-
-def _natural_size(data: bytes, header: JpegHeader | None) -> tuple[int, int]:
-    if header is not None and header.orientation == 1:
-        return header.width, header.height
-    return decode_image(data).size
-
-
-def _stored_frame(
-    data: bytes, header: JpegHeader | None, size: tuple[int, int], quality: int
-) -> tuple[bytes, tuple[int, int]]:
-    """(the JPEG to store, the size that the frame had)."""
-    if header is not None and header.tail < 0:
-        raise ValueError("damaged JPEG: its end is missing")
-    if header is not None and header.baseline:
-        decode_strictly(data)
-    if passes_through(header, size):
-        return data, size
-    image = decode_image(data)
-    natural = image.size
-    if natural != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return encode_jpeg(image, quality), natural
 
 
 def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
@@ -292,13 +163,3 @@ def _on_grid(video: Video, start_s: float, stop_s: float, fps: float) -> Iterato
     while previous is not None and k / fps < min(stop_s, previous[0] + shown_s - 1e-6):
         yield k / fps, previous[1]
         k += 1
-
-
-def _exif_orientation(body: bytes) -> int:
-    exif = Image.Exif()
-    try:
-        exif.load(body)
-        value = exif.get(0x0112, 1)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError):
-        return 1  # as every viewer does with EXIF that it cannot read
-    return value if value in range(1, 9) else 1

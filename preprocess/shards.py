@@ -1,6 +1,6 @@
 """One shard: planned samples in, shard-NNNNN.tar, .idx and .parquet out.
 
-    build_shard(3, plan.shard(3), roots=(Path("clips"),), settings=Settings(), out=Path("out"))
+    build_shard(3, plan.shard(3), roots=(Folder(Path("clips")),), settings=Settings(), out=Path("out"))
 
 A pure function of its arguments: what it writes does not depend on the worker, the host, the time or earlier tries.
 The tar is WebDataset's (USTAR, the members of a sample side by side, no times or owners), the .idx is DALI's
@@ -27,8 +27,9 @@ from preprocess.index import (
     write_shard_table,
 )
 from preprocess.plan import PlannedSample, Settings
-from preprocess.samples import Facts, encode_sample
-from preprocess.videos import MediaError
+from preprocess.problems import MediaError
+from preprocess.roots import Root
+from preprocess.samples import Facts, encode_sample, media_files
 
 _NUMBERS = 256  # bytes that the numbers of a sample's .json may take
 IDX_VERSION = "v1.2"
@@ -128,7 +129,7 @@ def finished(out: Path, number: int) -> Shard | None:
 
 
 def build_shard(
-    number: int, samples: list[PlannedSample], *, roots: Sequence[Path], settings: Settings, out: Path
+    number: int, samples: list[PlannedSample], *, roots: Sequence[Root], settings: Settings, out: Path
 ) -> ShardResult:
     """Reads the samples and writes the three files of the shard.
 
@@ -165,7 +166,7 @@ def build_shard(
     )
 
 
-def _add_sample(tar: TarWriter, sample: PlannedSample, *, root: Path, settings: Settings) -> dict[str, Any]:
+def _add_sample(tar: TarWriter, sample: PlannedSample, *, root: Root, settings: Settings) -> dict[str, Any]:
     """Writes one sample to the tar and returns its row of the shard's table (SHARD_SCHEMA)."""
     row: dict[str, Any] = {
         "key": sample.key,
@@ -180,7 +181,8 @@ def _add_sample(tar: TarWriter, sample: PlannedSample, *, root: Path, settings: 
     }
     tar.begin(sample.key, len(json.dumps({"name": sample.name})) + _NUMBERS)
     try:
-        facts = encode_sample(sample, root=root, settings=settings, sink=tar.add)
+        with root.local(media_files(sample, settings)) as files:
+            facts = encode_sample(sample, files, settings=settings, sink=tar.add)
     except MediaError as error:
         tar.abandon()
         nothing = {"offset": 0, "num_frames": 0, "first": 0, "fps": math.nan, "start_s": math.nan}

@@ -25,14 +25,15 @@ from preprocess.ledger import (
     Header,
     Ledger,
     LedgerRow,
-    Problem,
     read_ledger,
     read_lines,
     sniff_delimiter,
     split_line,
 )
 from preprocess.plan import Found, Request, Settings, even_pieces
-from preprocess.videos import VIDEO_SUFFIXES, MediaError, VideoFacts, open_video
+from preprocess.problems import MediaError, Problem
+from preprocess.roots import Folder, Root
+from preprocess.videos import VIDEO_SUFFIXES, VideoFacts, open_video
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ _HEADER_WORDS = frozenset({"path", "video", "file", "filename", "name", "video_p
 class Source:
     """Something to build from: `find` looks through it; all else is known without."""
 
-    roots: tuple[Path, ...]  # where the paths of requests start, by their `root`
+    roots: tuple[Root, ...]  # where the paths of requests start, by their `root`
     list_name: str  # name of the ledger or list, for messages; "" if there is no single one
     identity: list[dict[str, str]]  # what was given, without where it lay: equal for equal input
     find: Callable[[], Found]
@@ -66,7 +67,7 @@ def frame_folders(
         raise ValueError("--fps and --segment-seconds need --source-fps for frame folders: they have no clock")
     read = read_ledger(ledger, delimiter=delimiter, header=header)
     identity = [{"name": ledger.name, "sha256": sha256_of(ledger)}]
-    return Source((root,), ledger.name, identity, lambda: _request_rows(root, read, ledger.name, settings))
+    return Source((Folder(root),), ledger.name, identity, lambda: _request_rows(root, read, ledger.name, settings))
 
 
 def video_files(given: Sequence[Path], *, settings: Settings) -> Source:
@@ -83,7 +84,7 @@ def video_files(given: Sequence[Path], *, settings: Settings) -> Source:
         identity.append(entry | ({"sha256": sha256_of(path)} if _is_list(path) else {}))
     roots = tuple(path if path.is_dir() else path.parent for path in given)
     list_name = given[0].name if len(given) == 1 and _is_list(given[0]) else ""
-    return Source(roots, list_name, identity, lambda: _request_videos(given, roots, settings))
+    return Source(tuple(map(Folder, roots)), list_name, identity, lambda: _request_videos(given, roots, settings))
 
 
 def long_samples(seconds: np.ndarray, num_frames: np.ndarray) -> list[str]:

@@ -30,8 +30,8 @@ from preprocess.index import (
     read_shard_table,
     sha256_of,
 )
-from preprocess.samples import decode_strictly, jpeg_header
 from preprocess.shards import IDX_VERSION, frame_member, index_line
+from preprocess.stills import decode_strictly, jpeg_header
 
 _GENERATION = re.compile(r"(index|rows|frames)-[0-9a-f]{16}\.(parquet|arrow)")  # older ones may still be in use
 

@@ -32,6 +32,8 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
+from preprocess.problems import MediaError
+
 VIDEO_SUFFIXES = frozenset(
     (
         *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mkv"),
@@ -45,15 +47,6 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192: what announces more is refused before it is
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu"
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the declared one
-
-
-class MediaError(Exception):
-    """A source that cannot become a sample: `reason` is one word for counting, `frame` where it broke or -1."""
-
-    def __init__(self, reason: str, message: str, *, frame: int = -1) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.frame = frame
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def test_a_ledger_becomes_a_dataset(frames: Path, tmp_path: Path, capsys: pytest
 
 def shown(out: Path, i: int) -> list[int]:
     """The numbers that the stored frames of sample i show."""
-    from preprocess.samples import decode_image
+    from preprocess.stills import decode_image
 
     dataset = open_dataset(out)
     spans = dataset.frames(i, np.arange(dataset.num_frames[i]))

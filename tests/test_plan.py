@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from preprocess.index import DatasetError
-from preprocess.ledger import Problem
 from preprocess.plan import Found, Plan, Request, Settings, even_pieces, make_plan, read_plan, write_plan
+from preprocess.problems import Problem
 
 
 def request(name: str, *labels: str) -> Request:

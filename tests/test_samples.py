@@ -8,23 +8,18 @@ import pytest
 from PIL import Image
 
 from preprocess.plan import PlannedSample, Settings
-from preprocess.samples import (
-    Facts,
-    decode_image,
-    decode_strictly,
-    encode_jpeg,
-    encode_sample,
-    jpeg_header,
-    kept_frames,
-    scaled_size,
-)
-from preprocess.videos import MediaError
+from preprocess.problems import MediaError
+from preprocess.roots import Folder
+from preprocess.samples import Facts, encode_sample, kept_frames, media_files
+from preprocess.stills import decode_image, decode_strictly, encode_jpeg, jpeg_header, scaled_size
 from tests.media import frame_number, make_frame_folder, make_video, numbered_image, psnr
 
 
 def encode(row: PlannedSample, root: Path, **settings: float) -> tuple[Facts, list[bytes]]:
     stored: list[bytes] = []
-    facts = encode_sample(row, root=root, settings=Settings(**settings), sink=stored.append)  # type: ignore[arg-type]
+    asked = Settings(**settings)  # type: ignore[arg-type]
+    with Folder(root).local(media_files(row, asked)) as files:
+        facts = encode_sample(row, files, settings=asked, sink=stored.append)
     assert facts.num_frames == len(stored)
     return facts, stored
 

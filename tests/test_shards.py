@@ -13,8 +13,9 @@ from nvidia.dali import fn, pipeline_def
 
 from preprocess.index import open_dataset
 from preprocess.plan import PlannedSample, Settings
-from preprocess.samples import decode_image
+from preprocess.roots import Folder
 from preprocess.shards import build_shard, finished
+from preprocess.stills import decode_image
 from tests.media import frame_number, make_dataset, make_frame_folder
 
 
@@ -36,7 +37,7 @@ def frames(tmp_path: Path) -> Path:
 def build(frames: Path, out: Path) -> None:
     out.mkdir()
     samples = [planned(0, "clips/one.two three", 4), planned(1, "lost", 3), planned(2, "naïve " + "x" * 200, 3)]
-    result = build_shard(0, samples, roots=[frames], settings=Settings(), out=out)
+    result = build_shard(0, samples, roots=[Folder(frames)], settings=Settings(), out=out)
     assert (result.num_samples, result.num_frames) == (2, 7)
     assert [(name, reason) for name, reason, _ in result.rejected] == [("lost", "missing_frame")]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.ledger import Problem
 from preprocess.plan import Found, Request, Settings
+from preprocess.problems import Problem
 from preprocess.sources import Source, frame_folders, long_samples, video_files
 from tests.media import make_frame_folder, make_video
 
@@ -140,7 +140,9 @@ def test_several_sources_keep_their_roots(tmp_path: Path) -> None:
     single = make_video(tmp_path / "two" / "b.mp4", 3)
     source = video_files([tmp_path / "one", single], settings=Settings())
     requests = source.find().requests
-    assert [(source.roots[request.root] / request.path).is_file() for request in requests] == [True, True]
+    for request in requests:
+        with source.roots[request.root].local([request.path]) as (file,):
+            assert file.is_file()
     with pytest.raises(ValueError, match="no such file or folder"):
         video_files([tmp_path / "three"], settings=Settings())
 

@@ -5,7 +5,8 @@ import av
 import pytest
 from PIL import Image
 
-from preprocess.videos import MediaError, Video, effective_fps, open_video, orientation
+from preprocess.problems import MediaError
+from preprocess.videos import Video, effective_fps, open_video, orientation
 from tests.media import frame_number, make_video, numbered_image, psnr, rotate_mp4
 
 SIZE = (64, 48)

@@ -1,0 +1,105 @@
+"""The options of `python -m preprocess build` ─► what to read, what to write, how to run. Nothing heavy for --help."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preprocess.build import Options
+    from preprocess.plan import Settings
+    from preprocess.sources import Source
+
+
+def add_build_options(build: argparse.ArgumentParser) -> None:
+    """The options of `build`."""
+    given = build.add_mutually_exclusive_group(required=True)
+    given.add_argument(
+        "--frames", type=Path, metavar="ROOT", help="folder of frame folders (ROOT/<name> or ROOT/train/<name>)"
+    )
+    given.add_argument(
+        "--videos", type=Path, nargs="+", metavar="PATH", help="folders (walked), video files, or lists `path[,label]`"
+    )
+    given.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="folders (walked; the first folder below is the label) or image files; each a sample of one frame",
+    )
+    build.add_argument("--out", type=Path, required=True, metavar="OUT", help="where the shards go")
+    build.add_argument("--ledger", type=Path, metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
+    build.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
+    build.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether the ledger has one")
+    build.add_argument("--split", default="", metavar="NAME", help="marks all samples, e.g. train")
+    build.add_argument(
+        "--short-side", type=int, default=256, metavar="PIXELS", help="scale down to this, never up (%(default)s)"
+    )
+    build.add_argument("--quality", type=int, default=90, metavar="Q", help="of frames that are encoded (%(default)s)")
+    build.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames a second (all)")
+    build.add_argument("--source-fps", type=float, metavar="HZ", help="the rate that frame folders were taken at")
+    cut = build.add_mutually_exclusive_group()
+    cut.add_argument("--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds")
+    cut.add_argument("--segment-frames", type=int, metavar="N", help="cut into even pieces of at most N frames")
+    build.add_argument("--shard-size", type=int, metavar="N", help="samples a shard (1000; fewer for small sets)")
+    build.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
+    )
+    build.add_argument(
+        "--on-error", choices=["skip", "fail"], default="skip", help="what anything unusable does (%(default)s)"
+    )
+    build.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=0.05,
+        metavar="F",
+        help="stop beyond this share of ledger or list rows that do not fit the disk (%(default)s)",
+    )
+    build.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
+
+
+def settings_of(options: argparse.Namespace) -> "Settings":
+    """What is to be written."""
+    from preprocess.plan import Settings
+
+    return Settings(
+        short_side=options.short_side,
+        quality=options.quality,
+        fps=options.fps,
+        source_fps=options.source_fps,
+        segment_seconds=options.segment_seconds,
+        segment_frames=options.segment_frames,
+        shard_size=options.shard_size,
+        split=options.split,
+    )
+
+
+def run_of(options: argparse.Namespace) -> "Options":
+    """How to run; none of it changes what is written."""
+    from preprocess.build import Options
+
+    return Options(
+        workers=options.workers,
+        on_error=options.on_error,
+        max_bad_fraction=options.max_bad_fraction,
+        overwrite=options.overwrite,
+    )
+
+
+def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
+    """What to read.
+
+    Raises:
+        ValueError: there is no such thing, or options do not go together.
+    """
+    from preprocess.images import image_files
+    from preprocess.sources import frame_folders, video_files
+
+    if not options.frames and (options.ledger or options.source_fps):
+        raise ValueError("--ledger and --source-fps belong to --frames; videos have lists and a clock of their own")
+    if options.images:
+        return image_files(options.images, settings=settings)
+    if options.videos:
+        return video_files(options.videos, settings=settings)
+    ledger = options.ledger or options.frames / "ledger.csv"
+    return frame_folders(options.frames, ledger, settings=settings, delimiter=options.delimiter, header=options.header)

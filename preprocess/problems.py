@@ -1,0 +1,36 @@
+"""What can be wrong with the input: a row that cannot be had, a source that cannot become a sample.
+
+`reason` is one short word for counting, the message says why. Both end up in rejected.parquet.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something asked for that cannot be had, and where it was asked for."""
+
+    reason: str
+    message: str
+    name: str = ""
+    line: int = -1
+
+
+class MediaError(Exception):
+    """A source that cannot become a sample; `frame` is where it broke, or -1."""
+
+    def __init__(self, reason: str, message: str, *, frame: int = -1) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.frame = frame
+
+
+def describe(problem: Problem, source: str) -> str:
+    """One line for people: where, what, why.
+
+    Args:
+        problem: what is wrong.
+        source: the name of the ledger or list that the line is of.
+    """
+    where = f"{source}, line {problem.line}" if problem.line > 0 else (problem.name or source)
+    return f"{where}: {problem.reason}: {problem.message}"

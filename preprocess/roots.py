@@ -1,0 +1,233 @@
+"""Where the paths of requests begin: a folder of this machine, or a URL whose files are fetched as they are needed.
+
+    root, path = open_root("s3://bucket/videos", scratch=Scratch(Path("/tmp"), 10 << 30))
+    root.files().names                              # ["a/1.mp4", ...]: sorted, relative, with slashes
+    with root.local(["a/1.mp4"]) as (file,):        # a path on this machine, for as long as the block lasts
+        ...
+
+What decodes sees local files only. Roots can be sent to other processes; each process has its own part of the scratch.
+"""
+
+import atexit
+import hashlib
+import os
+import shutil
+import socket
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from preprocess.problems import MediaError
+from preprocess.storage import Storage, is_url
+
+_AT_A_TIME = 8  # files of one sample that are fetched at the same time
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files below a folder but hidden ones; linked folders are counted, not followed."""
+
+    names: list[str]  # relative to the root, sorted
+    links: int = 0
+
+
+class Root(Protocol):
+    """A place that paths are relative to."""
+
+    @property
+    def name(self) -> str:
+        """The last part of its path or URL: for messages, and for what makes two inputs the same."""
+
+    def files(self, below: str = "") -> Listing:
+        """All files below a folder of it; empty if there is no such folder."""
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in one folder, in no order; FileNotFoundError if there is no such folder."""
+
+    def read(self, path: str) -> bytes:
+        """A small file; FileNotFoundError if it is not there."""
+
+    def local(self, files: Sequence[str]) -> AbstractContextManager[list[Path]]:
+        """Paths on this machine of some files, valid in the block.
+
+        A file that is missing here is not an error yet: whoever opens it finds out.
+
+        Raises:
+            MediaError: a file behind a URL is missing, or does not fit the scratch.
+            OSError: the store cannot be reached.
+        """
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of this machine."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def files(self, below: str = "") -> Listing:
+        names: list[str] = []
+        links = 0
+        for folder, folders, files in os.walk(self.path / below):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            here = Path(folder)
+            links += sum((here / name).is_symlink() for name in folders)
+            prefix = "" if here == self.path else f"{here.relative_to(self.path).as_posix()}/"
+            names += [prefix + name for name in files if not name.startswith(".")]
+        return Listing(sorted(names), links)
+
+    def names(self, folder: str) -> list[str]:
+        with os.scandir(self.path / folder) as entries:
+            return [entry.name for entry in entries if not entry.is_dir()]
+
+    def read(self, path: str) -> bytes:
+        return (self.path / path).read_bytes()
+
+    @contextmanager
+    def local(self, files: Sequence[str]) -> Iterator[list[Path]]:
+        yield [self.path / file for file in files]
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Room for fetched files: a folder, and how many bytes one process may have there."""
+
+    folder: Path
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A place behind a URL; files are fetched whole and kept until the room is needed for others."""
+
+    storage: Storage
+    scratch: Scratch
+
+    @property
+    def name(self) -> str:
+        return self.storage.url.rpartition("/")[2]
+
+    def files(self, below: str = "") -> Listing:
+        names = self.storage.sizes(below)
+        return Listing([name for name in names if not any(part.startswith(".") for part in name.split("/"))])
+
+    def names(self, folder: str) -> list[str]:
+        prefix = f"{folder}/" if folder else ""
+        names = [name.removeprefix(prefix) for name in self.storage.sizes(folder)]
+        if not names:
+            raise FileNotFoundError(f"{self.storage.url}/{folder}")
+        return [name for name in names if "/" not in name]
+
+    def read(self, path: str) -> bytes:
+        return self.storage.read(path)
+
+    @contextmanager
+    def local(self, files: Sequence[str]) -> Iterator[list[Path]]:
+        with _kept(self.scratch).hold(self.storage, files) as paths:
+            yield paths
+
+
+def open_root(given: str, *, scratch: Scratch) -> tuple[Root, str]:
+    """The root of a path or URL that was given, and the path below it: "" for a folder, a file's name for a file.
+
+    Raises:
+        ValueError: there is nothing.
+    """
+    if not is_url(given):
+        path = Path(given)
+        if not path.exists():
+            raise ValueError(f"{given}: no such file or folder")
+        return (Folder(path), "") if path.is_dir() else (Folder(path.parent), path.name)
+    url = given.rstrip("/")
+    parent, _, name = url.rpartition("/")
+    if (sizes := Storage(url).sizes()) and list(sizes) != [""]:
+        return Remote(Storage(url), scratch), ""
+    with suppress(FileNotFoundError):
+        Storage(parent).size(name)
+        return Remote(Storage(parent), scratch), name
+    raise ValueError(f"{given}: nothing there")
+
+
+@dataclass
+class _Kept:
+    """The files that this process has fetched, the least recently used first."""
+
+    folder: Path
+    limit_bytes: int
+    sizes: OrderedDict[Path, int] = field(default_factory=OrderedDict)
+
+    @contextmanager
+    def hold(self, storage: Storage, files: Sequence[str]) -> Iterator[list[Path]]:
+        """Fetches what is not there and yields the paths; what is not held may be removed for it."""
+        paths = {file: self._path(storage, file) for file in files}
+        absent = [file for file, path in paths.items() if path not in self.sizes]
+        for path in paths.values():
+            if path in self.sizes:
+                self.sizes.move_to_end(path)
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            sizes = dict(zip(absent, pool.map(lambda file: _size(storage, file), absent), strict=True))
+            held = sum(self.sizes.get(path, 0) for path in paths.values()) + sum(sizes.values())
+            if held > self.limit_bytes:
+                told = f"{held / 1e9:.3g} GB to fetch, one process may have {self.limit_bytes / 1e9:.3g} GB of scratch"
+                raise MediaError("too_large", f"{told}; give more --scratch-gb, or fewer --workers")
+            self._make_room(sum(sizes.values()), keep=set(paths.values()))
+            for _ in pool.map(lambda file: self._fetch(storage, file, paths[file]), absent):
+                pass
+        self.sizes |= {paths[file]: sizes[file] for file in absent}
+        yield [paths[file] for file in files]
+
+    def _path(self, storage: Storage, file: str) -> Path:
+        # The suffix stays: FFmpeg and Pillow look at it, and messages name it.
+        tag = hashlib.sha256(f"{storage.url}/{file}".encode()).hexdigest()[:24]
+        return self.folder / tag / PurePosixPath(file).name
+
+    def _fetch(self, storage: Storage, file: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            storage.get(file, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _make_room(self, num_bytes: int, *, keep: set[Path]) -> None:
+        total = sum(self.sizes.values())
+        for path in list(self.sizes):
+            if total + num_bytes <= self.limit_bytes:
+                return
+            if path not in keep:
+                total -= self.sizes.pop(path)
+                shutil.rmtree(path.parent, ignore_errors=True)
+
+
+_kept_by_process: dict[tuple[Scratch, int], _Kept] = {}
+
+
+def _kept(scratch: Scratch) -> _Kept:
+    """This process's part of the scratch; removed at its end, or by the next process if it is killed."""
+    key = scratch, os.getpid()
+    if key not in _kept_by_process:
+        mine = f"mae3d-{socket.gethostname()}-"
+        for path in scratch.folder.glob(f"{mine}*"):
+            pid = path.name.removeprefix(mine)
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(path, ignore_errors=True)
+        folder = scratch.folder / f"{mine}{os.getpid()}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        _kept_by_process[key] = _Kept(folder, scratch.limit_bytes)
+    return _kept_by_process[key]
+
+
+def _size(storage: Storage, file: str) -> int:
+    try:
+        return storage.size(file) or 0
+    except FileNotFoundError as error:
+        raise MediaError("missing_file", f"{storage.url}/{file} is not there") from error

@@ -1,0 +1,162 @@
+"""One picture ─► the JPEG to store: untouched if trainers can decode it as it is, else decoded and encoded anew.
+
+    data, natural = stored_frame(file.read_bytes(), size=(455, 256), quality=90)
+
+A JPEG that is 8-bit, 3-component, baseline, upright and of the right size passes through byte for byte
+(`passes_through`) once it has been decoded strictly; everything else that Pillow reads is turned upright, converted to
+RGB, resized and encoded as baseline JPEG, 4:2:0.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import av
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_STRICT = {"err_detect": "crccheck+bitstream+buffer+careful+explode"}
+# No others: Pillow would hand an EPS file, whatever its name, to an interpreter of PostScript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+_LONGEST_TAIL = 64  # some writers pad
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """What decides whether a JPEG can stay as it is."""
+
+    baseline: bool
+    bits: int
+    components: int
+    width: int
+    height: int
+    orientation: int
+    tail: int  # bytes after the end of the image; -1 = the end is missing
+
+
+def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """The size with the same aspect and a short side of at most `short_side`; never larger than it was."""
+    short = min(width, height)
+    if short <= short_side:
+        return width, height
+    return max(1, round(width * short_side / short)), max(1, round(height * short_side / short))
+
+
+def passes_through(header: JpegHeader | None, size: tuple[int, int]) -> bool:
+    """Whether a JPEG may be stored untouched: 8-bit baseline RGB, upright, of the size that the sample has.
+
+    What phones append to a picture (a film, often) is not stored: then it is encoded anew.
+    """
+    return (
+        header is not None
+        and header.baseline
+        and header.tail <= _LONGEST_TAIL
+        and (header.bits, header.components, header.orientation) == (8, 3, 1)
+        and (header.width, header.height) == size
+    )
+
+
+def jpeg_header(data: bytes) -> JpegHeader | None:
+    """Reads the segments before the scan (ITU-T T.81, annex B); None if `data` is no JPEG."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    orientation = 1
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        body = data[at + 4 : at + 2 + length]
+        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            orientation = _exif_orientation(body)
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if len(body) < 6:
+                return None
+            height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+            end = data.rfind(b"\xff\xd9", at)  # an earlier one would be a thumbnail's
+            tail = len(data) - end - 2 if end >= 0 else -1
+            return JpegHeader(marker == 0xC0, body[0], body[5], width, height, orientation, tail)
+        at += 2 + length
+    return None
+
+
+def decode_strictly(data: bytes) -> None:
+    """Decodes a baseline JPEG, taking any irregularity of its stream for an error.
+
+    FFmpeg's decoder with `explode` notices most flipped bits, which libjpeg only warns about.
+
+    Raises:
+        ValueError: the stream is damaged.
+    """
+    codec = av.CodecContext.create("mjpeg", "r")
+    codec.thread_count = 1
+    codec.options = _STRICT
+    try:
+        frames = codec.decode(av.Packet(data)) + codec.decode(None)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"damaged JPEG: {error.strerror}") from error
+    if len(frames) != 1 or frames[0].is_corrupt:
+        raise ValueError("damaged JPEG: no whole picture in it")
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decodes an image file to upright 8-bit RGB; alpha is dropped, 16-bit gray scaled, of several pictures the first.
+
+    Raises:
+        ValueError: not an image, damaged, or too large; the message says which.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # odd EXIF
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"too large: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError("not an image" if data else "empty file") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"damaged image: {error}") from error
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # straight to RGB Pillow warns of transparency in a palette
+    return image.convert("RGB")
+
+
+def encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    """Baseline JPEG, 4:2:0, without metadata."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def natural_size(data: bytes, header: JpegHeader | None) -> tuple[int, int]:
+    if header is not None and header.orientation == 1:
+        return header.width, header.height
+    return decode_image(data).size
+
+
+def stored_frame(
+    data: bytes, header: JpegHeader | None, size: tuple[int, int], quality: int
+) -> tuple[bytes, tuple[int, int]]:
+    """(the JPEG to store, the size that the frame had)."""
+    if header is not None and header.tail < 0:
+        raise ValueError("damaged JPEG: its end is missing")
+    if header is not None and header.baseline:
+        decode_strictly(data)
+    if passes_through(header, size):
+        return data, size
+    image = decode_image(data)
+    natural = image.size
+    if natural != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return encode_jpeg(image, quality), natural
+
+
+def _exif_orientation(body: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(body)
+        value = exif.get(0x0112, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError):
+        return 1  # as every viewer does with EXIF that it cannot read
+    return value if value in range(1, 9) else 1

@@ -1,0 +1,146 @@
+"""A URL ─► files below it by their relative names, through fsspec: input in an object store, output that goes there.
+
+    storage = Storage("s3://bucket/videos")
+    storage.sizes()                        # {"a/1.mp4": 182736, ...}
+    storage.get("a/1.mp4", Path("1.mp4"))
+
+Any fsspec URL. Credentials and endpoints come from the environment only: for s3:// AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL and the rest of AWS_*, or FSSPEC_S3_* for any argument of s3fs.
+"""
+
+import errno
+import logging
+import posixpath
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+BACK_OFF_S = (1.0, 4.0)  # before a call is tried again
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}  # folders make themselves
+
+
+def is_url(text: str) -> bool:
+    """Whether a source or a target is a URL, not a path."""
+    return "://" in text
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Files below a URL; every call is tried several times. Can be sent to other processes.
+
+    All methods raise FileNotFoundError for what is not there, and an OSError that names the URL where the store cannot
+    be reached or refuses.
+    """
+
+    url: str
+
+    def sizes(self, below: str = "") -> dict[str, int | None]:
+        """Bytes of every file by name, None where the store does not tell; empty if there is nothing."""
+        path = self._path(below)
+
+        def listed() -> dict[str, int | None]:
+            files, root = self._opened
+            files.invalidate_cache()
+            found = files.find(path, detail=True)
+            return {str(name)[len(root) + 1 :]: entry.get("size") for name, entry in sorted(found.items())}
+
+        try:
+            sizes: dict[str, int | None] = self._asked(listed, below)
+        except FileNotFoundError:
+            return {}
+        return sizes
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one file."""
+        size: int | None = self._asked(lambda: self._files.info(self._path(name)), name).get("size")
+        return size
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """A file's bytes, or some of them."""
+        data: bytes = self._asked(lambda: self._files.cat_file(self._path(name), start=start, end=stop), name)
+        return data
+
+    def get(self, name: str, path: Path) -> None:
+        """Downloads a file."""
+        self._asked(lambda: self._files.get_file(self._path(name), str(path)), name)
+
+    def put(self, path: Path, name: str) -> None:
+        """Uploads a file."""
+
+        def upload() -> None:
+            path.stat()  # FileNotFoundError for what is missing here
+            self._make_folder(name)
+            self._files.put_file(str(path), self._path(name))
+
+        self._asked(upload, name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces a small file."""
+
+        def upload() -> None:
+            self._make_folder(name)
+            self._files.pipe_file(self._path(name), data)
+
+        self._asked(upload, name)
+
+    def remove(self, name: str) -> None:
+        """Removes a file if it is there."""
+        with suppress(FileNotFoundError):
+            self._asked(lambda: self._files.rm_file(self._path(name)), name)
+
+    @property
+    def _files(self) -> Any:
+        return self._opened[0]
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        """fsspec's filesystem, and the path there."""
+        import fsspec
+        from fsspec.registry import known_implementations
+
+        for library in ("botocore", "aiobotocore"):  # they would tell where they found the credentials
+            logging.getLogger(library).setLevel(logging.WARNING)
+        protocol = self.url.partition("://")[0].partition("::")[0]
+        try:
+            files, root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            package = known_implementations.get(protocol, {}).get("class", protocol).partition(".")[0]
+            hint = f"pip install {package}" if package != "fsspec" else "install what it names"
+            raise ValueError(f"{self.url}: {protocol}:// needs another package ({error}): {hint}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.url}: {error}; give a folder, or a URL such as s3://bucket/folder") from error
+        return files, root.rstrip("/")
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._opened[1], name).rstrip("/")
+
+    def _make_folder(self, name: str) -> None:
+        if self.url.partition("://")[0] not in _OBJECT_STORES:
+            self._files.makedirs(posixpath.dirname(self._path(name)), exist_ok=True)
+
+    def _asked(self, ask: Callable[[], Any], name: str) -> Any:
+        url = f"{self.url}/{name}".rstrip("/")
+        for seconds in (*BACK_OFF_S, None):
+            try:
+                return ask()
+            except FileNotFoundError as error:
+                raise FileNotFoundError(errno.ENOENT, "no such file", url) from error
+            except Exception as error:
+                if seconds is None or isinstance(error, PermissionError):
+                    raise _as_os_error(error, url) from error
+                time.sleep(seconds)
+
+
+def _as_os_error(error: Exception, url: str) -> OSError:
+    """What a store's library raised, with a number, words and the URL."""
+    number = getattr(error, "errno", None)
+    words = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    if isinstance(error, PermissionError):
+        number = errno.EACCES
+        if url.startswith("s3"):
+            words += "; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and AWS_ENDPOINT_URL"
+    return OSError(number or errno.EIO, words, url)
