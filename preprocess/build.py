@@ -23,22 +23,15 @@ import numpy as np
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from preprocess.index import (
-    META_NAME,
-    PLAN_NAME,
-    REJECTED_NAME,
-    TEMPORARY_PREFIX,
-    Dataset,
-    DatasetError,
-    open_dataset,
-    read_shard_table,
-)
+from preprocess.files import TEMPORARY_PREFIX
+from preprocess.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, open_dataset
 from preprocess.merge import settings_hash, write_dataset
 from preprocess.plan import Plan, Settings, make_plan, read_plan, write_plan
 from preprocess.problems import Problem, describe
 from preprocess.roots import Root
 from preprocess.shards import ShardResult, build_shard, finished, shard_name
 from preprocess.sources import Source, long_samples
+from preprocess.tables import read_shard_table
 
 log = logging.getLogger(__name__)
 

@@ -30,19 +30,8 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from preprocess.files import TEMPORARY_PREFIX, replace_file, sha256_of  # noqa: F401
-from preprocess.tables import (  # noqa: F401
-    FRAMES_SCHEMA,
-    INDEX_SCHEMA,
-    REJECTED_SCHEMA,
-    ROWS_SCHEMA,
-    SCHEMA_VERSION,
-    SHARD_SCHEMA,
-    DatasetError,
-    Shard,
-    read_shard_table,
-    write_shard_table,
-)
+from preprocess.files import sha256_of
+from preprocess.tables import FRAMES_SCHEMA, ROWS_SCHEMA, SCHEMA_VERSION, DatasetError, Shard
 
 LAYOUT = "jpeg"
 META_NAME = "dataset.json"
@@ -99,11 +88,11 @@ class Dataset:
 
     def key(self, i: int) -> str:
         """The key of sample i: its members in the tar are `<key>.json`, `<key>.000000.jpg`, ..."""
-        return self.keys[i].as_py()
+        return self._text("key", "keys", i)
 
     def name(self, i: int) -> str:
         """The ledger's name of sample i, or the path of its file below the root that was given."""
-        return self.names[i].as_py()
+        return self._text("name", "names", i)
 
     def find(self, key: str) -> int:
         """The number of the sample with this key; DatasetError if there is none."""
@@ -144,6 +133,29 @@ class Dataset:
     def shard_path(self, shard: int) -> Path:
         """The tar with this number (a value of column `shard`), of a dataset in a folder."""
         return self.root / self.shards[shard].name
+
+    def _text(self, column: str, whole: str, i: int) -> str:
+        """One text of the index; its row group is kept, not the column, which may be larger than all else together."""
+        if whole in vars(self):
+            return str(vars(self)[whole][i])
+        group = int(np.searchsorted(self._group_ends, i, side="right"))
+        if column not in self._texts or self._texts[column][0] != group:
+            self._texts[column] = group, self._index_file.read_row_group(group, columns=[column])[column]
+        texts = self._texts[column][1]
+        return str(texts[i - int(self._group_ends[group]) + len(texts)])
+
+    @cached_property
+    def _texts(self) -> dict[str, tuple[int, pa.ChunkedArray]]:
+        return {}
+
+    @cached_property
+    def _index_file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.root / self.meta["files"]["index"]["name"])
+
+    @cached_property
+    def _group_ends(self) -> np.ndarray:
+        groups = self._index_file.metadata
+        return np.cumsum([groups.row_group(group).num_rows for group in range(groups.num_row_groups)])
 
     @cached_property
     def keys(self) -> pa.ChunkedArray:

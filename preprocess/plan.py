@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preprocess.index import DatasetError, replace_file
+from preprocess.files import replace_file
+from preprocess.index import DatasetError
 from preprocess.problems import Problem, describe
 
 _PLAN_FIELDS: list[Any] = [

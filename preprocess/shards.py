@@ -17,19 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from preprocess.index import (
-    BLOCK,
-    DatasetError,
-    Shard,
-    read_shard_table,
-    replace_file,
-    sha256_of,
-    write_shard_table,
-)
+from preprocess.files import replace_file, sha256_of
+from preprocess.index import BLOCK, DatasetError, Shard
 from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
 from preprocess.roots import Root
 from preprocess.samples import Facts, encode_sample, media_files
+from preprocess.tables import read_shard_table, write_shard_table
 
 _NUMBERS = 256  # bytes that the numbers of a sample's .json may take
 IDX_VERSION = "v1.2"

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess.files import sha256_of
 from preprocess.folders import FrameFolder, index_shift, scan_folder, unlisted_folders
-from preprocess.index import sha256_of
 from preprocess.ledger import (
     Delimiter,
     Header,

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from preprocess.files import sha256_of
 from preprocess.index import (
     META_NAME,
     PLAN_NAME,
@@ -27,11 +28,10 @@ from preprocess.index import (
     frame_offsets,
     open_dataset,
     read_meta,
-    read_shard_table,
-    sha256_of,
 )
 from preprocess.shards import IDX_VERSION, frame_member, index_line
 from preprocess.stills import decode_strictly, jpeg_header
+from preprocess.tables import read_shard_table
 
 _GENERATION = re.compile(r"(index|rows|frames)-[0-9a-f]{16}\.(parquet|arrow)")  # older ones may still be in use
 

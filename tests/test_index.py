@@ -7,15 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess.index import (
-    DatasetError,
-    frame_offsets,
-    open_dataset,
-    replace_file,
-    sha256_of,
-    write_shard_table,
-)
+from preprocess.files import replace_file, sha256_of
+from preprocess.index import DatasetError, frame_offsets, open_dataset
 from preprocess.merge import write_dataset
+from preprocess.tables import write_shard_table
 
 SIZES = [
     [100, 512, 513, 7],

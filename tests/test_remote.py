@@ -29,8 +29,10 @@ from pipelines.order import Order
 from pipelines.reads import DataError
 from pipelines.source import STATUS_SUBSTITUTED
 from pipelines.stream import Batch
-from preprocess.index import DatasetError, read_shard_table, sha256_of, write_shard_table
+from preprocess.files import sha256_of
+from preprocess.index import DatasetError
 from preprocess.merge import write_dataset
+from preprocess.tables import read_shard_table, write_shard_table
 from tests.datasets import build_many_shards
 from tests.s3 import Server
 

@@ -1,0 +1,186 @@
+"""How far does the index go? Ten million samples, 300 million frames: size, merge, opening, memory of 8 processes.
+
+    python benchmarks/index_scale.py out/scale         # some ten minutes and 11 GB of disk; then remove out/scale
+
+Makes the tables of 10,000 shards (as build_shard writes them, with random numbers), empty tars of the right sizes, and
+merges them by the program's own writer. Every figure is taken in a fresh process.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from preprocess.index import frame_offsets, open_dataset
+from preprocess.merge import write_dataset
+from preprocess.tables import SHARD_SCHEMA
+
+PROCESSES, DRAWS, SPAN = 8, 1000, 16
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for everything")
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--samples", type=int, default=1000, help="in a shard")
+    parser.add_argument("--frames", type=int, default=30, help="of a sample, on average")
+    parser.add_argument("--step", choices=["merge", "draw"], help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    out: Path = asked.out
+    if asked.step:
+        print(json.dumps(merge(out) if asked.step == "merge" else draw(out)))
+        return
+    if not list(out.glob("shard-*.parquet")):
+        out.mkdir(parents=True, exist_ok=True)
+        for number in range(asked.shards):
+            make_tables(out, number, asked.samples, asked.frames)
+    report(out)
+
+
+def make_tables(out: Path, number: int, samples: int, frames: int) -> None:
+    """One shard without its frames: the table, and a tar that is only as large as it should be."""
+    rng = np.random.default_rng(number)
+    counts = rng.integers(frames // 2, frames + frames // 2 + 1, samples).astype(np.int32)
+    bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    sizes = rng.integers(8_000, 24_000, bounds[-1]).astype(np.int32)
+    ends = frame_offsets(np.append(sizes, 0), start=0)
+    first = number * samples
+    numbers = range(first, first + samples)
+    rows: dict[str, Any] = {
+        "key": [f"{i:09d}" for i in numbers],
+        "name": [f"site_{i % 50:02d}/2026-11-{i % 28 + 1:02d}/camera_{i % 7}/clip_{i:09d}.mp4" for i in numbers],
+        "labels": [[i % 400] for i in numbers],
+        "split": [("train", "train", "train", "val")[i % 4] for i in numbers],
+        "offset": ends[bounds[:-1]] + 1536 * np.arange(1, samples + 1),
+        "num_frames": counts,
+        "first": np.zeros(samples, np.int64),
+        "fps": np.full(samples, 15.0),
+        "start_s": rng.random(samples) * 3600,
+        "width": np.full(samples, 340, np.int32),
+        "height": np.full(samples, 256, np.int32),
+        "sizes": pa.ListArray.from_arrays(pa.array(bounds), pa.array(sizes)),
+        "crc32s": pa.ListArray.from_arrays(
+            pa.array(bounds), pa.array(rng.integers(0, 2**32, len(sizes), dtype=np.uint32))
+        ),
+        "file": [""] * samples,
+        "line": np.full(samples, -1, np.int32),
+        "frame": np.full(samples, -1, np.int64),
+        "reason": [""] * samples,
+        "message": [""] * samples,
+    }
+    tar_bytes = int(ends[-1]) + 1536 * samples + 10_240
+    table = out / f"shard-{number:05d}.parquet"
+    metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": f"{number:064x}"}
+    pq.write_table(pa.table(rows, schema=SHARD_SCHEMA.with_metadata(metadata)), table)
+    with table.with_suffix(".tar").open("wb") as tar:
+        tar.truncate(tar_bytes)
+
+
+def report(out: Path) -> None:
+    """Merges, opens and draws, each in processes of their own, and prints what it took."""
+    merged = wait_for([start(out, "merge")])[0]
+    meta = json.loads((out / "dataset.json").read_text())
+    totals = meta["totals"]
+    print(f"{totals['samples']:,} samples, {totals['frames']:,} frames, {len(meta['shards']):,} shards")
+    sizes = {stem: meta["files"][stem]["bytes"] / 1e6 for stem in ("index", "rows", "frames")}
+    sizes["dataset.json"] = (out / "dataset.json").stat().st_size / 1e6
+    print("on disk: " + ", ".join(f"{stem} {size:,.1f} MB" for stem, size in sizes.items()))
+    print("merge: {seconds:.0f} s, {cpu_s:.0f} CPU s, private memory at most {private_mb:.0f} MB".format(**merged))
+    for count in (1, PROCESSES):
+        drawn = wait_for([start(out, "draw") for _ in range(count)])
+        print(f"{count} processes, {DRAWS} x {SPAN} random frames each (range over the processes):")
+        for key in drawn[0]:
+            print(f"  {key}: {min(one[key] for one in drawn):.3g} to {max(one[key] for one in drawn):.3g}")
+        private, shared = (sum(one[key] for one in drawn) for key in ("private_mb", "proportional_mb"))
+        print(f"  all together: private {private:.0f} MB, with their shares of what is mapped {shared:.0f} MB")
+
+
+def start(out: Path, step: str) -> subprocess.Popen[str]:
+    """One step in a process of its own; it waits at its end until its input is closed."""
+    command = [sys.executable, __file__, str(out), "--step", step]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(processes: list[subprocess.Popen[str]]) -> list[dict[str, float]]:
+    """What the processes print once all are ready: they measure side by side, and end together."""
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    answers = [process.communicate("go\n")[0] for process in processes]
+    return [json.loads(answer) for answer in answers]
+
+
+def merge(out: Path) -> dict[str, float]:
+    """Merges, while a thread looks at the memory of this process."""
+    peak, done = 0.0, threading.Event()
+
+    def look() -> None:
+        nonlocal peak
+        while not done.wait(0.1):
+            peak = max(peak, memory()["private_mb"])
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    began, cpu = time.perf_counter(), time.process_time()
+    write_dataset(out, tables=sorted(out.glob("shard-*.parquet")), settings={})
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    done.set()
+    watcher.join()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    return {"seconds": seconds, "cpu_s": cpu_s, "private_mb": peak}
+
+
+def draw(out: Path) -> dict[str, float]:
+    """Opens the dataset and asks for random spans of frames, as a trainer's source does."""
+    base = memory()["private_mb"]
+    began, cpu = time.perf_counter(), time.process_time()
+    dataset = open_dataset(out)
+    opened, opened_cpu = time.perf_counter() - began, time.process_time() - cpu
+    rng = np.random.default_rng(os.getpid())
+    began = time.perf_counter()
+    for i in rng.integers(0, len(dataset), DRAWS).tolist():
+        first = int(rng.integers(0, max(1, int(dataset.num_frames[i]) - SPAN)))
+        dataset.frames(i, np.arange(first, min(first + SPAN, int(dataset.num_frames[i]))))
+    drawn = time.perf_counter() - began
+    before = memory()["private_mb"]
+    began = time.perf_counter()
+    dataset.key(len(dataset) // 3)
+    dataset.name(len(dataset) // 3)
+    named = time.perf_counter() - began
+    print("ready", flush=True)
+    sys.stdin.readline()
+    found = memory()
+    return {
+        "open_s": opened,
+        "open_cpu_s": opened_cpu,
+        "us_a_span": drawn / DRAWS * 1e6,
+        "a_name_s": named,
+        "private_of_a_name_mb": found["private_mb"] - before,
+        "private_of_the_index_mb": before - base,
+        **found,
+    }
+
+
+def memory() -> dict[str, float]:
+    """Of this process, in MB: pages of its own, and these with its share of the pages that others map as well."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+    return {"private_mb": private / 1e3, "proportional_mb": kilobytes["Pss"] / 1e3}
+
+
+if __name__ == "__main__":
+    main()
