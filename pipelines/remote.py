@@ -10,7 +10,6 @@ AWS_PROFILE, AWS_ENDPOINT_URL and the rest of AWS_*, or FSSPEC_S3_* for any othe
 
 import errno
 import hashlib
-import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import Any
 
 from pipelines.cache import Cache, RemoteFile, default_folder, gigabytes
 from preprocess.index import META_NAME, Dataset, DatasetError, Shard, check_file, check_shards, map_dataset, parse_meta
+from preprocess.storage import Storage, access_remedy
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +64,12 @@ def open_remote(url: str, cache: Cache, *, exclude_bad_shards: bool = False) -> 
             cache that is too small; the message names the URL and the remedy.
     """
     url = url.rstrip("/")
-    filesystem, root = _filesystem_of(url)
+    storage = Storage(url, back_off_s=())  # the loader has retries of its own
     try:
-        meta = parse_meta(_asked(url, filesystem.cat_file, f"{root}/{META_NAME}"), where=f"{url}/{META_NAME}")
-        sizes = _asked(url, _sizes, filesystem, root)
+        meta = parse_meta(storage.read(META_NAME), where=f"{url}/{META_NAME}")
+        sizes = storage.sizes()
+    except ValueError as error:
+        raise DatasetError(str(error)) from error
     except OSError as error:
         what = f"no {META_NAME} there" if isinstance(error, FileNotFoundError) else error.strerror
         raise DatasetError(f"{url}: {what}; {_remedy(url, error)}") from error
@@ -76,7 +78,7 @@ def open_remote(url: str, cache: Cache, *, exclude_bad_shards: bool = False) -> 
     tag = hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def remote(name: str, num_bytes: int, sha256: str, local: str) -> RemoteFile:
-        read = partial(_read, filesystem, f"{root}/{name}", f"{url}/{name}")
+        read = partial(_read, storage, name)
         return RemoteFile(f"{url}/{name}", num_bytes, sha256, f"{tag}/{local}", read)
 
     # The names of index files hold their hash, shards' do not.
@@ -95,7 +97,7 @@ def open_remote(url: str, cache: Cache, *, exclude_bad_shards: bool = False) -> 
 
     def is_there() -> bool:
         with suppress(OSError):
-            return bool(_read(filesystem, f"{root}/{META_NAME}", f"{url}/{META_NAME}", 0, 1))
+            return bool(_read(storage, META_NAME, 0, 1))
         return False
 
     return RemoteShards(dataset, cache, files, index_bytes, is_there, held)
@@ -130,60 +132,14 @@ def _held(file: RemoteFile, cache: Cache) -> int:
         raise DatasetError(f"{error.filename}: {error.strerror}") from error
 
 
-def _filesystem_of(url: str) -> tuple[Any, str]:
-    """fsspec's filesystem for a URL, and the path there."""
-    import fsspec
-    from fsspec.registry import known_implementations
-
-    for library in ("botocore", "aiobotocore"):  # every process would tell where it found the credentials
-        logging.getLogger(library).setLevel(logging.WARNING)
-    protocol = url.partition("://")[0].partition("::")[0]
-    try:
-        filesystem, root = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        package = known_implementations.get(protocol, {}).get("class", protocol).partition(".")[0]
-        hint = f"pip install {package}" if package != "fsspec" else "install what it names"
-        raise DatasetError(f"{url}: {protocol}:// needs another package ({error}): {hint}") from error
-    except ValueError as error:
-        raise DatasetError(f"{url}: {error}; give a folder, or a URL such as s3://bucket/shards") from error
-    return filesystem, root.rstrip("/")
-
-
-def _sizes(filesystem: Any, root: str) -> dict[str, int | None]:
-    """Sizes by name from one listing; None where the store does not tell."""
-    filesystem.invalidate_cache(root)
-    return {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
-
-
-def _read(filesystem: Any, path: str, url: str, start: int, stop: int) -> bytes:
-    data: bytes = _asked(url, partial(filesystem.cat_file, start=start, end=stop), path)
+def _read(storage: Storage, name: str, start: int, stop: int) -> bytes:
+    data = storage.read(name, start, stop)
     if len(data) != stop - start:
-        raise OSError(errno.EIO, f"the store gave {len(data)} of the bytes {start} to {stop}", url)
+        raise OSError(errno.EIO, f"the store gave {len(data)} of the bytes {start} to {stop}", f"{storage.url}/{name}")
     return data
-
-
-def _asked(url: str, ask: Callable[..., Any], *arguments: Any) -> Any:
-    """What a store answers; whatever its library raises becomes an OSError with a number, the words and the URL."""
-    try:
-        return ask(*arguments)
-    except Exception as error:
-        number = getattr(error, "errno", None)
-        for kind, of_kind in (
-            (FileNotFoundError, errno.ENOENT),
-            (PermissionError, errno.EACCES),
-            (TimeoutError, errno.ETIMEDOUT),
-        ):
-            number = of_kind if isinstance(error, kind) else number
-        words = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise OSError(number or errno.EIO, words or type(error).__name__, url) from error
 
 
 def _remedy(url: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"give the URL to which the --out folder of `preprocess build` was copied ({error.strerror})"
-    if not url.startswith("s3"):
-        return "see to it that this machine may read it"
-    return (
-        "see to it that this machine may read it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
-        "AWS_ENDPOINT_URL for a store other than Amazon's)"
-    )
+        return f"give the URL that was the --out of `preprocess build`, or to which it was copied ({error.strerror})"
+    return access_remedy(url)

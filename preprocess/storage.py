@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-BACK_OFF_S = (1.0, 4.0)  # before a call is tried again
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}  # folders make themselves
 
 
@@ -32,11 +31,12 @@ def is_url(text: str) -> bool:
 class Storage:
     """Files below a URL; every call is tried several times. Can be sent to other processes.
 
-    All methods raise FileNotFoundError for what is not there, and an OSError that names the URL where the store cannot
-    be reached or refuses.
+    All methods raise FileNotFoundError for what is not there, an OSError that names the URL where the store cannot be
+    reached or refuses, and ValueError for a URL that is none or needs a package that is not installed.
     """
 
     url: str
+    back_off_s: tuple[float, ...] = (1.0, 4.0)  # before a call is tried again
 
     def sizes(self, below: str = "") -> dict[str, int | None]:
         """Bytes of every file by name, None where the store does not tell; empty if there is nothing."""
@@ -124,11 +124,12 @@ class Storage:
 
     def _asked(self, ask: Callable[[], Any], name: str) -> Any:
         url = f"{self.url}/{name}".rstrip("/")
-        for seconds in (*BACK_OFF_S, None):
+        _ = self._opened  # a wrong URL is not tried again
+        for seconds in (*self.back_off_s, None):
             try:
                 return ask()
             except FileNotFoundError as error:
-                raise FileNotFoundError(errno.ENOENT, "no such file", url) from error
+                raise FileNotFoundError(errno.ENOENT, _words(error), url) from error
             except Exception as error:
                 if seconds is None or isinstance(error, PermissionError):
                     raise _as_os_error(error, url) from error
@@ -138,9 +139,22 @@ class Storage:
 def _as_os_error(error: Exception, url: str) -> OSError:
     """What a store's library raised, with a number, words and the URL."""
     number = getattr(error, "errno", None)
-    words = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     if isinstance(error, PermissionError):
         number = errno.EACCES
-        if url.startswith("s3"):
-            words += "; see to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and AWS_ENDPOINT_URL"
-    return OSError(number or errno.EIO, words, url)
+    elif isinstance(error, TimeoutError):
+        number = errno.ETIMEDOUT
+    return OSError(number or errno.EIO, _words(error), url)
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
+def access_remedy(url: str) -> str:
+    """What to see to where a store refuses."""
+    if not url.startswith("s3"):
+        return "see to it that this machine may use it"
+    return (
+        "see to it that this machine may use it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
+        "AWS_ENDPOINT_URL for a store other than Amazon's)"
+    )

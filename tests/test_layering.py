@@ -1,4 +1,4 @@
-"""Imports point one way (DESIGN.md): launch -> pipelines -> preprocess.index, launch -> mae3d, nothing -> launch."""
+"""Imports point one way (DESIGN.md): launch -> pipelines -> preprocess.index (and .storage), launch -> mae3d, nothing -> launch."""
 
 import ast
 import os
@@ -17,7 +17,7 @@ PACKAGES = ("launch", "mae3d", "pipelines", "preprocess")
 ALLOWED = {
     "launch": {"launch", "mae3d", "pipelines", "preprocess.index"},
     "mae3d": {"mae3d"},
-    "pipelines": {"pipelines", "preprocess.index"},
+    "pipelines": {"pipelines", "preprocess.index", "preprocess.storage"},
     "preprocess": {"preprocess"},
 }
 
