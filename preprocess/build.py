@@ -9,9 +9,7 @@ is read again, finished shards are kept. Any number of workers writes the same b
 import dataclasses
 import logging
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from preprocess.files import TEMPORARY_PREFIX
 from preprocess.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, open_dataset
 from preprocess.merge import settings_hash, write_dataset
 from preprocess.plan import Plan, Settings, make_plan, read_plan, write_plan
 from preprocess.problems import Problem, describe
+from preprocess.progress import Progress
 from preprocess.roots import Root
 from preprocess.shards import ShardResult, build_shard, finished, shard_name
 from preprocess.sources import Source, long_samples
@@ -39,7 +37,6 @@ _OURS = ("shard-*.tar", "shard-*.idx", "shard-*.parquet", "index-*.parquet", "ro
 # What is wrong with a ledger or list, not with the media it names: --max-bad-fraction is about these.
 _LIST_FAULTS = {"bad_row", "duplicate_row", "unsafe_name", "missing_folder", "missing_file", "missing_frame"}
 _LISTED = 20  # problems shown by name; all of them are in rejected.parquet
-_LINE_EVERY_S = 30.0
 
 
 class TooManyBad(ValueError):
@@ -153,7 +150,7 @@ def _build_shards(plan: Plan, roots: tuple[Root, ...], settings: Settings, optio
             (out / f"{shard_name(number)}{suffix}").unlink(missing_ok=True)
     bad = list(plan.problems)
     asked = len(plan) + len(plan.problems)
-    with _Progress(len(plan)) as advance:
+    with Progress(len(plan), "sample") as advance:
         for number in sorted(set(range(plan.num_shards)) - set(todo)):
             table, _ = read_shard_table(out / f"{shard_name(number)}.parquet")
             lost = table.filter(pc.field("num_frames") == 0).select(["reason", "message", "name", "line"])
@@ -240,31 +237,3 @@ def _rejected_row(problem: Problem, source: str) -> dict[str, Any]:
         "reason": problem.reason,
         "message": problem.message,
     }
-
-
-class _Progress:
-    """A tqdm bar over samples on a terminal, else a plain line every half minute."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._count = total, 0
-        self._began = self._said = time.monotonic()
-        self._bar = tqdm(total=total, unit="sample", desc="preprocess") if sys.stderr.isatty() else None
-
-    def __enter__(self) -> Callable[[int], None]:
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _advance(self, count: int) -> None:
-        self._count += count
-        if self._bar is not None:
-            self._bar.update(count)
-            return
-        now = time.monotonic()
-        if now - self._said >= _LINE_EVERY_S or self._count == self._total:
-            self._said = now
-            rate = self._count / max(now - self._began, 1e-3)
-            left = (self._total - self._count) / rate if rate else 0.0
-            log.info("%d of %d samples, %.1f samples/s, %.0f s left", self._count, self._total, rate, left)
