@@ -167,6 +167,8 @@ class _Kept:
     def hold(self, storage: Storage, files: Sequence[str]) -> Iterator[list[Path]]:
         """Fetches what is not there and yields the paths; what is not held may be removed for it."""
         paths = {file: self._path(storage, file) for file in files}
+        for path in [path for path in paths.values() if path in self.sizes and not path.is_file()]:
+            del self.sizes[path]  # somebody cleaned up
         absent = [file for file, path in paths.items() if path not in self.sizes]
         for path in paths.values():
             if path in self.sizes:

@@ -182,7 +182,7 @@ def test_a_trainer_keeps_its_index_while_others_fill_the_cache(url: str, tmp_pat
         ("s3://nobucket/x", r"s3://nobucket/x: no dataset\.json there; give the URL .*bucket does not exist"),
         ("s3://many/none", r"s3://many/none: no dataset\.json there; give the URL that was"),
         ("gs://bucket/x", r"gs://bucket/x: .*pip install gcsfs"),
-        ("zz://q/x", r"zz://q/x: Protocol not known: zz; give a folder, or a URL such as s3://bucket/shards"),
+        ("zz://q/x", r"zz://q/x: Protocol not known: zz; give a folder, or a URL such as s3://bucket/folder"),
     ],
 )
 def test_a_url_that_cannot_be_opened_is_told_with_a_remedy(url: str, tmp_path: Path, root: str, told: str) -> None:
