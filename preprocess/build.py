@@ -204,7 +204,7 @@ def _check_bad(bad: list[Problem], asked: int, plan: Plan, options: Options) -> 
 
     An archive has broken files, and the summary counts them; a ledger of which a tenth is wrong is the wrong ledger.
     """
-    wrong = [problem for problem in bad if problem.reason in _LIST_FAULTS]
+    wrong = [problem for problem in bad if problem.reason in _LIST_FAULTS and not problem.expected]
     if options.on_error == "fail":
         told, limit = bad, "--on-error fail allows none"
         stop = bool(bad)
@@ -231,7 +231,7 @@ def _rejected_row(problem: Problem, source: str) -> dict[str, Any]:
         "key": "",
         "name": problem.name,
         "num_frames": 0,
-        "file": source or problem.name,
+        "file": problem.file or source or problem.name,
         "line": problem.line,
         "frame": -1,
         "reason": problem.reason,

@@ -10,25 +10,26 @@ after a crash, writes the same bytes.
     plan.shard(0)                                   # list[PlannedSample]
 
 Samples are numbered in the order of the ledger, the list or the sorted folder; the number is the key. Long
-sources are cut into even pieces (`segment_seconds`, `segment_frames`). Rows that cannot be used are kept as
-problems.
+sources are cut into even pieces (`preprocess.cutting`). Rows that cannot be used are kept as problems.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocess.files import replace_file
-from preprocess.index import DatasetError
+from preprocess.labels import label_ids
 from preprocess.problems import Problem, describe
+from preprocess.tables import DatasetError
 
 _PLAN_FIELDS: list[Any] = [
     pa.field("number", pa.int64()),
@@ -46,10 +47,14 @@ _PLAN_FIELDS: list[Any] = [
     pa.field("prefix", pa.string()),  # frames: how the files are named
     pa.field("digits", pa.int32()),
     pa.field("suffix", pa.string()),
+    pa.field("gaps", pa.list_(pa.int64())),  # frames: numbers without a file, for which the one before is taken
+    pa.field("length_s", pa.float64()),  # of this piece, as its source announces it; NaN = unknown
+    pa.field("rate", pa.float64()),  # frames a second of its source, as announced; NaN = unknown
     pa.field("file", pa.string()),  # the ledger or list that asked for it; the video itself if no list did
     pa.field("line", pa.int32()),  # -1 = none
 ]
 PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
+_THRIFT_BYTES = (1 << 31) - 1  # metadata may be large: millions of rows that cannot be used
 _SHARDS_OF_A_SMALL_SET = 16
 _SMALLEST_SHARD = 16
 
@@ -63,7 +68,8 @@ class Settings:
     fps: float | None = None
     source_fps: float | None = None
     segment_seconds: float | None = None
-    segment_frames: int | None = None
+    segment_frames: int | None = None  # without either, what is longer than a minute is cut: preprocess.cutting
+    whole: bool = False  # nothing is cut
     shard_size: int | None = None  # samples; None = 1000, fewer for small sets, to get some 16 shards
     split: str = ""
 
@@ -76,9 +82,11 @@ class Settings:
             raise ValueError(f"quality = {self.quality} must be 1 to 100 (75 to 95 make sense)")
         if self.segment_seconds and self.segment_frames:
             raise ValueError("segment_seconds and segment_frames exclude each other; give one")
+        if self.whole and (self.segment_seconds or self.segment_frames):
+            raise ValueError("whole excludes segment_seconds and segment_frames; give one")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedSample:
     """One row of the plan; the columns of PLAN_SCHEMA."""
 
@@ -97,6 +105,9 @@ class PlannedSample:
     prefix: str = ""
     digits: int = 1
     suffix: str = ""
+    gaps: list[int] = field(default_factory=list)
+    length_s: float = math.nan
+    rate: float = math.nan
     file: str = ""
     line: int = -1
 
@@ -106,7 +117,7 @@ class PlannedSample:
         return f"{self.number:09d}"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """A sample before it has a number: a planned sample's fields, labels still as words."""
 
@@ -124,6 +135,10 @@ class Request:
     prefix: str = ""
     digits: int = 1
     suffix: str = ""
+    gaps: tuple[int, ...] = ()
+    length_s: float = math.nan
+    rate: float = math.nan
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +148,7 @@ class Found:
     requests: list[Request]
     problems: list[Problem]
     notes: list[str]
+    label_names: tuple[str, ...] = ()  # the order of the ids, if the user gave one
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,39 +167,77 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
-        return self.rows["shard"][-1].as_py() + 1 if len(self.rows) else 0
+        return len(self._bounds) - 1
 
     def shard(self, number: int) -> list[PlannedSample]:
-        """The samples of one shard, in order."""
-        rows = self.rows.filter(pc.field("shard") == number)
-        return [PlannedSample(**row) for row in rows.to_pylist()]
+        """The samples of one shard, in order; takes as long in a plan of ten million rows as in a small one."""
+        begin, end = self._bounds[number : number + 2].tolist()
+        return [PlannedSample(**row) for row in self.rows.slice(begin, end - begin).to_pylist()]
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        """Where each shard's rows begin, and the end."""
+        shards = self.rows["shard"].to_numpy()
+        return np.searchsorted(shards, np.arange(int(shards[-1]) + 2 if len(shards) else 1))
 
 
-def make_plan(found: Found, *, source: str, settings: Settings, asked: dict[str, Any]) -> Plan:
+def make_plan(
+    found: Found,
+    *,
+    source: str,
+    settings: Settings,
+    asked: dict[str, Any],
+    label_names: Sequence[str] | None = None,
+) -> Plan:
     """Numbers the samples, gives words among the labels their ids, and deals the samples out to shards.
 
     Args:
         found: the requests, in the order that the dataset is to have, and what could not be requested.
         source: the name of the ledger or list.
-        settings: of which the shard size and the split count here.
+        settings: of which the shard size and the split count here; a split that is set wins over those of folders
+            and lists.
         asked: what makes two builds the same, for `settings` in dataset.json.
+        label_names: those of the dataset that this one continues: they keep their ids, new names come after. None if
+            nothing is continued, or what is has no label; empty if its labels are numbers.
 
     Raises:
-        DatasetError: no sample is left.
+        DatasetError: no sample is left, or the labels do not go with those that are there.
     """
-    requests = found.requests
+    ids = label_ids([request.labels for request in found.requests], fixed=found.label_names, continued=label_names)
+    requests, problems = found.requests, list(found.problems)
+    if ids.unknown:
+        for request in requests:
+            if strange := [label for label in request.labels if label in ids.unknown]:
+                told = f"label {', '.join(strange)} is not among the label names"
+                problems.append(Problem("unknown_label", told, request.name, request.line, request.file))
+        requests = [one for one in requests if not ids.unknown.intersection(one.labels)]
     if not requests:
-        listed = "\n".join(describe(problem, source) for problem in found.problems[:20])
+        listed = "\n".join(describe(problem, source) for problem in problems[:20])
         raise DatasetError(f"{source or 'the input'}: no usable sample\n{listed}".rstrip())
-    names, ids = _label_ids(requests)
     size = settings.shard_size or min(1000, max(_SMALLEST_SHARD, math.ceil(len(requests) / _SHARDS_OF_A_SMALL_SET)))
-    rows = []
-    for number, request in enumerate(requests):
-        fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-        fields |= {"number": number, "shard": number // size, "split": settings.split}
-        rows.append(fields | {"labels": [ids(label) for label in request.labels]})
-    table = pa.Table.from_pylist(rows, PLAN_SCHEMA)
-    return Plan(table, tuple(found.problems), source, names, asked, tuple(found.notes))
+    table = _table(requests, ids.number, size, settings.split)
+    notes = [*found.notes]
+    if settings.split not in ("", "train") and ids.names and not found.label_names and label_names is None:
+        notes.append(
+            f"warning: the labels of this {settings.split} set have ids of their own, in the order of their names; "
+            "for the ids of another dataset give --label-names its dataset.json"
+        )
+    return Plan(table, tuple(problems), source, ids.names, asked, tuple(notes))
+
+
+def _table(requests: Sequence[Request], ids: dict[str, int], shard_size: int, split: str) -> pa.Table:
+    """PLAN_SCHEMA, column by column."""
+    count = len(requests)
+    numbers = np.arange(count, dtype=np.int64)
+    columns: dict[str, Any] = {"number": numbers, "shard": (numbers // shard_size).astype(np.int32)}
+    if split:
+        columns["split"] = pa.repeat(split, count)
+    columns["labels"] = [[ids[label] for label in request.labels] for request in requests]
+    for column in PLAN_SCHEMA:
+        if column.name not in columns:
+            columns[column.name] = [getattr(request, column.name) for request in requests]
+        columns[column.name] = pa.array(columns[column.name], column.type)
+    return pa.table(columns, PLAN_SCHEMA)
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -202,7 +256,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 def read_plan(path: Path) -> Plan:
     """Reads plan.parquet; DatasetError if it is not one."""
     try:
-        rows = pq.read_table(path)
+        rows = pq.read_table(path, thrift_string_size_limit=_THRIFT_BYTES)
         metadata = {key.decode(): value.decode() for key, value in rows.schema.metadata.items()}
         problems = tuple(Problem(**problem) for problem in json.loads(metadata["problems"]))
         names, settings = tuple(json.loads(metadata["label_names"])), json.loads(metadata["settings"])
@@ -215,11 +269,3 @@ def read_plan(path: Path) -> Plan:
 def even_pieces(length: float, longest: float) -> int:
     """Into how many equal pieces to cut `length` so that none is longer than `longest`: no short piece at the end."""
     return max(1, math.ceil(length / longest - 1e-9))
-
-
-def _label_ids(requests: Sequence[Request]) -> tuple[tuple[str, ...], Callable[[str], int]]:
-    """Names and ids of the labels: numbers stay what they are; if any is a word, all are names, in sorted order."""
-    words = sorted({label for request in requests for label in request.labels})
-    if all(word.isascii() and word.isdigit() for word in words):
-        return (), int
-    return tuple(words), {word: number for number, word in enumerate(words)}.__getitem__

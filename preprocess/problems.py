@@ -14,6 +14,8 @@ class Problem:
     message: str
     name: str = ""
     line: int = -1
+    file: str = ""  # the ledger or list with that line; "" = the only one there is
+    expected: bool = False  # as lists are published: videos that nobody can download any more
 
 
 class MediaError(Exception):
@@ -32,5 +34,6 @@ def describe(problem: Problem, source: str) -> str:
         problem: what is wrong.
         source: the name of the ledger or list that the line is of.
     """
+    source = problem.file or source
     where = f"{source}, line {problem.line}" if problem.line > 0 else (problem.name or source)
     return f"{where}: {problem.reason}: {problem.message}"

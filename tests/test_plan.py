@@ -9,7 +9,7 @@ from preprocess.problems import Problem
 
 
 def request(name: str, *labels: str) -> Request:
-    return Request("video", 0, name, name, labels, "list.csv", 1)
+    return Request("video", 0, name, name, labels, "list.csv", 1, length_s=2.0, rate=25.0)
 
 
 def plan_of(*requests: Request, **settings: int | str) -> Plan:
