@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad usage or input (damage that `verify` finds included), 
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -32,9 +33,12 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="build | verify | demo")
     add_build_options(commands.add_parser("build", help="media to shards", allow_abbrev=False))
     verify = commands.add_parser("verify", help="check a finished dataset", allow_abbrev=False)
-    verify.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder")
+    verify.add_argument("out", metavar="OUT", help="the dataset's folder; of a URL the listing and the index")
     verify.add_argument("--full", action="store_true", help="check every byte against its checksum")
     verify.add_argument("--decode", action="store_true", help="decode every frame")
+    verify.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
+    )
     demo = commands.add_parser("demo", help="render a small labelled dataset of frame folders", allow_abbrev=False)
     demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; gets train/ and ledger.csv")
     demo.add_argument("--clips", type=int, default=240, metavar="N", help="number of clips (%(default)s)")
@@ -95,7 +99,7 @@ def _build(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from preprocess.verify import verify
 
-    problems = verify(options.out, full=options.full, decode=options.decode)
+    problems = verify(options.out, full=options.full, decode=options.decode, workers=options.workers)
     for problem in problems:
         print(problem)
     print(f"{options.out}: {f'{len(problems)} problems' if problems else 'whole'}")

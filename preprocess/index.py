@@ -39,6 +39,8 @@ PLAN_NAME = "plan.parquet"
 REJECTED_NAME = "rejected.parquet"
 
 BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
+_FILES = {"index", "rows", "frames", "rejected"}
+_META_KEYS = {"settings", "settings_hash", "label_names", "split_names", "totals", "files", "shards"}
 _LISTED = 10  # bad shards that a message names
 _HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash in `verify`
 
@@ -124,6 +126,11 @@ class Dataset:
         size = table["size"].to_numpy().astype(np.int64)
         offset = frame_offsets(size, start=int(self.offset[i]))
         return FrameSpans(offset[wanted], size[wanted], table["crc32"].to_numpy()[wanted])
+
+    def frame_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(sizes, crc32s) of the frames with numbers start ... stop of the whole dataset (`frames_at` counts them)."""
+        table = self._frames.slice(start, stop - start)
+        return table["size"].to_numpy(), table["crc32"].to_numpy()
 
     @property
     def location(self) -> str:
@@ -300,6 +307,8 @@ def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
             f"{where}: schema {version!r}, layout {layout!r}; this program reads schema {SCHEMA_VERSION}, "
             f"layout {LAYOUT!r}: build it again, or use the version that wrote it"
         )
+    if lacking := sorted((_META_KEYS - meta.keys()) | (_FILES - dict(meta.get("files", {})).keys())):
+        raise DatasetError(f"{where}: has no {', '.join(lacking)}; run the build again")
     return meta
 
 

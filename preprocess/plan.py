@@ -250,13 +250,13 @@ def write_plan(plan: Plan, path: Path) -> None:
         "notes": json.dumps(plan.notes),
     }
     with replace_file(path) as aside:
-        pq.write_table(plan.rows.replace_schema_metadata(metadata), aside)
+        pq.write_table(plan.rows.replace_schema_metadata(metadata), aside, write_page_checksum=True)
 
 
 def read_plan(path: Path) -> Plan:
     """Reads plan.parquet; DatasetError if it is not one."""
     try:
-        rows = pq.read_table(path, thrift_string_size_limit=_THRIFT_BYTES)
+        rows = pq.read_table(path, thrift_string_size_limit=_THRIFT_BYTES, page_checksum_verification=True)
         metadata = {key.decode(): value.decode() for key, value in rows.schema.metadata.items()}
         problems = tuple(Problem(**problem) for problem in json.loads(metadata["problems"]))
         names, settings = tuple(json.loads(metadata["label_names"])), json.loads(metadata["settings"])

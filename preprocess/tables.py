@@ -91,13 +91,14 @@ def write_shard_table(path: Path, rows: list[dict[str, Any]], *, tar_bytes: int,
     """Writes shard-NNNNN.parquet: every planned sample of the shard, kept or not (SHARD_SCHEMA)."""
     metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
     with replace_file(path) as aside:
-        pq.write_table(pa.Table.from_pylist(rows, SHARD_SCHEMA.with_metadata(metadata)), aside)
+        table = pa.Table.from_pylist(rows, SHARD_SCHEMA.with_metadata(metadata))
+        pq.write_table(table, aside, write_page_checksum=True)
 
 
 def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
     """A finished shard's rows and its entry for dataset.json; DatasetError if the file is no such table."""
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         metadata = table.schema.metadata
         tar_bytes, sha256 = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:

@@ -1,196 +1,208 @@
-"""A dataset's folder ─► what is wrong with it, one line a finding; an empty list means whole.
+"""A dataset ─► what is wrong with it, one line a finding with its remedy; an empty list means whole.
 
-    verify(Path("out/shards"))                            # sizes and structure: seconds
+    verify(Path("out/shards"))                            # sizes and structure
     verify(Path("out/shards"), full=True, decode=True)    # every byte, every frame
 
-Fast: the index files, the sizes of all files, and of every shard its members' names, order and offsets against the
-index, its .idx and its table. Full: the sha256 of every file and the crc32 of every frame. Decode: every frame.
+Fast: dataset.json and the index in full; of every shard its table and .idx in full, of its tar the size, some headers
+and the end: it reads a few kilobytes of a tar, not the frames. Full: the sha256 of every file and the crc32 of every
+frame. Decode: every frame. What is behind a URL is checked as far as the listing and the index go.
 """
 
+import json
+import math
 import re
-import tarfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocess.files import sha256_of
-from preprocess.index import (
-    META_NAME,
-    PLAN_NAME,
-    Dataset,
-    DatasetError,
-    check_file,
-    frame_offsets,
-    open_dataset,
-    read_meta,
-)
-from preprocess.shards import IDX_VERSION, frame_member, index_line
-from preprocess.stills import decode_strictly, jpeg_header
-from preprocess.tables import read_shard_table
+from preprocess.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, map_dataset, read_meta
+from preprocess.merge import settings_hash
+from preprocess.progress import Progress
+from preprocess.shard_checks import check_shard
+from preprocess.storage import Storage, is_url
 
 _GENERATION = re.compile(r"(index|rows|frames)-[0-9a-f]{16}\.(parquet|arrow)")  # older ones may still be in use
+_AGAIN = "run the build again"
+_NEW_PLAN = "restore it from a copy, or build into a new folder: without it no build can go on here"
+_PLAN_METADATA = 1 << 30
+_FEW = 4  # so few shards are not worth another process
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """What the index says about one sample of a shard."""
-
-    row: int
-    key: str
-    offset: np.ndarray  # of every frame
-    size: np.ndarray
-    crc32: np.ndarray
-
-
-def verify(root: Path, *, full: bool = False, decode: bool = False) -> list[str]:
+def verify(root: Path | str, *, full: bool = False, decode: bool = False, workers: int = 1) -> list[str]:
     """Checks a dataset.
 
     Args:
-        root: its folder.
+        root: its folder, or a URL: then only what a listing and the index tell.
         full: read every byte and compare the checksums.
         decode: decode every frame strictly and compare its size.
+        workers: processes; each takes one shard at a time.
 
     Returns:
-        One line for each finding: the file and what is wrong with it.
+        One line for each finding: the file, what is wrong with it, what to do.
 
     Raises:
-        DatasetError: there is no dataset, or its index cannot be read at all.
+        DatasetError: there is no dataset, or its dataset.json cannot be read.
+        ValueError: a URL, and `full` or `decode`; fewer than one worker.
+        OSError: a file cannot be read.
     """
-    if missing := list(_check_sizes(root)):
-        return missing
-    dataset = open_dataset(root)
-    found = list(_check_tables(dataset, full=full))
-    keys = pq.read_table(root / dataset.meta["files"]["index"]["name"], columns=["key"])["key"]
-    bounds = np.searchsorted(dataset.shard, np.arange(len(dataset.shards) + 1))
-    if np.any(np.diff(dataset.shard) < 0):
-        return [*found, "index: the samples are not in the order of the shards"]
-    for number, shard in enumerate(dataset.shards):
-        rows = range(int(bounds[number]), int(bounds[number + 1]))
-        samples = [_sample(dataset, row, keys[row].as_py()) for row in rows]
-        path = dataset.shard_path(number)
-        if full and sha256_of(path) != shard.sha256:
-            found.append(f"{shard.name}: its sha256 is not the one in {META_NAME}")
-        found += [f"{shard.name}: {finding}" for finding in _check_structure(path, samples)]
+    if workers < 1:
+        raise ValueError(f"workers = {workers} must be at least 1")
+    if is_url(str(root)):
         if full or decode:
-            checks = _check_frames(dataset, path, samples, full=full, decode=decode)
-            found += [f"{shard.name}: {finding}" for finding in checks]
+            raise ValueError(f"{root}: --full and --decode read every byte; copy it to a folder and verify that")
+        return _verify_url(str(root))
+    root = Path(root)
+    meta = read_meta(root)
+    sizes = {path.name: path.stat().st_size for path in root.iterdir()}
+    wrong = dict(_check_sizes(meta, sizes))
+    found = [f"{name}: {finding}; {_remedy(name)}" for name, finding in wrong.items()]
+    found += [*_check_foreign(meta, sizes), *_check_index(root, meta, wrong)]
+    if any(meta["files"][stem]["name"] in wrong for stem in ("index", "rows", "frames")):
+        return [*found, f"{root}: its index is not whole, so the shards were not looked into; {_AGAIN}, then verify"]
+    numbers = range(len(meta["shards"]))
+    check = partial(check_shard, root, full=full, decode=decode)
+    with Progress(len(numbers), "shard") as advance:
+        for one in _over_processes(check, numbers, workers):
+            found += one
+            advance(1)
     return found
 
 
-def _check_sizes(root: Path) -> Iterator[str]:
-    """Every file that dataset.json names: there, and of its size. Without them nothing else can be checked."""
-    meta = read_meta(root)
-    sizes = [(entry["name"], entry["bytes"]) for entry in meta["files"].values()]
-    for name, num_bytes in sizes + [(name, num_bytes) for name, num_bytes, *_ in meta["shards"]]:
-        try:
-            check_file(root / name, num_bytes)
-        except DatasetError as error:
-            yield str(error)
-
-
-def _sample(dataset: Dataset, row: int, key: str) -> _Sample:
-    spans = dataset.frames(row, np.arange(int(dataset.num_frames[row])))
-    return _Sample(row, key, spans.offset, spans.size, spans.crc32)
-
-
-def _check_tables(dataset: Dataset, *, full: bool) -> Iterator[str]:
-    """The files beside the tars: present, readable, agreeing, and no others."""
-    root = dataset.root
-    known = {META_NAME, PLAN_NAME} | {entry["name"] for entry in dataset.meta["files"].values()}
-    for number, shard in enumerate(dataset.shards):
-        tar = Path(shard.name)
-        known |= {shard.name, tar.with_suffix(".idx").name, tar.with_suffix(".parquet").name}
-        try:
-            table, entry = read_shard_table(root / tar.with_suffix(".parquet"))
-        except DatasetError as error:
-            yield f"{tar.with_suffix('.parquet')}: {error}"
-            continue
-        if entry != shard:
-            yield f"{tar.with_suffix('.parquet')}: {entry} disagrees with {META_NAME}"
-        kept = table.filter(pc.field("num_frames") > 0)
-        if kept["offset"].to_pylist() != dataset.offset[dataset.shard == number].tolist():
-            yield f"{tar.with_suffix('.parquet')}: its samples are not those of the index"
-    for entry in dataset.meta["files"].values():
-        if full and sha256_of(root / entry["name"]) != entry["sha256"]:
-            yield f"{entry['name']}: its sha256 is not the one in {META_NAME}"
-    for path in sorted(root.iterdir()):
-        if path.name not in known and not _GENERATION.fullmatch(path.name):
-            yield f"{path.name}: does not belong to the dataset"
-    if not (root / PLAN_NAME).is_file():
-        yield f"{PLAN_NAME}: missing"
-
-
-def _check_structure(path: Path, samples: list[_Sample]) -> Iterator[str]:
-    """Members in the tar, and lines of the .idx, against the index."""
-    lines = [f"{IDX_VERSION} {len(samples)}"]
-    expected: list[tuple[str, int, int]] = []
-    try:
-        members = _members(path)
-    except (tarfile.TarError, OSError) as error:
-        yield f"not a whole tar ({error})"
+def _over_processes(check: Callable[[int], list[str]], numbers: range, workers: int) -> Iterator[list[str]]:
+    if workers == 1 or len(numbers) <= _FEW:
+        yield from map(check, numbers)
         return
-    sizes = {name: size for name, _, size in members}
-    for sample in samples:
-        json_name = f"{sample.key}.json"
-        json_bytes = sizes.get(json_name, 0)
-        frame_names = [frame_member(sample.key, frame) for frame in range(len(sample.size))]
-        frames = list(zip(frame_names, sample.offset.tolist(), sample.size.tolist(), strict=True))
-        json_offset = int(sample.offset[0] - frame_offsets(np.array([json_bytes, 0]), start=0)[1])
-        expected += [(json_name, json_offset, json_bytes), *frames]
-        lines.append(index_line(sample.key, json_offset, json_bytes, int(sample.offset[0]), sample.size.tolist()))
-    for wanted, there in zip(expected, members, strict=False):
-        if wanted != there:
-            yield "member {} at {} with {} bytes, the index says {} at {} with {}".format(*there, *wanted)
-            return
-    if len(expected) != len(members):
-        yield f"{len(members)} members, the index says {len(expected)}"
-    idx = path.with_suffix(".idx")
-    if not idx.is_file():
-        yield f"{idx.name} is missing"
-    elif idx.read_text(encoding="ascii", errors="replace") != "\n".join(lines) + "\n":
-        yield f"{idx.name} disagrees with the index"
-
-
-def _members(path: Path) -> list[tuple[str, int, int]]:
-    """(name, offset of the data, size) of every member; raises on anything but plain files and on a torn end."""
-    with tarfile.open(path, "r:") as tar:
-        members = tar.getmembers()
-        odd = next((member.name for member in members if not member.isreg()), None)
-        if odd is not None:
-            raise tarfile.TarError(f"{odd} is no plain file")
-        end = tar.offset
-    if path.stat().st_size < end + 1024 or path.stat().st_size % tarfile.RECORDSIZE:
-        raise tarfile.TarError("the end of the archive is missing")
-    return [(member.name, member.offset_data, member.size) for member in members]
-
-
-def _check_frames(dataset: Dataset, path: Path, samples: list[_Sample], *, full: bool, decode: bool) -> Iterator[str]:
-    with path.open("rb") as file:
-        for sample in samples:
-            size = int(dataset.width[sample.row]), int(dataset.height[sample.row])
-            spans = zip(sample.offset.tolist(), sample.size.tolist(), sample.crc32.tolist(), strict=True)
-            for frame, (offset, num_bytes, crc32) in enumerate(spans):
-                file.seek(offset)
-                data = file.read(num_bytes)
-                if full and zlib.crc32(data) != crc32:
-                    yield f"{frame_member(sample.key, frame)}: its crc32 is not the one in the index"
-                elif decode and (finding := _decode_finding(data, size)):
-                    yield f"{frame_member(sample.key, frame)}: {finding}"
-
-
-def _decode_finding(data: bytes, size: tuple[int, int]) -> str | None:
-    header = jpeg_header(data)
-    if header is None:
-        return "not a JPEG"
-    if (header.width, header.height) != size:
-        return f"{header.width}x{header.height}, the index says {size[0]}x{size[1]}"
+    # On Ctrl-C the workers die at once and silently.
+    on_interrupt = (signal.SIGINT, signal.SIG_DFL)
+    count = min(workers, len(numbers))
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=signal.signal, initargs=on_interrupt)
     try:
-        decode_strictly(data)
-    except ValueError as error:
-        return str(error)
-    return None
+        yield from pool.map(check, numbers)
+    except BrokenProcessPool as error:
+        raise ChildProcessError("a worker died, perhaps for want of memory (try fewer --workers)") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_sizes(meta: dict[str, Any], sizes: Mapping[str, int | None]) -> Iterator[tuple[str, str]]:
+    """(name, finding) of every file that dataset.json names and that is missing or of another size."""
+    wanted = [(entry["name"], entry["bytes"]) for entry in meta["files"].values()]
+    for name, num_bytes in [*wanted, *((name, num_bytes) for name, num_bytes, *_ in meta["shards"])]:
+        if name not in sizes:
+            yield name, f"missing, though {META_NAME} names it"
+        elif sizes[name] not in (None, num_bytes):
+            yield name, f"{sizes[name]} bytes, {META_NAME} says {num_bytes}"
+
+
+def _remedy(name: str) -> str:
+    return f"restore it from a copy or {_AGAIN}" if name.endswith(".tar") else _AGAIN
+
+
+def _check_foreign(meta: dict[str, Any], sizes: Mapping[str, int | None]) -> Iterator[str]:
+    """Files that do not belong there, and the plan, which must."""
+    known = {META_NAME, PLAN_NAME} | {entry["name"] for entry in meta["files"].values()}
+    for name, *_ in meta["shards"]:
+        known |= {str(Path(name).with_suffix(suffix)) for suffix in (".tar", ".idx", ".parquet")}
+    for name in sorted(sizes.keys() - known):
+        if not _GENERATION.fullmatch(name):
+            yield f"{name}: does not belong to the dataset; remove it"
+    if PLAN_NAME not in sizes:
+        yield f"{PLAN_NAME}: missing; {_NEW_PLAN}"
+
+
+def _check_index(root: Path, meta: dict[str, Any], wrong: dict[str, str]) -> Iterator[str]:
+    """Hashes of the index files, and dataset.json against them; what is not whole is added to `wrong`."""
+    for entry in meta["files"].values():
+        if entry["name"] not in wrong and sha256_of(root / entry["name"]) != entry["sha256"]:
+            wrong[entry["name"]] = "damaged"
+            yield f"{entry['name']}: its sha256 is not the one in {META_NAME}; {_AGAIN}"
+    yield from _check_plan(root / PLAN_NAME, meta)
+    if settings_hash(meta["settings"]) != meta["settings_hash"]:
+        yield f"{META_NAME}: its settings are not those of its settings_hash; {_AGAIN}"
+    if all(meta["files"][stem]["name"] not in wrong for stem in ("index", "rows", "frames")):
+        dataset = map_dataset(root, meta)
+        there = _totals(dataset)
+        if REJECTED_NAME not in wrong:
+            there |= _problems(pq.read_table(root / REJECTED_NAME, columns=["reason", "num_frames"]))
+        for name, value in there.items():
+            told = meta["totals"].get(name)
+            if told != value and not (name == "seconds" and abs(told - value) < 0.01):  # the order of the sum
+                yield f"{META_NAME}: {name} = {told}, the files say {value}; {_AGAIN}"
+        counts = np.bincount(dataset.shard, minlength=len(dataset.shards)).tolist()
+        for shard, count in zip(dataset.shards, counts, strict=False):
+            if shard.num_samples != count:
+                yield f"{META_NAME}: {shard.num_samples} samples in {shard.name}, the index says {count}; {_AGAIN}"
+        if np.any(np.diff(dataset.shard) < 0) or len(counts) > len(dataset.shards):
+            yield f"{meta['files']['rows']['name']}: its samples are not in the order of the shards; {_AGAIN}"
+
+
+def _check_plan(path: Path, meta: dict[str, Any]) -> Iterator[str]:
+    """Its pages against their own checksums; its label names."""
+    if not path.is_file():
+        return
+    try:
+        plan = pq.ParquetFile(path, page_checksum_verification=True, thrift_string_size_limit=_PLAN_METADATA)
+        for group in range(plan.num_row_groups):  # a plan of millions of samples does not fit everywhere
+            plan.read_row_group(group)
+        label_names = json.loads(plan.schema_arrow.metadata[b"label_names"])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        yield f"{PLAN_NAME}: damaged ({error}); {_NEW_PLAN}"
+        return
+    if label_names != meta["label_names"]:
+        yield f"{META_NAME}: its label_names are not those of {PLAN_NAME}; {_AGAIN}"
+
+
+def _totals(dataset: Dataset) -> dict[str, Any]:
+    timed = np.isfinite(dataset.fps)
+    seconds = math.fsum((dataset.num_frames[timed] / dataset.fps[timed]).tolist())
+    return {
+        "samples": len(dataset),
+        "frames": int(dataset.num_frames.sum(dtype=np.int64)),
+        "bytes": sum(shard.bytes for shard in dataset.shards),
+        "seconds": round(seconds, 3),
+        "samples_without_fps": int((~timed).sum()),
+    }
+
+
+def _problems(rejected: pa.Table) -> dict[str, Any]:
+    lost, kept = pc.field("num_frames") == 0, pc.field("num_frames") > 0
+    counts = {"rejected": rejected.filter(lost), "remarks": rejected.filter(kept)}
+    return {name: dict(sorted(Counter(table["reason"].to_pylist()).items())) for name, table in counts.items()}
+
+
+def _verify_url(url: str) -> list[str]:
+    """The listing, and the index files, which are fetched for it."""
+    storage = Storage(url.rstrip("/"))
+    sizes = storage.sizes()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in (META_NAME, PLAN_NAME):
+            if name in sizes:
+                storage.get(name, root / name)
+        try:
+            meta = read_meta(root)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(folder, url)) from error
+        wrong = dict(_check_sizes(meta, sizes))
+        found = [f"{url}/{name}: {finding}; {_remedy(name)}" for name, finding in wrong.items()]
+        for name, *_ in meta["shards"]:
+            beside = (str(Path(name).with_suffix(suffix)) for suffix in (".idx", ".parquet"))
+            found += [f"{url}/{one}: missing; remove {name} and {_AGAIN}" for one in beside if one not in sizes]
+        for entry in meta["files"].values():
+            if entry["name"] not in wrong:
+                storage.get(entry["name"], root / entry["name"])
+        checks = [*_check_foreign(meta, sizes), *_check_index(root, meta, wrong)]
+        return [*found, *(f"{url}/{finding}" for finding in checks)]
