@@ -6,6 +6,7 @@ with replace_file(out / "plan.parquet") as aside:
 
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ TEMPORARY_PREFIX = ".tmp-"  # what a killed run leaves behind starts so; the nex
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """A temporary name: what is written there is synced and moved to `path`, or removed on an error."""
-    aside = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    aside = path.with_name(f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
     try:
         yield aside
         with aside.open("rb+") as file:

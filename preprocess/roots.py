@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -212,20 +213,30 @@ _kept_by_process: dict[tuple[Scratch, int], _Kept] = {}
 
 
 def _kept(scratch: Scratch) -> _Kept:
-    """This process's part of the scratch; removed at its end, or by the next process if it is killed."""
+    """This process's part of the scratch."""
     key = scratch, os.getpid()
     if key not in _kept_by_process:
-        mine = f"mae3d-{socket.gethostname()}-"
-        for path in scratch.folder.glob(f"{mine}*"):
-            pid = path.name.removeprefix(mine)
-            if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(path, ignore_errors=True)
-        folder = scratch.folder / f"{mine}{os.getpid()}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        _kept_by_process[key] = _Kept(folder, scratch.limit_bytes)
+        _kept_by_process[key] = _Kept(process_folder(scratch.folder, "in"), scratch.limit_bytes)
     return _kept_by_process[key]
+
+
+def process_folder(scratch: Path, kind: str) -> Path:
+    """A folder of this process; removed at its end, or by the next process here if it is killed."""
+    return _process_folder(scratch, kind, os.getpid())
+
+
+@cache
+def _process_folder(scratch: Path, kind: str, pid: int) -> Path:
+    mine = f"mae3d-{kind}-{socket.gethostname()}-"
+    for path in scratch.glob(f"{mine}*"):
+        other = path.name.removeprefix(mine)
+        if other.isdecimal() and not Path(f"/proc/{other}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+    folder = scratch / f"{mine}{pid}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _size(storage: Storage, file: str) -> int:
