@@ -43,6 +43,22 @@ def add_build_options(build: argparse.ArgumentParser) -> None:
     cut.add_argument("--segment-frames", type=int, metavar="N", help="cut into even pieces of at most N frames")
     build.add_argument("--shard-size", type=int, metavar="N", help="samples a shard (1000; fewer for small sets)")
     build.add_argument(
+        "--max-pixels", type=int, default=1 << 26, metavar="N", help="refuse larger frames (%(default)s)"
+    )
+    build.add_argument(
+        "--max-frames", type=int, default=1_000_000, metavar="N", help="refuse longer samples (%(default)s)"
+    )
+    build.add_argument(
+        "--max-gb", type=float, default=100.0, metavar="GB", help="refuse samples that would write more (%(default)s)"
+    )
+    build.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="give a sample up when its decoder makes no progress for so long (%(default)s)",
+    )
+    build.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
     )
     build.add_argument(
@@ -71,6 +87,10 @@ def settings_of(options: argparse.Namespace) -> "Settings":
         segment_frames=options.segment_frames,
         shard_size=options.shard_size,
         split=options.split,
+        max_pixels=options.max_pixels,
+        max_frames=options.max_frames,
+        max_gb=options.max_gb,
+        timeout_s=options.timeout,
     )
 
 

@@ -57,6 +57,10 @@ PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
 _THRIFT_BYTES = (1 << 31) - 1  # metadata may be large: millions of rows that cannot be used
 _SHARDS_OF_A_SMALL_SET = 16
 _SMALLEST_SHARD = 16
+_POSITIVE = (
+    *("short_side", "fps", "source_fps", "segment_seconds", "segment_frames", "shard_size"),
+    *("max_pixels", "max_frames", "max_gb", "timeout_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,18 @@ class Settings:
     whole: bool = False  # nothing is cut
     shard_size: int | None = None  # samples; None = 1000, fewer for small sets, to get some 16 shards
     split: str = ""
+    max_pixels: int = 1 << 26  # of a frame before scaling, 8192 x 8192
+    max_frames: int = 1_000_000  # of a sample; their names in the shard have six digits
+    max_gb: float = 100.0  # that one sample may write
+    timeout_s: float = 60.0  # without progress; then the decoder hangs
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "fps", "source_fps", "segment_seconds", "segment_frames", "shard_size"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} = {value} must be more than 0")
+        if self.max_frames > Settings.max_frames:
+            raise ValueError(f"max_frames = {self.max_frames} must be at most {Settings.max_frames}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality = {self.quality} must be 1 to 100 (75 to 95 make sense)")
         if self.segment_seconds and self.segment_frames:
