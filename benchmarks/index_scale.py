@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,7 @@ def main() -> None:
     asked = parser.parse_args()
     out: Path = asked.out
     if asked.step:
-        print(json.dumps(merge(out) if asked.step == "merge" else draw(out)))
+        merge(out) if asked.step == "merge" else draw(out)
         return
     if not list(out.glob("shard-*.parquet")):
         out.mkdir(parents=True, exist_ok=True)
@@ -97,39 +98,58 @@ def report(out: Path) -> None:
     sizes = {stem: meta["files"][stem]["bytes"] / 1e6 for stem in ("index", "rows", "frames")}
     sizes["dataset.json"] = (out / "dataset.json").stat().st_size / 1e6
     print("on disk: " + ", ".join(f"{stem} {size:,.1f} MB" for stem, size in sizes.items()))
-    print("merge: {seconds:.0f} s, {cpu_s:.0f} CPU s, private memory at most {private_mb:.0f} MB".format(**merged))
+    print("merge: {seconds:.0f} s, {cpu_s:.0f} CPU s, memory of its own at most {peak_mb:.0f} MB".format(**merged))
     for count in (1, PROCESSES):
         drawn = wait_for([start(out, "draw") for _ in range(count)])
-        print(f"{count} processes, {DRAWS} x {SPAN} random frames each (range over the processes):")
+        print(f"{count} processes at a time, each with {DRAWS} x {SPAN} random frames:")
         for key in drawn[0]:
             print(f"  {key}: {min(one[key] for one in drawn):.3g} to {max(one[key] for one in drawn):.3g}")
-        private, shared = (sum(one[key] for one in drawn) for key in ("private_mb", "proportional_mb"))
-        print(f"  all together: private {private:.0f} MB, with their shares of what is mapped {shared:.0f} MB")
+        together = {key: sum(one[key] for one in drawn) for key in drawn[0] if key.endswith("_mb")}
+        print("  all together: " + ", ".join(f"{key} {value:,.0f}" for key, value in together.items()))
 
 
 def start(out: Path, step: str) -> subprocess.Popen[str]:
-    """One step in a process of its own; it waits at its end until its input is closed."""
+    """One step in a process of its own."""
     command = [sys.executable, __file__, str(out), "--step", step]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(processes: list[subprocess.Popen[str]]) -> list[dict[str, float]]:
-    """What the processes print once all are ready: they measure side by side, and end together."""
+    """What the processes found: once all are ready they look at their memory, and none ends before all have."""
     for process in processes:
-        assert process.stdout is not None
-        process.stdout.readline()
-    answers = [process.communicate("go\n")[0] for process in processes]
-    return [json.loads(answer) for answer in answers]
+        lines(process)[1].readline()
+    for process in processes:
+        lines(process)[0].write("look\n")
+        lines(process)[0].flush()
+    answers = [json.loads(lines(process)[1].readline()) for process in processes]
+    for process in processes:
+        process.communicate()
+    return answers
 
 
-def merge(out: Path) -> dict[str, float]:
+def lines(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """What a process reads, and what it writes."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def answer(found: dict[str, float], **more: Callable[[], float]) -> None:
+    """Tells `wait_for`; `more` is looked up when all are ready."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(found | {name: look() for name, look in more.items()}), flush=True)
+    sys.stdin.read()
+
+
+def merge(out: Path) -> None:
     """Merges, while a thread looks at the memory of this process."""
     peak, done = 0.0, threading.Event()
 
     def look() -> None:
         nonlocal peak
         while not done.wait(0.1):
-            peak = max(peak, memory()["private_mb"])
+            peak = max(peak, memory_mb("Anonymous"))
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -138,48 +158,46 @@ def merge(out: Path) -> dict[str, float]:
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu
     done.set()
     watcher.join()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    return {"seconds": seconds, "cpu_s": cpu_s, "private_mb": peak}
+    answer({"seconds": seconds, "cpu_s": cpu_s, "peak_mb": peak})
 
 
-def draw(out: Path) -> dict[str, float]:
+def draw(out: Path) -> None:
     """Opens the dataset and asks for random spans of frames, as a trainer's source does."""
-    base = memory()["private_mb"]
+    base = memory_mb("Anonymous")
     began, cpu = time.perf_counter(), time.process_time()
     dataset = open_dataset(out)
     opened, opened_cpu = time.perf_counter() - began, time.process_time() - cpu
     rng = np.random.default_rng(os.getpid())
-    began = time.perf_counter()
+    began = time.process_time()
     for i in rng.integers(0, len(dataset), DRAWS).tolist():
         first = int(rng.integers(0, max(1, int(dataset.num_frames[i]) - SPAN)))
         dataset.frames(i, np.arange(first, min(first + SPAN, int(dataset.num_frames[i]))))
-    drawn = time.perf_counter() - began
-    before = memory()["private_mb"]
+    drawn = time.process_time() - began
+    drawn_mb = memory_mb("Anonymous") - base
     began = time.perf_counter()
     dataset.key(len(dataset) // 3)
     dataset.name(len(dataset) // 3)
     named = time.perf_counter() - began
-    print("ready", flush=True)
-    sys.stdin.readline()
-    found = memory()
-    return {
-        "open_s": opened,
-        "open_cpu_s": opened_cpu,
-        "us_a_span": drawn / DRAWS * 1e6,
-        "a_name_s": named,
-        "private_of_a_name_mb": found["private_mb"] - before,
-        "private_of_the_index_mb": before - base,
-        **found,
-    }
+    answer(
+        {
+            "seconds to open": opened,
+            "CPU seconds to open": opened_cpu,
+            "CPU us a span": drawn / DRAWS * 1e6,
+            "memory of the index, MB": drawn_mb,
+            "seconds for the first key and name": named,
+            "memory of these, MB": memory_mb("Anonymous") - base - drawn_mb,
+        },
+        private_mb=lambda: memory_mb("Private_Clean") + memory_mb("Private_Dirty"),
+        anonymous_mb=lambda: memory_mb("Anonymous"),
+        proportional_mb=lambda: memory_mb("Pss"),
+    )
 
 
-def memory() -> dict[str, float]:
-    """Of this process, in MB: pages of its own, and these with its share of the pages that others map as well."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
-    return {"private_mb": private / 1e3, "proportional_mb": kilobytes["Pss"] / 1e3}
+def memory_mb(kind: str) -> float:
+    """Of this process: Anonymous is its own for good; Private_* counts mapped pages of files, too, that no other process
+    has touched; Pss counts its share of those that others have."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{kind}:")) / 1e3
 
 
 if __name__ == "__main__":

@@ -121,16 +121,36 @@ class Dataset:
         wanted = np.asarray(frame_indices, np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
             raise IndexError(f"frame indices {wanted.min()}..{wanted.max()} of sample {i}, which has {count} frames")
-        upto = int(wanted.max()) + 1 if wanted.size else 0
-        table = self._frames.slice(int(self.frames_at[i]), upto)
-        size = table["size"].to_numpy().astype(np.int64)
+        at = int(self.frames_at[i])
+        size, crc32 = self.frame_rows(at, at + int(wanted.max(initial=-1)) + 1)
+        size = size.astype(np.int64)
         offset = frame_offsets(size, start=int(self.offset[i]))
-        return FrameSpans(offset[wanted], size[wanted], table["crc32"].to_numpy()[wanted])
+        return FrameSpans(offset[wanted], size[wanted], crc32[wanted])
 
     def frame_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(sizes, crc32s) of the frames with numbers start ... stop of the whole dataset (`frames_at` counts them)."""
-        table = self._frames.slice(start, stop - start)
-        return table["size"].to_numpy(), table["crc32"].to_numpy()
+        parts = []
+        batch = int(np.searchsorted(self._batch_ends, start, side="right"))
+        while start < stop:
+            size, crc32 = self._batches[batch]
+            end = int(self._batch_ends[batch])
+            first = end - len(size)
+            parts.append((size[start - first : stop - first], crc32[start - first : stop - first]))
+            start, batch = end, batch + 1
+        if len(parts) == 1:
+            return parts[0]
+        none = np.empty(0, np.int32), np.empty(0, np.uint32)
+        sizes, crc32s = zip(*(parts or [none]), strict=True)
+        return np.concatenate(sizes), np.concatenate(crc32s)
+
+    @cached_property
+    def _batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(sizes, crc32s) of every batch of the frames file, mapped."""
+        return [(_view(batch["size"]), _view(batch["crc32"])) for batch in self._frames.to_batches()]
+
+    @cached_property
+    def _batch_ends(self) -> np.ndarray:
+        return np.cumsum([len(size) for size, _ in self._batches], dtype=np.int64)
 
     @property
     def location(self) -> str:
@@ -264,15 +284,15 @@ def map_dataset(
         DatasetError: an index file is none, or has other columns.
     """
     rows = _map_table(root / meta["files"]["rows"]["name"], ROWS_SCHEMA)
-    columns = {name: rows[name].chunk(0).to_numpy() for name in rows.column_names if name != "labels"}
+    columns = {name: _view(rows[name].chunk(0)) for name in rows.column_names if name != "labels"}
     labels: Any = rows["labels"].chunk(0)  # a LargeListArray
     return Dataset(
         root=root,
         meta=meta,
         fingerprint=_fingerprint(meta),
         shards=tuple(Shard(*entry) for entry in meta["shards"]),
-        label_offsets=labels.offsets.to_numpy(),
-        label_values=labels.values.to_numpy(),
+        label_offsets=_view(labels.offsets),
+        label_values=_view(labels.values),
         splits=columns.pop("split"),
         split_names=list(meta["split_names"]),
         label_names=list(meta["label_names"]),
@@ -345,3 +365,13 @@ def _map_table(path: Path, schema: pa.Schema) -> pa.Table:
     if not table.schema.equals(schema):
         raise DatasetError(f"{path}: its columns are not those of schema {SCHEMA_VERSION}; run the build again")
     return table
+
+
+def _view(array: Any) -> np.ndarray:
+    """The numbers of an array without nulls as they lie in the file; `to_numpy` would import pandas, half a second."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    buffer = array.buffers()[1]
+    if not len(array):
+        return np.empty(0, dtype)
+    view: np.ndarray = np.frombuffer(buffer, dtype, count=len(array), offset=array.offset * dtype.itemsize)
+    return view

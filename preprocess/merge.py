@@ -36,7 +36,7 @@ from preprocess.tables import (
 )
 
 _FRAMES_PER_BATCH = 1 << 22  # frames-<hash>.arrow: few, large batches, so that a reader finds a row quickly
-_ROWS_PER_GROUP = 1 << 17
+_ROWS_PER_GROUP = 1 << 15  # a reader of one name reads one group
 
 
 def write_dataset(
