@@ -16,7 +16,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -33,7 +33,8 @@ class Listing:
     """All files below a folder but hidden ones; linked folders are counted, not followed."""
 
     names: list[str]  # relative to the root, sorted
-    links: int = 0
+    links: int = 0  # folders
+    outside: frozenset[str] = frozenset()  # those of the names that are links to what lies outside the root
 
 
 class Root(Protocol):
@@ -51,6 +52,9 @@ class Root(Protocol):
 
     def read(self, path: str) -> bytes:
         """A small file; FileNotFoundError if it is not there."""
+
+    def inside(self, path: str) -> bool:
+        """Whether a path below the root stays there when links are followed."""
 
     def local(self, files: Sequence[str]) -> AbstractContextManager[list[Path]]:
         """Paths on this machine of some files, valid in the block.
@@ -75,14 +79,29 @@ class Folder:
 
     def files(self, below: str = "") -> Listing:
         names: list[str] = []
+        linked: list[str] = []
         links = 0
-        for folder, folders, files in os.walk(self.path / below):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            here = Path(folder)
-            links += sum((here / name).is_symlink() for name in folders)
-            prefix = "" if here == self.path else f"{here.relative_to(self.path).as_posix()}/"
-            names += [prefix + name for name in files if not name.startswith(".")]
-        return Listing(sorted(names), links)
+        pending = [below]
+        while pending:
+            folder = pending.pop()
+            prefix = f"{folder}/" if folder else ""
+            try:
+                entries = list(os.scandir(self.path / folder))
+            except FileNotFoundError:
+                continue
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(name)
+                elif entry.is_symlink() and entry.is_dir():
+                    links += 1
+                else:
+                    names.append(name)
+                    if entry.is_symlink():
+                        linked.append(name)
+        return Listing(sorted(names), links, frozenset(name for name in linked if not self.inside(name)))
 
     def names(self, folder: str) -> list[str]:
         with os.scandir(self.path / folder) as entries:
@@ -90,6 +109,9 @@ class Folder:
 
     def read(self, path: str) -> bytes:
         return (self.path / path).read_bytes()
+
+    def inside(self, path: str) -> bool:
+        return (self.path / path).resolve().is_relative_to(self.path.resolve())
 
     @contextmanager
     def local(self, files: Sequence[str]) -> Iterator[list[Path]]:
@@ -129,9 +151,12 @@ class Remote:
     def read(self, path: str) -> bytes:
         return self.storage.read(path)
 
+    def inside(self, path: str) -> bool:
+        return True
+
     @contextmanager
     def local(self, files: Sequence[str]) -> Iterator[list[Path]]:
-        with _kept(self.scratch).hold(self.storage, files) as paths:
+        with kept_files(self.scratch).hold(self.storage, files) as paths:
             yield paths
 
 
@@ -148,16 +173,29 @@ def open_root(given: str, *, scratch: Scratch) -> tuple[Root, str]:
         return (Folder(path), "") if path.is_dir() else (Folder(path.parent), path.name)
     url = given.rstrip("/")
     parent, _, name = url.rpartition("/")
-    if (sizes := Storage(url).sizes()) and list(sizes) != [""]:
-        return Remote(Storage(url), scratch), ""
-    with suppress(FileNotFoundError):
-        Storage(parent).size(name)
-        return Remote(Storage(parent), scratch), name
-    raise ValueError(f"{given}: nothing there")
+    try:
+        is_folder = Storage(url).is_folder()
+    except FileNotFoundError:
+        raise ValueError(f"{given}: nothing there") from None
+    return (Remote(Storage(url), scratch), "") if is_folder else (Remote(Storage(parent), scratch), name)
+
+
+class Fetched(Protocol):
+    """Where files are fetched from: a Storage, or an archive."""
+
+    @property
+    def url(self) -> str:
+        """What tells it from others."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one file; FileNotFoundError if it is not there."""
+
+    def get(self, name: str, path: Path) -> None:
+        """Writes a file to a path of this machine."""
 
 
 @dataclass
-class _Kept:
+class Kept:
     """The files that this process has fetched, the least recently used first."""
 
     folder: Path
@@ -165,7 +203,7 @@ class _Kept:
     sizes: OrderedDict[Path, int] = field(default_factory=OrderedDict)
 
     @contextmanager
-    def hold(self, storage: Storage, files: Sequence[str]) -> Iterator[list[Path]]:
+    def hold(self, storage: Fetched, files: Sequence[str]) -> Iterator[list[Path]]:
         """Fetches what is not there and yields the paths; what is not held may be removed for it."""
         paths = {file: self._path(storage, file) for file in files}
         for path in [path for path in paths.values() if path in self.sizes and not path.is_file()]:
@@ -186,12 +224,12 @@ class _Kept:
         self.sizes |= {paths[file]: sizes[file] for file in absent}
         yield [paths[file] for file in files]
 
-    def _path(self, storage: Storage, file: str) -> Path:
+    def _path(self, storage: Fetched, file: str) -> Path:
         # The suffix stays: FFmpeg and Pillow look at it, and messages name it.
         tag = hashlib.sha256(f"{storage.url}/{file}".encode()).hexdigest()[:24]
         return self.folder / tag / PurePosixPath(file).name
 
-    def _fetch(self, storage: Storage, file: str, path: Path) -> None:
+    def _fetch(self, storage: Fetched, file: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             storage.get(file, path)
@@ -209,14 +247,14 @@ class _Kept:
                 shutil.rmtree(path.parent, ignore_errors=True)
 
 
-_kept_by_process: dict[tuple[Scratch, int], _Kept] = {}
+_kept_by_process: dict[tuple[Scratch, int], Kept] = {}
 
 
-def _kept(scratch: Scratch) -> _Kept:
+def kept_files(scratch: Scratch) -> Kept:
     """This process's part of the scratch."""
     key = scratch, os.getpid()
     if key not in _kept_by_process:
-        _kept_by_process[key] = _Kept(process_folder(scratch.folder, "in"), scratch.limit_bytes)
+        _kept_by_process[key] = Kept(process_folder(scratch.folder, "in"), scratch.limit_bytes)
     return _kept_by_process[key]
 
 
@@ -239,7 +277,7 @@ def _process_folder(scratch: Path, kind: str, pid: int) -> Path:
     return folder
 
 
-def _size(storage: Storage, file: str) -> int:
+def _size(storage: Fetched, file: str) -> int:
     try:
         return storage.size(file) or 0
     except FileNotFoundError as error:

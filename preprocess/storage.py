@@ -59,6 +59,11 @@ class Storage:
         size: int | None = self._asked(lambda: self._files.info(self._path(name)), name).get("size")
         return size
 
+    def is_folder(self, name: str = "") -> bool:
+        """Whether there are files below a name, rather than one file; the store is not listed for it."""
+        kind: str = self._asked(lambda: self._files.info(self._path(name)), name).get("type", "file")
+        return kind == "directory"
+
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """A file's bytes, or some of them."""
         data: bytes = self._asked(lambda: self._files.cat_file(self._path(name), start=start, end=stop), name)
