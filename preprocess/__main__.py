@@ -1,4 +1,4 @@
-"""The command line: `python -m preprocess build | verify | demo`.
+"""The command line: `python -m preprocess build | merge | verify | report | inspect | demo`.
 
 Exit codes: 0 done, 2 bad usage or input (damage that `verify` finds included), 3 the disk or the network failed.
 """
@@ -17,6 +17,8 @@ _EPILOG = """examples:
   python -m preprocess build --videos clips more.csv --fps 15 --segment-seconds 10 --out out/shards
   python -m preprocess build --images imagenet/train --split train --out out/images
   python -m preprocess verify out/shards --full
+  python -m preprocess report out/shards
+  python -m preprocess inspect out/shards 000000017 --to sample.png
   python -m preprocess demo --out out/demo/frames
 """
 
@@ -30,8 +32,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="build | verify | demo")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="build | merge | verify | report | inspect | demo"
+    )
     add_build_options(commands.add_parser("build", help="media to shards", allow_abbrev=False))
+    merge = commands.add_parser("merge", help="the index of shards that were built in slices", allow_abbrev=False)
+    merge.add_argument("out", metavar="OUT", help="the dataset's folder or URL")
+    merge.add_argument("--slices", type=int, metavar="N", help="how many there were: names those that are missing")
     verify = commands.add_parser("verify", help="check a finished dataset", allow_abbrev=False)
     verify.add_argument("out", metavar="OUT", help="the dataset's folder; of a URL the listing and the index")
     verify.add_argument("--full", action="store_true", help="check every byte against its checksum")
@@ -39,6 +46,17 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
     )
+    report = commands.add_parser("report", help="one HTML page of what is in a dataset", allow_abbrev=False)
+    report.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder")
+    report.add_argument("--to", type=Path, metavar="FILE", help="the page (OUT-report.html)")
+    report.add_argument("--samples", type=int, default=24, metavar="N", help="to show, drawn at random (%(default)s)")
+    report.add_argument("--seed", type=int, default=0, metavar="K", help="of the draw (%(default)s)")
+    report.add_argument("--no-images", action="store_true", help="leave the frames out")
+    report.add_argument("--hash-names", action="store_true", help="12 digits of the sha256 in place of every name")
+    inspect = commands.add_parser("inspect", help="all that is known of one sample", allow_abbrev=False)
+    inspect.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder")
+    inspect.add_argument("sample", metavar="KEY|NAME", help="its key or name")
+    inspect.add_argument("--to", type=Path, metavar="FILE.png", help="writes some of its frames, side by side")
     demo = commands.add_parser("demo", help="render a small labelled dataset of frame folders", allow_abbrev=False)
     demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; gets train/ and ledger.csv")
     demo.add_argument("--clips", type=int, default=240, metavar="N", help="number of clips (%(default)s)")
@@ -71,8 +89,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.command == "build":
             return _build(options)
+        if options.command == "merge":
+            return _merge(options)
         if options.command == "verify":
             return _verify(options)
+        if options.command == "report":
+            return _report(options)
+        if options.command == "inspect":
+            return _inspect(options)
         return _demo(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -96,6 +120,13 @@ def _build(options: argparse.Namespace) -> int:
     return 0
 
 
+def _merge(options: argparse.Namespace) -> int:
+    from preprocess.build import merge
+
+    print("\n".join([*merge(options.out, slices=options.slices), f"dataset: {options.out}"]))
+    return 0
+
+
 def _verify(options: argparse.Namespace) -> int:
     from preprocess.verify import verify
 
@@ -104,6 +135,36 @@ def _verify(options: argparse.Namespace) -> int:
         print(problem)
     print(f"{options.out}: {f'{len(problems)} problems' if problems else 'whole'}")
     return 2 if problems else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from preprocess.report import write_report
+
+    path = options.to or Path(f"{options.out}-report.html")
+    write_report(
+        options.out,
+        path,
+        samples=options.samples,
+        seed=options.seed,
+        images=not options.no_images,
+        hash_names=options.hash_names,
+    )
+    print(f"report: {path}")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from preprocess.filmstrips import write_filmstrip
+    from preprocess.index import open_dataset
+    from preprocess.inspection import find, tell
+
+    dataset = open_dataset(options.out, exclude_bad_shards=True)
+    rows = find(dataset, options.sample)
+    print("\n".join(tell(dataset, rows)))
+    if options.to:
+        write_filmstrip(dataset, rows[0], options.to)
+        print(f"frames: {options.to}")
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ def add_build_options(build: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="folders (walked; the first folder below is the label) or image files; each a sample of one frame",
     )
-    build.add_argument("--out", type=Path, required=True, metavar="OUT", help="where the shards go")
+    build.add_argument("--out", required=True, metavar="OUT", help="where the shards go: a folder, or a URL (s3://...)")
     build.add_argument("--ledger", type=Path, metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
     build.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
     build.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether the ledger has one")
@@ -72,6 +72,17 @@ def add_build_options(build: argparse.ArgumentParser) -> None:
         help="stop beyond this share of ledger or list rows that do not fit the disk (%(default)s)",
     )
     build.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
+    build.add_argument(
+        "--append", action="store_true", help="add what is not in the dataset yet: new samples, shards and label ids"
+    )
+    build.add_argument(
+        "--slice",
+        metavar="I/N",
+        help="build only the shards whose number modulo N is I (from 0); when all are done: `merge OUT`",
+    )
+    build.add_argument(
+        "--scheduler", default="", metavar="ADDRESS", help="a Dask cluster to work on: tcp://host:8786, or its file"
+    )
 
 
 def settings_of(options: argparse.Namespace) -> "Settings":
@@ -103,7 +114,19 @@ def run_of(options: argparse.Namespace) -> "Options":
         on_error=options.on_error,
         max_bad_fraction=options.max_bad_fraction,
         overwrite=options.overwrite,
+        append=options.append,
+        slice=_slice(options.slice),
+        scheduler=options.scheduler,
     )
+
+
+def _slice(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal()):
+        raise ValueError(f"--slice {text}: two numbers, as in 0/50, the first of 50 slices")
+    return int(i), int(n)
 
 
 def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
