@@ -10,6 +10,7 @@ stored frame was decoded once, strictly: a frame that is damaged costs its sampl
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,13 @@ import av
 from preprocess.folders import frame_name
 from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
-from preprocess.stills import encode_jpeg, jpeg_header, natural_size, scaled_size, stored_frame
-from preprocess.videos import Video, effective_fps, open_video
+from preprocess.stills import announced_size, encode_jpeg, jpeg_header, natural_size, scaled_size, stored_frame
+from preprocess.videos import Video, effective_fps, hdr_kind, open_video
 
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
+_SQUARE = 0.02  # how far from 1 the aspect of a pixel that passes for square may be
+_BYTES_A_PIXEL = 8  # of an image file at most: four channels of 16 bits that did not compress
+_CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
 
 
 @dataclass(frozen=True)
@@ -47,24 +51,33 @@ def media_files(row: PlannedSample, settings: Settings) -> list[str]:
 
 
 def encode_sample(
-    row: PlannedSample, files: Sequence[Path], *, settings: Settings, sink: Callable[[bytes], None]
+    row: PlannedSample,
+    files: Sequence[Path],
+    *,
+    settings: Settings,
+    sink: Callable[[bytes], None],
+    opened: Callable[..., AbstractContextManager[Video]] = open_video,
+    progress: Callable[[str], None] = lambda place: None,
 ) -> Facts:
     """Reads one sample and hands its frames to `sink`, in time order.
 
     Args:
         row: what to read.
         files: paths on this machine of what `media_files` names.
-        settings: sizes, rates and quality.
+        settings: sizes, rates, quality and limits.
         sink: takes the bytes of one JPEG.
+        opened: opens videos, as `open_video` does.
+        progress: is told the place, often.
 
     Raises:
         MediaError: the sample cannot be had; what the sink was given is to be forgotten.
     """
+    limited = _limited(sink, settings)
     if row.kind in ("frames", "image"):
-        return _encode_files(row, files, settings=settings, sink=sink)
+        return _encode_files(row, files, settings=settings, sink=limited, progress=progress)
     try:
-        with open_video(files[0]) as video:
-            return _encode_video(video, row, settings=settings, sink=sink)
+        with opened(files[0], max_pixels=settings.max_pixels, progress=progress) as video:
+            return _encode_video(video, row, settings=settings, sink=limited)
     except av.error.FFmpegError as error:
         raise MediaError("undecodable", str(error.strerror)) from error
 
@@ -77,41 +90,69 @@ def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None)
     return [round(k * step) for k in range(math.ceil(num_frames / step)) if round(k * step) < num_frames]
 
 
+def _limited(sink: Callable[[bytes], None], settings: Settings) -> Callable[[bytes], None]:
+    """The sink, up to as many frames and bytes as a sample may have."""
+    num_frames = num_bytes = 0
+
+    def take(data: bytes) -> None:
+        nonlocal num_frames, num_bytes
+        num_frames += 1
+        num_bytes += len(data)
+        if num_frames > settings.max_frames:
+            raise MediaError("too_many_frames", f"more than --max-frames {settings.max_frames}: {_CUT_IT}")
+        if num_bytes > settings.max_gb * 1e9:
+            raise MediaError("too_large", f"would write more than --max-gb {settings.max_gb:g}: {_CUT_IT}")
+        sink(data)
+
+    return take
+
+
 def _encode_files(
-    row: PlannedSample, files: Sequence[Path], *, settings: Settings, sink: Callable[[bytes], None]
+    row: PlannedSample,
+    files: Sequence[Path],
+    *,
+    settings: Settings,
+    sink: Callable[[bytes], None],
+    progress: Callable[[str], None],
 ) -> Facts:
     keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
     size: tuple[int, int] | None = None
     num_other = 0
     for number, file in zip(keep, files, strict=True):
+        progress(file.name)
         try:
-            data = _read(file, row.first + number)
+            data = _read(file, row.first + number, limit=_BYTES_A_PIXEL * settings.max_pixels)
             header = jpeg_header(data)
+            width, height = announced_size(data, header)
+            if width * height > settings.max_pixels:
+                told = f"{file.name}: {width}x{height} pixels, --max-pixels {settings.max_pixels} are allowed"
+                raise MediaError("too_large", told, frame=row.first + number)
             if size is None:
                 size = scaled_size(*natural_size(data, header), settings.short_side)
             stored, natural = stored_frame(data, header, size, settings.quality)
             num_other += scaled_size(*natural, settings.short_side) != size
-            sink(stored)
         except ValueError as error:
             raise MediaError("bad_frame", f"{file.name}: {error}", frame=row.first + number) from error
+        sink(stored)
     assert size is not None, "a planned sample has frames"
     source_fps = settings.source_fps or math.nan
     faster = len(keep) < row.stop - row.first
     fps = settings.fps if faster and settings.fps else source_fps
-    remark = None
-    if num_other:
-        told = f"{num_other} of {len(keep)} frames are not of the first one's size; scaled to {size[0]}x{size[1]}"
-        remark = ("mixed_sizes", told)
+    remark = _joined([_mixed_sizes(num_other, len(keep), size)])
     return Facts(len(keep), row.first, row.first + keep[-1] + 1, fps, row.start_s, *size, remark)
 
 
-def _read(file: Path, number: int) -> bytes:
+def _read(file: Path, number: int, *, limit: int) -> bytes:
     try:
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            data = opened.read(limit + 1)
     except FileNotFoundError as error:
         raise MediaError("missing_frame", f"{file.name} is missing", frame=number) from error
     except OSError as error:
         raise MediaError("unreadable", f"{file.name}: {error.strerror}", frame=number) from error
+    if len(data) > limit:
+        raise MediaError("too_large", f"{file.name}: more than {limit / 1e6:.0f} MB", frame=number)
+    return data
 
 
 def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
@@ -122,18 +163,18 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
         assert settings.fps is not None
         chosen = _on_grid(video, start_s, stop_s, settings.fps)
     else:
-        chosen = (pair for pair in video.frames(start_s, stop_s) if pair[0] >= start_s or start_s <= 0)
-    num_frames = 0
+        chosen = (pair for pair in video.frames(start_s, stop_s) if start_s <= max(pair[0], 0.0) and pair[0] < stop_s)
+    looks = _Looks(pixel_aspect=video.pixel_aspect)
     first_s = last_s = math.nan
     size = (0, 0)
     for seconds, frame in chosen:
-        if num_frames == 0:
+        if looks.num_frames == 0:
             first_s = seconds
             size = scaled_size(*video.upright_size(frame), settings.short_side)
         last_s = seconds
         sink(encode_jpeg(video.picture(frame, width=size[0], height=size[1]), settings.quality))
-        num_frames += 1
-    damage = video.damage
+        looks.add(frame, same_size=scaled_size(*video.upright_size(frame), settings.short_side) == size)
+    num_frames, damage = looks.num_frames, video.damage
     if num_frames == 0:
         if damage:
             raise MediaError("undecodable", str(damage))
@@ -145,15 +186,54 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
         fps = declared if damage and declared > 0 else effective_fps((first_s, last_s), num_frames, declared)
     rate = declared if declared > 0 else fps
     first, last = (0, num_frames - 1) if math.isnan(rate) else (round(first_s * rate), round(last_s * rate))
-    remark = ("damaged", str(damage)) if damage else None
+    remark = _joined([("damaged", str(damage)) if damage else None, *looks.remarks(size)])
     return Facts(num_frames, max(first, 0), max(last, 0) + 1, fps, max(first_s, 0.0), *size, remark)
+
+
+@dataclass
+class _Looks:
+    """What a user should know of stored frames: how they were coded, and that nothing was done about it."""
+
+    pixel_aspect: float
+    num_frames: int = 0
+    num_interlaced: int = 0
+    num_other_sizes: int = 0
+    hdr: str = ""
+
+    def add(self, frame: av.VideoFrame, *, same_size: bool) -> None:
+        self.num_frames += 1
+        self.num_interlaced += frame.interlaced_frame
+        self.num_other_sizes += not same_size
+        self.hdr = self.hdr or hdr_kind(frame)
+
+    def remarks(self, size: tuple[int, int]) -> list[tuple[str, str] | None]:
+        """(reason, message) of what there is to say."""
+        aspect = f"a pixel is {self.pixel_aspect:.3g} times as wide as high; stored as if it were square"
+        woven = f"{self.num_interlaced} of {self.num_frames} frames are interlaced; both fields are stored as one"
+        return [
+            _mixed_sizes(self.num_other_sizes, self.num_frames, size),
+            ("hdr", f"{self.hdr}; stored without tone mapping") if self.hdr else None,
+            ("interlaced", woven) if self.num_interlaced else None,
+            ("pixel_aspect", aspect) if abs(math.log(self.pixel_aspect)) > _SQUARE else None,
+        ]
+
+
+def _mixed_sizes(num_other: int, num_frames: int, size: tuple[int, int]) -> tuple[str, str] | None:
+    told = f"{num_other} of {num_frames} frames are not of the first one's size; scaled to {size[0]}x{size[1]}"
+    return ("mixed_sizes", told) if num_other else None
+
+
+def _joined(remarks: Sequence[tuple[str, str] | None]) -> tuple[str, str] | None:
+    """Several remarks as one: `damaged+hdr`."""
+    told = [remark for remark in remarks if remark]
+    return ("+".join(reason for reason, _ in told), "; ".join(message for _, message in told)) if told else None
 
 
 def _on_grid(video: Video, start_s: float, stop_s: float, fps: float) -> Iterator[tuple[float, av.VideoFrame]]:
     """For each k with start_s <= k/fps < stop_s the frame nearest in time, up to the end of the video."""
     k = max(0, math.ceil(start_s * fps - 1e-6))
     previous: tuple[float, av.VideoFrame] | None = None
-    for pair in video.frames(start_s, stop_s + 1 / fps):
+    for pair in video.frames(start_s, stop_s):
         while previous is not None and k / fps < stop_s and k / fps <= (previous[0] + pair[0]) / 2:
             yield max(k / fps, 0.0), previous[1]
             k += 1

@@ -3,6 +3,7 @@
     build_shard(3, plan.shard(3), roots=(Folder(Path("clips")),), settings=Settings(), out=Path("out"))
 
 A pure function of its arguments: what it writes does not depend on the worker, the host, the time or earlier tries.
+Media are read, and frames written, by the child of `preprocess.decoder`; what hangs or kills it costs its sample.
 The tar is WebDataset's (USTAR, the members of a sample side by side, no times or owners), the .idx is DALI's
 (wds2idx v1.2). The .parquet comes last: where it is, the shard is done. Frames are written as they are decoded; the
 sample's .json, which comes first, is filled in afterwards, and a sample that fails is cut off again.
@@ -12,11 +13,13 @@ import json
 import math
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from preprocess.decoder import Written, decoder
 from preprocess.files import replace_file, sha256_of
 from preprocess.index import BLOCK, DatasetError, Shard
 from preprocess.plan import PlannedSample, Settings
@@ -24,6 +27,7 @@ from preprocess.problems import MediaError
 from preprocess.roots import Root
 from preprocess.samples import Facts, encode_sample, media_files
 from preprocess.tables import read_shard_table, write_shard_table
+from preprocess.videos import Video, open_video
 
 _NUMBERS = 256  # bytes that the numbers of a sample's .json may take
 IDX_VERSION = "v1.2"
@@ -139,15 +143,29 @@ def build_shard(
     """
     stem = out / shard_name(number)
     rows: list[dict[str, Any]] = []
+    lines: list[str] = []
     with replace_file(stem.with_suffix(".tar")) as aside:
-        with aside.open("wb") as file:
-            tar = TarWriter(file)
-            for sample in samples:
-                rows.append(_add_sample(tar, sample, root=roots[sample.root], settings=settings))
-            tar.close()
+        aside.touch()
+        stop = 0
+        for sample in samples:
+            try:
+                with roots[sample.root].local(media_files(sample, settings)) as files:
+                    written = decoder().write(
+                        sample, files, settings=settings, tar=aside, start=stop, first=sample is samples[0]
+                    )
+            except MediaError as error:
+                rows.append(_row(sample, error))
+            else:
+                rows.append(_row(sample, written))
+                lines.append(written.line)
+                stop = written.stop
+        with aside.open("r+b") as file:
+            file.truncate(stop)  # a sample that failed may have left something
+            file.seek(stop)
+            TarWriter(file).close()
         tar_bytes, tar_sha256 = aside.stat().st_size, sha256_of(aside)
     with replace_file(stem.with_suffix(".idx")) as aside:
-        aside.write_text("\n".join([f"{IDX_VERSION} {len(tar.index)}", *tar.index]) + "\n", encoding="ascii")
+        aside.write_text("\n".join([f"{IDX_VERSION} {len(lines)}", *lines]) + "\n", encoding="ascii")
     write_shard_table(stem.with_suffix(".parquet"), rows, tar_bytes=tar_bytes, tar_sha256=tar_sha256)
     problems = [row for row in rows if row["reason"]]
     told = [(row["name"], row["reason"], row["message"]) for row in problems]
@@ -160,8 +178,33 @@ def build_shard(
     )
 
 
-def _add_sample(tar: TarWriter, sample: PlannedSample, *, root: Root, settings: Settings) -> dict[str, Any]:
-    """Writes one sample to the tar and returns its row of the shard's table (SHARD_SCHEMA)."""
+def write_sample(
+    tar: TarWriter,
+    sample: PlannedSample,
+    files: Sequence[Path],
+    *,
+    settings: Settings,
+    opened: Callable[..., AbstractContextManager[Video]] = open_video,
+    progress: Callable[[str], None] = lambda place: None,
+) -> Facts:
+    """Appends one sample to a tar, or nothing; `preprocess.decoding` calls it. For the arguments see `encode_sample`.
+
+    Raises:
+        MediaError: the sample cannot be had.
+        OSError: the tar cannot be written.
+    """
+    tar.begin(sample.key, len(json.dumps({"name": sample.name})) + _NUMBERS)
+    try:
+        facts = encode_sample(sample, files, settings=settings, sink=tar.add, opened=opened, progress=progress)
+    except MediaError:
+        tar.abandon()
+        raise
+    tar.finish(_description(sample, facts))
+    return facts
+
+
+def _row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str, Any]:
+    """A sample's row of the shard's table (SHARD_SCHEMA)."""
     row: dict[str, Any] = {
         "key": sample.key,
         "name": sample.name,
@@ -173,28 +216,23 @@ def _add_sample(tar: TarWriter, sample: PlannedSample, *, root: Root, settings: 
         "reason": "",
         "message": "",
     }
-    tar.begin(sample.key, len(json.dumps({"name": sample.name})) + _NUMBERS)
-    try:
-        with root.local(media_files(sample, settings)) as files:
-            facts = encode_sample(sample, files, settings=settings, sink=tar.add)
-    except MediaError as error:
-        tar.abandon()
+    if isinstance(outcome, MediaError):
         nothing = {"offset": 0, "num_frames": 0, "first": 0, "fps": math.nan, "start_s": math.nan}
         row |= nothing | {"width": 0, "height": 0, "sizes": [], "crc32s": []}
-        return row | {"frame": error.frame, "reason": error.reason, "message": str(error)}
-    tar.finish(_description(sample, facts))
+        return row | {"frame": outcome.frame, "reason": outcome.reason, "message": str(outcome)}
+    facts = outcome.facts
     if facts.remark:
         row |= {"reason": facts.remark[0], "message": facts.remark[1]}
     return row | {
-        "offset": tar.offset,
+        "offset": outcome.offset,
         "num_frames": facts.num_frames,
         "first": facts.first,
         "fps": facts.fps,
         "start_s": facts.start_s,
         "width": facts.width,
         "height": facts.height,
-        "sizes": tar.sizes,
-        "crc32s": tar.crc32s,
+        "sizes": outcome.sizes,
+        "crc32s": outcome.crc32s,
     }
 
 

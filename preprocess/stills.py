@@ -77,6 +77,19 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
     return None
 
 
+def announced_size(data: bytes, header: JpegHeader | None) -> tuple[int, int]:
+    """(width, height) of an image as stored, from its header alone; (0, 0) if it has none."""
+    if header is not None:
+        return header.width, header.height
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return Image.open(io.BytesIO(data), formats=_FORMATS).size
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large: {error}") from error
+    except (OSError, SyntaxError, ValueError):
+        return 0, 0
+
+
 def decode_strictly(data: bytes) -> None:
     """Decodes a baseline JPEG, taking any irregularity of its stream for an error.
 

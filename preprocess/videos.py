@@ -8,19 +8,24 @@ upright RGB pictures from them, and an account of what could not be decoded.
             picture = video.picture(frame, width=455, height=256)
 
 Frames are placed by their timestamps, never by counting: variable rates, a non-zero start and frames that an
-edit list discards come out right. Pixels are taken as stored: a pixel aspect ratio is not applied, an alpha
-channel is dropped, HDR is not tone-mapped. What breaks in the middle does not end the video: packets that do
-not decode and frames that the decoder flags as damaged are left out and counted; the rest is kept, and may show
-traces of the loss until the next keyframe, as it would in any player.
+edit list discards come out right; where timestamps go back, the rest follows on. What breaks in the middle does
+not end the video: packets that do not decode and frames that the decoder flags as damaged are left out and
+counted; the rest is kept, and may show traces of the loss until the next keyframe, as it would in any player.
 
-Everything that could make two runs differ is fixed: one codec thread, bit-exact scaling. Only files are
-opened: no network protocol, no playlist.
+Colours are converted by the matrix and the range that the stream names (BT.601, 709, 2020, full or limited); a stream
+that names none is taken for BT.601 in limited range, which is FFmpeg's guess at any size. Pixels are taken as stored:
+a pixel aspect ratio is not applied, fields are not separated, an alpha channel is dropped, HDR is not tone-mapped.
+
+Everything that could make two runs differ is fixed: one codec thread, bit-exact scaling. Only the file itself is
+opened: no network protocol, no playlist, no reference to other files.
 """
 
 import math
-from collections.abc import Iterator
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +34,32 @@ import av.logging
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
 from PIL import Image
 
+from preprocess.plan import Settings
 from preprocess.problems import MediaError
 
 VIDEO_SUFFIXES = frozenset(
     (
-        *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mkv"),
-        *(".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+        *(".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"),
+        *(".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"),
+        *(".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm"),
+        *(".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
     )
 )
-MAX_PIXELS = 1 << 26  # 8192 x 8192: what announces more is refused before it is decoded
 
-# Containers that hold media themselves; playlists (hls, concat, dash) and image patterns would name other
-# files.
-_FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu"
+# Containers that hold media themselves; playlists (hls, concat, dash) and image patterns would name other files.
+_FORMATS = (
+    "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,asf_o,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu,"
+    "av1,apng,cavsvideo,dirac,dnxhd,gxf,h263,ivr,mjpeg,mjpeg_2000,nsv,nuv,smjpeg,vc1,vc1test,vvc,webp,wtv,yuv4mpegpipe"
+)
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the declared one
+_STEPS_BACK_S = (0.0, 2.0, 8.0, 32.0, 128.0)  # how far before a span a jump is tried where a nearer one came too late
+_TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS, of raw streams: after a jump their clock starts anew
+_LONGEST_LIE_S = 2.0  # a header may announce this much more than the packets have
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class VideoFacts:
     height: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Damage:
     """What could not be decoded."""
 
@@ -77,15 +90,34 @@ class Damage:
         return f"{lost}{where}: {self.message}"
 
 
+@dataclass(frozen=True)
+class _Loss:
+    """A packet or, if it is one, a frame that could not be decoded."""
+
+    seconds: float
+    message: str
+    is_frame: bool = False
+
+
+Timed = tuple[float, av.VideoFrame]
+
+
 @dataclass
 class Video:
-    """An opened video file; `damage` grows while frames are read."""
+    """An opened video file; `damage` is of the span that was asked for last, and grows while its frames are read."""
 
     path: Path
     container: Any
     stream: Any
-    damage: Damage = field(default_factory=Damage)
+    max_pixels: int
+    progress: Callable[[str], None]
     _reformatter: VideoReformatter = field(default_factory=VideoReformatter)
+    _decoded: Iterator[Timed] | None = None  # what follows on the recent frames
+    _recent: deque[Timed] = field(default_factory=lambda: deque(maxlen=2))
+    _losses: list[_Loss] = field(default_factory=list)
+    _span: tuple[float, float] = (-math.inf, math.inf)
+    _latest: float = 0.0  # time of the frame that was decoded last
+    _no_jumps: bool = False  # decoding from the start is the only way to any frame
 
     @property
     def facts(self) -> VideoFacts:
@@ -99,34 +131,57 @@ class Video:
             duration = math.nan
         return VideoFacts(fps, duration, stream.codec_context.width, stream.codec_context.height)
 
-    def count_seconds(self) -> float:
-        """The length of a video whose header does not tell it, from its packets; ends reading of this object.
+    @property
+    def pixel_aspect(self) -> float:
+        """Width of a pixel by its height; 1 if the file says nothing."""
+        ratio = self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio
+        return float(ratio) if ratio else 1.0
+
+    @property
+    def damage(self) -> Damage:
+        start_s, stop_s = self._span
+        lost = [one for one in self._losses if start_s <= one.seconds < stop_s]
+        if not lost:
+            return Damage()
+        frames = sum(one.is_frame for one in lost)
+        return Damage(len(lost) - frames, frames, max(lost[0].seconds, 0.0), lost[0].message)
+
+    def measured_facts(self) -> VideoFacts:
+        """The facts with a length that the packets bear out; ends reading of this object.
+
+        What the header announces is believed if there are packets at its end; else all are looked through.
 
         Raises:
             MediaError: no packet carries a time.
         """
-        times = [
-            packet.pts + (packet.duration or 0)
-            for packet in self.container.demux(self.stream)
-            if packet.pts is not None
-        ]
-        if not times or not self.stream.time_base:
+        facts = self.facts
+        if facts.duration_s > 0 and self._last_packet_s(facts.duration_s) > facts.duration_s - _LONGEST_LIE_S:
+            return facts
+        self._reopen()
+        seconds = self._last_packet_s(0.0)
+        if seconds <= 0:
             raise MediaError("no_duration", "neither the header nor the packets tell how long it is")
-        return float((max(times) - (self.stream.start_time or 0)) * self.stream.time_base)
+        return replace(facts, duration_s=seconds)
 
-    def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Decodes the frames with start_s <= time < stop_s and the last one before; ascending in time."""
-        previous: tuple[float, av.VideoFrame] | None = None
-        for seconds, frame in self._decode_from(start_s):
-            if seconds >= start_s and previous is not None:
+    def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Timed]:
+        """Decodes the frames with start_s <= time < stop_s, the last one before and the first one after.
+
+        Times ascend. A span that begins where the one before ended goes on from there; else the container is asked
+        to jump.
+        """
+        self._span = start_s, stop_s
+        self._losses = [one for one in self._losses if one.seconds >= start_s]
+        previous: Timed | None = None
+        for pair in self._from(start_s):
+            if pair[0] < start_s:
+                previous = pair
+                continue
+            if previous is not None:
                 yield previous
                 previous = None
-            if seconds >= stop_s:
+            yield pair
+            if pair[0] >= stop_s:
                 return
-            if seconds >= start_s:
-                yield seconds, frame
-            else:
-                previous = seconds, frame
         if previous is not None:
             yield previous
 
@@ -148,75 +203,168 @@ class Video:
         pixels = pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
         return Image.fromarray(np.ascontiguousarray(pixels))
 
-    def _decode_from(self, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
-        """All frames from a keyframe at or before start_s on, or from the first frame if there is none."""
-        origin = self.stream.start_time or 0
-        if start_s > 0 and self.stream.time_base:
-            try:
-                target = origin + math.floor(start_s / self.stream.time_base)
-                self.container.seek(target, stream=self.stream, backward=True)
-            except av.error.FFmpegError:
-                self.container.seek(origin, stream=self.stream, backward=True)
-            decoded = self._decode()
-            first = next(decoded, None)
-            self.damage = Damage()  # what a decoder says before the first whole frame after a jump is none
-            if first is not None and first[0] <= start_s:
-                yield first
-                yield from decoded
-                return
-            self._reopen()
-        yield from self._decode()
+    def _from(self, start_s: float) -> Iterator[Timed]:
+        """Frames from one at or before start_s on, or from the first one if there is none."""
+        recent = list(self._recent)
+        goes_on = recent and recent[0][0] <= start_s and (self._no_jumps or start_s <= recent[-1][0])
+        if not goes_on:
+            recent = self._jump(start_s)
+        assert self._decoded is not None
+        yield from recent
+        # No `yield from`: it would close what the next span goes on from.
+        for pair in self._decoded:  # noqa: UP028
+            yield pair
 
-    def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
+    def _jump(self, start_s: float) -> list[Timed]:
+        """Sets decoding up before start_s and returns what was decoded to find that out.
+
+        A jump may land too late: on the keyframe after, or on packets that need an earlier one. Then farther back.
+        """
+        origin, base = self.stream.start_time or 0, self.stream.time_base
+        if start_s > 0 and base and not self._no_jumps and not self.container.format.flags & _NO_TIMESTAMPS:
+            for back_s in _STEPS_BACK_S:
+                if start_s <= back_s:
+                    break
+                try:
+                    target = origin + math.floor((start_s - back_s) / base)
+                    self.container.seek(target, stream=self.stream, backward=True)
+                except av.error.FFmpegError:
+                    break
+                self._start_decoding()
+                assert self._decoded is not None
+                first = next(self._decoded, None)
+                self._losses.clear()  # what a decoder says before the first whole frame after a jump is none
+                if first is not None and first[0] <= start_s and first[1].pts is not None:
+                    return [first]
+            self._no_jumps = True
+        if start_s > 0:
+            self._reopen()
+        self._start_decoding()
+        return []
+
+    def _start_decoding(self) -> None:
+        self._recent.clear()
+        self._latest = 0.0
+        self._decoded = self._decode()
+
+    def _decode(self) -> Iterator[Timed]:
         base, origin = self.stream.time_base, self.stream.start_time or 0
         step = 1 / self.facts.fps if self.facts.fps > 0 else 0.04
-        latest = -step
-        packets = self.container.demux(self.stream)
-        while True:
+        latest, moved = -math.inf, 0.0
+        for packet in self._packets():
+            self.progress("the first frame" if latest < 0 else f"{latest:.2f} s")
             try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
                 frames = packet.decode()
             except EOFError:
                 return
             except av.error.FFmpegError as error:
-                self._note(latest + step, str(error.strerror), packets=1)
-                if isinstance(error, av.error.InvalidDataError):
-                    continue
-                return  # an I/O error: the container gives no more
+                self._losses.append(_Loss(max(latest + step, 0.0), str(error.strerror)))
+                continue
             for frame in frames:
-                seconds = latest + step if frame.pts is None else float((frame.pts - origin) * base)
-                latest = max(seconds, latest)
+                seconds = max(latest + step, 0.0) if frame.pts is None else float((frame.pts - origin) * base) + moved
+                if seconds <= latest:
+                    moved += latest + step - seconds
+                    seconds = latest + step
+                latest = self._latest = seconds
                 if frame.is_corrupt:
-                    self._note(seconds, "damaged frame", frames=1)
+                    self._losses.append(_Loss(seconds, "damaged frame", is_frame=True))
                 else:
+                    self._recent.append((seconds, frame))
                     yield seconds, frame
 
-    def _note(self, seconds: float, message: str, *, packets: int = 0, frames: int = 0) -> None:
-        if not self.damage:
-            self.damage.first_s, self.damage.message = max(seconds, 0.0), message
-        self.damage.packets += packets
-        self.damage.frames += frames
+    def _packets(self) -> Iterator[Any]:
+        """The stream's packets, the last one empty; an error of the container or of the disk ends them."""
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.FFmpegError as error:
+                self._losses.append(_Loss(self._latest, str(error.strerror)))
+                return
+            if packet is None:
+                return
+            yield packet
+
+    def _last_packet_s(self, from_s: float) -> float:
+        """The end of the last packet, looked for near from_s and behind; -inf if there is none."""
+        origin, base = self.stream.start_time or 0, self.stream.time_base
+        if not base:
+            return -math.inf
+        if from_s > 0:
+            try:
+                self.container.seek(origin + math.floor(from_s / base), stream=self.stream, backward=True)
+            except av.error.FFmpegError:
+                return -math.inf
+        last = -math.inf
+        for packet in self._packets():
+            if packet.pts is not None:
+                last = max(last, float((packet.pts - origin + (packet.duration or 0)) * base))
+                self.progress(f"{last:.2f} s")
+        return last
 
     def _reopen(self) -> None:
         self.container.close()
-        self.container, self.stream = _open(self.path)
+        self.container, self.stream = _open(self.path, self.max_pixels)
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[Video]:
+def open_video(
+    path: Path, *, max_pixels: int = Settings.max_pixels, progress: Callable[[str], None] = lambda place: None
+) -> Iterator[Video]:
     """Opens the first real video stream of a file.
+
+    Args:
+        path: the file.
+        max_pixels: what announces or holds larger frames is refused.
+        progress: is told the place with every packet that is read.
 
     Raises:
         MediaError: missing, not a video in a known container, no video stream (a cover picture is none), no
-        decoder.
+        decoder, too large.
     """
-    video = Video(path, *_open(path))
+    progress("its header")
+    video = Video(path, *_open(path, max_pixels), max_pixels, progress)
     try:
         yield video
     finally:
         video.container.close()
+
+
+class KeptVideo:
+    """Opens videos as `open_video` does, and keeps the last one open: the next piece of it goes on where it ended."""
+
+    def __init__(self) -> None:
+        self._video: Video | None = None
+        self._key: object = None
+
+    @contextmanager
+    def open(self, path: Path, *, max_pixels: int, progress: Callable[[str], None]) -> Iterator[Video]:
+        """See `open_video`."""
+        key = path, max_pixels, _version(path)
+        if self._video is None or key != self._key:
+            self.close()
+            progress("its header")
+            self._video, self._key = Video(path, *_open(path, max_pixels), max_pixels, progress), key
+        try:
+            yield self._video
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the video that is kept."""
+        if self._video is not None:
+            self._video.container.close()
+            self._video = None
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """What is no longer the same once a file has been replaced or changed."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
@@ -233,6 +381,15 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return (True, c < 0, b < 0) if swapped else (False, a < 0, d < 0)
 
 
+def hdr_kind(frame: av.VideoFrame) -> str:
+    """What makes the frame's colours larger than a screen's, in words; "" if nothing does."""
+    transfer = (
+        "PQ" if frame.color_trc == ColorTrc.SMPTE2084 else "HLG" if frame.color_trc == ColorTrc.ARIB_STD_B67 else ""
+    )
+    primaries = "BT.2020" if frame.color_primaries == ColorPrimaries.BT2020 else ""
+    return ", ".join(word for word in (transfer, primaries) if word)
+
+
 def effective_fps(times: tuple[float, float], num_frames: int, declared: float) -> float:
     """Frames per second of `num_frames` frames between two times; one frame says nothing: what was declared."""
     if num_frames < 2 or times[1] <= times[0]:
@@ -241,11 +398,15 @@ def effective_fps(times: tuple[float, float], num_frames: int, declared: float) 
     return declared if abs(measured - declared) <= _RATE_TOLERANCE * declared else measured
 
 
-def _open(path: Path) -> tuple[Any, Any]:
-    if not path.is_file():
-        raise MediaError("missing_file", "no such file")
+def _open(path: Path, max_pixels: int) -> tuple[Any, Any]:
+    try:
+        if not path.is_file():
+            raise MediaError("missing_file", "no such file")
+    except OSError as error:
+        raise MediaError("unreadable", str(error.strerror)) from error
     # "file:" so that no part of a name is taken for a protocol.
-    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "enable_drefs": "0"}
+    options["max_pixels"] = str(max_pixels)
     with _ffmpeg_messages() as said:
         try:
             container = av.open(f"file:{path}", options=options, metadata_errors="replace")
@@ -257,11 +418,14 @@ def _open(path: Path) -> tuple[Any, Any]:
         if stream.codec_context is None:
             container.close()
             raise MediaError("no_decoder", "this FFmpeg has no decoder for the video stream")
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > MAX_PIXELS:
+        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+        # A decoder that was refused its size while FFmpeg looked at the first frames says so, and forgets it.
+        refused = next((found[1] for _, _, words in said if (found := _TOO_LARGE.search(words))), None)
+        if refused or stream.codec_context.width * stream.codec_context.height > max_pixels:
             container.close()
-            raise MediaError("too_large", f"{width}x{height} pixels, {MAX_PIXELS} are allowed")
+            raise MediaError("too_large", f"{refused or size} pixels, --max-pixels {max_pixels} are allowed")
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}
         return container, stream
     container.close()
     raise MediaError("no_video", "the file has no video stream")
