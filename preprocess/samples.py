@@ -16,10 +16,11 @@ from pathlib import Path
 
 import av
 
+from preprocess.encoding import FrameEncoder
 from preprocess.folders import frame_name
 from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
-from preprocess.stills import announced_size, encode_jpeg, jpeg_header, natural_size, scaled_size, stored_frame
+from preprocess.stills import announced_size, jpeg_header, natural_size, scaled_size, stored_frame
 from preprocess.videos import Video, effective_fps, hdr_kind, open_video
 
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
@@ -47,7 +48,19 @@ def media_files(row: PlannedSample, settings: Settings) -> list[str]:
     if row.kind != "frames":
         return [row.path]
     keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
-    return [f"{row.path}/{frame_name(row.prefix, row.digits, row.suffix, row.first + number)}" for number in keep]
+    folder = f"{row.path}/" if row.path else ""
+    numbers = [row.first + number for number in keep]
+    if row.gaps:
+        gaps = set(row.gaps)
+        numbers = [_before(number, gaps) for number in numbers]
+    return [folder + frame_name(row.prefix, row.digits, row.suffix, number) for number in numbers]
+
+
+def _before(number: int, gaps: set[int]) -> int:
+    """The frame that stands in for one that is missing."""
+    while number in gaps:
+        number -= 1
+    return number
 
 
 def encode_sample(
@@ -138,8 +151,13 @@ def _encode_files(
     source_fps = settings.source_fps or math.nan
     faster = len(keep) < row.stop - row.first
     fps = settings.fps if faster and settings.fps else source_fps
-    remark = _joined([_mixed_sizes(num_other, len(keep), size)])
+    remark = _joined([_mixed_sizes(num_other, len(keep), size), _filled(row, keep)])
     return Facts(len(keep), row.first, row.first + keep[-1] + 1, fps, row.start_s, *size, remark)
+
+
+def _filled(row: PlannedSample, keep: Sequence[int]) -> tuple[str, str] | None:
+    filled = sum(row.first + number in row.gaps for number in keep)
+    return ("filled_gaps", f"{filled} missing frames are the ones before them") if filled else None
 
 
 def _read(file: Path, number: int, *, limit: int) -> bytes:
@@ -165,6 +183,7 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
     else:
         chosen = (pair for pair in video.frames(start_s, stop_s) if start_s <= max(pair[0], 0.0) and pair[0] < stop_s)
     looks = _Looks(pixel_aspect=video.pixel_aspect)
+    encoder = FrameEncoder(settings.quality)
     first_s = last_s = math.nan
     size = (0, 0)
     for seconds, frame in chosen:
@@ -172,7 +191,7 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
             first_s = seconds
             size = scaled_size(*video.upright_size(frame), settings.short_side)
         last_s = seconds
-        sink(encode_jpeg(video.picture(frame, width=size[0], height=size[1]), settings.quality))
+        sink(encoder.encode(frame, width=size[0], height=size[1]))
         looks.add(frame, same_size=scaled_size(*video.upright_size(frame), settings.short_side) == size)
     num_frames, damage = looks.num_frames, video.damage
     if num_frames == 0:

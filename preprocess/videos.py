@@ -1,25 +1,22 @@
 """Video files ─► frames in time order, through PyAV (FFmpeg in a wheel).
 
-In: a file and a span of its time. Out: `(seconds, frame)` pairs, the first frame of the stream at about 0 s,
-upright RGB pictures from them, and an account of what could not be decoded.
+In: a file and a span of its time. Out: `(seconds, frame)` pairs, the first frame of the stream at about 0 s, and an
+account of what could not be decoded. `preprocess.encoding` makes pictures of the frames.
 
     with open_video(path) as video:
         for seconds, frame in video.frames(0.0, 10.0):
-            picture = video.picture(frame, width=455, height=256)
+            width, height = video.upright_size(frame)
 
 Frames are placed by their timestamps, never by counting: variable rates, a non-zero start and frames that an
 edit list discards come out right; where timestamps go back, the rest follows on. What breaks in the middle does
 not end the video: packets that do not decode and frames that the decoder flags as damaged are left out and
 counted; the rest is kept, and may show traces of the loss until the next keyframe, as it would in any player.
 
-Colours are converted by the matrix and the range that the stream names (BT.601, 709, 2020, full or limited); a stream
-that names none is taken for BT.601 in limited range, which is FFmpeg's guess at any size. Pixels are taken as stored:
-a pixel aspect ratio is not applied, fields are not separated, an alpha channel is dropped, HDR is not tone-mapped.
-
-Everything that could make two runs differ is fixed: one codec thread, bit-exact scaling. Only the file itself is
+Everything that could make two runs differ is fixed: one codec thread. Only the file itself is
 opened: no network protocol, no playlist, no reference to other files.
 """
 
+import itertools
 import math
 import re
 from collections import deque
@@ -34,8 +31,7 @@ import av.logging
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
-from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
-from PIL import Image
+from av.video.reformatter import ColorPrimaries, ColorTrc
 
 from preprocess.plan import Settings
 from preprocess.problems import MediaError
@@ -54,11 +50,13 @@ _FORMATS = (
     "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,asf_o,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu,"
     "av1,apng,cavsvideo,dirac,dnxhd,gxf,h263,ivr,mjpeg,mjpeg_2000,nsv,nuv,smjpeg,vc1,vc1test,vvc,webp,wtv,yuv4mpegpipe"
 )
-_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the declared one
 _STEPS_BACK_S = (0.0, 2.0, 8.0, 32.0, 128.0)  # how far before a span a jump is tried where a nearer one came too late
 _TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS, of raw streams: after a jump their clock starts anew
+_CLOCK_RESTARTS_S = 1.0  # timestamps that go back by so much begin anew; by less, they are out of place
+_A_MOMENT_S = 0.001
+_FRAMES_TO_TELL_A_CLOCK = 32
 _LONGEST_LIE_S = 2.0  # a header may announce this much more than the packets have
 
 
@@ -111,12 +109,13 @@ class Video:
     stream: Any
     max_pixels: int
     progress: Callable[[str], None]
-    _reformatter: VideoReformatter = field(default_factory=VideoReformatter)
     _decoded: Iterator[Timed] | None = None  # what follows on the recent frames
     _recent: deque[Timed] = field(default_factory=lambda: deque(maxlen=2))
     _losses: list[_Loss] = field(default_factory=list)
     _span: tuple[float, float] = (-math.inf, math.inf)
     _latest: float = 0.0  # time of the frame that was decoded last
+    _clock_is_chosen: bool = False
+    _first_dts: int | None = None  # where the clock starts if decoding times are better than those of presentation
     _no_jumps: bool = False  # decoding from the start is the only way to any frame
 
     @property
@@ -189,20 +188,6 @@ class Video:
         """(width, height) of the frame as it is meant to be seen."""
         return (frame.height, frame.width) if orientation(frame)[0] else (frame.width, frame.height)
 
-    def picture(self, frame: av.VideoFrame, *, width: int, height: int) -> Image.Image:
-        """The frame as an upright RGB picture of the given size."""
-        swapped, flip_x, flip_y = orientation(frame)
-        size = (height, width) if swapped else (width, height)
-        try:
-            rgb = self._reformatter.reformat(frame, *size, "rgb24", interpolation=_SCALING, threads=1)
-        except av.error.FFmpegError as error:
-            raise MediaError("unsupported", f"{frame.format.name} cannot be converted: {error.strerror}") from error
-        pixels = rgb.to_ndarray()
-        if swapped:
-            pixels = pixels.transpose(1, 0, 2)
-        pixels = pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-        return Image.fromarray(np.ascontiguousarray(pixels))
-
     def _from(self, start_s: float) -> Iterator[Timed]:
         """Frames from one at or before start_s on, or from the first one if there is none."""
         recent = list(self._recent)
@@ -220,6 +205,7 @@ class Video:
 
         A jump may land too late: on the keyframe after, or on packets that need an earlier one. Then farther back.
         """
+        self._choose_clock()
         origin, base = self.stream.start_time or 0, self.stream.time_base
         if start_s > 0 and base and not self._no_jumps and not self.container.format.flags & _NO_TIMESTAMPS:
             for back_s in _STEPS_BACK_S:
@@ -242,6 +228,23 @@ class Video:
         self._start_decoding()
         return []
 
+    def _choose_clock(self) -> None:
+        """AVI knows no order of presentation: what FFmpeg makes up for B-frames goes back and forth.
+
+        Then a frame's place is that of the packet after which it came out, which is late by as much everywhere.
+        """
+        if self.container.format.name != "avi" or self._clock_is_chosen:
+            return
+        self._clock_is_chosen = True
+        try:
+            frames = list(itertools.islice(self.container.decode(self.stream), _FRAMES_TO_TELL_A_CLOCK))
+        except av.error.FFmpegError:
+            frames = []
+        stamps = [frame.pts for frame in frames if frame.pts is not None]
+        if stamps != sorted(stamps):
+            self._first_dts = frames[0].dts
+        self._reopen()
+
     def _start_decoding(self) -> None:
         self._recent.clear()
         self._latest = 0.0
@@ -249,6 +252,8 @@ class Video:
 
     def _decode(self) -> Iterator[Timed]:
         base, origin = self.stream.time_base, self.stream.start_time or 0
+        if self._first_dts is not None:
+            origin = self._first_dts
         step = 1 / self.facts.fps if self.facts.fps > 0 else 0.04
         latest, moved = -math.inf, 0.0
         for packet in self._packets():
@@ -261,10 +266,11 @@ class Video:
                 self._losses.append(_Loss(max(latest + step, 0.0), str(error.strerror)))
                 continue
             for frame in frames:
-                seconds = max(latest + step, 0.0) if frame.pts is None else float((frame.pts - origin) * base) + moved
-                if seconds <= latest:
+                stamp = frame.pts if self._first_dts is None else frame.dts
+                seconds = max(latest + step, 0.0) if stamp is None else float((stamp - origin) * base) + moved
+                if seconds <= latest - _CLOCK_RESTARTS_S:
                     moved += latest + step - seconds
-                    seconds = latest + step
+                seconds = latest + step if seconds <= latest - _CLOCK_RESTARTS_S else max(seconds, latest + _A_MOMENT_S)
                 latest = self._latest = seconds
                 if frame.is_corrupt:
                     self._losses.append(_Loss(seconds, "damaged frame", is_frame=True))
@@ -297,9 +303,12 @@ class Video:
                 return -math.inf
         last = -math.inf
         for packet in self._packets():
+            length_s = float((packet.duration or 0) * base)
             if packet.pts is not None:
-                last = max(last, float((packet.pts - origin + (packet.duration or 0)) * base))
-                self.progress(f"{last:.2f} s")
+                last = max(last, float((packet.pts - origin) * base) + length_s)
+            elif packet.size and from_s <= 0:
+                last = max(last, 0.0) + length_s
+            self.progress(f"{last:.2f} s")
         return last
 
     def _reopen(self) -> None:

@@ -15,6 +15,9 @@ import av
 import numpy as np
 from PIL import Image
 
+from preprocess.encoding import FrameEncoder
+from preprocess.stills import decode_image
+
 _CELLS = 8  # bits of a frame's number, as black and white cells along the upper edge
 
 
@@ -119,7 +122,7 @@ def make_dataset(
     """
     from preprocess.build import Options, build
     from preprocess.plan import Settings
-    from preprocess.sources import frame_folders
+    from preprocess.frames import frame_folders
 
     counts = [frames] * samples if isinstance(frames, int) else list(frames)
     words = [str(sample % 3) for sample in range(samples)] if labels is None else list(labels)
@@ -133,7 +136,7 @@ def make_dataset(
     ledger = folder / "frames" / "ledger.csv"
     ledger.write_text("\n".join(rows) + "\n")
     settings = Settings(shard_size=shard_size, source_fps=source_fps)
-    source = frame_folders(folder / "frames", ledger, settings=settings)
+    source = frame_folders([folder / "frames"], ledger, settings=settings)
     build(source, settings=settings, options=Options(), out=folder / "shards")
     return folder / "shards"
 
@@ -144,6 +147,11 @@ def make_numbered(folder: Path, numbers: Sequence[int], size: tuple[int, int] = 
     for index, number in enumerate(numbers, start=1):
         numbered_image(number, size).save(folder / f"img_{index:05d}.jpg", quality=90)
     return folder
+
+
+def picture_of(frame: av.VideoFrame, size: tuple[int, int]) -> Image.Image:
+    """A decoded frame as it would be stored."""
+    return decode_image(FrameEncoder(quality=100).encode(frame, width=size[0], height=size[1]))
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:

@@ -13,7 +13,7 @@ from mae3d.encoder import Encoder
 from mae3d.video import VideoError, clip_frames, read_clip
 from pipelines.clips import strided_windows
 from preprocess.videos import open_video
-from tests.media import frame_number, make_video
+from tests.media import frame_number, make_video, picture_of
 
 CONFIG = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=64, num_frames=4, depth=1)
 
@@ -74,7 +74,7 @@ def test_upright_as_in_preprocessing(media: Path, name: str) -> None:
         frames = list(video.frames())
         middle = frames[int((len(frames) - 1) / 2)][1]
         width, height = video.upright_size(middle)
-        picture = video.picture(middle, width=width, height=height)
+        picture = picture_of(middle, (width, height))
     side, room = min(width, height), abs(width - height)
     left, top = (-(-room // 2), 0) if width > height else (0, -(-room // 2))
     expected = picture.crop((left, top, left + side, top + side)).resize((64, 64), Image.Resampling.BILINEAR)

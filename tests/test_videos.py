@@ -7,7 +7,7 @@ from PIL import Image
 
 from preprocess.problems import MediaError
 from preprocess.videos import Video, effective_fps, open_video, orientation
-from tests.media import frame_number, make_video, numbered_image, psnr, rotate_mp4
+from tests.media import frame_number, make_video, numbered_image, picture_of, psnr, rotate_mp4
 
 SIZE = (64, 48)
 
@@ -15,7 +15,7 @@ SIZE = (64, 48)
 def read(video: Video, start_s: float = 0.0, stop_s: float = math.inf) -> list[tuple[float, int]]:
     """(time, number shown) of the frames of a span."""
     pairs = video.frames(start_s, stop_s)
-    return [(round(t, 3), frame_number(video.picture(frame, width=SIZE[0], height=SIZE[1]))) for t, frame in pairs]
+    return [(round(t, 3), frame_number(picture_of(frame, SIZE))) for t, frame in pairs]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_fault_12_pictures_are_upright(
         expected = numbered_image(0, SIZE).transpose(turned)
         assert orientation(frame)[0] == (matrix[0] == 0)
         assert video.upright_size(frame) == expected.size
-        picture = video.picture(frame, width=expected.width, height=expected.height)
+        picture = picture_of(frame, expected.size)
     assert psnr(picture, expected) > 25
 
 
@@ -78,7 +78,7 @@ def test_fault_12_ten_bits_and_odd_sizes_become_plain_rgb(tmp_path: Path) -> Non
     path = make_video(tmp_path / "a.mkv", 3, size=(65, 49), codec="ffv1", pixel_format="yuv444p10le")
     with open_video(path) as video:
         _, frame = next(video.frames())
-        picture = video.picture(frame, width=65, height=49)
+        picture = picture_of(frame, (65, 49))
     assert picture.mode == "RGB"
     assert psnr(picture, numbered_image(0, (65, 49))) > 25
 
