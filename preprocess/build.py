@@ -25,10 +25,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from preprocess.append import OF_SOURCES, Part, begun, dataset_settings, differences, extended, parts_of, shards_of
+from preprocess.boards import LOCK_NAME
 from preprocess.executors import Task, Workers, dask_workers, local_workers, make_shard, run_shards, shard_files
 from preprocess.files import TEMPORARY_PREFIX
 from preprocess.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, map_dataset, parse_meta
-from preprocess.lock import LOCK_NAME, Lock, hold
+from preprocess.lock import Lock, hold
 from preprocess.merge import write_dataset
 from preprocess.output import Output, open_output
 from preprocess.plan import Plan, Settings, make_plan, read_plan, write_plan

@@ -17,7 +17,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Protocol
 
-from preprocess.lock import Board, FolderBoard, UrlBoard
+from preprocess.boards import Board, FolderBoard, UrlBoard
 from preprocess.roots import process_folder
 from preprocess.storage import Storage, is_url
 
