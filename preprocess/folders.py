@@ -2,19 +2,24 @@
 
 In: file names such as `img_00001.jpg`. Out: `FrameFolder`, which names the file of any frame.
 
-    scan_folder(Path("train/video_1"))  # FrameFolder('img_', digits=5, suffix='.jpg', numbers=[1 ... 3117])
+    scan_names(os.listdir("train/video_1"))  # FrameFolder('img_', digits=5, suffix='.jpg', numbers=[1 ... 3117])
+    FrameFolders(root).scan("train/video_1")
 """
 
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from preprocess.roots import Folder, Root
+
 _FRAME = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\.(?:jpe?g|png))", re.IGNORECASE | re.DOTALL)
+_LARGEST = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,27 @@ class FrameFolder:
 
     def first_missing(self, first: int, stop: int) -> int | None:
         """The first number in [first, stop) without a file, or None if all are there."""
-        low, high = np.searchsorted(self.numbers, [first, stop])
+        low, high = np.searchsorted(self.numbers, [first, stop]).tolist()
         if high - low == stop - first:
             return None
-        return int(np.setdiff1d(np.arange(first, stop), self.numbers[low:high])[0])
+        off = np.flatnonzero(self.numbers[low:high] != first + np.arange(high - low))
+        return first + int(off[0] if len(off) else high - low)
+
+    def gaps(self, first: int, stop: int) -> tuple[int, ...] | None:
+        """The numbers in [first, stop) without a file; None if a frame before them, which could stand in, is missing.
+
+        Also None for numbers beyond the last file, or where more frames are missing than there are.
+        """
+        low, high = np.searchsorted(self.numbers, [first, stop]).tolist()
+        if not len(self.numbers) or self.numbers[0] > first or self.numbers[-1] < stop - 1:
+            return None
+        if stop - first > 2 * (high - low):
+            return None
+        return tuple(np.setdiff1d(np.arange(first, stop), self.numbers[low:high], assume_unique=True).tolist())
+
+    def nearest_before(self, number: int) -> int:
+        """The largest number with a file that is not larger than this one."""
+        return int(self.numbers[np.searchsorted(self.numbers, number, side="right") - 1])
 
 
 def frame_name(prefix: str, digits: int, suffix: str, number: int) -> str:
@@ -49,17 +71,16 @@ def frame_name(prefix: str, digits: int, suffix: str, number: int) -> str:
     return f"{prefix}{number:0{digits}d}{suffix}"
 
 
-def scan_folder(path: Path) -> FrameFolder | None:
+def scan_names(names: Iterable[str]) -> FrameFolder | None:
     """The template that most of the numbered images of a folder share; None if there is no such image.
 
     Files of other templates are not seen: among `img_00001.jpg` ... a stray `img_0323.jpg` is none of the
     frames.
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if match := _FRAME.fullmatch(entry.name):
-                groups[match["prefix"], match["suffix"]].append(match["number"])
+    for name in names:
+        if (match := _FRAME.fullmatch(name)) and int(match["number"]) < _LARGEST:
+            groups[match["prefix"], match["suffix"]].append(match["number"])
     if not groups:
         return None
     prefix, suffix = max(groups, key=lambda group: (len(groups[group]), group))
@@ -89,18 +110,60 @@ def index_shift(folder: FrameFolder, first: int, stop: int) -> int:
     return 0
 
 
-def unlisted_folders(root: Path, listed: Collection[str]) -> Iterator[str]:
-    """Folders below `root` that hold numbered images and are not in `listed` (paths relative to the root)."""
+@dataclass(frozen=True)
+class FrameFolders:
+    """The frame folders below a root. A folder of this machine is read as needed, a URL is listed once."""
+
+    root: Root
+
+    def scan(self, folder: str) -> FrameFolder | None:
+        """What is in one folder; None if it has no numbered image, FileNotFoundError if there is no such folder."""
+        if isinstance(self.root, Folder):
+            try:
+                return scan_names(self.root.names(folder))
+            except NotADirectoryError as error:
+                raise FileNotFoundError(folder) from error
+        if folder not in self._listed and not any(name.startswith(f"{folder}/") for name in self._listed):
+            raise FileNotFoundError(folder)
+        return scan_names(self._listed.get(folder, []))
+
+    def below(self, folder: str = "", *, skip: Collection[str] = ()) -> Iterator[str]:
+        """The folders that hold numbered images, relative to `folder`, in no order; no hidden and no linked ones.
+
+        Args:
+            folder: where to start.
+            skip: folders, relative to `folder`, that are not looked into.
+        """
+        if isinstance(self.root, Folder):
+            yield from _walk(self.root.path / folder, skip)
+            return
+        prefix = f"{folder}/" if folder else ""
+        for path, names in self._listed.items():
+            name = path.removeprefix(prefix)
+            if f"{path}/".startswith(prefix) and name not in skip and any(map(_FRAME.fullmatch, names)):
+                yield name
+
+    @cached_property
+    def _listed(self) -> dict[str, list[str]]:
+        folders: dict[str, list[str]] = defaultdict(list)
+        for name in self.root.files().names:
+            folder, _, file = name.rpartition("/")
+            folders[folder].append(file)
+        return dict(folders)
+
+
+def _walk(root: Path, skip: Collection[str]) -> Iterator[str]:
     pending = [""]
     while pending:
         relative = pending.pop()
-        if relative in listed:
+        if relative in skip:
             continue
         has_frames = False
         with os.scandir(root / relative) as entries:
             for entry in entries:
-                if entry.is_dir():
-                    pending.append(f"{relative}/{entry.name}" if relative else entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    if not entry.name.startswith("."):
+                        pending.append(f"{relative}/{entry.name}" if relative else entry.name)
                 elif not has_frames:
                     has_frames = _FRAME.fullmatch(entry.name) is not None
         if has_frames:

@@ -5,14 +5,14 @@ README shows it (spaces, no header) or as their code took it (commas, with or wi
 `LedgerRow`s with half-open ranges, and a `Problem` for every row that is no such thing. Inclusive ranges
 exist in this file only.
 
-    ledger = read_ledger(Path("ledger.csv"))
+    ledger = read_ledger(path.read_bytes(), "ledger.csv")
     print(ledger.dialect)       # ledger.csv: spaces, no header, 5 rows
     ledger.rows[0]              # LedgerRow(line=1, name='video_1', first=1, stop=3118, labels=('1',))
 """
 
 import csv
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Literal
 
 from preprocess.problems import Problem
@@ -20,7 +20,7 @@ from preprocess.problems import Problem
 Delimiter = Literal["auto", "comma", "space", "tab", "semicolon"]
 Header = Literal["auto", "yes", "no"]
 
-_CHARACTERS = {"comma": ",", "space": " ", "tab": "\t", "semicolon": ";"}
+DELIMITERS = {"comma": ",", "space": " ", "tab": "\t", "semicolon": ";"}
 _NAMES = {",": "commas", " ": "spaces", "\t": "tabs", ";": "semicolons"}
 _MAX_LABEL = 2**31 - 1
 
@@ -49,18 +49,27 @@ class Ledger:
     dialect: str
 
 
-def read_ledger(path: Path, *, delimiter: Delimiter = "auto", header: Header = "auto") -> Ledger:
+def read_ledger(
+    data: bytes, source: str, *, delimiter: Delimiter = "auto", header: Header = "auto", allow_outside: bool = False
+) -> Ledger:
     """Reads a ledger in whichever dialect it is written, or in the one that is named.
 
     A comma (tab, semicolon) in the first row is the delimiter, else blanks are; a first row whose second and
     third fields are both words is a header. Byte-order mark, CRLF and empty lines are fine; quotes protect
     blanks.
 
+    Args:
+        data: the file's bytes.
+        source: its name, for messages.
+        delimiter: between the fields.
+        header: whether the first row is none.
+        allow_outside: whether names may leave the root (`../x`, `/x`).
+
     Raises:
-        LedgerError: no such file, not UTF-8, or no row in it.
+        LedgerError: not UTF-8, or no row in it.
     """
-    lines = read_lines(path)
-    character = _CHARACTERS[delimiter] if delimiter != "auto" else sniff_delimiter(lines[0][1])
+    lines = decoded_lines(data, source)
+    character = DELIMITERS[delimiter] if delimiter != "auto" else sniff_delimiter(lines[0][1])
     records = [(number, split_line(text, character)) for number, text in lines]
     first = records[0][1]
     has_header = header == "yes" or (
@@ -72,7 +81,7 @@ def read_ledger(path: Path, *, delimiter: Delimiter = "auto", header: Header = "
     problems: list[Problem] = []
     seen: dict[tuple[object, ...], int] = {}
     for line, fields in records:
-        row = _parse_row(line, fields)
+        row = _parse_row(line, fields, allow_outside)
         if isinstance(row, LedgerRow):
             earlier = seen.setdefault((row.name, row.first, row.stop, row.labels), line)
             if earlier != line:
@@ -82,30 +91,33 @@ def read_ledger(path: Path, *, delimiter: Delimiter = "auto", header: Header = "
         else:
             problems.append(row)
     if not records:
-        raise LedgerError(f"{path}: no row, only a header; rows are `name first last label`")
-    said = f"{_NAMES[character]}, {'a header' if has_header else 'no header'}, {len(records)} rows"
-    return Ledger(tuple(rows), tuple(problems), f"{path.name}: {said}")
+        raise LedgerError(f"{source}: no row, only a header; rows are `name first last label`")
+    said = f"{delimiter_name(character)}, {'a header' if has_header else 'no header'}, {len(records)} rows"
+    return Ledger(tuple(rows), tuple(problems), f"{PurePosixPath(source).name}: {said}")
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
+def decoded_lines(data: bytes, source: str) -> list[tuple[int, str]]:
     """The non-empty lines of a UTF-8 text with their 1-based numbers, at least one.
 
     Raises:
-        LedgerError: no such file, not UTF-8, or nothing in it.
+        LedgerError: not UTF-8, or nothing in it.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise LedgerError(f"{path}: {error.strerror}; give the file with --ledger") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise LedgerError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        raise LedgerError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from error
+    # Not splitlines: it also splits at characters that names may hold.
+    numbered = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1)
+    lines = [(number, line) for number, line in numbered if line.strip()]
     if not lines:
-        raise LedgerError(f"{path}, line 1: the file is empty; rows are `name first last label`")
+        raise LedgerError(f"{source}, line 1: the file is empty")
     return lines
+
+
+def delimiter_name(character: str) -> str:
+    """A delimiter in words."""
+    return _NAMES[character]
 
 
 def sniff_delimiter(line: str) -> str:
@@ -120,25 +132,25 @@ def split_line(line: str, delimiter: str) -> list[str]:
     return [field for field in fields if field] if delimiter == " " else fields
 
 
-def unsafe(name: str) -> str | None:
+def unsafe(name: str, *, allow_outside: bool = False) -> str | None:
     """Why a name must not be joined to a root, or None if it may."""
     if not name:
         return "empty name"
     if any(ord(character) < 32 for character in name):
         return "control character in the name"
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        return "leaves the root"
+    if not allow_outside and (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
+        return "leaves the root (--allow-outside permits it)"
     return None
 
 
-def _parse_row(line: int, fields: list[str]) -> LedgerRow | Problem:
+def _parse_row(line: int, fields: list[str], allow_outside: bool) -> LedgerRow | Problem:
     while fields and not fields[-1]:
         fields = fields[:-1]
     if len(fields) < 3:
         found = f"{len(fields)} columns in {' '.join(fields)!r}"
         return Problem("bad_row", f"{found}, expected `name first last [label ...]`", line=line)
     name, start, end, *labels = fields
-    if why := unsafe(name):
+    if why := unsafe(name, allow_outside=allow_outside):
         return Problem("unsafe_name", f"{name!r}: {why}", name, line)
     for what, value in (("first", start), ("last", end)):
         if not _is_number(value):

@@ -2,36 +2,56 @@
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from preprocess.build import Options
     from preprocess.plan import Settings
-    from preprocess.sources import Source
+    from preprocess.sources import Reading, Source
 
 
 def add_build_options(build: argparse.ArgumentParser) -> None:
     """The options of `build`."""
     given = build.add_mutually_exclusive_group(required=True)
     given.add_argument(
-        "--frames", type=Path, metavar="ROOT", help="folder of frame folders (ROOT/<name> or ROOT/train/<name>)"
+        "--frames",
+        nargs="+",
+        metavar="ROOT",
+        help="folders of frame folders (ROOT/<name> or ROOT/train/<name>); a folder a class if there is no ledger",
     )
     given.add_argument(
-        "--videos", type=Path, nargs="+", metavar="PATH", help="folders (walked), video files, or lists `path[,label]`"
-    )
-    given.add_argument(
-        "--images",
-        type=Path,
+        "--videos",
         nargs="+",
         metavar="PATH",
-        help="folders (walked; the first folder below is the label) or image files; each a sample of one frame",
+        help="folders (walked), tars, video files, or lists: `path[,label]`, Kinetics' csv, Something-Something's json",
+    )
+    given.add_argument(
+        "--images", nargs="+", metavar="PATH", help="folders (walked) or image files; each a sample of one frame"
     )
     build.add_argument("--out", required=True, metavar="OUT", help="where the shards go: a folder, or a URL (s3://...)")
-    build.add_argument("--ledger", type=Path, metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
+    build.add_argument("--ledger", metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
     build.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
-    build.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether the ledger has one")
-    build.add_argument("--split", default="", metavar="NAME", help="marks all samples, e.g. train")
+    build.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether ledger or list has one")
+    build.add_argument("--root", default="", metavar="DIR", help="where the paths in lists begin (beside the list)")
+    build.add_argument(
+        "--labels",
+        choices=["auto", "folder", "none"],
+        default="auto",
+        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder)",
+    )
+    build.add_argument(
+        "--label-names", default="", metavar="FILE", help="names of ids 0, 1, ...: one a line, or a dataset.json"
+    )
+    build.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
+    build.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")
+    build.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
+    build.add_argument("--allow-outside", action="store_true", help="take `..` and links that leave the root")
+    build.add_argument(
+        "--scratch", default=tempfile.gettempdir(), metavar="DIR", help="for what is fetched or unpacked (%(default)s)"
+    )
+    build.add_argument("--scratch-gb", type=float, default=20.0, metavar="GB", help="of all workers (%(default)s)")
     build.add_argument(
         "--short-side", type=int, default=256, metavar="PIXELS", help="scale down to this, never up (%(default)s)"
     )
@@ -39,8 +59,11 @@ def add_build_options(build: argparse.ArgumentParser) -> None:
     build.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames a second (all)")
     build.add_argument("--source-fps", type=float, metavar="HZ", help="the rate that frame folders were taken at")
     cut = build.add_mutually_exclusive_group()
-    cut.add_argument("--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds")
+    cut.add_argument(
+        "--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds (60, 1800 frames)"
+    )
     cut.add_argument("--segment-frames", type=int, metavar="N", help="cut into even pieces of at most N frames")
+    cut.add_argument("--whole", action="store_true", help="cut nothing")
     build.add_argument("--shard-size", type=int, metavar="N", help="samples a shard (1000; fewer for small sets)")
     build.add_argument(
         "--max-pixels", type=int, default=1 << 26, metavar="N", help="refuse larger frames (%(default)s)"
@@ -96,6 +119,7 @@ def settings_of(options: argparse.Namespace) -> "Settings":
         source_fps=options.source_fps,
         segment_seconds=options.segment_seconds,
         segment_frames=options.segment_frames,
+        whole=options.whole,
         shard_size=options.shard_size,
         split=options.split,
         max_pixels=options.max_pixels,
@@ -135,14 +159,35 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     Raises:
         ValueError: there is no such thing, or options do not go together.
     """
+    from preprocess.footage import video_files
+    from preprocess.frames import frame_folders
     from preprocess.images import image_files
-    from preprocess.sources import frame_folders, video_files
+    from preprocess.roots import Scratch
 
-    if not options.frames and (options.ledger or options.source_fps):
-        raise ValueError("--ledger and --source-fps belong to --frames; videos have lists and a clock of their own")
+    if not options.frames and (options.ledger or options.source_fps or options.fill_gaps):
+        raise ValueError("--ledger, --source-fps and --fill-gaps belong to --frames; videos have lists and a clock")
+    if not options.videos and (options.root or options.label_key):
+        raise ValueError("--root and --label-key belong to the lists and tars of --videos")
+    reading = reading_of(options)
+    scratch = Scratch(Path(options.scratch), round(options.scratch_gb * 1e9 / options.workers))
     if options.images:
-        return image_files(options.images, settings=settings)
+        return image_files(options.images, settings=settings, reading=reading, scratch=scratch)
     if options.videos:
-        return video_files(options.videos, settings=settings)
-    ledger = options.ledger or options.frames / "ledger.csv"
-    return frame_folders(options.frames, ledger, settings=settings, delimiter=options.delimiter, header=options.header)
+        return video_files(options.videos, settings=settings, reading=reading, scratch=scratch, workers=options.workers)
+    return frame_folders(options.frames, options.ledger, settings=settings, reading=reading, scratch=scratch)
+
+
+def reading_of(options: argparse.Namespace) -> "Reading":
+    """How the input is to be understood."""
+    from preprocess.sources import Reading
+
+    return Reading(
+        delimiter=options.delimiter,
+        header=options.header,
+        labels=options.labels,
+        label_names=options.label_names,
+        label_key=options.label_key,
+        root=options.root,
+        fill_gaps=options.fill_gaps,
+        allow_outside=options.allow_outside,
+    )

@@ -274,8 +274,3 @@ def read_plan(path: Path) -> Plan:
         return Plan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings, notes)
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path}: not a plan ({error}); use another --out, or --overwrite") from error
-
-
-def even_pieces(length: float, longest: float) -> int:
-    """Into how many equal pieces to cut `length` so that none is longer than `longest`: no short piece at the end."""
-    return max(1, math.ceil(length / longest - 1e-9))

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class MediaError(Exception):
         super().__init__(message)
         self.reason = reason
         self.frame = frame
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it can come back from another process."""
+        return type(self), (self.reason, str(self)), {"frame": self.frame}
 
 
 def describe(problem: Problem, source: str) -> str:

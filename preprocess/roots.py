@@ -44,6 +44,10 @@ class Root(Protocol):
     def name(self) -> str:
         """The last part of its path or URL: for messages, and for what makes two inputs the same."""
 
+    @property
+    def where(self) -> str:
+        """Its path or URL: for what is told now, never for what is written."""
+
     def files(self, below: str = "") -> Listing:
         """All files below a folder of it; empty if there is no such folder."""
 
@@ -76,6 +80,10 @@ class Folder:
     @property
     def name(self) -> str:
         return self.path.resolve().name
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
 
     def files(self, below: str = "") -> Listing:
         names: list[str] = []
@@ -136,6 +144,10 @@ class Remote:
     @property
     def name(self) -> str:
         return self.storage.url.rpartition("/")[2]
+
+    @property
+    def where(self) -> str:
+        return self.storage.url
 
     def files(self, below: str = "") -> Listing:
         names = self.storage.sizes(below)

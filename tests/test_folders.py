@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.folders import FrameFolder, index_shift, scan_folder, unlisted_folders
+from preprocess.folders import FrameFolder, FrameFolders, index_shift
+from preprocess.roots import Folder
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_fault_05_the_template_of_a_folder_is_found(
 ) -> None:
     for name in names:
         (tmp_path / name).touch()
-    found = scan_folder(tmp_path)
+    found = FrameFolders(Folder(tmp_path)).scan("")
     assert found is not None
     assert (found.prefix, found.digits, found.suffix) == template
     assert found.numbers.tolist() == list(numbers)
@@ -34,7 +35,7 @@ def test_fault_05_the_template_of_a_folder_is_found(
 def test_a_folder_without_numbered_images_has_no_template(tmp_path: Path) -> None:
     (tmp_path / "cover.jpg").touch()
     (tmp_path / "1.txt").touch()
-    assert scan_folder(tmp_path) is None
+    assert FrameFolders(Folder(tmp_path)).scan("") is None
 
 
 def test_fault_05_the_counting_base_follows_the_files() -> None:
@@ -62,4 +63,4 @@ def test_fault_06_folders_outside_the_ledger_are_found(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
         if name != "empty":
             (tmp_path / name / "img_1.jpg").touch()
-    assert list(unlisted_folders(tmp_path, {"listed", "class/listed too"})) == ["class/other"]
+    assert list(FrameFolders(Folder(tmp_path)).below(skip={"listed", "class/listed too"})) == ["class/other"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.index import DatasetError
-from preprocess.plan import Found, Plan, Request, Settings, even_pieces, make_plan, read_plan, write_plan
+from preprocess.plan import Found, Plan, Request, Settings, make_plan, read_plan, write_plan
 from preprocess.problems import Problem
 
 
@@ -83,10 +83,3 @@ def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
 def test_settings_out_of_range_name_the_setting(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Settings(**wrong)  # type: ignore[arg-type]
-
-
-def test_pieces_are_even_and_never_too_long() -> None:
-    for length in (1, 9, 10, 11, 99.5):
-        pieces = even_pieces(length, 10)
-        assert length / pieces <= 10
-        assert pieces == 1 or length / (pieces - 1) > 10
