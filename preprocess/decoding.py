@@ -19,10 +19,11 @@ from typing import Any
 
 from PIL import Image
 
+from preprocess.archive import TarWriter
 from preprocess.decoder import COUNT_BYTES, PAGE_BYTES
 from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
-from preprocess.shards import TarWriter, write_sample
+from preprocess.shards import write_sample
 from preprocess.videos import KeptVideo, open_video
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

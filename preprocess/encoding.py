@@ -12,6 +12,8 @@ that names none is taken for BT.601 in limited range, which is FFmpeg's guess at
 a pixel aspect ratio is not applied, fields are not separated, an alpha channel is dropped, HDR is not tone-mapped.
 """
 
+from typing import Any
+
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
@@ -70,9 +72,10 @@ class FrameEncoder:
             )
         except av.error.FFmpegError as error:
             raise MediaError("unsupported", f"{frame.format.name} cannot be converted: {error.strerror}") from error
+        planes: Any = scaled.planes  # their stub does not say that they are buffers
         y, cb, cr = (
             np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-            for plane in scaled.planes
+            for plane in planes
         )
         return (y, cb, cr) if full else (_mapped(y, _FULL_LUMA), _mapped(cb, _FULL_CHROMA), _mapped(cr, _FULL_CHROMA))
 

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow.compute as pc
 
+from preprocess.archive import IDX_VERSION, frame_member, index_line, padded
 from preprocess.index import BLOCK, META_NAME, Dataset, DatasetError, frame_offsets, map_dataset, read_meta
-from preprocess.shards import IDX_VERSION, frame_member, index_line
 from preprocess.stills import decode_strictly, jpeg_header
 from preprocess.tables import read_shard_table
 
@@ -47,7 +47,7 @@ class _Sample:
     @property
     def end(self) -> int:
         """Where the next sample begins."""
-        return int(self.offset[-1]) + _padded(int(self.size[-1]))
+        return int(self.offset[-1]) + padded(int(self.size[-1]))
 
     def frame_name(self, frame: int) -> str:
         return frame_member(self.key, frame)
@@ -156,7 +156,7 @@ def _check_idx(path: Path, samples: list[_Sample]) -> Iterator[str]:
         json_bytes = int(fields[2]) if len(fields) == 4 and fields[2].isdecimal() else -1
         sizes = sample.size.tolist()
         wanted = index_line(sample.key, sample.start + BLOCK, json_bytes, int(sample.offset[0]), sizes)
-        if line != wanted or _padded(json_bytes) != sample.json_room:
+        if line != wanted or padded(json_bytes) != sample.json_room:
             yield f"line {number} disagrees with the index about sample {sample.key}"
             return
 
@@ -218,7 +218,7 @@ def _walk(file: _Hashed, samples: list[_Sample], *, sha256: str, decode: bool) -
             file.read(sample.json_room)
             for frame, (size, crc32) in enumerate(zip(sample.size.tolist(), sample.crc32.tolist(), strict=True)):
                 _check_header(file.read(BLOCK), sample.frame_name(frame), size)
-                data = file.read(_padded(size))[:size]
+                data = file.read(padded(size))[:size]
                 if sha256 and zlib.crc32(data) != crc32:
                     yield f"{sample.frame_name(frame)}: its crc32 is not the one in the index"
                 elif decode and (finding := _decode_finding(data, (sample.width, sample.height))):
@@ -237,7 +237,7 @@ def _check_header(block: bytes, name: str, size: int, *, exact: bool = True) -> 
         member = tarfile.TarInfo.frombuf(block, "ascii", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
         raise _Mismatch(f"no member where {name} should be ({error})") from error
-    there = member.size if exact else _padded(member.size)
+    there = member.size if exact else padded(member.size)
     if member.name != name or there != size or not member.isreg():
         raise _Mismatch(f"member {member.name} with {member.size} bytes where {name} with {size} should be")
 
@@ -253,7 +253,3 @@ def _decode_finding(data: bytes, size: tuple[int, int]) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def _padded(num_bytes: int) -> int:
-    return num_bytes + -num_bytes % BLOCK

@@ -4,24 +4,21 @@
 
 A pure function of its arguments: what it writes does not depend on the worker, the host, the time or earlier tries.
 Media are read, and frames written, by the child of `preprocess.decoder`; what hangs or kills it costs its sample.
-The tar is WebDataset's (USTAR, the members of a sample side by side, no times or owners), the .idx is DALI's
-(wds2idx v1.2). The .parquet comes last: where it is, the shard is done. Frames are written as they are decoded; the
-sample's .json, which comes first, is filled in afterwards, and a sample that fails is cut off again.
+The tar and the .idx are those of `preprocess.archive`. The .parquet comes last: where it is, the shard is done.
 """
 
 import json
 import math
-import tarfile
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from preprocess.archive import IDX_VERSION, GrowingHash, TarWriter
 from preprocess.decoder import Written, decoder
-from preprocess.files import replace_file, sha256_of
-from preprocess.index import BLOCK, DatasetError, Shard
+from preprocess.files import replace_file
+from preprocess.index import DatasetError, Shard
 from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
 from preprocess.roots import Root
@@ -30,7 +27,6 @@ from preprocess.tables import read_shard_table, write_shard_table
 from preprocess.videos import Video, open_video
 
 _NUMBERS = 256  # bytes that the numbers of a sample's .json may take
-IDX_VERSION = "v1.2"
 
 
 @dataclass(frozen=True)
@@ -44,73 +40,9 @@ class ShardResult:
     remarks: tuple[tuple[str, str, str], ...]
 
 
-@dataclass
-class TarWriter:
-    """Appends samples to a tar: begin, add frames, then finish or abandon."""
-
-    file: BinaryIO
-    index: list[str] = field(default_factory=list)  # lines of the .idx, one a sample
-    sizes: list[int] = field(default_factory=list)
-    crc32s: list[int] = field(default_factory=list)
-    offset: int = 0  # of the first frame's data
-    _key: str = ""
-    _start: int = 0
-    _json_bytes: int = 0
-
-    def begin(self, key: str, json_bytes: int) -> None:
-        """Opens a sample, leaving room for a .json of that many bytes."""
-        self._key, self._start, self._json_bytes = key, self.file.tell(), json_bytes
-        self.sizes, self.crc32s = [], []
-        self.file.seek(BLOCK + _padded(json_bytes), 1)
-        self.offset = self.file.tell() + BLOCK
-
-    def add(self, data: bytes) -> None:
-        """Writes one frame."""
-        self.file.write(_header(frame_member(self._key, len(self.sizes)), len(data)))
-        self.file.write(data)
-        self.file.write(bytes(_padded(len(data)) - len(data)))
-        self.sizes.append(len(data))
-        self.crc32s.append(zlib.crc32(data))
-
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Writes the .json into its place; blanks fill it up."""
-        text = json.dumps(facts).encode()
-        assert len(text) <= self._json_bytes, "more than was reserved"
-        end = self.file.tell()
-        self.file.seek(self._start)
-        self.file.write(_header(f"{self._key}.json", self._json_bytes))
-        self.file.write(text.ljust(self._json_bytes).ljust(_padded(self._json_bytes), b"\0"))
-        self.file.seek(end)
-        self.index.append(index_line(self._key, self._start + BLOCK, self._json_bytes, self.offset, self.sizes))
-
-    def abandon(self) -> None:
-        """Forgets the sample that was begun."""
-        self.file.seek(self._start)
-        self.file.truncate()
-
-    def close(self) -> None:
-        """Ends the archive as tar does: two empty blocks, filled up to a whole record."""
-        end = self.file.tell() + 2 * BLOCK
-        self.file.write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
-
-
 def shard_name(number: int) -> str:
     """shard-00003: the stem of a shard's files."""
     return f"shard-{number:05d}"
-
-
-def frame_member(key: str, frame: int) -> str:
-    """The name of a frame in the tar."""
-    return f"{key}.{frame:06d}.jpg"
-
-
-def index_line(key: str, json_offset: int, json_bytes: int, offset: int, sizes: Sequence[int]) -> str:
-    """One sample's line of the .idx: extension, offset of the data, size and name of every member."""
-    parts = [f"json {json_offset} {json_bytes} {key}.json"]
-    for frame, size in enumerate(sizes):
-        parts.append(f"{frame:06d}.jpg {offset} {size} {frame_member(key, frame)}")
-        offset += BLOCK + _padded(size)
-    return " ".join(parts)
 
 
 def finished(out: Path, number: int) -> Shard | None:
@@ -147,23 +79,27 @@ def build_shard(
     with replace_file(stem.with_suffix(".tar")) as aside:
         aside.touch()
         stop = 0
-        for sample in samples:
-            try:
-                with roots[sample.root].local(media_files(sample, settings)) as files:
-                    written = decoder().write(
-                        sample, files, settings=settings, tar=aside, start=stop, first=sample is samples[0]
-                    )
-            except MediaError as error:
-                rows.append(_row(sample, error))
-            else:
-                rows.append(_row(sample, written))
-                lines.append(written.line)
-                stop = written.stop
-        with aside.open("r+b") as file:
-            file.truncate(stop)  # a sample that failed may have left something
-            file.seek(stop)
-            TarWriter(file).close()
-        tar_bytes, tar_sha256 = aside.stat().st_size, sha256_of(aside)
+        with GrowingHash(aside) as sha256:
+            for sample in samples:
+                try:
+                    with roots[sample.root].local(media_files(sample, settings)) as files:
+                        written = decoder().write(
+                            sample, files, settings=settings, tar=aside, start=stop, first=sample is samples[0]
+                        )
+                except MediaError as error:
+                    rows.append(_row(sample, error))
+                else:
+                    rows.append(_row(sample, written))
+                    lines.append(written.line)
+                    stop = written.stop
+                    sha256.cover(stop)
+            with aside.open("r+b") as file:
+                file.truncate(stop)  # a sample that failed may have left something
+                file.seek(stop)
+                TarWriter(file).close()
+                tar_bytes = file.tell()
+            sha256.cover(tar_bytes)
+            tar_sha256 = sha256.hexdigest()
     with replace_file(stem.with_suffix(".idx")) as aside:
         aside.write_text("\n".join([f"{IDX_VERSION} {len(lines)}", *lines]) + "\n", encoding="ascii")
     write_shard_table(stem.with_suffix(".parquet"), rows, tar_bytes=tar_bytes, tar_sha256=tar_sha256)
@@ -247,13 +183,3 @@ def _description(sample: PlannedSample, facts: Facts) -> dict[str, Any]:
         "width": facts.width,
         "height": facts.height,
     }
-
-
-def _header(name: str, num_bytes: int) -> bytes:
-    info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode is 0o644
-    info.size = num_bytes
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
-
-
-def _padded(num_bytes: int) -> int:
-    return num_bytes + -num_bytes % BLOCK
