@@ -197,7 +197,8 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
     if num_frames == 0:
         if damage:
             raise MediaError("undecodable", str(damage))
-        raise MediaError("no_frames", f"no frame between {start_s:g} s and {stop_s:g} s")
+        span = f"between {start_s:g} s and {stop_s:g} s" if math.isfinite(stop_s) or start_s > 0 else "in it"
+        raise MediaError("no_frames", f"no frame {span}")
     if resample and settings.fps is not None:
         fps = settings.fps
     else:

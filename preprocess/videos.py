@@ -114,6 +114,7 @@ class Video:
     _losses: list[_Loss] = field(default_factory=list)
     _span: tuple[float, float] = (-math.inf, math.inf)
     _latest: float = 0.0  # time of the frame that was decoded last
+    _at_start: bool = True  # nothing has been read since it was opened
     _clock_is_chosen: bool = False
     _first_dts: int | None = None  # where the clock starts if decoding times are better than those of presentation
     _no_jumps: bool = False  # decoding from the start is the only way to any frame
@@ -208,13 +209,15 @@ class Video:
         self._choose_clock()
         origin, base = self.stream.start_time or 0, self.stream.time_base
         if start_s > 0 and base and not self._no_jumps and not self.container.format.flags & _NO_TIMESTAMPS:
-            for back_s in _STEPS_BACK_S:
+            # In MPEG-PS few packets have a time: behind a jump it takes some frames until the clock is right.
+            for back_s in _STEPS_BACK_S[self.container.format.name == "mpeg" :]:
                 if start_s <= back_s:
                     break
                 try:
                     target = origin + math.floor((start_s - back_s) / base)
                     self.container.seek(target, stream=self.stream, backward=True)
                 except av.error.FFmpegError:
+                    self._no_jumps, self._at_start = True, False
                     break
                 self._start_decoding()
                 assert self._decoded is not None
@@ -222,8 +225,9 @@ class Video:
                 self._losses.clear()  # what a decoder says before the first whole frame after a jump is none
                 if first is not None and first[0] <= start_s and first[1].pts is not None:
                     return [first]
-            self._no_jumps = True
-        if start_s > 0:
+            else:
+                self._no_jumps = True
+        if not self._at_start:
             self._reopen()
         self._start_decoding()
         return []
@@ -247,7 +251,7 @@ class Video:
 
     def _start_decoding(self) -> None:
         self._recent.clear()
-        self._latest = 0.0
+        self._latest, self._at_start = 0.0, False
         self._decoded = self._decode()
 
     def _decode(self) -> Iterator[Timed]:
@@ -270,8 +274,8 @@ class Video:
                 seconds = max(latest + step, 0.0) if stamp is None else float((stamp - origin) * base) + moved
                 if seconds <= latest - _CLOCK_RESTARTS_S:
                     moved += latest + step - seconds
-                seconds = latest + step if seconds <= latest - _CLOCK_RESTARTS_S else max(seconds, latest + _A_MOMENT_S)
-                latest = self._latest = seconds
+                    seconds = latest + step
+                latest = self._latest = seconds = max(seconds, latest + _A_MOMENT_S)
                 if frame.is_corrupt:
                     self._losses.append(_Loss(seconds, "damaged frame", is_frame=True))
                 else:
@@ -314,6 +318,7 @@ class Video:
     def _reopen(self) -> None:
         self.container.close()
         self.container, self.stream = _open(self.path, self.max_pixels)
+        self._at_start = True
 
 
 @contextmanager
