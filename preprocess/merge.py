@@ -109,7 +109,7 @@ def _write_files(
         arrow = stack.enter_context(pa.ipc.new_file(sink, FRAMES_SCHEMA))
         index = stack.enter_context(pq.ParquetWriter(aside["index"], INDEX_SCHEMA, compression="zstd"))
         rejects = stack.enter_context(pq.ParquetWriter(aside["rejected"], REJECTED_SCHEMA))
-        frames = _Regrouped(_FRAMES_PER_BATCH, lambda table: arrow.write_batch(table.to_batches()[0]))
+        frames = _Regrouped(_FRAMES_PER_BATCH, lambda table: arrow.write_batch(_frames_batch(table)))
         samples = _Regrouped(_ROWS_PER_GROUP, lambda table: index.write_table(_index_table(table), _ROWS_PER_GROUP))
         problems = _Regrouped(_ROWS_PER_GROUP, lambda table: rejects.write_table(table, _ROWS_PER_GROUP))
         lost = pa.Table.from_pylist(list(rejected), REJECTED_SCHEMA)
@@ -168,6 +168,13 @@ class _Regrouped:
         self._waiting = [table.slice(count)]
         self._count -= count
         self._written = True
+
+
+def _frames_batch(frames: pa.Table) -> pa.RecordBatch:
+    """In buffers of its own: those of a slice may hold more than the slice, and that would be written, too."""
+    return pa.record_batch(
+        [pa.array(frames[name].to_numpy().copy()) for name in FRAMES_SCHEMA.names], schema=FRAMES_SCHEMA
+    )
 
 
 def _index_table(samples: pa.Table) -> pa.Table:
