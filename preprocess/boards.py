@@ -143,7 +143,11 @@ class FolderBoard:
 
     def _written(self, name: str, owner: Owner) -> Path:
         aside = self.folder / f"{TEMPORARY_PREFIX}{owner.token}{name}"
-        aside.write_text(json.dumps(asdict(owner)))
+        try:
+            aside.write_text(json.dumps(asdict(owner)))
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
         return aside
 
     def _now(self) -> float:

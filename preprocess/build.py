@@ -132,7 +132,6 @@ def merge(out: str | Path, *, slices: int | None = None, scratch: Path | None = 
         hold(output.board, LOCK_NAME, job="merge", excludes=True) as lock,
         output.work() as folder,
     ):
-        output.remove([name for name in output.sizes() if name.startswith(TEMPORARY_PREFIX)])
         output.fetch([PLAN_NAME], folder)
         plan = read_plan(folder / PLAN_NAME)
         surveyed = list(_survey(range(plan.num_shards), output, folder))
@@ -279,7 +278,7 @@ class _Job:
                 more = f"{done + built} of {len(numbers)} shards, {rate:.2f} shards a second, {rejected} rejected"
                 advance(result.num_samples + len(result.rejected), more)
         return [
-            f"{len(numbers)} of {plan.num_shards} shards are this slice's, {built} of them built now: `merge` is next"
+            f"{len(numbers)} of {plan.num_shards} shards are of this slice, {built} were built now; `merge` is next"
         ]
 
     def _can_build(self, plan: Plan, todo: Sequence[int]) -> None:
@@ -334,6 +333,7 @@ def _survey(numbers: Sequence[int], output: Output, folder: Path) -> Iterator[_S
 
 def _finish(plan: Plan, output: Output, folder: Path, lock: Lock) -> list[str]:
     """Writes the index of a plan whose shards are all there."""
+    _sweep(output)  # what workers that were killed have left
     tables = [shard_files(number)[-1] for number in range(plan.num_shards)]
     output.fetch(tables, folder)
     lock.check()
@@ -373,12 +373,15 @@ def _refuse_foreign(output: Output) -> None:
 
 def _clear(output: Output, *, overwrite: bool) -> None:
     """Sweeps what a killed run left, and removes the dataset if that is wanted; only under the lock."""
-    sizes = output.sizes()
-    output.remove([name for name in sizes if name.startswith(TEMPORARY_PREFIX)])
-    names = [name for name in sizes if not name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
+    _sweep(output)
+    names = [name for name in output.sizes() if not name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
     if overwrite and (PLAN_NAME in names or all(map(_is_ours, names))):
         # dataset.json first: without it nothing that is half removed passes for a dataset.
         output.remove(sorted(filter(_is_ours, names), key=lambda name: name != META_NAME))
+
+
+def _sweep(output: Output) -> None:
+    output.remove([name for name in output.sizes() if name.startswith(TEMPORARY_PREFIX)])
 
 
 def _is_ours(name: str) -> bool:

@@ -1,5 +1,4 @@
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ import pytest
 
 from preprocess.__main__ import main
 from preprocess.index import open_dataset
+from tests.builds import command, make_archive, tree
 from tests.media import frame_number, make_frame_folder, make_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,22 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
-    """Frame folders of 24 clips with a ledger, as the seeds lay them out."""
-    root = tmp_path / "frames"
-    for clip in range(24):
-        make_frame_folder(root / "train" / f"v{clip}", 4, start=4 * clip, size=(320, 280))
-    rows = [f"v{clip} 1 4 {['dog', 'cat'][clip % 2]}" for clip in range(24)]
-    (root / "ledger.csv").write_text("\n".join(rows) + "\n")
-    return root
-
-
-def tree(root: Path) -> dict[str, str]:
-    """sha256 of every file."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.iterdir())}
-
-
-def command(frames: Path, out: Path, *more: str) -> list[str]:
-    return ["build", "--frames", str(frames), "--out", str(out), "--shard-size", "5", "--workers", "1", *more]
+    """Frame folders of 24 clips with a ledger."""
+    return make_archive(tmp_path / "frames")
 
 
 def test_a_ledger_becomes_a_dataset(frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,9 +56,9 @@ def shown(out: Path, i: int) -> list[int]:
 
 def test_any_number_of_workers_writes_the_same_bytes(frames: Path, tmp_path: Path) -> None:
     assert main(command(frames, tmp_path / "one")) == 0
-    assert main(command(frames, tmp_path / "two", "--workers", "2")) == 0
+    assert main(command(frames, tmp_path / "two", workers=2)) == 0
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
-    assert main(command(frames, tmp_path / "two", "--workers", "2")) == 0  # once more, with nothing to do
+    assert main(command(frames, tmp_path / "two", workers=2)) == 0  # once more, with nothing to do
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
@@ -215,7 +201,7 @@ def test_a_damaged_video_is_kept_in_part_and_listed(tmp_path: Path, capsys: pyte
 def test_long_samples_are_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_frame_folder(tmp_path / "train" / "v", 70, size=(16, 16))
     (tmp_path / "ledger.csv").write_text("v 1 70 0\n")
-    run = ["build", "--frames", str(tmp_path), "--out", str(tmp_path / "out"), "--source-fps", "1"]
+    run = ["build", "--frames", str(tmp_path), "--out", str(tmp_path / "out"), "--source-fps", "1", "--whole"]
     assert main(run) == 0
     assert (
         "1 samples are longer than 60 s or 1,800 frames; cut them with --segment-seconds 10" in capsys.readouterr().out
@@ -247,7 +233,7 @@ def test_fault_17_a_disk_that_cannot_be_written_ends_with_3(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["build", "--frames", "nowhere", "--out", "out"], "nowhere: no such folder"),
+        (["build", "--frames", "nowhere", "--out", "out"], "nowhere: no such file or folder"),
         (["build", "--videos", "nowhere", "--out", "out"], "nowhere: no such file or folder"),
         (["build", "--videos", ".", "--out", "out", "--short-side", "0"], "short_side = 0"),
         (["build", "--videos", ".", "--out", "out", "--ledger", "x"], "belong to --frames"),
