@@ -56,6 +56,12 @@ def add_build_options(build: argparse.ArgumentParser) -> None:
         "--short-side", type=int, default=256, metavar="PIXELS", help="scale down to this, never up (%(default)s)"
     )
     build.add_argument("--quality", type=int, default=90, metavar="Q", help="of frames that are encoded (%(default)s)")
+    build.add_argument(
+        "--check",
+        choices=["decode", "header"],
+        default="decode",
+        help="how JPEGs that can stay as they are show that they are whole: decoded strictly, or by header and end",
+    )
     build.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames a second (all)")
     build.add_argument("--source-fps", type=float, metavar="HZ", help="the rate that frame folders were taken at")
     cut = build.add_mutually_exclusive_group()
@@ -126,6 +132,7 @@ def settings_of(options: argparse.Namespace) -> "Settings":
         max_frames=options.max_frames,
         max_gb=options.max_gb,
         timeout_s=options.timeout,
+        check=options.check,
     )
 
 

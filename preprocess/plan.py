@@ -80,6 +80,8 @@ class Settings:
     max_frames: int = 1_000_000  # of a sample; their names in the shard have six digits
     max_gb: float = 100.0  # that one sample may write
     timeout_s: float = 60.0  # without progress; then the decoder hangs
+    check: Literal["decode", "header"] = "decode"  # how a JPEG that passes through shows that it is whole
+    encoder: int = 2  # how pictures are made; not to be chosen, but no two kinds may meet in one dataset
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -90,6 +92,8 @@ class Settings:
             raise ValueError(f"max_frames = {self.max_frames} must be at most {Settings.max_frames}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality = {self.quality} must be 1 to 100 (75 to 95 make sense)")
+        if self.check not in ("decode", "header"):
+            raise ValueError(f"check = {self.check!r} must be decode or header")
         if self.segment_seconds and self.segment_frames:
             raise ValueError("segment_seconds and segment_frames exclude each other; give one")
         if self.whole and (self.segment_seconds or self.segment_frames):

@@ -142,7 +142,7 @@ def _encode_files(
                 raise MediaError("too_large", told, frame=row.first + number)
             if size is None:
                 size = scaled_size(*natural_size(data, header), settings.short_side)
-            stored, natural = stored_frame(data, header, size, settings.quality)
+            stored, natural = stored_frame(data, header, size, quality=settings.quality, check=settings.check)
             num_other += scaled_size(*natural, settings.short_side) != size
         except ValueError as error:
             raise MediaError("bad_frame", f"{file.name}: {error}", frame=row.first + number) from error

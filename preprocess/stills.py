@@ -1,15 +1,16 @@
 """One picture ─► the JPEG to store: untouched if trainers can decode it as it is, else decoded and encoded anew.
 
-    data, natural = stored_frame(file.read_bytes(), size=(455, 256), quality=90)
+    jpeg, natural = stored_frame(data, jpeg_header(data), (455, 256), quality=90)
 
 A JPEG that is 8-bit, 3-component, baseline, upright and of the right size passes through byte for byte
-(`passes_through`) once it has been decoded strictly; everything else that Pillow reads is turned upright, converted to
-RGB, resized and encoded as baseline JPEG, 4:2:0.
+(`passes_through`) once it has been decoded strictly, or at once with `check="header"`; everything else that Pillow
+reads is turned upright, converted to RGB, resized and encoded as baseline JPEG, 4:2:0.
 """
 
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # No others: Pillow would hand an EPS file, whatever its name, to an interpreter of PostScript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 _LONGEST_TAIL = 64  # some writers pad
+Check = Literal["decode", "header"]  # how a JPEG shows that it is whole
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,29 @@ def natural_size(data: bytes, header: JpegHeader | None) -> tuple[int, int]:
 
 
 def stored_frame(
-    data: bytes, header: JpegHeader | None, size: tuple[int, int], quality: int
+    data: bytes, header: JpegHeader | None, size: tuple[int, int], *, quality: int, check: Check = "decode"
 ) -> tuple[bytes, tuple[int, int]]:
-    """(the JPEG to store, the size that the frame had)."""
+    """What to store of an image file.
+
+    Args:
+        data: the file.
+        header: of its JPEG; None if it is none.
+        size: (width, height) that the sample has.
+        quality: of what is encoded anew.
+        check: "header" lets a JPEG pass whose header fits and whose end is there; its middle may be damaged.
+
+    Returns:
+        The JPEG to store, and the size that the frame had.
+
+    Raises:
+        ValueError: not an image, damaged, or too large; the message says which.
+    """
     if header is not None and header.tail < 0:
         raise ValueError("damaged JPEG: its end is missing")
-    if header is not None and header.baseline:
+    passes = passes_through(header, size)
+    if header is not None and header.baseline and not (passes and check == "header"):
         decode_strictly(data)
-    if passes_through(header, size):
+    if passes:
         return data, size
     image = decode_image(data)
     natural = image.size
