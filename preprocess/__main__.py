@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="the index of shards that were built in slices", allow_abbrev=False)
     merge.add_argument("out", metavar="OUT", help="the dataset's folder or URL")
     merge.add_argument("--slices", type=int, metavar="N", help="how many there were: names those that are missing")
+    merge.add_argument("--scratch", type=Path, metavar="DIR", help="for what is on its way to a URL ($TMPDIR)")
     verify = commands.add_parser("verify", help="check a finished dataset", allow_abbrev=False)
     verify.add_argument("out", metavar="OUT", help="the dataset's folder; of a URL the listing and the index")
     verify.add_argument("--full", action="store_true", help="check every byte against its checksum")
@@ -123,7 +124,7 @@ def _build(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from preprocess.build import merge
 
-    print("\n".join([*merge(options.out, slices=options.slices), f"dataset: {options.out}"]))
+    print("\n".join([*merge(options.out, slices=options.slices, scratch=options.scratch), f"dataset: {options.out}"]))
     return 0
 
 

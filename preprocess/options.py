@@ -148,6 +148,7 @@ def run_of(options: argparse.Namespace) -> "Options":
         append=options.append,
         slice=_slice(options.slice),
         scheduler=options.scheduler,
+        scratch=Path(options.scratch),
     )
 
 
