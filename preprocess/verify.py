@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preprocess.files import sha256_of
+from preprocess.boards import LOCK_NAME
+from preprocess.files import TEMPORARY_PREFIX, sha256_of
 from preprocess.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, map_dataset, read_meta
 from preprocess.merge import settings_hash
 from preprocess.progress import Progress
@@ -35,6 +36,7 @@ from preprocess.shard_checks import check_shard
 from preprocess.storage import Storage, is_url
 
 _GENERATION = re.compile(r"(index|rows|frames)-[0-9a-f]{16}\.(parquet|arrow)")  # older ones may still be in use
+_SHARD = re.compile(r"shard-\d{5,}\.(tar|idx|parquet)")
 _AGAIN = "run the build again"
 _NEW_PLAN = "restore it from a copy, or build into a new folder: without it no build can go on here"
 _PLAN_METADATA = 1 << 30
@@ -117,7 +119,9 @@ def _check_foreign(meta: dict[str, Any], sizes: Mapping[str, int | None]) -> Ite
     for name, *_ in meta["shards"]:
         known |= {str(Path(name).with_suffix(suffix)) for suffix in (".tar", ".idx", ".parquet")}
     for name in sorted(sizes.keys() - known):
-        if not _GENERATION.fullmatch(name):
+        if name.startswith((LOCK_NAME, TEMPORARY_PREFIX)) or _SHARD.fullmatch(name):
+            yield f"{name}: of a build that is at work or was stopped; wait for its end, or {_AGAIN}"
+        elif not _GENERATION.fullmatch(name):
             yield f"{name}: does not belong to the dataset; remove it"
     if PLAN_NAME not in sizes:
         yield f"{PLAN_NAME}: missing; {_NEW_PLAN}"
@@ -161,7 +165,7 @@ def _check_plan(path: Path, meta: dict[str, Any]) -> Iterator[str]:
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         yield f"{PLAN_NAME}: damaged ({error}); {_NEW_PLAN}"
         return
-    if label_names != meta["label_names"]:
+    if label_names[: len(meta["label_names"])] != meta["label_names"]:  # one that was appended to may have more
         yield f"{META_NAME}: its label_names are not those of {PLAN_NAME}; {_AGAIN}"
 
 

@@ -2,6 +2,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,13 @@ def rewrite_and_merge(shards: Path, change: Callable[[list[dict]], object]) -> N
     merge_again(shards)
 
 
+def set_column(shards: Path, *, column: str, value: object) -> None:
+    rewrite(shards, lambda rows: rows[1].update({column: value}))
+
+
+OTHER = {"offset": 512, "crc32s": [1, 2, 3], "labels": [1], "name": "x", "split": "val", "width": 3}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -168,7 +176,8 @@ def rewrite_and_merge(shards: Path, change: Callable[[list[dict]], object]) -> N
         (lambda shards: (shards / "shard-00001.parquet").unlink(), "shard-00001.parquet: missing"),
         (lambda shards: (shards / "shard-00001.parquet").write_bytes(b"PAR1"), "shard-00001.parquet: damaged"),
         (lambda shards: (shards / "stranger.txt").touch(), "stranger.txt: does not belong"),
-        (lambda shards: (shards / "shard-00002.tar").touch(), "shard-00002.tar: does not belong"),
+        (lambda shards: (shards / "shard-00002.tar").touch(), "shard-00002.tar: of a build that is at work"),
+        (lambda shards: (shards / ".tmp-7-shard-00002.tar").touch(), "shard-00002.tar: of a build that is at work"),
         (lambda shards: (shards / "plan.parquet").unlink(), "plan.parquet: missing"),
         (lambda shards: swap_names(shards / "shard-00000.tar"), "member 000000000.000009.jpg"),
         (cut_and_tell, "shard-00000.tar: not laid out as the index says"),
@@ -191,11 +200,11 @@ def rewrite_and_merge(shards: Path, change: Callable[[list[dict]], object]) -> N
         (lambda shards: rewrite_and_merge(shards, lambda rows: rows.pop()), "shard-00001.idx: 2 samples"),
         (lambda shards: rewrite(shards, lambda rows: rows.pop()), "shard-00001.parquet: 1 samples, the index has 2"),
         *(
-            (lambda shards, column=column, value=value: rewrite(shards, lambda rows: rows[1].update({column: value})), f"shard-00001.parquet: its column {column!r} disagrees")
-            for column, value in {"offset": 512, "crc32s": [1, 2, 3], "labels": [1], "name": "x", "split": "val", "width": 3}.items()
+            (partial(set_column, column=column, value=value), f"shard-00001.parquet: its column {column!r} disagrees")
+            for column, value in OTHER.items()
         ),
     ],
-)  # fmt: skip
+)
 def test_fault_20_every_damage_is_found_without_reading_all(shards: Path, damage: object, message: str) -> None:
     damage(shards)  # type: ignore[operator]
     findings = verify(shards)
