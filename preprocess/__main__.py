@@ -33,13 +33,25 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="build | merge | verify | report | inspect | demo"
+        dest="command", required=True, metavar="build | merge | split | verify | report | inspect | demo"
     )
     add_build_options(commands.add_parser("build", help="media to shards", allow_abbrev=False))
     merge = commands.add_parser("merge", help="the index of shards that were built in slices", allow_abbrev=False)
     merge.add_argument("out", metavar="OUT", help="the dataset's folder or URL")
     merge.add_argument("--slices", type=int, metavar="N", help="how many there were: names those that are missing")
     merge.add_argument("--scratch", type=Path, metavar="DIR", help="for what is on its way to a URL ($TMPDIR)")
+    split = commands.add_parser("split", help="training and validation set of a finished dataset", allow_abbrev=False)
+    split.add_argument("out", metavar="OUT", help="the dataset's folder or URL; its shards are not touched")
+    split.add_argument(
+        "--by",
+        required=True,
+        metavar="name|COLUMN",
+        help="what is never on both sides: a recording, or a table's column",
+    )
+    split.add_argument("--fractions", default="train=0.9,val=0.1", metavar="...", help="of the groups (%(default)s)")
+    split.add_argument("--seed", type=int, default=0, metavar="K", help="of the draw (%(default)s)")
+    split.add_argument("--table", default="", metavar="FILE", help=".csv or .parquet with COLUMN for every recording")
+    split.add_argument("--key", default="name", metavar="COLUMN", help="of the table: the recording (%(default)s)")
     verify = commands.add_parser("verify", help="check a finished dataset", allow_abbrev=False)
     verify.add_argument("out", metavar="OUT", help="the dataset's folder; of a URL the listing and the index")
     verify.add_argument("--full", action="store_true", help="check every byte against its checksum")
@@ -92,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
             return _build(options)
         if options.command == "merge":
             return _merge(options)
+        if options.command == "split":
+            return _split(options)
         if options.command == "verify":
             return _verify(options)
         if options.command == "report":
@@ -125,6 +139,16 @@ def _merge(options: argparse.Namespace) -> int:
     from preprocess.build import merge
 
     print("\n".join([*merge(options.out, slices=options.slices, scratch=options.scratch), f"dataset: {options.out}"]))
+    return 0
+
+
+def _split(options: argparse.Namespace) -> int:
+    from preprocess.splits import parse_fractions
+    from preprocess.splitting import split
+
+    fractions = parse_fractions(options.fractions)
+    given = {"by": options.by, "table": options.table, "key": options.key, "seed": options.seed}
+    print("\n".join([*split(options.out, fractions=fractions, **given), f"dataset: {options.out}"]))
     return 0
 
 

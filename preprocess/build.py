@@ -37,6 +37,7 @@ from preprocess.problems import Problem, describe
 from preprocess.progress import Progress
 from preprocess.shards import shard_name
 from preprocess.sources import Source, long_samples
+from preprocess.splits import planned_splits
 from preprocess.tables import read_shard_table
 
 log = logging.getLogger(__name__)
@@ -340,7 +341,13 @@ def _finish(plan: Plan, output: Output, folder: Path, lock: Lock) -> list[str]:
     rejected = [_rejected_row(problem, plan.source) for problem in plan.problems]
     paths = [folder / name for name in tables]
     meta = write_dataset(
-        folder, tables=paths, settings=dataset_settings(plan), label_names=plan.label_names, rejected=rejected
+        folder,
+        tables=paths,
+        settings=dataset_settings(plan),
+        label_names=plan.label_names,
+        rejected=rejected,
+        splits=planned_splits(plan),
+        split_rule=plan.split_rule,
     )
     output.publish([*(entry["name"] for entry in meta["files"].values()), META_NAME], folder)
     return _summary(meta, output, folder)

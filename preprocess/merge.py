@@ -46,6 +46,8 @@ def write_dataset(
     settings: dict[str, Any],
     label_names: Sequence[str] = (),
     rejected: Sequence[dict[str, Any]] = (),
+    splits: pa.DictionaryArray | None = None,
+    split_rule: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Merges the tables of all shards into the index files and dataset.json.
 
@@ -55,6 +57,8 @@ def write_dataset(
         settings: what the build was asked for (JSON values only).
         label_names: names of label ids 0, 1, ...; empty if the labels were numbers already.
         rejected: rows of REJECTED_SCHEMA for what was left out before any shard was planned.
+        splits: of every planned sample by its number; None = as the tables say.
+        split_rule: what made them, for dataset.json.
 
     Returns:
         What was written to dataset.json.
@@ -67,7 +71,7 @@ def write_dataset(
         aside = {stem: root / f"{TEMPORARY_PREFIX}{stem}" for stem in ("index", "rows", "frames", "rejected")}
         for path in aside.values():
             stack.callback(path.unlink, missing_ok=True)
-        split_names = _write_files(aside, tables, rejected, totals)
+        split_names = _write_files(aside, tables, rejected, splits, totals)
         files = {
             "index": _adopt(aside["index"], "index", ".parquet"),
             "rows": _adopt(aside["rows"], "rows", ".arrow"),
@@ -87,6 +91,8 @@ def write_dataset(
         "files": files,
         "shards": totals.shards,
     }
+    if split_rule:
+        meta["split_rule"] = split_rule
     with replace_file(root / META_NAME) as path:
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items()]
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
@@ -99,7 +105,11 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 def _write_files(
-    aside: dict[str, Path], tables: Sequence[Path], rejected: Sequence[dict[str, Any]], totals: "_Totals"
+    aside: dict[str, Path],
+    tables: Sequence[Path],
+    rejected: Sequence[dict[str, Any]],
+    splits: pa.DictionaryArray | None,
+    totals: "_Totals",
 ) -> list[str]:
     """Writes the four files, shard by shard; returns the names of the splits, in the order of their first samples."""
     split_codes: dict[str, int] = {}
@@ -120,6 +130,8 @@ def _write_files(
             lost = table.filter(pc.field("reason") != "").select(REJECTED_SCHEMA.names)
             problems.add(lost)
             table = table.filter(pc.field("num_frames") > 0)
+            if splits is not None:
+                table = _with_splits(table, splits)
             counts = table["num_frames"].to_numpy().astype(np.int64)
             frames_at = totals.frames + np.cumsum(counts) - counts
             table = table.append_column("shard", pa.array(np.full(len(table), number, np.int32)))
@@ -175,6 +187,12 @@ def _frames_batch(frames: pa.Table) -> pa.RecordBatch:
     return pa.record_batch(
         [pa.array(frames[name].to_numpy().copy()) for name in FRAMES_SCHEMA.names], schema=FRAMES_SCHEMA
     )
+
+
+def _with_splits(table: pa.Table, splits: pa.DictionaryArray) -> pa.Table:
+    """The samples of a shard with other splits; their keys are their numbers."""
+    chosen = splits.take(pc.cast(table["key"].combine_chunks(), pa.int64())).cast(pa.string())
+    return table.set_column(table.schema.get_field_index("split"), "split", chosen)
 
 
 def _index_table(samples: pa.Table) -> pa.Table:

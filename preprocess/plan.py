@@ -50,6 +50,7 @@ _PLAN_FIELDS: list[Any] = [
     pa.field("gaps", pa.list_(pa.int64())),  # frames: numbers without a file, for which the one before is taken
     pa.field("length_s", pa.float64()),  # of this piece, as its source announces it; NaN = unknown
     pa.field("rate", pa.float64()),  # frames a second of its source, as announced; NaN = unknown
+    pa.field("group", pa.string()),  # what `split` keeps on one side; "" = the recording, by its name
     pa.field("file", pa.string()),  # the ledger or list that asked for it; the video itself if no list did
     pa.field("line", pa.int32()),  # -1 = none
 ]
@@ -122,6 +123,7 @@ class PlannedSample:
     gaps: list[int] = field(default_factory=list)
     length_s: float = math.nan
     rate: float = math.nan
+    group: str = ""
     file: str = ""
     line: int = -1
 
@@ -153,6 +155,7 @@ class Request:
     length_s: float = math.nan
     rate: float = math.nan
     split: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ class Plan:
     label_names: tuple[str, ...]
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
+    split_rule: dict[str, Any] | None = None  # `preprocess.splits`; None = splits are those of the rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -262,6 +266,7 @@ def write_plan(plan: Plan, path: Path) -> None:
         "label_names": json.dumps(plan.label_names),
         "settings": json.dumps(plan.settings),
         "notes": json.dumps(plan.notes),
+        "split_rule": json.dumps(plan.split_rule),
     }
     with replace_file(path) as aside:
         pq.write_table(plan.rows.replace_schema_metadata(metadata), aside, write_page_checksum=True)
@@ -274,7 +279,7 @@ def read_plan(path: Path) -> Plan:
         metadata = {key.decode(): value.decode() for key, value in rows.schema.metadata.items()}
         problems = tuple(Problem(**problem) for problem in json.loads(metadata["problems"]))
         names, settings = tuple(json.loads(metadata["label_names"])), json.loads(metadata["settings"])
-        notes = tuple(json.loads(metadata["notes"]))
-        return Plan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings, notes)
+        notes, rule = tuple(json.loads(metadata["notes"])), json.loads(metadata["split_rule"])
+        return Plan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings, notes, rule)
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path}: not a plan ({error}); use another --out, or --overwrite") from error
