@@ -54,10 +54,11 @@ _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the 
 _STEPS_BACK_S = (0.0, 2.0, 8.0, 32.0, 128.0)  # how far before a span a jump is tried where a nearer one came too late
 _TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS, of raw streams: after a jump their clock starts anew
-_CLOCK_RESTARTS_S = 1.0  # timestamps that go back by so much begin anew; by less, they are out of place
+_CLOCK_RESTARTS_S = 0.25  # timestamps that go back by so much begin anew; by less, they are out of place
 _A_MOMENT_S = 0.001
+_STEP_S = 0.04  # from a frame to the next where nothing tells
 _FRAMES_TO_TELL_A_CLOCK = 32
-_LONGEST_LIE_S = 2.0  # a header may announce this much more than the packets have
+_LONGEST_LIE_S = 2.0  # a header may announce this much more or less than the packets have
 
 
 @dataclass(frozen=True)
@@ -152,16 +153,18 @@ class Video:
         What the header announces is believed if there are packets at its end; else all are looked through.
 
         Raises:
-            MediaError: no packet carries a time.
+            MediaError: there are no packets.
         """
         facts = self.facts
-        if facts.duration_s > 0 and self._last_packet_s(facts.duration_s) > facts.duration_s - _LONGEST_LIE_S:
-            return facts
-        self._reopen()
+        if facts.duration_s > 0:
+            last_s = self._last_packet_s(facts.duration_s)
+            if abs(last_s - facts.duration_s) < _LONGEST_LIE_S:
+                return facts
+            self._reopen()
         seconds = self._last_packet_s(0.0)
-        if seconds <= 0:
-            raise MediaError("no_duration", "neither the header nor the packets tell how long it is")
-        return replace(facts, duration_s=seconds)
+        if seconds == -math.inf:
+            raise MediaError("no_frames", "no frame in it")
+        return replace(facts, duration_s=max(seconds, 1 / facts.fps if facts.fps > 0 else _STEP_S))
 
     def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Timed]:
         """Decodes the frames with start_s <= time < stop_s, the last one before and the first one after.
@@ -255,10 +258,12 @@ class Video:
         self._decoded = self._decode()
 
     def _decode(self) -> Iterator[Timed]:
-        base, origin = self.stream.time_base, self.stream.start_time or 0
+        base, origin = self.stream.time_base, self.stream.start_time
         if self._first_dts is not None:
             origin = self._first_dts
-        step = 1 / self.facts.fps if self.facts.fps > 0 else 0.04
+        elif origin is None and not self.container.format.flags & _NO_TIMESTAMPS:
+            origin = 0
+        step = 1 / self.facts.fps if self.facts.fps > 0 else _STEP_S
         latest, moved = -math.inf, 0.0
         for packet in self._packets():
             self.progress("the first frame" if latest < 0 else f"{latest:.2f} s")
@@ -271,6 +276,7 @@ class Video:
                 continue
             for frame in frames:
                 stamp = frame.pts if self._first_dts is None else frame.dts
+                origin = stamp if origin is None else origin  # a raw stream: read from its start, wherever that lies
                 seconds = max(latest + step, 0.0) if stamp is None else float((stamp - origin) * base) + moved
                 if seconds <= latest - _CLOCK_RESTARTS_S:
                     moved += latest + step - seconds
@@ -298,8 +304,6 @@ class Video:
     def _last_packet_s(self, from_s: float) -> float:
         """The end of the last packet, looked for near from_s and behind; -inf if there is none."""
         origin, base = self.stream.start_time or 0, self.stream.time_base
-        if not base:
-            return -math.inf
         if from_s > 0:
             try:
                 self.container.seek(origin + math.floor(from_s / base), stream=self.stream, backward=True)

@@ -1,0 +1,333 @@
+"""What becomes of odd and hostile files: videos and images in, stored frames and remarks out."""
+
+import io
+import math
+import struct
+import zlib
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess.decoder import decoder
+from preprocess.plan import PlannedSample, Settings
+from preprocess.problems import MediaError
+from preprocess.samples import Facts, encode_sample
+from preprocess.stills import decode_image
+from preprocess.videos import _FORMATS, KeptVideo, open_video
+from tests.media import frame_number, make_frame_folder, make_video
+from tests.odd_media import (
+    COLOURS,
+    MATRICES,
+    PLAYLISTS,
+    announce_hours,
+    make_colours,
+    make_reference,
+    make_resolution_switch,
+    make_tagged,
+)
+
+
+def store(
+    path: Path, *, start_s: float = 0.0, stop_s: float = math.inf, **settings: float
+) -> tuple[Facts, list[bytes]]:
+    row = PlannedSample(0, 0, "video", 0, path.name, path.name, [], "", start_s=start_s, stop_s=stop_s)
+    stored: list[bytes] = []
+    facts = encode_sample(row, [path], settings=Settings(**settings), sink=stored.append)  # type: ignore[arg-type]
+    return facts, stored
+
+
+def store_image(path: Path, **settings: float) -> list[bytes]:
+    row = PlannedSample(0, 0, "image", 0, path.name, path.name, [], "", first=0, stop=1)
+    stored: list[bytes] = []
+    encode_sample(row, [path], settings=Settings(**settings), sink=stored.append)  # type: ignore[arg-type]
+    return stored
+
+
+def numbers(stored: list[bytes]) -> list[int]:
+    return [frame_number(decode_image(data)) for data in stored]
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
+def test_fault_12_colours_come_out_as_the_stream_says(tmp_path: Path, matrix: str, full: bool) -> None:
+    _, stored = store(make_colours(tmp_path / "a.mkv", matrix, full=full), quality=100)
+    seen = [np.asarray(decode_image(data), int)[16, 16] for data in stored]
+    assert np.abs(np.array(seen) - COLOURS).max() <= 4
+
+
+def test_fault_12_what_names_no_matrix_is_taken_for_bt601_in_limited_range(tmp_path: Path) -> None:
+    for matrix, near in (("bt601", True), ("bt709", False)):
+        _, stored = store(make_colours(tmp_path / "a.mkv", matrix, full=False, tagged=False), quality=100)
+        seen = [np.asarray(decode_image(data), int)[16, 16] for data in stored]
+        assert (np.abs(np.array(seen) - COLOURS).max() <= 4) == near
+
+
+def hdr(transfer: int, primaries: int) -> object:
+    def change(stream: av.VideoStream, frame: av.VideoFrame | None) -> None:
+        target = stream.codec_context if frame is None else frame
+        target.color_trc, target.color_primaries = transfer, primaries
+
+    return change
+
+
+def widen(stream: av.VideoStream, frame: av.VideoFrame | None) -> None:
+    if frame is None:
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+
+
+@pytest.mark.parametrize(
+    ("change", "remark"),
+    [
+        (hdr(16, 9), ("hdr", "PQ, BT.2020; stored without tone mapping")),
+        (hdr(18, 9), ("hdr", "HLG, BT.2020; stored without tone mapping")),
+        (hdr(1, 1), None),
+        (widen, ("pixel_aspect", "a pixel is 1.45 times as wide as high; stored as if it were square")),
+    ],
+    ids=["pq", "hlg", "bt709", "pixel_aspect"],
+)
+def test_fault_12_what_is_stored_as_coded_is_marked(
+    tmp_path: Path, change: object, remark: tuple[str, str] | None
+) -> None:
+    facts, stored = store(make_tagged(tmp_path / "a.mkv", 5, change, "mpeg4" if change is widen else "ffv1"))  # type: ignore[arg-type]
+    assert numbers(stored) == list(range(5))
+    assert facts.remark == remark
+
+
+def test_fault_12_interlaced_frames_are_stored_as_one_and_marked(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.ts"), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25, options={"flags": "+ilme+ildct", "field_order": "tt"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 2_000_000
+        for value in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * value, np.uint8))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    facts, stored = store(tmp_path / "a.ts")
+    assert decode_image(stored[0]).size == (64, 48)
+    assert facts.remark == ("interlaced", "10 of 10 frames are interlaced; both fields are stored as one")
+
+
+def test_fault_11_a_switch_of_size_in_the_middle_is_scaled_to_the_first(tmp_path: Path) -> None:
+    facts, stored = store(make_resolution_switch(tmp_path / "a.ts"))
+    assert {decode_image(data).size for data in stored} == {(64, 48)}
+    assert numbers(stored) == [*range(10), *range(10)]  # the clock that begins anew loses nothing
+    assert facts.num_frames == 20
+    assert facts.remark == ("mixed_sizes", "10 of 20 frames are not of the first one's size; scaled to 64x48")
+
+
+def test_fault_11_a_video_that_grows_beyond_the_limit_is_cut_off_there(tmp_path: Path) -> None:
+    facts, stored = store(make_resolution_switch(tmp_path / "a.ts"), max_pixels=64 * 48)
+    assert numbers(stored) == list(range(10))
+    assert facts.remark is not None
+    assert facts.remark[0] == "damaged"
+
+
+def test_fault_11_ten_hours_that_are_announced_need_not_be_there(tmp_path: Path) -> None:
+    path = announce_hours(make_video(tmp_path / "a.mkv", 30, fps=10), 10.0)
+    with open_video(path) as video:
+        assert video.facts.duration_s == pytest.approx(36_000)
+        assert video.measured_facts().duration_s == pytest.approx(3.0, abs=0.11)
+    facts, _ = store(path)
+    assert facts.num_frames == 30
+
+
+def test_fault_11_too_many_frames_and_too_many_bytes_are_refused(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 30, fps=10)
+    assert store(path, max_frames=30)[0].num_frames == 30
+    with pytest.raises(MediaError, match=r"--max-frames 29.*--segment-seconds") as caught:
+        store(path, max_frames=29)
+    assert caught.value.reason == "too_many_frames"
+    written = sum(map(len, store(path)[1]))
+    assert store(path, max_gb=written / 1e9)[0].num_frames == 30
+    with pytest.raises(MediaError, match="--max-gb") as caught:
+        store(path, max_gb=(written - 1) / 1e9)
+    assert caught.value.reason == "too_large"
+
+
+def bomb_png(side: int) -> bytes:
+    """A PNG that announces side x side pixels and holds a few."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"x")) + chunk(b"IEND", b"")
+
+
+def bomb_jpeg(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+def bomb_of(kind: str, side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (16, 16)).save(buffer, kind)
+    data = buffer.getvalue()
+    little = struct.pack("<HH", 16, 16)
+    if kind == "GIF":
+        return data.replace(little, struct.pack("<HH", side, side))
+    if kind == "BMP":
+        return data.replace(struct.pack("<II", 16, 16), struct.pack("<II", side, side), 1)
+    for tag in (256, 257):  # TIFF: ImageWidth and ImageLength
+        at = data.index(struct.pack("<H", tag), 8)
+        data = data[: at + 2] + struct.pack("<HII", 4, 1, side) + data[at + 12 :]
+    return data
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "GIF", "BMP", "TIFF"])
+def test_fault_11_image_bombs_are_refused_by_their_headers(tmp_path: Path, kind: str) -> None:
+    makers = {"png": bomb_png, "jpeg": bomb_jpeg}
+    path = tmp_path / "bomb.jpg"
+    path.write_bytes(makers[kind](60_000) if kind in makers else bomb_of(kind, 60_000))
+    row = PlannedSample(0, 0, "image", 0, path.name, path.name, [], "", first=0, stop=1)
+    (tmp_path / "tar").touch()
+    with pytest.raises(MediaError, match="60000x60000 pixels, --max-pixels 67108864 are allowed") as caught:
+        decoder().write(row, [path], settings=Settings(), tar=tmp_path / "tar", start=0, first=True)
+    assert caught.value.reason == "too_large"
+
+
+def test_fault_11_an_image_file_is_not_read_beyond_what_its_pixels_can_take(tmp_path: Path) -> None:
+    folder = make_frame_folder(tmp_path, 1)
+    path = folder / "img_00001.jpg"
+    path.write_bytes(path.read_bytes() + bytes(64 * 48 * 8))
+    with pytest.raises(MediaError, match="more than 0 MB") as caught:
+        store_image(path, max_pixels=64 * 48)
+    assert caught.value.reason == "too_large"
+
+
+@pytest.mark.parametrize("kind", PLAYLISTS)
+@pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.ts"])
+def test_fault_12_a_playlist_opens_nothing(tmp_path: Path, kind: str, name: str) -> None:
+    make_video(tmp_path / "secret.ts", 5, codec="mpeg2video", fps=25)
+    (tmp_path / name).write_text(PLAYLISTS[kind].format(name="secret.ts"))
+    with pytest.raises(MediaError) as caught:
+        store(tmp_path / name)
+    assert caught.value.reason == "unreadable"
+
+
+def test_fault_12_the_playlists_of_this_test_would_open_the_secret(tmp_path: Path) -> None:
+    make_video(tmp_path / "secret.ts", 5, codec="mpeg2video", fps=25)
+    (tmp_path / "list.m3u8").write_text(PLAYLISTS["hls"].format(name="secret.ts"))
+    (tmp_path / "list.ffconcat").write_text(PLAYLISTS["concat"].format(name="secret.ts"))
+    for name in ("list.m3u8", "list.ffconcat"):
+        with av.open(str(tmp_path / name)) as container:
+            assert len(list(container.decode(video=0))) == 5
+
+
+def test_fault_12_a_quicktime_file_cannot_show_another_file(tmp_path: Path) -> None:
+    secret = make_video(tmp_path / "secret.mp4", 5)
+    path = make_reference(tmp_path / "a.mp4", secret)
+    with pytest.raises(MediaError) as caught:
+        store(path)
+    assert caught.value.reason == "no_frames"
+    options = {"enable_drefs": "1", "format_whitelist": _FORMATS}
+    with av.open(str(path), options=options) as container:  # it would, if FFmpeg were asked to follow
+        assert [frame_number(frame.to_image()) for frame in container.decode(video=0)] == list(range(5))
+
+
+@pytest.mark.parametrize(
+    "name", ["img_%03d.mp4", "http:a.mp4", "concat:a.mp4|b.mp4", "pipe:0", "subfile,,start,0,end,9,,:x.mp4"]
+)
+def test_fault_12_a_name_is_only_a_name(tmp_path: Path, name: str) -> None:
+    make_video(tmp_path / "img_001.mp4", 9)
+    made = make_video(tmp_path / "a.mp4", 3).rename(tmp_path / name)
+    assert store(made)[0].num_frames == 3
+
+
+CONTAINERS = [
+    *(("mpeg4", "a.mp4"), ("libx264", "a.mkv"), ("libx264", "a.ts"), ("libx264", "a.flv"), ("libx264", "a.avi")),
+    *(("libx264", "a.h264"), ("mpeg2video", "a.ts"), ("mpeg2video", "a.mpg"), ("mpeg2video", "a.m2v")),
+    *(("mpeg1video", "a.mpg"), ("mpeg4", "a.nut"), ("libvpx-vp9", "a.webm"), ("wmv2", "a.wmv")),
+    *(("mjpeg", "a.avi"), ("mjpeg", "a.mjpeg"), ("mpeg2video", "a.mxf"), ("gif", "a.gif"), ("rawvideo", "a.y4m")),
+]
+
+
+@pytest.mark.parametrize(("codec", "name"), CONTAINERS, ids=[f"{name[2:]}-{codec}" for codec, name in CONTAINERS])
+def test_fault_12_pieces_of_any_container_are_the_whole_and_cost_one_pass(
+    tmp_path: Path, codec: str, name: str
+) -> None:
+    """Whether a piece is jumped to or goes on where the one before ended, its frames and times are the same."""
+    pixels = {"gif": "bgr8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+    path = make_video(tmp_path / name, 90, codec=codec, fps=25, gop=12, pixel_format=pixels)
+    packets = 0
+
+    def count(place: str) -> None:
+        nonlocal packets
+        packets += 1
+
+    def frames(video: object, start_s: float, stop_s: float) -> list[tuple[float, bytes]]:
+        pairs = video.frames(start_s, stop_s)  # type: ignore[attr-defined]
+        return [(round(t, 3), bytes(frame.planes[0])) for t, frame in pairs if start_s <= max(t, 0) and t < stop_s]
+
+    with open_video(path) as video:
+        whole = frames(video, 0.0, math.inf)
+    assert [time for time, _ in whole] == pytest.approx([i / 25 for i in range(90)], abs=2e-3)
+    cuts = [0.0, *(k * 0.6 - 0.02 for k in range(1, 6)), math.inf]
+    jumped, went_on = [], []
+    kept = KeptVideo()
+    for start_s, stop_s in pairwise(cuts):
+        with open_video(path) as video:
+            jumped += frames(video, start_s, stop_s)
+        with kept.open(path, max_pixels=1 << 26, progress=count) as video:
+            went_on += frames(video, start_s, stop_s)
+    kept.close()
+    assert jumped == whole
+    assert went_on == whole
+    assert packets <= 90 + 5
+
+
+def test_a_kept_video_is_not_the_file_that_replaced_it(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 9)
+    kept = KeptVideo()
+    for count in (9, 4, 4):
+        with kept.open(path, max_pixels=1 << 26, progress=lambda place: None) as video:
+            assert len(list(video.frames())) == count
+        make_video(tmp_path / "b.mp4", 4).replace(path)
+    kept.close()
+
+
+def test_a_video_that_is_asked_for_twice_is_given_twice(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 9, fps=10)
+    kept = KeptVideo()
+    for start_s, stop_s in ((0.0, math.inf), (0.0, math.inf), (0.25, 0.55), (0.05, 0.35)):
+        with kept.open(path, max_pixels=1 << 26, progress=lambda place: None) as video:
+            times = [time for time, _ in video.frames(start_s, stop_s)]
+        expected = [i / 10 for i in range(9) if start_s - 0.1 < i / 10 < stop_s + 0.1]
+        assert times == pytest.approx(expected)
+    kept.close()
+
+
+def test_fault_12_all_the_odd_footage_there_is(media: Path) -> None:
+    """Real files of every kind: how many frames each gives, of which size, and what is said of it."""
+    expected = {
+        "animated.gif": (4, 64, 48, None),
+        "av1_video.mkv": (125, 455, 256, None),
+        "corrupted.mp4": (48, 455, 256, "damaged"),
+        "discard_first_keyframe.mp4": (25, 64, 64, None),
+        "h264_10bits.mp4": (30, 200, 200, None),
+        "h265_video.mp4": (10, 128, 128, None),
+        "nasa_13013_hdr.mp4": (325, 320, 180, "hdr"),
+        "nasa_13013_rotated.mp4": (17, 256, 455, None),
+        "test_non_zero_start.mp4": (12, 200, 112, None),
+        "testsrc2_odd_height_and_width_mpeg2.mp4": (10, 121, 81, None),
+        "testsrc2_odd_height_and_width_vp9.mp4": (25, 321, 241, None),
+        "unordered.mov": (4, 50, 50, None),
+        "video_0.mov": (3, 454, 256, None),
+        "video_180.mov": (3, 454, 256, None),
+        "video_270.mov": (3, 256, 454, None),
+        "video_90.mov": (3, 256, 454, None),
+    }
+    found = {}
+    for path in sorted((media / "videos" / "odd").iterdir()):
+        facts, stored = store(path)
+        assert facts.num_frames == len(stored)
+        found[path.name] = (facts.num_frames, facts.width, facts.height, facts.remark[0] if facts.remark else None)
+    assert {name: found.get(name) for name in expected} == expected
