@@ -9,6 +9,7 @@ stored frame was decoded once, strictly: a frame that is damaged costs its sampl
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -162,13 +163,14 @@ def _filled(row: PlannedSample, keep: Sequence[int]) -> tuple[str, str] | None:
 
 def _read(file: Path, number: int, *, limit: int) -> bytes:
     try:
-        with file.open("rb") as opened:
-            data = opened.read(limit + 1)
+        with file.open("rb", buffering=0) as opened:
+            num_bytes = os.fstat(opened.fileno()).st_size
+            data = opened.read() if num_bytes <= limit else b""
     except FileNotFoundError as error:
         raise MediaError("missing_frame", f"{file.name} is missing", frame=number) from error
     except OSError as error:
         raise MediaError("unreadable", f"{file.name}: {error.strerror}", frame=number) from error
-    if len(data) > limit:
+    if num_bytes > limit:
         raise MediaError("too_large", f"{file.name}: more than {limit / 1e6:.0f} MB", frame=number)
     return data
 
