@@ -68,7 +68,7 @@ class FolderOutput:
 
     def sizes(self) -> dict[str, int | None]:
         sizes: dict[str, int | None] = {}
-        for path in self.path.iterdir():
+        for path in self.path.iterdir() if self.path.is_dir() else ():
             try:
                 sizes[path.name] = path.stat().st_size
             except FileNotFoundError:  # another slice's, moved to its final name

@@ -1,4 +1,4 @@
-"""A fake SLURM: `srun` and `scontrol` that start on this machine what a cluster would start on its nodes.
+"""A fake SLURM: `srun`, `scontrol` and `sbatch` that start on this machine what a cluster would start on its nodes.
 
     Launched([*batch(folder, script, nodes=["localhost", "elsewhere"], job="31415"), *arguments], run, cwd=ROOT)
     requeued(folder)        # the jobs that `scontrol requeue` named
@@ -47,16 +47,59 @@ with open(os.environ["FAKE_SLURM"] + "/requeued", "a") as file:
     file.write(job + "\\n")
 """
 
+# Runs a job, or all jobs of an array at once, before it returns; a job that depends on one that failed is cancelled.
+SBATCH = """
+import os, subprocess, sys
+options, command = {}, sys.argv[1:]
+while command[0].startswith("-"):
+    name, _, value = command.pop(0).partition("=")
+    options[name] = value
+folder = os.environ["FAKE_SLURM"]
+job = str(1000 + sum(name.startswith("ended-") for name in os.listdir(folder)))
+after = options.get("--dependency", "").removeprefix("afterok:")
+if after and open(f"{folder}/ended-{after}").read() != "0":
+    assert options["--kill-on-invalid-dep"] == "yes"
+    codes = ["cancelled"]
+else:
+    first, _, last = options.get("--array", "0-0").partition("-")
+    runs = []
+    for task in range(int(first), int(last) + 1):
+        place = {"SLURM_JOB_ID": job, "SLURM_CPUS_PER_TASK": "1"}
+        if "--array" in options:
+            place |= {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)}
+        log = open(f"{folder}/job-{job}-{task}.log", "w")
+        runs.append(subprocess.Popen(["bash", *command], env=os.environ | place, stdout=log, stderr=log))
+    codes = [str(run.wait()) for run in runs]
+with open(f"{folder}/ended-{job}", "w") as file:
+    file.write(max(codes))
+print(job if "--parsable" in options else f"Submitted batch job {job}")
+"""
+
+
+def login(folder: Path) -> dict[str, str]:
+    """The environment of a login node, whose sbatch runs what is submitted and leaves job-<job>-<task>.log there."""
+    return os.environ | {"PATH": _programs(folder), "FAKE_SLURM": str(folder)}
+
+
+def ended(folder: Path) -> list[str]:
+    """The exit code of every job that was submitted, in order; "cancelled" for one that was never begun."""
+    return [path.read_text() for path in sorted(folder.glob("ended-*"))]
+
 
 def batch(folder: Path, script: Path, *, nodes: Sequence[str], job: str, tasks_per_node: int = 1) -> list[str]:
     """The command that runs a batch script as SLURM's first node would, to be followed by the script's arguments."""
+    path = f"PATH={_programs(folder)}"
+    return ["env", path, f"FAKE_SLURM={folder}", *allocation(nodes, job, tasks_per_node), "bash", str(script)]
+
+
+def _programs(folder: Path) -> str:
+    """PATH with the fake programs first."""
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sbatch", SBATCH)):
         (programs / name).write_text(f"#!{sys.executable}\n{text}")
         (programs / name).chmod(0o755)
-    path = f"PATH={programs}{os.pathsep}{os.environ['PATH']}"
-    return ["env", path, f"FAKE_SLURM={folder}", *allocation(nodes, job, tasks_per_node), "bash", str(script)]
+    return f"{programs}{os.pathsep}{os.environ['PATH']}"
 
 
 def srun(*, nodes: Sequence[str], tasks_per_node: int) -> list[str]:
