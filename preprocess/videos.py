@@ -209,6 +209,7 @@ class Video:
 
         A jump may land too late: on the keyframe after, or on packets that need an earlier one. Then farther back.
         """
+        self._losses.clear()
         self._choose_clock()
         origin, base = self.stream.start_time or 0, self.stream.time_base
         if start_s > 0 and base and not self._no_jumps and not self.container.format.flags & _NO_TIMESTAMPS:
