@@ -8,7 +8,7 @@ Everything is counted over the mapped columns, so that ten million samples take 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Chart:
 
     bars: list[tuple[str, int]]
     note: str = ""
+    rest: tuple[str, int] | None = None  # all others together: not on the bars' scale
 
 
 @dataclass
@@ -114,9 +115,8 @@ def most_frequent(values: np.ndarray, name: Any, *, in_order: bool = False, most
     order = np.argsort(-counts, kind="stable")
     shown = np.sort(order[:most]) if in_order else order[:most]
     bars = [(name(found[i].item()), int(counts[i])) for i in shown]
-    if len(order) > most:
-        bars.append((f"{len(order) - most:,} others", int(counts[order[most:]].sum())))
-    return Chart(bars, f"{len(found):,} different" if len(found) > 1 else "")
+    rest = (f"{len(order) - most:,} others", int(counts[order[most:]].sum())) if len(order) > most else None
+    return Chart(bars, f"{len(found):,} different" if len(found) > 1 else "", rest)
 
 
 def _sizes(dataset: Dataset) -> Chart:
@@ -136,7 +136,7 @@ def _frame_bytes(dataset: Dataset) -> Chart:
     step = 1 << 20
     parts = [dataset.frame_rows(at, min(at + step, total))[0][::every] for at in range(0, total, step)]
     values = np.concatenate(parts) if parts else np.empty(0, np.int32)
-    return histogram(values, note=f"every {every}th frame was looked at" if every > 1 else "")
+    return histogram(values, note=f"one frame in {every} was looked at" if every > 1 else "")
 
 
 def _splits(dataset: Dataset) -> Chart:
@@ -156,7 +156,7 @@ def _labels(dataset: Dataset) -> Chart:
     used = np.unique(dataset.label_values)
     unused = len(names) - len(used) if names else 0
     notes = [chart.note] + ([f"{unused:,} of {len(names):,} names occur nowhere"] if unused else [])
-    return Chart(chart.bars, "; ".join(filter(None, notes)))
+    return replace(chart, note="; ".join(filter(None, notes)))
 
 
 def _reasons(dataset: Dataset) -> tuple[list[Reason], list[Reason]]:

@@ -53,8 +53,8 @@ td { overflow-wrap: anywhere; }
 .reasons :is(th, td):not(:last-child) { width: 25%; }
 tr:last-child > * { border-bottom: 0; }
 .bars td { padding: 2px 12px 2px 0; border: 0; font-size: 14px; }
-.bars td:first-child { max-width: 15em; }
-.bars td:nth-child(2) { width: 55%; vertical-align: middle; }
+.bars td:first-child { max-width: 13em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.bars td:nth-child(2) { width: 50%; vertical-align: middle; }
 .bars td:last-child { text-align: right; padding-right: 0; white-space: nowrap; }
 .bars i { display: block; height: 14px; background: var(--bar); border-radius: 2px; }
 figure { margin: 0; padding: 14px 0; border-bottom: 1px solid var(--line); }
@@ -174,14 +174,19 @@ def _figures(dataset: Dataset) -> str:
 
 
 def _chart(name: str, chart: Chart) -> str:
-    most, total = max(count for _, count in chart.bars), max(1, sum(count for _, count in chart.bars))
-    rows = "".join(
-        f'<tr><td>{escape(bar)}</td><td><i style="width:{100 * count / max(1, most):.2f}%"></i></td>'
-        f"<td>{count:,}<small>{100 * count / total:.1f}%</small></td></tr>"
-        for bar, count in chart.bars
-    )
+    most = max(1, *(count for _, count in chart.bars))
+    total = max(1, sum(count for _, count in chart.bars) + (chart.rest[1] if chart.rest else 0))
+    rows = [_bar(bar, count, total, width=f"{100 * count / most:.2f}%") for bar, count in chart.bars]
+    if chart.rest:
+        rows.append(_bar(*chart.rest, total, width="0"))
     note = f"<small>{escape(chart.note)}</small>" if chart.note else ""
-    return f'<section><h3>{escape(name)}{note}</h3><table class="bars">{rows}</table></section>'
+    return f'<section><h3>{escape(name)}{note}</h3><table class="bars">{"".join(rows)}</table></section>'
+
+
+def _bar(name: str, count: int, total: int, *, width: str) -> str:
+    share = f"{count:,}<small>{100 * count / total:.1f}%</small>"
+    bar = f'<i style="width:{width}"></i>'
+    return f'<tr><td title="{escape(name)}">{escape(name)}</td><td>{bar}</td><td>{share}</td></tr>'
 
 
 def _reasons(title: str, none: str, reasons: Sequence[Reason], names: _Names) -> Iterator[str]:
