@@ -9,51 +9,31 @@ is read again, finished shards are kept. Any number of workers, slices and kills
 """
 
 import dataclasses
-import errno
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
-
-from preprocess.append import OF_SOURCES, Part, begun, dataset_settings, differences, extended, parts_of, shards_of
+from preprocess.append import OF_SOURCES, Part, begun, differences, extended, parts_of, shards_of
 from preprocess.boards import LOCK_NAME
 from preprocess.executors import Task, Workers, dask_workers, local_workers, make_shard, run_shards, shard_files
-from preprocess.files import TEMPORARY_PREFIX
-from preprocess.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, map_dataset, parse_meta
+from preprocess.index import META_NAME, PLAN_NAME, DatasetError, parse_meta
 from preprocess.lock import Lock, hold
-from preprocess.merge import write_dataset
 from preprocess.output import Output, open_output
 from preprocess.plan import Plan, Settings, make_plan, read_plan, write_plan
-from preprocess.problems import Problem, describe
+from preprocess.problems import Problem
 from preprocess.progress import Progress
+from preprocess.rejects import Rejects, TooManyBad, some
 from preprocess.shards import shard_name
-from preprocess.sources import Source, long_samples
-from preprocess.splits import planned_splits
-from preprocess.tables import read_shard_table
+from preprocess.sources import Source
+from preprocess.state import clear, finish, is_finished, refuse_foreign, summary_of, survey, told_when_full
 
 log = logging.getLogger(__name__)
-
-_OURS = (
-    *("shard-*.tar", "shard-*.idx", "shard-*.parquet", "index-*.parquet", "rows-*.arrow", "frames-*.arrow"),
-    *(PLAN_NAME, REJECTED_NAME, META_NAME),
-)
-# What is wrong with a ledger or list, not with the media it names: --max-bad-fraction is about these.
-_LIST_FAULTS = {"bad_row", "duplicate_row", "unsafe_name", "missing_folder", "missing_file", "missing_frame"}
-_LISTED = 20  # problems shown by name; all of them are in rejected.parquet
-_FULL = {errno.ENOSPC: "free some", errno.EDQUOT: "free some, or ask for more", errno.EFBIG: "raise the limit"}
-
-
-class TooManyBad(ValueError):
-    """More of the input is unusable than the caller allows; the message lists it."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +86,7 @@ def build(source: Source, *, settings: Settings, options: Options, out: str | Pa
         job = "slice {}/{}".format(*options.slice)
         name = f"{LOCK_NAME}.{job.replace(' ', '-').replace('/', '-of-')}"
     sliced = options.slice is not None
-    with _told_when_full(output):
+    with told_when_full(output):
         output.prepare()
         with hold(output.board, name, job=job, excludes=not sliced, wait=sliced) as lock, output.work() as folder:
             return _Job(source, settings, options, output, folder, lock).run()
@@ -129,45 +109,26 @@ def merge(out: str | Path, *, slices: int | None = None, scratch: Path | None = 
     if PLAN_NAME not in output.sizes():
         raise DatasetError(f"{output}: no {PLAN_NAME}; `preprocess build` makes it, with or without --slice")
     with (
-        _told_when_full(output),
+        told_when_full(output),
         hold(output.board, LOCK_NAME, job="merge", excludes=True) as lock,
         output.work() as folder,
     ):
         output.fetch([PLAN_NAME], folder)
         plan = read_plan(folder / PLAN_NAME)
-        surveyed = list(_survey(range(plan.num_shards), output, folder))
+        surveyed = list(survey(range(plan.num_shards), output, folder))
         missing = [found.number for found in surveyed if found.kept is None]
         if missing:
             names = [
                 shard_name(number) + (f" (slice {number % slices}/{slices})" if slices else "") for number in missing
             ]
             raise DatasetError(
-                f"{output}: {len(missing)} of {plan.num_shards} shards are not there: {_some(names)}; run "
+                f"{output}: {len(missing)} of {plan.num_shards} shards are not there: {some(names)}; run "
                 + ("these slices" if slices else "the slices that they belong to (their number modulo the slices)")
                 + " again, then merge"
             )
         if not any(found.kept for found in surveyed):
             raise TooManyBad(f"{output}: not one of {len(plan)} samples could be used; the slices tell why")
-        return [*_finish(plan, output, folder, lock), *plan.notes]
-
-
-def summary(dataset: Dataset) -> list[str]:
-    """A dataset in a few lines for people, with a warning if samples are too long to be stored and sampled well."""
-    totals = dataset.meta["totals"]
-    hours = f"{totals['seconds'] / 3600:.2f} hours" if totals["seconds"] else "no time base"
-    size = f"{totals['bytes'] / 1e6:.1f} MB in {len(dataset.shards)} shards"
-    lines = [f"{totals['samples']} samples, {totals['frames']} frames, {hours}, {size}"]
-    rejected = totals["rejected"]
-    lines.append(f"rejected: {sum(rejected.values())}{_counts(rejected)} (each with its reason in {REJECTED_NAME})")
-    if totals["remarks"]:
-        counts = totals["remarks"]
-        lines.append(f"kept with a remark: {sum(counts.values())}{_counts(counts)} (see {REJECTED_NAME})")
-    seconds = np.nan_to_num(dataset.num_frames / dataset.fps)
-    return lines + long_samples(seconds, dataset.num_frames)
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ": " + ", ".join(f"{count} {reason}" for reason, count in counts.items()) if counts else ""
+        return [*finish(plan, output, folder, lock), *plan.notes]
 
 
 @dataclass(frozen=True)
@@ -192,20 +153,20 @@ class _Job:
             with hold(self.output.board, f"{LOCK_NAME}.plan", job="making the plan", wait=True):
                 plan, _ = self._plan()
             return self._shards(plan)
-        _clear(self.output, overwrite=self.options.overwrite)
+        clear(self.output, overwrite=self.options.overwrite)
         plan, is_new = self._plan()
-        finished = self.options.append and not is_new and _is_finished(plan, self.output, self.folder)
+        finished = self.options.append and not is_new and is_finished(plan, self.output, self.folder)
         told: list[str] = []
         if not finished:
             self._shards(plan)
-            told = [*_finish(plan, self.output, self.folder, self.lock), *plan.notes]
+            told = [*finish(plan, self.output, self.folder, self.lock), *plan.notes]
         if self.options.append and not is_new:
             told = self._append(plan)
         return told
 
     def _plan(self) -> tuple[Plan, bool]:
         """The plan, and whether it was made just now."""
-        _refuse_foreign(self.output)
+        refuse_foreign(self.output)
         if PLAN_NAME in self.output.sizes():
             self.output.fetch([PLAN_NAME], self.folder)
             plan = read_plan(self.folder / PLAN_NAME)
@@ -214,8 +175,8 @@ class _Job:
             return plan, False
         found = self.source.find()
         plan = make_plan(found, source=self.source.list_name, settings=self.settings, asked=self.asked)
-        _check_bad(list(plan.problems), len(plan) + len(plan.problems), plan, self.options)
         plan = begun(plan, self.source, self.asked)
+        self._rejects(plan)
         self._write(plan)
         return plan, True
 
@@ -230,13 +191,12 @@ class _Job:
         more = extended(plan, self.source, self.source.find(), settings=self.settings, asked=self.asked)
         if more is None:
             meta = parse_meta((self.folder / META_NAME).read_bytes(), where=f"{self.output}/{META_NAME}")
-            return [*_summary(meta, self.output, self.folder), "nothing new to append"]
-        count, problems = len(more) - len(plan), more.problems[len(plan.problems) :]
-        _check_bad(list(problems), count + len(problems), more, self.options)
+            return [*summary_of(meta, self.output, self.folder), "nothing new to append"]
+        self._rejects(more)
         self._write(more)
         self._shards(more)
-        added = f"appended: {count} samples in {more.num_shards - plan.num_shards} shards"
-        return [*_finish(more, self.output, self.folder, self.lock), added, *more.notes]
+        added = f"appended: {len(more) - len(plan)} samples in {more.num_shards - plan.num_shards} shards"
+        return [*finish(more, self.output, self.folder, self.lock), added, *more.notes]
 
     def _write(self, plan: Plan) -> None:
         write_plan(plan, self.folder / PLAN_NAME)
@@ -247,33 +207,28 @@ class _Job:
         i, n = self.options.slice or (0, 1)
         numbers = range(i, plan.num_shards, n)
         log.info("%d samples in %d shards", len(plan), plan.num_shards)
-        bad, todo, kept = list(plan.problems), [], 0
-        for found in _survey(numbers, self.output, self.folder):
+        rejects, todo, kept = self._rejects(plan), [], 0
+        last = shards_of(parts := parts_of(plan), len(parts) - 1)
+        for found in survey(numbers, self.output, self.folder):
             if found.kept is None:
                 todo.append(found.number)
             else:
-                kept += found.kept
-                bad += found.lost
+                kept += found.kept + len(found.lost)
+                rejects.add(found.lost if found.number in last else ())
         if len(todo) < len(numbers):
             log.info("%d of %d shards are there already and are kept", len(numbers) - len(todo), len(numbers))
         self._can_build(plan, todo)
         # Whatever a killed run left of them; the table goes first, for that marks a shard as done.
         there = self.output.sizes()
         self.output.remove([name for number in todo for name in reversed(shard_files(number)) if name in there])
-        asked = len(plan) + len(plan.problems)
-        _check_bad(bad, asked, plan, self.options)
         began, built, rejected, done = time.monotonic(), 0, 0, len(numbers) - len(todo)
         total = len(plan) if n == 1 else sum(len(plan.shard(number)) for number in numbers)
-        with (
-            Progress(total, "sample", done=kept + len(bad) - len(plan.problems)) as advance,
-            self._workers() as workers,
-        ):
+        with Progress(total, "sample", done=kept) as advance, self._workers() as workers:
             for result in run_shards(todo, partial(self._task, plan), workers):
                 self.lock.check()
                 for name, reason, message in result.remarks:
                     log.warning("%s: kept, but %s: %s", name, reason, message)
-                bad += [Problem(reason, message, name) for name, reason, message in result.rejected]
-                _check_bad(bad, asked, plan, self.options)
+                rejects.add(Problem(reason, message, name) for name, reason, message in result.rejected)
                 built, rejected = built + 1, rejected + len(result.rejected)
                 rate = built / max(time.monotonic() - began, 1e-3)
                 more = f"{done + built} of {len(numbers)} shards, {rate:.2f} shards a second, {rejected} rejected"
@@ -281,6 +236,18 @@ class _Job:
         return [
             f"{len(numbers)} of {plan.num_shards} shards are of this slice, {built} were built now; `merge` is next"
         ]
+
+    def _rejects(self, plan: Plan) -> Rejects:
+        """The count for the last part of a plan; earlier ones were accepted."""
+        part = parts_of(plan)[-1]
+        rejects = Rejects(
+            part.num_samples + part.num_problems,
+            source=plan.source,
+            on_error=self.options.on_error,
+            max_bad_fraction=self.options.max_bad_fraction,
+        )
+        rejects.add(plan.problems[len(plan.problems) - part.num_problems :])
+        return rejects
 
     def _can_build(self, plan: Plan, todo: Sequence[int]) -> None:
         """Raises DatasetError unless the shards that are to be built are of the sources that were given."""
@@ -292,7 +259,7 @@ class _Job:
             if shards and (part.roots != roots or differences(part.asked, self.asked, but=but)):
                 how = "the build" if number == 0 else "the build --append"
                 raise DatasetError(
-                    f"{self.output}: {_some(shards)} of {how} of {_sources(part.asked)} are not there yet; finish that "
+                    f"{self.output}: {some(shards)} of {how} of {_sources(part.asked)} are not there yet; finish that "
                     "first, with the same command"
                 )
 
@@ -304,164 +271,5 @@ class _Job:
         return dask_workers(self.options.scheduler) if self.options.scheduler else local_workers(self.options.workers)
 
 
-@dataclass(frozen=True)
-class _Surveyed:
-    """A shard: how many samples it has, or None if it is to be built; and what of it was rejected."""
-
-    number: int
-    kept: int | None
-    lost: list[Problem]
-
-
-def _survey(numbers: Sequence[int], output: Output, folder: Path) -> Iterator[_Surveyed]:
-    """Looks which shards are whole; their tables are in `folder` afterwards."""
-    sizes = output.sizes()
-    tables = {number: shard_files(number)[-1] for number in numbers}
-    output.fetch([name for name in tables.values() if name in sizes], folder)
-    for number, name in tables.items():
-        try:
-            table, shard = read_shard_table(folder / name)
-        except DatasetError:
-            yield _Surveyed(number, None, [])
-            continue
-        tar, idx, _ = shard_files(number)
-        if sizes.get(tar, -1) not in (shard.bytes, None) or idx not in sizes:
-            yield _Surveyed(number, None, [])
-            continue
-        lost = table.filter(pc.field("num_frames") == 0).select(["reason", "message", "name", "line"])
-        yield _Surveyed(number, shard.num_samples, [Problem(**row) for row in lost.to_pylist()])
-
-
-def _finish(plan: Plan, output: Output, folder: Path, lock: Lock) -> list[str]:
-    """Writes the index of a plan whose shards are all there."""
-    _sweep(output)  # what workers that were killed have left
-    tables = [shard_files(number)[-1] for number in range(plan.num_shards)]
-    output.fetch(tables, folder)
-    lock.check()
-    rejected = [_rejected_row(problem, plan.source) for problem in plan.problems]
-    paths = [folder / name for name in tables]
-    meta = write_dataset(
-        folder,
-        tables=paths,
-        settings=dataset_settings(plan),
-        label_names=plan.label_names,
-        rejected=rejected,
-        splits=planned_splits(plan),
-        split_rule=plan.split_rule,
-    )
-    output.publish([*(entry["name"] for entry in meta["files"].values()), META_NAME], folder)
-    return _summary(meta, output, folder)
-
-
-def _summary(meta: dict[str, Any], output: Output, folder: Path) -> list[str]:
-    output.fetch([entry["name"] for entry in meta["files"].values()], folder)
-    return summary(map_dataset(folder, meta))
-
-
-def _is_finished(plan: Plan, output: Output, folder: Path) -> bool:
-    """Whether dataset.json is that of this plan."""
-    if META_NAME not in output.sizes():
-        return False
-    output.fetch([META_NAME], folder)
-    meta = parse_meta((folder / META_NAME).read_bytes(), where=f"{output}/{META_NAME}")
-    return len(meta["shards"]) == plan.num_shards and bool(meta["settings"] == dataset_settings(plan))
-
-
-def _refuse_foreign(output: Output) -> None:
-    """Raises DatasetError for a place that holds other things, or shards that no plan tells of."""
-    names = [name for name in output.sizes() if not name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
-    foreign = sorted(name for name in names if not _is_ours(name))
-    if PLAN_NAME in names or not names:
-        return
-    if foreign:
-        raise DatasetError(f"{output}: holds other things ({_some(foreign)}); give an empty or new folder as --out")
-    raise DatasetError(f"{output}: shards without {PLAN_NAME}; give another --out, or --overwrite to remove them")
-
-
-def _clear(output: Output, *, overwrite: bool) -> None:
-    """Sweeps what a killed run left, and removes the dataset if that is wanted; only under the lock."""
-    _sweep(output)
-    names = [name for name in output.sizes() if not name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
-    if overwrite and (PLAN_NAME in names or all(map(_is_ours, names))):
-        # dataset.json first: without it nothing that is half removed passes for a dataset.
-        output.remove(sorted(filter(_is_ours, names), key=lambda name: name != META_NAME))
-
-
-def _sweep(output: Output) -> None:
-    output.remove([name for name in output.sizes() if name.startswith(TEMPORARY_PREFIX)])
-
-
-def _is_ours(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _OURS)
-
-
-@contextmanager
-def _told_when_full(output: Output) -> Iterator[None]:
-    """Says of a disk that is full how much more is needed, as far as that is known."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        what = f"{error.strerror or error}{_needed(output)}; {_FULL[error.errno]}"
-        raise OSError(error.errno, what, error.filename or str(output)) from error
-
-
-def _needed(output: Output) -> str:
-    try:
-        sizes = output.sizes()
-        tars = [size or 0 for name, size in sizes.items() if fnmatch(name, "shard-*.tar")]
-        with output.work() as folder:
-            output.fetch([PLAN_NAME], folder)
-            left = read_plan(folder / PLAN_NAME).num_shards - len(tars)
-    except (OSError, DatasetError):
-        return ""
-    return f": some {left * sum(tars) / len(tars) / 1e9:.3g} GB more are needed" if tars and left > 0 else ""
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
-
-
 def _sources(asked: dict[str, Any]) -> str:
-    return _some([source["name"] for source in asked["sources"]])
-
-
-def _check_bad(bad: list[Problem], asked: int, plan: Plan, options: Options) -> None:
-    """Stops where a list does not describe what is on disk, or where nothing is left; broken media are only counted.
-
-    An archive has broken files, and the summary counts them; a ledger of which a tenth is wrong is the wrong ledger.
-    """
-    wrong = [problem for problem in bad if problem.reason in _LIST_FAULTS and not problem.expected]
-    if options.on_error == "fail":
-        told, limit = bad, "--on-error fail allows none"
-        stop = bool(bad)
-    elif len(bad) >= asked:
-        told, limit = bad, "so nothing is left"
-        stop = True
-    else:
-        allowed = int(options.max_bad_fraction * asked)
-        told, limit = (
-            wrong,
-            f"--max-bad-fraction {options.max_bad_fraction:g} allows {allowed}: mend them, or allow more",
-        )
-        stop = len(wrong) > allowed
-    if not stop:
-        return
-    lines = [describe(problem, plan.source) for problem in told[:_LISTED]]
-    if len(told) > _LISTED:
-        lines.append(f"... and {len(told) - _LISTED} more")
-    raise TooManyBad("\n".join([*lines, f"{len(told)} of {asked} rows cannot be used, {limit}"]))
-
-
-def _rejected_row(problem: Problem, source: str) -> dict[str, Any]:
-    return {
-        "key": "",
-        "name": problem.name,
-        "num_frames": 0,
-        "file": problem.file or source or problem.name,
-        "line": problem.line,
-        "frame": -1,
-        "reason": problem.reason,
-        "message": problem.message,
-    }
+    return some([source["name"] for source in asked["sources"]])

@@ -25,6 +25,7 @@ from preprocess.problems import Problem
 from preprocess.roots import Root, Scratch, open_root
 from preprocess.trees import Labels
 
+CLIP_FRAMES = 16  # of the published models
 SCRATCH = Scratch(Path(tempfile.gettempdir()), 20 << 30)
 
 
@@ -123,6 +124,18 @@ def cut_notes(pieces: Sequence[int]) -> list[str]:
     """A note on sources that were cut; `pieces` of each source."""
     cut = [count for count in pieces if count > 1]
     return [f"{len(cut)} of {len(pieces)} sources were cut, into {sum(cut)} samples (--whole: none)"] if cut else []
+
+
+def short_samples(num_frames: np.ndarray) -> list[str]:
+    """A line about samples with fewer frames than one clip, whatever its stride; else nothing. Images are none of them.
+
+    Args:
+        num_frames: (N,), how many frames each sample has.
+    """
+    count = int(((num_frames > 1) & (num_frames < CLIP_FRAMES)).sum())
+    if not count:
+        return []
+    return [f"{count} samples have fewer than {CLIP_FRAMES} frames: training loops, pads or drops them (--data.short)"]
 
 
 def long_samples(seconds: np.ndarray, num_frames: np.ndarray) -> list[str]:

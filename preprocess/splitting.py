@@ -63,10 +63,13 @@ def split(
     rule = split_rule(fractions, seed=seed, by=by)
     scratch = scratch or Path(tempfile.gettempdir())
     output = open_output(out, scratch=scratch)
-    with hold(output.board, LOCK_NAME, job="split", excludes=True), output.work() as folder:
+    try:
         there = output.sizes()
-        if PLAN_NAME not in there or META_NAME not in there:
-            raise DatasetError(f"{output}: no finished dataset ({META_NAME}, {PLAN_NAME}); build it first")
+    except (FileNotFoundError, NotADirectoryError):
+        there = {}
+    if PLAN_NAME not in there or META_NAME not in there:
+        raise DatasetError(f"{output}: no finished dataset ({META_NAME}, {PLAN_NAME}); build it first")
+    with hold(output.board, LOCK_NAME, job="split", excludes=True), output.work() as folder:
         output.fetch([PLAN_NAME], folder)
         plan = replace(read_plan(folder / PLAN_NAME), split_rule=rule)
         try:

@@ -1,12 +1,19 @@
+import io
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from preprocess.__main__ import main
 from preprocess.frames import frame_folders
+from preprocess.index import open_dataset
 from preprocess.plan import Found, Request, Settings
 from preprocess.problems import Problem
-from tests.media import make_frame_folder
+from preprocess.sources import Reading
+from preprocess.storage import Storage
+from tests.media import frame_number, make_frame_folder
 
 
 def find(root: Path, ledger: str, **settings: float) -> tuple[list[Request], list[Problem]]:
@@ -96,3 +103,120 @@ def test_rates_of_frame_folders_must_be_given(tmp_path: Path) -> None:
         frame_folders([tmp_path / "nowhere"], tmp_path / "ledger.csv", settings=Settings())
 
 
+def test_fault_05_gaps_are_filled_if_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_frame_folder(tmp_path / "train" / "v", 9)
+    for number in (4, 5, 8):
+        (tmp_path / "train" / "v" / f"img_{number:05d}.jpg").unlink()
+    (tmp_path / "ledger.csv").write_text("v 1 9 0\nv 0 9 0\nv 1 10 0\n")
+    found = frame_folders([tmp_path], settings=Settings(), reading=Reading(fill_gaps=True)).find()
+    assert [(one.first, one.stop, one.gaps) for one in found.requests] == [(1, 10, (4, 5, 8))]
+    assert [(problem.line, problem.reason) for problem in found.problems] == [
+        (2, "missing_frame"),
+        (3, "missing_frame"),
+    ]
+    (tmp_path / "ledger.csv").write_text("v 1 9 0\n")
+    run = ["build", "--frames", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(run) == 2
+    assert "--fill-gaps takes the frame before" in capsys.readouterr().err
+    assert main([*run, "--fill-gaps"]) == 0
+    assert "3 missing frames of 1 samples are the ones before them" in capsys.readouterr().out
+    dataset = open_dataset(tmp_path / "out")
+    spans = dataset.frames(0, np.arange(9))
+    tar = dataset.shard_path(0).read_bytes()
+    pictures = [tar[at : at + size] for at, size in zip(spans.offset.tolist(), spans.size.tolist(), strict=True)]
+    assert [frame_number(Image.open(io.BytesIO(data))) for data in pictures] == [0, 1, 2, 2, 2, 5, 6, 6, 8]
+    assert dataset.meta["totals"]["remarks"] == {"filled_gaps": 1}
+    assert main(["verify", str(tmp_path / "out"), "--full", "--decode", "--workers", "1"]) == 0
+
+
+def test_names_are_looked_for_in_every_root(tmp_path: Path) -> None:
+    make_frame_folder(tmp_path / "one" / "train" / "a", 3)
+    make_frame_folder(tmp_path / "two" / "b", 3)
+    make_frame_folder(tmp_path / "two" / "val" / "c", 3)
+    for root in ("one", "two"):
+        make_frame_folder(tmp_path / root / "both", 3)
+    (tmp_path / "list.txt").write_text("".join(f"{name} 1 3 0\n" for name in ("a", "b", "c", "both", "none")))
+    source = frame_folders([tmp_path / "one", tmp_path / "two"], tmp_path / "list.txt", settings=Settings())
+    found = source.find()
+    assert [(one.name, one.root, one.path) for one in found.requests] == [
+        ("a", 0, "train/a"),
+        ("b", 1, "b"),
+        ("c", 1, "val/c"),
+        ("both", 0, "both"),
+    ]
+    assert "warning: 1 names of the ledger are there more than once; the first is taken: both" in found.notes
+    assert [problem.name for problem in found.problems] == ["none"]
+
+
+def test_without_a_ledger_the_folders_are_classes_and_splits(tmp_path: Path) -> None:
+    for name in ("train/cat/v1", "train/dog/v1", "val/cat/v2"):
+        make_frame_folder(tmp_path / name, 4, first=3)
+    make_frame_folder(tmp_path / "train" / "cat" / ".hidden", 4)
+    found = frame_folders([tmp_path], settings=Settings()).find()
+    assert [(one.name, one.labels, one.split, one.first, one.stop) for one in found.requests] == [
+        ("train/cat/v1", ("cat",), "train", 3, 7),
+        ("train/dog/v1", ("dog",), "train", 3, 7),
+        ("val/cat/v2", ("cat",), "val", 3, 7),
+    ]
+    assert found.notes[0].startswith(f"no ledger: 3 frame folders of {tmp_path.name}; splits by folder: train, val")
+
+
+def test_one_folder_of_frames_is_a_sample(tmp_path: Path) -> None:
+    make_frame_folder(tmp_path / "take 1", 4)
+    assert main(["build", "--frames", str(tmp_path / "take 1"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert (dataset.name(0), dataset.num_frames.tolist(), dataset.labels_of(0)) == ("take 1", [4], [])
+
+
+def test_fault_01_a_missing_ledger_ends_with_2_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_frame_folder(tmp_path / "v", 4)
+    run = ["build", "--frames", str(tmp_path), "--out", str(tmp_path / "out"), "--ledger", str(tmp_path / "no.csv")]
+    assert main(run) == 2
+    assert f"{tmp_path / 'no.csv'}: no such file" in capsys.readouterr().err
+    (tmp_path / "no.csv").write_bytes(b"")
+    assert main(run) == 2
+    assert "no.csv, line 1: the file is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../v", "/v", "link", "a/../../v"])
+def test_fault_07_names_may_leave_the_root_only_if_allowed(tmp_path: Path, name: str) -> None:
+    make_frame_folder(tmp_path / "v", 3)
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "v")
+    name = name.replace("/v", f"{tmp_path}/v") if name == "/v" else name
+    (tmp_path / "ledger.csv").write_text(f'"{name}",1,3,0\n')
+    given = [tmp_path / "root"], tmp_path / "ledger.csv"
+    (problem,) = frame_folders(*given, settings=Settings()).find().problems
+    assert (problem.reason, problem.line) == ("unsafe_name", 1)
+    assert "--allow-outside" in problem.message
+    found = frame_folders(*given, settings=Settings(), reading=Reading(allow_outside=True)).find()
+    assert (len(found.requests), found.problems) == (1, [])
+
+
+def test_fault_08_odd_names_are_kept(tmp_path: Path) -> None:
+    long = "/".join(("x" * 150, "y" * 149))
+    names = ["two words", "naïve.v1.0", "日本", long]
+    for name in names:
+        make_frame_folder(tmp_path / "train" / name, 3)
+    rows = "".join(f'"{name}" 1 3 "{label}"\n' for name, label in zip(names, "abcd", strict=True))
+    (tmp_path / "ledger.csv").write_text(rows)
+    assert main(["build", "--frames", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert [dataset.name(i) for i in range(4)] == names
+    assert all(dataset.key(i).isascii() and dataset.key(i).isdigit() for i in range(4))
+
+
+def test_frame_folders_behind_a_url(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "extra"):
+        make_frame_folder(tmp_path / name, 3)
+    (tmp_path / "ledger.csv").write_text("a 0 2 x\nb 1 3 y\nnone 1 3 y\n")
+    storage = Storage("memory://frames/in")
+    for path in sorted(tmp_path.rglob("*.*")):
+        storage.put(path, path.relative_to(tmp_path).as_posix())
+    out, local = tmp_path / "out", tmp_path / "local"
+    tail = ["--workers", "1", "--max-bad-fraction", "1", "--out"]
+    assert main(["build", "--frames", storage.url, "--scratch", str(tmp_path), *tail, str(out)]) == 0
+    assert main(["build", "--frames", str(tmp_path), "--ledger", f"{storage.url}/ledger.csv", *tail, str(local)]) == 0
+    for name in ("shard-00000.tar", "rejected.parquet"):
+        assert (out / name).read_bytes() == (local / name).read_bytes()
+    assert open_dataset(out).meta["totals"]["rejected"] == {"missing_folder": 1}

@@ -27,7 +27,7 @@ def ledger(tmp_path: Path) -> Path:
         ("v1;1;24;3\nv2;1;9;0", "semicolons, no header, 2 rows"),
     ],
 )
-def test_every_dialect_gives_the_same_rows(ledger: Path, text: str, dialect: str) -> None:
+def test_fault_02_every_dialect_gives_the_same_rows(ledger: Path, text: str, dialect: str) -> None:
     if "tabs" in dialect:
         text = text.replace("v1  1\t24 3", "v1\t1\t24\t3").replace("v2 1 9 0", "v2\t1\t9\t0")
     for mark in ("", "\ufeff"):
@@ -50,7 +50,7 @@ def test_ranges_become_half_open_and_labels_stay_words(ledger: Path) -> None:
     )
 
 
-def test_overrides_win_over_the_guess(ledger: Path) -> None:
+def test_fault_02_overrides_win_over_the_guess(ledger: Path) -> None:
     ledger.write_text("a,b 1 2 0\nc 1 2 0\n")
     assert [row.name for row in read_ledger(ledger, delimiter="space").rows] == ["a,b", "c"]
     ledger.write_text("a 1 2 0\nc 1 2 0\n")
