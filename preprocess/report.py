@@ -28,7 +28,8 @@ _FRAMES, _FRAME_WIDTH, _JPEG_QUALITY = 8, 136, 80
 _IMAGE_BYTES = 6_000_000  # of all images together, before base64 makes a third more of them
 _TEXT = 300  # characters of a message
 _SETTINGS_TEXT = 20_000
-_PATHLIKE = re.compile(r"""'[^']*'|"[^"]*"|\S*[/\\]\S*|\S+\.\w{1,5}(?!\w)""")
+_PATHLIKE = re.compile(r"\S*[/\\]\S*|\S+\.(?=\w*[A-Za-z])\w{1,5}(?!\w)")
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
 
 _STYLE = """
 :root { color-scheme: light; --ink: #262a30; --soft: #6a717c; --line: #e1e4e9; --accent: #1f6feb; --bar: #b6d0f7; }
@@ -77,14 +78,17 @@ class _Names:
         return hashlib.sha256(name.encode()).hexdigest()[:12] if self.hashed and name else name
 
     def message(self, text: str, names: Sequence[str]) -> str:
-        """A message in which the names, their parts, whatever is quoted and whatever looks like a path is hashed."""
+        """A message in which the names, their parts and whatever is quoted is hashed; all up to what looks like a path,
+        too: where a path with blanks begins cannot be seen."""
         if not self.hashed:
             return text
         parts = {part for name in names for part in PurePosixPath(name.replace("\\", "/")).parts}
         known = {word for word in {*names, *parts, *(PurePosixPath(part).stem for part in parts)} if word.strip("/.")}
-        either = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in sorted(known, key=len, reverse=True))
-        pattern = f"{either}|{_PATHLIKE.pattern}" if known else _PATHLIKE.pattern
-        return re.sub(pattern, lambda match: self(match[0]), text)
+        for word in sorted(known, key=len, reverse=True):
+            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda match: self(match[0]), text)
+        text = _QUOTED.sub(lambda match: self(match[0]), text)
+        upto = max((match.end() for match in _PATHLIKE.finditer(text)), default=0)
+        return self(text[:upto]) + text[upto:]
 
     def settings(self, value: Any, *, source: bool = False) -> Any:
         """Settings in which what was given as a source, and whatever looks like a path, is hashed."""

@@ -104,6 +104,31 @@ def test_a_private_archive_shows_no_frame_and_no_name(shards: Path) -> None:
     assert len(set(re.findall(r"\b[0-9a-f]{12}\b", page.text))) >= 5
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("john doe 0001.jpg: not an image", "#: not an image"),
+        ("ends in /data/john doe/x.tar after 2.80 s", "# after 2.80 s"),
+        ("first frame 'john' is not a whole number", "first frame # is not a whole number"),
+        ("no frame between 2.5 s and 3 s", "no frame between 2.5 s and 3 s"),
+        ("the tar is damaged after doe: end of data", "the tar is damaged after #: end of data"),
+        ("doe_1 and doe: clip in b", "doe_1 and #: # in #"),
+        ("s3://bucket/john/doe.mp4 is not there", "# is not there"),
+    ],
+)
+def test_names_in_messages_are_hashed(message: str, shown: str) -> None:
+    hashed = module._Names(hashed=True).message(message, ["b/doe/clip.mp4", ""])
+    assert re.sub(r"\b[0-9a-f]{12}\b", "#", hashed) == shown
+    assert module._Names().message(message, ["doe"]) == message
+
+
+def test_settings_are_hashed_where_they_name_something() -> None:
+    settings = {"sources": [{"name": "smith", "sha256": "12"}], "split": "train", "root": "/a b", "fps": 2.5, "x": None}
+    hashed = module._Names(hashed=True).settings(settings)
+    assert len(hashed["sources"][0].pop("name")) == len(hashed.pop("root")) == 12
+    assert hashed == {"sources": [{"sha256": "12"}], "split": "train", "fps": 2.5, "x": None}
+
+
 def test_the_same_seed_draws_the_same_samples(tmp_path: Path) -> None:
     shards = make_dataset(tmp_path, samples=40, frames=2, size=(32, 24), shard_size=20)
 
