@@ -12,6 +12,7 @@ that names none is taken for BT.601 in limited range, which is FFmpeg's guess at
 a pixel aspect ratio is not applied, fields are not separated, an alpha channel is dropped, HDR is not tone-mapped.
 """
 
+from functools import cache
 from typing import Any
 
 import av
@@ -95,12 +96,9 @@ def _in_bt601(planes: Planes, colorspace: int) -> Planes:
 
     swscale would go through RGB for it, at several times the cost.
     """
-    weights = _LUMA.get(colorspace)
-    if weights is None:
+    if colorspace not in _LUMA:
         return planes
-    # What to add: luma counts once in luma and not at all in chroma, whatever the weights.
-    matrix = np.linalg.inv(_to_rgb(_BT601)) @ _to_rgb(weights) - np.eye(3)
-    (yb, yr), (bb, br), (rb, rr) = np.rint((1 << _BITS) * matrix[:, 1:]).astype(int).tolist()
+    (yb, yr), (bb, br), (rb, rr) = _to_add(colorspace)
     luma, b, r = planes[0].astype(np.int16), *(plane.astype(np.int16) - 128 for plane in planes[1:])
     half = 1 << _BITS - 1
     change = yb * b + yr * r + half >> _BITS
@@ -109,6 +107,17 @@ def _in_bt601(planes: Planes, colorspace: int) -> Planes:
         part += change[: part.shape[0], : part.shape[1]]
     blue, red = b + (bb * b + br * r + half >> _BITS), r + (rb * b + rr * r + half >> _BITS)
     return _clipped(luma), _clipped(blue + 128), _clipped(red + 128)
+
+
+@cache
+def _to_add(colorspace: int) -> list[list[int]]:
+    """What of blue and red difference to add to luma, blue and red difference: (3, 2), in fixed point.
+
+    Luma counts once in luma and not at all in chroma, whatever the weights.
+    """
+    matrix = np.linalg.inv(_to_rgb(_BT601)) @ _to_rgb(_LUMA[colorspace]) - np.eye(3)
+    rows: list[list[int]] = np.rint((1 << _BITS) * matrix[:, 1:]).astype(int).tolist()
+    return rows
 
 
 def _clipped(values: np.ndarray) -> np.ndarray:
