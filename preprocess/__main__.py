@@ -129,8 +129,8 @@ def _build(options: argparse.Namespace) -> int:
     from preprocess.build import build
     from preprocess.options import run_of, settings_of, source_of
 
-    settings = settings_of(options)
-    lines = build(source_of(options, settings), settings=settings, options=run_of(options), out=options.out)
+    settings, run = settings_of(options), run_of(options)
+    lines = build(source_of(options, settings), settings=settings, options=run, out=options.out)
     print("\n".join([*lines, f"dataset: {options.out}"]))
     return 0
 

@@ -32,6 +32,7 @@ class Part:
     roots: list[str]  # names of the roots that its rows count in
     num_samples: int
     num_shards: int
+    num_problems: int  # what could not become a sample
 
 
 def begun(plan: Plan, source: Source, asked: dict[str, Any]) -> Plan:
@@ -97,7 +98,7 @@ def differences(there: dict[str, Any], asked: dict[str, Any], *, but: frozenset[
 
 
 def _part(plan: Plan, source: Source, asked: dict[str, Any]) -> Part:
-    return Part(asked, [root.name for root in source.roots], len(plan), plan.num_shards)
+    return Part(asked, [root.name for root in source.roots], len(plan), plan.num_shards, len(plan.problems))
 
 
 def _with_parts(plan: Plan, parts: list[Part]) -> Plan:

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from preprocess.append import OF_SOURCES, Part, begun, differences, extended, parts_of, shards_of
 from preprocess.boards import LOCK_NAME
 from preprocess.executors import Task, Workers, dask_workers, local_workers, make_shard, run_shards, shard_files
@@ -222,7 +224,7 @@ class _Job:
         there = self.output.sizes()
         self.output.remove([name for number in todo for name in reversed(shard_files(number)) if name in there])
         began, built, rejected, done = time.monotonic(), 0, 0, len(numbers) - len(todo)
-        total = len(plan) if n == 1 else sum(len(plan.shard(number)) for number in numbers)
+        total = int(np.count_nonzero(plan.rows["shard"].to_numpy() % n == i))
         with Progress(total, "sample", done=kept) as advance, self._workers() as workers:
             for result in run_shards(todo, partial(self._task, plan), workers):
                 self.lock.check()
