@@ -11,6 +11,7 @@ exist in this file only.
 """
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -23,6 +24,7 @@ Header = Literal["auto", "yes", "no"]
 DELIMITERS = {"comma": ",", "space": " ", "tab": "\t", "semicolon": ";"}
 _NAMES = {",": "commas", " ": "spaces", "\t": "tabs", ";": "semicolons"}
 _MAX_LABEL = 2**31 - 1
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 class LedgerError(ValueError):
@@ -127,18 +129,28 @@ def sniff_delimiter(line: str) -> str:
 
 def split_line(line: str, delimiter: str) -> list[str]:
     """The fields of one line, stripped; several blanks count as one."""
-    (fields,) = csv.reader([line.replace("\t", " ") if delimiter == " " else line], delimiter=delimiter)
+    if delimiter == " ":
+        line = line.replace("\t", " ")
+    if '"' in line:
+        (fields,) = csv.reader([line], delimiter=delimiter)
+    else:
+        fields = line.split(delimiter)
     fields = [field.strip() for field in fields]
     return [field for field in fields if field] if delimiter == " " else fields
+
+
+def has_control(name: str) -> bool:
+    """Whether a name holds what no name should: a line break, a NUL or another control character."""
+    return _CONTROL.search(name) is not None
 
 
 def unsafe(name: str, *, allow_outside: bool = False) -> str | None:
     """Why a name must not be joined to a root, or None if it may."""
     if not name:
         return "empty name"
-    if any(ord(character) < 32 for character in name):
+    if has_control(name):
         return "control character in the name"
-    if not allow_outside and (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
+    if not allow_outside and (name.startswith("/") or ".." in name.split("/")):
         return "leaves the root (--allow-outside permits it)"
     return None
 

@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from preprocess.ledger import (
     DELIMITERS,
@@ -23,6 +22,7 @@ from preprocess.ledger import (
     LedgerError,
     decoded_lines,
     delimiter_name,
+    has_control,
     sniff_delimiter,
     split_line,
 )
@@ -43,7 +43,7 @@ _COLUMNS = {  # what a header may call them
 _PUBLISHED_LABEL = str.maketrans("", "", "[]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ListRow:
     """One row; `path` is empty where the row names a video: its file is the first there is of `stems`."""
 
@@ -124,10 +124,14 @@ def _bare_row(line: int, text: str, delimiter: str) -> ListRow | Problem:
     fields = split_line(text, delimiter)
     if delimiter == " ":
         # Blanks in a path: up to the last word that ends as a video does.
-        ends = [i for i, field in enumerate(fields) if PurePosixPath(field).suffix.lower() in VIDEO_SUFFIXES]
-        count = ends[-1] + 1 if ends else 1
+        ends = (i for i in range(len(fields), 0, -1) if _ends_as_video(fields[i - 1]))
+        count = next(ends, 1)
         fields = [" ".join(fields[:count]), *fields[count:]]
     return _row(line, fields[0], fields[1:])
+
+
+def _ends_as_video(word: str) -> bool:
+    return word[max(word.rfind("."), 0) :].lower() in VIDEO_SUFFIXES
 
 
 def _named_row(line: int, fields: Sequence[str], columns: Sequence[str]) -> ListRow | Problem:
@@ -156,7 +160,7 @@ def _named_row(line: int, fields: Sequence[str], columns: Sequence[str]) -> List
 def _row(
     line: int, path: str, labels: Sequence[str], span: tuple[float, float] = (0.0, math.inf), split: str = ""
 ) -> ListRow | Problem:
-    if not path or any(ord(character) < 32 for character in path):
+    if not path or has_control(path):
         return Problem("unsafe_name", f"{path!r} names no file", path, line)
     return ListRow(line, path, tuple(filter(None, labels)), *span, split)
 

@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,7 +254,7 @@ def _table(requests: Sequence[Request], ids: dict[str, int], shard_size: int, sp
     columns["labels"] = [[ids[label] for label in request.labels] for request in requests]
     for column in PLAN_SCHEMA:
         if column.name not in columns:
-            columns[column.name] = [getattr(request, column.name) for request in requests]
+            columns[column.name] = list(map(attrgetter(column.name), requests))
         columns[column.name] = pa.array(columns[column.name], column.type)
     return pa.table(columns, PLAN_SCHEMA)
 
