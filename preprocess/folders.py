@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -123,9 +123,9 @@ class FrameFolders:
                 return scan_names(self.root.names(folder))
             except NotADirectoryError as error:
                 raise FileNotFoundError(folder) from error
-        if folder not in self._listed and not any(name.startswith(f"{folder}/") for name in self._listed):
+        if folder not in self._listed:
             raise FileNotFoundError(folder)
-        return scan_names(self._listed.get(folder, []))
+        return scan_names(self._listed[folder])
 
     def below(self, folder: str = "", *, skip: Collection[str] = ()) -> Iterator[str]:
         """The folders that hold numbered images, relative to `folder`, in no order; no hidden and no linked ones.
@@ -145,11 +145,15 @@ class FrameFolders:
 
     @cached_property
     def _listed(self) -> dict[str, list[str]]:
-        folders: dict[str, list[str]] = defaultdict(list)
+        """The names in every folder; stores have no folders but in the names of files."""
+        folders: dict[str, list[str]] = {}
         for name in self.root.files().names:
             folder, _, file = name.rpartition("/")
+            if folder not in folders:
+                for parent in (folder, *map(str, PurePosixPath(folder).parents)):
+                    folders.setdefault("" if parent == "." else parent, [])
             folders[folder].append(file)
-        return dict(folders)
+        return folders
 
 
 def _walk(root: Path, skip: Collection[str]) -> Iterator[str]:

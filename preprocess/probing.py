@@ -10,6 +10,7 @@ number of workers.
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -58,6 +59,8 @@ def over_processes(
             for answer in pool.map(look, items, chunksize=_CHUNK):
                 yield answer
                 advance(1)
+        except BrokenProcessPool as error:
+            raise ChildProcessError("a worker died, perhaps for want of memory (try fewer --workers)") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

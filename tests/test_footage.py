@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from preprocess.__main__ import main
+from preprocess.decoder import decoder
 from preprocess.footage import video_files
 from preprocess.index import open_dataset
 from preprocess.plan import Settings
 from preprocess.sources import Reading, Source, long_samples, short_samples
 from preprocess.storage import Storage
+from tests.fake_ffmpeg import with_fake_ffmpeg
 from tests.media import make_video
 from tests.test_tars import make_tar
 
@@ -273,6 +275,22 @@ def test_a_store_that_cannot_be_reached_ends_with_3_and_is_resumable(
 
 def _refuse(*_: object, **__: object) -> None:
     raise ConnectionError("refused")
+
+
+def test_fault_13_a_header_that_hangs_or_crashes_ffmpeg_costs_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_fake_ffmpeg(tmp_path, monkeypatch)
+    decoder().close()
+    for name in ("a.mp4", "hangs_at_once.mp4", "segv_at_once.mp4", "z.mp4"):
+        make_video(tmp_path / "in" / name, 4)
+    found = video_files([tmp_path / "in"], settings=Settings(timeout_s=1)).find()
+    assert [one.name for one in found.requests] == ["a.mp4", "z.mp4"]
+    assert [(one.name, one.reason) for one in found.problems] == [
+        ("hangs_at_once.mp4", "timeout"),
+        ("segv_at_once.mp4", "crashed"),
+    ]
+    decoder().close()
 
 
 def test_probing_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
