@@ -102,6 +102,10 @@ def run_shards(numbers: Iterable[int], task: Callable[[int], Task], workers: Wor
                     again.append(number)
                 except CancelledError as error:
                     raise ChildProcessError(f"{workers.where} has gone") from error
+                except ImportError as error:
+                    raise ValueError(
+                        f"{workers.where}: a worker lacks a module ({error}); install mae3d there"
+                    ) from error
                 else:
                     yield result
     finally:

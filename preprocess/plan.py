@@ -283,4 +283,6 @@ def read_plan(path: Path) -> Plan:
         notes, rule = tuple(json.loads(metadata["notes"])), json.loads(metadata["split_rule"])
         return Plan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings, notes, rule)
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
+            raise
         raise DatasetError(f"{path}: not a plan ({error}); use another --out, or --overwrite") from error

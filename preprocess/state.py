@@ -35,7 +35,11 @@ _OURS = (
     *("shard-*.tar", "shard-*.idx", "shard-*.parquet", "index-*.parquet", "rows-*.arrow", "frames-*.arrow"),
     *(PLAN_NAME, REJECTED_NAME, META_NAME),
 )
-_FULL = {errno.ENOSPC: "free some", errno.EDQUOT: "free some, or ask for more", errno.EFBIG: "raise the limit"}
+_FULL = {
+    errno.ENOSPC: "free some",
+    errno.EDQUOT: "free some, or ask for more",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+}
 
 
 @dataclass(frozen=True)

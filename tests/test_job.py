@@ -244,19 +244,15 @@ def test_fault_16_a_worker_that_is_killed_costs_its_shard_only(
     assert tree(out) == whole
 
 
-def _dies(number: int, *arguments: Any, **named: Any) -> None:
+def _dies() -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_fault_16_a_shard_whose_workers_always_die_is_named(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr("preprocess.build.make_shard", _dies)
-    assert main(command(archive, tmp_path / "out", workers=2)) == 3
-    assert "its worker died 3 times, perhaps for want of memory (try fewer --workers" in (
-        told := capsys.readouterr().err
-    )
-    assert "shard-0000" in told
+def test_fault_16_a_shard_whose_workers_always_die_is_named() -> None:
+    with executors.local_workers(2) as workers:
+        results = executors.run_shards([7], lambda number: _dies, workers)
+        with pytest.raises(ChildProcessError, match=r"shard-00007: its worker died 3 times, perhaps for"):
+            next(results)
 
 
 def test_fault_18_a_second_run_at_one_output_is_told_whose_it_is(
