@@ -131,7 +131,8 @@ def _build(options: argparse.Namespace) -> int:
 
     settings, run = settings_of(options), run_of(options)
     lines = build(source_of(options, settings), settings=settings, options=run, out=options.out)
-    print("\n".join([*lines, f"dataset: {options.out}"]))
+    made = "plan, and nothing else yet" if options.plan_only else "dataset"
+    print("\n".join([*lines, f"{made}: {options.out}"]))
     return 0
 
 

@@ -10,6 +10,7 @@ is read again, finished shards are kept. Any number of workers, slices and kills
 
 import dataclasses
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ import numpy as np
 
 from preprocess.append import OF_SOURCES, Part, begun, differences, extended, parts_of, shards_of
 from preprocess.boards import LOCK_NAME
+from preprocess.estimate import TRIAL_S, Estimate, estimate_of, lines_of, require_room, surely_fits
 from preprocess.executors import Task, Workers, dask_workers, local_workers, make_shard, run_shards, shard_files
 from preprocess.index import META_NAME, PLAN_NAME, DatasetError, parse_meta
 from preprocess.lock import Lock, hold
-from preprocess.output import Output, open_output
+from preprocess.output import FolderOutput, Output, open_output
 from preprocess.plan import Plan, Settings, make_plan, read_plan, write_plan
 from preprocess.problems import Problem
 from preprocess.progress import Progress
@@ -50,6 +52,8 @@ class Options:
     slice: tuple[int, int] | None = None  # (i, n): only shards i, i + n, i + 2 n, ..., and no merge
     scheduler: str = ""  # of a Dask cluster that is to do the work: its address or its scheduler file
     scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))  # for files on their way to a URL
+    plan_only: bool = False  # write the plan, try some samples, tell what the rest will take
+    ignore_space: bool = False  # begin although the disk is too small by far
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -154,9 +158,11 @@ class _Job:
         if self.options.slice:
             with hold(self.output.board, f"{LOCK_NAME}.plan", job="making the plan", wait=True):
                 plan, _ = self._plan()
-            return self._shards(plan)
+            return self._told(plan) if self.options.plan_only else self._shards(plan)
         clear(self.output, overwrite=self.options.overwrite)
         plan, is_new = self._plan()
+        if self.options.plan_only:
+            return self._told(plan)
         finished = self.options.append and not is_new and is_finished(plan, self.output, self.folder)
         told: list[str] = []
         if not finished:
@@ -200,6 +206,31 @@ class _Job:
         added = f"appended: {len(more) - len(plan)} samples in {more.num_shards - plan.num_shards} shards"
         return [*finish(more, self.output, self.folder, self.lock), added, *more.notes]
 
+    def _told(self, plan: Plan) -> list[str]:
+        """What the shards that are not there yet will take."""
+        i, n = self.options.slice or (0, 1)
+        shards = survey(range(i, plan.num_shards, n), self.output, self.folder)
+        todo = [found.number for found in shards if found.kept is None]
+        return [*lines_of(self._estimate(plan, todo), self.settings, free_bytes=self._free_bytes()), *plan.notes]
+
+    def _check_room(self, plan: Plan, todo: Sequence[int]) -> None:
+        """Warns if the disk may be too small; raises OSError if it is by far. Tries nothing if it is surely large."""
+        free = self._free_bytes()
+        if free is None or not todo or surely_fits(plan, todo, self.settings, free):
+            return
+        estimate = self._estimate(plan, todo, trial_s=TRIAL_S / 4)
+        for line in lines_of(estimate, self.settings, free_bytes=free):
+            log.log(logging.WARNING if line.startswith("warning") else logging.INFO, "%s", line)
+        if not self.options.ignore_space:
+            require_room(estimate, self.settings, free_bytes=free, out=str(self.output))
+
+    def _estimate(self, plan: Plan, todo: Sequence[int], *, trial_s: float = TRIAL_S) -> Estimate:
+        roots, workers = self.source.roots, self.options.workers
+        return estimate_of(plan, todo, roots, self.settings, workers=workers, folder=self.folder, trial_s=trial_s)
+
+    def _free_bytes(self) -> int | None:
+        return shutil.disk_usage(self.folder).free if isinstance(self.output, FolderOutput) else None
+
     def _write(self, plan: Plan) -> None:
         write_plan(plan, self.folder / PLAN_NAME)
         self.output.publish([PLAN_NAME], self.folder)
@@ -220,6 +251,7 @@ class _Job:
         if len(todo) < len(numbers):
             log.info("%d of %d shards are there already and are kept", len(numbers) - len(todo), len(numbers))
         self._can_build(plan, todo)
+        self._check_room(plan, todo)
         # Whatever a killed run left of them; the table goes first, for that marks a shard as done.
         there = self.output.sizes()
         self.output.remove([name for number in todo for name in reversed(shard_files(number)) if name in there])

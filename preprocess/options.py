@@ -100,6 +100,12 @@ def add_build_options(build: argparse.ArgumentParser) -> None:
         metavar="F",
         help="stop beyond this share of ledger or list rows that do not fit the disk (%(default)s)",
     )
+    build.add_argument(
+        "--plan-only",
+        action="store_true",
+        help="write the plan, try some samples, tell frames, bytes and hours; no more",
+    )
+    build.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
     build.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
     build.add_argument(
         "--append", action="store_true", help="add what is not in the dataset yet: new samples, shards and label ids"
@@ -145,6 +151,8 @@ def run_of(options: argparse.Namespace) -> "Options":
         on_error=options.on_error,
         max_bad_fraction=options.max_bad_fraction,
         overwrite=options.overwrite,
+        plan_only=options.plan_only,
+        ignore_space=options.ignore_space,
         append=options.append,
         slice=_slice(options.slice),
         scheduler=options.scheduler,
