@@ -1,6 +1,8 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from preprocess.index import DatasetError
@@ -83,3 +85,29 @@ def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
 def test_settings_out_of_range_name_the_setting(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_shards_of_any_length_are_found() -> None:
+    """As an append leaves them: the last one of the first part is partly filled."""
+    plan = plan_of(*(request(f"v{i}") for i in range(9)), shard_size=4)
+    lengths = [3, 1, 4, 1]
+    shards = pa.array([number for number, length in enumerate(lengths) for _ in range(length)], pa.int32())
+    plan = replace(plan, rows=plan.rows.set_column(plan.rows.schema.get_field_index("shard"), "shard", shards))
+    assert plan.num_shards == 4
+    assert [[one.number for one in plan.shard(k)] for k in range(4)] == [[0, 1, 2], [3], [4, 5, 6, 7], [8]]
+
+
+def test_labels_that_are_not_among_the_fixed_names_cost_their_samples() -> None:
+    found = Found([request("a", "cat"), request("b", "bird"), request("c", "0")], [], [], ("dog", "cat"))
+    plan = make_plan(found, source="list.csv", settings=Settings(), asked={})
+    assert [(one.name, one.labels) for one in plan.shard(0)] == [("a", [1]), ("c", [0])]
+    (problem,) = plan.problems
+    assert (problem.name, problem.reason) == ("b", "unknown_label")
+
+
+def test_a_validation_set_with_ids_of_its_own_is_warned_of() -> None:
+    found = Found([request("a", "cat")], [], [])
+    for split, fixed, warned in (("val", (), True), ("train", (), False), ("val", ("cat",), False)):
+        again = replace(found, label_names=fixed)
+        plan = make_plan(again, source="list.csv", settings=Settings(split=split), asked={})
+        assert any("--label-names" in note for note in plan.notes) == warned
