@@ -7,6 +7,7 @@ It has no state but the video that it read last. It dies with the thread that st
 
 import ctypes
 import dataclasses
+import gc
 import json
 import mmap
 import os
@@ -39,6 +40,7 @@ class Server:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """{"done": ...}, {"media": [reason, message, frame]} or {"os": [errno, message, file]}."""
+        gc.collect()
         try:
             return {"done": self._write(request) if request["do"] == "write" else self._probe(request)}
         except MediaError as error:
@@ -96,6 +98,10 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints is no answer
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels holds instead
     server = Server(mmap.mmap(page, PAGE_BYTES))
+    # Garbage is collected between samples only. What a broken frame shows depends on which buffer it was decoded into, and
+    # that on when earlier frames were freed.
+    gc.disable()
+    gc.freeze()
     print(file=answers, flush=True)  # ready
     for line in sys.stdin.buffer:
         print(json.dumps(server.answer(json.loads(line))), file=answers, flush=True)

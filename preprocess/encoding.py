@@ -21,7 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from preprocess.problems import MediaError
 from preprocess.stills import encode_planes
-from preprocess.videos import orientation
+from preprocess.videos import Orientation, orientation
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _BT601 = (0.299, 0.114)
@@ -41,6 +41,7 @@ class FrameEncoder:
     def __init__(self, quality: int) -> None:
         self._quality = quality
         self._reformatter = VideoReformatter()
+        self._orientations: dict[int, Orientation] = {}
 
     def encode(self, frame: av.VideoFrame, *, width: int, height: int) -> bytes:
         """The frame as an upright JPEG of the given size.
@@ -48,7 +49,7 @@ class FrameEncoder:
         Raises:
             MediaError: the scaler does not know the frame's pixels.
         """
-        swapped, flip_x, flip_y = orientation(frame)
+        swapped, flip_x, flip_y = orientation(frame, self._orientations)
         planes = self._planes(frame, *((height, width) if swapped else (width, height)))
         y, cb, cr = (_turned(plane, swapped, flip_x, flip_y) for plane in _in_bt601(planes, frame.colorspace))
         return encode_planes(y, cb, cr, quality=self._quality)

@@ -50,6 +50,8 @@ _FORMATS = (
     "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,asf_o,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu,"
     "av1,apng,cavsvideo,dirac,dnxhd,gxf,h263,ivr,mjpeg,mjpeg_2000,nsv,nuv,smjpeg,vc1,vc1test,vvc,webp,wtv,yuv4mpegpipe"
 )
+# Where each frame stands alone a damaged one is left out; its missing parts would hold whatever was in memory before.
+_STRICT = "crccheck+bitstream+buffer+explode"
 _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the declared one
 _STEPS_BACK_S = (0.0, 2.0, 8.0, 32.0, 128.0)  # how far before a span a jump is tried where a nearer one came too late
 _TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
@@ -99,6 +101,7 @@ class _Loss:
 
 
 Timed = tuple[float, av.VideoFrame]
+Orientation = tuple[bool, bool, bool]
 
 
 @dataclass
@@ -110,6 +113,7 @@ class Video:
     stream: Any
     max_pixels: int
     progress: Callable[[str], None]
+    _orientations: dict[int, Orientation] = field(default_factory=dict)
     _decoded: Iterator[Timed] | None = None  # what follows on the recent frames
     _recent: deque[Timed] = field(default_factory=lambda: deque(maxlen=2))
     _losses: list[_Loss] = field(default_factory=list)
@@ -190,7 +194,7 @@ class Video:
 
     def upright_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """(width, height) of the frame as it is meant to be seen."""
-        return (frame.height, frame.width) if orientation(frame)[0] else (frame.width, frame.height)
+        return (frame.height, frame.width) if orientation(frame, self._orientations)[0] else (frame.width, frame.height)
 
     def _from(self, start_s: float) -> Iterator[Timed]:
         """Frames from one at or before start_s on, or from the first one if there is none."""
@@ -298,6 +302,9 @@ class Video:
             except av.error.FFmpegError as error:
                 self._losses.append(_Loss(self._latest, str(error.strerror)))
                 return
+            except IndexError:
+                # Streams have appeared on the way; PyAV stumbles over them behind the last packet (demux in input.py).
+                return
             if packet is None:
                 return
             yield packet
@@ -386,18 +393,28 @@ def _version(path: Path) -> tuple[int, ...] | None:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+def orientation(frame: av.VideoFrame, known: dict[int, Orientation] | None = None) -> Orientation:
     """(axes swapped, then mirrored in x, then mirrored in y): how a stored frame becomes upright.
 
     From the display matrix of the container (FFmpeg's libavutil/display.h): x' = a x + c y, y' = b x + d y.
+
+    Args:
+        frame: a decoded frame.
+        known: by rotation, what was found for other frames of the video. Whoever looks at many frames must give it:
+            a frame whose side data was asked for lives until the garbage collector comes by.
     """
+    if known is not None and (found := known.get(frame.rotation)) is not None:
+        return found
     side_data: Any = frame.side_data  # its stub says that it maps from str
     matrix = side_data.get(SideDataType.DISPLAYMATRIX)
     if matrix is None:
-        return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5].tolist()
-    swapped = abs(b) > abs(a)
-    return (True, c < 0, b < 0) if swapped else (False, a < 0, d < 0)
+        found = False, False, False
+    else:
+        a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5].tolist()
+        found = (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
+    if known is not None:
+        known[frame.rotation] = found
+    return found
 
 
 def hdr_kind(frame: av.VideoFrame) -> str:
@@ -445,6 +462,8 @@ def _open(path: Path, max_pixels: int) -> tuple[Any, Any]:
             raise MediaError("too_large", f"{refused or size} pixels, --max-pixels {max_pixels} are allowed")
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(max_pixels)}
+        if stream.codec_context.codec.intra_only or stream.codec_context.name == "ffv1":
+            stream.codec_context.options |= {"err_detect": _STRICT}
         return container, stream
     container.close()
     raise MediaError("no_video", "the file has no video stream")
