@@ -194,8 +194,8 @@ def draw(out: Path) -> None:
 
 
 def memory_mb(kind: str) -> float:
-    """Of this process: Anonymous is its own for good; Private_* counts mapped pages of files, too, that no other process
-    has touched; Pss counts its share of those that others have."""
+    """Of this process: Anonymous is its own for good; Private_* counts mapped pages of files as well that no other
+    process has touched; Pss counts its share of those that others have."""
     text = Path("/proc/self/smaps_rollup").read_text()
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{kind}:")) / 1e3
 
