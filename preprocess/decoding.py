@@ -98,8 +98,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints is no answer
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels holds instead
     server = Server(mmap.mmap(page, PAGE_BYTES))
-    # Garbage is collected between samples only. What a broken frame shows depends on which buffer it was decoded into, and
-    # that on when earlier frames were freed.
+    # Garbage is collected between samples only: what a broken frame shows depends on the buffer that it was decoded
+    # into, and that on when earlier frames were freed.
     gc.disable()
     gc.freeze()
     print(file=answers, flush=True)  # ready

@@ -2,6 +2,7 @@
 
 import io
 import math
+import random
 import struct
 import zlib
 from fractions import Fraction
@@ -255,8 +256,7 @@ def test_fault_12_pieces_of_any_container_are_the_whole_and_cost_one_pass(
     tmp_path: Path, codec: str, name: str
 ) -> None:
     """Whether a piece is jumped to or goes on where the one before ended, its frames and times are the same."""
-    pixels = {"gif": "bgr8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
-    path = make_video(tmp_path / name, 90, codec=codec, fps=25, gop=12, pixel_format=pixels)
+    path = make_video(tmp_path / name, 90, codec=codec, fps=25, gop=12, pixel_format=_pixels(codec))
     packets = 0
 
     def count(place: str) -> None:
@@ -331,3 +331,60 @@ def test_fault_12_all_the_odd_footage_there_is(media: Path) -> None:
         assert facts.num_frames == len(stored)
         found[path.name] = (facts.num_frames, facts.width, facts.height, facts.remark[0] if facts.remark else None)
     assert {name: found.get(name) for name in expected} == expected
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
+def test_fault_12_broken_files_of_every_kind_come_out_the_same_twice(tmp_path: Path, seed: int) -> None:
+    """Bits flipped, parts lost, zeroed or doubled: each gives frames or a reason, whatever was decoded before it."""
+    rng = random.Random(seed)
+    sources = [
+        make_video(tmp_path / f"{codec}_{name}", 60, codec=codec, fps=25, gop=12, pixel_format=_pixels(codec))
+        for codec, name in CONTAINERS
+        if codec != "rawvideo"
+    ]
+    outcomes: list[list[object]] = [[], []]
+    broken = []
+    for number in range(80):
+        source = rng.choice(sources)
+        path = tmp_path / f"broken_{number}{source.suffix}"
+        path.write_bytes(_break(bytearray(source.read_bytes()), rng))
+        broken.append(path)
+    for turn, paths in enumerate((broken, broken[::-1])):
+        for path in paths:
+            outcomes[turn].append(_outcome(path, tmp_path / "tar"))
+        decoder().close()
+    assert outcomes[0] == outcomes[1][::-1]
+    reasons = {outcome[0] for outcome in outcomes[0]}  # type: ignore[index]
+    assert "stored" in reasons
+    assert not reasons & {"crashed", "timeout"}
+
+
+def _pixels(codec: str) -> str:
+    return {"gif": "bgr8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+
+
+def _break(data: bytearray, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    length = rng.randrange(1, len(data) // 4)
+    kind = rng.randrange(4)
+    if kind == 0:
+        for _ in range(rng.choice([1, 10, 200])):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        del data[at:]
+    elif kind == 2:
+        data[at : at + length] = bytes(len(data[at : at + length]))
+    else:
+        data[at:at] = data[at : at + length]
+    return bytes(data)
+
+
+def _outcome(path: Path, tar: Path) -> tuple[object, ...]:
+    tar.write_bytes(b"")
+    sample = PlannedSample(0, 0, "video", 0, path.name, path.name, [], "")
+    try:
+        written = decoder().write(sample, [path], settings=Settings(), tar=tar, start=0, first=True)
+    except MediaError as error:
+        return error.reason, str(error)
+    return "stored", written.facts.remark, written.crc32s

@@ -1,3 +1,4 @@
+import gc
 import math
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import av
 import pytest
 from PIL import Image
 
+from preprocess.encoding import FrameEncoder
 from preprocess.problems import MediaError
 from preprocess.videos import Video, effective_fps, open_video, orientation
 from tests.media import frame_number, make_video, numbered_image, picture_of, psnr, rotate_mp4
@@ -110,6 +112,41 @@ def test_a_file_cut_short_gives_what_is_there(tmp_path: Path) -> None:
         numbers = [number for _, number in read(video)]
     assert numbers == list(range(len(numbers)))
     assert 5 < len(numbers) < 40
+
+
+@pytest.mark.parametrize(("codec", "name"), [("mjpeg", "a.avi"), ("prores_ks", "a.mov")])
+def test_a_damaged_picture_that_stands_alone_is_left_out(tmp_path: Path, codec: str, name: str) -> None:
+    """Else its missing part would show what was in memory before, and no two builds would be the same."""
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv422p10le"
+    path = make_video(tmp_path / name, 12, codec=codec, pixel_format=pixels)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    broken = packets[5]
+    data = bytearray(path.read_bytes())
+    middle = broken.pos + broken.size // 2
+    data[middle : broken.pos + broken.size] = bytes(broken.pos + broken.size - middle)
+    path.write_bytes(data)
+    with open_video(path) as video:
+        assert [number for _, number in read(video)] == [0, 1, 2, 3, 4, *range(6, 12)]
+        assert video.damage.packets + video.damage.frames == 1
+
+
+def test_frames_are_freed_at_once(tmp_path: Path) -> None:
+    """PyAV's frames and their side data hold each other; hundreds of them wait for the garbage collector."""
+    path = make_video(tmp_path / "a.mp4", 40)
+    rotate_mp4(path, (0, 1, -1, 0))
+    gc.collect()
+    gc.disable()
+    try:
+        with open_video(path) as video:
+            encoder = FrameEncoder(90)
+            for _, frame in video.frames():
+                width, height = video.upright_size(frame)
+                encoder.encode(frame, width=width, height=height)
+            alive = sum(type(one) is av.VideoFrame for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive <= 5
 
 
 def write_junk(path: Path) -> None:
