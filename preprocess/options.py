@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 def add_build_options(build: argparse.ArgumentParser) -> None:
     """The options of `build`."""
-    given = build.add_mutually_exclusive_group(required=True)
+    _add_input(build.add_argument_group("what to read"))
+    _add_output(build.add_argument_group("what to write"))
+    _add_limits(build.add_argument_group("what is too much, or too bad"))
+    _add_running(build.add_argument_group("how to run"))
+
+
+def _add_input(group: argparse._ArgumentGroup) -> None:
+    given = group.add_mutually_exclusive_group(required=True)
     given.add_argument(
         "--frames",
         nargs="+",
@@ -30,94 +37,103 @@ def add_build_options(build: argparse.ArgumentParser) -> None:
     given.add_argument(
         "--images", nargs="+", metavar="PATH", help="folders (walked) or image files; each a sample of one frame"
     )
-    build.add_argument("--out", required=True, metavar="OUT", help="where the shards go: a folder, or a URL (s3://...)")
-    build.add_argument("--ledger", metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
-    build.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
-    build.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether ledger or list has one")
-    build.add_argument("--root", default="", metavar="DIR", help="where the paths in lists begin (beside the list)")
-    build.add_argument(
+    group.add_argument("--ledger", metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
+    group.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
+    group.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether ledger or list has one")
+    group.add_argument("--root", default="", metavar="DIR", help="where the paths in lists begin (beside the list)")
+    group.add_argument(
         "--labels",
         choices=["auto", "folder", "none"],
         default="auto",
         help="of trees: the first folder if all files lie in one (auto), or where there is one (folder)",
     )
-    build.add_argument(
+    group.add_argument(
         "--label-names", default="", metavar="FILE", help="names of ids 0, 1, ...: one a line, or a dataset.json"
     )
-    build.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
-    build.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")
-    build.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
-    build.add_argument("--allow-outside", action="store_true", help="take `..` and links that leave the root")
-    build.add_argument(
-        "--scratch", default=tempfile.gettempdir(), metavar="DIR", help="for what is fetched or unpacked (%(default)s)"
-    )
-    build.add_argument("--scratch-gb", type=float, default=20.0, metavar="GB", help="of all workers (%(default)s)")
-    build.add_argument(
+    group.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
+    group.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")
+    group.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
+    group.add_argument("--allow-outside", action="store_true", help="take `..` and links that leave the root")
+    group.add_argument("--source-fps", type=float, metavar="HZ", help="the rate that frame folders were taken at")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--out", required=True, metavar="OUT", help="where the shards go: a folder, or a URL (s3://...)")
+    group.add_argument(
         "--short-side", type=int, default=256, metavar="PIXELS", help="scale down to this, never up (%(default)s)"
     )
-    build.add_argument("--quality", type=int, default=90, metavar="Q", help="of frames that are encoded (%(default)s)")
-    build.add_argument(
+    group.add_argument("--quality", type=int, default=90, metavar="Q", help="of frames that are encoded (%(default)s)")
+    group.add_argument(
         "--check",
         choices=["decode", "header"],
         default="decode",
         help="how JPEGs that can stay as they are show that they are whole: decoded strictly, or by header and end",
     )
-    build.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames a second (all)")
-    build.add_argument("--source-fps", type=float, metavar="HZ", help="the rate that frame folders were taken at")
-    cut = build.add_mutually_exclusive_group()
+    group.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames a second (all)")
+    cut = group.add_mutually_exclusive_group()
     cut.add_argument(
         "--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds (60, 1800 frames)"
     )
     cut.add_argument("--segment-frames", type=int, metavar="N", help="cut into even pieces of at most N frames")
     cut.add_argument("--whole", action="store_true", help="cut nothing")
-    build.add_argument("--shard-size", type=int, metavar="N", help="samples a shard (1000; fewer for small sets)")
-    build.add_argument(
+    group.add_argument("--shard-size", type=int, metavar="N", help="samples a shard (1000; fewer for small sets)")
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--max-pixels", type=int, default=1 << 26, metavar="N", help="refuse larger frames (%(default)s)"
     )
-    build.add_argument(
+    group.add_argument(
         "--max-frames", type=int, default=1_000_000, metavar="N", help="refuse longer samples (%(default)s)"
     )
-    build.add_argument(
+    group.add_argument(
         "--max-gb", type=float, default=100.0, metavar="GB", help="refuse samples that would write more (%(default)s)"
     )
-    build.add_argument(
+    group.add_argument(
         "--timeout",
         type=float,
         default=60.0,
         metavar="S",
         help="give a sample up when its decoder makes no progress for so long (%(default)s)",
     )
-    build.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
-    )
-    build.add_argument(
+    group.add_argument(
         "--on-error", choices=["skip", "fail"], default="skip", help="what anything unusable does (%(default)s)"
     )
-    build.add_argument(
+    group.add_argument(
         "--max-bad-fraction",
         type=float,
         default=0.05,
         metavar="F",
         help="stop beyond this share of ledger or list rows that do not fit the disk (%(default)s)",
     )
-    build.add_argument(
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
+    )
+    group.add_argument(
         "--plan-only",
         action="store_true",
         help="write the plan, try some samples, tell frames, bytes and hours; no more",
     )
-    build.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
-    build.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
-    build.add_argument(
+    group.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
+    group.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
+    group.add_argument(
         "--append", action="store_true", help="add what is not in the dataset yet: new samples, shards and label ids"
     )
-    build.add_argument(
+    group.add_argument(
         "--slice",
         metavar="I/N",
         help="build only the shards whose number modulo N is I (from 0); when all are done: `merge OUT`",
     )
-    build.add_argument(
+    group.add_argument(
         "--scheduler", default="", metavar="ADDRESS", help="a Dask cluster to work on: tcp://host:8786, or its file"
     )
+    group.add_argument(
+        "--scratch", default=tempfile.gettempdir(), metavar="DIR", help="for what is fetched or unpacked (%(default)s)"
+    )
+    group.add_argument("--scratch-gb", type=float, default=20.0, metavar="GB", help="of all workers (%(default)s)")
 
 
 def settings_of(options: argparse.Namespace) -> "Settings":
