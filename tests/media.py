@@ -121,8 +121,8 @@ def make_dataset(
         source_fps: the time base; None = unknown.
     """
     from preprocess.build import Options, build
-    from preprocess.plan import Settings
     from preprocess.frames import frame_folders
+    from preprocess.plan import Settings
 
     counts = [frames] * samples if isinstance(frames, int) else list(frames)
     words = [str(sample % 3) for sample in range(samples)] if labels is None else list(labels)
