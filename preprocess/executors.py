@@ -190,18 +190,18 @@ class _Processes(Executor):
             try:
                 future = pool.submit(fn, *args, **kwargs)
                 break
-            except BrokenProcessPool:  # it died with nothing to do
+            except BrokenProcessPool:  # its process has died, perhaps with nothing to do
+                self._pools.discard(pool)
                 pool = None
-        future.add_done_callback(partial(self._ended, pool))
+        future.add_done_callback(partial(self._give_back, pool))
         return future
+
+    def _give_back(self, pool: ProcessPoolExecutor, future: Future[Any]) -> None:
+        self._free.put(pool)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         for pool in self._pools:
             pool.shutdown(wait=wait, cancel_futures=cancel_futures)
-
-    def _ended(self, pool: ProcessPoolExecutor, future: Future[Any]) -> None:
-        died = not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
-        self._free.put(None if died else pool)
 
 
 def _begin() -> None:

@@ -105,7 +105,7 @@ def killed_at(arguments: list[str], out: Path, at: int) -> bool:
 
 def kill_at_every(points: Iterable[int], begin: Callable[[Path], list[str]], folder: Path) -> tuple[int, set[str]]:
     """A run killed at each of these operations, and rerun; how many were killed, and which trees they ended in."""
-    kills, trees = 0, set()
+    kills, trees, seen = 0, set(), list[dict[str, str]]()
     for at in points:
         out = folder / f"at-{at}"
         arguments = begin(out)
@@ -113,11 +113,14 @@ def kill_at_every(points: Iterable[int], begin: Callable[[Path], list[str]], fol
             return kills, trees
         kills += 1
         kept = done(out)
+        seen.append({name: sha256 for name, sha256 in tree(out).items() if name.startswith("shard-")})
         assert main(arguments) == 0
         assert {name: which for name, which in inodes(out).items() if name in kept} == kept, (
             "a finished shard was redone"
         )
-        trees.add(repr(tree(out)))
+        there = tree(out)
+        assert seen[-1].items() <= there.items(), "a file was seen that was not whole"
+        trees.add(repr(there))
     return kills, trees
 
 
