@@ -44,11 +44,15 @@ def gone(owner: Owner) -> Owner:
     return replace(owner, pid=int(process.stdout), started="1")
 
 
+def refused(board: Board, name: str, match: str) -> None:
+    """Another one asks for a lock and does not get it."""
+    with pytest.raises(Locked, match=match), hold(board, name, job="another"):
+        pass
+
+
 def test_fault_18_a_second_one_is_told_who_and_since_when_and_let_in_afterwards(board: Board) -> None:
     with hold(board, LOCK_NAME, job="build") as held:
-        with pytest.raises(Locked, match=rf"in use by build on \S+, pid {os.getpid()}, since \d{{4}}-.*; wait for"):
-            with hold(board, LOCK_NAME, job="build"):
-                pass
+        refused(board, LOCK_NAME, rf"in use by build on \S+, pid {os.getpid()}, since \d{{4}}-.*; wait for")
         held.check()
         assert board.names() == [LOCK_NAME]
     with hold(board, LOCK_NAME, job="build"):
@@ -73,9 +77,12 @@ def test_fault_18_a_process_id_that_is_another_processs_now_is_no_owner(board: B
 
 def test_fault_18_silence_counts_on_another_machine(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     board.create(LOCK_NAME, elsewhere(gone(Owner.here("build"))))
-    with pytest.raises(
-        Locked, match=r"on node7, .* after 300 s it counts as dead .* \(at once if you remove .*/\.lock\)"
-    ), hold(board, LOCK_NAME, job="build"):
+    with (
+        pytest.raises(
+            Locked, match=r"on node7, .* after 300 s it counts as dead .* \(at once if you remove .*/\.lock\)"
+        ),
+        hold(board, LOCK_NAME, job="build"),
+    ):
         pass
     monkeypatch.setattr(boards, "STALE_S", 0.2)
     time.sleep(0.3)
@@ -152,9 +159,8 @@ def test_a_whole_run_and_slices_exclude_each_other(board: Board) -> None:
             pass
         with pytest.raises(Locked, match="slice 0/2"), hold(board, LOCK_NAME, job="merge", excludes=True):
             pass
-    with hold(board, LOCK_NAME, job="merge", excludes=True), pytest.raises(Locked, match="merge"):
-        with hold(board, f"{LOCK_NAME}.slice-0-of-2", job="slice 0/2"):
-            pass
+    with hold(board, LOCK_NAME, job="merge", excludes=True):
+        refused(board, f"{LOCK_NAME}.slice-0-of-2", "merge")
     board.create(f"{LOCK_NAME}.slice-0-of-2", gone(Owner.here("slice 0/2")))
     with hold(board, LOCK_NAME, job="merge", excludes=True):
         assert board.names() == [LOCK_NAME]  # a dead slice's lock is not left for ever
@@ -184,9 +190,8 @@ def test_a_file_system_without_links_has_locks_too(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "link", no_links)
     board = FolderBoard(tmp_path)
-    with hold(board, LOCK_NAME, job="build"), pytest.raises(Locked, match="build on"):
-        with hold(board, LOCK_NAME, job="build"):
-            pass
+    with hold(board, LOCK_NAME, job="build"):
+        refused(board, LOCK_NAME, "build on")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / LOCK_NAME).write_text("{")  # created, and not written yet
     with pytest.raises(Locked, match="another run on a machine"), hold(board, LOCK_NAME, job="build"):
