@@ -14,6 +14,7 @@ from preprocess.__main__ import main
 from preprocess.images import image_files
 from preprocess.index import open_dataset
 from preprocess.plan import Settings
+from preprocess.storage import Storage
 from tests.datasets import run_build
 from tests.media import frame_number, numbered_image
 
@@ -94,6 +95,33 @@ def test_flat_folders_and_files_have_no_labels(tmp_path: Path) -> None:
     assert [dataset.name(i) for i in range(2)] == ["1.jpg", "2.png"]
     assert [dataset.labels_of(i) for i in range(2)] == [[], []]
     assert [frame_number(stored(tmp_path / "out", i)) for i in range(2)] == [1, 2]
+
+
+def test_splits_classes_and_several_roots_behind_urls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("train/ant/1.jpg", "train/bee/2.jpg", "val/ant/3.jpg")
+    storage = Storage("memory://pictures/one")
+    for number, name in enumerate(names, start=1):
+        storage.put(put(tmp_path / "one" / name, numbered_image(number)), name)
+    put(tmp_path / "two" / "train" / "ant" / "1.jpg", numbered_image(4))
+    given = [storage.url, tmp_path / "two"]
+    assert build(tmp_path / "out", "--images", *given, "--scratch", tmp_path / "scratch") == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert [dataset.name(i) for i in range(4)] == [*names, "train/ant/1.jpg"]
+    assert [dataset.split_names[code] for code in dataset.splits] == ["train", "train", "val", "train"]
+    assert [dataset.labels_of(i) for i in range(4)] == [[0], [1], [0], [0]]
+    assert [frame_number(stored(tmp_path / "out", i)) for i in range(4)] == [1, 2, 3, 4]
+    assert "warning: 1 names are in several sources, and all are taken: train/ant/1.jpg" in capsys.readouterr().out
+
+
+def test_fault_07_links_of_images_out_of_the_root_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "1.jpg", numbered_image(1))
+    outside = put(tmp_path / "2.jpg", numbered_image(2))
+    (tmp_path / "in" / "2.jpg").symlink_to(outside)
+    assert [one.reason for one in image_files([tmp_path / "in"], settings=Settings()).find().problems] == [
+        "unsafe_name"
+    ]
+    assert build(tmp_path / "out", "--images", tmp_path / "in", "--allow-outside") == 0
+    assert len(open_dataset(tmp_path / "out")) == 2
 
 
 def test_a_fitting_jpeg_passes_through_untouched(tmp_path: Path) -> None:

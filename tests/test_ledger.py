@@ -87,8 +87,12 @@ def test_fault_03_a_bad_row_is_told_with_line_and_value(ledger: Path, row: str, 
 
 
 def test_fault_04_segments_of_one_video_are_no_duplicates(ledger: Path) -> None:
-    ledger.write_text("v 1 10 0\nv 11 20 0\nv 1 10 1\n")
-    assert len(read_ledger(ledger).rows) == 3
+    ledger.write_text("v 1 10 0\nv 11 20 0\nv 1 10 1\nv 1 10 0\n")
+    read = read_ledger(ledger)
+    assert len(read.rows) == 3
+    assert [(one.line, one.reason, one.message) for one in read.problems] == [
+        (4, "duplicate_row", "the same as line 1")
+    ]
 
 
 @pytest.mark.parametrize(
