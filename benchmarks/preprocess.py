@@ -371,12 +371,13 @@ def many_folders(root: Path, *, samples: int, distinct: int, frames: int) -> Non
         folder = root / "train" / f"clip_{sample:06d}"
         folder.mkdir(parents=True)
         first = root / "train" / f"clip_{sample % distinct:06d}"
-        picture = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)).resize((96, 64))
-        for frame in range(1, frames + 1):
-            name = f"img_{frame:05d}.jpg"
-            if sample < distinct:
-                picture.rotate(frame).save(folder / name)
-            else:
+        names = [f"img_{frame:05d}.jpg" for frame in range(1, frames + 1)]
+        if sample < distinct:
+            picture = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)).resize((96, 64))
+            for degrees, name in enumerate(names):
+                picture.rotate(degrees).save(folder / name)
+        else:
+            for name in names:
                 os.link(first / name, folder / name)
         rows.append(f"{folder.name} 1 {frames} {sample % 10}\n")
     (root / "ledger.csv").write_text("".join(rows))

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ class Trial:
     margin: float  # of frame_bytes, two standard errors, as a fraction
     frame_s: float  # of one worker
     short_side: int
+    length_s: float = math.nan  # of those whose length the plan does not know, in the mean; NaN = not announced
+    rate: float = math.nan  # frames to be stored a second of them
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Estimate:
     """What building some shards of a plan will come to."""
 
     num_samples: int
-    num_frames: float
+    num_frames: float  # NaN = not known
     seconds: float  # of footage; NaN = no time base
     trial: Trial | None  # None: no sample that was tried can be used
     workers: int
@@ -97,11 +100,12 @@ def estimate_of(
     rows = _rows_of(plan, shards)
     num_frames, seconds = frames_of(rows, settings)
     trial = _tried(rows, roots, settings, folder=folder, trial_s=trial_s)
-    known = num_frames[~np.isnan(num_frames)]
-    typical = float(known.mean()) if len(known) else math.nan  # a length that nothing announces
+    if trial is not None and not math.isnan(trial.length_s):
+        seconds = np.where(np.isnan(num_frames), trial.length_s, seconds)
+        num_frames = np.where(np.isnan(num_frames), trial.length_s * trial.rate, num_frames)
     return Estimate(
         num_samples=len(rows),
-        num_frames=float(np.where(np.isnan(num_frames), typical, num_frames).sum()),
+        num_frames=float(num_frames.sum()),
         seconds=float(np.nansum(seconds)),
         trial=trial,
         workers=workers,
@@ -128,7 +132,8 @@ def lines_of(estimate: Estimate, settings: Settings, *, free_bytes: int | None) 
     if not estimate.num_samples:
         return ["nothing is left to build"]
     footage = f", {estimate.seconds / 3600:.2f} hours of footage" if estimate.seconds > 0 else ""
-    lines = [f"to build: {estimate.num_samples} samples, about {estimate.num_frames:,.0f} frames{footage}"]
+    frames = "" if math.isnan(estimate.num_frames) else f", about {estimate.num_frames:,.0f} frames"
+    lines = [f"to build: {estimate.num_samples} samples{frames}{footage}"]
     trial = estimate.trial
     if trial is None:
         return [*lines, "no sample that was tried can be used, so nothing is known of bytes and hours"]
@@ -137,6 +142,8 @@ def lines_of(estimate: Estimate, settings: Settings, *, free_bytes: int | None) 
         f"tried {trial.num_samples} samples ({trial.num_frames} frames{rejected}): {trial.frame_bytes / 1000:.1f} kB"
         f" +- {trial.margin:.0%} a frame, {1 / trial.frame_s:.0f} frames/s a worker"
     )
+    if not frames:
+        return [*lines, "nothing announces how long they are, so nothing is known of bytes and hours"]
     size = f"about {_size(estimate.num_bytes)} will be written"
     if estimate.source_bytes:
         ratio = estimate.num_bytes / estimate.source_bytes
@@ -172,7 +179,7 @@ def require_room(estimate: Estimate, settings: Settings, *, free_bytes: int, out
         OSError: the least that the estimate allows is more than twice what is free.
     """
     trial = estimate.trial
-    if trial is None or estimate.num_bytes * (1 - min(trial.margin, 0.5)) <= 2 * free_bytes:
+    if trial is None or not estimate.num_bytes * (1 - min(trial.margin, 0.5)) > 2 * free_bytes:
         return
     need = f"about {_size(estimate.num_bytes)} to be written, {_size(free_bytes)} free"
     hint = f"{remedy(estimate, settings, free_bytes=free_bytes)}; --ignore-space builds all the same"
@@ -208,6 +215,7 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
     aside = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-trial.tar"
     done: list[Written] = []
     seconds: list[float] = []
+    announced: list[tuple[float, float]] = []  # seconds and rate of videos whose length the plan does not know
     num_rejected = 0
     try:
         aside.touch()
@@ -217,6 +225,9 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
             try:
                 with roots[sample.root].local(media_files(sample, settings)) as files:
                     written = decoder().write(sample, files, settings=settings, tar=aside, start=0, first=True)
+                    if sample.kind == "video" and math.isnan(sample.length_s):
+                        facts = decoder().probe(files[0], settings=settings)
+                        announced.append((facts.duration_s - sample.start_s, min(facts.fps, settings.fps or math.inf)))
             except MediaError:
                 num_rejected += 1
             else:
@@ -230,6 +241,8 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
         return None
     if len(done) > 1:
         seconds[0] = 0.0  # the decoder was started
+    told = np.array([pair for pair in announced if min(pair) > 0], float).reshape(-1, 2)
+    length_s = float(told[:, 0].mean()) if len(told) else math.nan
     frames = np.array([written.facts.num_frames for written in done], float)
     sizes = np.array([written.stop for written in done], float)
     frame_bytes = float(sizes.sum() / frames.sum())
@@ -243,17 +256,17 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
         margin=2 * float(spread) / frame_bytes if len(done) > 1 else 0.5,
         frame_s=sum(seconds) / float(frames[1:].sum() if len(done) > 1 else frames.sum()),
         short_side=int(np.median([min(written.facts.width, written.facts.height) for written in done])),
+        length_s=length_s,
+        rate=float((told[:, 0] * told[:, 1]).mean() / length_s) if len(told) else math.nan,
     )
 
 
 def _drawn(rows: pa.Table, settings: Settings) -> Iterator[PlannedSample]:
     """Samples from all over the plan, each cut to a few frames; the more are taken, the denser they lie."""
-    seen: set[int] = set()
-    for number in range(min(len(rows), _MOST_SAMPLES)):
-        row = int((0.5 + number * _GOLDEN) % 1 * len(rows))
-        if row not in seen:
-            seen.add(row)
-            yield _beginning(PlannedSample(**rows.slice(row, 1).to_pylist()[0]), settings)
+    spread = (int((0.5 + number * _GOLDEN) % 1 * len(rows)) for number in range(_MOST_SAMPLES))
+    rest = range(len(rows)) if len(rows) <= _MOST_SAMPLES else ()
+    for row in dict.fromkeys(chain(spread if len(rows) else (), rest)):
+        yield _beginning(PlannedSample(**rows.slice(row, 1).to_pylist()[0]), settings)
 
 
 def _beginning(sample: PlannedSample, settings: Settings) -> PlannedSample:

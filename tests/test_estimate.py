@@ -100,6 +100,18 @@ def test_the_frames_of_videos_are_those_of_the_slower_rate(videos: Path, tmp_pat
         assert seconds.sum() == pytest.approx(27)
 
 
+def test_lengths_that_the_plan_does_not_know_are_asked_of_what_is_tried(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(command("videos", videos, tmp_path / "a", "--plan-only", "--whole")) == 0
+    assert math.isnan(read_plan(tmp_path / "a" / "plan.parquet").rows["length_s"][0].as_py())
+    assert "6 samples, about 270 frames, 0.01 hours" in capsys.readouterr().out
+    assert main(command("videos", videos, tmp_path / "b", "--plan-only", "--whole", "--fps", "5")) == 0
+    assert "6 samples, about 135 frames, 0.01 hours" in capsys.readouterr().out
+    full(monkeypatch, 100_000)
+    assert main(command("videos", videos, tmp_path / "c", "--whole")) == 3
+
+
 def test_a_sample_that_cannot_be_read_is_told_and_not_counted_as_a_frame(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +140,8 @@ def test_figures_follow_from_the_trial() -> None:
     assert "about 25.0 minutes with 4 workers" in told
     assert "warning" not in told
     assert "not known" in lines_of(estimate(), Settings(), free_bytes=None)[-1]
+    assert "nothing is known of bytes" in lines_of(estimate(num_frames=math.nan), Settings(), free_bytes=None)[-1]
+    require_room(estimate(num_frames=math.nan), Settings(), free_bytes=1, out="out")
 
 
 def test_what_does_not_fit_is_said_with_the_fps_that_does() -> None:
