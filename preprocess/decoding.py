@@ -57,7 +57,6 @@ class Server:
             self._kept.close()
         with Path(request["tar"]).open("r+b") as file:
             file.seek(request["start"])
-            file.truncate()  # what a child that died has left
             tar = TarWriter(file)
             facts = write_sample(
                 tar,
