@@ -139,7 +139,7 @@ def told_when_full(output: Output) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _FULL or error.filename == str(output):  # of a file in it; the estimate has told its own
             raise
         what = f"{error.strerror or error}{_needed(output)}; {_FULL[error.errno]}"
         raise OSError(error.errno, what, error.filename or str(output)) from error
