@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -219,12 +220,15 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
     num_rejected = 0
     try:
         aside.touch()
+        with suppress(MediaError):
+            decoder().probe(aside, settings=settings)  # it is no video, but now the decoder has started
         began = time.monotonic()
         for sample in _drawn(rows, settings):
             start = time.monotonic()
             try:
                 with roots[sample.root].local(media_files(sample, settings)) as files:
                     written = decoder().write(sample, files, settings=settings, tar=aside, start=0, first=True)
+                    took = time.monotonic() - start
                     if sample.kind == "video" and math.isnan(sample.length_s):
                         facts = decoder().probe(files[0], settings=settings)
                         announced.append((facts.duration_s - sample.start_s, min(facts.fps, settings.fps or math.inf)))
@@ -232,15 +236,13 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
                 num_rejected += 1
             else:
                 done.append(written)
-                seconds.append(time.monotonic() - start)
+                seconds.append(took)
             if time.monotonic() - began > trial_s:
                 break
     finally:
         aside.unlink(missing_ok=True)
     if not done:
         return None
-    if len(done) > 1:
-        seconds[0] = 0.0  # the decoder was started
     told = np.array([pair for pair in announced if min(pair) > 0], float).reshape(-1, 2)
     length_s = float(told[:, 0].mean()) if len(told) else math.nan
     frames = np.array([written.facts.num_frames for written in done], float)
@@ -254,7 +256,7 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
         num_frames=int(frames.sum()),
         frame_bytes=frame_bytes,
         margin=2 * float(spread) / frame_bytes if len(done) > 1 else 0.5,
-        frame_s=sum(seconds) / float(frames[1:].sum() if len(done) > 1 else frames.sum()),
+        frame_s=sum(seconds) / float(frames.sum()),
         short_side=int(np.median([min(written.facts.width, written.facts.height) for written in done])),
         length_s=length_s,
         rate=float((told[:, 0] * told[:, 1]).mean() / length_s) if len(told) else math.nan,
