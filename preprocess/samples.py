@@ -10,6 +10,7 @@ stored frame was decoded once, strictly: a frame that is damaged costs its sampl
 
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -164,13 +165,15 @@ def _filled(row: PlannedSample, keep: Sequence[int]) -> tuple[str, str] | None:
 def _read(file: Path, number: int, *, limit: int) -> bytes:
     try:
         with file.open("rb", buffering=0) as opened:
-            num_bytes = os.fstat(opened.fileno()).st_size
-            data = opened.read() if num_bytes <= limit else b""
+            found = os.fstat(opened.fileno())
+            if not stat.S_ISREG(found.st_mode):  # a device has no end
+                raise MediaError("unreadable", f"{file.name}: not a file", frame=number)
+            data = opened.read() if found.st_size <= limit else b""
     except FileNotFoundError as error:
         raise MediaError("missing_frame", f"{file.name} is missing", frame=number) from error
     except OSError as error:
         raise MediaError("unreadable", f"{file.name}: {error.strerror}", frame=number) from error
-    if num_bytes > limit:
+    if found.st_size > limit:
         raise MediaError("too_large", f"{file.name}: more than {limit / 1e6:.0f} MB", frame=number)
     return data
 

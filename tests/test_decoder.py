@@ -202,3 +202,20 @@ def test_an_interrupted_request_is_not_answered_by_the_next(tmp_path: Path, fres
     finally:
         signal.signal(signal.SIGALRM, before)
     assert decoder().probe(tmp_path / "good.mp4", settings=Settings()).fps == 5.0
+
+
+def test_fault_13_a_crash_costs_the_same_on_any_number_of_workers(tmp_path: Path, fresh: None) -> None:
+    for name in ("a.mp4", "b_segv.mp4", "c.mp4", "d.mp4"):
+        make_video(tmp_path / "videos" / name, 20)
+    (tmp_path / "videos" / "b_segv.mp4").rename(tmp_path / "videos" / "segv_after_6.mp4")
+    trees = []
+    for workers in (1, 2):
+        out = tmp_path / f"out_{workers}"
+        command = [sys.executable, "-m", "preprocess", "build", "--videos", str(tmp_path / "videos"), "--out", str(out)]
+        command += ["--shard-size", "2", "--workers", str(workers)]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "rejected: 1: 1 crashed" in told.stdout
+        trees.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert trees[0] == trees[1]
+    rows = pq.read_table(tmp_path / "out_1" / "rejected.parquet").to_pylist()
+    assert [row["message"] for row in rows] == ["the decoder died of SIGSEGV at 0.40 s"]

@@ -204,6 +204,12 @@ def test_fault_11_an_image_file_is_not_read_beyond_what_its_pixels_can_take(tmp_
     assert caught.value.reason == "too_large"
 
 
+def test_fault_11_a_device_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to("/dev/zero")
+    with pytest.raises(MediaError, match="not a file"):
+        store_image(tmp_path / "a.jpg")
+
+
 @pytest.mark.parametrize("kind", PLAYLISTS)
 @pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.ts"])
 def test_fault_12_a_playlist_opens_nothing(tmp_path: Path, kind: str, name: str) -> None:
