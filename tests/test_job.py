@@ -192,14 +192,14 @@ def test_fault_15_kill_9_of_the_whole_process_group_with_two_workers(
 def test_fault_15_kill_9_at_random_times_with_two_workers(
     archive: Path, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """One output, whose runs are killed as a whole at any moment, until one comes to its end; thirty times."""
+    """One output, whose runs are killed as a whole at any moment, until one comes to its end; eight times."""
     rng, kills, trees = random.Random(0), 0, set()
-    for turn in range(30):
+    for turn in range(8):
         out = tmp_path / f"turn-{turn}"
         while True:
             run = start(*command(archive, out, workers=2))
             try:
-                said, _ = run.communicate(timeout=rng.uniform(0.5, 6.0))
+                said, _ = run.communicate(timeout=rng.uniform(1.0, 12.0))
             except subprocess.TimeoutExpired:
                 kept = done(out)
                 os.killpg(run.pid, signal.SIGKILL)
@@ -212,7 +212,7 @@ def test_fault_15_kill_9_at_random_times_with_two_workers(
         trees.add(repr(tree(out)))
     with capsys.disabled():
         print(f"\nkilled {kills} times at random with two workers: {len(trees)} distinct tree")
-    assert kills > 20
+    assert kills >= 8
     assert trees == {repr(whole)}
 
 
