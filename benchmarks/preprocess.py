@@ -301,7 +301,7 @@ def _peaks(parent: int) -> list[tuple[str, float]]:
             pending += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         except (FileNotFoundError, ProcessLookupError):
             continue
-        child = "decoding" if b"preprocess.decoding" in words else "worker"
+        child = "decoding" if b"preprocess.decoder_child" in words else "worker"
         name = "the command" if pid == parent else child
         found += [(name, int(line.split()[1]) / 1000) for line in status.splitlines() if line.startswith("VmHWM")]
     return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import PurePosixPath
 
+from preprocess.containers import VIDEO_SUFFIXES
 from preprocess.ledger import unsafe
 from preprocess.lists import ListRow, VideoList
 from preprocess.plan import Request
@@ -22,7 +23,6 @@ from preprocess.sources import Reading
 from preprocess.storage import is_url
 from preprocess.tars import TAR_SUFFIX, Archive, read_tar
 from preprocess.trees import place
-from preprocess.videos import VIDEO_SUFFIXES
 
 log = logging.getLogger(__name__)
 

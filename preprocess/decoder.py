@@ -3,9 +3,9 @@
     written = decoder().write(sample, files, settings=settings, tar=aside, start=0)     # Written, or MediaError
     facts = decoder().probe(Path("clip.mp4"), settings=settings)                        # VideoFacts, or MediaError
 
-Each thread has one child (`python -m preprocess.decoding`), started when it is first needed and kept. It writes frames
-into the tar itself; requests and answers are lines of JSON over pipes. How far it is stands in a page of memory that
-both see, so that a child that was killed has left its last place behind.
+Each thread has one child (`preprocess.decoder_child`), started when it is first needed and kept. It writes frames into
+the tar itself; requests and answers are lines of JSON over pipes. How far it is stands in a page of memory that both
+see, so that a child that was killed has left its last place behind.
 
 A sample that fails is tried once more, in a child that has done nothing else: its fate must depend neither on what
 was decoded before it nor on a moment in which the machine was short of something.
@@ -34,7 +34,7 @@ from preprocess.videos import VideoFacts
 
 PAGE_BYTES = 256
 COUNT_BYTES = 8  # of the page: how often there was progress; the rest is the place, in UTF-8
-_COMMAND = (sys.executable, "-P", "-m", "preprocess.decoding")
+_COMMAND = (sys.executable, "-P", "-m", "preprocess.decoder_child")
 _START_S = 120.0  # what a child may take to import its libraries on a busy machine
 _TICK_S = 1.0
 _ANSWERS = 2000  # a child is replaced after so many, at the next shard: decoders leak

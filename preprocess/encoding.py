@@ -19,9 +19,9 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from preprocess.looks import Orientation, orientation
 from preprocess.problems import MediaError
 from preprocess.stills import encode_planes
-from preprocess.videos import Orientation, orientation
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _BT601 = (0.299, 0.114)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from preprocess.collecting import Collected, Given, Wanted, collect, store_of
+from preprocess.containers import VIDEO_SUFFIXES
 from preprocess.cutting import video_pieces
 from preprocess.lists import read_list
 from preprocess.plan import Found, Request, Settings
@@ -33,7 +34,6 @@ from preprocess.sources import (
 )
 from preprocess.storage import Storage, is_url
 from preprocess.tars import TAR_SUFFIX, WithTars
-from preprocess.videos import VIDEO_SUFFIXES
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from preprocess.containers import VIDEO_SUFFIXES
 from preprocess.ledger import (
     DELIMITERS,
     Delimiter,
@@ -28,7 +29,6 @@ from preprocess.ledger import (
 )
 from preprocess.problems import Problem
 from preprocess.trees import split_of
-from preprocess.videos import VIDEO_SUFFIXES
 
 _COLUMNS = {  # what a header may call them
     **dict.fromkeys(

@@ -20,13 +20,13 @@ import av
 
 from preprocess.encoding import FrameEncoder
 from preprocess.folders import frame_name
+from preprocess.looks import Looks, mixed_sizes
 from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
 from preprocess.stills import announced_size, jpeg_header, natural_size, scaled_size, stored_frame
-from preprocess.videos import Video, effective_fps, hdr_kind, open_video
+from preprocess.videos import Video, effective_fps, open_video
 
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
-_SQUARE = 0.02  # how far from 1 the aspect of a pixel that passes for square may be
 _BYTES_A_PIXEL = 8  # of an image file at most: four channels of 16 bits that did not compress
 _CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
 
@@ -153,7 +153,7 @@ def _encode_files(
     source_fps = settings.source_fps or math.nan
     faster = len(keep) < row.stop - row.first
     fps = settings.fps if faster and settings.fps else source_fps
-    remark = _joined([_mixed_sizes(num_other, len(keep), size), _filled(row, keep)])
+    remark = _joined([mixed_sizes(num_other, len(keep), size), _filled(row, keep)])
     return Facts(len(keep), row.first, row.first + keep[-1] + 1, fps, row.start_s, *size, remark)
 
 
@@ -187,7 +187,7 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
         chosen = _on_grid(video, start_s, stop_s, settings.fps)
     else:
         chosen = (pair for pair in video.frames(start_s, stop_s) if start_s <= max(pair[0], 0.0) and pair[0] < stop_s)
-    looks = _Looks(pixel_aspect=video.pixel_aspect)
+    looks = Looks(pixel_aspect=video.pixel_aspect)
     encoder = FrameEncoder(settings.quality)
     first_s = last_s = math.nan
     size = (0, 0)
@@ -213,39 +213,6 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
     first, last = (0, num_frames - 1) if math.isnan(rate) else (round(first_s * rate), round(last_s * rate))
     remark = _joined([("damaged", str(damage)) if damage else None, *looks.remarks(size)])
     return Facts(num_frames, max(first, 0), max(last, 0) + 1, fps, max(first_s, 0.0), *size, remark)
-
-
-@dataclass
-class _Looks:
-    """What a user should know of stored frames: how they were coded, and that nothing was done about it."""
-
-    pixel_aspect: float
-    num_frames: int = 0
-    num_interlaced: int = 0
-    num_other_sizes: int = 0
-    hdr: str = ""
-
-    def add(self, frame: av.VideoFrame, *, same_size: bool) -> None:
-        self.num_frames += 1
-        self.num_interlaced += frame.interlaced_frame
-        self.num_other_sizes += not same_size
-        self.hdr = self.hdr or hdr_kind(frame)
-
-    def remarks(self, size: tuple[int, int]) -> list[tuple[str, str] | None]:
-        """(reason, message) of what there is to say."""
-        aspect = f"a pixel is {self.pixel_aspect:.3g} times as wide as high; stored as if it were square"
-        woven = f"{self.num_interlaced} of {self.num_frames} frames are interlaced; both fields are stored as one"
-        return [
-            _mixed_sizes(self.num_other_sizes, self.num_frames, size),
-            ("hdr", f"{self.hdr}; stored without tone mapping") if self.hdr else None,
-            ("interlaced", woven) if self.num_interlaced else None,
-            ("pixel_aspect", aspect) if abs(math.log(self.pixel_aspect)) > _SQUARE else None,
-        ]
-
-
-def _mixed_sizes(num_other: int, num_frames: int, size: tuple[int, int]) -> tuple[str, str] | None:
-    told = f"{num_other} of {num_frames} frames are not of the first one's size; scaled to {size[0]}x{size[1]}"
-    return ("mixed_sizes", told) if num_other else None
 
 
 def _joined(remarks: Sequence[tuple[str, str] | None]) -> tuple[str, str] | None:

@@ -123,7 +123,7 @@ def write_sample(
     opened: Callable[..., AbstractContextManager[Video]] = open_video,
     progress: Callable[[str], None] = lambda place: None,
 ) -> Facts:
-    """Appends one sample to a tar, or nothing; `preprocess.decoding` calls it. For the arguments see `encode_sample`.
+    """Appends one sample to a tar, or nothing; `preprocess.decoder_child` calls it. Arguments as `encode_sample`.
 
     Raises:
         MediaError: the sample cannot be had.

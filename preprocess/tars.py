@@ -17,10 +17,10 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from preprocess.containers import VIDEO_SUFFIXES
 from preprocess.ledger import unsafe
 from preprocess.problems import MediaError, Problem
 from preprocess.roots import Listing, Root, Scratch, kept_files
-from preprocess.videos import VIDEO_SUFFIXES
 
 TAR_SUFFIX = ".tar"
 _COPIED_AT_ONCE = 1 << 20

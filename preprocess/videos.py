@@ -12,13 +12,11 @@ edit list discards come out right; where timestamps go back, the rest follows on
 not end the video: packets that do not decode and frames that the decoder flags as damaged are left out and
 counted; the rest is kept, and may show traces of the loss until the next keyframe, as it would in any player.
 
-Everything that could make two runs differ is fixed: one codec thread. Only the file itself is
-opened: no network protocol, no playlist, no reference to other files.
+Files are opened by `preprocess.containers`: with one codec thread, and nothing but the file itself.
 """
 
 import itertools
 import math
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,34 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.logging
-import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
-from av.stream import Disposition
-from av.video.reformatter import ColorPrimaries, ColorTrc
 
+from preprocess.containers import open_container
+from preprocess.looks import Orientation, orientation
 from preprocess.plan import Settings
 from preprocess.problems import MediaError
 
-VIDEO_SUFFIXES = frozenset(
-    (
-        *(".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"),
-        *(".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"),
-        *(".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm"),
-        *(".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
-    )
-)
-
-# Containers that hold media themselves; playlists (hls, concat, dash) and image patterns would name other files.
-_FORMATS = (
-    "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,asf_o,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu,"
-    "av1,apng,cavsvideo,dirac,dnxhd,gxf,h263,ivr,mjpeg,mjpeg_2000,nsv,nuv,smjpeg,vc1,vc1test,vvc,webp,wtv,yuv4mpegpipe"
-)
-# Where each frame stands alone a damaged one is left out; its missing parts would hold whatever was in memory before.
-_STRICT = "crccheck+bitstream+buffer+explode"
 _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the declared one
 _STEPS_BACK_S = (0.0, 2.0, 8.0, 32.0, 128.0)  # how far before a span a jump is tried where a nearer one came too late
-_TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS, of raw streams: after a jump their clock starts anew
 _CLOCK_RESTARTS_S = 0.25  # timestamps that go back by so much begin anew; by less, they are out of place
 _A_MOMENT_S = 0.001
@@ -101,7 +79,6 @@ class _Loss:
 
 
 Timed = tuple[float, av.VideoFrame]
-Orientation = tuple[bool, bool, bool]
 
 
 @dataclass
@@ -329,7 +306,7 @@ class Video:
 
     def _reopen(self) -> None:
         self.container.close()
-        self.container, self.stream = _open(self.path, self.max_pixels)
+        self.container, self.stream = open_container(self.path, self.max_pixels)
         self._at_start = True
 
 
@@ -349,7 +326,7 @@ def open_video(
         decoder, too large.
     """
     progress("its header")
-    video = Video(path, *_open(path, max_pixels), max_pixels, progress)
+    video = Video(path, *open_container(path, max_pixels), max_pixels, progress)
     try:
         yield video
     finally:
@@ -370,7 +347,7 @@ class KeptVideo:
         if self._video is None or key != self._key:
             self.close()
             progress("its header")
-            self._video, self._key = Video(path, *_open(path, max_pixels), max_pixels, progress), key
+            self._video, self._key = Video(path, *open_container(path, max_pixels), max_pixels, progress), key
         try:
             yield self._video
         except BaseException:
@@ -393,94 +370,9 @@ def _version(path: Path) -> tuple[int, ...] | None:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def orientation(frame: av.VideoFrame, known: dict[int, Orientation] | None = None) -> Orientation:
-    """(axes swapped, then mirrored in x, then mirrored in y): how a stored frame becomes upright.
-
-    From the display matrix of the container (FFmpeg's libavutil/display.h): x' = a x + c y, y' = b x + d y.
-
-    Args:
-        frame: a decoded frame.
-        known: by rotation, what was found for other frames of the video. Whoever looks at many frames must give it:
-            a frame whose side data was asked for lives until the garbage collector comes by.
-    """
-    if known is not None and (found := known.get(frame.rotation)) is not None:
-        return found
-    side_data: Any = frame.side_data  # its stub says that it maps from str
-    matrix = side_data.get(SideDataType.DISPLAYMATRIX)
-    if matrix is None:
-        found = False, False, False
-    else:
-        a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5].tolist()
-        found = (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
-    if known is not None:
-        known[frame.rotation] = found
-    return found
-
-
-def hdr_kind(frame: av.VideoFrame) -> str:
-    """What makes the frame's colours larger than a screen's, in words; "" if nothing does."""
-    transfer = (
-        "PQ" if frame.color_trc == ColorTrc.SMPTE2084 else "HLG" if frame.color_trc == ColorTrc.ARIB_STD_B67 else ""
-    )
-    primaries = "BT.2020" if frame.color_primaries == ColorPrimaries.BT2020 else ""
-    return ", ".join(word for word in (transfer, primaries) if word)
-
-
 def effective_fps(times: tuple[float, float], num_frames: int, declared: float) -> float:
     """Frames per second of `num_frames` frames between two times; one frame says nothing: what was declared."""
     if num_frames < 2 or times[1] <= times[0]:
         return declared
     measured = (num_frames - 1) / (times[1] - times[0])
     return declared if abs(measured - declared) <= _RATE_TOLERANCE * declared else measured
-
-
-def _open(path: Path, max_pixels: int) -> tuple[Any, Any]:
-    try:
-        if not path.is_file():
-            raise MediaError("missing_file", "no such file")
-    except OSError as error:
-        raise MediaError("unreadable", str(error.strerror)) from error
-    # "file:" so that no part of a name is taken for a protocol.
-    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "enable_drefs": "0"}
-    options["max_pixels"] = str(max_pixels)
-    with _ffmpeg_messages() as said:
-        try:
-            container = av.open(f"file:{path}", options=options, metadata_errors="replace")
-        except (av.error.FFmpegError, OSError) as error:
-            raise MediaError("unreadable", _explain(error, said)) from error
-    for stream in container.streams.video:
-        if stream.disposition & Disposition.attached_pic:
-            continue
-        if stream.codec_context is None:
-            container.close()
-            raise MediaError("no_decoder", "this FFmpeg has no decoder for the video stream")
-        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
-        # A decoder that was refused its size while FFmpeg looked at the first frames says so, and forgets it.
-        refused = next((found[1] for _, _, words in said if (found := _TOO_LARGE.search(words))), None)
-        if refused or stream.codec_context.width * stream.codec_context.height > max_pixels:
-            container.close()
-            raise MediaError("too_large", f"{refused or size} pixels, --max-pixels {max_pixels} are allowed")
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"max_pixels": str(max_pixels)}
-        if stream.codec_context.codec.intra_only or stream.codec_context.name == "ffv1":
-            stream.codec_context.options |= {"err_detect": _STRICT}
-        return container, stream
-    container.close()
-    raise MediaError("no_video", "the file has no video stream")
-
-
-@contextmanager
-def _ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
-    """Collects what FFmpeg says; elsewhere it is silent."""
-    av.logging.set_skip_repeated(False)  # what is said of one file must not depend on the file before
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with av.logging.Capture() as said:
-            yield said
-    finally:
-        av.logging.set_level(None)
-
-
-def _explain(error: av.error.FFmpegError | OSError, said: list[tuple[int, str, str]]) -> str:
-    words = [message.strip() for _, _, message in said if message.strip()]
-    return f"{error.strerror}: {words[0]}" if words else str(error.strerror)

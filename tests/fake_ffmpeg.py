@@ -13,7 +13,7 @@ import pytest
 _SITECUSTOMIZE = '''
 import sys
 
-if "preprocess.decoding" in sys.orig_argv:
+if "preprocess.decoder_child" in sys.orig_argv:
     import ctypes
     import os
     import signal

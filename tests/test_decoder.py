@@ -155,7 +155,7 @@ def test_an_error_of_the_disk_is_not_the_samples_fault(tmp_path: Path) -> None:
     (tmp_path / "tar").touch()
     files = [tmp_path / "frames" / "v" / f"img_{number:05d}.jpg" for number in range(1, 21)]
     decoder().write(sample, files, settings=SETTINGS, tar=tmp_path / "tar", start=0, first=True)
-    (child,) = (pid for pid in children(os.getpid()) if "preprocess.decoding" in _command(pid))
+    (child,) = (pid for pid in children(os.getpid()) if "preprocess.decoder_child" in _command(pid))
     resource.prlimit(child, resource.RLIMIT_FSIZE, (10_000, 10_000))
     with pytest.raises(OSError, match="File too large") as caught:
         build_shard(0, [sample], roots=[Folder(tmp_path / "frames")], settings=SETTINGS, out=tmp_path / "out")

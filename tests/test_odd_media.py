@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from preprocess.containers import _FORMATS
 from preprocess.decoder import decoder
 from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
 from preprocess.samples import Facts, encode_sample
 from preprocess.stills import decode_image
-from preprocess.videos import _FORMATS, KeptVideo, open_video
+from preprocess.videos import KeptVideo, open_video
 from tests.media import frame_number, make_frame_folder, make_video
 from tests.odd_media import (
     COLOURS,

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from preprocess.encoding import FrameEncoder
+from preprocess.looks import orientation
 from preprocess.problems import MediaError
-from preprocess.videos import Video, effective_fps, open_video, orientation
+from preprocess.videos import Video, effective_fps, open_video
 from tests.media import frame_number, make_video, numbered_image, picture_of, psnr, rotate_mp4
 
 SIZE = (64, 48)

@@ -1,6 +1,6 @@
 """The child of `preprocess.decoder`: requests on standard input, answers on standard output, a line of JSON each.
 
-    python -m preprocess.decoding PAGE PARENT      # a file descriptor and a process id; see there
+    python -m preprocess.decoder_child PAGE PARENT      # a file descriptor and a process id; see there
 
 It has no state but the video that it read last. It dies with the thread that started it.
 """

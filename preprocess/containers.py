@@ -1,0 +1,102 @@
+"""A file ─► its container and video stream, opened in such a way that nothing else is: PyAV (FFmpeg in a wheel).
+
+    container, stream = open_container(Path("clip.mp4"), max_pixels=1 << 26)
+
+Only the file itself is opened: no network protocol, no playlist, no reference to other files. Decoding is set to one
+thread, so that two runs do not differ.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import av.logging
+from av.stream import Disposition
+
+from preprocess.problems import MediaError
+
+VIDEO_SUFFIXES = frozenset(
+    (
+        *(".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"),
+        *(".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"),
+        *(".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm"),
+        *(".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
+    )
+)
+
+# Containers that hold media themselves; playlists (hls, concat, dash) and image patterns would name other files.
+_FORMATS = (
+    "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,asf_o,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu,"
+    "av1,apng,cavsvideo,dirac,dnxhd,gxf,h263,ivr,mjpeg,mjpeg_2000,nsv,nuv,smjpeg,vc1,vc1test,vvc,webp,wtv,yuv4mpegpipe"
+)
+# Where each frame stands alone a damaged one is left out; its missing parts would hold whatever was in memory before.
+_STRICT = "crccheck+bitstream+buffer+explode"
+_TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
+
+
+def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
+    """Opens a file.
+
+    Args:
+        path: the file.
+        max_pixels: what announces larger frames is refused.
+
+    Returns:
+        The container (PyAV's), and its first real video stream, set up to be decoded.
+
+    Raises:
+        MediaError: missing, not a video in a known container, no video stream (a cover picture is none), no
+            decoder, too large.
+    """
+    try:
+        if not path.is_file():
+            raise MediaError("missing_file", "no such file")
+    except OSError as error:
+        raise MediaError("unreadable", str(error.strerror)) from error
+    # "file:" so that no part of a name is taken for a protocol.
+    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "enable_drefs": "0"}
+    options["max_pixels"] = str(max_pixels)
+    with _ffmpeg_messages() as said:
+        try:
+            container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+        except (av.error.FFmpegError, OSError) as error:
+            raise MediaError("unreadable", _explain(error, said)) from error
+    for stream in container.streams.video:
+        if stream.disposition & Disposition.attached_pic:
+            continue
+        if stream.codec_context is None:
+            container.close()
+            raise MediaError("no_decoder", "this FFmpeg has no decoder for the video stream")
+        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+        # A decoder that was refused its size while FFmpeg looked at the first frames says so, and forgets it.
+        refused = next((found[1] for _, _, words in said if (found := _TOO_LARGE.search(words))), None)
+        if refused or stream.codec_context.width * stream.codec_context.height > max_pixels:
+            container.close()
+            raise MediaError("too_large", f"{refused or size} pixels, --max-pixels {max_pixels} are allowed")
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}
+        if stream.codec_context.codec.intra_only or stream.codec_context.name == "ffv1":
+            stream.codec_context.options |= {"err_detect": _STRICT}
+        return container, stream
+    container.close()
+    raise MediaError("no_video", "the file has no video stream")
+
+
+@contextmanager
+def _ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
+    """Collects what FFmpeg says; elsewhere it is silent."""
+    av.logging.set_skip_repeated(False)  # what is said of one file must not depend on the file before
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as said:
+            yield said
+    finally:
+        av.logging.set_level(None)
+
+
+def _explain(error: av.error.FFmpegError | OSError, said: list[tuple[int, str, str]]) -> str:
+    words = [message.strip() for _, _, message in said if message.strip()]
+    return f"{error.strerror}: {words[0]}" if words else str(error.strerror)

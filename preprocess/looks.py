@@ -1,0 +1,87 @@
+"""A decoded frame ─► how it is meant to be seen, and what a user should know of it: turned, HDR, interlaced.
+
+swapped, flip_x, flip_y = orientation(frame)
+looks = Looks(pixel_aspect=1.0)
+looks.add(frame, same_size=True)
+looks.remarks((455, 256))                        # [None, ("hdr", "PQ, BT.2020; stored without tone mapping"), ...]
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import ColorPrimaries, ColorTrc
+
+_SQUARE = 0.02  # how far from 1 the aspect of a pixel that passes for square may be
+
+Orientation = tuple[bool, bool, bool]
+
+
+def orientation(frame: av.VideoFrame, known: dict[int, Orientation] | None = None) -> Orientation:
+    """(axes swapped, then mirrored in x, then mirrored in y): how a stored frame becomes upright.
+
+    From the display matrix of the container (FFmpeg's libavutil/display.h): x' = a x + c y, y' = b x + d y.
+
+    Args:
+        frame: a decoded frame.
+        known: by rotation, what was found for other frames of the video. Whoever looks at many frames must give it:
+            a frame whose side data was asked for lives until the garbage collector comes by.
+    """
+    if known is not None and (found := known.get(frame.rotation)) is not None:
+        return found
+    side_data: Any = frame.side_data  # its stub says that it maps from str
+    matrix = side_data.get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
+        found = False, False, False
+    else:
+        a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5].tolist()
+        found = (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
+    if known is not None:
+        known[frame.rotation] = found
+    return found
+
+
+def hdr_kind(frame: av.VideoFrame) -> str:
+    """What makes the frame's colours larger than a screen's, in words; "" if nothing does."""
+    transfer = (
+        "PQ" if frame.color_trc == ColorTrc.SMPTE2084 else "HLG" if frame.color_trc == ColorTrc.ARIB_STD_B67 else ""
+    )
+    primaries = "BT.2020" if frame.color_primaries == ColorPrimaries.BT2020 else ""
+    return ", ".join(word for word in (transfer, primaries) if word)
+
+
+@dataclass
+class Looks:
+    """What a user should know of stored frames: how they were coded, and that nothing was done about it."""
+
+    pixel_aspect: float
+    num_frames: int = 0
+    num_interlaced: int = 0
+    num_other_sizes: int = 0
+    hdr: str = ""
+
+    def add(self, frame: av.VideoFrame, *, same_size: bool) -> None:
+        self.num_frames += 1
+        self.num_interlaced += frame.interlaced_frame
+        self.num_other_sizes += not same_size
+        self.hdr = self.hdr or hdr_kind(frame)
+
+    def remarks(self, size: tuple[int, int]) -> list[tuple[str, str] | None]:
+        """(reason, message) of what there is to say."""
+        aspect = f"a pixel is {self.pixel_aspect:.3g} times as wide as high; stored as if it were square"
+        woven = f"{self.num_interlaced} of {self.num_frames} frames are interlaced; both fields are stored as one"
+        return [
+            mixed_sizes(self.num_other_sizes, self.num_frames, size),
+            ("hdr", f"{self.hdr}; stored without tone mapping") if self.hdr else None,
+            ("interlaced", woven) if self.num_interlaced else None,
+            ("pixel_aspect", aspect) if abs(math.log(self.pixel_aspect)) > _SQUARE else None,
+        ]
+
+
+def mixed_sizes(num_other: int, num_frames: int, size: tuple[int, int]) -> tuple[str, str] | None:
+    """The remark that some frames were not of the first one's size; None if all were."""
+    told = f"{num_other} of {num_frames} frames are not of the first one's size; scaled to {size[0]}x{size[1]}"
+    return ("mixed_sizes", told) if num_other else None
