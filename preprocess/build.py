@@ -13,7 +13,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,15 +25,15 @@ import numpy as np
 from preprocess.append import OF_SOURCES, Part, begun, differences, extended, parts_of, shards_of
 from preprocess.boards import LOCK_NAME
 from preprocess.estimate import TRIAL_S, Estimate, estimate_of, lines_of, require_room, surely_fits
-from preprocess.executors import Task, Workers, dask_workers, local_workers, make_shard, run_shards, shard_files
+from preprocess.executors import Workers, dask_workers, local_workers, make_shard, run_tasks, shard_files
 from preprocess.index import META_NAME, PLAN_NAME, DatasetError, parse_meta
 from preprocess.lock import Lock, hold
 from preprocess.output import FolderOutput, Output, open_output
 from preprocess.plan import Plan, Settings, make_plan, read_plan, write_plan
 from preprocess.problems import Problem
 from preprocess.progress import Progress
-from preprocess.rejects import Rejects, TooManyBad, some
-from preprocess.shards import shard_name
+from preprocess.rejects import Rejects, Remarks, TooManyBad, some
+from preprocess.shards import ShardResult, shard_name
 from preprocess.sources import Source
 from preprocess.state import clear, finish, is_finished, refuse_foreign, summary_of, survey, told_when_full
 
@@ -240,7 +240,7 @@ class _Job:
         i, n = self.options.slice or (0, 1)
         numbers = range(i, plan.num_shards, n)
         log.info("%d samples in %d shards", len(plan), plan.num_shards)
-        rejects, todo, kept = self._rejects(plan), [], 0
+        rejects, remarks, todo, kept = self._rejects(plan), Remarks(), [], 0
         last = shards_of(parts := parts_of(plan), len(parts) - 1)
         for found in survey(numbers, self.output, self.folder):
             if found.kept is None:
@@ -258,10 +258,9 @@ class _Job:
         began, built, rejected, done = time.monotonic(), 0, 0, len(numbers) - len(todo)
         total = int(np.count_nonzero(plan.rows["shard"].to_numpy() % n == i))
         with Progress(total, "sample", done=kept) as advance, self._workers() as workers:
-            for result in run_shards(todo, partial(self._task, plan), workers):
+            for result in run_tasks(todo, partial(self._task, plan), workers):
                 self.lock.check()
-                for name, reason, message in result.remarks:
-                    log.warning("%s: kept, but %s: %s", name, reason, message)
+                remarks.tell(result.remarks)
                 rejects.add(Problem(reason, message, name) for name, reason, message in result.rejected)
                 built, rejected = built + 1, rejected + len(result.rejected)
                 rate = built / max(time.monotonic() - began, 1e-3)
@@ -297,7 +296,7 @@ class _Job:
                     "first, with the same command"
                 )
 
-    def _task(self, plan: Plan, number: int) -> Task:
+    def _task(self, plan: Plan, number: int) -> Callable[[], ShardResult]:
         roots, settings = self.source.roots, self.settings
         return partial(make_shard, number, plan.shard(number), roots=roots, settings=settings, output=self.output)
 

@@ -133,7 +133,8 @@ def _collect_tars(
     """The videos of tars, each named `<tar>/<member>`; labels are the .cls or the .json beside them."""
     count = 0
     look = partial(_look_into, entry.root, reading.label_key)
-    for tar, split, read in zip(tars, splits, over_processes(look, tars, workers=workers, unit="tar"), strict=True):
+    archives = over_processes(look, tars, workers=workers, unit="tar", at_once=1)
+    for tar, split, read in zip(tars, splits, archives, strict=True):
         if isinstance(read, MediaError):
             collected.problems.append(Problem(read.reason, str(read), _shown(tar)))
             continue

@@ -1,7 +1,7 @@
-"""Shards ─► results, over processes of this machine or a Dask cluster; a worker that dies costs its shard's time.
+"""Tasks ─► results, over processes of this machine or a Dask cluster; a worker that dies costs its task's time.
 
-    with processes(4) as workers:
-        for result in run_shards([0, 1, 2], lambda number: partial(make_shard, ...), workers):
+    with local_workers(4) as workers:
+        for result in run_tasks([0, 1, 2], lambda number: partial(make_shard, number, ...), workers):
             ...
 
 All of them are `concurrent.futures` executors, so that there is one loop.
@@ -21,7 +21,7 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from preprocess.output import Output
 from preprocess.plan import PlannedSample, Settings
@@ -30,11 +30,11 @@ from preprocess.shards import ShardResult, build_shard, shard_name
 
 log = logging.getLogger(__name__)
 
-_TRIES = 3  # of a shard whose worker dies
+_TRIES = 3  # of a task whose worker dies
 _CONNECT_S = 30
 _one_at_a_time = threading.Lock()  # of the shards of one process, should Dask give its worker several threads
 
-Task = Callable[[], ShardResult]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,28 @@ def shard_files(number: int) -> list[str]:
     return [f"{shard_name(number)}{suffix}" for suffix in (".tar", ".idx", ".parquet")]
 
 
-def run_shards(numbers: Iterable[int], task: Callable[[int], Task], workers: Workers) -> Iterator[ShardResult]:
-    """Runs the task of every shard; yields results in the order in which they end.
+def run_tasks(
+    numbers: Iterable[int],
+    task: Callable[[int], Callable[[], Result]],
+    workers: Workers,
+    *,
+    name: Callable[[int], str] = shard_name,
+) -> Iterator[Result]:
+    """Runs a task for every number; yields results in the order in which they end.
 
     Args:
-        numbers: of the shards.
-        task: makes the task of a shard, when it is its turn: a plan may be large.
+        numbers: of the tasks.
+        task: makes the task of a number, when it is its turn: a plan may be large.
         workers: where.
+        name: of a task, for messages.
 
     Raises:
-        ChildProcessError: the workers of one shard died again and again.
+        ChildProcessError: the workers of one task died again and again.
         OSError: the output cannot be written, or the cluster cannot be reached.
     """
     tries: Counter[int] = Counter()
     waiting, again = iter(numbers), deque[int]()
-    running: dict[Future[ShardResult], int] = {}
+    running: dict[Future[Result], int] = {}
     try:
         while True:
             while len(running) < workers.at_once():
@@ -95,10 +102,10 @@ def run_shards(numbers: Iterable[int], task: Callable[[int], Task], workers: Wor
                     tries[number] += 1
                     if tries[number] >= workers.tries:
                         raise ChildProcessError(
-                            f"{shard_name(number)}: its worker died {_TRIES} times, perhaps for want of memory (try "
-                            f"fewer --workers, or a smaller --shard-size with --overwrite)"
+                            f"{name(number)}: its worker died {_TRIES} times, perhaps for want of memory (try "
+                            f"fewer --workers)"
                         ) from error
-                    log.warning("the worker of %s died; the shard is made again", shard_name(number))
+                    log.warning("the worker of %s died; it is done again", name(number))
                     again.append(number)
                 except CancelledError as error:
                     raise ChildProcessError(f"{workers.where} has gone") from error

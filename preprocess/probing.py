@@ -7,22 +7,19 @@ A file that cannot be opened gives its MediaError instead. What comes back, and 
 number of workers.
 """
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from functools import partial
 from typing import TypeVar
 
 from preprocess.decoder import decoder
+from preprocess.executors import local_workers, run_tasks
 from preprocess.plan import Settings
 from preprocess.problems import MediaError
 from preprocess.progress import Progress
 from preprocess.roots import Root
 from preprocess.videos import VideoFacts
 
-_CHUNK = 16  # items that a process is sent at once
-_WORTH_A_PROCESS = 64  # items; starting a process takes longer than looking at fewer
+_WORTH_A_PROCESS = 4  # tasks; starting a process takes longer than fewer
 
 Probed = VideoFacts | MediaError
 Item = TypeVar("Item")
@@ -30,7 +27,7 @@ Answer = TypeVar("Answer")
 
 
 def over_processes(
-    look: Callable[[Item], Answer], items: Sequence[Item], *, workers: int, unit: str
+    look: Callable[[Item], Answer], items: Sequence[Item], *, workers: int, unit: str, at_once: int = 16
 ) -> Iterator[Answer]:
     """`map(look, items)`, over processes if there is enough to do, with a progress line.
 
@@ -39,30 +36,31 @@ def over_processes(
         items: what it takes.
         workers: how many processes there may be.
         unit: what an item is, for the progress line.
+        at_once: items that a process is sent at a time.
 
     Raises:
-        OSError: a store cannot be reached, or a process died.
+        OSError: a store cannot be reached, or processes die again and again.
     """
-    workers = min(workers, len(items) // _WORTH_A_PROCESS)
+    workers = min(workers, len(items) // (at_once * _WORTH_A_PROCESS))
     if not workers:
         yield from map(look, items)
         return
-    with Progress(len(items), unit) as advance:
-        if workers < 2:
-            for item in items:
-                yield look(item)
-                advance(1)
-            return
-        on_interrupt = (signal.SIGINT, signal.SIG_DFL)
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal, initargs=on_interrupt)
-        try:
-            for answer in pool.map(look, items, chunksize=_CHUNK):
-                yield answer
-                advance(1)
-        except BrokenProcessPool as error:
-            raise ChildProcessError("a worker died, perhaps for want of memory (try fewer --workers)") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    ended: dict[int, list[Answer]] = {}
+    begins = range(0, len(items), at_once)
+    task = lambda begin: partial(_look_at, look, begin, items[begin : begin + at_once])  # noqa: E731
+    following = iter(begins)
+    awaited = next(following)
+    with Progress(len(items), unit) as advance, local_workers(workers) as pool:
+        for begin, answers in run_tasks(begins, task, pool, name=lambda begin: f"{unit} {begin + 1} and those after"):
+            advance(len(answers))
+            ended[begin] = answers
+            while awaited in ended:
+                yield from ended.pop(awaited)
+                awaited = next(following, len(items))
+
+
+def _look_at(look: Callable[[Item], Answer], begin: int, items: Sequence[Item]) -> tuple[int, list[Answer]]:
+    return begin, [look(item) for item in items]
 
 
 def probe(roots: Sequence[Root], settings: Settings, path: tuple[int, str]) -> Probed:

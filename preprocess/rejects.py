@@ -1,9 +1,13 @@
-"""What of the input cannot be used, and when that is too much of it."""
+"""What of the input cannot be used, and when that is too much of it; what is kept with a remark."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from preprocess.problems import Problem, describe
+
+log = logging.getLogger(__name__)
 
 # What is wrong with a ledger or list, not with the media it names: --max-bad-fraction is about these.
 _LIST_FAULTS = {"bad_row", "duplicate_row", "unsafe_name", "missing_folder", "missing_file", "missing_frame"}
@@ -49,6 +53,22 @@ class Rejects:
         if len(told) > _LISTED:
             lines.append(f"... and {len(told) - _LISTED} more")
         raise TooManyBad("\n".join([*lines, f"{len(told)} of {self._asked} rows cannot be used, {limit}"]))
+
+
+class Remarks:
+    """Tells what is kept with a remark, the first of each reason by name: a DV archive is interlaced throughout."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def tell(self, remarks: Iterable[tuple[str, str, str]]) -> None:
+        """Logs (name, reason, message) of samples."""
+        for name, reason, message in remarks:
+            self._counts[reason] += 1
+            if self._counts[reason] <= _LISTED:
+                log.warning("%s: kept, but %s: %s", name, reason, message)
+            if self._counts[reason] == _LISTED:
+                log.warning("more that is %s is only counted; rejected.parquet has all of it", reason)
 
 
 def rejected_row(problem: Problem, source: str) -> dict[str, Any]:

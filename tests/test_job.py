@@ -243,7 +243,7 @@ def test_fault_16_a_worker_that_is_killed_costs_its_shard_only(
     said, _ = run.communicate()
     assert killed
     assert run.returncode == 0, said
-    assert "died; the shard is made again" in said
+    assert "died; it is done again" in said
     assert tree(out) == whole
 
 
@@ -253,7 +253,7 @@ def _dies() -> Any:
 
 def test_fault_16_a_shard_whose_workers_always_die_is_named() -> None:
     with executors.local_workers(2) as workers:
-        results = executors.run_shards([7], lambda number: _dies, workers)
+        results = executors.run_tasks([7], lambda number: _dies, workers)
         with pytest.raises(ChildProcessError, match=r"shard-00007: its worker died 3 times, perhaps for"):
             next(results)
 

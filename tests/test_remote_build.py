@@ -78,7 +78,7 @@ def test_fault_16_from_s3_to_s3_with_a_worker_and_then_the_run_killed_the_object
     os.killpg(run.pid, signal.SIGKILL)
     said, _ = run.communicate()
     assert run.returncode == -signal.SIGKILL, said
-    assert "died; the shard is made again" in said
+    assert "died; it is done again" in said
     there = shards_there()
     assert 2 <= len(there) < 6
     assert "dataset.json" not in Storage("s3://shards/new").sizes()
