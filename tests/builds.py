@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.media import make_frame_folder
 
 CLIPS, FRAMES = 24, 4
+SMALL = (48, 32)
 
 
 def make_archive(root: Path, *, first: int = 0, clips: int = CLIPS, size: tuple[int, int] = (320, 280)) -> Path:
@@ -24,5 +25,6 @@ def command(frames: Path, out: Path | str, *more: str, workers: int = 1) -> list
 
 
 def tree(root: Path) -> dict[str, str]:
-    """sha256 of every file."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.iterdir())}
+    """sha256 of every file; none if the folder is not there yet."""
+    files = sorted(root.iterdir()) if root.exists() else []
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

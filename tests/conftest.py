@@ -103,6 +103,24 @@ def uncut(recipe: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 small clips as frame folders; see tests/builds.py."""
+    from tests.builds import SMALL, make_archive
+
+    return make_archive(tmp_path_factory.mktemp("archive") / "frames", size=SMALL)
+
+
+@pytest.fixture(scope="session")
+def whole(archive: Path) -> dict[str, str]:
+    """The tree of the build of `archive` that nothing happens to; it lies beside it."""
+    from preprocess.__main__ import main
+    from tests.builds import command, tree
+
+    assert main(command(archive, archive.parent / "whole")) == 0
+    return tree(archive.parent / "whole")
+
+
+@pytest.fixture(scope="session")
 def s3_session() -> Iterator[Any]:
     """One S3-protocol server for all tests; see tests/s3.py."""
     from tests.s3 import s3_server
