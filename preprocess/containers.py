@@ -16,7 +16,7 @@ import av
 import av.logging
 from av.stream import Disposition
 
-from preprocess.problems import MediaError
+from preprocess.problems import MediaError, raise_unless_of_the_file
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -50,11 +50,13 @@ def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
     Raises:
         MediaError: missing, not a video in a known container, no video stream (a cover picture is none), no
             decoder, too large.
+        OSError: its disk has gone.
     """
     try:
         if not path.is_file():
             raise MediaError("missing_file", "no such file")
     except OSError as error:
+        raise_unless_of_the_file(error, path)
         raise MediaError("unreadable", str(error.strerror)) from error
     # "file:" so that no part of a name is taken for a protocol.
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "enable_drefs": "0"}
@@ -63,6 +65,7 @@ def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
         try:
             container = av.open(f"file:{path}", options=options, metadata_errors="replace")
         except (av.error.FFmpegError, OSError) as error:
+            raise_unless_of_the_file(error, path)
             raise MediaError("unreadable", _explain(error, said)) from error
     for stream in container.streams.video:
         if stream.disposition & Disposition.attached_pic:
@@ -83,6 +86,20 @@ def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
         return container, stream
     container.close()
     raise MediaError("no_video", "the file has no video stream")
+
+
+def check_readable(path: Path) -> None:
+    """Looks at a file that seems to have ended: FFmpeg takes some errors of the disk for its end.
+
+    Raises:
+        OSError: the disk has gone.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(max(0, file.seek(0, 2) - 1))
+            file.read(1)
+    except OSError as error:
+        raise_unless_of_the_file(error, path)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ Each thread has one child (`preprocess.decoder_child`), started when it is first
 the tar itself; requests and answers are lines of JSON over pipes. How far it is stands in a page of memory that both
 see, so that a child that was killed has left its last place behind.
 
-A sample that fails is tried once more, in a child that has done nothing else: its fate must depend neither on what
-was decoded before it nor on a moment in which the machine was short of something.
+A sample at which the child hangs or dies is tried once more, in a child that has done nothing else: its fate must
+depend neither on what was decoded before it nor on a moment in which the machine was short of something.
 """
 
 import json
@@ -75,7 +75,7 @@ class Decoder:
 
         Raises:
             MediaError: the sample cannot be had; what is behind `start` is to be forgotten.
-            OSError: the tar cannot be written.
+            OSError: the tar cannot be written, or the disk of the media has gone.
         """
         if first and self._answers >= _ANSWERS:
             self.close()

@@ -9,6 +9,7 @@ What decodes sees local files only. Roots can be sent to other processes; each p
 """
 
 import atexit
+import errno
 import hashlib
 import os
 import shutil
@@ -63,11 +64,12 @@ class Root(Protocol):
     def local(self, files: Sequence[str]) -> AbstractContextManager[list[Path]]:
         """Paths on this machine of some files, valid in the block.
 
-        A file that is missing here is not an error yet: whoever opens it finds out.
+        A file that is missing here is not an error yet: whoever opens it finds out. A MediaError that is raised in
+        the block goes through if the root is still there.
 
         Raises:
             MediaError: a file behind a URL is missing, or does not fit the scratch.
-            OSError: the store cannot be reached.
+            OSError: the store cannot be reached, or the folder has gone.
         """
 
 
@@ -123,7 +125,17 @@ class Folder:
 
     @contextmanager
     def local(self, files: Sequence[str]) -> Iterator[list[Path]]:
-        yield [self.path / file for file in files]
+        try:
+            yield [self.path / file for file in files]
+        except MediaError:
+            self._check()
+            raise
+
+    def _check(self) -> None:
+        """Raises OSError if the folder has gone: then nothing is wrong with the file that was asked for."""
+        with os.scandir(self.path) as entries:
+            if next(entries, None) is None:
+                raise OSError(errno.ENODEV, "is empty now, as a mount that has gone is", str(self.path))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from preprocess.encoding import FrameEncoder
 from preprocess.folders import frame_name
 from preprocess.looks import Looks, mixed_sizes
 from preprocess.plan import PlannedSample, Settings
-from preprocess.problems import MediaError
+from preprocess.problems import MediaError, raise_unless_of_the_file
 from preprocess.stills import announced_size, jpeg_header, natural_size, scaled_size, stored_frame
 from preprocess.videos import Video, effective_fps, open_video
 
@@ -86,6 +86,7 @@ def encode_sample(
 
     Raises:
         MediaError: the sample cannot be had; what the sink was given is to be forgotten.
+        OSError: the disk of the source has gone.
     """
     limited = _limited(sink, settings)
     if row.kind in ("frames", "image"):
@@ -172,6 +173,7 @@ def _read(file: Path, number: int, *, limit: int) -> bytes:
     except FileNotFoundError as error:
         raise MediaError("missing_frame", f"{file.name} is missing", frame=number) from error
     except OSError as error:
+        raise_unless_of_the_file(error, file)
         raise MediaError("unreadable", f"{file.name}: {error.strerror}", frame=number) from error
     if found.st_size > limit:
         raise MediaError("too_large", f"{file.name}: more than {limit / 1e6:.0f} MB", frame=number)

@@ -96,12 +96,19 @@ def write_shard_table(path: Path, rows: list[dict[str, Any]], *, tar_bytes: int,
 
 
 def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
-    """A finished shard's rows and its entry for dataset.json; DatasetError if the file is no such table."""
+    """A finished shard's rows and its entry for dataset.json.
+
+    Raises:
+        DatasetError: there is no such file, or it is no such table.
+        OSError: the disk cannot be read; whether it is a table is not known then.
+    """
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         metadata = table.schema.metadata
         tar_bytes, sha256 = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # Arrow's own have no number
+            raise
         raise DatasetError(f"{path}: not a shard's table ({error}); remove it and run the build again") from error
     kept = int(np.count_nonzero(table["num_frames"].to_numpy()))
     return table, Shard(path.with_suffix(".tar").name, tar_bytes, sha256, kept)

@@ -26,10 +26,10 @@ from typing import Any
 
 import av
 
-from preprocess.containers import open_container
+from preprocess.containers import check_readable, open_container
 from preprocess.looks import Orientation, orientation
 from preprocess.plan import Settings
-from preprocess.problems import MediaError
+from preprocess.problems import MediaError, raise_unless_of_the_file
 
 _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the declared one
 _STEPS_BACK_S = (0.0, 2.0, 8.0, 32.0, 128.0)  # how far before a span a jump is tried where a nearer one came too late
@@ -271,12 +271,14 @@ class Video:
                     yield seconds, frame
 
     def _packets(self) -> Iterator[Any]:
-        """The stream's packets, the last one empty; an error of the container or of the disk ends them."""
+        """The stream's packets, the last one empty; an error of the container or in the file ends them."""
         packets = self.container.demux(self.stream)
         while True:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError as error:
+                raise_unless_of_the_file(error, self.path)
+                check_readable(self.path)
                 self._losses.append(_Loss(self._latest, str(error.strerror)))
                 return
             except IndexError:
@@ -284,6 +286,8 @@ class Video:
                 return
             if packet is None:
                 return
+            if not packet.size:
+                check_readable(self.path)
             yield packet
 
     def _last_packet_s(self, from_s: float) -> float:
@@ -323,7 +327,8 @@ def open_video(
 
     Raises:
         MediaError: missing, not a video in a known container, no video stream (a cover picture is none), no
-        decoder, too large.
+            decoder, too large.
+        OSError: its disk has gone; also while frames are read.
     """
     progress("its header")
     video = Video(path, *open_container(path, max_pixels), max_pixels, progress)

@@ -3,6 +3,7 @@
 with_fake_ffmpeg(tmp_path, monkeypatch)
 make_video(tmp_path / "segv_after_5.mp4", 20)      # the child dies of SIGSEGV after five packets
 
+estale fails as a file of a lost mount does for as long as there is `tmp_path / "fake" / "gone"`.
 hangs holds the interpreter's lock as a hanging C library would, and no signal but SIGKILL ends it.
 """
 
@@ -15,6 +16,7 @@ import sys
 
 if "preprocess.decoder_child" in sys.orig_argv:
     import ctypes
+    import errno
     import os
     import signal
     import time
@@ -30,6 +32,9 @@ if "preprocess.decoder_child" in sys.orig_argv:
             ctypes.PyDLL(None).sleep(3600)
         elif kind == "raises":
             raise ValueError("not even an error of FFmpeg")
+        elif kind == "estale":
+            if os.path.exists(os.path.join(os.path.dirname(__file__), "gone")):
+                av.error.err_check(-errno.ESTALE)
         elif kind != "slow":
             os.kill(os.getpid(), getattr(signal, "SIG" + kind.upper()))
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import preprocess.decoder as decoder_module
+from preprocess.__main__ import main
 from preprocess.decoder import Decoder, decoder
 from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
@@ -162,6 +163,38 @@ def test_an_error_of_the_disk_is_not_the_samples_fault(tmp_path: Path) -> None:
     assert "shard-00000.tar" in str(caught.value.filename)
     assert list((tmp_path / "out").iterdir()) == []
     decoder().close()
+
+
+def test_fault_37_a_mount_that_vanishes_stops_the_build_and_costs_no_sample(
+    tmp_path: Path, fresh: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    for name in ("a.mp4", "b.mp4", "estale_after_6.mp4", "f.mp4"):
+        make_video(videos / name, 20)
+    command = ["build", "--videos", str(videos), "--shard-size", "1", "--workers", "1", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    (tmp_path / "fake" / "gone").touch()
+    capsys.readouterr()
+    assert main([*command, str(out)]) == 3
+    assert "estale_after_6.mp4: Stale file handle; run the same command again" in capsys.readouterr().err
+    (tmp_path / "fake" / "gone").unlink()
+    assert main([*command, str(out)]) == 0
+    trees = [{path.name: path.read_bytes() for path in tree.iterdir()} for tree in (tmp_path / "whole", out)]
+    assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize("gone", ["removed", "empty"])
+def test_fault_37_a_folder_that_has_gone_is_no_fault_of_its_files(tmp_path: Path, gone: str) -> None:
+    make_video(tmp_path / "videos" / "a.mp4", 5)
+    (tmp_path / "out").mkdir()
+    arguments = {"roots": [Folder(tmp_path / "videos")], "settings": SETTINGS, "out": tmp_path / "out"}
+    assert build_shard(0, [planned(0, "a.mp4"), planned(1, "no.mp4")], **arguments).num_samples == 1  # type: ignore[arg-type]
+    (tmp_path / "videos").rename(tmp_path / "elsewhere")
+    if gone == "empty":
+        (tmp_path / "videos").mkdir()
+    with pytest.raises(OSError, match="No such file" if gone == "removed" else "as a mount that has gone is"):
+        build_shard(1, [planned(0, "a.mp4")], **arguments)  # type: ignore[arg-type]
+    assert not list((tmp_path / "out").glob("*shard-00001*"))
 
 
 def _command(pid: int) -> str:

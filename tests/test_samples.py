@@ -1,6 +1,8 @@
+import errno
 import io
 import itertools
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +183,21 @@ def test_a_frame_that_went_missing_since_the_plan_is_named(tmp_path: Path) -> No
     make_frame_folder(tmp_path / "v", 3)
     with pytest.raises(MediaError, match=r"img_00004\.jpg is missing"):
         encode(folder_row(5), tmp_path)
+
+
+def test_fault_37_a_frame_on_a_disk_that_has_gone_is_not_a_bad_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_frame_folder(tmp_path / "v", 3)
+    for number, kind in ((errno.ESTALE, OSError), (errno.EMFILE, OSError), (errno.EIO, MediaError)):
+
+        def fails(*_: object, number: int = number, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", fails)
+            with pytest.raises(kind, match=os.strerror(number)):
+                encode(folder_row(4), tmp_path)
 
 
 def test_frame_folders_are_thinned_to_the_rate_asked_for(tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
+import errno
 import gc
 import math
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -216,6 +221,25 @@ def test_fault_12_what_is_no_video_is_refused_with_the_reason(
         pass
     assert caught.value.reason == reason
     assert str(tmp_path) not in str(caught.value)  # machines' paths do not belong in datasets
+
+
+def test_fault_37_a_disk_that_goes_while_a_video_is_read_is_not_the_end_of_the_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg takes some errors of the disk for the end of the file: then the file is looked at once more."""
+    path = make_video(tmp_path / "a.mp4", 9)
+
+    def fails(number: int) -> Callable[..., Any]:
+        def opened(*_: object, **__: object) -> Any:
+            raise OSError(number, os.strerror(number), str(path))
+
+        return opened
+
+    for number, stops in ((errno.ESTALE, True), (errno.ETIMEDOUT, True), (errno.EIO, False)):
+        with monkeypatch.context() as patched, open_video(path) as video:
+            patched.setattr(Path, "open", fails(number))
+            with pytest.raises(OSError) if stops else nullcontext():
+                assert len(list(video.frames())) == 9
 
 
 def test_fault_11_a_giant_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
