@@ -8,6 +8,7 @@ What to do with them is `preprocess.lock`'s.
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -24,6 +25,8 @@ from preprocess.storage import Storage
 
 LOCK_NAME = ".lock"  # all locks of a dataset begin so
 STALE_S = 300.0  # of silence, after which an owner on another machine counts as dead
+# Of a file system that has no links: FAT, many that are mounted through FUSE, CIFS.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 SETTLE_S = 1.0  # how long a lock behind a URL is to stand before it is believed
 
 
@@ -120,13 +123,18 @@ class FolderBoard:
         try:
             os.link(aside, self.folder / name)
         except FileExistsError:
-            return aside.stat().st_nlink > 1  # NFS: the first answer was lost, this is that of the second try
-        except PermissionError:  # a file system without links: its owner may be read before it is written
-            with contextlib.suppress(FileExistsError), (self.folder / name).open("x") as file:
-                file.write(aside.read_text())
-                return True
+            with contextlib.suppress(FileNotFoundError):  # swept by the one who has got the lock
+                return aside.stat().st_nlink > 1  # NFS: the first answer was lost, this is that of the second try
             return False
-        except FileNotFoundError:  # swept by one who has got the lock
+        except FileNotFoundError:  # swept as well
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # Its owner may be read before it is written.
+            with contextlib.suppress(FileExistsError), (self.folder / name).open("x") as file:
+                file.write(_as_text(owner))
+                return True
             return False
         finally:
             aside.unlink(missing_ok=True)
@@ -144,7 +152,7 @@ class FolderBoard:
     def _written(self, name: str, owner: Owner) -> Path:
         aside = self.folder / f"{TEMPORARY_PREFIX}{owner.token}{name}"
         try:
-            aside.write_text(json.dumps(asdict(owner)))
+            aside.write_text(_as_text(owner))
         except OSError:
             aside.unlink(missing_ok=True)
             raise
@@ -204,6 +212,10 @@ class UrlBoard:
 
     def remove(self, name: str) -> None:
         self.storage.remove(name)
+
+
+def _as_text(owner: Owner) -> str:
+    return json.dumps(asdict(owner))
 
 
 def _parsed(text: str) -> Owner:

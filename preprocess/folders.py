@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -30,6 +30,7 @@ class FrameFolder:
     digits: int
     suffix: str
     numbers: np.ndarray  # int64, ascending
+    outside: str = ""  # a file in it that is a link to what lies outside the root
 
     def file_name(self, number: int) -> str:
         """The name of a frame's file."""
@@ -120,9 +121,13 @@ class FrameFolders:
         """What is in one folder; None if it has no numbered image, FileNotFoundError if there is no such folder."""
         if isinstance(self.root, Folder):
             try:
-                return scan_names(self.root.names(folder))
+                names, links = _read(self.root.path / folder)
             except NotADirectoryError as error:
                 raise FileNotFoundError(folder) from error
+            inside = lambda name: self.root.inside(str(PurePosixPath(folder) / name))  # noqa: E731
+            outside = next((name for name in sorted(links) if not inside(name)), "")
+            found = scan_names(names)
+            return found and replace(found, outside=outside)
         if folder not in self._listed:
             raise FileNotFoundError(folder)
         return scan_names(self._listed[folder])
@@ -154,6 +159,14 @@ class FrameFolders:
                     folders.setdefault("" if parent == "." else parent, [])
             folders[folder].append(file)
         return folders
+
+
+def _read(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of the files in a folder, and of those that are links to images."""
+    with os.scandir(folder) as entries:
+        files = [entry for entry in entries if not entry.is_dir()]
+    links = [entry.name for entry in files if entry.is_symlink() and _FRAME.fullmatch(entry.name)]
+    return [entry.name for entry in files], links
 
 
 def _walk(root: Path, skip: Collection[str]) -> Iterator[str]:

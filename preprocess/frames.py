@@ -173,6 +173,9 @@ def _find_trees(roots: Sequence[Root], settings: Settings, reading: Reading, lab
             if folder is None:
                 problems.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", path))
                 continue
+            if folder.outside and not reading.allow_outside:
+                problems.append(_outside(path, folder.outside))
+                continue
             first, stop = int(folder.numbers[0]), int(folder.numbers[-1]) + 1
             gaps = _gaps(folder, first, stop, reading)
             if isinstance(gaps, Problem):
@@ -234,12 +237,18 @@ def _places(name: str, trees: Sequence[FrameFolders], reading: Reading) -> list[
             except FileNotFoundError:
                 continue
             if not reading.allow_outside and not tree.root.inside(path):
-                found.append(Problem("unsafe_name", "a link that leaves the root (--allow-outside permits it)", name))
+                found.append(_outside(name))
             elif folder is None:
                 found.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", name))
+            elif not reading.allow_outside and folder.outside:
+                found.append(_outside(name, folder.outside))
             else:
                 found.append(_Place(number, path, folder))
     return found
+
+
+def _outside(name: str, file: str = "") -> Problem:
+    return Problem("unsafe_name", f"{file or 'it'} is a link that leaves the root (--allow-outside permits it)", name)
 
 
 def _shifts(rows: Sequence[LedgerRow], places: dict[str, _Place | Problem]) -> dict[str, int]:

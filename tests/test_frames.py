@@ -83,6 +83,27 @@ def test_fault_07_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
     assert (problem.reason, problem.line) == ("unsafe_name", 2)
 
 
+@pytest.mark.parametrize("ledger", ["v1 1 2 0\nv2 1 2 0\n", None])
+def test_fault_07_a_frame_that_is_a_link_out_of_the_root_costs_its_folder(tmp_path: Path, ledger: str | None) -> None:
+    root, secret = tmp_path / "root", make_frame_folder(tmp_path / "secret", 1) / "img_00001.jpg"
+    for name in ("v1", "v2"):
+        make_frame_folder(root / "a" / name, 2)
+    (root / "a" / "v1" / "img_00003.jpg").symlink_to("../v2/img_00001.jpg")  # within: fine
+    (root / "a" / "v2" / "README").symlink_to(secret)  # no frame
+    (root / "a" / "v2" / "img_00002.jpg").unlink()
+    (root / "a" / "v2" / "img_00002.jpg").symlink_to(secret)
+    given = [root / "a"]
+    if ledger is not None:
+        (root / "a" / "ledger.csv").write_text(ledger)
+    found = frame_folders(given, settings=Settings()).find()
+    assert [request.name for request in found.requests] == ["v1"]
+    (problem,) = found.problems
+    assert (problem.name, problem.reason) == ("v2", "unsafe_name")
+    assert problem.message == "img_00002.jpg is a link that leaves the root (--allow-outside permits it)"
+    found = frame_folders(given, settings=Settings(), reading=Reading(allow_outside=True)).find()
+    assert [request.name for request in found.requests] == ["v1", "v2"]
+
+
 def test_frame_rows_are_cut_evenly_and_timed(tmp_path: Path) -> None:
     make_frame_folder(tmp_path / "train" / "v1", 26)
     requests, _ = find(tmp_path, "v1 2 26 0\n", segment_frames=10, source_fps=5.0)

@@ -1,5 +1,6 @@
 """Locks: who is let in, who takes over from the dead, and that it is never two."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -184,9 +185,12 @@ def test_one_that_waits_gets_in_when_the_other_is_done(board: Board, monkeypatch
     assert events == ["first", "second"]
 
 
-def test_a_file_system_without_links_has_locks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_links_has_locks_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def no_links(*_: Any) -> None:
-        raise PermissionError(1, "Operation not permitted")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", no_links)
     board = FolderBoard(tmp_path)
@@ -196,6 +200,19 @@ def test_a_file_system_without_links_has_locks_too(tmp_path: Path, monkeypatch: 
     (tmp_path / LOCK_NAME).write_text("{")  # created, and not written yet
     with pytest.raises(Locked, match="another run on a machine"), hold(board, LOCK_NAME, job="build"):
         pass
+
+
+def test_a_lock_that_was_swept_while_it_was_made_is_not_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner sweeps what killed runs have left, and takes what another is writing for that."""
+    board = FolderBoard(tmp_path)
+
+    def swept(aside: Path, name: Path) -> None:
+        aside.unlink()
+        raise FileExistsError
+
+    with hold(board, LOCK_NAME, job="build"):
+        monkeypatch.setattr(os, "link", swept)
+        refused(board, LOCK_NAME, "build on")
 
 
 def _contend(folder: Path, seed: int, seconds: float) -> None:
