@@ -1,4 +1,4 @@
-"""Imports point one way (DESIGN.md): launch -> pipelines -> preprocess.index and .storage, launch -> mae3d, nothing -> launch."""
+"""Imports point one way: launch -> pipelines -> preprocess.index and .storage, launch -> mae3d, nothing -> launch."""
 
 import ast
 import os
