@@ -52,9 +52,6 @@ class Root(Protocol):
     def files(self, below: str = "") -> Listing:
         """All files below a folder of it; empty if there is no such folder."""
 
-    def names(self, folder: str) -> list[str]:
-        """The names of the files in one folder, in no order; FileNotFoundError if there is no such folder."""
-
     def read(self, path: str) -> bytes:
         """A small file; FileNotFoundError if it is not there."""
 
@@ -113,10 +110,6 @@ class Folder:
                         linked.append(name)
         return Listing(sorted(names), links, frozenset(name for name in linked if not self.inside(name)))
 
-    def names(self, folder: str) -> list[str]:
-        with os.scandir(self.path / folder) as entries:
-            return [entry.name for entry in entries if not entry.is_dir()]
-
     def read(self, path: str) -> bytes:
         return (self.path / path).read_bytes()
 
@@ -164,13 +157,6 @@ class Remote:
     def files(self, below: str = "") -> Listing:
         names = self.storage.sizes(below)
         return Listing([name for name in names if not any(part.startswith(".") for part in name.split("/"))])
-
-    def names(self, folder: str) -> list[str]:
-        prefix = f"{folder}/" if folder else ""
-        names = [name.removeprefix(prefix) for name in self.storage.sizes(folder)]
-        if not names:
-            raise FileNotFoundError(f"{self.storage.url}/{folder}")
-        return [name for name in names if "/" not in name]
 
     def read(self, path: str) -> bytes:
         return self.storage.read(path)

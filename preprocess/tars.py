@@ -93,9 +93,6 @@ class WithTars:
     def files(self, below: str = "") -> Listing:
         return self.root.files(below)
 
-    def names(self, folder: str) -> list[str]:
-        return self.root.names(folder)
-
     def read(self, path: str) -> bytes:
         return self.root.read(path)
 

@@ -33,6 +33,7 @@ from preprocess.problems import MediaError, raise_unless_of_the_file
 
 _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the declared one
 _STEPS_BACK_S = (0.0, 2.0, 8.0, 32.0, 128.0)  # how far before a span a jump is tried where a nearer one came too late
+_INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")  # the index has every packet, so that any can be jumped to
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS, of raw streams: after a jump their clock starts anew
 _CLOCK_RESTARTS_S = 0.25  # timestamps that go back by so much begin anew; by less, they are out of place
 _A_MOMENT_S = 0.001
@@ -138,10 +139,11 @@ class Video:
         """
         facts = self.facts
         if facts.duration_s > 0:
-            last_s = self._last_packet_s(facts.duration_s)
-            if abs(last_s - facts.duration_s) < _LONGEST_LIE_S:
-                return facts
-            self._reopen()
+            for any_packet in (True, False) if self.container.format.name in _INDEXED else (False,):
+                last_s = self._last_packet_s(facts.duration_s, any_packet=any_packet)
+                if abs(last_s - facts.duration_s) < _LONGEST_LIE_S:
+                    return facts
+                self._reopen()
         seconds = self._last_packet_s(0.0)
         if seconds == -math.inf:
             raise MediaError("no_frames", "no frame in it")
@@ -290,12 +292,16 @@ class Video:
                 check_readable(self.path)
             yield packet
 
-    def _last_packet_s(self, from_s: float) -> float:
-        """The end of the last packet, looked for near from_s and behind; -inf if there is none."""
+    def _last_packet_s(self, from_s: float, *, any_packet: bool = False) -> float:
+        """The end of the last packet, looked for from the keyframe before from_s on; -inf if there is none.
+
+        With any_packet from that packet on, which reads next to nothing.
+        """
         origin, base = self.stream.start_time or 0, self.stream.time_base
         if from_s > 0:
             try:
-                self.container.seek(origin + math.floor(from_s / base), stream=self.stream, backward=True)
+                target = origin + math.floor(from_s / base)
+                self.container.seek(target, stream=self.stream, backward=True, any_frame=any_packet)
             except av.error.FFmpegError:
                 return -math.inf
         last = -math.inf

@@ -59,6 +59,15 @@ def test_fault_12_times_decide_not_counting(tmp_path: Path) -> None:
         assert video.measured_facts().duration_s == pytest.approx(2.0, abs=0.2)
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("mov", "mpeg4"), ("avi", "mpeg4")])
+def test_a_length_that_is_true_is_borne_out_by_a_few_packets(tmp_path: Path, suffix: str, codec: str) -> None:
+    places: list[str] = []
+    path = make_video(tmp_path / f"a.{suffix}", 200, codec=codec, fps=20, gop=200)
+    with open_video(path, progress=places.append) as video:
+        assert video.measured_facts().duration_s == pytest.approx(10.0, abs=0.06)
+    assert len(places) < 10  # and not all that follow on the only keyframe
+
+
 @pytest.mark.parametrize(
     ("matrix", "turned"),
     [
