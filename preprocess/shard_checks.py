@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from preprocess.archive import IDX_VERSION, frame_member, index_line, padded, tar_header
 from preprocess.index import BLOCK, META_NAME, Dataset, DatasetError, frame_offsets, map_dataset, read_meta
+from preprocess.problems import raise_unless_of_the_file
 from preprocess.stills import decode_strictly, jpeg_header
 from preprocess.tables import read_shard_table
 
@@ -68,23 +69,40 @@ def check_shard(root: Path, number: int, *, full: bool, decode: bool) -> list[st
 
     Returns:
         The findings, each with the name of the file and a remedy.
+
+    Raises:
+        OSError: the disk has gone.
     """
     dataset = _opened(root)
     shard = dataset.shards[number]
     stem = root / Path(shard.name).stem
     lo, hi = np.searchsorted(dataset.shard, [number, number + 1]).tolist()
-    found = [(f"{stem.name}.parquet", finding) for finding in _check_table(dataset, number, lo, hi)]
     samples = list(_samples(dataset, lo, hi))
-    found += [(f"{stem.name}.idx", finding) for finding in _check_idx(stem.with_suffix(".idx"), samples)]
-    tar = root / shard.name
+    table, idx, tar = stem.with_suffix(".parquet"), stem.with_suffix(".idx"), root / shard.name
+    found = [*_told(table, _check_table(dataset, number, lo, hi)), *_told(idx, _check_idx(idx, samples))]
     if tar.is_file() and tar.stat().st_size == shard.bytes:
-        checks = _check_tar(tar, samples, sha256=shard.sha256 if full else "", decode=decode)
-        found += [(shard.name, finding) for finding in checks]
-    return [f"{file}: {finding}; remove {stem.name}.* and run the build again" for file, finding in found]
+        found += _told(tar, _check_tar(tar, samples, sha256=shard.sha256 if full else "", decode=decode))
+    return found
+
+
+def _told(path: Path, findings: Iterator[str]) -> Iterator[str]:
+    """What was found in a file, with its name and a remedy; a file that cannot be read is a finding, too."""
+    try:
+        for finding in findings:
+            yield f"{path.name}: {finding}; remove {path.stem}.* and run the build again"
+    except OSError as error:
+        raise_unless_of_the_file(error, path)
+        yield f"{path.name}: cannot be read ({error.strerror}); mend the disk or the rights, or restore it from a copy"
+
+
+def _opened(root: Path) -> Dataset:
+    stat = (root / META_NAME).stat()
+    return _opened_as(root, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 
 @lru_cache(maxsize=1)
-def _opened(root: Path) -> Dataset:
+def _opened_as(root: Path, version: tuple[int, ...]) -> Dataset:
+    """The dataset, opened once by each process; another version of dataset.json is another dataset."""
     return map_dataset(root, read_meta(root))
 
 

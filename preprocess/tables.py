@@ -4,6 +4,7 @@ write_shard_table(out / "shard-00003.parquet", rows, tar_bytes=..., tar_sha256=.
 table, shard = read_shard_table(out / "shard-00003.parquet")
 """
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,12 @@ def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
         OSError: the disk cannot be read; whether it is a table is not known then.
     """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:  # read_table would import pandas
+            table = file.read()
         metadata = table.schema.metadata
         tar_bytes, sha256 = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # Arrow's own have no number
+        if getattr(error, "errno", None) not in (None, errno.ENOENT):  # Arrow's own have no number
             raise
         raise DatasetError(f"{path}: not a shard's table ({error}); remove it and run the build again") from error
     kept = int(np.count_nonzero(table["num_frames"].to_numpy()))

@@ -11,14 +11,11 @@ frame. Decode: every frame. What is behind a URL is checked as far as the listin
 import json
 import math
 import re
-import signal
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping
 from functools import partial
-from multiprocessing import get_context
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,8 @@ from preprocess.boards import LOCK_NAME
 from preprocess.files import TEMPORARY_PREFIX, sha256_of
 from preprocess.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, map_dataset, read_meta
 from preprocess.merge import settings_hash
-from preprocess.progress import Progress
+from preprocess.probing import over_processes
+from preprocess.problems import raise_unless_of_the_file
 from preprocess.shard_checks import check_shard
 from preprocess.storage import Storage, is_url
 
@@ -40,7 +38,7 @@ _SHARD = re.compile(r"shard-\d{5,}\.(tar|idx|parquet)")
 _AGAIN = "run the build again"
 _NEW_PLAN = "restore it from a copy, or build into a new folder: without it no build can go on here"
 _PLAN_METADATA = 1 << 30
-_FEW = 4  # so few shards are not worth another process
+_FAST_AT_ONCE = 64  # shards that a process is sent at a time: each takes some milliseconds
 
 
 def verify(root: Path | str, *, full: bool = False, decode: bool = False, workers: int = 1) -> list[str]:
@@ -50,7 +48,7 @@ def verify(root: Path | str, *, full: bool = False, decode: bool = False, worker
         root: its folder, or a URL: then only what a listing and the index tell.
         full: read every byte and compare the checksums.
         decode: decode every frame strictly and compare its size.
-        workers: processes; each takes one shard at a time.
+        workers: processes there may be; fewer where they would take longer to start than to be done.
 
     Returns:
         One line for each finding: the file, what is wrong with it, what to do.
@@ -76,27 +74,10 @@ def verify(root: Path | str, *, full: bool = False, decode: bool = False, worker
         return [*found, f"{root}: its index is not whole, so the shards were not looked into; {_AGAIN}, then verify"]
     numbers = range(len(meta["shards"]))
     check = partial(check_shard, root, full=full, decode=decode)
-    with Progress(len(numbers), "shard") as advance:
-        for one in _over_processes(check, numbers, workers):
-            found += one
-            advance(1)
-    return found
-
-
-def _over_processes(check: Callable[[int], list[str]], numbers: range, workers: int) -> Iterator[list[str]]:
-    if workers == 1 or len(numbers) <= _FEW:
-        yield from map(check, numbers)
-        return
-    # On Ctrl-C the workers die at once and silently.
-    on_interrupt = (signal.SIGINT, signal.SIG_DFL)
-    count = min(workers, len(numbers))
-    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=signal.signal, initargs=on_interrupt)
-    try:
-        yield from pool.map(check, numbers)
-    except BrokenProcessPool as error:
-        raise ChildProcessError("a worker died, perhaps for want of memory (try fewer --workers)") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    at_once = 1 if full or decode else _FAST_AT_ONCE
+    return found + list(
+        chain.from_iterable(over_processes(check, numbers, workers=workers, unit="shard", at_once=at_once))
+    )
 
 
 def _check_sizes(meta: dict[str, Any], sizes: Mapping[str, int | None]) -> Iterator[tuple[str, str]]:
@@ -130,7 +111,7 @@ def _check_foreign(meta: dict[str, Any], sizes: Mapping[str, int | None]) -> Ite
 def _check_index(root: Path, meta: dict[str, Any], wrong: dict[str, str]) -> Iterator[str]:
     """Hashes of the index files, and dataset.json against them; what is not whole is added to `wrong`."""
     for entry in meta["files"].values():
-        if entry["name"] not in wrong and sha256_of(root / entry["name"]) != entry["sha256"]:
+        if entry["name"] not in wrong and _sha256(root / entry["name"]) != entry["sha256"]:
             wrong[entry["name"]] = "damaged"
             yield f"{entry['name']}: its sha256 is not the one in {META_NAME}; {_AGAIN}"
     yield from _check_plan(root / PLAN_NAME, meta)
@@ -140,7 +121,7 @@ def _check_index(root: Path, meta: dict[str, Any], wrong: dict[str, str]) -> Ite
         dataset = map_dataset(root, meta)
         there = _totals(dataset)
         if REJECTED_NAME not in wrong:
-            there |= _problems(pq.read_table(root / REJECTED_NAME, columns=["reason", "num_frames"]))
+            there |= _problems(pq.ParquetFile(root / REJECTED_NAME).read(["reason", "num_frames"]))
         for name, value in there.items():
             told = meta["totals"].get(name)
             if told != value and not (name == "seconds" and abs(told - value) < 0.01):  # the order of the sum
@@ -151,6 +132,15 @@ def _check_index(root: Path, meta: dict[str, Any], wrong: dict[str, str]) -> Ite
                 yield f"{META_NAME}: {shard.num_samples} samples in {shard.name}, the index says {count}; {_AGAIN}"
         if np.any(np.diff(dataset.shard) < 0) or len(counts) > len(dataset.shards):
             yield f"{meta['files']['rows']['name']}: its samples are not in the order of the shards; {_AGAIN}"
+
+
+def _sha256(path: Path) -> str:
+    """ "" for a file that cannot be read; OSError if its disk has gone."""
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise_unless_of_the_file(error, path)
+        return ""
 
 
 def _check_plan(path: Path, meta: dict[str, Any]) -> Iterator[str]:

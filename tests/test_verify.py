@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import tarfile
@@ -245,13 +246,39 @@ def test_older_generations_of_the_index_may_stay(shards: Path) -> None:
 
 
 def test_several_processes_find_the_same_in_the_same_order(tmp_path: Path) -> None:
-    shards = make_dataset(tmp_path, samples=6, frames=2, shard_size=1)
+    shards = make_dataset(tmp_path, samples=9, frames=2, shard_size=1)
     for number in (1, 4):
         flip(shards / f"shard-{number:05d}.tar", 2000)
     (shards / "shard-00002.idx").unlink()
     alone = verify(shards, full=True)
     assert [finding[:11] for finding in alone] == ["shard-00001"] * 2 + ["shard-00002"] + ["shard-00004"] * 2
     assert verify(shards, full=True, workers=2) == alone
+
+
+def test_fault_20_a_file_that_cannot_be_read_is_found_and_a_disk_that_has_gone_stops_it(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shards / "shard-00000.idx").unlink()
+    (shards / "shard-00000.idx").mkdir()
+    assert verify(shards) == [
+        "shard-00000.idx: cannot be read (Is a directory); mend the disk or the rights, or restore it from a copy"
+    ]
+
+    def stale(*_: object, **__: object) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    assert main(["verify", str(shards)]) == 3
+    assert "shard-00000.idx: Stale file handle" in capsys.readouterr().err
+
+
+def test_a_dataset_that_has_changed_is_looked_at_anew(tmp_path: Path) -> None:
+    shards = make_dataset(tmp_path, samples=6, frames=3)
+    assert verify(shards) == []
+    for path in shards.iterdir():
+        path.unlink()
+    make_dataset(tmp_path, samples=4, frames=2)
+    assert verify(shards) == []
 
 
 def test_fast_reads_little_of_a_tar(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
