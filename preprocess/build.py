@@ -35,7 +35,16 @@ from preprocess.progress import Progress
 from preprocess.rejects import Rejects, Remarks, TooManyBad, some
 from preprocess.shards import ShardResult, shard_name
 from preprocess.sources import Source
-from preprocess.state import clear, finish, is_finished, refuse_foreign, summary_of, survey, told_when_full
+from preprocess.state import (
+    clear,
+    finish,
+    is_finished,
+    lost_already,
+    refuse_foreign,
+    summary_of,
+    survey,
+    told_when_full,
+)
 
 log = logging.getLogger(__name__)
 
@@ -190,9 +199,10 @@ class _Job:
 
     def _same_settings(self, parts: Sequence[Part]) -> None:
         if differing := differences(parts[0].asked, self.asked):
-            raise DatasetError(
-                f"{self.output}: was begun with other settings ({differing}); give another --out, or --overwrite"
-            )
+            remedy = "give another --out, or --overwrite"
+            if not differences(parts[0].asked, self.asked, but=OF_SOURCES):
+                remedy += ", or --append to add to it what is new"
+            raise DatasetError(f"{self.output}: was begun with other settings ({differing}); {remedy}")
 
     def _append(self, plan: Plan) -> list[str]:
         """Adds what the sources have and the plan has not."""
@@ -211,7 +221,8 @@ class _Job:
         i, n = self.options.slice or (0, 1)
         shards = survey(range(i, plan.num_shards, n), self.output, self.folder)
         todo = [found.number for found in shards if found.kept is None]
-        return [*lines_of(self._estimate(plan, todo), self.settings, free_bytes=self._free_bytes()), *plan.notes]
+        told = lines_of(self._estimate(plan, todo), self.settings, free_bytes=self._free_bytes())
+        return [*told, *lost_already(plan), *plan.notes]
 
     def _check_room(self, plan: Plan, todo: Sequence[int]) -> None:
         """Warns if the disk may be too small; raises OSError if it is by far. Tries nothing if it is surely large."""

@@ -143,7 +143,8 @@ def _collect_tars(
         for video in read.videos:
             labels = () if reading.labels == "none" else video.labels
             collected.wanted.append(Wanted(_request(entry.number, f"{tar}/{video.name}", labels, split)))
-    collected.tell(f"{entry.root.name}: {count} videos in {len(tars)} tars")
+    where = f"{len(tars)} tars of {entry.root.name}" if not entry.path else entry.path
+    collected.tell(f"{where}: {count} videos")
 
 
 def _look_into(root: Root, label_key: str, tar: str) -> Archive | MediaError:

@@ -20,6 +20,7 @@ from typing import Protocol
 from preprocess.boards import Board, FolderBoard, UrlBoard
 from preprocess.roots import process_folder
 from preprocess.storage import Storage, is_url
+from preprocess.tables import DatasetError
 
 _AT_A_TIME = 16  # files that are fetched at the same time
 
@@ -32,7 +33,7 @@ class Output(Protocol):
         """Where its locks are."""
 
     def prepare(self) -> None:
-        """Makes it if it is not there."""
+        """Makes it if it is not there; DatasetError if something else is."""
 
     def sizes(self) -> dict[str, int | None]:
         """Bytes of all files there by name; None = not known."""
@@ -64,7 +65,10 @@ class FolderOutput:
         return FolderBoard(self.path)
 
     def prepare(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DatasetError(f"{self.path}: a file is in the way; --out takes a folder") from error
 
     def sizes(self) -> dict[str, int | None]:
         sizes: dict[str, int | None] = {}

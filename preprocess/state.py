@@ -6,6 +6,7 @@ lines = finish(plan, output, folder, lock)                        # all of them:
 """
 
 import errno
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from preprocess.lock import Lock
 from preprocess.merge import write_dataset
 from preprocess.output import Output
 from preprocess.plan import Plan, read_plan
-from preprocess.problems import Problem
+from preprocess.problems import Problem, describe
 from preprocess.rejects import rejected_row, some
 from preprocess.sources import long_samples, short_samples
 from preprocess.splits import planned_splits
@@ -57,13 +58,16 @@ def survey(numbers: Sequence[int], output: Output, folder: Path) -> Iterator[Sur
     tables = {number: shard_files(number)[-1] for number in numbers}
     output.fetch([name for name in tables.values() if name in sizes], folder)
     for number, name in tables.items():
+        tar, idx, _ = shard_files(number)
+        if not sizes.keys() >= {tar, idx, name}:
+            yield Surveyed(number, None, [])
+            continue
         try:
             table, shard = read_shard_table(folder / name)
         except DatasetError:
             yield Surveyed(number, None, [])
             continue
-        tar, idx, _ = shard_files(number)
-        if sizes.get(tar, -1) not in (shard.bytes, None) or idx not in sizes:
+        if sizes[tar] not in (shard.bytes, None):
             yield Surveyed(number, None, [])
             continue
         lost = table.filter(pc.field("num_frames") == 0).select(["reason", "message", "name", "line"])
@@ -170,6 +174,16 @@ def summary(dataset: Dataset) -> list[str]:
         lines.append(f"kept with a remark: {sum(counts.values())}{_counts(counts)} (see {REJECTED_NAME})")
     seconds = np.nan_to_num(dataset.num_frames / dataset.fps)
     return lines + short_samples(dataset.num_frames) + long_samples(seconds, dataset.num_frames)
+
+
+def lost_already(plan: Plan) -> list[str]:
+    """A line about what could not become part of the plan, and an example; none if there is nothing."""
+    if not plan.problems:
+        return []
+    counts = dict(sorted(Counter(problem.reason for problem in plan.problems).items()))
+    return [
+        f"rejected so far: {len(plan.problems)}{_counts(counts)}, such as {describe(plan.problems[0], plan.source)}"
+    ]
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -95,13 +95,25 @@ def test_fault_19_other_settings_at_the_same_place_are_refused_by_name(
     assert main(command(frames, tmp_path / "out")) == 0
     whole = tree(tmp_path / "out")
     assert main(command(frames, tmp_path / "out", "--quality", "80")) == 2
-    assert "quality = 90 there, 80 asked for" in capsys.readouterr().err
+    assert "quality = 90 there, 80 asked for); give another --out, or --overwrite\n" in capsys.readouterr().err
     (frames / "ledger.csv").write_text("v1 1 4 0\n")
     assert main(command(frames, tmp_path / "out")) == 2
-    assert "sources" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "sources" in told
+    assert "give another --out, or --overwrite, or --append to add to it what is new" in told
     assert tree(tmp_path / "out") == whole
     assert main(command(frames, tmp_path / "out", "--overwrite")) == 0
     assert len(open_dataset(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_file_that_is_in_the_way_of_the_output_is_left_alone(
+    frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(command(frames, tmp_path / out)) == 2
+    assert "a file is in the way; --out takes a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(
@@ -133,6 +145,17 @@ def test_fault_03_few_bad_rows_are_counted_and_many_stop(
     assert "line 26: missing_folder" in told
     assert "2 of 26 rows cannot be used, --max-bad-fraction 0.05 allows 1: mend them, or allow more" in told
     assert main(command(frames, tmp_path / "other", "--max-bad-fraction", "0.1")) == 0
+
+
+def test_fault_03_a_plan_tells_what_is_rejected_already(
+    frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (frames / "ledger.csv").write_text("v1 1 4 0\nv1 1 x 0\nv2 1 4 0\nnone 1 4 0\n")
+    assert main(command(frames, tmp_path / "out", "--plan-only", "--max-bad-fraction", "0.5")) == 0
+    told = capsys.readouterr().out
+    assert (
+        "rejected so far: 2: 1 bad_row, 1 missing_folder, such as ledger.csv, line 2: bad_row: last frame 'x'" in told
+    )
 
 
 def test_fault_09_a_bad_frame_leaves_a_hole_and_shifts_nothing(frames: Path, tmp_path: Path) -> None:
