@@ -137,7 +137,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from preprocess.build import merge
+    from preprocess.slices import merge
 
     print("\n".join([*merge(options.out, slices=options.slices, scratch=options.scratch), f"dataset: {options.out}"]))
     return 0

@@ -2,7 +2,6 @@
 
     lines = build(video_files([Path("clips")], settings=s), settings=s, options=Options(workers=2), out="out/shards")
     lines = build(..., options=Options(slice=(3, 50)), ...)     # a fiftieth of the shards, on any machine
-    lines = merge("out/shards", scratch=Path("/tmp"))           # when all slices are there
 
 Plan, shards over workers, merge. A second call with the same arguments finishes what a killed one left: the plan
 is read again, finished shards are kept. Any number of workers, slices and kills writes the same bytes.
@@ -32,7 +31,7 @@ from preprocess.output import FolderOutput, Output, open_output
 from preprocess.plan import Plan, Settings, make_plan, read_plan, write_plan
 from preprocess.problems import Problem
 from preprocess.progress import Progress
-from preprocess.rejects import Rejects, Remarks, TooManyBad, some
+from preprocess.rejects import Rejects, Remarks, some
 from preprocess.shards import ShardResult, shard_name
 from preprocess.sources import Source
 from preprocess.state import (
@@ -105,45 +104,6 @@ def build(source: Source, *, settings: Settings, options: Options, out: str | Pa
         output.prepare()
         with hold(output.board, name, job=job, excludes=not sliced, wait=sliced) as lock, output.work() as folder:
             return _Job(source, settings, options, output, folder, lock).run()
-
-
-def merge(out: str | Path, *, slices: int | None = None, scratch: Path | None = None) -> list[str]:
-    """Writes the index of a dataset whose shards were built in slices.
-
-    Args:
-        out: the dataset's folder or URL.
-        slices: how many slices there were, to tell whose shards are missing.
-        scratch: for files on their way to a URL.
-
-    Raises:
-        DatasetError: there is no plan, or shards are missing: the message names them.
-        Locked: a run or a slice is at work there.
-        OSError: `out` cannot be written.
-    """
-    output = open_output(out, scratch=scratch or Path(tempfile.gettempdir()))
-    if PLAN_NAME not in output.sizes():
-        raise DatasetError(f"{output}: no {PLAN_NAME}; `preprocess build` makes it, with or without --slice")
-    with (
-        told_when_full(output),
-        hold(output.board, LOCK_NAME, job="merge", excludes=True) as lock,
-        output.work() as folder,
-    ):
-        output.fetch([PLAN_NAME], folder)
-        plan = read_plan(folder / PLAN_NAME)
-        surveyed = list(survey(range(plan.num_shards), output, folder))
-        missing = [found.number for found in surveyed if found.kept is None]
-        if missing:
-            names = [
-                shard_name(number) + (f" (slice {number % slices}/{slices})" if slices else "") for number in missing
-            ]
-            raise DatasetError(
-                f"{output}: {len(missing)} of {plan.num_shards} shards are not there: {some(names)}; run "
-                + ("these slices" if slices else "the slices that they belong to (their number modulo the slices)")
-                + " again, then merge"
-            )
-        if not any(found.kept for found in surveyed):
-            raise TooManyBad(f"{output}: not one of {len(plan)} samples could be used; the slices tell why")
-        return [*finish(plan, output, folder, lock), *plan.notes]
 
 
 @dataclass(frozen=True)
@@ -272,7 +232,8 @@ class _Job:
             for result in run_tasks(todo, partial(self._task, plan), workers):
                 self.lock.check()
                 remarks.tell(result.remarks)
-                rejects.add(Problem(reason, message, name) for name, reason, message in result.rejected)
+                if result.number in last:  # earlier ones were accepted
+                    rejects.add(Problem(reason, message, name) for name, reason, message in result.rejected)
                 built, rejected = built + 1, rejected + len(result.rejected)
                 rate = built / max(time.monotonic() - began, 1e-3)
                 more = f"{done + built} of {len(numbers)} shards, {rate:.2f} shards a second, {rejected} rejected"

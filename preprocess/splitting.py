@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from preprocess.build import LOCK_NAME, merge
+from preprocess.boards import LOCK_NAME
 from preprocess.index import META_NAME, PLAN_NAME, parse_meta
 from preprocess.lock import hold
 from preprocess.output import Output, open_output
 from preprocess.plan import Plan, read_plan, write_plan
+from preprocess.slices import merge
 from preprocess.sources import SCRATCH, opened
 from preprocess.splits import groups_of, split_rule, tell, with_groups
 from preprocess.tables import DatasetError
