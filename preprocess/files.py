@@ -4,6 +4,7 @@ with replace_file(out / "plan.parquet") as aside:
     aside.write_bytes(...)                     # synced and moved to its name at the end of the block
 """
 
+import errno
 import hashlib
 import os
 import socket
@@ -16,7 +17,13 @@ TEMPORARY_PREFIX = ".tmp-"  # what a killed run leaves behind starts so; the nex
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary name: what is written there is synced and moved to `path`, or removed on an error."""
+    """A temporary name: what is written there is synced and moved to `path`, or removed on an error.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
     aside = path.with_name(f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
     try:
         yield aside

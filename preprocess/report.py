@@ -119,8 +119,12 @@ def write_report(
 
     Raises:
         DatasetError: there is no dataset, or its index is not whole.
+        ValueError: `samples` or `seed` is negative.
         OSError: a shard cannot be read, or the page not be written.
     """
+    for option, value in (("--samples", samples), ("--seed", seed)):
+        if value < 0:
+            raise ValueError(f"{option} {value}: give 0 or more")
     dataset = open_dataset(root, exclude_bad_shards=True)
     names = _Names(hash_names)
     overview = look_over(dataset)

@@ -50,7 +50,7 @@ def children(of: int) -> dict[int, str]:
 
 
 def test_fault_13_a_decoder_that_hangs_or_dies_costs_one_sample(tmp_path: Path, fresh: None) -> None:
-    names = ["a.mp4", "hangs_after_6.mp4", "b.mp4", "raises_at_once.mp4", "c.mp4", "abrt_at_once.mp4", "d.mp4"]
+    names = ["a.mp4", "hangs_after_6.mp4", "b.mp4", "raises_at_once.mp4", "c.mp4"]
     names += ["segv_after_20.mp4"]  # the last one leaves most behind
     for name in names:
         make_video(tmp_path / "bad" / name, 20)
@@ -68,26 +68,22 @@ def test_fault_13_a_decoder_that_hangs_or_dies_costs_one_sample(tmp_path: Path, 
     for suffix in (".tar", ".idx"):
         assert shards[0].with_suffix(suffix).read_bytes() == shards[1].with_suffix(suffix).read_bytes()
     good, bad = tables["bad"][::2], tables["bad"][1::2]
-    assert [row["num_frames"] for row in good] == [20] * 4
+    assert [row["num_frames"] for row in good] == [20] * 3
     assert [repr(row) for row in good] == [repr(row) for row in tables["junk"][::2]]  # some are NaN
     assert [(row["reason"], row["message"]) for row in bad] == [
         ("timeout", "no progress for --timeout 1 s at 0.40 s"),
         ("crashed", "ValueError: not even an error of FFmpeg"),
-        ("crashed", "the decoder died of SIGABRT at its header"),
         ("crashed", "the decoder died of SIGSEGV at 1.80 s"),
     ]
     assert list(children(os.getpid()).values()).count("Z") == 0
 
 
 def test_fault_13_planning_survives_too(tmp_path: Path, fresh: None) -> None:
-    for name in ("hangs_at_once.mp4", "segv_at_once.mp4", "good.mp4"):
+    for name in ("abrt_at_once.mp4", "good.mp4"):
         make_video(tmp_path / name, 20)
-    began = time.monotonic()
-    for name, reason in (("hangs_at_once.mp4", "timeout"), ("segv_at_once.mp4", "crashed")):
-        with pytest.raises(MediaError) as caught:
-            decoder().probe(tmp_path / name, settings=SETTINGS)
-        assert caught.value.reason == reason
-    assert time.monotonic() - began < 15 * SETTINGS.timeout_s  # two tries each, and the starts of the children
+    with pytest.raises(MediaError, match="the decoder died of SIGABRT at its header") as caught:
+        decoder().probe(tmp_path / "abrt_at_once.mp4", settings=SETTINGS)
+    assert caught.value.reason == "crashed"
     facts = decoder().probe(tmp_path / "good.mp4", settings=SETTINGS)
     assert (facts.fps, facts.duration_s, facts.width, facts.height) == (10.0, 2.0, 64, 48)
 
@@ -222,6 +218,7 @@ def test_a_child_is_replaced_between_shards_only(tmp_path: Path, monkeypatch: py
 def test_an_interrupted_request_is_not_answered_by_the_next(tmp_path: Path, fresh: None) -> None:
     make_video(tmp_path / "slow_after_0.mp4", 20)
     make_video(tmp_path / "good.mp4", 5, fps=5)
+    (tmp_path / "tar").touch()
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -231,23 +228,32 @@ def test_an_interrupted_request_is_not_answered_by_the_next(tmp_path: Path, fres
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.5)
         with pytest.raises(KeyboardInterrupt):
-            decoder().probe(tmp_path / "slow_after_0.mp4", settings=Settings(), measure=True)
+            decoder().write(
+                planned(0, "x"),
+                [tmp_path / "slow_after_0.mp4"],
+                settings=Settings(),
+                tar=tmp_path / "tar",
+                start=0,
+                first=True,
+            )
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert decoder().probe(tmp_path / "good.mp4", settings=Settings()).fps == 5.0
 
 
-def test_fault_13_a_crash_costs_the_same_on_any_number_of_workers(tmp_path: Path, fresh: None) -> None:
+def test_fault_13_a_crash_costs_the_same_on_any_number_of_workers(
+    tmp_path: Path, fresh: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a.mp4", "b_segv.mp4", "c.mp4", "d.mp4"):
         make_video(tmp_path / "videos" / name, 20)
     (tmp_path / "videos" / "b_segv.mp4").rename(tmp_path / "videos" / "segv_after_6.mp4")
     trees = []
     for workers in (1, 2):
         out = tmp_path / f"out_{workers}"
-        command = [sys.executable, "-m", "preprocess", "build", "--videos", str(tmp_path / "videos"), "--out", str(out)]
-        command += ["--shard-size", "2", "--workers", str(workers)]
-        told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        assert "rejected: 1: 1 crashed" in told.stdout
+        command = ["build", "--videos", str(tmp_path / "videos"), "--out", str(out)]
+        assert main([*command, "--shard-size", "2", "--workers", str(workers)]) == 0
+        assert "rejected: 1: 1 crashed" in capsys.readouterr().out
         trees.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert trees[0] == trees[1]
     rows = pq.read_table(tmp_path / "out_1" / "rejected.parquet").to_pylist()

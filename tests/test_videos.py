@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from preprocess.containers import open_container
 from preprocess.encoding import FrameEncoder
 from preprocess.looks import orientation
+from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
+from preprocess.samples import encode_sample
 from preprocess.videos import Video, effective_fps, open_video
 from tests.media import frame_number, make_video, numbered_image, picture_of, psnr, rotate_mp4
 
@@ -208,6 +211,52 @@ def write_without_moov(path: Path) -> None:
 def write_playlist(path: Path) -> None:
     make_video(path.with_name("part.ts"), 10, codec="mpeg2video", fps=25)
     path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\npart.ts\n#EXT-X-ENDLIST\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("a.mp4", "no_video"), ("a.mkv", "unreadable"), ("a.ts", "unreadable"), ("a.avi", "no_frames")]
+)
+def test_fault_12_a_video_without_frames_is_refused_whatever_its_container(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.start_encoding()
+    row = PlannedSample(0, 0, "video", 0, name, name, [], "")
+    stored: list[bytes] = []
+    with pytest.raises(MediaError) as caught:
+        encode_sample(row, [tmp_path / name], settings=Settings(), sink=stored.append)
+    assert (caught.value.reason, stored) == (reason, [])
+
+
+def test_what_cannot_be_jumped_in_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One keyframe, said to be nowhere: a span costs the frames before it, and jumps are tried for the first only."""
+    path = make_video(tmp_path / "a.mp4", 40, gop=400)
+    jumps = []
+
+    class Container:
+        def __init__(self, opened: Any) -> None:
+            self._opened = opened
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._opened, name)
+
+        def seek(self, *_: object, **__: object) -> None:
+            jumps.append(1)
+            raise av.error.OSError(29, "Illegal seek")
+
+    def opened(path: Path, max_pixels: int) -> tuple[Any, Any]:
+        container, stream = open_container(path, max_pixels)
+        return Container(container), stream
+
+    monkeypatch.setattr("preprocess.videos.open_container", opened)
+    with open_video(path) as video:
+        for first in (10, 20, 30):
+            assert [number for _, number in read(video, first / 10, first / 10 + 0.15)] == list(
+                range(first - 1, first + 3)
+            )
+    assert len(jumps) == 1
 
 
 @pytest.mark.parametrize(
