@@ -1,5 +1,6 @@
 """Odd and hostile video files, made from good ones: clocks, sizes, colours, lies, and references to other files."""
 
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tests.media import make_video, numbered_image
+from preprocess.plan import PlannedSample, Settings
+from preprocess.samples import Facts, encode_sample
+from preprocess.stills import decode_image
+from tests.media import frame_number, make_video, numbered_image
 
 COLOURS = [
     (255, 0, 0),
@@ -119,3 +123,18 @@ PLAYLISTS = {
 
 def _box(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def store(
+    path: Path, *, start_s: float = 0.0, stop_s: float = math.inf, **settings: float
+) -> tuple[Facts, list[bytes]]:
+    """The facts and the JPEGs of a video."""
+    row = PlannedSample(0, 0, "video", 0, path.name, path.name, [], "", start_s=start_s, stop_s=stop_s)
+    stored: list[bytes] = []
+    facts = encode_sample(row, [path], settings=Settings(**settings), sink=stored.append)  # type: ignore[arg-type]
+    return facts, stored
+
+
+def numbers(stored: list[bytes]) -> list[int]:
+    """What JPEGs show."""
+    return [frame_number(decode_image(data)) for data in stored]
