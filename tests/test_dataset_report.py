@@ -174,3 +174,18 @@ def test_the_command_writes_beside_the_dataset(shards: Path, capsys: pytest.Capt
     assert main(["report", str(shards / "nothing")]) == 2
     assert main(["report", str(shards), "--to", str(shards / "no" / "folder.html")]) == 3
     assert "no such" in capsys.readouterr().err.lower()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--samples", "-3"], 2, "error: --samples -3: give 0 or more"),
+        (["--seed", "-1"], 2, "error: --seed -1: give 0 or more"),
+        (["--to", "/no/such/page.html"], 3, "error: /no/such: no such folder"),
+    ],
+)
+def test_senseless_options_are_named(
+    shards: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, told: str
+) -> None:
+    assert main(["report", str(shards), *options]) == code
+    assert told in capsys.readouterr().err
