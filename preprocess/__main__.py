@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--full", action="store_true", help="check every byte against its checksum")
     verify.add_argument("--decode", action="store_true", help="decode every frame")
     verify.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes at most (%(default)s)"
     )
     report = commands.add_parser("report", help="one HTML page of what is in a dataset", allow_abbrev=False)
     report.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder")

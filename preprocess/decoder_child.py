@@ -49,6 +49,8 @@ class Server:
             if error.errno is None:  # not of the disk: so Pillow says that it cannot encode something
                 return {"media": ["undecodable", str(error), -1]}
             return {"os": [error.errno, error.strerror, error.filename or request.get("tar")]}
+        except MemoryError:
+            os._exit(1)  # perhaps the machine was short of it: it is tried once more, by another child
         except Exception as error:  # whatever strange media make a library do costs one sample
             return {"media": ["crashed", f"{type(error).__name__}: {error}", -1]}
 

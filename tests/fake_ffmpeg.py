@@ -4,6 +4,7 @@ with_fake_ffmpeg(tmp_path, monkeypatch)
 make_video(tmp_path / "segv_after_5.mp4", 20)      # the child dies of SIGSEGV after five packets
 
 estale fails as a file of a lost mount does for as long as there is `tmp_path / "fake" / "gone"`.
+memory finds none, once, where there is `tmp_path / "fake" / "short"`.
 hangs holds the interpreter's lock as a hanging C library would, and no signal but SIGKILL ends it.
 """
 
@@ -35,6 +36,11 @@ if "preprocess.decoder_child" in sys.orig_argv:
         elif kind == "estale":
             if os.path.exists(os.path.join(os.path.dirname(__file__), "gone")):
                 av.error.err_check(-errno.ESTALE)
+        elif kind == "memory":
+            short = os.path.join(os.path.dirname(__file__), "short")
+            if os.path.exists(short):
+                os.unlink(short)
+                raise MemoryError
         elif kind != "slow":
             os.kill(os.getpid(), getattr(signal, "SIG" + kind.upper()))
 

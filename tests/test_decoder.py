@@ -88,6 +88,13 @@ def test_fault_13_planning_survives_too(tmp_path: Path, fresh: None) -> None:
     assert (facts.fps, facts.duration_s, facts.width, facts.height) == (10.0, 2.0, 64, 48)
 
 
+def test_fault_13_a_moment_without_memory_costs_no_sample(tmp_path: Path, fresh: None) -> None:
+    make_video(tmp_path / "memory_at_once.mp4", 20)
+    (tmp_path / "fake" / "short").touch()
+    assert decoder().probe(tmp_path / "memory_at_once.mp4", settings=SETTINGS).duration_s == 2.0
+    assert not (tmp_path / "fake" / "short").exists()
+
+
 def test_fault_13_slowness_is_no_hang(tmp_path: Path, fresh: None) -> None:
     make_video(tmp_path / "slow_after_0.mp4", 10)
     (tmp_path / "tar").touch()
