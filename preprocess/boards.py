@@ -26,7 +26,7 @@ from preprocess.storage import Storage
 LOCK_NAME = ".lock"  # all locks of a dataset begin so
 STALE_S = 300.0  # of silence, after which an owner on another machine counts as dead
 # Of a file system that has no links: FAT, many that are mounted through FUSE, CIFS.
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 SETTLE_S = 1.0  # how long a lock behind a URL is to stand before it is believed
 
 

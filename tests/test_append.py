@@ -80,6 +80,20 @@ def test_appending_with_other_settings_is_refused_by_name(
     assert tree(out) == there
 
 
+def test_a_shard_of_the_first_build_that_was_lost_is_made_again_whatever_was_rejected_there(tmp_path: Path) -> None:
+    base, out = make_archive(tmp_path / "base", clips=7, size=SMALL), tmp_path / "out"
+    for clip in (0, 1):
+        for frame in (base / "train" / f"v{clip}").iterdir():
+            frame.write_bytes(b"no image")
+    more = make_archive(tmp_path / "more", first=7, clips=2, size=SMALL)
+    assert main(command(base, out)) == 0
+    assert main(command(more, out, "--append")) == 0
+    there = tree(out)
+    (out / "shard-00000.tar").unlink()
+    assert main(command(base, out)) == 0  # the two that are rejected are as many as all that was appended
+    assert tree(out) == there
+
+
 def append_to_copy(whole: Path, more: Path, out: Path) -> list[str]:
     """A copy of a finished dataset, and the command that appends to it."""
     out.mkdir()
