@@ -107,6 +107,8 @@ def encodable(requests: Iterable[Request]) -> tuple[list[Request], list[Problem]
 
 def same_names(requests: Sequence[Request]) -> list[str]:
     """A note on names that several roots have: nothing is left out, but they cannot be told apart by name."""
+    if len({request.root for request in requests}) < 2:
+        return []
     roots = {(request.name, request.root) for request in requests}
     twice = sorted(name for name, count in Counter(name for name, _ in roots).items() if count > 1)
     if not twice:
