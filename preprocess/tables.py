@@ -109,8 +109,8 @@ def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
         metadata = table.schema.metadata
         tar_bytes, sha256 = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        if getattr(error, "errno", None) not in (None, errno.ENOENT):  # Arrow's own have no number
-            raise
+        if (number := getattr(error, "errno", None)) not in (None, errno.ENOENT):  # Arrow's own have no number
+            raise OSError(number, error.strerror or str(error), str(path)) from error  # type: ignore[union-attr]
         raise DatasetError(f"{path}: not a shard's table ({error}); remove it and run the build again") from error
     kept = int(np.count_nonzero(table["num_frames"].to_numpy()))
     return table, Shard(path.with_suffix(".tar").name, tar_bytes, sha256, kept)

@@ -1,3 +1,4 @@
+import errno
 import gc
 import json
 import math
@@ -96,6 +97,19 @@ def test_a_shard_is_done_when_all_its_files_are_there(frames: Path, tmp_path: Pa
     assert finished(tmp_path / "out", 1) is None
     stem.with_suffix(".tar").write_bytes(b"half")
     assert finished(tmp_path / "out", 0) is None
+
+
+def test_a_shard_that_cannot_be_read_is_not_made_again(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(frames, tmp_path / "out")
+
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(pq, "ParquetFile", stale)
+    with pytest.raises(OSError, match=r"Stale file handle: .*shard-00000\.parquet"):
+        finished(tmp_path / "out", 0)
 
 
 def test_a_shard_depends_on_its_arguments_only(frames: Path, tmp_path: Path) -> None:
