@@ -18,12 +18,11 @@ from typing import Any
 from preprocess.archive import IDX_VERSION, GrowingHash, TarWriter
 from preprocess.decoder import Written, decoder
 from preprocess.files import replace_file
-from preprocess.index import DatasetError, Shard
 from preprocess.plan import PlannedSample, Settings
 from preprocess.problems import MediaError
 from preprocess.roots import Root
 from preprocess.samples import Facts, encode_sample, media_files
-from preprocess.tables import read_shard_table, write_shard_table
+from preprocess.tables import write_shard_table
 from preprocess.videos import Video, open_video
 
 _NUMBERS = 256  # bytes that the numbers of a sample's .json may take
@@ -43,19 +42,6 @@ class ShardResult:
 def shard_name(number: int) -> str:
     """shard-00003: the stem of a shard's files."""
     return f"shard-{number:05d}"
-
-
-def finished(out: Path, number: int) -> Shard | None:
-    """The shard's entry for dataset.json if it is done and its tar is there in full; None if it is to be made."""
-    table = out / f"{shard_name(number)}.parquet"
-    if not table.is_file():
-        return None
-    try:
-        _, shard = read_shard_table(table)
-        whole = (out / shard.name).stat().st_size == shard.bytes and table.with_suffix(".idx").is_file()
-    except (DatasetError, FileNotFoundError):
-        return None
-    return shard if whole else None
 
 
 def build_shard(

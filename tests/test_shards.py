@@ -13,9 +13,11 @@ import webdataset
 from nvidia.dali import fn, pipeline_def
 
 from preprocess.index import open_dataset
+from preprocess.output import FolderOutput
 from preprocess.plan import PlannedSample, Settings
 from preprocess.roots import Folder
-from preprocess.shards import build_shard, finished
+from preprocess.shards import build_shard
+from preprocess.state import survey
 from preprocess.stills import decode_image
 from tests.media import frame_number, make_dataset, make_frame_folder
 
@@ -88,15 +90,24 @@ def test_the_idx_is_what_dali_would_write(frames: Path, tmp_path: Path) -> None:
     assert tar.with_suffix(".idx").read_text() == (tmp_path / "theirs.idx").read_text()
 
 
+def kept(out: Path) -> list[int | None]:
+    """How many samples the first two shards have; None = to be built."""
+    return [found.kept for found in survey(range(2), FolderOutput(out), out)]
+
+
 def test_a_shard_is_done_when_all_its_files_are_there(frames: Path, tmp_path: Path) -> None:
     build(frames, tmp_path / "out")
     stem = tmp_path / "out" / "shard-00000"
-    shard = finished(tmp_path / "out", 0)
-    assert shard is not None
-    assert shard.num_samples == 2
-    assert finished(tmp_path / "out", 1) is None
+    assert kept(tmp_path / "out") == [2, None]
     stem.with_suffix(".tar").write_bytes(b"half")
-    assert finished(tmp_path / "out", 0) is None
+    assert kept(tmp_path / "out") == [None, None]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".idx", ".parquet"])
+def test_a_shard_without_one_of_its_files_is_not_done(frames: Path, tmp_path: Path, suffix: str) -> None:
+    build(frames, tmp_path / "out")
+    (tmp_path / "out" / "shard-00000").with_suffix(suffix).unlink()
+    assert kept(tmp_path / "out") == [None, None]
 
 
 def test_a_shard_that_cannot_be_read_is_not_made_again(
@@ -109,7 +120,7 @@ def test_a_shard_that_cannot_be_read_is_not_made_again(
 
     monkeypatch.setattr(pq, "ParquetFile", stale)
     with pytest.raises(OSError, match=r"Stale file handle: .*shard-00000\.parquet"):
-        finished(tmp_path / "out", 0)
+        kept(tmp_path / "out")
 
 
 def test_a_shard_depends_on_its_arguments_only(frames: Path, tmp_path: Path) -> None:
