@@ -62,10 +62,6 @@ class FrameFolder:
             return None
         return tuple(np.setdiff1d(np.arange(first, stop), self.numbers[low:high], assume_unique=True).tolist())
 
-    def nearest_before(self, number: int) -> int:
-        """The largest number with a file that is not larger than this one."""
-        return int(self.numbers[np.searchsorted(self.numbers, number, side="right") - 1])
-
 
 def frame_name(prefix: str, digits: int, suffix: str, number: int) -> str:
     """The file name of frame `number` in a folder with this template."""
