@@ -131,10 +131,11 @@ def beside_cp(frames: Path, work: Path, *, rounds: int) -> None:
 
 def two_workers(videos: Path, work: Path, *, rounds: int) -> None:
     """Two workers beside one; and what the machine gives two busy processes at that time: the most there is."""
+    small = ("--shard-size", 4)  # many shards, so that no worker waits long for the other's last
     costs = paired(
         {
-            "one worker": lambda out: build(out, "--videos", videos, "--workers", 1),
-            "two workers": lambda out: build(out, "--videos", videos, "--workers", 2),
+            "one worker": lambda out: build(out, "--videos", videos, "--workers", 1, *small),
+            "two workers": lambda out: build(out, "--videos", videos, "--workers", 2, *small),
             "one loop": lambda _: spin(1),
             "two loops": lambda _: spin(2),
         },
