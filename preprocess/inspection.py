@@ -54,7 +54,7 @@ def tell(dataset: Dataset, rows: Sequence[int]) -> Iterator[str]:
         "name": dataset.name(i),
         "labels": ", ".join(_labels(dataset, i)) or "none",
         "split": dataset.split_names[int(dataset.splits[i])] or "none",
-        "row": f"{i:,} of 0 to {len(dataset) - 1:,}",
+        "row": f"{i:,}, counted from 0, of {len(dataset):,}",
         "frames": _frames(dataset, i),
         "size": f"{int(dataset.width[i])} x {int(dataset.height[i])} pixels",
     }

@@ -33,7 +33,7 @@ def test_all_that_is_known_is_told(shards: Path) -> None:
     assert facts["key"] == "000000002"
     assert facts["name"] == "a"
     assert facts["labels"] == "1 (tie)"
-    assert facts["row"] == "1 of 0 to 2"
+    assert facts["row"] == "1, counted from 0, of 3"
     assert facts["frames"] == "6, the first is the source's number 7; 5 a second, 1.200 s, from 1.200 s on"
     assert facts["size"] == "64 x 48 pixels"
     assert facts["shard"].startswith("shard-00001.tar, bytes 0 to ")
