@@ -19,12 +19,14 @@ from preprocess.plan import Request
 from preprocess.probing import over_processes
 from preprocess.problems import MediaError, Problem
 from preprocess.roots import Folder, Root
-from preprocess.sources import Reading
+from preprocess.sources import Reading, not_followed, shown, staying
 from preprocess.storage import is_url
 from preprocess.tars import TAR_SUFFIX, Archive, read_tar
 from preprocess.trees import place
 
 log = logging.getLogger(__name__)
+
+TAKEN_SUFFIXES = VIDEO_SUFFIXES | {TAR_SUFFIX}  # what is no list
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,14 @@ def collect(
         _collect_list(entry, stores, reading, collected)
     elif not entry.path:
         _collect_tree(entry, reading, workers, collected)
-    elif PurePosixPath(entry.path).suffix.lower() == TAR_SUFFIX:
+    elif _suffix(entry.path) == TAR_SUFFIX:
         _collect_tars(entry, [entry.path], [""], reading, workers, collected)
     else:
         collected.wanted.append(Wanted(_request(entry.number, entry.path)))
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def _request(root: int, path: str, labels: tuple[str, ...] = (), split: str = "") -> Request:
@@ -99,22 +105,18 @@ def _request(root: int, path: str, labels: tuple[str, ...] = (), split: str = ""
 def _collect_tree(entry: Given, reading: Reading, workers: int, collected: Collected) -> None:
     """A folder: its videos and tars."""
     listing = entry.root.files()
-    suffixes = [PurePosixPath(name).suffix.lower() for name in listing.names]
-    files = [name for name, suffix in zip(listing.names, suffixes, strict=True) if suffix in VIDEO_SUFFIXES]
-    tars = [name for name, suffix in zip(listing.names, suffixes, strict=True) if suffix == TAR_SUFFIX]
-    name = entry.root.name
-    log.info("%s: %d videos, %d other files", entry.root.where, len(files), len(listing.names) - len(files) - len(tars))
-    if listing.links:
-        collected.tell(f"{name}: {listing.links} linked folders were not followed")
-    outside = frozenset() if reading.allow_outside else listing.outside
-    for file in sorted(outside.intersection(files + tars)):
-        told = "a link that leaves the root (--allow-outside permits it)"
-        collected.problems.append(Problem("unsafe_name", told, _shown(file)))
-    files = [file for file in files if file not in outside]
-    tars = [file for file in tars if file not in outside]
+    names = [name for name in listing.names if _suffix(name) in TAKEN_SUFFIXES]
+    num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
+    log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(listing.names) - len(names))
+    for note in not_followed(entry.root, listing):
+        collected.tell(note)
+    names, refused = staying(listing, names, reading)
+    collected.problems += refused
+    files = [name for name in names if _suffix(name) != TAR_SUFFIX]
+    tars = [name for name in names if _suffix(name) == TAR_SUFFIX]
     if files:
         placed = place(files, labels=reading.labels)
-        collected.tell(f"{name}: {len(files)} videos; {placed.told}")
+        collected.tell(f"{entry.root.name}: {len(files)} videos; {placed.told}")
         for file, labels, split in zip(files, placed.labels, placed.splits, strict=True):
             collected.wanted.append(Wanted(_request(entry.number, file, labels, split)))
     if tars:
@@ -136,7 +138,7 @@ def _collect_tars(
     archives = over_processes(look, tars, workers=workers, unit="tar", at_once=1)
     for tar, split, read in zip(tars, splits, archives, strict=True):
         if isinstance(read, MediaError):
-            collected.problems.append(Problem(read.reason, str(read), _shown(tar)))
+            collected.problems.append(Problem(read.reason, str(read), shown(tar)))
             continue
         count += len(read.videos)
         collected.problems += [replace(problem, name=f"{tar}/{problem.name}") for problem in read.problems]
@@ -223,7 +225,3 @@ def _refused(root: Root, row: ListRow, reading: Reading) -> Problem | None:
     name = row.path.lstrip("/") if absolute else row.path
     why = unsafe(name, allow_outside=reading.allow_outside)
     return Problem("unsafe_name", why, row.path, row.line) if why else None
-
-
-def _shown(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()

@@ -11,8 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from preprocess.collecting import Collected, Given, Wanted, collect, store_of
-from preprocess.containers import VIDEO_SUFFIXES
+from preprocess.collecting import TAKEN_SUFFIXES, Collected, Given, Wanted, collect, store_of
 from preprocess.cutting import video_pieces
 from preprocess.lists import read_list
 from preprocess.plan import Found, Request, Settings
@@ -33,7 +32,7 @@ from preprocess.sources import (
     same_names,
 )
 from preprocess.storage import Storage, is_url
-from preprocess.tars import TAR_SUFFIX, WithTars
+from preprocess.tars import WithTars
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def video_files(
 
 
 def _is_list(path: str) -> bool:
-    return bool(path) and PurePosixPath(path).suffix.lower() not in {*VIDEO_SUFFIXES, TAR_SUFFIX}
+    return bool(path) and PurePosixPath(path).suffix.lower() not in TAKEN_SUFFIXES
 
 
 def _stores(entries: Sequence[Given]) -> dict[str, int]:

@@ -27,6 +27,7 @@ from preprocess.sources import (
     encodable,
     given_label_names,
     identified,
+    leaving,
     opened,
     reading_identity,
     same_names,
@@ -174,7 +175,7 @@ def _find_trees(roots: Sequence[Root], settings: Settings, reading: Reading, lab
                 problems.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", path))
                 continue
             if folder.outside and not reading.allow_outside:
-                problems.append(_outside(path, folder.outside))
+                problems.append(leaving(path, folder.outside))
                 continue
             first, stop = int(folder.numbers[0]), int(folder.numbers[-1]) + 1
             gaps = _gaps(folder, first, stop, reading)
@@ -237,18 +238,14 @@ def _places(name: str, trees: Sequence[FrameFolders], reading: Reading) -> list[
             except FileNotFoundError:
                 continue
             if not reading.allow_outside and not tree.root.inside(path):
-                found.append(_outside(name))
+                found.append(leaving(name, "it"))
             elif folder is None:
                 found.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", name))
             elif not reading.allow_outside and folder.outside:
-                found.append(_outside(name, folder.outside))
+                found.append(leaving(name, folder.outside))
             else:
                 found.append(_Place(number, path, folder))
     return found
-
-
-def _outside(name: str, file: str = "") -> Problem:
-    return Problem("unsafe_name", f"{file or 'it'} is a link that leaves the root (--allow-outside permits it)", name)
 
 
 def _shifts(rows: Sequence[LedgerRow], places: dict[str, _Place | Problem]) -> dict[str, int]:

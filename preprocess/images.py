@@ -23,9 +23,11 @@ from preprocess.sources import (
     encodable,
     given_label_names,
     identified,
+    not_followed,
     opened,
     reading_identity,
     same_names,
+    staying,
 )
 from preprocess.trees import place
 
@@ -68,12 +70,9 @@ def _request_images(found: Sequence[tuple[Root, str]], reading: Reading, label_n
         listing = Listing([path]) if path else root.files()
         names = [name for name in listing.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
         log.info("%s: %d images, %d other files", path or root.where, len(names), len(listing.names) - len(names))
-        if listing.links:
-            notes.append(f"{root.name}: {listing.links} linked folders were not followed")
-        outside = frozenset() if reading.allow_outside else listing.outside
-        told = "a link that leaves the root (--allow-outside permits it)"
-        problems += [Problem("unsafe_name", told, name) for name in sorted(outside.intersection(names))]
-        names = [name for name in names if name not in outside]
+        notes += not_followed(root, listing)
+        names, refused = staying(listing, names, reading)
+        problems += refused
         placed = place(names, labels=reading.labels)
         if not path:
             log.info("%s", placed.told)

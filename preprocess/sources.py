@@ -22,7 +22,7 @@ from preprocess.labels import read_label_names
 from preprocess.ledger import Delimiter, Header
 from preprocess.plan import Found, Request
 from preprocess.problems import Problem
-from preprocess.roots import Root, Scratch, open_root
+from preprocess.roots import Listing, Root, Scratch, open_root
 from preprocess.trees import Labels
 
 CLIP_FRAMES = 16  # of the published models
@@ -90,6 +90,29 @@ def given_label_names(reading: Reading, *, scratch: Scratch) -> tuple[str, ...]:
     return read_label_names(root.read(path), f"{reading.label_names}")
 
 
+def staying(listing: Listing, names: Sequence[str], reading: Reading) -> tuple[list[str], list[Problem]]:
+    """Those of a listing's names that are not links out of the root, and problems for the others; all if allowed."""
+    outside = frozenset() if reading.allow_outside else listing.outside
+    problems = [leaving(shown(name)) for name in names if name in outside]
+    return [name for name in names if name not in outside], problems
+
+
+def leaving(name: str, what: str = "") -> Problem:
+    """What asks for a link out of its root is refused; `what` is the link, if that is not all of what is named."""
+    told = f"{what} is " if what else ""
+    return Problem("unsafe_name", f"{told}a link that leaves the root (--allow-outside permits it)", name)
+
+
+def not_followed(root: Root, listing: Listing) -> list[str]:
+    """A note on linked folders."""
+    return [f"{root.name}: {listing.links} linked folders were not followed"] if listing.links else []
+
+
+def shown(name: str) -> str:
+    """A name as it can be written down: what is not UTF-8 in it as backslashes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def encodable(requests: Iterable[Request]) -> tuple[list[Request], list[Problem]]:
     """Requests whose names are UTF-8, and problems for the others: no file of ours could hold them."""
     good: list[Request] = []
@@ -98,8 +121,7 @@ def encodable(requests: Iterable[Request]) -> tuple[list[Request], list[Problem]
         try:
             request.name.encode()
         except UnicodeEncodeError:
-            shown = request.name.encode(errors="backslashreplace").decode()
-            problems.append(Problem("odd_name", "its name is not UTF-8", shown))
+            problems.append(Problem("odd_name", "its name is not UTF-8", shown(request.name)))
         else:
             good.append(request)
     return good, problems
