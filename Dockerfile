@@ -15,7 +15,7 @@
 #   apptainer build mae3d.sif docker-daemon://mae3d:latest
 #   apptainer run --nv --bind /data,/runs --pwd /src mae3d.sif deepspeed launch/pretrain.py ...
 
-# The CUDA of the locked torch (cuda-toolkit in requirements.lock; tests/test_docker.py compares). devel: nvcc builds FusedAdam here.
+# The CUDA of the locked torch (cuda-toolkit in requirements.lock; tests/repository/test_docker.py compares). devel: nvcc builds FusedAdam here.
 FROM nvidia/cuda:13.2.1-devel-ubuntu24.04
 
 # hadolint ignore=DL3008

@@ -32,7 +32,7 @@ CLEAR := $(if $(wildcard $(INDEX)),--clear)
 endif
 
 # What an environment with TORCH_INDEX takes from there instead of the lock: torch and the CUDA packages that only it needs
-# (tests/test_packaging.py holds this list to the lock). DALI's own nvidia-* packages stay.
+# (tests/repository/test_packaging.py holds this list to the lock). DALI's own nvidia-* packages stay.
 TORCH_LINES := torch|torchvision|triton|cuda-[a-z]+|nvidia-(cublas|cuda-[a-z]+|cufft|cufile|cusolver|cusparse|nvjitlink|nvtx)|nvidia-[a-z]+-cu13
 LOCK_BLOCKS = awk '/^[^ ]/ { on = ($(1)) } on' requirements.lock >
 

@@ -14,10 +14,10 @@ from torch.nn.functional import linear
 
 from benchmarks.common import alternate, ratio
 from benchmarks.step import Pair, clock_of, config_of, saved_bytes
-from mae3d.blocks import Attention, Blocks
-from mae3d.encoder import Encoder
-from mae3d.mae import MAE, Decoder
-from mae3d.patches import normalise
+from mae3d.model.blocks import Attention, Blocks
+from mae3d.model.encoder import Encoder
+from mae3d.model.mae import MAE, Decoder
+from mae3d.model.patches import normalise
 
 
 def ablate(options: argparse.Namespace) -> int:
@@ -58,14 +58,14 @@ def scores_written_out() -> Iterator[None]:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
 
-    with patch("mae3d.blocks.scaled_dot_product_attention", attend):
+    with patch("mae3d.model.blocks.scaled_dot_product_attention", attend):
         yield
 
 
 @contextmanager
 def three_projections() -> Iterator[None]:
     """Query, key and value as products of their own."""
-    from mae3d.blocks import scaled_dot_product_attention as attend
+    from mae3d.model.blocks import scaled_dot_product_attention as attend
 
     def forward(self: Attention, x: Tensor, asked: int | None = None) -> Tensor:
         weights = self.qkv.weight.chunk(3)
@@ -87,7 +87,7 @@ def queries_of_their_own() -> Iterator[None]:
     """In the last block queries of the predicted tokens only, keys and values of all: two products (not a trick we
     use: shows that the one product is right).
     """
-    from mae3d.blocks import scaled_dot_product_attention as attend
+    from mae3d.model.blocks import scaled_dot_product_attention as attend
 
     whole = Attention.forward
 

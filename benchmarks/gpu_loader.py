@@ -74,7 +74,7 @@ def report(shards: Path, options: argparse.Namespace) -> None:
     import torch
     from nvidia.dali import __version__ as dali_version
 
-    from pipelines.corpus import open_corpus
+    from pipelines.samples.corpus import open_corpus
 
     corpus = open_corpus([shards])
     on_gpu = options.device == "cuda"
@@ -100,8 +100,8 @@ def decoder_speed(
     corpus: Any, options: argparse.Namespace, *, decode: Any, resize: Any, hw_decoder_load: float
 ) -> Speed:
     """DALI alone, on JPEGs that lie in memory."""
-    from pipelines.dali import Decoder
-    from pipelines.source import ClipSource
+    from pipelines.decoding.dali import Decoder
+    from pipelines.reading.source import ClipSource
 
     loader = _loader(corpus, options, decode="cpu", views=1)
     requests = loader.requests()

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from preprocess.index import frame_offsets, open_dataset
-from preprocess.merge import write_dataset
-from preprocess.tables import SHARD_SCHEMA
+from preprocess.dataset.index import frame_offsets, open_dataset
+from preprocess.dataset.schema import SHARD_SCHEMA
+from preprocess.dataset.writer import write_dataset
 
 PROCESSES, DRAWS, SPAN = 8, 1000, 16
 

@@ -39,15 +39,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import rivals
 from benchmarks.common import ROOT, Ratio, alternate, build, ratio, resident_mb, settle
 from benchmarks.rivals import MEAN, STD, Footage
-from pipelines import reads
 from pipelines.config import DataConfig
-from pipelines.corpus import Corpus, open_corpus
-from pipelines.dali import Decoder
+from pipelines.decoding.dali import Decoder
 from pipelines.loader import Loader
-from pipelines.order import philox
-from pipelines.source import ClipSource
+from pipelines.reading import shard_reader as reads
+from pipelines.reading.source import ClipSource
+from pipelines.samples.corpus import Corpus, open_corpus
+from pipelines.sampling.order import philox
+from pipelines.sampling.requests import BatchRequest, training_request
 from pipelines.stream import ClipStream
-from pipelines.views import BatchRequest, training_request
 
 FRAMES, SIZE, BATCH = 16, 224, 8
 CONFIG = DataConfig(windows="shared", decode="cpu")
@@ -275,7 +275,7 @@ def start(work: Path, *, shards: int = 1000) -> None:
 import time
 begin = time.perf_counter()
 from pipelines.config import DataConfig
-from pipelines.corpus import open_corpus
+from pipelines.samples.corpus import open_corpus
 from pipelines.loader import Loader
 imported = time.perf_counter()
 corpus = open_corpus([{str(folder)!r}])

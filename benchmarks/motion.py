@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, build
-from mae3d.run import read_metrics
+from mae3d.tracking.run_dir import read_metrics
 
 SEEDS = (0, 1, 2)
 RATES = ("3e-4", "1e-3", "3e-3")

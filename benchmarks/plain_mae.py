@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae3d.config import MAEConfig
-from mae3d.patches import target_frames
+from mae3d.model.config import MAEConfig
+from mae3d.model.patches import target_frames
 
 EPS = 1e-6
 
@@ -56,7 +56,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainMAE(nn.Module):
-    """Names of parameters are mae_st's, so that weights come through mae3d.convert."""
+    """Names of parameters are mae_st's, so that weights come through mae3d.weights.convert."""
 
     cls_token: nn.Parameter
     mask_token: nn.Parameter

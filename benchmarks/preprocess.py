@@ -34,7 +34,7 @@ from benchmarks.common import ROOT, ratio
 
 SHORT_SIDE = 256
 QUALITY = 85  # makes about as many bytes as -q:v 2
-FLAGS = "bicubic+accurate_rnd+bitexact"  # those of preprocess.encoding
+FLAGS = "bicubic+accurate_rnd+bitexact"  # those of preprocess.encode.video_frames
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def spin(processes: int) -> None:
 
 def totals(out: Path) -> tuple[int, int]:
     """(frames, bytes of them) of a dataset."""
-    from preprocess.index import open_dataset
+    from preprocess.dataset.index import open_dataset
 
     dataset = open_dataset(out)
     sizes = dataset._frames["size"].to_numpy()
@@ -302,7 +302,7 @@ def _peaks(parent: int) -> list[tuple[str, float]]:
             pending += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         except (FileNotFoundError, ProcessLookupError):
             continue
-        child = "decoding" if b"preprocess.decoder_child" in words else "worker"
+        child = "decoding" if b"preprocess.encode.decoder_main" in words else "worker"
         name = "the command" if pid == parent else child
         found += [(name, int(line.split()[1]) / 1000) for line in status.splitlines() if line.startswith("VmHWM")]
     return found
@@ -319,9 +319,9 @@ def copied(videos: Path, folder: Path, *, copies: int) -> Path:
 
 def stored_frames(videos: Path, work: Path, *, copies: int) -> Path:
     """Frame folders with a ledger, `copies` of each video's frames as we would store them; files of their own."""
-    from preprocess.encoding import FrameEncoder
-    from preprocess.stills import scaled_size
-    from preprocess.videos import open_video
+    from mae3d.video.reader import open_video
+    from preprocess.encode.images import scaled_size
+    from preprocess.encode.video_frames import FrameEncoder
 
     rows = []
     for video in sorted(videos.iterdir()):

@@ -1,6 +1,6 @@
 """The other ways to clips: the same request ─► the same pixels, from frame folders, from tars and from video files.
 
-Written anew for this comparison. Each takes one clip's request (`pipelines.views.ClipRequest`) and gives its views.
+Written anew for this comparison. Each takes one clip's request (`pipelines.sampling.requests.ClipRequest`) and gives its views.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from PIL import Image
 from torchvision.io import decode_jpeg
 
 from benchmarks.common import build
-from pipelines.corpus import Corpus, open_corpus
-from pipelines.views import ClipRequest
+from pipelines.samples.corpus import Corpus, open_corpus
+from pipelines.sampling.requests import ClipRequest
 
 STORED_FPS, SEGMENT_FRAMES = 7.5, 20  # every fourth frame of 30 a second: a clip takes 16 of a sample's 20
 WIDTH, HEIGHT, LEAST_SHORT_SIDE = 340, 256, 240

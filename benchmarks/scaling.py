@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_measured(stage: int, precision: str) -> int:
-    from tests.ranks import run_ranks
+    from tests.support.ranks import run_ranks
 
     try:
         (parameters, calls), *_ = run_ranks(count_step, stage, precision, world=2)
@@ -134,11 +134,11 @@ def count_step(world: "World", stage: Any, precision: Any) -> tuple[int, list[Co
     calls: list[Collective] = []
     phase = ["build"]
     _watch(lambda kind, size: calls.append(Collective(kind, size, phase[0])))
-    from mae3d.config import MAEConfig
-    from mae3d.engine import Engine
-    from mae3d.mae import MAE
-    from mae3d.optim import pretrain_groups
-    from mae3d.train_config import OptimConfig, TrainConfig
+    from mae3d.model.config import MAEConfig
+    from mae3d.model.mae import MAE
+    from mae3d.training.config import OptimConfig, TrainConfig
+    from mae3d.training.engine import Engine
+    from mae3d.training.optim import pretrain_groups
 
     torch.manual_seed(0)
     config = MAEConfig(preset="mae_vit_tiny_patch16", img_size=64, num_frames=8, depth=4)
@@ -238,9 +238,9 @@ def size_of(preset: str) -> tuple[int, float]:
     """Parameters, and FLOPs of a step for one clip."""
     import torch
 
-    from mae3d.config import MAEConfig
-    from mae3d.mae import MAE
-    from mae3d.metrics import step_flops
+    from mae3d.model.config import MAEConfig
+    from mae3d.model.mae import MAE
+    from mae3d.training.metrics import step_flops
 
     config = MAEConfig(preset=preset)
     with torch.device("meta"):

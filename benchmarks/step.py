@@ -10,7 +10,7 @@
 
 The plain model (plain_mae.py) has the same weights and does all that ours leaves out. Candidates take turns in one
 process, forwards then backwards (ABBA); ratios are medians of a round's pairs with their range. Seconds are CPU seconds
-of one thread on the CPU, and CUDA events on a GPU. FLOPs are mae3d.metrics.step_flops: a fused kernel's recomputation
+of one thread on the CPU, and CUDA events on a GPU. FLOPs are mae3d.training.metrics.step_flops: a fused kernel's recomputation
 is not counted. `--device cpu --size tiny` tries everything on any machine.
 """
 
@@ -31,7 +31,7 @@ from benchmarks.common import ROOT, alternate, ratio, settle
 if TYPE_CHECKING:
     import torch
 
-    from mae3d.config import MAEConfig
+    from mae3d.model.config import MAEConfig
 
 SIZES = {name: f"mae_vit_{name}_patch16" for name in ("tiny", "small", "base", "large", "huge")}
 SIZES["huge14"] = "mae_vit_huge_patch14"
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def config_of(options: argparse.Namespace) -> "MAEConfig":
     """The published recipe at the size asked for."""
-    from mae3d.config import MAEConfig
+    from mae3d.model.config import MAEConfig
 
     config = MAEConfig(preset=SIZES[options.size], num_frames=options.frames, img_size=options.img_size)
     return config if not options.heads else MAEConfig(**vars(config) | {"decoder_num_heads": options.heads})
@@ -81,9 +81,9 @@ class Pair:
         import torch
 
         from benchmarks.plain_mae import PlainMAE
-        from mae3d.convert import to_foreign
-        from mae3d.mae import MAE
-        from mae3d.patches import normalise
+        from mae3d.model.mae import MAE
+        from mae3d.model.patches import normalise
+        from mae3d.weights.convert import to_foreign
 
         torch.manual_seed(0)
         self.lean, self.plain = MAE(config), PlainMAE(config)

@@ -31,13 +31,13 @@ from benchmarks.common import ROOT, alternate, ratio
 from benchmarks.gpu_loader import make_shards
 from benchmarks.step import clock_of, config_of
 from launch.pretrain import PretrainConfig, masked_loss
-from mae3d.config import MAEConfig
 from mae3d.distributed import World, start_world
-from mae3d.engine import Engine
-from mae3d.mae import MAE
-from mae3d.metrics import peak_flops, step_flops
-from mae3d.optim import pretrain_groups
-from mae3d.train_config import TrainConfig
+from mae3d.model.config import MAEConfig
+from mae3d.model.mae import MAE
+from mae3d.training.config import TrainConfig
+from mae3d.training.engine import Engine
+from mae3d.training.metrics import peak_flops, step_flops
+from mae3d.training.optim import pretrain_groups
 from pipelines.config import DataConfig
 from pipelines.stream import Batch
 
@@ -258,9 +258,9 @@ def input_stall(options: argparse.Namespace, world: World) -> int:
 
 
 def _input_stall(options: argparse.Namespace, world: World, shards: Path) -> int:
-    from launch.decode import choose_decode
-    from pipelines.corpus import corpus_of
+    from launch.common.decode import choose_decode
     from pipelines.loader import Loader
+    from pipelines.samples.corpus import corpus_of
 
     config, on_gpu, views = config_of(options), world.device.type == "cuda", options.views
     samples = options.batch or max(1, 64 // views)

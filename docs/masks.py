@@ -10,11 +10,11 @@ from typing import get_args
 import numpy as np
 import torch
 
-from mae3d.config import MAEConfig, MaskType
-from mae3d.masking import Mask, make_mask, mask_noise, predicted_ids, running_cell
-from mae3d.patches import unpatchify
-from mae3d.pictures import Frames, filmstrip
-from mae3d.reconstruct import GREY
+from mae3d.analysis.reconstruct import GREY
+from mae3d.io.contact_sheet import Frames, filmstrip
+from mae3d.model.config import MAEConfig, MaskType
+from mae3d.model.masking import Mask, make_mask, mask_noise, predicted_ids, running_cell
+from mae3d.model.patches import unpatchify
 
 SIZE, FRAMES, RATIO, DECODER_RATIO = 96, 16, 0.75, 0.5
 LEFT_OUT = 40  # how dark a hidden token is that the decoder leaves out

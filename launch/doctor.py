@@ -19,8 +19,8 @@ from pathlib import Path
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch import checks
-from launch.checks import FAIL, OK, WARN, Check
+from launch.common import machine_checks as checks
+from launch.common.machine_checks import FAIL, OK, WARN, Check
 
 GB = 1e9
 

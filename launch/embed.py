@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
-from launch.clips import ClipsConfig, agreed_model_file, clips_config, trained_data
+from launch.common.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
+from launch.common.clip_options import ClipsConfig, agreed_model_file, clips_config, trained_data
 
 if TYPE_CHECKING:
-    from launch.embeddings import Embedder
+    from launch.inference.embeddings import Embedder
     from mae3d.distributed import World
 
 SHOWN = 20  # so many files that cannot be read are listed
@@ -99,9 +99,9 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         ValueError: A setting, the model or the dataset is not as it should be; the message says what to do.
         OSError: The table cannot be written.
     """
-    from launch.embeddings import Embedder
-    from mae3d.files import sha256_of
-    from mae3d.weights import open_encoder
+    from launch.inference.embeddings import Embedder
+    from mae3d.io.files import sha256_of
+    from mae3d.weights.files import open_encoder
 
     file = agreed_model_file(config.run, world)
     stored = trained_data(file)
@@ -121,8 +121,8 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
 def _embed_shards(
     config: EmbedConfig, embedder: "Embedder", stored: dict[str, Any], *, model_sha256: str, world: "World"
 ) -> dict[str, str]:
-    from launch.embeddings import shard_vectors
-    from launch.samples import open_samples
+    from launch.inference.embeddings import shard_vectors
+    from launch.inference.samples import open_samples
 
     samples = open_samples(config.data, stored, embedder.config, world)
     shard_vectors(
@@ -144,8 +144,8 @@ def _embed_shards(
 def _embed_videos(
     config: EmbedConfig, embedder: "Embedder", stored: dict[str, Any], *, model_sha256: str, world: "World"
 ) -> dict[str, str]:
-    from launch.embeddings import files_hash, video_vectors
-    from mae3d.windows import plan_windows
+    from launch.inference.embeddings import files_hash, video_vectors
+    from mae3d.video.windows import plan_windows
 
     videos = config.videos
     # Of the settings for shards, only the sampling is used; segments of a whole sample are none of a window's.
@@ -183,7 +183,7 @@ def _embed_videos(
 
 
 def _draw_map(config: EmbedConfig, label_names: Sequence[str]) -> None:
-    from launch.vector_map import draw_map
+    from launch.inference.embedding_map import draw_map
 
     print(f"map: {draw_map(Path(config.out), Path(config.map), label_names=label_names)}")
 
@@ -191,7 +191,7 @@ def _draw_map(config: EmbedConfig, label_names: Sequence[str]) -> None:
 def _tell(config: EmbedConfig, unreadable: dict[str, str]) -> None:
     import pyarrow.parquet as pq
 
-    from launch.embeddings import count_failed, count_replaced
+    from launch.inference.embeddings import count_failed, count_replaced
 
     rows, failed = pq.read_metadata(config.out).num_rows, count_failed(Path(config.out))
     if config.videos and (replaced := count_replaced(Path(config.out))):

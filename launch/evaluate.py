@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Literal
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import WAIT_MINUTES, joined, parse, set_threads
-from launch.clips import ClipsConfig
+from launch.common.cli import WAIT_MINUTES, joined, parse, set_threads
+from launch.common.clip_options import ClipsConfig
 
 if TYPE_CHECKING:
-    from launch.samples import Samples
+    from launch.inference.samples import Samples
     from mae3d.distributed import World
 
 
@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(EvaluateConfig, arguments, prog="evaluate.py", description=str(__doc__))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     set_threads(same_sums=True)
-    from launch.classification import classify
-    from launch.prediction import predict
+    from launch.inference.classification import classify
+    from launch.inference.reconstruction_loss import predict
 
     with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
         told = (classify if config.task == "classification" else predict)(config, world)
@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def common_settings(config: EvaluateConfig, file: Path, samples: "Samples", world: "World") -> dict[str, object]:
     """What the results of either task depend on (`parts.Parts`); to be called by all processes."""
-    from launch.parts import sample_settings
-    from mae3d.files import sha256_of
+    from launch.inference.sharded_table import sample_settings
+    from mae3d.io.files import sha256_of
 
     return {
         "task": config.task,

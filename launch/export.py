@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import EXIT_IO, fail
-from launch.clips import read_card, run_of, stored_config
+from launch.common.cli import EXIT_IO, fail
+from launch.common.clip_options import read_card, run_of, stored_config
 
 if TYPE_CHECKING:
-    from mae3d.classifier import Classifier
-    from mae3d.mae import MAE
+    from mae3d.model.classifier import Classifier
+    from mae3d.model.mae import MAE
 
 OWN = "mae3d"
 FORMATS = (OWN, "mae_st", "m3d", "pyslowfast")
@@ -104,10 +104,10 @@ def export(
         ValueError: `out` holds something, there is no model, or the format cannot hold it.
         OSError: The folder cannot be written.
     """
-    from mae3d.convert import classifier_to_foreign, to_foreign
-    from mae3d.files import write_text
-    from mae3d.mae import MAE
-    from mae3d.weights import CARD, FOREIGN_FILE, MODEL_FILE, find_model_file, open_model, save_model
+    from mae3d.io.files import write_text
+    from mae3d.model.mae import MAE
+    from mae3d.weights.convert import classifier_to_foreign, to_foreign
+    from mae3d.weights.files import CARD, FOREIGN_FILE, MODEL_FILE, find_model_file, open_model, save_model
 
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -141,7 +141,7 @@ def _save_foreign(state: Mapping[str, Any], model: "MAE | Classifier", path: Pat
     """As upstream's loaders expect it: tensors and plain values, which weights_only opens."""
     import torch
 
-    from mae3d.files import replace_file
+    from mae3d.io.files import replace_file
 
     config = asdict(model.config)
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
@@ -154,7 +154,7 @@ def _save_foreign(state: Mapping[str, Any], model: "MAE | Classifier", path: Pat
 @contextmanager
 def _made_aside(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when all is in it, or vanishes."""
-    from mae3d.files import sync
+    from mae3d.io.files import sync
 
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -172,7 +172,7 @@ def _made_aside(out: Path) -> Iterator[Path]:
 def _facts(model: "MAE | Classifier", clip: Clip) -> dict[str, Any]:
     """What config.json tells first; the whole config goes under `model`."""
     import mae3d
-    from mae3d.config import PRESETS
+    from mae3d.model.config import PRESETS
 
     config = model.config
     sizes = ((name, value) for name, value in PRESETS[config.preset].items() if "decoder" not in name)
@@ -212,8 +212,8 @@ def _training(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
     """What is known of the licence of the weights that a run started from, or of a foreign file."""
-    from mae3d.convert import recognise, strip_prefix
-    from mae3d.weights import WeightsError, find_model_file, read_tensors
+    from mae3d.weights.convert import recognise, strip_prefix
+    from mae3d.weights.files import WeightsError, find_model_file, read_tensors
 
     if settings and not settings.get("init"):
         return SCRATCH

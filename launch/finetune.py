@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import parse
-from launch.clips import ClipsConfig
-from launch.start import has_begun
-from launch.training import (
+from launch.common.cli import parse
+from launch.common.clip_options import ClipsConfig
+from launch.common.init import has_begun
+from launch.training.trainer import (
     claim,
     decode_of,
     is_finished,
@@ -30,8 +30,8 @@ from launch.training import (
     summary,
     tell_end,
 )
-from mae3d.config import ClassifierConfig, EncoderConfig, MixConfig
-from mae3d.train_config import FinetuneOptimConfig, LogConfig, RunConfig, TrainConfig
+from mae3d.model.config import ClassifierConfig, EncoderConfig, MixConfig
+from mae3d.training.config import FinetuneOptimConfig, LogConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import torch
 
     from mae3d.distributed import World
-    from mae3d.engine import Engine
-    from pipelines.corpus import Corpus
+    from mae3d.training.engine import Engine
+    from pipelines.samples.corpus import Corpus
     from pipelines.stream import Batch
 
 
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(FinetuneConfig, arguments, prog="finetune.py", description=str(__doc__))
     if config.few_shot:
-        from launch.few_shot import few_shot
+        from launch.training.few_shot import few_shot
 
         return run_training(config, few_shot)
     return run_training(config, finetune)
@@ -204,17 +204,17 @@ def finetune(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
     """
     import torch
 
-    from launch.validation import Validator
-    from mae3d.classifier import Classifier
-    from mae3d.engine import Engine
-    from mae3d.fit import fit
-    from mae3d.metrics import step_flops
-    from mae3d.mixing import check_batch
-    from mae3d.optim import finetune_groups
-    from mae3d.run import Run
-    from mae3d.transfer import load_encoder
-    from mae3d.weights import open_encoder
-    from pipelines.labels import check_labels, numbered_as
+    from launch.training.finetune_eval import Validator
+    from mae3d.model.classifier import Classifier
+    from mae3d.tracking.run_dir import Run
+    from mae3d.training.engine import Engine
+    from mae3d.training.loop import fit
+    from mae3d.training.metrics import step_flops
+    from mae3d.training.mixing import check_batch
+    from mae3d.training.optim import finetune_groups
+    from mae3d.weights.files import open_encoder
+    from mae3d.weights.resize import load_encoder
+    from pipelines.samples.labels import check_labels, numbered_as
 
     restore(config, world)
     run, train, optim = Run(config.run.dir), config.train, config.optim
@@ -286,8 +286,8 @@ def classified_loss(config: FinetuneConfig, own: ClassifierConfig, world: "World
     """The loss of a batch: its views as clips of their own, mixed, dropped as (seed, step, micro-batch, rank) draw."""
     import torch
 
-    from mae3d.classifier import classification_loss, drop_seed
-    from mae3d.mixing import draw_mix, mix_clips, mix_targets, soft_targets
+    from mae3d.model.classifier import classification_loss, drop_seed
+    from mae3d.training.mixing import draw_mix, mix_clips, mix_targets, soft_targets
 
     seed, rank, size = config.train.seed, world.place.rank, own.img_size
 

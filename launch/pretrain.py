@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import parse
-from launch.clips import ClipsConfig
-from launch.training import (
+from launch.common.cli import parse
+from launch.common.clip_options import ClipsConfig
+from launch.training.trainer import (
     claim,
     decode_of,
     is_finished,
@@ -26,8 +26,8 @@ from launch.training import (
     summary,
     tell_end,
 )
-from mae3d.config import MAEConfig
-from mae3d.train_config import LogConfig, OptimConfig, RunConfig, TrainConfig
+from mae3d.model.config import MAEConfig
+from mae3d.training.config import LogConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import torch
 
     from mae3d.distributed import World
-    from mae3d.engine import Engine
-    from pipelines.corpus import Corpus
+    from mae3d.training.engine import Engine
+    from pipelines.samples.corpus import Corpus
     from pipelines.stream import Batch
 
 
@@ -118,14 +118,14 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
     """
     import torch
 
-    from launch.monitoring import Monitor
-    from launch.start import Start
-    from mae3d.engine import Engine
-    from mae3d.fit import fit
-    from mae3d.mae import MAE
-    from mae3d.metrics import step_flops
-    from mae3d.optim import pretrain_groups
-    from mae3d.run import Run
+    from launch.common.init import Start
+    from launch.training.pretrain_eval import Monitor
+    from mae3d.model.mae import MAE
+    from mae3d.tracking.run_dir import Run
+    from mae3d.training.engine import Engine
+    from mae3d.training.loop import fit
+    from mae3d.training.metrics import step_flops
+    from mae3d.training.optim import pretrain_groups
 
     restore(config, world)
     run, own, batch = Run(config.run.dir), config.model, config.train.global_batch
@@ -184,7 +184,7 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
 
 def masked_loss(config: PretrainConfig) -> "Callable[..., torch.Tensor]":
     """The loss of a batch: every view is a clip of its own under a mask of its own, drawn by position."""
-    from mae3d.masking import mask_noise
+    from mae3d.model.masking import mask_noise
 
     def loss_of(engine: "Engine", batch: "Batch", *, step: int, micro: int) -> "torch.Tensor":
         noise = mask_noise(

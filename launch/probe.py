@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
-from launch.clips import ClipsConfig, agreed_model_file, trained_data
-from launch.tables import aligned
+from launch.common.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
+from launch.common.clip_options import ClipsConfig, agreed_model_file, trained_data
+from launch.common.tables import aligned
 
 if TYPE_CHECKING:
-    from launch.samples import Samples
-    from mae3d.config import EncoderConfig
+    from launch.inference.samples import Samples
     from mae3d.distributed import World
-    from mae3d.encoder import Encoder
+    from mae3d.model.config import EncoderConfig
+    from mae3d.model.encoder import Encoder
 
 PROBES = ("knn", "linear", "attentive")
 RESULTS = "probe.json"
@@ -108,10 +108,10 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
         ValueError: A setting, the model or a dataset is not as it should be; the message says what to do.
         OSError: The features cannot be written.
     """
-    from launch.probing import Probed, compare
-    from mae3d.features import check_pool
-    from mae3d.files import sha256_of, write_text
-    from mae3d.weights import open_encoder
+    from launch.inference.probing import Probed, compare
+    from mae3d.analysis.features import check_pool
+    from mae3d.io.files import sha256_of, write_text
+    from mae3d.weights.files import open_encoder
 
     file = agreed_model_file(config.run, world)
     encoder, model = open_encoder(file), sha256_of(file)
@@ -140,7 +140,7 @@ def _untrained(encoder: "Encoder", seed: int) -> "Encoder":
     """The encoder as a pretraining run with this seed begins."""
     import torch
 
-    from mae3d.encoder import Encoder
+    from mae3d.model.encoder import Encoder
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -151,8 +151,8 @@ def _open_sets(
     config: ProbeConfig, trained: dict[str, Any], own: "EncoderConfig", world: "World"
 ) -> "tuple[Samples, Samples]":
     """Train and test samples that have a label, the test set's under the numbers of the train set."""
-    from launch.samples import open_samples
-    from pipelines.labels import check_labels, numbered_as
+    from launch.inference.samples import open_samples
+    from pipelines.samples.labels import check_labels, numbered_as
 
     train = open_samples(config.data, trained, own, world)
     sampling = {name: getattr(train.clips, name) for name in ("sampling_rate", "target_fps")}
@@ -178,8 +178,8 @@ def _open_sets(
 
 def _embed(config: ProbeConfig, encoder: "Encoder", model: str, sets: "dict[str, Samples]", world: "World") -> None:
     """Vectors of both sets for knn and linear, tokens for the attentive probe; what is there already is left."""
-    from launch.embeddings import Embedder, shard_vectors
-    from launch.probing import TOKENS, VECTORS
+    from launch.inference.embeddings import Embedder, shard_vectors
+    from launch.inference.probing import TOKENS, VECTORS
 
     pools: list[tuple[str, Any, int]] = []
     if {"knn", "linear"} & set(config.probes):

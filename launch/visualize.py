@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.attentions import Asked, attention_section, check_asked, default_query
-from launch.cli import parse, telling
-from launch.clips import ClipsConfig, clips_config, run_of, trained_data
-from launch.footage import IMAGES, Clip, read_clips, read_videos
-from launch.neighbours import neighbour_section, pool_of_dataset, pool_of_table
-from launch.reconstructions import mask_facts, reconstruction_section
-from mae3d.config import nearest
+from launch.common.cli import parse, telling
+from launch.common.clip_options import ClipsConfig, clips_config, run_of, trained_data
+from launch.report.attention import Asked, attention_section, check_asked, default_query
+from launch.report.clips import IMAGES, Clip, read_clips, read_videos
+from launch.report.neighbours import neighbour_section, pool_of_dataset, pool_of_table
+from launch.report.reconstruction import mask_facts, reconstruction_section
+from mae3d.model.config import nearest
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from mae3d.classifier import Classifier
-    from mae3d.mae import MAE
-    from mae3d.report import Section
-    from pipelines.corpus import Corpus
+    from launch.report.page import Section
+    from mae3d.model.classifier import Classifier
+    from mae3d.model.mae import MAE
+    from pipelines.samples.corpus import Corpus
 
 SECTIONS = ("reconstruction", "attention", "neighbours")
 SAMPLE_STREAM = 0x73686F77  # "show": which samples are chosen under a seed
@@ -110,10 +110,10 @@ def visualize(config: VisualizeConfig) -> Path:
         ValueError: A setting, the model or the dataset is not as it should be; the message says what to do.
         OSError: A picture cannot be written.
     """
+    from launch.report.page import progress_section, read_losses, write_report
     from mae3d.distributed import choose_device
-    from mae3d.report import progress_section, read_losses, write_report
-    from mae3d.weights import find_model_file, open_model
-    from pipelines.corpus import corpus_of
+    from mae3d.weights.files import find_model_file, open_model
+    from pipelines.samples.corpus import corpus_of
 
     device = choose_device(config.device, local_rank=0)
     file = find_model_file(config.run)
@@ -157,8 +157,8 @@ _KINDS = {
 
 def _check(config: VisualizeConfig, model: "MAE | Classifier") -> list[str]:
     """What is shown; ValueError for settings that do not fit the model or one another, before anything is read."""
-    from mae3d.mae import MAE
-    from mae3d.masking import other_masks
+    from mae3d.model.mae import MAE
+    from mae3d.model.masking import other_masks
 
     default = "reconstruction" if isinstance(model, MAE) else "attention"
     show = [name for name in SECTIONS if name in (config.show or [default])]
@@ -199,8 +199,8 @@ def _sections(
     device: "torch.device",
 ) -> tuple[list["Section"], dict[str, str]]:
     """What is shown, in order; and what the page's list of facts says besides."""
-    from mae3d.mae import MAE
-    from mae3d.masking import other_masks
+    from mae3d.model.mae import MAE
+    from mae3d.model.masking import other_masks
 
     sections, facts = [], {}
     if "reconstruction" in show and isinstance(model, MAE):
@@ -240,8 +240,8 @@ def _choose(corpus: "Corpus", config: VisualizeConfig, data: DataConfig, *, num_
 
 
 def _usable(corpus: "Corpus", data: DataConfig, *, num_frames: int) -> "np.ndarray":
-    from pipelines.selection import select_rows
-    from pipelines.views import usable_rows
+    from pipelines.samples.selection import select_rows
+    from pipelines.sampling.requests import usable_rows
 
     return select_rows(corpus, data.select, rows=usable_rows(corpus, data, num_frames=num_frames))
 
@@ -256,7 +256,7 @@ def _some(rows: "np.ndarray", count: int, *, seed: int, stream: int) -> "np.ndar
 
 def facts_of(model: "MAE | Classifier", file: Path, run: Path | None, data: DataConfig) -> dict[str, str]:
     """What the page says of the model and the clips."""
-    from mae3d.mae import MAE
+    from mae3d.model.mae import MAE
 
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -5,7 +5,7 @@
     model = mae3d.load_model("RUN")  # a trained one: a run, an exported folder, a file, a foreign .pth
     clip = mae3d.read_clip("talk.mp4", model.config, sampling_rate=4)  # what model and model.encoder take
 
-Names are resolved on first use (PEP 562), so that `import mae3d` and `mae3d.config` cost nothing: `--help` of
+Names are resolved on first use (PEP 562), so that `import mae3d` and `mae3d.model.config` cost nothing: `--help` of
 a command line must not wait for torch.
 """
 
@@ -14,22 +14,22 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _OWNERS = {
-    "Classifier": "classifier",
-    "ClassifierConfig": "config",
-    "Encoder": "encoder",
-    "EncoderConfig": "config",
-    "MAE": "mae",
-    "MAEConfig": "config",
-    "MAEOutput": "mae",
-    "embed": "features",
-    "load_classifier": "weights",
-    "load_encoder": "transfer",
-    "load_model": "weights",
-    "mask_noise": "masking",
-    "open_encoder": "weights",
-    "read_clip": "video",
-    "reconstruct": "reconstruct",
-    "save_model": "weights",
+    "Classifier": "model.classifier",
+    "ClassifierConfig": "model.config",
+    "Encoder": "model.encoder",
+    "EncoderConfig": "model.config",
+    "MAE": "model.mae",
+    "MAEConfig": "model.config",
+    "MAEOutput": "model.mae",
+    "embed": "analysis.features",
+    "load_classifier": "weights.files",
+    "load_encoder": "weights.resize",
+    "load_model": "weights.files",
+    "mask_noise": "model.masking",
+    "open_encoder": "weights.files",
+    "read_clip": "video.clip",
+    "reconstruct": "analysis.reconstruct",
+    "save_model": "weights.files",
 }
 
 __all__ = ["__version__", *_OWNERS]

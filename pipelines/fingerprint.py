@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import DataConfig
-from pipelines.corpus import Corpus
-from pipelines.order import Order, ShardOrder
-from preprocess.index import Dataset
+from pipelines.samples.corpus import Corpus
+from pipelines.sampling.order import Order, ShardOrder
+from preprocess.dataset.index import Dataset
 
 # Settings that the sequence does not depend on, or only through what is put into the fingerprint in their place.
 NOT_THE_SEQUENCE = {

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from pipelines.config import DataConfig
-from pipelines.corpus import Corpus
 from pipelines.fingerprint import fingerprint, has_grown
-from pipelines.order import Order, ShardOrder, epoch_shares, micro_batch
-from pipelines.prefetch import Prefetcher, check_cache, nodes_positions, steps_read_at_once
-from pipelines.reads import DataError
-from pipelines.selection import select_rows
-from pipelines.source import Damage
+from pipelines.reading.prefetch import Prefetcher, check_cache, nodes_positions, steps_read_at_once
+from pipelines.reading.shard_reader import DataError
+from pipelines.reading.source import Damage
+from pipelines.samples.corpus import Corpus
+from pipelines.samples.selection import select_rows
+from pipelines.sampling.order import Order, ShardOrder, epoch_shares, micro_batch
+from pipelines.sampling.requests import BatchRequest, check_views, short_rows, training_request, usable_rows
 from pipelines.stream import Batch, ClipStream
-from pipelines.views import BatchRequest, check_views, short_rows, training_request, usable_rows
 
 logger = logging.getLogger(__name__)
 

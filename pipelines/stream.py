@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from pipelines.config import DataConfig
-from pipelines.corpus import Corpus
-from pipelines.crops import Cropper
-from pipelines.dali import Decoder, dense_clips
-from pipelines.reads import DataError, read_gap
-from pipelines.rescue import decode_again
-from pipelines.source import STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED, ClipSource, Damage, EncodedBatch
-from pipelines.transforms import apply_views
-from pipelines.views import BatchRequest, evaluation_requests
+from pipelines.decoding.crops import Cropper
+from pipelines.decoding.dali import Decoder, dense_clips
+from pipelines.decoding.fallback import decode_again
+from pipelines.decoding.transforms import apply_views
+from pipelines.reading.shard_reader import DataError, read_gap
+from pipelines.reading.source import STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED, ClipSource, Damage, EncodedBatch
+from pipelines.samples.corpus import Corpus
+from pipelines.sampling.requests import BatchRequest, evaluation_requests
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from preprocess.options import add_build_options
+from preprocess.jobs.options import add_build_options
 
 _DESCRIPTION = "Frame folders, videos or images to shards, once; shards to be trained on many times."
 _EPILOG = """examples:
@@ -126,8 +126,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from preprocess.build import build
-    from preprocess.options import run_of, settings_of, source_of
+    from preprocess.jobs.build import build
+    from preprocess.jobs.options import run_of, settings_of, source_of
 
     settings, run = settings_of(options), run_of(options)
     lines = build(source_of(options, settings), settings=settings, options=run, out=options.out)
@@ -137,15 +137,15 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from preprocess.slices import merge
+    from preprocess.jobs.merge_slices import merge
 
     print("\n".join([*merge(options.out, slices=options.slices, scratch=options.scratch), f"dataset: {options.out}"]))
     return 0
 
 
 def _split(options: argparse.Namespace) -> int:
-    from preprocess.splits import parse_fractions
-    from preprocess.splitting import split
+    from preprocess.jobs.split import split
+    from preprocess.plan.splits import parse_fractions
 
     fractions = parse_fractions(options.fractions)
     given = {"by": options.by, "table": options.table, "key": options.key, "seed": options.seed}
@@ -154,7 +154,7 @@ def _split(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from preprocess.verify import verify
+    from preprocess.inspect.verify import verify
 
     problems = verify(options.out, full=options.full, decode=options.decode, workers=options.workers)
     for problem in problems:
@@ -164,7 +164,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from preprocess.report import write_report
+    from preprocess.inspect.report import write_report
 
     path = options.to or Path(f"{options.out}-report.html")
     write_report(
@@ -180,9 +180,9 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from preprocess.filmstrips import write_filmstrip
-    from preprocess.index import open_dataset
-    from preprocess.inspection import find, tell
+    from preprocess.dataset.index import open_dataset
+    from preprocess.inspect.filmstrip import write_filmstrip
+    from preprocess.inspect.sample import find, tell
 
     dataset = open_dataset(options.out, exclude_bad_shards=True)
     rows = find(dataset, options.sample)

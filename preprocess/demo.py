@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from preprocess.stills import encode_jpeg
+from preprocess.encode.images import encode_jpeg
 
 _PANS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 _ZOOMS = {"zoom_in": -1.0, "zoom_out": 1.0}  # the sign of the view's growth

@@ -19,7 +19,7 @@ def pytest_configure() -> None:
     """Sets the environment of the tests and of all that they start, before torch or DeepSpeed is imported."""
     _forget_launchers()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share few cores
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as launch.cli.set_threads: the same sums in all of them
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as launch.common.cli.set_threads: the same sums in all of them
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # deepspeed, ninja
     if not _gpu_is_there():
@@ -75,16 +75,16 @@ def media() -> Path:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small dataset of 14 samples in several shards, without a time base; see tests/datasets.py."""
-    from tests.datasets import build_shards
+    """A small dataset of 14 samples in several shards, without a time base; see tests/support/datasets.py."""
+    from tests.support.datasets import build_shards
 
     return build_shards(tmp_path_factory.mktemp("shards"), "--shard-size", "4")
 
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe whose model is eight times nothing; see tests/jobs.py."""
-    from tests.jobs import TINY
+    """A recipe whose model is eight times nothing; see tests/support/jobs.py."""
+    from tests.support.jobs import TINY
 
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(TINY)
@@ -94,7 +94,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def uncut(recipe: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing happens to, on two processes."""
-    from tests.jobs import Job
+    from tests.support.jobs import Job
 
     run = tmp_path_factory.mktemp("uncut") / "run"
     code, output = Job(recipe, shards, run, processes=2).end()
@@ -104,8 +104,8 @@ def uncut(recipe: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 small clips as frame folders; see tests/builds.py."""
-    from tests.builds import SMALL, make_archive
+    """24 small clips as frame folders; see tests/support/builds.py."""
+    from tests.support.builds import SMALL, make_archive
 
     return make_archive(tmp_path_factory.mktemp("archive") / "frames", size=SMALL)
 
@@ -114,7 +114,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(archive: Path) -> dict[str, str]:
     """The tree of the build of `archive` that nothing happens to; it lies beside it."""
     from preprocess.__main__ import main
-    from tests.builds import command, tree
+    from tests.support.builds import command, tree
 
     assert main(command(archive, archive.parent / "whole")) == 0
     return tree(archive.parent / "whole")
@@ -122,8 +122,8 @@ def whole(archive: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def s3_session() -> Iterator[Any]:
-    """One S3-protocol server for all tests; see tests/s3.py."""
-    from tests.s3 import s3_server
+    """One S3-protocol server for all tests; see tests/support/s3.py."""
+    from tests.support.s3 import s3_server
 
     with s3_server() as server:
         yield server
@@ -131,7 +131,7 @@ def s3_session() -> Iterator[Any]:
 
 @pytest.fixture
 def s3(s3_session: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A real S3-protocol server on the loopback (tests.s3.Server) that this process's clients find."""
+    """A real S3-protocol server on the loopback (tests.support.s3.Server) that this process's clients find."""
     import fsspec
 
     for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:

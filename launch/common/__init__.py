@@ -1,0 +1,1 @@
+"""The command line, recipes and start-up that the commands share."""

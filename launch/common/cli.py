@@ -1,0 +1,286 @@
+"""A dataclass, a YAML recipe and dotted overrides ─► a checked config; what is wrong is told in one line, exit 2.
+
+config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data.shards out/shards
+"""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import takewhile
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin
+
+import jsonargparse
+import yaml
+
+if TYPE_CHECKING:
+    from mae3d.distributed import World
+
+EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_IO, EXIT_STOPPED = 0, 1, 2, 3, 75
+WAIT_MINUTES = 24 * 60  # where each process has its own work: one that is done waits so long for the slowest
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+Config = TypeVar("Config")
+
+
+def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str, description: str) -> Config:
+    """Builds the config from defaults, then `--config FILE`, then the command line, each over the one before.
+
+    `--some-key` and `--some_key` are the same. Several values follow an option (`--data.weights 2 1`), or stand in a
+    recipe as a list or as "2 1". Abbreviations are refused, `--local_rank` of the launchers is dropped
+    (the environment says the same), and a misspelt option or recipe key is an error that names the nearest one.
+
+    Args:
+        config_class: dataclass of dataclasses; its docstrings become the help.
+        argv: arguments without the program's name.
+        prog: name shown in the help.
+        description: first lines of the help.
+
+    Raises:
+        SystemExit: 0 after `--help`, 2 for anything wrong.
+    """
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", help="recipe: a YAML file, or the name of one in launch/recipes")
+    parser.add_class_arguments(config_class)
+    known = _known_keys(parser)
+    lists = _list_options(parser)
+    config_file, rest = _take_config(_normalised(argv, known=known, lists=lists))
+    try:
+        recipe = _read_recipe(config_file, known) if config_file else {}
+        # The recipe goes first as options of its own, so that both are checked against the types alike.
+        namespace = parser.parse_args([*_as_options(recipe, known, lists), *rest])
+        del namespace["config"]
+        return config_class(**parser.instantiate(namespace).as_dict())
+    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        fail(_readable(error))
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """The default of every setting of a config (a dataclass of dataclasses) that has one, nested as the config is."""
+    defaults = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            defaults[field.name] = defaults_of(value)
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return defaults
+
+
+def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
+    """Ends the process with `error: message` on standard error; what all processes find wrong, the first one tells."""
+    ranks = [os.environ[name] for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID") if name in os.environ]
+    rank = int(ranks[0]) if ranks else 0
+    if rank == 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        if code == EXIT_USAGE:
+            # A launcher ends all processes when one ends: the first one has spoken by then, if it failed as well.
+            time.sleep(4)
+        print(f"error on process {rank}: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+@contextmanager
+def telling(where: str = "") -> Iterator[None]:
+    """Errors that we have words for end the process with them: exit 2 for usage and input, 3 for I/O, 1 for the rest.
+
+    Args:
+        where: what to name for an I/O error that names no file.
+    """
+    try:
+        yield
+    except ValueError as error:  # our own checks: DatasetError, RunError, CheckpointError, ...
+        fail(str(error))
+    except OSError as error:
+        place = error.filename or where
+        fail(f"{place}: {error.strerror or error}" if place else str(error), EXIT_IO)
+    except RuntimeError as error:
+        if type(error) is RuntimeError:
+            raise  # not one that we have words for: the trace tells more
+        fail(str(error), EXIT_ERROR)
+
+
+@contextmanager
+def joined(device: str, *, where: str, timeout_minutes: float = 30) -> "Iterator[World]":
+    """All processes that the launcher started, until the end of the block; what goes wrong in it is told.
+
+    Args:
+        device: `auto`, `cuda` or `cpu`.
+        where: what to name for an I/O error that names no file.
+        timeout_minutes: how long a process waits for another.
+    """
+    from mae3d.distributed import start_world
+
+    with telling():  # the device, or where the nodes meet
+        world = start_world(device, timeout_minutes=timeout_minutes)
+    try:
+        with telling(where):
+            yield world
+    finally:
+        world.close()
+
+
+def set_threads(*, same_sums: bool = False) -> None:
+    """How torch's threads wait and add; to be called before it is imported, which is when this is read.
+
+    Args:
+        same_sums: sums do not depend on the number of threads, which falls with every process on the machine.
+    """
+    # OpenMP's threads spin while they wait, by default: on a CPU that anything else uses, steps then take five times as
+    # long (measured with one busy neighbour on two cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if same_sums:
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+def _known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
+    return {
+        option.removeprefix("--")
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+
+
+@dataclass(frozen=True)
+class _ListOption:
+    """An option of several values: whether they are text, and whether one of them may also stand alone."""
+
+    of_text: bool
+    or_one: bool
+
+    def joined(self, values: Sequence[str]) -> str:
+        """The values as jsonargparse reads a list: "2 1", 2 1 or [2, 1] ─► [2, 1]."""
+        is_list = self.of_text and len(values) == 1 and re.fullmatch(r"(?s)\[.*\]", values[0])
+        if is_list or list(values) == ["null"]:
+            return values[0]
+        if not self.of_text:
+            values = re.findall(r"[^][,\s]+", " ".join(values))
+        if len(values) == 1 and self.or_one:
+            return values[0]
+        return json.dumps(list(values)) if self.of_text else f"[{', '.join(values)}]"
+
+
+def _list_options(parser: jsonargparse.ArgumentParser) -> dict[str, _ListOption]:
+    """The options that take several values, by name; their help says so from here on."""
+    options = {}
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        several = [kind for kind in alternatives if get_origin(kind) in (list, tuple)]
+        if several:
+            action.metavar = "VALUE ..."
+            single = [kind for kind in alternatives if kind not in several and kind is not NoneType]
+            options[action.dest] = _ListOption(get_args(several[0])[0] is str, bool(single))
+    return options
+
+
+def _normalised(argv: Sequence[str], *, known: set[str], lists: Mapping[str, _ListOption]) -> list[str]:
+    """Drops --local_rank, turns dashes in option names into underscores, joins lists, refuses what is not known."""
+    arguments: list[str] = []
+    left = list(argv)
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("--") or argument == "--":
+            arguments.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if name == "local_rank":
+            del left[: 0 if equals else 1]
+            continue
+        if name not in known:
+            fail(f"unknown option --{name}{_nearest(name, known, '--')}")
+        if name in lists:
+            values = [value] if equals else list(takewhile(lambda following: not following.startswith("--"), left))
+            del left[: 0 if equals else len(values)]
+            arguments.append(f"--{name}={lists[name].joined(values)}")
+        else:
+            arguments.append(f"--{name}{equals}{value}")
+    return arguments
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    config, rest, i = None, [], 0
+    while i < len(arguments):
+        name, equals, value = arguments[i].partition("=")
+        if name != "--config":
+            rest.append(arguments[i])
+        elif equals:
+            config = value
+        elif i + 1 < len(arguments):
+            i += 1
+            config = arguments[i]
+        else:
+            fail("--config needs a file")
+        i += 1
+    return config, rest
+
+
+def _read_recipe(name: str, known: set[str]) -> dict[str, Any]:
+    path = Path(name)
+    if not path.exists() and (RECIPES / f"{name}.yaml").exists():
+        path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        fail(f"--config {name}: no such file, nor a recipe: {', '.join(recipes)}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        fail(f"{path}: not YAML: {error}")
+    if tree is None:
+        return {}
+    if not isinstance(values, dict):
+        fail(f"{path}: a recipe is a mapping of sections, like `model:`")
+    for key, line in _keys_with_lines(tree, known):
+        if key not in known:
+            fail(f"{path}, line {line}: unknown key {key}{_nearest(key, known, '')}")
+    return values
+
+
+def _keys_with_lines(node: yaml.Node, known: set[str], prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            yield name, key.start_mark.line + 1
+            if not _is_mapping(name, known):
+                yield from _keys_with_lines(value, known, f"{name}.")
+
+
+def _is_mapping(name: str, known: set[str]) -> bool:
+    """Whether this is an option whose value is a mapping, not a section of options."""
+    return name in known and not any(other.startswith(f"{name}.") for other in known)
+
+
+def _as_options(
+    values: dict[str, Any], known: set[str], lists: Mapping[str, _ListOption], prefix: str = ""
+) -> Iterator[str]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and not _is_mapping(name, known):
+            yield from _as_options(value, known, lists, f"{name}.")
+            continue
+        text = value if isinstance(value, str) else json.dumps(value)
+        yield f"--{name}={lists[name].joined([text]) if name in lists else text}"
+
+
+def _nearest(name: str, known: set[str], dashes: str) -> str:
+    close = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {dashes}{close[0]}?" if close else "; --help lists them all"
+
+
+def _readable(error: Exception) -> str:
+    """jsonargparse's message without its repetition of the type's definition."""
+    message = str(error).strip()
+    return " ".join(line.strip() for line in message.splitlines() if line.strip()) or repr(error)

@@ -1,0 +1,108 @@
+"""`--data.*` of the commands that look at clips without training on them, and what a run says of its own.
+
+file = find_model_file(config.run)
+clips = clips_config(config.data, run_of(file))       # a DataConfig: asked for, else as the run had it
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipelines.config import DataConfig, SelectConfig
+
+if TYPE_CHECKING:
+    from mae3d.distributed import World
+
+
+@dataclass(frozen=True)
+class ClipsConfig:
+    """The clips to look at, at fixed places and crops. Which samples is said here, not by the run.
+
+    Attributes:
+        shards: Folders made by `python -m preprocess build`, or URLs of such.
+        labels: A CSV or Parquet file with columns name (or key) and label that replaces the datasets' own labels.
+        select: Which samples take part.
+        exclude_bad_shards: Leave out the samples of shards that are missing or not whole, instead of refusing to start.
+        cache: Folder for what is fetched from URLs; none = as in pretraining.
+        cache_gb: Most that the cache may hold, in GB.
+        decode: Where JPEGs are decoded: `mixed` (on the GPU), `cpu`, or `auto` (mixed on a GPU where it works).
+        sampling_rate: Distance of two frames at target_fps; null takes the run's, or 4 for a checkpoint without one.
+        target_fps: Frame rate that sampling_rate refers to; null likewise, or 30.
+    """
+
+    shards: str | tuple[str, ...] = ""
+    labels: str = ""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    exclude_bad_shards: bool = False
+    cache: str = ""
+    cache_gb: float = DataConfig.cache_gb
+    decode: Literal["auto", "mixed", "cpu"] = "auto"
+    sampling_rate: float | None = None
+    target_fps: float | None = None
+
+
+def agreed_model_file(run: str, world: "World") -> Path:
+    """`find_model_file`, the same file on all processes; to be called by all.
+
+    A run that still trains may write its next checkpoint between one process's look and another's.
+    """
+    from mae3d.weights.files import find_model_file
+
+    file: Path = world.share(find_model_file(run))
+    return file
+
+
+def run_of(file: Path) -> Path | None:
+    """The run that a model file belongs to: RUN/checkpoints/step-.../model.safetensors; None for any other file."""
+    from mae3d.weights.files import CHECKPOINTS
+
+    folder = file.resolve().parent.parent
+    return folder.parent if folder.name == CHECKPOINTS else None
+
+
+def stored_config(run: Path | None) -> dict[str, Any]:
+    """A run's config.yaml as nested plain values; empty without a run."""
+    from mae3d.tracking.run_dir import Run
+
+    return Run(run).stored() if run else {}
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """config.json of an exported folder; empty where there is none."""
+    import json
+
+    from mae3d.weights.files import CARD
+
+    try:
+        described = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return described if isinstance(described, dict) and "made_by" in described else {}
+
+
+def trained_data(file: Path) -> dict[str, Any]:
+    """How the clips were sampled that a model was trained on: `data` of its run, or of the card beside it."""
+    card = read_card(file.parent)
+    stride = {name: card[name] for name in ("sampling_rate", "target_fps") if name in card}
+    told: dict[str, Any] = card.get("training", {}).get("data", {}) | stride
+    return stored_config(run_of(file)).get("data", told)
+
+
+def clips_config(asked: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig:
+    """Which clips: those that were asked for, sampled as in training where nothing else was asked.
+
+    Args:
+        asked: on this command line.
+        trained: settings of the training's DataConfig by name; unknown ones are passed over.
+
+    Raises:
+        ValueError: no shards were given, or a setting is out of its range.
+    """
+    if not asked.shards:
+        raise ValueError("--data.shards is missing: give the folder made by `python -m preprocess build`")
+    known = {entry.name for entry in fields(DataConfig)}
+    stored = {name: value for name, value in trained.items() if name in known}
+    values = {entry.name: getattr(asked, entry.name) for entry in fields(ClipsConfig)}
+    given = {name: value for name, value in values.items() if value is not None}
+    return DataConfig(**(stored | given))

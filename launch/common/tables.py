@@ -1,0 +1,40 @@
+"""Small tables of results ─► CSV files, whole or absent, and lines for a terminal.
+
+write_csv(out / "summary.csv", {"mask": ["tube"], "mean": [0.41]})
+print(*aligned({"mask": ["tube"], "mean": [0.41]}), sep="\n")
+
+A table is columns of equal length by name; None is an empty cell.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+def write_csv(path: Path, columns: Columns) -> None:
+    """Replaces a CSV file with a header line."""
+    from mae3d.io.files import write_text
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([list(columns), *zip(*columns.values(), strict=True)])
+    write_text(path, text.getvalue())
+
+
+def aligned(columns: Columns) -> list[str]:
+    """A line for the head and for each row; fractions are rounded to four digits behind the point."""
+    cells = [[name, *map(_cell, values)] for name, values in columns.items()]
+    widths = [max(map(len, column)) for column in cells]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*cells, strict=True)
+    ]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

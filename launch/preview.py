@@ -1,0 +1,237 @@
+"""The batches that a trainer would see ─► a PNG sheet and a GIF each, to look at the crops and the augmentation.
+
+    python -m launch.preview OUT --config k400_vit_large --data.shards out/shards --data.rand_augment rand-m7-inc1
+
+Of a recipe it takes `data`, model.num_frames, model.img_size and train.seed; options go over it. The batches come
+through the real Loader on the CPU (rank 0 of 1), from the start of an epoch. Under the order `global` they begin with
+the trainer's own first samples and views; under `shards` with those of a run of this --batch.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jsonargparse
+import yaml
+
+from pipelines.config import DataConfig
+
+if TYPE_CHECKING:
+    from mae3d.io.sheet import Strip
+    from pipelines.samples.corpus import Corpus
+    from pipelines.sampling.augment import View
+    from pipelines.sampling.requests import BatchRequest
+    from pipelines.stream import Batch
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+# Where a recipe has what is an option of its own here.
+FROM_RECIPE = {"num_frames": ("model", "num_frames"), "size": ("model", "img_size"), "seed": ("train", "seed")}
+NUMBER_LISTS = {entry.name for entry in fields(DataConfig) if isinstance(entry.default, tuple)}
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """What is shown.
+
+    Attributes:
+        data: the clips, as in pretraining.
+        num_frames: T, frames of a clip.
+        size: H and W of a view, in pixels.
+        batch: samples in a batch.
+        seed: of the order, the windows and the views.
+        epoch: the epoch from whose start batches are taken.
+        batches: how many.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    num_frames: int = 16
+    size: int = 224
+    batch: int = 4
+    seed: int = 0
+    epoch: int = 0
+    batches: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "size", "batch", "batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: give 1 or more")
+        if self.epoch < 0:
+            raise ValueError(f"--epoch {self.epoch}: give 0 or more")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, 2 for bad usage or input, 3 for I/O, 1 for damaged shards."""
+    try:
+        out, config = _parse(sys.argv[1:] if argv is None else argv)
+        for path in preview(config, out):
+            print(path)
+    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        return _fail(str(error).replace("train.global_batch", "--batch"), 2)
+    except OSError as error:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 3)
+    except RuntimeError as error:
+        if type(error) is RuntimeError:
+            raise
+        return _fail(str(error), 1)
+    return 0
+
+
+def preview(config: PreviewConfig, out: Path) -> list[Path]:
+    """Writes `epoch-E-batch-BBB.png` and `.gif` for each batch.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: the settings or the dataset; the message says what to do.
+        DataError: shards that cannot be read.
+        OSError: a file that cannot be written.
+    """
+    from mae3d.io.sheet import save_animation, save_sheet
+    from pipelines.loader import Loader
+    from pipelines.samples.corpus import corpus_of
+
+    data = config.data
+    if not data.roots:
+        raise ValueError("which shards? Give --data.shards, a folder made by `python -m preprocess build`")
+    corpus = corpus_of(data)
+    loader = Loader(
+        corpus, data, num_frames=config.num_frames, size=config.size, seed=config.seed, global_batch=config.batch
+    )
+    loader.load_state_dict(loader.state_dict() | {"epoch": config.epoch})
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    try:
+        for number in range(config.batches):
+            strips = _strips(corpus, config, next(loader))
+            stem = out / f"epoch-{config.epoch}-batch-{number:03d}"
+            save_sheet(strips, stem.with_suffix(".png"))
+            save_animation(strips, stem.with_suffix(".gif"), columns=data.repeat_aug)
+            written += [stem.with_suffix(".png"), stem.with_suffix(".gif")]
+    finally:
+        loader.close()
+    return written
+
+
+def _strips(corpus: "Corpus", config: PreviewConfig, batch: "Batch") -> "list[Strip]":
+    """The views of a batch, sample by sample; what was drawn for them is drawn again for the words."""
+    from mae3d.io.sheet import Strip
+    from pipelines.sampling.requests import training_request
+
+    request = training_request(
+        corpus,
+        config.data,
+        rows=batch.rows.numpy(),
+        positions=batch.positions.numpy(),
+        epoch=batch.epoch,
+        seed=config.seed,
+        num_frames=config.num_frames,
+        size=config.size,
+    )
+    strips = []
+    for b, row in enumerate(batch.rows.tolist()):
+        for v, (frames, view) in enumerate(_views_of(request, b)):
+            title = f"{corpus.key(row)}  {corpus.name(row)}   position {int(batch.positions[b])}, view {v}"
+            if batch.status[b]:
+                # It stands for a damaged sample, of whose views these are.
+                strips.append(Strip(title, "in place of a damaged sample", batch.clips[b, v].numpy()))
+                continue
+            size = f"{int(corpus.width[row])} x {int(corpus.height[row])}"
+            details = f"frames {_in_words(frames)} of {int(corpus.num_frames[row])}; {_view_in_words(view, size)}"
+            strips.append(Strip(title, details, batch.clips[b, v].numpy()))
+    return strips
+
+
+def _views_of(request: "BatchRequest", sample: int) -> list[tuple[list[int], "View"]]:
+    clips_a_sample = len(request.clips) // len(request.positions)
+    clips = request.clips[sample * clips_a_sample : (sample + 1) * clips_a_sample]
+    return [(clip.frames.tolist(), view) for clip in clips for view in clip.views]
+
+
+def _in_words(frames: list[int]) -> str:
+    steps = {b - a for a, b in itertools.pairwise(frames)}
+    if len(frames) > 2 and len(steps) == 1:
+        step = steps.pop()
+        return f"{frames[0]} ({len(frames)} times)" if step == 0 else f"{frames[0]}, {frames[1]} ... {frames[-1]}"
+    return ", ".join(map(str, frames))
+
+
+def _view_in_words(view: "View", frame_size: str) -> str:
+    crop, erase = view.crop, view.erase
+    words = [f"crop {crop.width} x {crop.height} at {crop.left}, {crop.top} of {frame_size}"]
+    words += ["flipped"] if crop.flip else []
+    for name, amount in view.ops:
+        said = name.replace("_", " ")
+        words.append(said if name in ("autocontrast", "equalize", "invert") else f"{said} {amount:.3g}")
+    if erase:
+        words.append(f"erased {erase.width} x {erase.height} at {erase.left}, {erase.top}")
+    return "; ".join(words)
+
+
+def _parse(argv: Sequence[str]) -> tuple[Path, PreviewConfig]:
+    """Defaults, then the recipe, then the command line; unlike launch's, a recipe's other groups are left unread."""
+    parser = jsonargparse.ArgumentParser(prog="python -m launch.preview", description=str(__doc__), exit_on_error=False)
+    parser.add_argument("out", help="folder for the pictures")
+    parser.add_argument("--config", help="recipe: a YAML file, or the name of one in launch/recipes")
+    parser.add_class_arguments(PreviewConfig)
+    given = _joined(argv)
+    names = [argument.partition("=")[0] for argument in given]
+    recipe = _recipe_options(given[names.index("--config")].partition("=")[2]) if "--config" in names else []
+    settings = parser.instantiate(parser.parse_args([*recipe, *given])).as_dict()
+    return Path(settings.pop("out")), PreviewConfig(**{name: settings[name] for name in settings if name != "config"})
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--data.area 0.08 1` ─► `--data.area=[0.08, 1]`: an option has all values up to the next."""
+    groups: list[list[str]] = [[]]
+    for argument in argv:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            groups.append([name[2:].replace("-", "_"), *([value] if equals else [])])
+        else:
+            groups[-1].append(argument)
+    return groups[0] + [_option(name, values) if values else f"--{name}" for name, *values in groups[1:]]
+
+
+def _option(name: str, values: Sequence[str]) -> str:
+    if name.removeprefix("data.") in NUMBER_LISTS and not values[0].startswith("["):
+        return f"--{name}=[{', '.join(' '.join(values).split())}]"
+    return f"--{name}={values[0] if len(values) == 1 else json.dumps(list(values))}"
+
+
+def _recipe_options(name: str) -> list[str]:
+    """The recipe's settings that matter here, as options."""
+    path = RECIPES / f"{name}.yaml" if not Path(name).exists() else Path(name)
+    if not path.is_file():
+        recipes = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise ValueError(f"--config {name}: no such file, nor a recipe: {recipes}")
+    try:
+        groups = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(groups, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of sections, like `model:`")
+    groups = {name: group for name, group in groups.items() if isinstance(group, dict)}  # no single settings of a run's
+    options = [
+        f"--{option}={groups[group][key]}"
+        for option, (group, key) in FROM_RECIPE.items()
+        if key in groups.get(group, {})
+    ]
+    data = groups.get("data", {})
+    select = {f"select.{key}": value for key, value in (data.pop("select", None) or {}).items()}
+    for key, value in (data | select).items():
+        options.append(_option(f"data.{key}", [value if isinstance(value, str) else json.dumps(value)]))
+    return options
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,258 @@
+"""Clips and a dataset ─► the samples whose features are closest, as rows of filmstrips, and how often labels agree.
+
+pool = pool_of_dataset(model, corpus, data, rows, device=device)      # or pool_of_table("embeddings.parquet", corpus)
+section = neighbour_section(model, clips, pool, corpus, data, out, count=5, frame_ms=160, device=device)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.report.clips import IMAGES, Clip, batches, read_clips
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from launch.report.page import Card, Section, Table
+    from mae3d.model.classifier import Classifier
+    from mae3d.model.mae import MAE
+    from pipelines.config import DataConfig
+    from pipelines.samples.corpus import Corpus
+
+BATCH = 8  # clips that are embedded at a time
+MOST_ASKED = 4096  # labelled samples whose neighbours' labels are counted
+CHUNK = 256  # of them at a time
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What neighbours are searched among.
+
+    Attributes:
+        rows: (N,) rows of the corpus.
+        vectors: (N, D) float32, of length 1.
+        told: Where the vectors are from, for the page.
+        own: Whether this model made them here: only then can clips outside of the pool be compared with them.
+    """
+
+    rows: "np.ndarray"
+    vectors: "np.ndarray"
+    told: str
+    own: bool
+
+
+def pool_of_dataset(
+    model: "MAE | Classifier", corpus: "Corpus", data: "DataConfig", rows: "np.ndarray", *, device: "torch.device"
+) -> Pool:
+    """Embed samples of a dataset, one clip each; damaged ones are missing."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from pipelines.stream import evaluation_clips
+
+    config = model.encoder.config
+    stream = evaluation_clips(
+        corpus, data, rows=rows, num_frames=config.num_frames, size=config.img_size, batch_size=BATCH, device=device
+    )
+    kept, vectors = [], []
+    with tqdm(total=len(rows), desc="embedding", unit="clip", disable=None) as bar:
+        for batch in stream:
+            fine = (batch.status == 0).cpu()
+            kept.append(batch.rows[fine].numpy())
+            vectors.append(_features(model, batch.clips[:, 0])[fine.numpy()])
+            bar.update(len(fine))
+    stream.close()
+    told = f"{sum(map(len, kept)):,} of the dataset's {len(corpus):,} samples, embedded here, one clip each"
+    return Pool(np.concatenate(kept), np.concatenate(vectors), told, own=True)
+
+
+def pool_of_table(path: str, corpus: "Corpus") -> Pool:
+    """The vectors of a table of launch/embed.py, one a sample.
+
+    Raises:
+        ValueError: The table is not of this dataset, or has several vectors or none a sample.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if len(corpus.datasets) > 1:
+        raise ValueError("--embeddings: keys tell samples of one dataset apart, not of several; give one --data.shards")
+    try:
+        table = pq.read_table(path, columns=["key", "vector"])
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise ValueError(f"{path}: no table of embeddings (launch/embed.py makes one): {error}") from error
+    table = table.filter(table["vector"].is_valid())  # damaged samples have none
+    keys = [str(key) for key in table["key"].to_pylist()]
+    if not keys or len(set(keys)) < len(keys):
+        what = "several vectors a sample" if keys else "no vectors"
+        raise ValueError(f"{path}: has {what}; give a table with one vector a sample (launch/embed.py without --every)")
+    rows = np.array([corpus.find(key) for key in keys], dtype=np.int64)
+    vectors = np.stack(list(table["vector"].to_numpy()))
+    return Pool(rows, _unit(vectors.astype(np.float32)), f"{len(rows):,} samples of {Path(path).name}", own=False)
+
+
+def neighbour_section(
+    model: "MAE | Classifier",
+    clips: Sequence[Clip],
+    pool: Pool,
+    corpus: "Corpus",
+    data: "DataConfig",
+    out: Path,
+    *,
+    count: int,
+    frame_ms: int,
+    device: "torch.device",
+) -> "Section":
+    """Search, draw and count.
+
+    Args:
+        model: On the device.
+        clips: The queries.
+        pool: What is searched.
+        corpus: The pool's dataset.
+        data: How its clips are read.
+        out: The page's folder.
+        count: k, neighbours of each.
+        frame_ms: How long a GIF shows a frame, milliseconds.
+        device: Where to compute.
+
+    Raises:
+        ValueError: A query is not in a pool that others made.
+    """
+    import numpy as np
+
+    from launch.report.page import Section
+
+    queries = _vectors_of(model, clips, pool, device)
+    sources = _sources(corpus, pool.rows)
+    found = []
+    for clip, vector in zip(clips, queries, strict=True):
+        similar = pool.vectors @ vector
+        if clip.row is not None:
+            similar[sources == _sources(corpus, np.array([clip.row]))[0]] = -np.inf
+        best = np.argsort(-similar, kind="stable")[:count]
+        found.append([(int(pool.rows[i]), float(similar[i])) for i in best if np.isfinite(similar[i])])
+    wanted = np.unique([row for ones in found for row, _ in ones]).astype(np.int64)
+    pictures = {c.number: c for c in read_clips(corpus, data, wanted, model.encoder.config, device=device)}
+    cards = [
+        _draw(clip, [(pictures[row], s) for row, s in ones if row in pictures], out, frame_ms=frame_ms)
+        for clip, ones in zip(clips, found, strict=True)
+    ]
+    table = agreement(pool, corpus, sources, count=count)
+    return Section("Nearest neighbours", describe(pool), cards, [table] if table else [])
+
+
+def _vectors_of(model: "MAE | Classifier", clips: Sequence[Clip], pool: Pool, device: "torch.device") -> "np.ndarray":
+    """(n, D) of the queries: the pool's own where it has them, so that a sample is compared as it lies there."""
+    import numpy as np
+
+    place = {row: i for i, row in enumerate(pool.rows.tolist())}
+    if all(clip.row in place for clip in clips):
+        return pool.vectors[[place[clip.row] for clip in clips if clip.row is not None]]
+    if not pool.own:
+        missing = next(clip for clip in clips if clip.row not in place)
+        raise ValueError(f"{missing.title}: has no vector in --embeddings; leave that out, to embed the dataset here")
+    return np.concatenate([_features(model, pixels) for _, pixels in batches(clips, device, doing="embedding")])
+
+
+def _features(model: "MAE | Classifier", pixels: "torch.Tensor") -> "np.ndarray":
+    """(B, D) of length 1: the class token where the head reads it, else the mean of the patches."""
+    from mae3d.analysis.features import embed
+    from mae3d.model.classifier import Classifier
+
+    pool = model.config.pooling if isinstance(model, Classifier) else "mean"
+    return _unit(embed(model, pixels, pool=pool).cpu().numpy())
+
+
+def _unit(vectors: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: np.ndarray = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return unit
+
+
+def _sources(corpus: "Corpus", rows: "np.ndarray") -> "np.ndarray":
+    """(n,) text: which video each row is a piece of. Its other pieces are too easy to find."""
+    import numpy as np
+
+    def source(row: int) -> str:
+        dataset = int(np.searchsorted(corpus.row_starts, row, side="right"))
+        return f"{dataset}:{corpus.name(row)}"
+
+    return np.array([source(row) for row in rows.tolist()], dtype=object)
+
+
+def agreement(pool: Pool, corpus: "Corpus", sources: "np.ndarray", *, count: int) -> "Table | None":
+    """How many neighbours share a label with their query; of many labelled samples some are asked, evenly spread.
+
+    Chance is the share of all others (of other videos) that have it, averaged over the queries. None without labels.
+    """
+    import numpy as np
+
+    from launch.report.page import Table
+
+    many_hot = np.zeros((len(pool.rows), corpus.num_classes), dtype=np.float32)
+    for i, row in enumerate(pool.rows.tolist()):
+        many_hot[i, corpus.labels_of(row)] = 1
+    labelled = np.flatnonzero(many_hot.any(axis=1))
+    _, source = np.unique(sources.astype(str), return_inverse=True)
+    shares, nearest, chances = [], [], []
+    queries = labelled[:: -(-len(labelled) // MOST_ASKED) or 1]
+    for first in range(0, len(queries), CHUNK):
+        asked = queries[first : first + CHUNK]
+        others = (source[asked][:, None] != source[labelled]).astype(bool)
+        similar = np.where(others, pool.vectors[asked] @ pool.vectors[labelled].T, -np.inf)
+        agrees = (many_hot[asked] @ many_hot[labelled].T > 0) & others
+        best = np.argsort(-similar, axis=1, kind="stable")[:, :count]
+        there = np.take_along_axis(others, best, axis=1)
+        right = np.take_along_axis(agrees, best, axis=1)
+        some = there[:, 0]  # those that have any other
+        shares += (right.sum(axis=1)[some] / there.sum(axis=1)[some]).tolist()
+        nearest += right[some, 0].tolist()
+        chances += (agrees.sum(axis=1)[some] / others.sum(axis=1)[some]).tolist()
+    if not shares:
+        return None
+    return Table(
+        f"Labels of the neighbours, {len(shares):,} labelled samples asked in turn",
+        ("", "same label"),
+        [
+            (f"of the {count} nearest", f"{np.mean(shares):.1%}"),
+            ("of the nearest", f"{np.mean(nearest):.1%}"),
+            ("of any others: chance", f"{np.mean(chances):.1%}"),
+        ],
+    )
+
+
+def _draw(clip: Clip, neighbours: Sequence[tuple[Clip, float]], out: Path, *, frame_ms: int) -> "Card":
+    """Write one query's PNG, GIF and WebP: it first, then its neighbours; what the page says of it."""
+    from launch.report.page import Card
+    from mae3d.io.contact_sheet import filmstrip, save_animation
+
+    rows, panels = {f"query: {_caption(clip)}": clip.frames}, {"query": clip.frames}
+    for rank, (other, similar) in enumerate(neighbours, start=1):
+        rows[f"{rank}. {similar:.3f}  {_caption(other)}"] = other.frames
+        panels[f"{rank}. {similar:.3f}"] = other.frames
+    strip, animation = (f"{IMAGES}/{clip.stem}_neighbours.{kind}" for kind in ("png", "webp"))
+    filmstrip(rows).save(out / strip)
+    save_animation(panels, out / animation, frame_ms=frame_ms)
+    shows = {animation: "as an animation: " + ", ".join(panels), strip: "rows: " + ", ".join(rows)}
+    return Card(clip.title, " · ".join(clip.notes), shows)
+
+
+def _caption(clip: Clip) -> str:
+    return " · ".join([clip.title, *clip.notes])
+
+
+def describe(pool: Pool) -> list[str]:
+    """How to read the section."""
+    return [
+        "Each clip with the samples of the dataset whose features are most like its own: the encoder's last layer, "
+        "nothing hidden, pooled over the clip. The number is the cosine of the two vectors, 1 where they point the "
+        "same way; compare these numbers with one another, as the vectors of any two clips may be alike. Pieces of the "
+        "clip's own video are left out.",
+        f"Searched: {pool.told}.",
+    ]

@@ -1,0 +1,214 @@
+"""What a masked autoencoder fills in ─► filmstrips, GIFs, texts and figures of visualize.py's page.
+
+masks, unfit = other_masks(model.config, ["all"], ratio=0.5)
+section = reconstruction_section(model, clips, masks, unfit, out, seed=0, frame_ms=160, device=device)
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.report.clips import IMAGES, Clip, batches
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from launch.report.page import Card, Section, Table
+    from mae3d.analysis.reconstruct import Reconstruction
+    from mae3d.model.config import MAEConfig
+    from mae3d.model.mae import MAE
+
+OURS = "reconstruction"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One clip, looked at under one mask or several.
+
+    Attributes:
+        clip: The clip.
+        results: Type of mask -> what the model made of it (arrays of one clip).
+        scores: Type of mask -> method -> PSNR on hidden patches, decibels.
+    """
+
+    clip: Clip
+    results: Mapping[str, "Reconstruction"]
+    scores: Mapping[str, Mapping[str, float]]
+
+
+def reconstruction_section(
+    model: "MAE",
+    clips: Sequence[Clip],
+    masks: Mapping[str, "MAEConfig"],
+    unfit: Sequence[str],
+    out: Path,
+    *,
+    seed: int,
+    frame_ms: int,
+    device: "torch.device",
+) -> "Section":
+    """Hide, fill in, draw, and compare with what needs no model.
+
+    Args:
+        model: On the device.
+        clips: What is shown.
+        masks: Type of mask -> the model's settings with it, of `masking.other_masks`.
+        unfit: What to say of masks that are left out.
+        out: The page's folder.
+        seed: Of the masks.
+        frame_ms: How long a GIF shows a frame, milliseconds.
+        device: Where to compute.
+    """
+    from launch.report.page import Section
+
+    shown, cards = [], []
+    for sample in _reconstructions(model, clips, masks, seed=seed, device=device):
+        shown.append(sample)
+        cards.append(draw(sample, out, frame_ms=frame_ms))
+    return Section("Reconstruction", describe(model.config, unfit=unfit), cards, [table_of(shown)])
+
+
+def _reconstructions(
+    model: "MAE", clips: Sequence[Clip], masks: Mapping[str, "MAEConfig"], *, seed: int, device: "torch.device"
+) -> Iterator[Shown]:
+    """What the model makes of each clip under each mask. A clip keeps its mask, whichever others are shown with it."""
+    from mae3d.analysis.reconstruct import Reconstruction, reconstruct
+    from mae3d.model.masking import mask_noise
+
+    own = model.config
+    for some, pixels in batches(clips, device, doing="reconstructing"):
+        numbers = [clip.number for clip in some]
+        noise = mask_noise(seed=seed, epoch=0, positions=numbers, views=1, tokens=own.num_tokens).to(device)
+        results = {}
+        for kind, masked in masks.items():
+            model.config = masked
+            results[kind] = reconstruct(model, pixels, noise)
+        model.config = own
+        for i, clip in enumerate(some):
+            ones = {kind: Reconstruction(*(field[i] for field in result)) for kind, result in results.items()}
+            yield Shown(clip, ones, {kind: scores_of(one, own) for kind, one in ones.items()})
+
+
+def scores_of(result: "Reconstruction", config: "MAEConfig") -> dict[str, float]:
+    """PSNR on hidden patches, decibels: the model first, then what needs no model."""
+    import numpy as np
+
+    from mae3d.analysis.reconstruct import nearest_visible
+    from mae3d.io.contact_sheet import psnr
+
+    hidden = result.hidden
+    fills: dict[str, np.ndarray] = {OURS: result.predicted}
+    if config.norm_pix_loss:
+        fills["each patch's own mean"] = result.empty
+    fills["nearest frame that shows the place"] = nearest_visible(result.original, hidden)
+    fills["mean colour of the clip's visible patches"] = result.original[~hidden].mean(axis=0)
+    fills["the constant that pixels are normalised with"] = 255 * np.broadcast_to(np.asarray(config.mean), 3)
+    return {name: psnr(fill, result.original, hidden) for name, fill in fills.items()}
+
+
+def draw(sample: Shown, out: Path, *, frame_ms: int) -> "Card":
+    """Write one clip's PNG, GIF and WebP; what the page says of it."""
+    from launch.report.page import Card
+    from mae3d.io.contact_sheet import filmstrip, save_animation
+
+    clip = sample.clip
+    strip, animation = f"{IMAGES}/{clip.stem}.png", f"{IMAGES}/{clip.stem}.webp"
+    rows, panels = _rows(sample)
+    filmstrip(rows).save(out / strip)
+    save_animation(panels, out / animation, frame_ms=frame_ms)
+    if len(sample.scores) == 1:
+        (scores,) = sample.scores.values()
+        told = f"PSNR {scores[OURS]:.1f} dB, best fill {_best_fill(scores):.1f} dB"
+    else:
+        told = "PSNR " + ", ".join(f"{kind} {scores[OURS]:.1f}" for kind, scores in sample.scores.items()) + " dB"
+    return Card(
+        clip.title,
+        " · ".join([*clip.notes, told]),
+        {animation: "as an animation: " + ", ".join(panels), strip: "rows: " + ", ".join(rows)},
+    )
+
+
+def _rows(sample: Shown) -> tuple[dict[str, "np.ndarray"], dict[str, "np.ndarray"]]:
+    """The filmstrip's rows and the animation's panels: all that there is of one mask; of several, two rows each."""
+    results = list(sample.results.values())
+    rows = {"original": results[0].original}
+    if len(results) == 1:
+        (result,) = results
+        rows[f"masked: {result.hidden.mean():.0%} hidden"] = result.masked
+        rows |= {OURS: result.predicted, f"{OURS} + visible patches": result.pasted}
+        return rows, dict(zip(("original", "masked", OURS, "with visible"), rows.values(), strict=True))
+    for kind, result in sample.results.items():
+        scores = sample.scores[kind]
+        rows[f"{kind}: {result.hidden.mean():.0%} hidden"] = result.masked
+        rows[f"filled in, {scores[OURS]:.1f} dB (best fill {_best_fill(scores):.1f} dB), {kind}"] = result.pasted
+    return rows, {"original": results[0].original} | {kind: r.pasted for kind, r in sample.results.items()}
+
+
+def _best_fill(scores: Mapping[str, float]) -> float:
+    return max(value for name, value in scores.items() if name != OURS)
+
+
+def describe(config: "MAEConfig", *, unfit: Sequence[str] = ()) -> list[str]:
+    """How to read the section."""
+    paragraphs = [
+        "Part of each clip is hidden from the model, which fills it in from the rest. A clip is shown once as it is, "
+        "once as the model sees it (hidden patches grey), once as the model predicts it, and with the prediction in "
+        "the hidden patches only. The row called reconstruction also shows what the model says of visible patches, "
+        "which it is never trained on. PSNR says how close the filling is, in decibels: more is closer. A fill that "
+        "needs no model is what it has to beat."
+    ]
+    if config.norm_pix_loss:
+        paragraphs.append(
+            "This model predicts each patch up to its mean and contrast (norm_pix_loss). To make a picture of that, "
+            "both are taken from the original patch: brightness and contrast of a patch are not the model's merit, its "
+            "structure is. The fair fill to compare with is each patch's own mean."
+        )
+    if config.pred_t_dim < config.num_frames:
+        paragraphs.append(
+            f"The model predicts {config.pred_t_dim} of the clip's {config.num_frames} frames; these are shown."
+        )
+    return paragraphs + [f"Left out is the mask {problem}." for problem in unfit]
+
+
+def mask_facts(own: "MAEConfig", masks: Mapping[str, "MAEConfig"]) -> dict[str, str]:
+    """What the page says of what is hidden; `own` is what the model was trained with."""
+    config = next(iter(masks.values()))
+    hidden = config.num_tokens - config.num_kept
+    if len(masks) == 1:
+        told = f"{hidden} of {config.num_tokens} tokens (mask ratio {config.mask_ratio:g}), {config.mask_type}"
+    else:
+        told = f"in {len(masks)} ways, mask ratio {config.mask_ratio:g}"
+    return {
+        "hidden": told,
+        "trained with": f"{own.mask_type} masks, ratio {own.mask_ratio:g}",
+        "target": "pixels, each patch normalised" if own.norm_pix_loss else "pixels",
+    }
+
+
+def table_of(shown: Sequence[Shown]) -> "Table":
+    """Mean PSNR of each method, and in how many samples the model is the closer one; of several masks, a row each."""
+    from launch.report.page import Table
+
+    def wins(kind: str, name: str) -> str:
+        won = sum(sample.scores[kind][OURS] > sample.scores[kind][name] for sample in shown)
+        return f"{won} of {len(shown)}"
+
+    kinds = list(shown[0].scores)
+    means = {
+        kind: {name: sum(sample.scores[kind][name] for sample in shown) / len(shown) for name in shown[0].scores[kind]}
+        for kind in kinds
+    }
+    if len(kinds) == 1:
+        (kind,) = kinds
+        rows = [(n, f"{mean:.2f} dB", "" if n == OURS else wins(kind, n)) for n, mean in means[kind].items()]
+        return Table("How close, on hidden patches", ("filled in with", "PSNR, mean", f"{OURS} closer"), rows)
+    several = []
+    for kind in kinds:
+        fill = max((name for name in means[kind] if name != OURS), key=means[kind].__getitem__)
+        hidden = sum(float(sample.results[kind].hidden.mean()) for sample in shown) / len(shown)
+        ours, theirs = means[kind][OURS], means[kind][fill]
+        several.append((kind, f"{hidden:.1%}", f"{ours:.2f} dB", f"{theirs:.2f} dB", wins(kind, fill), fill))
+    columns = ("mask", "hidden", "PSNR, mean", "best fill, mean", f"{OURS} closer", "the best fill")
+    return Table("How close, on hidden patches; the model's own mask first", columns, several)

@@ -1,0 +1,1 @@
+"""Trained models are read out: features, attention, reconstructions, scores and probes."""

@@ -1,0 +1,78 @@
+"""A clip and a frozen model -> features: of any layer, pooled over the patches, of the class token, or of each token.
+
+    model = mae3d.load_model("OUT")
+    clip = mae3d.read_clip("talk.mp4", model.config, sampling_rate=4)
+    vector = mae3d.embed(model, clip)                          # (1, D) float32
+    tokens = mae3d.embed(model, clip, layer=6, pool="tokens")  # (1, L, D) after the sixth block, token order t, h, w
+
+Every token is visible, nothing is hidden. B clips, L = t * h * w tokens, D width.
+"""
+
+from itertools import islice
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mae3d.model.classifier import Classifier
+from mae3d.model.encoder import Encoder
+from mae3d.model.mae import MAE
+
+Pool = Literal["mean", "cls", "tokens"]
+
+
+@torch.no_grad()
+def embed(model: MAE | Classifier | Encoder, clip: Tensor, *, layer: int = -1, pool: Pool = "mean") -> Tensor:
+    """Features of clips; blocks behind the chosen layer are not run.
+
+    The encoder's norm is applied to the last layer alone, for which it was trained, and after the pooling, as in
+    facebookresearch/mae_st's classifier; features of other layers are the residual stream as it is. The model
+    computes in its own dtype (or autocast's) and is left in the mode that it was in; without a gradient.
+
+    Args:
+        model: A masked autoencoder, a classifier or an encoder, on any device.
+        clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W); moved to the model's device.
+        layer: How many blocks are run: 0 is the patch embedding with its positions, depth the last block; negative
+            numbers count from the end, -1 is the last block.
+        pool: `mean` of the patches' tokens, `cls`, the class token, or `tokens`, each patch's own.
+
+    Returns:
+        float32 on the model's device: (B, D), or (B, L, D) for `tokens`, without the class token.
+
+    Raises:
+        ValueError: There is no such layer or pooling, no class token, or the clip does not fit the model.
+    """
+    encoder = model if isinstance(model, Encoder) else model.encoder
+    blocks = layer_of(encoder, layer)
+    check_pool(encoder, pool)
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        x = encoder.embed(clip.to(encoder.norm.weight.device, non_blocking=True))
+        for block in islice(encoder.blocks, blocks):
+            x = block(x)
+        if pool == "cls":
+            x = x[:, 0]
+        else:
+            x = x[:, encoder.num_prefix :]
+            x = x.mean(dim=1) if pool == "mean" else x
+        features: Tensor = encoder.norm(x) if blocks == encoder.config.depth else x
+    finally:
+        encoder.train(was_training)
+    return features.float()
+
+
+def layer_of(encoder: Encoder, layer: int) -> int:
+    """The number of blocks that `layer` means, from 0 to depth; ValueError if there is no such layer."""
+    depth = encoder.config.depth
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(f"layer={layer}: the encoder has {depth} blocks, give 0 (patch embedding) to {depth}, or -1")
+    return layer if layer >= 0 else depth + 1 + layer
+
+
+def check_pool(encoder: Encoder, pool: str) -> None:
+    """Whether features can be pooled so; ValueError if not."""
+    if pool not in get_args(Pool):
+        raise ValueError(f"pool={pool!r}: give {', '.join(get_args(Pool))}")
+    if pool == "cls" and not encoder.num_prefix:
+        raise ValueError("pool='cls': the encoder has no class token (cls_embed is false); take the mean")

@@ -1,0 +1,243 @@
+"""Frozen features of a train and a test set -> scores: how much of the labels a simple probe finds in them.
+
+    scores = knn_scores(train, targets, test)[20]                              # (m, C)
+    scores, chosen = linear_scores(train, targets, test, several=False)        # chosen: {"C": 0.01, ...}
+    scores, chosen = attentive_scores(train_tokens, targets, test_tokens, several=False, device=device)
+
+Every probe is fixed: what it chooses, it chooses on the train set, so that numbers of two models can be compared.
+mae3d.analysis.scores judges the scores. n train and m test samples, D width, L tokens, C classes; targets are (n, C) of 0 and 1,
+one 1 a row unless `several`.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mae3d.analysis.scores import hits_at, mean_average_precision
+
+KNN = (1, 5, 10, 20)  # k = 20 is DINO's (Caron et al. 2021, appendix F.1 and table 2)
+PAIRS = 2**24  # of a test and a train sample that are compared at a time, 16 bytes each
+TEMPERATURE = 0.07  # of the votes' weights: Wu et al. 2018, section 3.4
+C_GRID = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: 1 / strength of the L2 penalty
+HELD_OUT = 0.2  # of the train set, to choose C on
+MAX_ITERATIONS = 1000  # of L-BFGS, as in CLIP's linear probes (Radford et al. 2021, appendix A.3)
+EPOCHS, MIN_STEPS, BATCH, PEAK_LR, WEIGHT_DECAY = 20, 500, 64, 1e-3, 0.01  # of the attentive probe
+STREAM = 0x70726F62  # "prob": what is drawn here under a seed
+
+Array = NDArray[Any]
+
+
+def knn_scores(
+    train: Array, targets: Array, test: Array, *, ks: tuple[int, ...] = KNN, chunk: int = 1024
+) -> dict[int, Array]:
+    """Weighted votes of the k nearest train samples: cosine similarity s, weight exp(s / 0.07) (Wu et al. 2018; DINO).
+
+    Args:
+        train: (n, D).
+        targets: (n, C).
+        test: (m, D).
+        ks: Numbers of neighbours; what is above n is n.
+        chunk: Test samples at a time, fewer where `PAIRS` says so; the result does not depend on it beyond rounding.
+
+    Returns:
+        (m, C) float64 by k, each row divided by its weights: shares of the votes.
+    """
+    train, most = _unit(train), min(max(ks), len(train))
+    chunk = max(1, min(chunk, PAIRS // len(train)))
+    scores = {k: np.zeros((len(test), targets.shape[1])) for k in ks}
+    for start in range(0, len(test), chunk):
+        similarity = _unit(test[start : start + chunk]) @ train.T
+        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
+        found = np.take_along_axis(similarity, nearest, axis=1)
+        order = np.argsort(-found, axis=1, kind="stable")
+        nearest, found = (np.take_along_axis(of, order, axis=1) for of in (nearest, found))
+        # Weights are relative to the nearest one's: the same shares, and no overflow.
+        weights = np.exp((found.astype(np.float64) - found[:, :1]) / TEMPERATURE)
+        for k in ks:
+            votes = np.einsum("mk,mkc->mc", weights[:, :k], targets[nearest[:, :k]].astype(np.float64))
+            scores[k][start : start + chunk] = votes / weights[:, :k].sum(axis=1, keepdims=True)
+    return scores
+
+
+def linear_scores(
+    train: Array, targets: Array, test: Array, *, several: bool, seed: int = 0
+) -> tuple[Array, dict[str, Any]]:
+    """Logistic regression (scikit-learn, L-BFGS) on standardised features; one against the rest with `several`.
+
+    C is the value of `C_GRID` that is best (accuracy, or mAP with `several`) on a fifth of the train set, of each class
+    alike, drawn by the seed; of equal ones the smallest. The final fit is on all of the train set. One sample a class
+    leaves nothing to choose on: C is 1.
+
+    Args:
+        train: (n, D).
+        targets: (n, C).
+        test: (m, D).
+        several: Whether a sample may have any number of labels.
+        seed: Of the fifth.
+
+    Returns:
+        (m, C) probabilities, 0 for classes without a train sample; and what was chosen: C, its score on the fifth, and
+        whether the last fit converged.
+
+    Raises:
+        ValueError: The train set has fewer than two classes.
+    """
+    if not several and (targets.sum(axis=0) > 0).sum() < 2:
+        raise ValueError("the train set has one class: there is nothing to tell apart")
+    held = held_out(targets, seed=seed)
+    found: dict[float, float] = {}
+    if held.any():
+        measure = _mean_precision if several else _accuracy
+        for c in C_GRID:
+            scores, _ = _fit(train[~held], targets[~held], train[held], c=c, several=several)
+            found[c] = measure(scores, targets[held])
+    c = max(found, key=lambda of: (found[of], -of)) if found else 1.0
+    scores, converged = _fit(train, targets, test, c=c, several=several)
+    return scores, {"C": c, "held_out": found.get(c), "converged": converged}
+
+
+def held_out(targets: Array, *, seed: int = 0) -> NDArray[np.bool_]:
+    """(n,): a fifth of the samples of each class, rounded; at least one of two or more, none of one alone.
+
+    With several labels a sample counts to its rarest; one without a label to a class of its own.
+    """
+    rarity = np.where(targets > 0, targets.sum(axis=0), np.inf)
+    own = np.where((targets > 0).any(axis=1), rarity.argmin(axis=1), -1)
+    luck = np.random.Generator(np.random.Philox(key=[seed, STREAM])).random(len(targets))
+    held = np.zeros(len(targets), dtype=bool)
+    for one in np.unique(own):
+        of_class = np.flatnonzero(own == one)
+        count = max(round(HELD_OUT * len(of_class)), 1) if len(of_class) > 1 else 0
+        held[of_class[np.argsort(luck[of_class])[:count]]] = True
+    return held
+
+
+def few_shot_rows(targets: Array, *, shots: int, seed: int) -> NDArray[np.int64]:
+    """Ascending rows of K samples of each class, all where there are fewer; K of one seed are among its K' > K."""
+    luck = np.random.Generator(np.random.Philox(key=[seed, STREAM])).random(len(targets))
+    chosen = [of[np.argsort(luck[of])[:shots]] for of in (np.flatnonzero(column) for column in targets.T)]
+    return np.unique(np.concatenate(chosen)).astype(np.int64)
+
+
+class AttentiveProbe(nn.Module):
+    """(B, L, D) tokens -> (B, C) logits: one learned query attends to all of them, then a norm and a linear head.
+
+    As in V-JEPA (Bardes et al. 2024, arXiv 2404.08471): cross-attention, an MLP with a residual, LayerNorm, a linear
+    classifier; the pooling is timm's AttentionPoolLatent. Tokens are normalised first, for layers whose scale is free.
+    """
+
+    def __init__(self, width: int, num_classes: int, *, num_heads: int) -> None:
+        super().__init__()
+        from timm.layers import AttentionPoolLatent
+
+        self.norm = nn.LayerNorm(width)
+        self.pool = AttentionPoolLatent(width, num_heads=num_heads, mlp_ratio=4.0)
+        self.out_norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.out_norm(self.pool(self.norm(tokens))))
+        return logits
+
+
+def attentive_scores(
+    train: Array,
+    targets: Array,
+    test: Array,
+    *,
+    several: bool,
+    num_heads: int,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> tuple[Array, dict[str, Any]]:
+    """Train an `AttentiveProbe` for 20 epochs, 500 steps at least: AdamW, batches of 64, a cosine from 1e-3 to 0.
+
+    Nothing is chosen, the test set is looked at once. The same under a seed on the same machine and device.
+
+    Args:
+        train: (n, L, D) of any float type, may be mapped from a file: it is read batch by batch.
+        targets: (n, C).
+        test: (m, L, D).
+        several: Whether a sample may have any number of labels: binary cross-entropy instead of cross-entropy.
+        num_heads: Of the attention; it divides D.
+        device: Where the probe is trained.
+        seed: Of its weights and of the order.
+
+    Returns:
+        (m, C) logits, and how it was trained.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, STREAM]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe = AttentiveProbe(train.shape[-1], targets.shape[1], num_heads=num_heads).to(device)
+    batch = min(BATCH, len(train))
+    an_epoch = -(-len(train) // batch)
+    steps = max(EPOCHS * an_epoch, MIN_STEPS)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=PEAK_LR, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    loss_of = nn.functional.binary_cross_entropy_with_logits if several else nn.functional.cross_entropy
+    wanted = torch.from_numpy(targets.astype(np.float32)).to(device)
+    for step in range(steps):
+        if step % an_epoch == 0:
+            order = generator.permutation(len(train))
+        rows = np.sort(order[step % an_epoch * batch :][:batch])  # ascending: one pass over a mapped file
+        logits = probe(_tokens(train, rows, device))
+        loss = loss_of(logits, wanted[torch.from_numpy(rows).to(device)])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    probe.eval()
+    with torch.no_grad():
+        parts = [
+            probe(_tokens(test, np.arange(start, min(start + BATCH, len(test))), device)).cpu()
+            for start in range(0, len(test), BATCH)
+        ]
+    return torch.cat(parts).numpy(), {"steps": steps, "last_loss": float(loss.detach())}
+
+
+def _tokens(tokens: Array, rows: Array, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(tokens[rows])).to(device).float()
+
+
+def _fit(train: Array, targets: Array, test: Array, *, c: float, several: bool) -> tuple[Array, bool]:
+    """Probabilities (m, C) of a regression on standardised features, and whether it converged."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train)
+    train, test = scaler.transform(train), scaler.transform(test)
+    scores = np.zeros((len(test), targets.shape[1]))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ConvergenceWarning)
+        if not several:
+            model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train, targets.argmax(axis=1))
+            scores[:, model.classes_] = model.predict_proba(test)
+        else:
+            for number, column in enumerate(targets.T > 0):
+                if column.all() or not column.any():
+                    scores[:, number] = column.all()
+                    continue
+                model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train, column)
+                scores[:, number] = model.predict_proba(test)[:, 1]
+    return scores, not told
+
+
+def _accuracy(scores: Array, targets: Array) -> float:
+    return float(hits_at(scores, targets.argmax(axis=1), k=1).mean())
+
+
+def _mean_precision(scores: Array, targets: Array) -> float:
+    return float(np.nan_to_num(mean_average_precision(scores, targets.astype(np.int64))))
+
+
+def _unit(vectors: Array) -> Array:
+    """float32, of length 1; zeros stay."""
+    vectors = vectors.astype(np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,135 @@
+"""A model and clips -> what it sees, what it fills in and what was there, as uint8 frames for people to look at.
+
+    result = reconstruct(model, clip_uint8, mask_noise(seed=0, epoch=0, positions=rows, views=1, tokens=L))
+    result.pasted[0]                      # (F, H, W, 3): the first clip's hidden patches filled in
+
+Shapes: legend in patches.py; F = pred_t_dim, the frames that the model predicts.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae3d.model.mae import MAE
+from mae3d.model.patches import denormalise, patch_statistics, unpatchify
+
+Frames = NDArray[np.uint8]  # (B, F, H, W, 3)
+GREY = 128  # what a hidden patch looks like
+
+
+class Reconstruction(NamedTuple):
+    """Frames of B clips, each uint8 (B, F, H, W, 3).
+
+    Attributes:
+        original: The clip's target frames.
+        masked: Hidden patches in grey.
+        predicted: What the model says of every patch, visible ones included (which it is never trained on).
+        pasted: Predicted where hidden, original where visible.
+        empty: What a prediction of zeros gives, the least that a model must beat: the data's mean colour, or with
+            norm_pix_loss each patch's own mean.
+        hidden: bool (B, F, H, W), the pixels of hidden patches.
+    """
+
+    original: Frames
+    masked: Frames
+    predicted: Frames
+    pasted: Frames
+    empty: Frames
+    hidden: NDArray[np.bool_]
+
+
+@torch.no_grad()
+def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
+    """Hide patches, predict them and turn the prediction back into pixels.
+
+    A model with norm_pix_loss predicts each patch up to its mean and contrast; these are then taken from the original.
+
+    Args:
+        model: The model; its config's mask_type and mask_ratio say what is hidden.
+        clip: uint8 (B, T, H, W, 3), on the model's device.
+        noise: float32 (B, L), likewise.
+
+    Raises:
+        ValueError: The clip does not fit the config.
+    """
+    config = model.config
+    out = model(clip, noise, full=True)
+    target_BLP = model.targets(clip, None)
+    values = out.pred.float()
+    empty = torch.zeros_like(values)
+    if config.norm_pix_loss:
+        mean, deviation = patch_statistics(target_BLP)
+        values, empty = values * deviation + mean, empty + mean
+    hidden_BLP = out.mask[..., None].bool().expand_as(target_BLP)
+
+    def frames(patches_BLP: Tensor) -> Frames:
+        pixels = unpatchify(patches_BLP, grid=config.grid, patch_size=config.patch_size)
+        return pixels.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+    original, predicted, blank = (
+        frames(denormalise(x, mean=config.mean, std=config.std)) for x in (target_BLP, values, empty)
+    )
+    hidden = unpatchify(hidden_BLP, grid=config.grid, patch_size=config.patch_size)[..., 0].cpu().numpy()
+    return Reconstruction(
+        original=original,
+        masked=np.where(hidden[..., None], np.uint8(GREY), original),
+        predicted=predicted,
+        pasted=np.where(hidden[..., None], predicted, original),
+        empty=blank,
+        hidden=hidden,
+    )
+
+
+class ClipLosses(NamedTuple):
+    """How well each of B clips was filled in, float32 (B,).
+
+    Attributes:
+        loss: The squared error's mean over the clip's hidden tokens; over a batch its mean is the training's loss.
+        psnr: Peak signal-to-noise ratio of the hidden pixels, decibels, before rounding to 8 bits; with norm_pix_loss
+            each patch's mean and contrast are the original's.
+    """
+
+    loss: Tensor
+    psnr: Tensor
+
+
+@torch.no_grad()
+def clip_losses(model: MAE, clip: Tensor, noise: Tensor) -> ClipLosses:
+    """The training's loss, of each clip on its own; arguments and errors as in `reconstruct`, on the same device."""
+    config = model.config
+    out = model(clip, noise, full=True)
+    target_BLP = model.targets(clip, None)
+    contrast = torch.ones((), device=clip.device)
+    if config.norm_pix_loss:
+        mean, contrast = patch_statistics(target_BLP)
+        target_BLP = (target_BLP - mean) / contrast
+    error_BLP = out.pred.float() - target_BLP
+
+    def over_hidden(values_BLP: Tensor) -> Tensor:
+        return (values_BLP.mean(dim=2) * out.mask).sum(dim=1) / out.mask.sum(dim=1)
+
+    # Of pixels between 0 and 1, which the targets are but for mean and std.
+    pixels = (error_BLP * contrast).unflatten(2, (-1, 3)) * torch.tensor(config.std, device=clip.device)
+    return ClipLosses(over_hidden(error_BLP.square()), -10 * over_hidden(pixels.flatten(2).square()).log10())
+
+
+def nearest_visible(frames: Frames, hidden: NDArray[np.bool_]) -> Frames:
+    """Copy each pixel from the nearest frame that shows it, of two the earlier: what a model of motion must beat.
+
+    Args:
+        frames: uint8 (F, H, W, 3), one clip.
+        hidden: bool (F, H, W), some pixel visible; places that no frame shows get the visible pixels' mean colour.
+
+    Returns:
+        uint8 (F, H, W, 3); visible pixels are as they were.
+    """
+    times, filled = np.arange(len(frames)), np.empty_like(frames)
+    for time in times:
+        near = np.argsort(np.abs(times - time), kind="stable")
+        source = near[np.argmax(~hidden[near], axis=0)]  # (H, W)
+        filled[time] = np.take_along_axis(frames, source[None, :, :, None], axis=0)[0]
+    filled[:, hidden.all(axis=0)] = frames[~hidden].mean(axis=0).round().astype(np.uint8)
+    return filled

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: their format, what is kept, and their mirror on object storage."""

@@ -1,0 +1,293 @@
+"""A run's folder ─► the same behind a URL, in the background; and back, where the folder is gone.
+
+mirror = Mirror(Path("out/run"), "s3://bucket/run", keep_last=2, keep_every=0)
+mirror.push()                                       # returns at once: a thread uploads what is new
+mirror.finish()
+told = restore(Path("out/run"), "s3://bucket/run")  # before the run is opened; "" if there was nothing to do
+
+Behind the URL lies what the folder holds, by the same names: config.yaml, metrics.jsonl, DONE or STOPPED, and complete
+checkpoints. A checkpoint is there when its manifest is, which is uploaded last; `latest` follows it. Any fsspec URL;
+credentials and endpoints come from the environment (store.py).
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from mae3d.checkpoints import format as checkpoint
+from mae3d.checkpoints import retention
+from mae3d.checkpoints.format import MANIFEST, CheckpointError
+from mae3d.io.files import sha256_of, sync, write_text
+from mae3d.io.store import Store, remedy_of, words_of
+from mae3d.tracking.run_dir import CONFIG, DONE, METRICS, STOPPED, Run
+from mae3d.weights.files import BEST, CHECKPOINTS, LATEST
+
+logger = logging.getLogger(__name__)
+
+_FINISH_S = 600  # that the end of a run waits for what is on its way
+_SMALL = (CONFIG, METRICS)
+_MARKERS = (DONE, STOPPED)
+
+
+class Mirror:
+    """Uploads on a thread of its own; whatever fails is told, counted and tried again with the next checkpoint."""
+
+    def __init__(self, run: Path, url: str, *, keep_last: int, keep_every: int):
+        """Asks nothing of the store yet.
+
+        Args:
+            run: the folder, written by this process.
+            url: where to.
+            keep_last: newest checkpoints that stay there.
+            keep_every: checkpoints at multiples of this many steps stay for good; 0 for none.
+        """
+        self._run, self._url, self._keep_last, self._keep_every = run, url, keep_last, keep_every
+        self.failures = 0
+        self._uploading = ""
+        self._sent: dict[str, str] = {}  # what lies there for sure: a file's stamp, a checkpoint's manifest
+        self._wanted, self._ending = threading.Event(), False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def in_use(self) -> tuple[str, ...]:
+        """The checkpoint that is being uploaded: not to be removed."""
+        return (self._uploading,)
+
+    def push(self) -> None:
+        """There is something new; returns at once."""
+        self._wanted.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Uploads what is left, for some minutes at most."""
+        if self._thread is None:
+            return
+        self._ending = True
+        self._wanted.set()
+        self._thread.join(2)
+        if self._thread.is_alive():
+            logger.info("uploading the last files to %s, for up to %d minutes", self._url, _FINISH_S // 60)
+            self._thread.join(_FINISH_S)
+        if self._thread.is_alive():
+            self.failures += 1
+            logger.warning("%s: not all is there; the same command uploads the rest", self._url)
+
+    def _work(self) -> None:
+        ends = False
+        while not ends:
+            self._wanted.wait()
+            self._wanted.clear()
+            ends = self._ending
+            try:
+                self._push()
+            except Exception as error:  # whatever a store's library raises: it must not touch the training
+                self.failures += 1
+                logger.warning(
+                    "%s: cannot be mirrored to (%s)%s; training goes on, the next checkpoint tries again",
+                    self._url, words_of(error), remedy_of(self._url),
+                )  # fmt: skip
+
+    def _push(self) -> None:
+        """Makes the URL hold what the folder holds, the newest checkpoint first."""
+        store = Store(self._url)
+        there = store.sizes()
+        if CONFIG not in self._sent:
+            _check_same_run(self._run, store, there)
+        names = [path.name for path in checkpoint.up_to_latest(self._run)]
+        best = checkpoint.pointed(self._run, BEST)
+        for name in reversed(names):
+            if self._send_checkpoint(store, name, there) and name == names[-1]:
+                store.put_bytes(f"{CHECKPOINTS}/{LATEST}", f"{name}\n".encode())
+        if best in self._sent:
+            store.put_bytes(f"{CHECKPOINTS}/{BEST}", f"{best}\n".encode())
+        for name in (*_SMALL, *_MARKERS):
+            self._send_small(store, name, there)
+        if names and names[-1] in self._sent:
+            self._retain(store, there, latest=names[-1], best=best)
+
+    def _send_checkpoint(self, store: Store, name: str, there: Mapping[str, int | None]) -> bool:
+        """Uploads a checkpoint unless it is there; whether it is there now."""
+        folder, where = self._run / CHECKPOINTS / name, f"{CHECKPOINTS}/{name}"
+        self._uploading = name
+        try:
+            manifest = (folder / MANIFEST).read_text()
+            if self._sent.get(name) == manifest:
+                return True
+            entries = checkpoint.parse_manifest(manifest)
+            if f"{where}/{MANIFEST}" in there:
+                sizes = {file: there.get(f"{where}/{file}") for file in entries}
+                whole = sizes == {file: entry["bytes"] for file, entry in entries.items()}
+                if whole and store.text(f"{where}/{MANIFEST}") == manifest:
+                    self._sent[name] = manifest
+                    return True
+                store.remove(f"{where}/{MANIFEST}")  # of the same step, of a course that was left
+            for file in (*entries, MANIFEST):
+                store.put(folder / file, f"{where}/{file}")
+            self._sent[name] = manifest
+            return True
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+            return False  # removed before its turn came
+        finally:
+            self._uploading = ""
+
+    def _send_small(self, store: Store, name: str, there: Mapping[str, int | None]) -> None:
+        path = self._run / name
+        if not path.exists():
+            if name in _MARKERS and (name in there or name in self._sent):
+                store.remove(name)
+                self._sent.pop(name, None)
+            return
+        state = path.stat()
+        stamp = f"{state.st_mtime_ns} {state.st_size}"
+        if self._sent.get(name) != stamp:
+            store.put_bytes(name, path.read_bytes())  # not the file, which may grow meanwhile
+            self._sent[name] = stamp
+
+    def _retain(self, store: Store, there: Mapping[str, int | None], *, latest: str, best: str | None) -> None:
+        """The rule of the folder, on what lies there: after a restore it may be more than the folder has."""
+        names = [name for name in {*_complete(there), *self._sent} if name.startswith("step-") and name <= latest]
+        for name in retention.superseded(names, best=best, keep_last=self._keep_last, keep_every=self._keep_every):
+            store.remove_folder(f"{CHECKPOINTS}/{name}", first=MANIFEST)
+            self._sent.pop(name, None)
+
+
+def restore(run: Path, url: str) -> str:
+    """Fetches the newest whole checkpoint behind a URL if it is newer than the folder's, with all that belongs to it.
+
+    One that the folder has as well is not newer: a person who writes an older name into RUN/checkpoints/latest has the
+    last word.
+
+    Args:
+        run: the run's folder; need not exist.
+        url: where it is mirrored to.
+
+    Returns:
+        What was done, for people; empty if nothing was.
+
+    Raises:
+        CheckpointError: no checkpoint there is whole, and the folder has none.
+        RunError: another run lies there.
+        ValueError: no such kind of URL.
+        OSError: it cannot be asked, and the folder has no checkpoint.
+    """
+    store = Store(url)
+    have = [path.name for path in checkpoint.up_to_latest(run) if _is_whole(path)]
+    try:
+        there = store.sizes()
+        _check_same_run(run, store, there)
+        name = _fetch_newest(run, store, there, have)
+        if name is None:
+            return ""
+        best = store.text(f"{CHECKPOINTS}/{BEST}").strip() if f"{CHECKPOINTS}/{BEST}" in there else None
+        if best is not None and best != name and best in _complete(there):
+            _fetch(run, store, best)
+        for small in (*_SMALL, *_MARKERS):
+            if small in there:
+                write_text(run / small, store.text(small))
+            else:
+                (run / small).unlink(missing_ok=True)
+        if best is not None and checkpoint.step_folder(run, checkpoint.step_of(best)).is_dir():
+            write_text(run / CHECKPOINTS / BEST, f"{best}\n")
+        write_text(run / CHECKPOINTS / LATEST, f"{name}\n")
+    except OSError as error:
+        if have and error.filename and str(error.filename).startswith(url.rstrip("/")):
+            return f"{url} cannot be asked ({error.strerror}): going on from {run / CHECKPOINTS / have[-1]}"
+        raise
+    return f"restored {name} from {url}" + (f"; {run} had {have[-1]}" if have else "")
+
+
+def _fetch_newest(run: Path, store: Store, there: Mapping[str, int | None], have: list[str]) -> str | None:
+    """The newest whole checkpoint that the folder lacks and that is newer than what it has, fetched; None without."""
+    failures = []
+    for name in reversed(_up_to_latest(store, there)):
+        folder = checkpoint.step_folder(run, checkpoint.step_of(name))
+        if (have and name <= have[-1]) or _is_whole(folder):
+            return None
+        try:
+            _fetch(run, store, name)
+            return name
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before it", error)
+            failures.append(str(error))
+    if failures and not have:
+        raise CheckpointError(
+            f"no checkpoint behind {store.url} is whole: {'; '.join(failures)}. Restore one, or give another run.remote"
+        )
+    return None
+
+
+def _fetch(run: Path, store: Store, name: str) -> None:
+    """Brings a checkpoint, whole or not at all.
+
+    Raises:
+        CheckpointError: it is damaged there.
+        OSError: the store or the disk fails.
+    """
+    final = checkpoint.step_folder(run, checkpoint.step_of(name))
+    if _is_whole(final):
+        return
+    staging = checkpoint.staging_folder(run, checkpoint.step_of(name))
+    staging.mkdir(parents=True, exist_ok=True)
+    where, manifest = f"{store.url}/{CHECKPOINTS}/{name}", store.text(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+    try:
+        entries = checkpoint.parse_manifest(manifest)
+    except ValueError as error:
+        raise CheckpointError(f"{where}/{MANIFEST}: {error}") from error
+    for file, entry in entries.items():
+        try:
+            store.get(f"{CHECKPOINTS}/{name}/{file}", staging / file)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{where}/{file}: missing") from error
+        size = (staging / file).stat().st_size
+        if size != entry["bytes"] or sha256_of(staging / file) != entry["sha256"]:
+            raise CheckpointError(f"{where}/{file}: not the file that was written")
+        sync(staging / file)
+    write_text(staging / MANIFEST, manifest)
+    checkpoint.put_in_place(staging, final)
+
+
+def complete(url: str) -> list[str]:
+    """Names of the complete checkpoints behind a URL, oldest first.
+
+    Raises:
+        OSError: it cannot be asked.
+        ValueError: no such kind of URL.
+    """
+    return _complete(Store(url).sizes())
+
+
+def _complete(there: Mapping[str, int | None]) -> list[str]:
+    parts = [name.split("/") for name in there]
+    return sorted(
+        part[1]
+        for part in parts
+        if len(part) == 3 and part[0] == CHECKPOINTS and part[2] == MANIFEST and checkpoint.is_name(part[1])
+    )
+
+
+def _up_to_latest(store: Store, there: Mapping[str, int | None]) -> list[str]:
+    pointer = f"{CHECKPOINTS}/{LATEST}"
+    latest = store.text(pointer).strip() if pointer in there else ""
+    return [name for name in _complete(there) if not latest or name <= latest]
+
+
+def _is_whole(folder: Path) -> bool:
+    """By names and sizes; what is loaded is read and compared again."""
+    try:
+        checkpoint.verify(folder, full=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _check_same_run(run: Path, store: Store, there: Mapping[str, int | None]) -> None:
+    """Refuses to mix two runs, for one would remove the other's checkpoints."""
+    if CONFIG in there:
+        Run(run).check_same(yaml.safe_load(store.text(CONFIG)), where=store.url)

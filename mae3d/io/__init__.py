@@ -1,0 +1,1 @@
+"""Whole files, object storage, pages, pictures and random streams: the ground on which every room stands."""

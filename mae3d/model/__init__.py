@@ -1,0 +1,1 @@
+"""The masked autoencoder, its encoder and its classifier: configuration, patches, masks, blocks."""

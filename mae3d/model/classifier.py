@@ -1,0 +1,114 @@
+"""A clip -> logits: the encoder looks at every token, they are pooled, normalised and classified.
+
+    model = Classifier(ClassifierConfig(preset="mae_vit_base_patch16", num_classes=174, drop_path=0.1))
+    load_encoder(model, open_encoder("RUN"))               # transfer.py, weights.py; without it: from scratch
+    torch.manual_seed(drop_seed(0, step=step, rank=rank))  # what dropout and drop path leave out
+    logits = model(clip_uint8)                             # (B, classes)
+    loss = classification_loss(logits, targets, multi_label=model.config.multi_label)
+
+Names in the state dict: `encoder.*` as in the MAE, and `head.weight` (classes, D), `head.bias`. Dropout and drop
+path draw from torch's generators, which the trainer seeds anew for each micro-batch.
+"""
+
+import numpy as np
+from torch import Tensor, nn
+
+from mae3d.model.config import ClassifierConfig
+from mae3d.model.encoder import Encoder
+
+STREAM = 0x64726F70  # "drop": keeps this stream apart from those of masks and mixing under the same seed
+
+
+class Classifier(nn.Module):
+    """facebookresearch/mae_st's classifier: the norm comes after the pooling and is the encoder's own."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, drop_path=config.drop_path)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=config.head_std)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, clip: Tensor) -> Tensor:
+        """What the head sees: (B, D) pooled and normalised, of a clip as in `forward`."""
+        tokens = self.encoder(clip)
+        if self.config.pooling == "cls":
+            pooled = tokens[:, 0]
+        else:
+            # Upstream leaves the first token out even where it is no class token; weights finetuned there expect it.
+            pooled = tokens[:, 1:].mean(dim=1)
+        features: Tensor = self.encoder.norm(pooled)
+        return features
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
+
+        Returns:
+            (B, classes) logits, in the model's dtype.
+
+        Raises:
+            ValueError: The clip does not fit the config.
+        """
+        logits: Tensor = self.head(self.dropout(self.features(clip)))
+        return logits
+
+    def set_grad_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute the activations of each block in the backward pass: less memory, a third more work."""
+        self.encoder.set_grad_checkpointing(enabled)
+
+
+def classification_loss(logits: Tensor, targets: Tensor, *, multi_label: bool) -> Tensor:
+    """The loss of a batch, float32 scalar.
+
+    Args:
+        logits: (B, classes).
+        targets: float (B, classes), what mixing.py makes of labels: shares that sum to 1, or with `multi_label`
+            a probability for each class on its own.
+        multi_label: Binary cross-entropy, averaged over classes and clips; else cross-entropy with soft
+            targets, averaged over clips.
+
+    Raises:
+        ValueError: The shapes differ: labels that are numbers go through `mixing.soft_targets` first.
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(
+            f"targets {tuple(targets.shape)} do not fit logits {tuple(logits.shape)}; mixing.soft_targets turns "
+            "labels into targets"
+        )
+    loss = nn.functional.binary_cross_entropy_with_logits if multi_label else nn.functional.cross_entropy
+    return loss(logits.float(), targets.float())
+
+
+def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
+    """Logits of several views of each sample -> the sample's scores, summed over views as upstream does.
+
+    Args:
+        logits: (B, V, C) of any dtype.
+        multi_label: Sigmoids; else softmax.
+
+    Returns:
+        (B, C) float32: sums of probabilities, V of them.
+    """
+    logits = logits.float()
+    return (logits.sigmoid() if multi_label else logits.softmax(dim=-1)).sum(dim=1)
+
+
+def drop_seed(seed: int, *, step: int, rank: int, micro: int = 0) -> int:
+    """What to seed torch's generators with before a forward pass in training, so that a resumed run drops the same.
+
+    Args:
+        seed: The run's seed, 0 or more.
+        step: The optimizer step, 0 or more.
+        rank: The process.
+        micro: The micro-batch within the step, where gradients are accumulated.
+
+    Returns:
+        63 bits, a pure function of the arguments (counter-based: Philox 4x64).
+    """
+    bits = np.random.Philox(key=[seed, STREAM], counter=[0, micro, rank, step])
+    return int(bits.random_raw()) >> 1

@@ -1,0 +1,174 @@
+"""The one vision transformer: a clip (and which tokens to look at) -> a token for each.
+
+    encoder = Encoder(config)
+    tokens = encoder(clip)                # (B, 1 + L, D): all tokens, the class token first if there is one
+    tokens = encoder(clip, ids_keep)      # (B, 1 + K, D): only these are embedded and attended to
+    features = encoder.norm(tokens[:, encoder.num_prefix:])
+
+Shapes: legend in patches.py. Numerics and initialisation are facebookresearch/mae_st's
+(tests/mae3d/model/test_upstream_parity.py).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mae3d.model.blocks import Blocks, LayerNorm, init_linears
+from mae3d.model.config import EncoderConfig
+from mae3d.model.patches import gather_patches, normalise, patch_view
+
+
+class Positions(nn.Module):
+    """Learned positions of the tokens of a (t, h, w) grid: a table for space plus one for time, or one for
+    all.
+
+    The names and shapes are upstream's: `spatial` (1, h*w, D), `temporal` (1, t, D) and `cls` (1, 1, D); or
+    `joint` (1, [1 +] L, D), the class token's row first.
+    """
+
+    def __init__(
+        self, width: int, *, grid: tuple[int, int, int], separable: bool, cls_token: bool, sines: bool = False
+    ) -> None:
+        super().__init__()
+        t, h, w = grid
+        self.plane = h * w
+        self.separable = separable
+        self.num_prefix = int(cls_token)
+        if separable:
+            self.spatial = nn.Parameter(torch.empty(1, h * w, width))
+            self.temporal = nn.Parameter(torch.empty(1, t, width))
+            if cls_token:
+                self.cls = nn.Parameter(torch.empty(1, 1, width))
+        else:
+            self.joint = nn.Parameter(torch.empty(1, self.num_prefix + t * h * w, width))
+        for table in self.parameters():
+            nn.init.trunc_normal_(table, std=0.02)
+        if sines:
+            self._start_from_sines(grid, width)
+
+    @torch.no_grad()
+    def _start_from_sines(self, grid: tuple[int, int, int], width: int) -> None:
+        """Rows in the first half of the width, columns in the second; time added over the whole width."""
+        t, h, w = grid
+        rows, columns, times = sine_table(h, width // 2), sine_table(w, width // 2), sine_table(t, width)
+        plane = torch.cat([rows.repeat_interleave(w, 0), columns.repeat(h, 1)], dim=1)
+        if self.separable:
+            self.spatial.copy_(plane[None])
+            self.temporal.copy_(times[None])
+        else:
+            self.joint[:, self.num_prefix :].copy_((times[:, None] + plane).flatten(0, 1)[None])
+
+    def forward(self, ids_BK: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Look positions up.
+
+        Args:
+            ids_BK: int64, tokens; None for all L in order.
+
+        Returns:
+            The class token's position (1, 1, D), or None; and the tokens' (B, K, D), or (1, L, D) of all.
+
+        Both come from one call, because ZeRO-3 lets a module see its parameters inside its own forward only.
+        """
+        if not self.separable:
+            cls, table = self.joint.split([self.num_prefix, self.joint.shape[1] - self.num_prefix], dim=1)
+            tokens = table if ids_BK is None else nn.functional.embedding(ids_BK, table[0])
+            return cls if self.num_prefix else None, tokens
+        if ids_BK is None:
+            tokens = (self.temporal[:, :, None] + self.spatial[:, None]).flatten(1, 2)
+        else:
+            tokens = nn.functional.embedding(ids_BK % self.plane, self.spatial[0])
+            tokens = tokens + nn.functional.embedding(ids_BK // self.plane, self.temporal[0])
+        return self.cls if self.num_prefix else None, tokens
+
+
+def sine_table(length: int, width: int) -> Tensor:
+    """(length, width) sines, then cosines, of wavelengths from 2 pi to 10000 x 2 pi (Vaswani et al. 2017, 3.5)."""
+    angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(width // 2) / (width / 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class PatchEmbed(nn.Linear):
+    """Upstream's Conv3d with stride = kernel, as a Linear over patch vectors.
+
+    The cast to the weight's dtype comes after the gather and the normalisation, so that bfloat16 rounds a
+    value once.
+    """
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels.to(self.weight.dtype))
+
+
+class Encoder(nn.Module):
+    """ViT over space-time patches; `drop_path` is the last block's rate of skipped branches, for finetuning."""
+
+    def __init__(self, config: EncoderConfig, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        width = config.embed_dim
+        self.num_prefix = int(config.cls_embed)
+        self.patch_embed = PatchEmbed(config.t_patch_size * config.patch_size**2 * 3, width)
+        self.positions = Positions(
+            width,
+            grid=config.grid,
+            separable=config.sep_pos_embed,
+            cls_token=config.cls_embed,
+            sines=config.pos_init == "sines",
+        )
+        if config.cls_embed:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.blocks = Blocks(
+            width,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+            drop_path=drop_path,
+        )
+        self.norm = LayerNorm(width)
+        init_patch_embed(self.patch_embed, trunc=config.trunc_init)
+        init_linears(self.blocks, trunc=config.trunc_init)
+
+    def forward(self, clip: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Embed and attend.
+
+        Args:
+            clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
+            ids_keep: int64 (B, K), the tokens to look at; None for all L.
+
+        Returns:
+            (B, num_prefix + K, D), before `norm`: the classifier pools first and normalises then, as upstream
+            does.
+
+        Raises:
+            ValueError: The clip's shape or dtype is not what the config says.
+        """
+        return self.blocks(self.embed(clip, ids_keep))
+
+    def embed(self, clip: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """What the first block gets: (B, num_prefix + K, D) tokens with their positions. Arguments as of `forward`."""
+        config = self.config
+        view = patch_view(clip, frames_per_patch=config.t_patch_size, patch_size=config.patch_size)
+        if tuple(view.shape[1:4]) != config.grid:
+            raise ValueError(
+                f"clip {tuple(clip.shape)} makes {tuple(view.shape[1:4])} tokens, not {config.grid}; the model takes "
+                f"{config.num_frames} frames, {config.img_size} x {config.img_size} pixels"
+            )
+        pixels = normalise(gather_patches(view, ids_keep), mean=config.mean, std=config.std)
+        cls_position, positions = self.positions(ids_keep)
+        x = self.patch_embed(pixels) + positions
+        if cls_position is not None:
+            cls = self.cls_token + cls_position
+            x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        return x
+
+    def set_grad_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute the activations of each block in the backward pass: less memory, a third more work."""
+        self.blocks.checkpointing = enabled
+
+
+def init_patch_embed(linear: nn.Linear, *, trunc: bool) -> None:
+    """Upstream's: Xavier, or a truncated normal of deviation 1; the bias keeps torch's default (uniform)."""
+    if trunc:
+        nn.init.trunc_normal_(linear.weight)
+    else:
+        nn.init.xavier_uniform_(linear.weight)

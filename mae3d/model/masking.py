@@ -1,0 +1,218 @@
+"""Which tokens are hidden: (seed, epoch, position, view) ─► noise ─► ids, the same on any machine.
+
+    noise_BL = mask_noise(seed=0, epoch=3, positions=batch.positions, views=2, tokens=config.num_tokens)
+    mask = make_mask(noise_BL, mask_type="tube", grid=config.grid, kept=config.num_kept)
+    mask.ids_keep, mask.ids_masked         # (B, K), (B, L - K)
+
+Nothing here has a state: the same sample at the same place of the same epoch gets the same mask at every
+world size, batch size and after every resume. A type of mask is a score for each token; those with the smallest
+stay visible, so that a batch is dense whatever the type.
+
+Shapes: B clips, L = T x H x W tokens of the grid (t, h, w), K visible ones.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae3d.model.config import CELL_TOKENS, MAEConfig, MaskType
+
+FIXED = ("prospective", "retrospective", "interpolation")  # types whose every draw is the same mask
+STREAM = 0x6D61736B  # "mask": keeps this stream apart from those of order, crop and flip under the same seed
+
+
+class Mask(NamedTuple):
+    """The mask of B clips.
+
+    Attributes:
+        ids_keep: int64 (B, K), visible tokens, in the order of their score (of `random`: their noise).
+        ids_masked: int64 (B, L - K), hidden tokens, likewise.
+        ids_restore: int64 (B, L): `cat([kept, masked])[ids_restore]` is in token order.
+        mask: float32 (B, L) in token order, 1 where hidden.
+    """
+
+    ids_keep: Tensor
+    ids_masked: Tensor
+    ids_restore: Tensor
+    mask: Tensor
+
+
+def random_mask(noise: Tensor, mask_ratio: float) -> Mask:
+    """Keep the tokens with the smallest noise, agnostic of space and time (MAE-ST's random sampling).
+
+    Args:
+        noise: float32 (B, L). Ties are common (24 random bits, L in the thousands); the sort is stable, so
+            that CPU and GPU break them alike.
+        mask_ratio: Share that is hidden; `int(L * (1 - mask_ratio))` stay visible, truncated as upstream
+            does.
+    """
+    assert noise.dtype == torch.float32, noise.dtype
+    return _keep_smallest(noise, int(noise.shape[1] * (1 - mask_ratio)))
+
+
+def make_mask(noise: Tensor, *, mask_type: MaskType, grid: tuple[int, int, int], kept: int) -> Mask:
+    """Hide tokens in one of the ways of docs/masks.md.
+
+    `random` keeps single tokens (as `random_mask`), `tube` the same places in every time slot, `frame` whole time
+    slots, `block` cuboids a quarter as long as the grid along each axis. `prospective` keeps the first slots,
+    `retrospective` the last, `interpolation` both ends (the start has one more where their number is odd): these
+    three depend on the grid alone, every clip has the same mask.
+
+    Args:
+        noise: float32 (B, L).
+        mask_type: The way.
+        grid: Tokens along time, height and width; L = t h w.
+        kept: Visible tokens of each clip (K), `config.num_kept`: it is whole tubes or slots where the type has such.
+            Of blocks, one at most is cut short, so that the number is exact.
+    """
+    assert noise.dtype == torch.float32, noise.dtype
+    score = noise if mask_type == "random" else _SCORES[mask_type](noise.unflatten(1, grid)).flatten(1)
+    return _keep_smallest(score, kept)
+
+
+def running_cell(grid: tuple[int, int, int], *, predicted: int = 2, device: torch.device | None = None) -> Tensor:
+    """Which tokens a decoder predicts that leaves out some (VideoMAE V2's running cell, arXiv 2303.16727).
+
+    Each slot is tiled with cells of 2 x 2 tokens; the same part of every cell is predicted, and that part runs on by
+    one token a slot: in any four successive slots each place is predicted equally often.
+
+    Args:
+        grid: Tokens along time, height and width; cells at the right and lower edge are cut where it is odd.
+        predicted: How many of a cell's four tokens are predicted, 1 to 3.
+        device: Where the result is made.
+
+    Returns:
+        bool (L,) in token order, True where predicted; to be combined with what is hidden from the encoder.
+    """
+    assert 0 < predicted < CELL_TOKENS, predicted
+    t, h, w = (torch.arange(length, device=device) for length in grid)
+    place = (h % 2)[:, None] * 2 + w % 2
+    return ((place + t[:, None, None]) % CELL_TOKENS < predicted).flatten()
+
+
+def predicted_ids(ids_masked: Tensor, cell: Tensor, count: int) -> Tensor:
+    """The hidden tokens that a decoder predicts: those in the running cell first, so many that batches are dense.
+
+    How many of a random mask's hidden tokens lie in the cell differs by a few from clip to clip: the last in the
+    order of their noise are left out, or the first outside the cell are added.
+
+    Args:
+        ids_masked: int64 (B, M), hidden tokens.
+        cell: bool (L,), from `running_cell`.
+        count: How many to take, `config.num_predicted`.
+
+    Returns:
+        int64 (B, count).
+    """
+    outside = (~cell[ids_masked]).to(torch.uint8)
+    return ids_masked.gather(1, torch.argsort(outside, dim=1, stable=True)[:, :count])
+
+
+def _keep_smallest(score: Tensor, kept: int) -> Mask:
+    ids_shuffle = torch.argsort(score, dim=1, stable=True)
+    ids_restore = torch.argsort(ids_shuffle, dim=1)
+    mask = (ids_restore >= kept).float()
+    return Mask(ids_shuffle[:, :kept], ids_shuffle[:, kept:], ids_restore, mask)
+
+
+def _ranks(noise: Tensor) -> Tensor:
+    """(B, N) -> int64 (B, N), 0 for the smallest. Unlike the noise they have no ties, which would cut two units."""
+    return torch.argsort(torch.argsort(noise, dim=1, stable=True), dim=1)
+
+
+def _tube(noise_BTHW: Tensor) -> Tensor:
+    first = noise_BTHW[:, :1]
+    return _ranks(first.flatten(1)).view_as(first).expand_as(noise_BTHW)
+
+
+def _frame(noise_BTHW: Tensor) -> Tensor:
+    return _ranks(noise_BTHW[:, :, 0, 0])[:, :, None, None].expand_as(noise_BTHW)
+
+
+def _block(noise_BTHW: Tensor) -> Tensor:
+    cuboid = torch.zeros((), dtype=torch.int64, device=noise_BTHW.device)  # each token's cuboid, t h w
+    cuboids = 1
+    for length in noise_BTHW.shape[1:]:
+        edge = -(-length // 4)
+        along = -(-length // edge)
+        cuboid = cuboid[..., None] * along + torch.arange(length, device=noise_BTHW.device) // edge
+        cuboids *= along
+    return _ranks(noise_BTHW.flatten(1)[:, :cuboids])[:, cuboid]
+
+
+def _slots(noise_BTHW: Tensor) -> Tensor:
+    """Each token's time slot."""
+    return torch.arange(noise_BTHW.shape[1], device=noise_BTHW.device)[:, None, None].expand_as(noise_BTHW)
+
+
+def _interpolation(noise_BTHW: Tensor) -> Tensor:
+    slots = _slots(noise_BTHW)
+    return torch.minimum(slots, noise_BTHW.shape[1] - 1 - slots)
+
+
+_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "tube": _tube,
+    "frame": _frame,
+    "block": _block,
+    "prospective": _slots,
+    "retrospective": lambda noise_BTHW: -_slots(noise_BTHW),
+    "interpolation": _interpolation,
+}
+
+
+def other_masks(own: MAEConfig, kinds: Sequence[str], *, ratio: float | None) -> tuple[dict[str, MAEConfig], list[str]]:
+    """A model's settings under other masks than it was trained with.
+
+    Args:
+        own: What it was trained with.
+        kinds: Types of masks, in order; none are the model's own alone, `all` every one that fits, its own first.
+        ratio: Share that is hidden; None is the model's.
+
+    Returns:
+        Type -> settings; and which of `all` do not fit the model, and why.
+
+    Raises:
+        ValueError: There is no such type, or one does not fit; of `all`, none does.
+    """
+    ratio = own.mask_ratio if ratio is None else ratio
+    if list(kinds) != ["all"]:
+        chosen: list[Any] = list(kinds) or [own.mask_type]  # the config refuses what is none
+        return {kind: replace(own, mask_type=kind, mask_ratio=ratio) for kind in chosen}, []
+    masks, unfit = {}, []
+    for kind in sorted(get_args(MaskType), key=lambda kind: kind != own.mask_type):
+        try:
+            masks[kind] = replace(own, mask_type=kind, mask_ratio=ratio)
+        except ValueError as error:
+            unfit.append(f"{kind}: {error}")
+    if not masks:
+        raise ValueError(unfit[0])
+    return masks, unfit
+
+
+def mask_noise(*, seed: int, epoch: int, positions: Iterable[int], views: int, tokens: int) -> Tensor:
+    """Uniform noise for the masks of a batch, a pure function of its arguments (counter-based: Philox 4x64).
+
+    Args:
+        seed: The run's seed, 0 or more.
+        epoch: The epoch, 0 or more.
+        positions: Each sample's position in the epoch's global order.
+        views: Views of a sample (R).
+        tokens: Tokens of a view (L).
+
+    Returns:
+        float32 (B*R, L) on [0, 1), on the CPU; the views of a sample follow one another.
+    """
+    noise = np.empty((len(positions := list(positions)), views, tokens), dtype=np.float32)
+    bits = np.random.Philox(key=[seed, STREAM])  # one for all: making it takes longer than drawing
+    fresh, generator = bits.state, np.random.Generator(bits)
+    for row, position in enumerate(positions):
+        for view in range(views):
+            # The lowest word counts the draws of one view; the three above name it.
+            fresh["state"]["counter"] = np.array([0, view, int(position), epoch], dtype=np.uint64)
+            bits.state = fresh
+            generator.random(dtype=np.float32, out=noise[row, view])
+    return torch.from_numpy(noise.reshape(-1, tokens))

@@ -1,0 +1,220 @@
+"""What a run has written ─► what a person reads of it: curves of one or several runs, and a summary.
+
+python -m mae3d.metrics plot RUN [RUN2 ...] --out curves.png --keys loss eval_loss
+python -m mae3d.metrics summary RUN
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mae3d.tracking.run_dir import DONE, STOPPED, Run, read_metrics
+from mae3d.weights.files import BEST, CHECKPOINTS, LATEST
+
+PICTURES = "eval"  # the folder of a run with a picture of each evaluation
+SCORES = ("val_", "eval_")  # what names begin with in metrics.jsonl that held-out samples gave
+SPEED = ("clips_per_s", "data_wait", "mfu")
+_COUNTS = {  # of metrics.jsonl, in words
+    "skipped_steps": "steps skipped (gradient not finite)",
+    "rollbacks": "times gone back to a checkpoint",
+    "failed_saves": "checkpoints that could not be written",
+    "failed_mirrors": "checkpoints that could not be copied to run.remote",
+    "substituted": "damaged samples replaced by others",
+    "read_retries": "reads tried again",
+    "decode_errors": "batches decoded again",
+}
+
+Row = Mapping[str, Any]
+
+
+class HistoryError(ValueError):
+    """There is nothing to read; the message names the run."""
+
+
+def picture_of(run: Path, step: int) -> Path:
+    """Where the picture of an evaluation lies."""
+    return run / PICTURES / f"step-{step:08d}.png"
+
+
+def pictures(run: Path) -> list[tuple[int, Path]]:
+    """(step, PNG) of a run's evaluations, in order."""
+    return [(int(path.stem.removeprefix("step-")), path) for path in sorted((run / PICTURES).glob("step-*.png"))]
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, at least one.
+
+    Raises:
+        HistoryError: there is no such run, or it has none yet.
+    """
+    if not run.is_dir():
+        raise HistoryError(f"{run}: no such folder; give a run, the folder that was --run.dir")
+    if not Run(run).stored():
+        raise HistoryError(f"{run}: no run, for it has no config.yaml; give the folder that was --run.dir")
+    rows = [row for row in read_metrics(run) if isinstance(row.get("step"), int)]
+    if not rows:
+        raise HistoryError(f"{run}: metrics.jsonl has no line yet; the first comes after log.every steps")
+    return rows
+
+
+def is_lower_better(score: str) -> bool:
+    """Of a score's name in metrics.jsonl."""
+    return score.endswith("loss")
+
+
+def best_of(rows: Sequence[Row], score: str) -> tuple[int, float] | None:
+    """(step, value) of the best line, of equal ones the first; None where the score is in none."""
+    found = [(row["step"], row[score]) for row in rows if is_number(row.get(score))]
+    sign = 1 if is_lower_better(score) else -1
+    return min(found, key=lambda pair: sign * pair[1]) if found else None
+
+
+def is_number(value: object) -> bool:
+    """Whether it can be drawn: a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def score_names(rows: Sequence[Row]) -> list[str]:
+    """Names of held-out samples' scores, in the order in which they come."""
+    return list(dict.fromkeys(name for row in rows for name in row if name.startswith(SCORES)))
+
+
+def speed_of(rows: Sequence[Row], *, clips_per_step: int) -> dict[str, float]:
+    """Over all intervals between lines: `hours` in steps (not in evaluations), and of `SPEED` what is known, as means.
+
+    Args:
+        rows: of metrics.jsonl.
+        clips_per_step: over all processes.
+    """
+    seconds, clips, before = 0.0, 0, 0
+    weighted: dict[str, float] = {}
+    for row in rows:
+        if not is_number(row.get("clips_per_s")) or row["clips_per_s"] <= 0:
+            continue
+        interval = (row["step"] - before) * clips_per_step / row["clips_per_s"]
+        clips, seconds, before = clips + (row["step"] - before) * clips_per_step, seconds + interval, row["step"]
+        for name in ("data_wait", "mfu"):
+            if is_number(row.get(name)):
+                weighted[name] = weighted.get(name, 0.0) + row[name] * interval
+    if not seconds:
+        return {}
+    return {"hours": seconds / 3600, "clips_per_s": clips / seconds} | {n: w / seconds for n, w in weighted.items()}
+
+
+def summary(folder: str | Path) -> str:
+    """What a run came to, one subject a line.
+
+    Raises:
+        HistoryError: there is no such run, or nothing in it.
+    """
+    run = Path(folder)
+    rows, config = rows_of(run), Run(run).stored()
+    lines = dict(_length(run, rows))
+    lines |= _scores(rows)
+    lines |= _speed(rows, config)
+    lines["trouble"] = _trouble(rows[-1] if "loss" in rows[-1] else next((r for r in rows[::-1] if "loss" in r), {}))
+    lines |= _model(run, config)
+    return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items())
+
+
+def _length(run: Path, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    if (run / DONE).exists():
+        state = "finished"
+    elif (run / STOPPED).exists():
+        state = f"{(run / STOPPED).read_text().strip()}; the same command goes on"
+    else:
+        state = "running, or killed: then the same command goes on"
+    yield "run", f"{run} ({state})"
+    yield "length", f"{rows[-1]['step']:,} steps, {rows[-1].get('epoch', math.nan):.1f} epochs"
+    losses = [row for row in rows if is_number(row.get("loss"))]
+    if losses:
+        first, last = losses[0], losses[-1]
+        step, lowest = best_of(losses, "loss") or (0, math.nan)
+        yield (
+            "loss",
+            f"{first['loss']:.4f} at step {first['step']:,}, {last['loss']:.4f} at step {last['step']:,}"
+            + (f"; lowest {lowest:.4f} at step {step:,}" if step != last["step"] else ""),
+        )
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, str]:
+    told = []
+    for name in score_names(rows):
+        found = [row for row in rows if is_number(row.get(name))]
+        if best := best_of(rows, name):
+            last = found[-1]
+            text = f"{name} {last[name]:.4f} at step {last['step']:,}"
+            told.append(text + ("" if best[1] == last[name] else f", best {best[1]:.4f} at step {best[0]:,}"))
+    return {"scores": "\n         ".join(told)} if told else {}
+
+
+def _speed(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, str]:
+    clips = config.get("train", {}).get("global_batch", 1) * config.get("data", {}).get("repeat_aug", 1)
+    speed = speed_of(rows, clips_per_step=clips)
+    if not speed:
+        return {}
+    hours = speed["hours"]
+    text = f"{speed['clips_per_s']:.1f} clips/s, " + (f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min")
+    text += f" in steps, {speed.get('data_wait', 0):.1%} of it waiting for data"
+    return {"speed": text + (f", MFU {speed['mfu']:.1%}" if "mfu" in speed else "")}
+
+
+def _trouble(row: Row) -> str:
+    told = [f"{row[name]:,} {what}" for name, what in _COUNTS.items() if row.get(name)]
+    return "; ".join(told) or "none"
+
+
+def _model(run: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    folder = run / CHECKPOINTS
+    best, latest = ((folder / name).read_text().strip() if (folder / name).is_file() else "" for name in (BEST, LATEST))
+    if not latest:
+        yield "model", "no checkpoint yet"
+        return
+    which = f"the best; the newest is {latest}" if best not in ("", latest) else "the newest"
+    yield "model", f"{folder / (best or latest)} ({which}{', and the best' if best == latest else ''})"
+    shards = config.get("data", {}).get("shards") or "SHARDS"
+    shards = shards if isinstance(shards, str) else " ".join(shards)
+    commands = [f"python -m mae3d.metrics plot {run}"]
+    if "few_shot" in config:  # of finetuning alone
+        commands += [
+            f"python launch/evaluate.py --run {run} --data.shards TEST --num_clips 5 --num_crops 3 --out {run}-test",
+            f"python launch/visualize.py --run {run} --data.shards {shards} --out {run}-report",
+        ]
+    else:
+        commands += [
+            f"python launch/visualize.py --run {run} --data.shards {shards} --out {run}-report",
+            f"python launch/probe.py --run {run} --data.shards {shards} --test.shards TEST --out {run}-probes",
+            f"python launch/finetune.py --init {run} --data.shards {shards} --val.shards VAL --run.dir {run}-fine",
+        ]
+    yield "next", "\n         ".join([*commands, f"python launch/export.py {run} {run}-model"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m mae3d.metrics`; the exit code: 0, 2 for bad usage or a run without lines, 3 where it cannot write."""
+    parser = argparse.ArgumentParser(prog="python -m mae3d.metrics", description=str(__doc__).splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    plot = commands.add_parser("plot", help="curves of one or several runs, as a PNG")
+    plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
+    plot.add_argument("--out", type=Path, default=Path("curves.png"), help="the PNG (curves.png)")
+    plot.add_argument("--keys", nargs="+", help="what is drawn, as named in metrics.jsonl; default: what there is")
+    told = commands.add_parser("summary", help="what a run came to, in words")
+    told.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "summary":
+            print(summary(arguments.run))
+        else:
+            from mae3d.tracking.plots import plot_curves
+
+            plot_curves({run: rows_of(run) for run in arguments.runs}, arguments.out, keys=arguments.keys)
+            print(f"curves: {arguments.out}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or arguments.out}: {error.strerror or error}", file=sys.stderr)
+        return 3
+    return 0

@@ -1,0 +1,196 @@
+"""A run's folder: its config, its metrics and how it ended. What may change between two starts is decided here.
+
+run = Run("out/run")
+run.claim(config, extend=False)      # writes config.yaml, or compares with it
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from mae3d.io.files import write_text
+
+CONFIG, METRICS, DONE, STOPPED = "config.yaml", "metrics.jsonl", "DONE", "STOPPED"
+STOP = "STOP"  # made by a person: the run stops at the next step, and does not start while it is there
+SPIKES, BEATS = "spikes.jsonl", "heartbeats"
+
+# What does not touch the sequence of losses beyond the order of a sum.
+_MAY_CHANGE = (
+    "run.",
+    "log.",
+    "extend",
+    "device",
+    # The loader compares fingerprints: of the datasets' content, of the order as it is resolved.
+    "data.shards",
+    "data.exclude_bad_shards",
+    "data.order",
+    "data.mix_shards",
+    "data.on_change",
+    "data.read_",
+    "data.decode",  # and data.decode_threads; the launcher keeps the decoder, or tells of a change
+    "data.prefetch",
+    "data.retries",
+    "data.max_bad",
+    "data.cache",
+    "eval.",
+    "val.shards",
+    "val.exclude_bad_shards",
+    "val.decode",
+    "val.batch",
+    "val.cache",
+    "train.accumulation",
+    "train.max_skipped",
+    "train.max_rollbacks",
+    "train.zero_stage",
+    "train.grad_checkpointing",
+    "train.deepspeed.zero_optimization.",  # of what may be given there, nothing else
+    "train.deepspeed.comms_logger.",
+    "train.deepspeed.wall_clock_breakdown",
+    "train.deepspeed.memory_breakdown",
+    "train.deepspeed.dump_state",
+    "train.deepspeed.steps_per_print",
+)
+_TOLD = 16  # processes that a message lists
+_LENGTH = ("train.steps", "train.epochs")
+
+
+class RunError(ValueError):
+    """A run cannot go on as asked; the message names each setting with both values."""
+
+
+class Run:
+    """One folder, written by the first process."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step has been taken and saved."""
+        return (self.folder / DONE).exists()
+
+    def claim(
+        self, config: Mapping[str, Any], *, extend: bool, defaults: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Makes the folder with its config.yaml, or checks that the config is the one it was started with.
+
+        Args:
+            config: nested plain values, complete.
+            extend: whether the run's length may change.
+            defaults: nested as `config`; a setting that config.yaml lacks is newer than the run, which had its default.
+
+        Raises:
+            RunError: a setting differs that the losses depend on, or a file asks the run to stop.
+            OSError: the folder cannot be written.
+        """
+        path = self.folder / CONFIG
+        if (self.folder / STOP).exists():
+            raise RunError(f"{self.folder / STOP} asks this run to stop: remove that file to go on")
+        # Tuples as lists, as they come back from the file.
+        config, defaults = json.loads(json.dumps(config)), json.loads(json.dumps(dict(defaults)))
+        if path.exists():
+            before = _flat(defaults) | _flat(self.stored())
+            self._compare(before, _flat(config), extend=extend)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, yaml.safe_dump(config, sort_keys=False))
+        (self.folder / STOPPED).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / BEATS, ignore_errors=True)
+        (self.folder / BEATS).mkdir(exist_ok=True)
+        if extend:
+            (self.folder / DONE).unlink(missing_ok=True)
+
+    def stored(self) -> dict[str, Any]:
+        """What the run was last started with, nested plain values; empty before its first start."""
+        path = self.folder / CONFIG
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def check_same(self, config: Mapping[str, Any], *, where: str) -> None:
+        """Compares a config from somewhere else with what the run was last started with, if it ever was.
+
+        Raises:
+            RunError: it is another run's: a setting differs that the losses depend on, the length aside.
+        """
+        mine, other = _flat(self.stored()), _flat(config)
+        shared = mine.keys() & other.keys()  # the rest is newer than one of them
+        changed = [key for key in sorted(shared) if mine[key] != other[key]]
+        refused = [key for key in changed if not key.startswith(_MAY_CHANGE) and key not in _LENGTH]
+        if refused:
+            told = "; ".join(f"{key}: {other[key]!r} there, {mine[key]!r} here" for key in refused)
+            raise RunError(f"{where} holds another run than {self.folder} ({told}): give another run.remote or run.dir")
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any], *, extend: bool) -> None:
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        refused = [key for key in changed if not key.startswith(_MAY_CHANGE) and not (extend and key in _LENGTH)]
+        if refused:
+            told = "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in refused)
+            hint = " (--extend true allows another length)" if set(refused) & set(_LENGTH) else ""
+            raise RunError(
+                f"{self.folder} was started with other settings: {told}. Restore them{hint}, or give another run.dir"
+            )
+
+    def cut_metrics(self, step: int) -> None:
+        """Removes the lines after `step`: the resumed run writes them again."""
+        path = self.folder / METRICS
+        if not path.exists():
+            return
+        kept = [line for line in path.read_text().splitlines() if (row := _row(line)) and row["step"] <= step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def write_metrics(self, row: Mapping[str, Any]) -> None:
+        """Appends one line."""
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def write_spike(self, row: Mapping[str, Any]) -> None:
+        """Appends a line to spikes.jsonl."""
+        with (self.folder / SPIKES).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def beat(self, rank: int, step: int) -> None:
+        """Shows that a process lives: it has taken `step` steps. A full disk or a lost mount is no reason to stop."""
+        with contextlib.suppress(OSError):
+            (self.folder / BEATS / f"rank-{rank:05d}").write_text(f"{step}\n")
+
+    def told_beats(self) -> str:
+        """How far each process has come, in words."""
+        beats = []
+        for path in sorted((self.folder / BEATS).glob("rank-*")):
+            with contextlib.suppress(OSError, ValueError):
+                seconds = max(time.time() - path.stat().st_mtime, 0)
+                beats.append((int(path.read_text()), int(path.name.removeprefix("rank-")), seconds))
+        told = [f"rank {rank}: step {step}, {seconds:.0f} s ago" for step, rank, seconds in sorted(beats)[:_TOLD]]
+        more = f"; {len(beats) - _TOLD} more" if len(beats) > _TOLD else ""
+        return f"Last steps: {'; '.join(told)}{more}." if beats else ""
+
+    def end(self, marker: str, text: str) -> None:
+        """Writes DONE or STOPPED."""
+        (self.folder / marker).write_text(text + "\n")
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's metrics.jsonl."""
+    path = Path(folder) / METRICS
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(_row, lines) if row]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:  # the last line of a killed run
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,207 @@
+"""Rows of metrics.jsonl ─► TensorBoard and Weights & Biases as well, if they are wanted and as far as they work.
+
+trackers = open_trackers(config.log, run, first_step=0)
+trackers[0].write({"step": 10, "loss": 0.9}); trackers[0].close()
+
+Each works on a thread of its own: a server that does not answer costs the training nothing, and whatever goes wrong is
+one warning. metrics.jsonl has every row in any case.
+"""
+
+import json
+import logging
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from mae3d.io.files import write_text
+from mae3d.tracking.run_dir import Run
+from mae3d.training.config import LogConfig
+
+logger = logging.getLogger(__name__)
+
+TENSORBOARD = "tensorboard"  # a folder of the run
+WANDB_STATE = "wandb.json"  # which W&B run it is, and the last step that it has
+MAX_WAITING = 1000  # rows that a slow service may be behind with; more are left out
+INIT_S, CLOSE_S = 60, 30  # seconds that W&B has to answer at the start, and a tracker to be done at the end
+
+Row = Mapping[str, Any]
+
+
+class TrackerError(RuntimeError):
+    """A service cannot be used; the message says what to do."""
+
+
+class Sink(Protocol):
+    """Where rows go; may take its time, and may raise what it likes."""
+
+    def write(self, row: Row) -> None: ...
+    def close(self) -> None: ...
+
+
+class Tracker:
+    """A sink behind a queue: never blocks for long, never raises."""
+
+    def __init__(self, name: str, open_sink: Callable[[], Sink]):
+        """Starts the thread, which opens the sink.
+
+        Args:
+            name: for warnings: the option that asked for it.
+            open_sink: called on the thread.
+        """
+        self._name, self._open = name, open_sink
+        self._rows: queue.Queue[Row | None] = queue.Queue(MAX_WAITING)
+        self._warned = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def write(self, row: Row) -> None:
+        """Hands a row over."""
+        try:
+            self._rows.put_nowait(dict(row))
+        except queue.Full:
+            self._warn(f"it is {MAX_WAITING} rows behind; rows are left out there")
+
+    def close(self, seconds: float = CLOSE_S) -> None:
+        """Waits until the rows are written, but no longer than this."""
+        with suppress(queue.Full):
+            self._rows.put(None, timeout=seconds)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._warn(f"it was not done {seconds:g} s after the last row; it may lack some")
+
+    def _work(self) -> None:
+        try:
+            sink = self._open()
+            while (row := self._rows.get()) is not None:
+                sink.write(row)
+            sink.close()
+        except TrackerError as error:
+            self._fail(str(error))
+        except ImportError as error:
+            package = (error.name or "").partition(".")[0]
+            self._fail(f"the package {package} is missing or broken: pip install {package}")
+        except BaseException as error:  # SystemExit as well: nothing of theirs may end a training
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._fail(f"{type(error).__name__}: {first}")
+
+    def _fail(self, what: str) -> None:
+        self._warn(what)
+        while self._rows.get() is not None:  # goes on taking rows, so that nobody waits
+            pass
+
+    def _warn(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s: %s. Training goes on, metrics.jsonl has every row", self._name, what)
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard: `tensorboard --logdir RUN/tensorboard`."""
+
+    def __init__(self, folder: Path, *, first_step: int):
+        """Goes on where the run does: what was written of later steps is void.
+
+        Args:
+            folder: of the event files.
+            first_step: the step that the run starts, or was restored, at.
+        """
+        import tensorboard  # noqa: F401 - torch's own error, where it is missing, names no package
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder, purge_step=first_step + 1)
+
+    def write(self, row: Row) -> None:
+        """A scalar for each number; at the disk within two minutes, which is torch's default."""
+        for name, value in _numbers(row):
+            self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flushes."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A W&B run, the same one after every resume: RUN/wandb.json remembers its id and the last step that it has."""
+
+    def __init__(self, run: Run, *, project: str, mode: str):
+        """Opens or resumes it; takes up to a minute where the server does not answer.
+
+        Args:
+            run: ours.
+            project: PROJECT, or ENTITY/PROJECT.
+            mode: "online", or "offline" to keep everything in RUN/wandb for `wandb sync`.
+
+        Raises:
+            TrackerError: there is no key to log in with.
+            Exception: what wandb raises.
+        """
+        import wandb
+        from wandb import login  # an ImportError where a mere folder of that name is found
+
+        # Without a key init would ask for one at a terminal, and wait.
+        if mode == "online" and not login(prompt=False):
+            raise TrackerError("no key: `wandb login`, or set WANDB_API_KEY; or take --log.wandb_mode offline")
+        self._path = run.folder / WANDB_STATE
+        self._state = _read_json(self._path)
+        if self._state.get("project") != project:
+            self._state = {"project": project, "id": uuid.uuid4().hex[:12], "step": 0}
+            self._remember()
+        entity, _, name = project.rpartition("/")
+        self._run = wandb.init(
+            entity=entity or None,
+            project=name,
+            id=self._state["id"],
+            name=run.folder.name,
+            dir=run.folder,
+            config=run.stored(),
+            mode=mode,
+            resume="allow",
+            settings=wandb.Settings(init_timeout=INIT_S, console="off", silent=True),
+        )
+
+    def write(self, row: Row) -> None:
+        """The numbers of a row; those of a step that W&B has from before the resume are equal, and left out."""
+        if row["step"] > self._state["step"]:
+            self._run.log(dict(_numbers(row)), step=row["step"])
+            self._state["step"] = row["step"]
+            self._remember()
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._run.finish()
+
+    def _remember(self) -> None:
+        write_text(self._path, json.dumps(self._state))
+
+
+def open_trackers(log: LogConfig, run: Run, *, first_step: int) -> list[Tracker]:
+    """Those that are asked for; on the first process only.
+
+    Args:
+        log: the settings.
+        run: whose rows they get.
+        first_step: the step that the run starts, or was restored, at.
+    """
+    trackers = []
+    if log.tensorboard:
+        folder = run.folder / TENSORBOARD
+        trackers.append(Tracker("--log.tensorboard", lambda: TensorBoard(folder, first_step=first_step)))
+    if log.wandb:
+        trackers.append(Tracker("--log.wandb", lambda: WeightsAndBiases(run, project=log.wandb, mode=log.wandb_mode)))
+    return trackers
+
+
+def _numbers(row: Row) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in row.items() if isinstance(value, int | float) and name != "step"]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}

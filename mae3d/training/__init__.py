@@ -1,0 +1,1 @@
+"""The training loop over a DeepSpeed engine, its optimizer, schedule, anomalies and saving."""

@@ -1,0 +1,203 @@
+"""What `--optim.*`, `--train.*`, `--run.*` and `--log.*` set. Standard library only, for a quick `--help`.
+
+TrainConfig(global_batch=512, epochs=100, precision="bf16", zero_stage=1)
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from mae3d.training.deepspeed_config import check_settings, read_settings
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW under a half-cycle cosine with a linear warm-up.
+
+    Attributes:
+        blr: base learning rate; the rate is blr x global_batch / 256 (samples, not views: upstream's rule).
+        lr: the learning rate itself; wins over blr.
+        min_lr: rate at the end.
+        warmup_epochs: epochs of linear warm-up from 0.
+        warmup_steps: warm-up in steps; wins over warmup_epochs.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: of matrices and of the class, mask and position tokens; biases and norms have none.
+        clip_grad: greatest norm of the gradient; null for no clipping.
+    """
+
+    blr: float = 1.6e-3
+    lr: float | None = None
+    min_lr: float = 0.0
+    warmup_epochs: float = 5
+    warmup_steps: int | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip_grad: float | None = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("blr", "min_lr", "warmup_epochs", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ValueError(f"optim.clip_grad={self.clip_grad} must be greater than 0; null switches clipping off")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas={list(self.betas)} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class FinetuneOptimConfig(OptimConfig):
+    """AdamW as for pretraining, with a rate that falls from the head to the first block, and an average of the weights.
+
+    Attributes:
+        blr: base learning rate; the rate is blr x global_batch x repeat_aug / 256 (upstream's rule for finetuning).
+        layer_decay: share of the rate from a block to the one below; 1 gives all layers the same rate.
+        ema: decay a step of a moving average of the fp32 weights, which is then validated and saved as the model; 0 for
+            none. VideoMAE's: 0.9999.
+    """
+
+    blr: float = 1e-3
+    min_lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float | None = 5.0
+    layer_decay: float = 0.75
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay={self.layer_decay} must be above 0 and at most 1; 1 switches it off")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"optim.ema={self.ema} must be at least 0 and below 1; 0 switches it off")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in which batches and in which arithmetic.
+
+    Attributes:
+        global_batch: samples of one optimizer step over all processes, fixed for a run; each is data.repeat_aug clips.
+        accumulation: micro-batches of one optimizer step.
+        epochs: passes over the data, in loader epochs (the paper's effective epochs are these x repeat_aug).
+        steps: optimizer steps; wins over epochs.
+        seed: of the weights, the order, the crops and the masks.
+        precision: `bf16` (module in bf16, fp32 master weights), `autocast` (fp32 weights, matrix products in bf16: more
+            memory, closer to fp32) or `fp32`.
+        zero_stage: DeepSpeed ZeRO stage: 1 shares the optimizer out over the processes, 2 the gradients too, 3 the
+            weights too; 0 (fp32 only) nothing.
+        grad_checkpointing: recompute activations in the backward pass: less memory, a third more work.
+        compile: torch.compile the model.
+        max_skipped: steps in a row whose gradient is not finite after which the last checkpoint is restored; the data
+            goes on.
+        max_rollbacks: how often that is done before the run stops.
+        deepspeed: a JSON file of DeepSpeed's settings (bucket sizes and the like), merged over ours and kept in
+            config.yaml; what has an option of ours is refused by name.
+    """
+
+    global_batch: int = 512
+    accumulation: int = 1
+    epochs: float = 100
+    steps: int | None = None
+    seed: int = 0
+    precision: Literal["bf16", "autocast", "fp32"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    grad_checkpointing: bool = False
+    compile: bool = False
+    max_skipped: int = 10
+    max_rollbacks: int = 3
+    deepspeed: dict[str, Any] | str = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch", "accumulation", "epochs"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be greater than 0")
+        if self.steps is not None and self.steps <= 0:
+            raise ValueError(f"train.steps={self.steps} must be greater than 0")
+        if self.max_skipped <= 0 or self.max_rollbacks < 0:
+            raise ValueError(
+                f"train.max_skipped={self.max_skipped} must be at least 1, train.max_rollbacks={self.max_rollbacks} 0"
+            )
+        if self.seed < 0:
+            raise ValueError(f"train.seed={self.seed} must not be negative")
+        if self.zero_stage == 0 and self.precision != "fp32":
+            # In bf16 DeepSpeed miscounts AdamW's steps there; under autocast it works, and has nothing over stage 1.
+            raise ValueError(
+                f"train.zero_stage=0 with train.precision={self.precision}: use zero_stage 1, or precision fp32"
+            )
+        settings = self.deepspeed
+        if isinstance(settings, str):
+            settings = read_settings(settings) if settings else {}
+        check_settings(settings, where="train.deepspeed")
+        object.__setattr__(self, "deepspeed", settings)
+        accumulates = settings.get("data_types", {}).get("grad_accum_dtype")
+        if accumulates and self.zero_stage < 2:
+            raise ValueError(
+                f"train.deepspeed: data_types.grad_accum_dtype={accumulates} takes another optimizer of DeepSpeed's at "
+                f"train.zero_stage={self.zero_stage}, whose state we do not know: use zero_stage 2"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lies and how often its state is saved; may change from start to start.
+
+    Attributes:
+        dir: the run's folder; starting again with the same folder resumes.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+        keep_last: newest checkpoints that are kept, 2 or more.
+        keep_every: checkpoints at multiples of this many steps are kept for good; 0 for none.
+        time_limit: minutes from the first step on after which the run stops with a checkpoint, to be started again;
+            null for none.
+        timeout: minutes that a process waits for the others before it gives up.
+        remote: a URL such as s3://bucket/run. Complete checkpoints, config.yaml and metrics.jsonl are mirrored to it in
+            the background, and restored from it where dir is empty or older. Credentials come from the environment.
+    """
+
+    dir: str = ""
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    keep_every: int = 0
+    time_limit: float | None = None
+    timeout: float = 30
+    remote: str = ""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every <= 0:
+            raise ValueError(f"run.checkpoint_every={self.checkpoint_every} must be greater than 0")
+        if self.timeout <= 0 or (self.time_limit is not None and self.time_limit <= 0):
+            raise ValueError(f"run.timeout={self.timeout} and run.time_limit={self.time_limit} must be above 0 minutes")
+        if self.keep_last < 2:
+            raise ValueError(f"run.keep_last={self.keep_last}: keep at least 2, for the newest may be cut short")
+        place = self.remote.partition("://")[2]
+        if "?" in place or ":" in place.rpartition("@")[0]:
+            raise ValueError(  # without the value, which is no secret any more once it is printed
+                "run.remote holds a password or a token, which config.yaml would keep: give the URL without it, and "
+                "credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+            )
+
+    def below(self, name: str) -> "RunConfig":
+        """Of a run in a folder below this one, here and behind the URL."""
+        remote = f"{self.remote.rstrip('/')}/{name}" if self.remote else ""
+        return replace(self, dir=f"{self.dir.rstrip('/')}/{name}", remote=remote)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written while training; may change from start to start.
+
+    Attributes:
+        every: steps between lines of metrics.jsonl and of the console.
+        tensorboard: write them for TensorBoard as well, in RUN/tensorboard; needs the package tensorboard.
+        wandb: a Weights & Biases project that they also go to, PROJECT or ENTITY/PROJECT; needs the package wandb and
+            its key (`wandb login`, or WANDB_API_KEY). A resumed run goes on with its W&B run.
+        wandb_mode: `online`, or `offline`: kept in RUN/wandb for `wandb sync`.
+    """
+
+    every: int = 10
+    tensorboard: bool = False
+    wandb: str = ""
+    wandb_mode: Literal["online", "offline"] = "online"
+
+    def __post_init__(self) -> None:
+        if self.every <= 0:
+            raise ValueError(f"log.every={self.every} must be greater than 0")

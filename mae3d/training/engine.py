@@ -1,0 +1,276 @@
+"""A model and its parameter groups ─► a DeepSpeed engine that steps under our schedule, and the slices of its state.
+
+    engine = Engine(model, groups, train=train, optim=optim, micro_batch=8, world=world)
+    loss = engine(clips, noise).loss
+    engine.backward(loss)
+    engine.step(lr)                      # steps the optimizer at the end of an accumulation
+
+This file and zero.py, which says where the slices lie, are the only ones that know DeepSpeed.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae3d.checkpoints.format import Slice, SliceReader
+from mae3d.distributed import World
+from mae3d.training.config import OptimConfig, TrainConfig
+from mae3d.training.deepspeed_config import merged
+from mae3d.training.optim import ParamGroup
+from mae3d.training.zero import KINDS, Piece, count_steps, make_layout, moments, start_state
+
+logger = logging.getLogger(__name__)
+
+
+def deepspeed_config(train: TrainConfig, optim: OptimConfig, *, micro_batch: int) -> dict[str, Any]:
+    """DeepSpeed's settings, the user's over ours. The optimizer is ours: CPU and GPU differ in its kernel only."""
+    ours = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": train.accumulation,
+        # Stage 0 neither tells a norm nor skips a step that is not finite: there we clip.
+        "gradient_clipping": optim.clip_grad or 0.0 if train.zero_stage else 0.0,
+        # A non-finite gradient skips the step on all ranks; stated, for the default has changed before.
+        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
+        "torch_autocast": {"enabled": train.precision == "autocast", "dtype": "bfloat16"},
+        "zero_optimization": {"stage": train.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31 - 1,
+    }
+    assert isinstance(train.deepspeed, dict), "TrainConfig reads a file's settings"
+    return merged(ours, train.deepspeed)
+
+
+def make_adamw(groups: Sequence[ParamGroup], optim: OptimConfig, *, device: torch.device) -> torch.optim.Optimizer:
+    """DeepSpeed's FusedAdam on a GPU; torch's fused AdamW on the CPU, and on a GPU where FusedAdam cannot be built."""
+    settings: dict[str, Any] = {"lr": 0.0, "betas": optim.betas, "eps": optim.eps}
+    plain = [{key: value for key, value in group.items() if key != "names"} for group in groups]
+    if device.type == "cuda":
+        try:
+            from deepspeed.ops.adam import FusedAdam
+
+            return FusedAdam(plain, adam_w_mode=True, **settings)
+        except Exception as error:  # the builder raises what it likes: no nvcc, no ninja, another CUDA than torch's
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            logger.warning(
+                "FusedAdam cannot be built (%s): torch's fused AdamW takes its place, with the same steps", reason
+            )
+    return torch.optim.AdamW(plain, fused=True, **settings)
+
+
+class Engine:
+    """Forward, backward and step of a model on this rank."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[ParamGroup],
+        *,
+        train: TrainConfig,
+        optim: OptimConfig,
+        micro_batch: int,
+        world: World,
+        ema: float = 0.0,
+    ):
+        """Hands the model to DeepSpeed.
+
+        Args:
+            model: MAE or Classifier, on any device; with bf16 it is cast, the fp32 masters are DeepSpeed's.
+            groups: its trainable parameters, each with weight_decay and lr_scale.
+            train: precision, ZeRO stage, accumulation.
+            optim: AdamW's constants and the clipping.
+            micro_batch: samples of one forward pass on this rank.
+            world: all processes.
+            ema: decay a step of a moving average of the fp32 masters, kept by whoever holds them; 0 for none.
+
+        Raises:
+            ValueError: DeepSpeed refuses a setting of train.deepspeed.
+        """
+        import deepspeed
+
+        if world.device.type == "cpu":
+            # Its communicator would be compiled for half a minute at the first start; gloo does.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.utils.logger.setLevel(logging.WARNING)
+        deepspeed.init_distributed(dist_init_required=False)
+        self._groups = list(groups)
+        self._stage, self._rank, self._device = train.zero_stage, world.place.rank, world.device
+        self._clip, self._decay = optim.clip_grad, ema
+        self._dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        self._autocast = train.precision == "autocast"
+        # Stage 3 leaves the parameters in place, but empty.
+        parameters = dict(model.named_parameters())
+        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self._adam = make_adamw(groups, optim, device=world.device)
+        self._engine, *_ = deepspeed.initialize(
+            model=model.to(world.device),
+            optimizer=self._adam,
+            config=deepspeed_config(train, optim, micro_batch=micro_batch),
+            dist_init_required=False,
+        )
+        # DeepSpeed's own group waits half an hour for a lost process, whatever ours were told. Older
+        # torch has no public name for this.
+        set_timeout = (
+            getattr(torch.distributed, "set_timeout", None) or torch.distributed.distributed_c10d._set_pg_timeout
+        )
+        set_timeout(world.timeout, deepspeed.utils.groups._get_data_parallel_group())
+        if train.compile:
+            self._engine.compile()  # in place: no name changes
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        self._layout = make_layout(self._stage, self._engine, trained, rank=self._rank)
+        self._norm: float | None = None  # where we clip
+        self._skipped = 0
+        self._averages = [self._master(piece).clone() for piece in self._layout.pieces()] if ema else []
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward pass."""
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds this micro-batch's gradients; accumulation divides them."""
+        self._engine.backward(loss)
+
+    def step(self, lr: float) -> None:
+        """Counts a micro-batch; at the end of an accumulation steps AdamW.
+
+        The rate and each group's own settings are set every time: whatever a library keeps in its groups, ours hold.
+        A gradient that is not finite on one rank skips the step on all.
+        """
+        for live, group in zip(self._adam.param_groups, self._groups, strict=True):
+            live["lr"] = lr * group["lr_scale"]
+            live["weight_decay"] = group["weight_decay"]
+        ends, skipped = self._engine.is_gradient_accumulation_boundary(), self.skipped_steps
+        if ends and self._stage == 0:
+            self._clip_gradients()
+        self._engine.step()
+        if ends and self._averages and self.skipped_steps == skipped:
+            with torch.no_grad():
+                masters = [self._master(piece) for piece in self._layout.pieces()]
+                torch._foreach_lerp_(self._averages, masters, 1 - self._decay)
+
+    def _clip_gradients(self) -> None:
+        """What ZeRO's optimizers do themselves; DeepSpeed has averaged the gradients over the ranks by now."""
+        parameters = [parameter for group in self._groups for parameter in group["params"]]
+        self._norm = float(nn.utils.clip_grad_norm_(parameters, self._clip or math.inf))
+        if not math.isfinite(self._norm):
+            self._skipped += 1
+            for parameter in parameters:
+                parameter.grad = None  # AdamW passes it over
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were left out for a non-finite gradient."""
+        return int(self._engine.skipped_steps) + self._skipped
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradient before clipping; not finite where the step was skipped, None before any."""
+        norm = self._engine.get_global_grad_norm() if self._stage else self._norm
+        return None if norm is None else float(norm)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as it is trained. At ZeRO stage 3 its parameters are empty outside of its forward pass."""
+        module: nn.Module = self._engine.module
+        return module
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Every parameter's name and whole shape."""
+        return self._shapes
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The model with the weights to use (`kind`), to be evaluated: no gradients or dropout, training's precision.
+
+        All processes enter the block; in it the model is whole on each, which may call it as often as it likes.
+        """
+        module = self.module
+        if self._averages or self._stage == 3:
+            with torch.device("meta"):
+                model = type(module)(module.config)
+            model.load_state_dict(self.weights(), assign=True)
+            model.to(self._dtype)
+        else:
+            model = module
+        training = module.training
+        model.eval()
+        try:
+            with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                yield model
+        finally:
+            module.train(training)
+
+    def slices(self) -> Iterator[Slice]:
+        """This rank's share of masters, moments and averages, as views; zeros for moments before the first step."""
+        if self._stage == 0 and self._rank:  # every rank holds everything: the first one writes it
+            return
+        for piece, average in self._averaged_pieces():
+            tensors = {"master": self._master(piece)}
+            state = moments(self._adam, piece.flat)
+            for kind in KINDS:
+                tensors[kind] = state[kind][piece.within] if kind in state else torch.zeros_like(tensors["master"])
+            if average is not None:
+                tensors["ema"] = average
+            yield Slice(piece.name, piece.start, piece.stop, tensors)
+
+    @property
+    def kind(self) -> str:
+        """Which of a slice's tensors are the weights to use: "ema" where an average is kept, else "master"."""
+        return "ema" if self._averages else "master"
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """All weights to use (`kind`), float32 on the device, on every rank; all of them call it."""
+        flat = {name: torch.zeros(shape.numel(), device=self._device) for name, shape in self._shapes.items()}
+        for piece, average in self._averaged_pieces():
+            flat[piece.name][piece.start : piece.stop] = self._master(piece) if average is None else average
+        if self._stage:  # each rank put its own share into zeros
+            for whole in flat.values():
+                torch.distributed.all_reduce(whole)
+        return {name: flat[name].view(shape) for name, shape in self._shapes.items()}
+
+    @property
+    def optimizer_step(self) -> int:
+        """Steps that AdamW has taken, skipped ones not counted: its bias correction depends on it."""
+        return count_steps(self._adam)
+
+    @torch.no_grad()
+    def load(self, reader: SliceReader, *, optimizer_step: int) -> None:
+        """Takes over masters, moments and step from a checkpoint of any world size and stage; all ranks call it.
+
+        Args:
+            reader: over the checkpoint's rank files.
+            optimizer_step: AdamW's step count.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to another model.
+        """
+        start_state(self._adam, self._layout, steps=optimizer_step)
+        for piece, average in self._averaged_pieces():
+            name, start, stop = piece.name, piece.start, piece.stop
+            self._master(piece).copy_(reader.read(name, "master", start, stop))
+            state = moments(self._adam, piece.flat)
+            for kind in KINDS:
+                state[kind][piece.within].copy_(reader.read(name, kind, start, stop))
+            if average is not None:
+                average.copy_(reader.read(name, "ema", start, stop))
+        self._layout.publish()
+
+    def close(self) -> None:
+        """Lets go of DeepSpeed's buffers and hooks."""
+        self._engine.destroy()
+
+    def _averaged_pieces(self) -> Iterator[tuple[Piece, Tensor | None]]:
+        """What this rank steps, each piece with its moving average."""
+        for i, piece in enumerate(self._layout.pieces()):
+            yield piece, self._averages[i] if self._averages else None
+
+    @staticmethod
+    def _master(piece: Piece) -> Tensor:
+        """A piece's masters, a flat view."""
+        return piece.flat.data.view(-1)[piece.within]

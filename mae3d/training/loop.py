@@ -1,0 +1,336 @@
+"""An engine, a loader and a loss ─► a trained model: the one loop, with its log, its checkpoints and its stop.
+
+finished = fit(engine, loader, loss_of, plan=plan, run=Run("out/run"), world=world, model_config=config)
+finished = fit(..., validation=Validation(every=steps_per_epoch, scores=validate, best="top1"))     # keeps the best
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mae3d.distributed import World
+from mae3d.model.config import ClassifierConfig, MAEConfig
+from mae3d.tracking.progress import Journal
+from mae3d.tracking.run_dir import DONE, SPIKES, STOP, STOPPED, Run
+from mae3d.training.anomalies import Guard, TrainingError
+from mae3d.training.config import LogConfig
+from mae3d.training.engine import Engine
+from mae3d.training.metrics import Meter
+from mae3d.training.saver import Saver
+from mae3d.training.stop_request import Interrupted, StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+class BatchLoader(Protocol):
+    """What the loop needs of a loader: batches, a position that a checkpoint can hold, and what went wrong so far.
+
+    `epoch` is the position as a number: passes over the data.
+    `judge` raises if there is too much of it, given the sums over all processes and parts of the run.
+    """
+
+    @property
+    def epoch(self) -> float: ...
+    def __next__(self) -> Any: ...
+    def counts(self) -> dict[str, int]: ...
+    def judge(self, counts: dict[str, int]) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fixed before the first step."""
+
+    total_steps: int
+    accumulation: int
+    clips_per_step: int  # over all processes
+    flops_per_clip: float
+    lr: Callable[[int], float]  # of the step that is about to be taken, counted from 0
+    log: LogConfig
+    checkpoint_every: int
+    keep_last: int
+    keep_every: int
+    max_skipped: int = 10
+    max_rollbacks: int = 3
+    time_limit: float | None = None  # minutes
+    remote: str = ""  # URL that the run is mirrored to
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the loop asks for between steps; the scores join the step's line in metrics.jsonl, as `<prefix>_<name>`.
+
+    Attributes:
+        every: steps between validations; the last step always has one, and with 0 it is the only one.
+        scores: `scores(step, stopping)` ─► name -> number, the same on every process; all of them call it. It may take
+            long: all of them ask `stopping()` now and then, and where it is true raise `Interrupted`.
+        best: the score by which a checkpoint is kept for good.
+        lower_is_better: of that score.
+        prefix: of the scores' names in metrics.jsonl.
+    """
+
+    every: int
+    scores: Callable[[int, Callable[[], bool]], dict[str, float]]
+    best: str
+    lower_is_better: bool = False
+    prefix: str = "val"
+
+    def due(self, step: int) -> bool:
+        """Whether there is one after this step, which is not the last."""
+        return bool(self.every) and step % self.every == 0
+
+    def named(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """The scores as metrics.jsonl has them."""
+        return {f"{self.prefix}_{name}": score for name, score in scores.items()}
+
+    def merit(self, scores: Mapping[str, float]) -> float:
+        """The score that decides, the greater the better."""
+        return -scores[self.best] if self.lower_is_better else scores[self.best]
+
+
+def fit(
+    engine: Engine,
+    loader: BatchLoader,
+    loss_of: Callable[..., Tensor],
+    *,
+    plan: Plan,
+    run: Run,
+    world: World,
+    model_config: MAEConfig | ClassifierConfig,
+    validation: Validation | None = None,
+) -> bool:
+    """Trains to the last step, from the newest checkpoint if there is one.
+
+    Args:
+        engine: the model.
+        loader: endless micro-batches, `plan.accumulation` of them a step.
+        loss_of: `loss_of(engine, batch, step=, micro=)` ─► scalar loss; `micro` counts the batches of a step.
+        plan: lengths, rates, intervals.
+        run: where everything is written.
+        world: all processes.
+        model_config: stored with the weights.
+        validation: what to score the model by, and when.
+
+    Returns:
+        True at the last step; False after an agreed stop, with a checkpoint written.
+
+    Raises:
+        CheckpointError: no checkpoint of the run is whole.
+        TrainingError: too many steps in a row were not finite, the memory is too small, or another process is gone.
+        OSError: a checkpoint or the log cannot be written.
+    """
+    training = _Training(
+        engine, loader, loss_of, plan=plan, run=run, world=world, model_config=model_config, validation=validation
+    )
+    try:
+        return training.run()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(out_of_memory(str(error).splitlines()[0])) from error
+    except RuntimeError as error:
+        if isinstance(error, TrainingError) or not is_lost_peer(error):
+            raise
+        raise TrainingError(
+            f"another process is gone or hangs ({str(error).splitlines()[0]}). {run.told_beats()} Its own output, "
+            "above or on its node, says why; the same command goes on from the last checkpoint"
+        ) from error
+
+
+class _Training:
+    """The loop and what it works with."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loader: BatchLoader,
+        loss_of: Callable[..., Tensor],
+        *,
+        plan: Plan,
+        run: Run,
+        world: World,
+        model_config: MAEConfig | ClassifierConfig,
+        validation: Validation | None,
+    ):
+        self.engine, self.loader, self.loss_of = engine, loader, loss_of
+        self.plan, self.folder, self.world, self.validation = plan, run, world, validation
+        self.meter = Meter(world, clips_per_step=plan.clips_per_step, flops_per_clip=plan.flops_per_clip)
+        self.guard = Guard(max_skipped=plan.max_skipped, max_rollbacks=plan.max_rollbacks)
+        self.saver = Saver(
+            run,
+            world,
+            model_config=model_config,
+            keep_last=plan.keep_last,
+            keep_every=plan.keep_every,
+            remote=plan.remote,
+        )
+        self.stop = StopRequest(world, file=run.folder / STOP, minutes=plan.time_limit)
+
+    def run(self) -> bool:
+        """As `fit`."""
+        plan, step = self.plan, self.resume()
+        self.journal = Journal(self.folder, self.world, first_step=step, total_steps=plan.total_steps, log=plan.log)
+        with self.journal, self.stop, self.saver:
+            if self.owes_scores and not self.end_step(step, taken=False):
+                return False
+            while step < plan.total_steps:
+                skipped = self.engine.skipped_steps
+                place = self.take_step(step)
+                step += 1
+                self.folder.beat(self.world.place.rank, step)
+                if self.guard.stepped(self.engine.skipped_steps == skipped, place=place):
+                    step = self.go_back(step)
+                elif not self.end_step(step):
+                    return False
+            self.end(DONE, f"{step} steps")
+        return True
+
+    def end_step(self, step: int, *, taken: bool = True) -> bool:
+        """Everything between two steps; False after an agreed stop. Not `taken`: in the part of the run before."""
+        last = step == self.plan.total_steps
+        scores = self.score(step)
+        if taken and (step % self.plan.log.every == 0 or last):
+            self.log(step, scores)
+        elif scores:  # between two lines, whose losses it leaves as they are
+            self.journal.write({"step": step, "epoch": self.loader.epoch, **self.named(scores)})
+        self.journal.stepped(step)
+        stopping = self.stop.agree() and not (last and (scores or not self.validation))
+        # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
+        due = step % self.plan.checkpoint_every == 0 and not self.guard.in_a_row
+        if due or last or scores or stopping:
+            self.save(step, scores, final=last or stopping)
+        if stopping:
+            self.end(STOPPED, f"stopped by {self.stop.reason} after step {step}")
+        return not stopping
+
+    def resume(self) -> int:
+        """From the newest checkpoint if there is one; the step."""
+        state = self.saver.resume(self.engine)
+        self.guard.start(self.engine.optimizer_step)
+        self.owes_scores = False
+        if state is None:
+            return 0
+        self.loader.load_state_dict(state["loader"])
+        self.meter.load_state_dict(state["meter"], counts=state["counts"])
+        self.guard.load_state_dict(state["guard"])
+        step = int(state["step"])
+        self.owes_scores = self.is_validated(step) and "score" not in state  # it was stopped before or amid these
+        return step
+
+    def is_validated(self, step: int) -> bool:
+        """Whether there is a validation after this step."""
+        return self.validation is not None and (step == self.plan.total_steps or self.validation.due(step))
+
+    def take_step(self, step: int) -> tuple[int, int]:
+        """One optimizer step; the epoch and position of its first sample."""
+        at, lr = self.loader.state_dict(), self.plan.lr(step)
+        for micro in range(self.plan.accumulation):
+            with self.meter.waiting():
+                batch = next(self.loader)
+            loss = self.loss_of(self.engine, batch, step=step, micro=micro)
+            self.engine.backward(loss)
+            self.meter.add(loss)
+            self.engine.step(lr)
+        self.meter.stepped()
+        return at["epoch"], at["position"]
+
+    def go_back(self, step: int) -> int:
+        """Restores the last checkpoint, and leaves the data where it is: the samples that did this are over."""
+        state = self.saver.go_back(self.engine)
+        if state is None:
+            raise TrainingError(
+                f"the first {step} steps had no finite gradient: lower optim.blr, lengthen optim.warmup_epochs, or "
+                "look at the data (`python -m launch.preview`)"
+            )
+        self.guard.went_back(self.engine.optimizer_step)
+        self.meter.restart([])
+        if self.world.is_first:
+            logger.warning(
+                "%d steps in a row had a gradient that is not finite: back from step %d to the checkpoint of step %d; "
+                "the data goes on where it is",
+                self.plan.max_skipped, step, state["step"],
+            )  # fmt: skip
+        return int(state["step"])
+
+    def score(self, step: int) -> dict[str, float]:
+        """The scores, if there is a validation after this step; none if the run is to stop: the next start has them."""
+        if self.validation is None or not self.is_validated(step) or self.stop.agree():
+            return {}
+        with self.meter.pausing(), contextlib.suppress(Interrupted):
+            return self.validation.scores(step, self.stop.agree)
+        return {}
+
+    def named(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """The scores as metrics.jsonl has them."""
+        return self.validation.named(scores) if self.validation else {}
+
+    def log(self, step: int, scores: Mapping[str, float]) -> None:
+        """A line of metrics.jsonl, the same on every process; looks whether all is well."""
+        measured, losses = self.meter.row()
+        self.guard.check(self.engine.optimizer_step)
+        counts = self.counts()
+        row = {
+            "step": step,
+            "epoch": self.loader.epoch,
+            "loss": measured.pop("loss"),
+            "lr": self.plan.lr(step - 1),
+            "grad_norm": self.engine.grad_norm,
+            **measured,
+            "skipped_steps": self.guard.skipped,
+            "rollbacks": self.guard.rollbacks,
+            **counts,
+            **self.named(scores),
+        }
+        self.journal.write(row)
+        for spike in self.guard.judge(losses, step=step):
+            if self.world.is_first:
+                self.folder.write_spike(asdict(spike))
+                logger.warning(
+                    "the loss leapt to %.4f at step %d (usually %.4f): samples from position %d of epoch %d on; see %s",
+                    spike.loss, spike.step, spike.usual, spike.position, spike.epoch, self.folder.folder / SPIKES,
+                )  # fmt: skip
+        self.loader.judge(counts)  # the same sums on every process: all stop together
+
+    def save(self, step: int, scores: Mapping[str, float], *, final: bool) -> None:
+        """A checkpoint of everything that the next step depends on."""
+        state = {
+            "loader": self.loader.state_dict(),
+            "meter": self.meter.state_dict(),
+            "counts": self.counts(),
+            "guard": self.guard.state_dict(),
+        }
+        score = self.validation.merit(scores) if self.validation and scores else None
+        self.saver.save(self.engine, state, step=step, score=score, final=final)
+
+    def counts(self) -> dict[str, int]:
+        """What went wrong so far, on all processes and since the run's first start."""
+        return self.meter.totals(self.loader.counts() | self.saver.counts())
+
+    def end(self, marker: str, text: str) -> None:
+        """DONE or STOPPED, when all processes are there."""
+        if self.world.is_first:
+            self.folder.end(marker, text)
+        self.world.barrier()
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone: gloo raises plain RuntimeErrors."""
+    told = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        words in told
+        for words in ("connection closed by peer", "connection reset by peer", "timed out waiting", "gloo")
+    )
+
+
+def out_of_memory(told: str) -> str:
+    """What helps where a step needs more memory than there is."""
+    return (
+        f"{told} The step needs more memory than the device has: give more micro-batches a step "
+        "(train.accumulation, the losses stay the same), train.grad_checkpointing true, train.zero_stage 2 or 3, a "
+        "smaller train.global_batch or data.repeat_aug, or fewer model.num_frames"
+    )

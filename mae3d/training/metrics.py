@@ -1,0 +1,194 @@
+"""What a run measures: losses, speed, waiting for data, floating point operations; and the estimates made before it.
+
+meter = Meter(world, clips_per_step=64, flops_per_clip=step_flops(config))
+meter.add(loss)
+meter.stepped()
+row, losses = meter.row()        # of metrics.jsonl; starts the next interval
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae3d.distributed import World
+from mae3d.model.config import ClassifierConfig, MAEConfig
+
+# Dense bf16 peak in FLOP/s, from NVIDIA's data sheets, for the fraction of it that is used (MFU).
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+
+# Bytes that autograd keeps for an element of a block's input in bf16, attention not materialised: measured with
+# saved_tensors_hooks on ViT-B and -L (223 and 267 MB a clip), the decoder counted in. For an estimate only.
+_ACTIVATION_BYTES = 44
+
+
+def step_flops(config: MAEConfig | ClassifierConfig) -> float:
+    """FLOPs of a forward and backward pass for one clip: 2 a multiply-add, backward twice forward.
+
+    The patch embedding needs no gradient of its input. Elementwise work is not counted, as usual for MFU.
+    """
+    if isinstance(config, ClassifierConfig):
+        tokens, width = config.num_tokens, config.embed_dim
+        embed = 2 * tokens * config.t_patch_size * config.patch_size**2 * 3 * width
+        encoder = config.depth * _block_flops(tokens + int(config.cls_embed), width, config.mlp_ratio)
+        return 2.0 * embed + 3.0 * (encoder + 2 * width * config.num_classes)
+    kept, predicted, cls = config.num_kept, config.num_predicted, int(config.cls_embed)
+    pixels_in = config.t_patch_size * config.patch_size**2 * 3
+    pixels_out = config.pred_u * config.patch_size**2 * 3
+    width, decoder_width = config.embed_dim, config.decoder_embed_dim
+    embed = 2 * kept * pixels_in * width
+    encoder = config.depth * _block_flops(kept + cls, width, config.mlp_ratio)
+    seen = kept + predicted + cls
+    decoder = max(config.decoder_depth - 1, 0) * _block_flops(seen, decoder_width, config.mlp_ratio)
+    if config.decoder_depth:  # the last block goes on with the predicted tokens only
+        decoder += _block_flops(seen, decoder_width, config.mlp_ratio, asked=predicted)
+    ends = 2 * kept * width * decoder_width + 2 * predicted * decoder_width * pixels_out
+    if config.decoder_cls == "encoder":
+        ends += 2 * cls * width * decoder_width
+    return 2.0 * embed + 3.0 * (encoder + decoder + ends)
+
+
+def _block_flops(tokens: int, width: int, mlp_ratio: float, *, asked: int | None = None) -> float:
+    """Forward: queries, keys and values; scores and what they weigh; the output's projection and the MLP."""
+    out = tokens if asked is None else asked
+    return 2 * tokens * width * 3 * width + 4 * out * tokens * width + 2 * out * width**2 * (1 + 2 * mlp_ratio)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s that the device can do in bf16, dense; None for a CPU, or a GPU that is not known here."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in _PEAK_FLOPS.items() if key in name), None)
+
+
+def memory_estimate(
+    config: MAEConfig | ClassifierConfig,
+    *,
+    parameters: int,
+    clips: int,
+    bf16: bool,
+    zero_stage: int,
+    world: int,
+    checkpointing: bool,
+) -> tuple[float, float]:
+    """Bytes of weights, gradients and optimizer on one process, and of activations; the second is rough (30 %).
+
+    Args:
+        config: the model's.
+        parameters: how many it has.
+        clips: clips of one forward pass on this process.
+        bf16: weights and gradients in bf16, with fp32 masters.
+        zero_stage: 1 and 2 share masters and moments out over the processes.
+        world: processes.
+        checkpointing: activations inside blocks are recomputed.
+    """
+    shared_by = world if zero_stage else 1
+    bytes_each = 2 if bf16 else 4
+    states = parameters * (2 * bytes_each + 12 / shared_by)
+    if isinstance(config, ClassifierConfig):
+        elements = (config.num_tokens + 1) * config.embed_dim * config.depth
+    else:
+        elements = (config.num_kept + 1) * config.embed_dim * config.depth
+        elements += (config.num_kept + config.num_predicted + 1) * config.decoder_embed_dim * config.decoder_depth
+    kept = 2 if checkpointing else _ACTIVATION_BYTES
+    return states, clips * elements * kept * bytes_each / 2
+
+
+class Meter:
+    """Running sums of one log interval; reads the device only when a row is asked for."""
+
+    def __init__(self, world: World, *, clips_per_step: int, flops_per_clip: float):
+        """Starts an interval.
+
+        Args:
+            world: all processes, over which losses are averaged.
+            clips_per_step: clips of one optimizer step over all processes.
+            flops_per_clip: of the forward and backward pass.
+        """
+        self._world, self._clips, self._flops = world, clips_per_step, flops_per_clip
+        self._losses: list[Tensor] = []  # of the interval's steps, on the device: none is waited for before `row`
+        self._step: list[Tensor] = []  # of this step's micro-batches
+        self._waited = 0.0
+        self._steps = 0  # since `_since`
+        self._since = time.perf_counter()
+        self._peak = peak_flops(world.device)
+        self._counts: dict[str, int] = {}  # of the parts of the run before this one
+
+    def add(self, loss: Tensor) -> None:
+        """One micro-batch's loss on this process."""
+        self._step.append(loss.detach())
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Times the wait for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """What is done here is no part of the training's speed."""
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize()  # steps that are still on their way are
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def stepped(self) -> None:
+        """Ends an optimizer step."""
+        # float64: means of float32 losses come out alike wherever a run was cut.
+        self._losses.append(torch.stack(self._step).double().mean())
+        self._step = []
+        self._steps += 1
+
+    def losses(self) -> list[float]:
+        """The loss of each step of the interval: means over micro-batches and processes, all of which call it."""
+        return self._world.mean(torch.stack(self._losses)).tolist() if self._losses else []
+
+    def row(self) -> tuple[dict[str, Any], list[float]]:
+        """What an interval comes to, and `losses`; starts the next interval.
+
+        `loss` is the mean over the steps whose loss was finite (nan without any), `clips_per_s` is over all processes.
+        """
+        losses = self.losses()
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        seconds = time.perf_counter() - self._since
+        clips_per_s = self._steps * self._clips / seconds
+        size = self._world.place.size
+        row = {
+            "loss": math.fsum(finite) / len(finite) if finite else math.nan,
+            "clips_per_s": clips_per_s,
+            "data_wait": self._waited / seconds,
+            "mfu": clips_per_s * self._flops / (size * self._peak) if self._peak else None,
+        }
+        self.restart([])
+        return row, losses
+
+    def restart(self, losses: Sequence[float]) -> None:
+        """Goes on with an interval of which these losses are known, 0-d float64 each; speed is measured from here."""
+        self._losses = [torch.tensor(loss, dtype=torch.float64, device=self._world.device) for loss in losses]
+        self._step, self._steps, self._waited, self._since = [], 0, 0.0, time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The unfinished interval, so that a resumed run's rows are those of an uncut one."""
+        return {"losses": self.losses()}
+
+    def totals(self, counts: dict[str, int]) -> dict[str, int]:
+        """This process's counts since the start ─► over all processes, and since the run's first start."""
+        return {name: self._counts.get(name, 0) + self._world.total(count) for name, count in counts.items()}
+
+    def load_state_dict(self, state: dict[str, Any], *, counts: dict[str, int]) -> None:
+        """Goes on with an unfinished interval and with what `totals` gave."""
+        self._counts = counts
+        self.restart(state["losses"])
+
+
+if __name__ == "__main__":
+    from mae3d.tracking.history import main
+
+    raise SystemExit(main())

@@ -1,0 +1,306 @@
+"""Foreign state dicts <-> ours: mae_st (both), cyrilzakka/MAE3D, PySlowFast, and VideoMAE's encoder,
+also in the names of Hugging Face's transformers.
+
+    config, state = from_foreign(foreign)                     # the format and the sizes are read off the tensors
+    foreign = to_foreign(state, config, format="pyslowfast")
+    config, state = encoder_from_foreign(foreign)             # the encoder alone, of a whole checkpoint too
+    config, state = classifier_from_foreign(foreign)          # finetuned: encoder and head
+
+Every key is accounted for: one that is left over or missing is an error that names it. There and back is the same
+bits; what a format cannot hold is refused by name. Which formats there are, and the names in them: foreign.py.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
+from mae3d.weights.formats import (
+    FORMATS,
+    HEAD_WIDTH,
+    ConvertError,
+    Rule,
+    State,
+    autoencoder_rules,
+    check_holds,
+    classifier_rules,
+    count_blocks,
+    encoder_rules,
+    encoder_settings,
+    from_transformers,
+    recognise,
+)
+
+__all__ = [
+    "FORMATS",
+    "ConvertError",
+    "classifier_from_foreign",
+    "classifier_to_foreign",
+    "encoder_from_foreign",
+    "encoder_to_foreign",
+    "from_foreign",
+    "infer_config",
+    "is_classifier",
+    "recognise",
+    "to_foreign",
+    "unmatched",
+]
+
+# What is no part of an encoder: decoders and heads for classes, of all formats.
+_BESIDE_ENCODER = ("decoder", "dec_pos_embed_", "mask_token", "pred_head.", "encoder_to_decoder.", "head.")
+
+logger = logging.getLogger(__name__)
+
+
+def from_foreign(
+    foreign: State,
+    config: MAEConfig | None = None,
+    *,
+    format: str | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> tuple[MAEConfig, dict[str, Tensor]]:
+    """Convert a pretraining state dict, encoder and decoder.
+
+    Args:
+        foreign: Names and tensors, possibly prefixed with `module.`.
+        config: What the model is; None reads it off the tensors (`infer_config`).
+        format: A key of FORMATS; None recognises it by the names.
+        hints: Settings that tensors do not tell, under upstream's names (the `args` of its checkpoints).
+
+    Returns:
+        The config, and a state dict for `MAE(config)`. Tensors may share memory with `foreign`.
+
+    Raises:
+        ConvertError: A key is missing or left over, the format is unknown or cannot hold the config.
+        ValueError: The settings do not fit together.
+    """
+    foreign = strip_prefix(foreign, "module.")
+    name = _known(format) if format else recognise(foreign)
+    if not FORMATS[name].decoder_blocks:
+        raise ConvertError(
+            f"{name} ({FORMATS[name].title}) has another decoder and target: mae3d.open_encoder opens the encoder"
+        )
+    config = config or infer_config(foreign, hints=hints or {}, format=name)
+    check_holds(name, config)
+    return config, _apply(foreign, autoencoder_rules(name, config))
+
+
+def to_foreign(state: State, config: MAEConfig, *, format: str) -> dict[str, Tensor]:
+    """Convert a state dict of `MAE(config)` into another project's names and shapes.
+
+    Raises:
+        ConvertError: A key is missing or left over, or the format cannot hold this model; what stands in the way is
+            named.
+    """
+    check_holds(_known(format), config)
+    return _undo(state, autoencoder_rules(format, config))
+
+
+def encoder_from_foreign(
+    foreign: State,
+    config: EncoderConfig | None = None,
+    *,
+    format: str | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """Convert the encoder of a state dict; a decoder and a head for classes are left out, which is logged.
+
+    Args:
+        foreign: Names and tensors, possibly prefixed with `module.`; VideoMAE's also as Hugging Face's transformers
+            names them.
+        config: What the encoder is; None reads it off the tensors.
+        format: A key of FORMATS; None recognises it by the names.
+        hints: Settings that tensors do not tell: num_heads, img_size, num_frames.
+
+    Returns:
+        The config, and a state dict for `Encoder(config)`.
+
+    Raises:
+        ConvertError: A key is missing or left over, or the format is unknown.
+        ValueError: The settings do not fit together.
+    """
+    foreign, hints = from_transformers(strip_prefix(foreign, "module.")), hints or {}
+    name = _known(format) if format else recognise(foreign)
+    beside = [key for key in foreign if key.startswith(_BESIDE_ENCODER)]
+    if beside:
+        logger.info("%d tensors beside the encoder are left out: %s, ...", len(beside), ", ".join(sorted(beside)[:3]))
+    kept = {key: tensor for key, tensor in foreign.items() if key not in beside}
+    if name == "videomae":
+        # Finetuned, its last norm is called fc_norm and comes after pooling, where our classifier has `norm`.
+        kept = _renamed(strip_prefix(kept, "encoder."), lambda key: key.replace("fc_norm.", "norm."))
+    if config is None:
+        try:
+            config = EncoderConfig(**encoder_settings(name, kept, hints=hints))
+        except KeyError as error:
+            raise ConvertError(f"no tensor {error}: no encoder with the names of {name}") from None
+        if name == "videomae" and not {"img_size", "num_frames"} <= hints.keys():
+            told = f"{config.num_frames} frames of {config.img_size} px"
+            logger.warning("VideoMAE's tensors do not tell the size of a clip: taken as %s", told)
+    check_holds(name, encoder_of(config))
+    return config, _apply(kept, encoder_rules(name, config))
+
+
+def encoder_to_foreign(state: State, config: EncoderConfig, *, format: str) -> dict[str, Tensor]:
+    """Convert a state dict of `Encoder(config)` into another project's names and shapes (VideoMAE's: under `encoder.`).
+
+    Raises:
+        ConvertError: A key is missing or left over, or the format cannot hold this encoder.
+    """
+    check_holds(_known(format), encoder_of(config))
+    foreign = _undo(state, encoder_rules(format, config))
+    return {f"encoder.{key}": value for key, value in foreign.items()} if format == "videomae" else foreign
+
+
+def is_classifier(foreign: State) -> bool:
+    """Whether a state dict is a finetuned classifier's: a head for classes and nothing that predicts pixels."""
+    names = set(strip_prefix(foreign, "module."))
+    return bool(names & {"head.weight", "head.projection.weight"}) and "decoder_embed.weight" not in names
+
+
+def classifier_from_foreign(
+    foreign: State,
+    config: ClassifierConfig | None = None,
+    *,
+    format: str | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> tuple[ClassifierConfig, dict[str, Tensor]]:
+    """Convert a finetuned classifier's state dict; PySlowFast's `head.projection` is read as `head`, as mae_st does.
+
+    Args:
+        foreign: Names and tensors, possibly prefixed with `module.`.
+        config: What the classifier is; None reads it off the tensors. They do not tell the pooling: facebookresearch's
+            mean is taken, eminorhan's weights want `cls`.
+        format: `mae_st` or `pyslowfast`; None recognises it by the names.
+        hints: Settings that tensors do not tell.
+
+    Returns:
+        The config, and a state dict for `Classifier(config)`.
+
+    Raises:
+        ConvertError: A key is missing or left over, or the format's classifier is another than ours.
+        ValueError: The settings do not fit together.
+    """
+    foreign, hints = strip_prefix(foreign, "module."), hints or {}
+    foreign = _renamed(foreign, lambda key: key.replace("head.projection.", "head."))
+    name = _classifying(format or recognise(foreign))
+    if config is None:
+        untold = {key: hints[key] for key in ("pooling", "multi_label", "class_names") if key in hints}
+        if "pooling" not in untold:
+            logger.warning("pooling is not told by the checkpoint: taken as mean (facebookresearch/mae_st)")
+        try:
+            encoder = EncoderConfig(**encoder_settings(name, foreign, hints=hints))
+            config = ClassifierConfig.of(encoder, num_classes=foreign["head.weight"].shape[0], **untold)
+        except KeyError as error:
+            raise ConvertError(f"no tensor {error}: no classifier with the names of {name}") from None
+    return config, _apply(foreign, classifier_rules(name, config))
+
+
+def classifier_to_foreign(state: State, config: ClassifierConfig, *, format: str) -> dict[str, Tensor]:
+    """Convert a state dict of `Classifier(config)` into another project's names and shapes.
+
+    Raises:
+        ConvertError: A key is missing or left over, or the format's classifier is another than ours.
+    """
+    return _undo(state, classifier_rules(_classifying(format), config))
+
+
+def encoder_of(config: EncoderConfig) -> EncoderConfig:
+    """The encoder's settings alone, of a config that has more."""
+    return EncoderConfig(**{field.name: getattr(config, field.name) for field in fields(EncoderConfig)})
+
+
+def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae_st") -> MAEConfig:
+    """Read a model's settings off its tensors.
+
+    Args:
+        foreign: Names and tensors, without `module.`.
+        hints: Upstream's `args`, as far as the file has them. They decide what leaves no trace in the
+            tensors: heads, the kind of target, the mask ratio, and the clip's size where positions are joint.
+        format: A key of FORMATS that has a decoder.
+
+    Raises:
+        ConvertError: A tensor that tells a size is missing, or a setting can be known from neither.
+    """
+    form = FORMATS[format]
+    try:
+        settings = encoder_settings(format, foreign, hints=hints)
+        p, u, num_frames = settings["patch_size"], settings["t_patch_size"], settings["num_frames"]
+        decoder_width = foreign["decoder_embed.weight"].shape[0]
+        pred_u = foreign[f"{form.decoder_head}.weight"].shape[0] // (3 * p * p)
+    except KeyError as error:
+        raise ConvertError(
+            f"no tensor {error}: not a pretraining checkpoint with {format}'s names"
+            + (" (an encoder alone? mae3d.open_encoder opens it)" if "patch_embed.proj.weight" in foreign else "")
+        ) from None
+    for name in ("decoder_num_heads", "norm_pix_loss", "mask_ratio"):
+        if name in form.defaults and name not in hints:
+            logger.warning("%s is not told by the checkpoint: taken as %s, as published", name, form.defaults[name])
+    untold = {name: hints.get(name, default) for name, default in form.defaults.items()}
+    return MAEConfig(
+        **settings
+        | {
+            "decoder_embed_dim": decoder_width,
+            "decoder_num_heads": max(decoder_width // HEAD_WIDTH, 1),  # PySlowFast's; else `untold` has them
+            "decoder_depth": count_blocks(foreign, f"{form.decoder_blocks}."),
+            "decoder_sep_pos_embed": f"{form.decoder_tables}spatial" in foreign,
+            "pred_t_dim": pred_u * num_frames // u,
+        }
+        | untold
+    )
+
+
+def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+    """Take a wrapper's prefix (DistributedDataParallel's `module.`) off every key that has it."""
+    return _renamed(state, lambda name: name.removeprefix(prefix))
+
+
+def _renamed(state: State, rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The same tensors under other names; two that come to the same name are an error, for one would be lost."""
+    names: dict[str, str] = {}
+    for name in state:
+        if (first := names.setdefault(rename(name), name)) != name:
+            raise ConvertError(f"{first} and {name} are the same tensor by name: which one counts? Leave one out")
+    return {new: state[old] for new, old in names.items()}
+
+
+def _known(format: str) -> str:
+    if format not in FORMATS:
+        raise ConvertError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    return format
+
+
+def _classifying(format: str) -> str:
+    if _known(format) not in ("mae_st", "pyslowfast"):
+        raise ConvertError(
+            f"{format} ({FORMATS[format].title}) has another classifier or none: mae3d.open_encoder opens the encoder"
+        )
+    return format
+
+
+def _apply(foreign: State, rules: list[Rule]) -> dict[str, Tensor]:
+    _account({name for rule in rules for name in rule.theirs}, set(foreign), whose="the foreign state dict")
+    return {rule.ours: rule.join([foreign[name] for name in rule.theirs]) for rule in rules}
+
+
+def _undo(state: State, rules: list[Rule]) -> dict[str, Tensor]:
+    _account({rule.ours for rule in rules}, set(state), whose="the model's state dict")
+    return {name: part for rule in rules for name, part in zip(rule.theirs, rule.parts(state[rule.ours]), strict=True)}
+
+
+def _account(wanted: set[str], given: set[str], *, whose: str) -> None:
+    """Every wanted key must be there, and no other."""
+    if problems := unmatched(wanted, given):
+        raise ConvertError(f"{whose} does not fit the config; {problems}")
+
+
+def unmatched(wanted: set[str], given: set[str]) -> str:
+    """What is missing and what is left over, by name; "" where every wanted key is there and no other."""
+    problems = []
+    for kind, names in (("missing", sorted(wanted - given)), ("left over", sorted(given - wanted))):
+        if names:
+            shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
+            problems.append(f"{kind}: {shown}")
+    return "; ".join(problems)

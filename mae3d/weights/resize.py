@@ -1,0 +1,203 @@
+"""A trained model -> a new classifier or autoencoder, for clips of the same or of another size.
+
+    encoder = open_encoder("RUN")             # weights.py: of a pretraining or finetuning run, or a foreign file
+    model = Classifier(ClassifierConfig.of(encoder.config, num_classes=174, img_size=256, num_frames=32))
+    load_encoder(model, encoder)
+    load_autoencoder(MAE(config), load_model("RUN"))      # with the decoder; of an Encoder: without
+
+In a classifier the decoder (or the old head) is left behind, the head stays as it was drawn. Tables of positions are
+interpolated to the new grid: over height and width bicubic (eminorhan/mae_st's choice for `pos_embed_spatial`, and the
+field's for images), over time linear (the field's for video: upstream cannot change it); both as
+torch.nn.functional.interpolate without aligned corners. A joint table is treated as the sum that it generalises, so
+that both kinds agree. Grids that are equal are copied bit for bit. D width.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mae3d.model.classifier import Classifier
+from mae3d.model.config import EncoderConfig, MAEConfig
+from mae3d.model.encoder import Encoder
+from mae3d.model.mae import MAE
+from mae3d.weights.convert import unmatched
+
+logger = logging.getLogger(__name__)
+
+Grid = tuple[int, int, int]
+# What another size of clip does not touch; each changes the shape or the meaning of weights.
+_SAME = (
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "patch_size",
+    "t_patch_size",
+    "qkv_bias",
+    "cls_embed",
+    "sep_pos_embed",
+)
+# Likewise of a decoder: pred_u is the number of frames that a token predicts.
+_SAME_DECODER = (
+    "decoder_embed_dim",
+    "decoder_depth",
+    "decoder_num_heads",
+    "decoder_sep_pos_embed",
+    "decoder_cls",
+    "pred_u",
+)
+
+
+class TransferError(ValueError):
+    """A model's weights do not fit another model; the message names the settings or the keys."""
+
+
+def load_encoder(model: Classifier, encoder: Encoder) -> None:
+    """Give a classifier the weights of a trained encoder; its head stays as it is.
+
+    Raises:
+        TransferError: The encoders differ in more than the size of the clip.
+    """
+    model.encoder.load_state_dict(encoder_state(encoder.state_dict(), encoder.config, model.config))
+
+
+def check_autoencoder(model: MAE | Encoder, target: MAEConfig) -> None:
+    """Whether `load_autoencoder` can take this model, with its decoder if it has one, for one of `target`.
+
+    Raises:
+        TransferError: They differ in more than the size of the clip and the mask; names what.
+    """
+    source = model.config
+    _check_settings(source, target, hint=f"to go on with them: {_options(source, target, _SAME)}")
+    if isinstance(model, Encoder):
+        return
+    differing = [name for name in _SAME_DECODER if getattr(source, name) != getattr(target, name)]
+    if differing:
+        raise TransferError(
+            f"the weights are of another decoder: {_told(source, target, differing)}. To go on with it: "
+            f"{_options(source, target, _SAME_DECODER)}; without it: --init_decoder false"
+        )
+    for name in ("norm_pix_loss", "target_rule"):
+        if getattr(source, name) != getattr(target, name):
+            logger.warning(
+                "%s is %s; the decoder has learned with %s", name, getattr(target, name), getattr(source, name)
+            )
+
+
+def load_autoencoder(model: MAE, source: MAE | Encoder) -> None:
+    """Give an autoencoder the weights of a trained one, or of an encoder: the decoder stays as it is then.
+
+    Raises:
+        TransferError: As `check_autoencoder`.
+    """
+    check_autoencoder(source, model.config)
+    encoder = source.encoder if isinstance(source, MAE) else source
+    model.encoder.load_state_dict(encoder_state(encoder.state_dict(), source.config, model.config))
+    if isinstance(source, MAE):
+        old, new = source.config.grid, model.config.grid
+        resized = {
+            name: resize_positions(tensor, kind=name.removeprefix("positions."), old=old, new=new)
+            if name.startswith("positions.")
+            else tensor
+            for name, tensor in source.decoder.state_dict().items()
+        }
+        model.decoder.load_state_dict(resized)
+
+
+def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: EncoderConfig) -> dict[str, Tensor]:
+    """Fit an encoder's state dict to another size of clip.
+
+    Args:
+        state: Of `Encoder(source)`: names without `encoder.`.
+        source: What the weights were trained as.
+        target: What they shall serve as.
+
+    Returns:
+        A state dict for `Encoder(target)`; tensors that do not change are those of `state`.
+
+    Raises:
+        TransferError: Settings other than the clip's size differ, or keys are missing or left over.
+    """
+    _check_settings(source, target, hint="ClassifierConfig.of(config of the weights, ...) takes the rest from them")
+    with torch.device("meta"):
+        names = set(Encoder(source).state_dict())
+    if problems := unmatched(names, set(state)):
+        raise TransferError(f"the encoder's state dict does not fit its config; {problems}")
+    if source.grid != target.grid:
+        logger.info("positions are interpolated from %s to %s tokens (time, height, width)", source.grid, target.grid)
+    resized = {
+        name: resize_positions(state[name], kind=name.removeprefix("positions."), old=source.grid, new=target.grid)
+        for name in names
+        if name.startswith("positions.")
+    }
+    return {name: resized.get(name, tensor) for name, tensor in state.items()}
+
+
+def resize_positions(table: Tensor, *, kind: str, old: Grid, new: Grid) -> Tensor:
+    """Interpolate one of the tables of `encoder.Positions` from one (t, h, w) grid to another, in float32.
+
+    Args:
+        table: `spatial` (1, h*w, D), `temporal` (1, t, D), `joint` (1, [1 +] t*h*w, D), or `cls` (1, 1, D), which
+            stays as it is.
+        kind: Which of these.
+        old: The table's grid.
+        new: The grid to be served.
+
+    Returns:
+        The table itself where its part of the grid does not change; else a new one, in its dtype.
+    """
+    (t, h, w), (new_t, new_h, new_w) = old, new
+    if kind == "spatial":
+        return _resize_grid(table, old=(1, h, w), new=(1, new_h, new_w))
+    if kind == "temporal":
+        return _resize_grid(table, old=(t, 1, 1), new=(new_t, 1, 1))
+    if kind == "joint":
+        prefix = table.shape[1] - t * h * w
+        resized = _resize_grid(table[:, prefix:], old=old, new=new)
+        return table if old == new else torch.cat([table[:, :prefix], resized], dim=1)
+    assert kind == "cls", kind
+    return table
+
+
+def _resize_grid(table: Tensor, *, old: Grid, new: Grid) -> Tensor:
+    """(1, t*h*w, D) -> (1, t'*h'*w', D): each slot of time over space, then each place over time."""
+    grid = table.float().unflatten(1, old).squeeze(0)  # (t, h, w, D)
+    if old[1:] != new[1:]:
+        planes = nn.functional.interpolate(grid.permute(0, 3, 1, 2), size=new[1:], mode="bicubic", align_corners=False)
+        grid = planes.permute(0, 2, 3, 1)
+    if old[0] != new[0]:
+        lines = grid.flatten(1).T[None]  # (1, h*w*D, t)
+        lines = nn.functional.interpolate(lines, size=new[0], mode="linear", align_corners=False)
+        grid = lines[0].T.unflatten(1, (*new[1:], table.shape[2]))
+    return table if old == new else grid.flatten(0, 2)[None].to(table.dtype)
+
+
+def _check_settings(source: EncoderConfig, target: EncoderConfig, *, hint: str) -> None:
+    differing = [name for name in _SAME if getattr(source, name) != getattr(target, name)]
+    if differing:
+        raise TransferError(
+            f"the weights are of another encoder: {_told(source, target, differing)}; only img_size and num_frames may "
+            f"change. {hint[:1].upper()}{hint[1:]}"
+        )
+    for name in ("mean", "std"):
+        if getattr(source, name) != getattr(target, name):
+            logger.warning("%s is %s, but the weights saw %s", name, getattr(target, name), getattr(source, name))
+
+
+def _told(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} is {getattr(target, name)}, not {getattr(source, name)}" for name in names)
+
+
+def _options(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> str:
+    """The options of a command line that make the target's settings the source's."""
+    given = []
+    for name in names:
+        value = getattr(source, name)
+        if value == getattr(target, name):
+            continue
+        if name == "pred_u":  # which follows from the frames that are predicted
+            name, value = "pred_t_dim", value * target.num_frames // target.t_patch_size
+        given.append(f"--model.{name} {str(value).lower()}")
+    return " ".join(given)

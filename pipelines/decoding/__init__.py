@@ -1,0 +1,1 @@
+"""Encoded bytes become pixels: DALI, its fallback, crops and colour transforms."""

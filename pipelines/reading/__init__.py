@@ -1,0 +1,1 @@
+"""Requests become encoded bytes, read from shards and checked."""

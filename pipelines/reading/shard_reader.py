@@ -1,0 +1,173 @@
+"""Spans of a shard ─► their bytes: near ones read together, failed reads tried again, all of it counted.
+
+reader = ShardReader(corpus, gap=0, retries=5)
+reader.read(7, corpus.frames(7, np.array([0, 4, 8])))      # ─► three uint8 arrays
+"""
+
+import logging
+import os
+import threading
+import time
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipelines.config import DataConfig
+from pipelines.samples.corpus import Corpus
+from pipelines.storage.cache import DamagedFileError
+from preprocess.dataset.index import FrameSpans
+
+logger = logging.getLogger(__name__)
+
+REMOTE_GAP = 256 << 10
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+
+
+class DataError(RuntimeError):
+    """Shards cannot be read, or too much of them is damaged; the message names the shard and the samples."""
+
+
+class ShardVanishedError(Exception):
+    """A shard's file is not there, though its dataset is."""
+
+
+def read_gap(config: DataConfig) -> int:
+    """`data.read_gap` in bytes, with what -1 stands for."""
+    if config.read_gap >= 0:
+        return config.read_gap
+    return REMOTE_GAP if config.has_urls else 0
+
+
+def pread(descriptor: int, size: int, offset: int) -> bytes:
+    """Some bytes of a shard, b"" at its end. All reading goes through here: tests and benchmarks wrap it."""
+    return os.pread(descriptor, size, offset)
+
+
+def joined(offsets: Sequence[int], sizes: Sequence[int], *, gap: int) -> list[tuple[int, int]]:
+    """Spans that are read together, as half-open ranges of their numbers.
+
+    Two frames of a tar lie at least 512 bytes apart (a header block), so that a gap of 0 joins none.
+
+    Args:
+        offsets: where the spans start, rising.
+        sizes: their bytes.
+        gap: most bytes between two spans of one read.
+    """
+    breaks = [i for i in range(1, len(offsets)) if offsets[i] - offsets[i - 1] - sizes[i - 1] > gap]
+    return list(zip([0, *breaks], [*breaks, len(offsets)], strict=True))
+
+
+def wait_s(attempt: int, *, who: str) -> float:
+    """Seconds before the try after the failed one number `attempt`: doubled each time, capped, spread over a half.
+
+    A pure function of its arguments: processes that fail at the same moment read different samples, so they come back
+    at different moments.
+    """
+    spread = 0.5 + 0.5 * zlib.crc32(f"{who} {attempt}".encode()) / 2**32
+    return min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * spread
+
+
+class ShardReader:
+    """Reads by many threads at once. A shard is opened for each clip: that costs 2 us of the 5 ms of a clip's decoding,
+    while a descriptor that is kept would hide a replaced shard and keep an evicted one's blocks on the disk."""
+
+    def __init__(self, corpus: Corpus, *, gap: int, retries: int):
+        self._corpus, self._gap, self._retries = corpus, gap, retries
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._underway: dict[int, tuple[int, float]] = {}  # thread ─► row and the time it was begun
+        self.bytes_read = self.bytes_used = self.num_retries = 0
+
+    def read(self, row: int, spans: FrameSpans) -> list[np.ndarray]:
+        """The bytes of each span, in order; too few of them where the shard ends early.
+
+        Args:
+            row: the sample.
+            spans: where its frames lie, rising.
+
+        Raises:
+            ShardVanishedError: the shard is missing, though its dataset is there.
+            DataError: the storage failed at every try.
+        """
+        attempt, thread = 0, threading.get_ident()
+        self._underway[thread] = (row, time.monotonic())
+        try:
+            while True:
+                try:
+                    return self._read_once(row, spans)
+                except OSError as error:
+                    self._wait_or_stop(row, attempt, error)
+                except DamagedFileError as error:
+                    raise DataError(str(error)) from error
+                attempt += 1
+        finally:
+            del self._underway[thread]
+
+    def underway(self) -> list[str]:
+        """What is being read at this moment, and for how long; the longest first."""
+        now = time.monotonic()
+        reads = sorted(self._underway.copy().values(), key=lambda read: read[1])
+        return [f"{self._where(row)} for {now - since:.0f} s" for row, since in reads]
+
+    def close(self) -> None:
+        """Ends waits for another try; reads that go on are left to their threads."""
+        self._closing.set()
+
+    def _read_once(self, row: int, spans: FrameSpans) -> list[np.ndarray]:
+        offsets, sizes = spans.offset.tolist(), spans.size.tolist()
+        pieces: list[np.ndarray] = []
+        bytes_read = 0
+        descriptor = self._corpus.open_shard(int(self._corpus.shard[row]))
+        try:
+            for first, end in joined(offsets, sizes, gap=self._gap):
+                start = offsets[first]
+                data = _read_whole(descriptor, offsets[end - 1] + sizes[end - 1] - start, start)
+                bytes_read += len(data)
+                whole = np.frombuffer(data, dtype=np.uint8)
+                pieces += [whole[offsets[i] - start :][: sizes[i]] for i in range(first, end)]
+        finally:
+            os.close(descriptor)
+        with self._lock:
+            self.bytes_read += bytes_read
+            self.bytes_used += sum(sizes)
+        return pieces
+
+    def _wait_or_stop(self, row: int, attempt: int, error: OSError) -> None:
+        where = self._where(row)
+        if isinstance(error, FileNotFoundError) and self._is_there(row):
+            raise ShardVanishedError(where) from error  # no mount has gone: another try would find the same
+        if attempt >= self._retries:
+            raise DataError(
+                f"{where}: {error.strerror or error}, {attempt + 1} tries; see to it that the storage is mounted and "
+                "answers, then start the same command again (data.retries gives it more time)"
+            ) from error
+        seconds = wait_s(attempt, who=where)
+        with self._lock:
+            self.num_retries += 1
+        logger.warning(
+            "%s: %s; try %d of %d in %.1f s",
+            where, error.strerror or error, attempt + 2, self._retries + 1, seconds,
+        )  # fmt: skip
+        if self._closing.wait(seconds):
+            raise DataError(f"{where}: closed before another try") from error
+
+    def _is_there(self, row: int) -> bool:
+        return self._corpus.dataset_is_there(int(self._corpus.shard[row]))
+
+    def _where(self, row: int) -> str:
+        return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {self._key(row)}"
+
+    def _key(self, row: int) -> str:
+        try:
+            return self._corpus.key(row)
+        except OSError:  # keys are read when they are needed, from the storage that has just failed
+            return f"number {row}"
+
+
+def _read_whole(descriptor: int, size: int, offset: int) -> bytes:
+    """`size` bytes, or those up to the end of the file; a read may bring fewer than were asked for before that."""
+    data = pread(descriptor, size, offset)
+    while len(data) < size and (more := pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data

@@ -1,0 +1,265 @@
+"""Batch requests ─► encoded frames, read ahead by threads, checked by crc32; damaged clips are replaced, not dropped.
+
+source = ClipSource(corpus, requests, read_threads=16, prefetch=4)
+source.next()      # ─► EncodedBatch, or None after the last request
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from pipelines.reading.jpeg_header import HeaderError, scan_offset
+from pipelines.reading.shard_reader import DataError, ShardReader, ShardVanishedError
+from pipelines.samples.corpus import Corpus
+from pipelines.sampling.order import SUBSTITUTE_STREAM, philox
+from pipelines.sampling.requests import BatchRequest, ClipRequest
+
+logger = logging.getLogger(__name__)
+
+STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED = 0, 1, 2
+MAX_SUBSTITUTES = 8
+SLOW_S = 30.0  # a wait for storage that long is told, again and again
+CLOSE_S = 5.0  # most that closing waits for reads under way
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A frame that cannot be used, and why."""
+
+    shard: str
+    key: str
+    name: str
+    frame: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: sample {self.key} ({self.name}), frame {self.frame}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class FetchedClip:
+    """A clip with its bytes; `clip` is another one than was asked for where that is damaged."""
+
+    clip: ClipRequest
+    frames: list[np.ndarray]  # (T,) of uint8, one JPEG each
+    is_substitute: bool = False
+    damage: tuple[Damage, ...] = ()  # of the clip that was asked for, and of substitutes that failed as well
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A request with its bytes: `frames` holds T JPEGs for each of `clips`, whose rows may be substitutes."""
+
+    request: BatchRequest
+    clips: tuple[ClipRequest, ...]
+    frames: list[np.ndarray]  # uint8, one JPEG each
+    substituted: tuple[bool, ...]  # one for each clip
+    damage: tuple[Damage, ...] = ()
+
+
+def encoded_batch(request: BatchRequest, fetched: list[FetchedClip]) -> EncodedBatch:
+    """A request and the clips that were fetched for it, in its order."""
+    return EncodedBatch(
+        request=request,
+        clips=tuple(each.clip for each in fetched),
+        frames=[frame for each in fetched for frame in each.frames],
+        substituted=tuple(each.is_substitute for each in fetched),
+        damage=tuple(damage for each in fetched for damage in each.damage),
+    )
+
+
+class ClipSource:
+    """Reads requests ahead of their use, in order: the clips of the next `prefetch` batches, `read_threads` at once."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        requests: Iterator[BatchRequest],
+        *,
+        read_threads: int,
+        prefetch: int,
+        read_gap: int = 0,
+        retries: int = 5,
+        spares: np.ndarray | None = None,
+    ):
+        """Starts reading.
+
+        Args:
+            corpus: the opened shards.
+            requests: what to fetch, in order.
+            read_threads: clips that are read at once.
+            prefetch: batches that are read ahead.
+            read_gap: bytes between two frames up to which they are read together.
+            retries: tries after a failed read.
+            spares: rows that may stand in for a damaged one; None = all that can be read.
+        """
+        self._corpus, self._requests = corpus, requests
+        self._spares = corpus.readable_rows if spares is None else spares
+        self.reader = ShardReader(corpus, gap=read_gap, retries=retries)
+        self._headers: dict[tuple[int, int], bytes] = {}  # the last sound one of each height and width
+        self._threads = _Threads(read_threads)
+        self._ahead: deque[tuple[BatchRequest, list[Future[FetchedClip]]]] = deque()
+        for _ in range(prefetch):
+            self._read_ahead()
+
+    def next(self) -> EncodedBatch | None:
+        """The next batch, or None after the last.
+
+        Raises:
+            DataError: the storage fails, or no undamaged substitute was found.
+        """
+        if not self._ahead:
+            return None
+        request, clips = self._ahead.popleft()
+        self._read_ahead()
+        return encoded_batch(request, [self._await(clip) for clip in clips])
+
+    def fetch(
+        self, asked: ClipRequest, judge: Callable[[FetchedClip], tuple[int, str] | None] | None = None
+    ) -> FetchedClip:
+        """Reads a clip, or the first of its substitutes that is whole.
+
+        Args:
+            asked: the clip.
+            judge: looks at a clip whose bytes are right, and gives the number of a bad frame and what is wrong with it.
+
+        Raises:
+            DataError: the storage fails, or neither the clip nor a substitute can be used.
+        """
+        found: list[Damage] = []
+        for attempt in range(MAX_SUBSTITUTES + 1):
+            clip = substitute(self._corpus, asked, attempt, spares=self._spares) if attempt else asked
+            frames, wrong = self._read(clip)
+            if wrong is None and judge is not None:
+                wrong = judge(FetchedClip(clip, frames))
+            if wrong is None:
+                return FetchedClip(clip, frames, attempt > 0, tuple(found))
+            found.append(self._damage(clip.row, *wrong))
+            logger.warning("%s; another sample takes its place", found[-1])
+        raise DataError(
+            f"sample {self._corpus.key(asked.row)} and the {MAX_SUBSTITUTES} that could take its place are damaged:\n"
+            + "\n".join(map(str, found))
+            + f"\n{self._corpus.repair}"
+        )
+
+    def close(self) -> None:
+        """Stops the threads; batches read ahead are lost, which costs nothing: they are functions of their request."""
+        self.reader.close()
+        if not self._threads.close():
+            logger.warning("reads that hang were left behind: %s", "; ".join(self.reader.underway()))
+
+    def _read_ahead(self) -> None:
+        request = next(self._requests, None)
+        if request is not None:
+            self._ahead.append((request, [self._threads.submit(self.fetch, clip) for clip in request.clips]))
+
+    def _await(self, clip: Future[FetchedClip]) -> FetchedClip:
+        while True:
+            try:
+                return clip.result(timeout=SLOW_S)
+            except concurrent.futures.TimeoutError:
+                logger.warning("training waits for the storage: %s", "; ".join(self.reader.underway()))
+
+    def _read(self, clip: ClipRequest) -> tuple[list[np.ndarray], tuple[int, str] | None]:
+        """The clip's JPEGs, or the number of a frame whose bytes are not those that were written, and what they are."""
+        # Strides and loops may take a frame twice: it is read once.
+        wanted, again = np.unique(clip.frames, return_inverse=True)
+        spans = self._corpus.frames(clip.row, wanted)
+        try:
+            jpegs = self.reader.read(clip.row, spans)
+        except ShardVanishedError:
+            return [], (int(wanted[0]), "the shard has vanished")
+        frame_size = (int(self._corpus.height[clip.row]), int(self._corpus.width[clip.row]))
+        for i, (jpeg, size, crc) in enumerate(zip(jpegs, spans.size.tolist(), spans.crc32.tolist(), strict=True)):
+            if len(jpeg) != size:
+                return [], (int(wanted[i]), f"the shard ends after {len(jpeg)} of its {size} bytes")
+            if (found := zlib.crc32(jpeg.data)) != crc:
+                return [], (int(wanted[i]), f"its crc32 is {found:08x}, {crc:08x} was written")
+            try:
+                self._check_header(jpeg, frame_size)
+            except HeaderError as error:
+                return [], (int(wanted[i]), str(error))
+        return [jpegs[i] for i in again.tolist()], None
+
+    def _check_header(self, jpeg: np.ndarray, frame_size: tuple[int, int]) -> None:
+        known = self._headers.get(frame_size)
+        if known is not None and jpeg[: len(known)].tobytes() == known:
+            return  # a dataset's frames of one size have one header, as a rule
+        end = scan_offset(jpeg.data, height=frame_size[0], width=frame_size[1])
+        self._headers[frame_size] = jpeg[:end].tobytes()
+
+    def _damage(self, row: int, frame: int, reason: str) -> Damage:
+        corpus = self._corpus
+        path = corpus.shard_name(int(corpus.shard[row]))
+        return Damage(str(path), corpus.key(row), corpus.name(row), frame, reason)
+
+
+def substitute(corpus: Corpus, clip: ClipRequest, attempt: int, *, spares: np.ndarray) -> ClipRequest:
+    """A sample drawn for a damaged one, in the same window and relative crop: the same on every rank and rerun.
+
+    It is drawn from all of them, for the neighbours of a sample in a lost shard are lost as well.
+    """
+    row = int(spares[philox(clip.row, SUBSTITUTE_STREAM, epoch=attempt).integers(len(spares))])
+    frames = np.minimum(clip.frames, corpus.num_frames[row] - 1)
+    height_ratio = corpus.height[row] / corpus.height[clip.row]
+    width_ratio = corpus.width[row] / corpus.width[clip.row]
+    views = tuple(
+        view._replace(
+            crop=view.crop._replace(
+                top=int(view.crop.top * height_ratio),
+                left=int(view.crop.left * width_ratio),
+                height=max(int(view.crop.height * height_ratio), 1),
+                width=max(int(view.crop.width * width_ratio), 1),
+            )
+        )
+        for view in clip.views
+    )
+    return dataclasses.replace(clip, row=row, frames=frames, views=views)
+
+
+class _Threads:
+    """A pool whose threads die with the process: one that hangs in a read keeps no interpreter from leaving, as those
+    of concurrent.futures would."""
+
+    def __init__(self, count: int):
+        self._tasks: SimpleQueue[tuple[Future[FetchedClip], Callable[..., FetchedClip], ClipRequest] | None]
+        self._tasks = SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, name=f"read-clip-{i}", daemon=True) for i in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[[ClipRequest], FetchedClip], clip: ClipRequest) -> Future[FetchedClip]:
+        future: Future[FetchedClip] = Future()
+        self._tasks.put((future, function, clip))
+        return future
+
+    def close(self) -> bool:
+        """Drops what has not begun, waits a little for the rest; whether all threads have left."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._tasks.get_nowait()
+        for _ in self._threads:
+            self._tasks.put(None)
+        end = time.monotonic() + CLOSE_S
+        for thread in self._threads:
+            thread.join(max(end - time.monotonic(), 0))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, function, clip = task
+            try:
+                future.set_result(function(clip))
+            except BaseException as error:
+                future.set_exception(error)

@@ -1,0 +1,1 @@
+"""Datasets become one corpus of samples with labels, of which a selection takes part."""

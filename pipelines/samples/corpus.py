@@ -1,0 +1,281 @@
+"""One or more datasets ─► one numbering of rows: what every other module of this package reads samples through.
+
+corpus = open_corpus(("out/kinetics", "out/surgery"))
+dataset, i = corpus.locate(240_017)      # row of the corpus ─► its dataset and the row there
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.config import DataConfig, is_url
+from pipelines.samples.labels import Labels, numbered_as, read_labels, united_labels
+from preprocess.dataset.index import META_NAME, Dataset, DatasetError, FrameSpans, open_dataset
+
+if TYPE_CHECKING:
+    from pipelines.storage.cache import Cache, RemoteFile
+    from pipelines.storage.remote import RemoteShards
+
+
+class Corpus:
+    """Datasets one behind the other. Arrays have length N, all samples; one dataset's are its mapped columns."""
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        *,
+        remote: "Mapping[int, RemoteShards] | None" = None,
+        labels: Labels | None = None,
+    ):
+        """Joins datasets; `remote` says how to read the shards of those behind URLs, by the dataset's number.
+
+        Raises:
+            DatasetError: no `labels` are given, and the datasets' own are not of one kind.
+        """
+        self.datasets, self._remote = tuple(datasets), remote or {}
+        self.labels = labels or united_labels(datasets)
+        self.row_starts = np.cumsum([0, *map(len, self.datasets)])
+        self._shard_starts = np.cumsum([0, *(len(dataset.shards) for dataset in self.datasets)])
+
+    def __len__(self) -> int:
+        return int(self.row_starts[-1])
+
+    @cached_property
+    def readable_rows(self) -> np.ndarray:
+        """(n,) int64, ascending: all rows but those of shards that are left out as bad."""
+        starts = self._shard_starts.tolist()
+        bad = [start + number for d, start in zip(self.datasets, starts, strict=False) for number in d.bad_shards]
+        return np.flatnonzero(~np.isin(self.shard, bad)) if bad else np.arange(len(self), dtype=np.int64)
+
+    @property
+    def left_out(self) -> list[str]:
+        """For people: each shard that is left out as bad, with how many samples, and why."""
+        return [
+            f"{dataset.location}/{dataset.shards[number].name} ({dataset.shards[number].num_samples:,} samples): {what}"
+            for dataset in self.datasets
+            for number, what in dataset.bad_shards.items()
+        ]
+
+    @cached_property
+    def num_frames(self) -> np.ndarray:
+        """(N,) int32."""
+        return _joined([dataset.num_frames for dataset in self.datasets])
+
+    @cached_property
+    def fps(self) -> np.ndarray:
+        """(N,) float64, NaN = unknown."""
+        return _joined([dataset.fps for dataset in self.datasets])
+
+    @cached_property
+    def width(self) -> np.ndarray:
+        """(N,) int32, in pixels."""
+        return _joined([dataset.width for dataset in self.datasets])
+
+    @cached_property
+    def height(self) -> np.ndarray:
+        """(N,) int32, in pixels."""
+        return _joined([dataset.height for dataset in self.datasets])
+
+    @cached_property
+    def shard(self) -> np.ndarray:
+        """(N,) number of the shard, counted through all datasets."""
+        starts = self._shard_starts[:-1]
+        return _joined([d.shard + start if start else d.shard for d, start in zip(self.datasets, starts, strict=True)])
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the labels by number."""
+        return self.labels.names
+
+    @cached_property
+    def has_several_labels(self) -> bool:
+        """Whether any sample has more than one label."""
+        return bool((self.labels.per_sample > 1).any())
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the greatest label number that a name or a sample has; changes when `labels` get others."""
+        return max(len(self.labels.names), 1 + int(self.labels.values.max(initial=-1)))
+
+    @cached_property
+    def split(self) -> np.ndarray:
+        """(N,) positions in `split_names`."""
+        number = {name: i for i, name in enumerate(self.split_names)}
+        mapped = [np.array([number[name] for name in d.split_names], dtype=np.int32)[d.splits] for d in self.datasets]
+        return _joined(mapped)
+
+    @cached_property
+    def split_names(self) -> list[str]:
+        """Names of the splits of all datasets; "" where samples have none."""
+        return list(dict.fromkeys(name for dataset in self.datasets for name in dataset.split_names))
+
+    def locate(self, row: int) -> tuple[Dataset, int]:
+        """The dataset that holds a row, and the row's number there."""
+        which = int(np.searchsorted(self.row_starts, row, side="right")) - 1
+        return self.datasets[which], row - int(self.row_starts[which])
+
+    def find(self, key: str) -> int:
+        """The row of the first sample with this key; DatasetError if there is none."""
+        for dataset, start in zip(self.datasets[:-1], self.row_starts, strict=False):
+            try:
+                return int(start) + dataset.find(key)
+            except DatasetError:
+                continue
+        return int(self.row_starts[-2]) + self.datasets[-1].find(key)
+
+    @property
+    def keys(self) -> pa.ChunkedArray:
+        """The keys of all samples in their own datasets."""
+        return pa.chunked_array([chunk for dataset in self.datasets for chunk in dataset.keys.chunks], pa.string())
+
+    @property
+    def names(self) -> pa.ChunkedArray:
+        """The names of all samples in their own datasets."""
+        return pa.chunked_array([chunk for dataset in self.datasets for chunk in dataset.names.chunks], pa.string())
+
+    def key(self, row: int) -> str:
+        """The sample's key in its own dataset."""
+        dataset, i = self.locate(row)
+        return dataset.key(i)
+
+    def name(self, row: int) -> str:
+        """The sample's name in its own dataset."""
+        dataset, i = self.locate(row)
+        return dataset.name(i)
+
+    def labels_of(self, row: int) -> list[int]:
+        """The sample's labels: none, one, or several."""
+        return self.labels.of(row)
+
+    def frames(self, row: int, frame_indices: np.ndarray) -> FrameSpans:
+        """Where frames of a sample lie in its shard."""
+        dataset, i = self.locate(row)
+        return dataset.frames(i, frame_indices)
+
+    def shard_path(self, shard: int) -> Path:
+        """The tar with this number (a value of `shard`), of a dataset in a folder."""
+        which, number = self._locate_shard(shard)
+        return self.datasets[which].shard_path(number)
+
+    def shard_name(self, shard: int) -> str:
+        """Path or URL of the tar with this number, for messages."""
+        file = self.remote_file(shard)
+        return file.url if file else str(self.shard_path(shard))
+
+    def open_shard(self, shard: int) -> int:
+        """A file descriptor of the tar with this number, open for reading; the caller closes it.
+
+        Raises:
+            OSError: it cannot be read, or fetched.
+            DamagedFileError: it was fetched, and is not the one of which dataset.json tells.
+        """
+        which, number = self._locate_shard(shard)
+        if which in self._remote:
+            return self._remote[which].open(number)
+        return os.open(self.shard_path(shard), os.O_RDONLY)
+
+    def dataset_is_there(self, shard: int) -> bool:
+        """Whether dataset.json can be read where this shard should be: then not all of the storage has gone."""
+        which, _ = self._locate_shard(shard)
+        if which in self._remote:
+            return self._remote[which].is_there()
+        return (self.datasets[which].root / META_NAME).exists()
+
+    @property
+    def cache(self) -> "Cache | None":
+        """Where shards behind URLs are fetched to; None if there are none."""
+        return next((shards.cache for shards in self._remote.values()), None)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the cache that index files take as long as they are open."""
+        return sum(shards.index_bytes for shards in self._remote.values())
+
+    def remote_file(self, shard: int) -> "RemoteFile | None":
+        """The tar with this number as the cache knows it; None for one in a folder."""
+        which, number = self._locate_shard(shard)
+        return self._remote[which].files[number] if which in self._remote else None
+
+    def _locate_shard(self, shard: int) -> tuple[int, int]:
+        which = int(np.searchsorted(self._shard_starts, shard, side="right")) - 1
+        return which, shard - int(self._shard_starts[which])
+
+    @property
+    def repair(self) -> str:
+        """For people: what to do about damaged shards that a message has named."""
+        folders = [f"`python -m preprocess verify {d.location} --full`" for d in self.datasets if not d.url]
+        urls = [d.url for d in self.datasets if d.url]
+        told = [f"run {' and '.join(dict.fromkeys(folders))}, build the shards named there again"] if folders else []
+        if urls:  # `verify` reads folders
+            told.append(
+                f"copy the shards at {' and '.join(dict.fromkeys(urls))} there again, from a folder that "
+                "`python -m preprocess verify FOLDER --full` finds whole, or after building them again"
+            )
+        return "; ".join(told)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything in any dataset."""
+        return "+".join(dataset.fingerprint for dataset in self.datasets)
+
+    def __str__(self) -> str:
+        return " + ".join(dataset.location for dataset in self.datasets)
+
+
+def corpus_of(config: DataConfig, *, classes: Sequence[str] | None = None) -> Corpus:
+    """`open_corpus` as the settings say; with `classes`, a model's, labels have its numbers (`labels.numbered_as`)."""
+    corpus = open_corpus(
+        config.roots,
+        labels=config.labels,
+        cache=config.cache,
+        cache_gb=config.cache_gb,
+        exclude_bad_shards=config.exclude_bad_shards,
+    )
+    if classes is not None:
+        corpus.labels = numbered_as(corpus.labels, classes)
+    return corpus
+
+
+def open_corpus(
+    roots: Sequence[str | Path],
+    *,
+    labels: str | Path = "",
+    cache: str | Path = "",
+    cache_gb: float = 100,
+    exclude_bad_shards: bool = False,
+) -> Corpus:
+    """Opens every dataset.
+
+    Args:
+        roots: folders, or URLs of such.
+        labels: a file of `labels.read_labels` that replaces the datasets' own labels.
+        cache: folder for what is fetched from URLs; "" = `pipelines.storage.cache.default_folder`.
+        cache_gb: most that it may hold, in GB.
+        exclude_bad_shards: go without the samples of shards that are missing or not whole, instead of refusing them.
+
+    Raises:
+        DatasetError: one of them cannot be used, or the cache cannot.
+    """
+    urls = {i: str(root) for i, root in enumerate(roots) if is_url(str(root))}
+    remote = {}
+    if urls:
+        from pipelines.storage.remote import open_cache, open_remote
+
+        opened_cache = open_cache(cache, limit_bytes=int(cache_gb * 1e9))
+        remote = {i: open_remote(url, opened_cache, exclude_bad_shards=exclude_bad_shards) for i, url in urls.items()}
+    datasets = [
+        remote[i].dataset
+        if i in remote
+        else open_dataset(str(root).removeprefix("file://"), exclude_bad_shards=exclude_bad_shards)
+        for i, root in enumerate(roots)
+    ]
+    return Corpus(datasets, remote=remote, labels=read_labels(labels, datasets) if labels else None)
+
+
+def _joined(columns: list[np.ndarray]) -> np.ndarray:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)

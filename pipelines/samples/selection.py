@@ -1,0 +1,111 @@
+"""`data.select.*` ─► the rows that take part: a pure function of the datasets and the settings.
+
+rows = select_rows(corpus, SelectConfig(split="train", per_class=10, seed=1), rows=usable_rows(...))
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.config import SelectConfig
+from pipelines.samples.corpus import Corpus
+from preprocess.dataset.index import DatasetError
+
+_SHOWN = 5  # so many of a list stand in a message
+
+
+def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray) -> np.ndarray:
+    """Applies split, names, fraction and per_class, in this order.
+
+    A sample's luck in `fraction` depends on its key and the seed alone: other samples, added or removed, do not change
+    it. `per_class` takes the luckiest of each label, so that 1 of each is among 10 of each under the same seed; of
+    several labels none may have enough already, and a sample without a label is never taken.
+
+    Args:
+        corpus: the datasets.
+        select: the settings.
+        rows: (n,) ascending rows to choose from.
+
+    Returns:
+        The chosen rows, ascending.
+
+    Raises:
+        DatasetError: nothing is left, and after which setting; an unknown split or name; a names file that is none.
+    """
+    history = [f"{len(rows):,} usable samples"]
+    for setting, choose in (("split", _of_split), ("names", _of_names), ("fraction", _fraction), ("per_class", _few)):
+        value = getattr(select, setting)
+        if value == getattr(SelectConfig, setting):
+            continue
+        rows = choose(corpus, select, rows)
+        history.append(f"data.select.{setting}={value} leaves {len(rows):,}")
+        if not len(rows):
+            raise DatasetError(f"{corpus}: no sample is left: {', '.join(history)}")
+    return rows
+
+
+def describe_selection(select: SelectConfig) -> str:
+    """What is set, for people: "split=train, per_class=10 (seed 1)"; "" where everything takes part."""
+    names = ("split", "names", "fraction", "per_class")
+    told = [f"{name}={getattr(select, name)}" for name in names if getattr(select, name) != getattr(SelectConfig, name)]
+    drawn = select.fraction < 1 or select.per_class > 0
+    return ", ".join(told) + (f" (seed {select.seed})" if drawn else "")
+
+
+def _of_split(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
+    if select.split not in corpus.split_names:
+        known = ", ".join(name or '"" (none)' for name in corpus.split_names)
+        raise DatasetError(f"data.select.split={select.split}: {corpus} has the splits {known}")
+    return rows[corpus.split[rows] == corpus.split_names.index(select.split)]
+
+
+def _of_names(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
+    """Samples whose name, or whose key in a single dataset, stands in the file."""
+    try:
+        lines = Path(select.names).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"data.select.names={select.names}: cannot be read ({error}); give a text file") from error
+    wanted = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    of_names = pa.array(wanted, pa.string())
+    columns = [corpus.names] if len(corpus.datasets) > 1 else [corpus.names, corpus.keys]
+    chosen, known = np.zeros(len(corpus), dtype=bool), np.zeros(len(wanted), dtype=bool)
+    for column in columns:
+        chosen |= pc.is_in(column, value_set=of_names).to_numpy()
+        known |= pc.is_in(of_names, value_set=column.combine_chunks()).to_numpy(zero_copy_only=False)
+    if not known.all():
+        unknown = [name for name, there in zip(wanted, known.tolist(), strict=True) if not there]
+        what = "names (keys belong to one dataset)" if len(corpus.datasets) > 1 else "names or keys"
+        raise DatasetError(
+            f"data.select.names={select.names}: {len(unknown)} of {len(wanted)} {what} are not in {corpus}: "
+            + ", ".join(unknown[:_SHOWN])
+            + (", …" if len(unknown) > _SHOWN else "")
+        )
+    return rows[chosen[rows]]
+
+
+def _fraction(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
+    return rows[_luck(corpus, select)[rows] < select.fraction * 2.0**64]
+
+
+def _few(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
+    labels = corpus.labels
+    rows = rows[labels.per_sample[rows] > 0]
+    by_luck = rows[np.argsort(_luck(corpus, select)[rows], kind="stable")]
+    taken = np.zeros(corpus.num_classes, dtype=np.int64)
+    chosen = []
+    for row in by_luck.tolist():
+        of_row = labels.of(row)
+        if (taken[of_row] < select.per_class).all():
+            taken[of_row] += 1
+            chosen.append(row)
+    return np.sort(np.array(chosen, dtype=rows.dtype))
+
+
+def _luck(corpus: Corpus, select: SelectConfig) -> np.ndarray:
+    """(N,) uint64, uniform: a hash (SipHash, pandas) of each sample's key under the seed."""
+    import pandas as pd  # a third of a second
+
+    keys = corpus.keys.to_numpy().astype(object)
+    return pd.util.hash_array(keys, hash_key=f"{select.seed:016d}"[-16:], categorize=False)

@@ -1,0 +1,1 @@
+"""Shards behind URLs are fetched into a bounded cache on this node."""

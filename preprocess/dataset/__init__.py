@@ -1,0 +1,1 @@
+"""The disk contract: the schema, the opened dataset, its index and their writer."""

@@ -1,0 +1,191 @@
+"""An opened dataset: where every frame of every sample lies, over mapped files. `preprocess.dataset.index` opens it.
+
+dataset = open_dataset("out/shards")
+spans = dataset.frames(7, np.array([0, 4, 8]))  # where three JPEGs lie in their tar
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocess.dataset.schema import DatasetError, Shard
+
+REJECTED_NAME = "rejected.parquet"
+BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
+
+
+@dataclass(frozen=True)
+class FrameSpans:
+    """Where frames lie in their shard: arrays of one length, `offset` in bytes from the start of the tar."""
+
+    offset: np.ndarray  # int64
+    size: np.ndarray  # int64
+    crc32: np.ndarray  # uint32
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """An opened dataset: one generation of the index, immutable; arrays have length N unless noted.
+
+    The arrays are read-only views of mapped files: processes of one node share their memory. `shard` holds
+    positions in `shards`; `splits` holds positions in `split_names` (one of which is "" where samples have no
+    split); the labels of sample i are `label_values[label_offsets[i]:label_offsets[i + 1]]`.
+    """
+
+    root: Path  # folder of the index files; of the shards, too, unless `url` says where they are
+    meta: dict[str, Any]
+    fingerprint: str
+    shards: tuple[Shard, ...]
+    shard: np.ndarray  # int32
+    offset: np.ndarray  # int64, of the first frame's data in the tar
+    frames_at: np.ndarray  # int64
+    num_frames: np.ndarray  # int32
+    first: np.ndarray  # int64, the source's number of the first frame
+    fps: np.ndarray  # float64, NaN = unknown
+    start_s: np.ndarray  # float64, NaN = unknown
+    width: np.ndarray  # int32
+    height: np.ndarray  # int32
+    label_offsets: np.ndarray  # int64 (N + 1,)
+    label_values: np.ndarray  # int32
+    splits: np.ndarray  # int32
+    split_names: list[str]
+    label_names: list[str]
+    _frames: pa.Table
+    url: str = ""
+    bad_shards: Mapping[int, str] = field(default_factory=dict)  # left out: the number ─► what is wrong with its tar
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def key(self, i: int) -> str:
+        """The key of sample i: its members in the tar are `<key>.json`, `<key>.000000.jpg`, ..."""
+        return self._text("key", "keys", i)
+
+    def name(self, i: int) -> str:
+        """The ledger's name of sample i, or the path of its file below the root that was given."""
+        return self._text("name", "names", i)
+
+    def find(self, key: str) -> int:
+        """The number of the sample with this key; DatasetError if there is none."""
+        i = self.keys.index(key).as_py()
+        if i < 0:
+            raise DatasetError(f"{self.location}: no sample has the key {key!r} (rejected? see {REJECTED_NAME})")
+        return i
+
+    def labels_of(self, i: int) -> list[int]:
+        """The labels of sample i: none, one, or several."""
+        return self.label_values[self.label_offsets[i] : self.label_offsets[i + 1]].tolist()
+
+    def frames(self, i: int, frame_indices: np.ndarray) -> FrameSpans:
+        """Where the given frames of sample i lie in its shard.
+
+        Args:
+            i: the sample.
+            frame_indices: integers in [0, num_frames[i]), any order, repeats allowed.
+
+        Raises:
+            IndexError: a frame index is out of range.
+        """
+        count = int(self.num_frames[i])
+        wanted = np.asarray(frame_indices, np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
+            raise IndexError(f"frame indices {wanted.min()}..{wanted.max()} of sample {i}, which has {count} frames")
+        at = int(self.frames_at[i])
+        size, crc32 = self.frame_rows(at, at + int(wanted.max(initial=-1)) + 1)
+        size = size.astype(np.int64)
+        offset = frame_offsets(size, start=int(self.offset[i]))
+        return FrameSpans(offset[wanted], size[wanted], crc32[wanted])
+
+    def frame_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(sizes, crc32s) of the frames with numbers start ... stop of the whole dataset (`frames_at` counts them)."""
+        parts = []
+        batch = int(np.searchsorted(self._batch_ends, start, side="right"))
+        while start < stop:
+            size, crc32 = self._batches[batch]
+            end = int(self._batch_ends[batch])
+            first = end - len(size)
+            parts.append((size[start - first : stop - first], crc32[start - first : stop - first]))
+            start, batch = end, batch + 1
+        if len(parts) == 1:
+            return parts[0]
+        none = np.empty(0, np.int32), np.empty(0, np.uint32)
+        sizes, crc32s = zip(*(parts or [none]), strict=True)
+        return np.concatenate(sizes), np.concatenate(crc32s)
+
+    @cached_property
+    def _batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(sizes, crc32s) of every batch of the frames file, mapped."""
+        return [(mapped_numbers(batch["size"]), mapped_numbers(batch["crc32"])) for batch in self._frames.to_batches()]
+
+    @cached_property
+    def _batch_ends(self) -> np.ndarray:
+        return np.cumsum([len(size) for size, _ in self._batches], dtype=np.int64)
+
+    @property
+    def location(self) -> str:
+        """Where the dataset is: its folder, or its URL."""
+        return self.url or str(self.root)
+
+    def shard_path(self, shard: int) -> Path:
+        """The tar with this number (a value of column `shard`), of a dataset in a folder."""
+        return self.root / self.shards[shard].name
+
+    def _text(self, column: str, whole: str, i: int) -> str:
+        """One text of the index; its row group is kept, not the column, which may be larger than all else together."""
+        if whole in vars(self):
+            return str(vars(self)[whole][i])
+        group = int(np.searchsorted(self._group_ends, i, side="right"))
+        if column not in self._texts or self._texts[column][0] != group:
+            self._texts[column] = group, self._index_file.read_row_group(group, columns=[column])[column]
+        texts = self._texts[column][1]
+        return str(texts[i - int(self._group_ends[group]) + len(texts)])
+
+    @cached_property
+    def _texts(self) -> dict[str, tuple[int, pa.ChunkedArray]]:
+        return {}
+
+    @cached_property
+    def _index_file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.root / self.meta["files"]["index"]["name"])
+
+    @cached_property
+    def _group_ends(self) -> np.ndarray:
+        groups = self._index_file.metadata
+        return np.cumsum([groups.row_group(group).num_rows for group in range(groups.num_row_groups)])
+
+    @cached_property
+    def keys(self) -> pa.ChunkedArray:
+        """The keys of all samples; read when first asked for."""
+        return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["key"])["key"]
+
+    @cached_property
+    def names(self) -> pa.ChunkedArray:
+        """The names of all samples; read when first asked for."""
+        return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["name"])["name"]
+
+
+def frame_offsets(sizes: np.ndarray, *, start: int) -> np.ndarray:
+    """Offsets of the data of consecutive tar members: one header block and whole data blocks apart.
+
+    Args:
+        sizes: int64 (n,), bytes of each member's data.
+        start: offset of the first member's data.
+    """
+    steps = BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK
+    return start + np.concatenate([np.zeros(1, np.int64), np.cumsum(steps)])[: len(sizes)]
+
+
+def mapped_numbers(array: Any) -> np.ndarray:
+    """The numbers of an array without nulls as they lie in the file; `to_numpy` would import pandas, half a second."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    buffer = array.buffers()[1]
+    if not len(array):
+        return np.empty(0, dtype)
+    view: np.ndarray = np.frombuffer(buffer, dtype, count=len(array), offset=array.offset * dtype.itemsize)
+    return view

@@ -1,0 +1,219 @@
+"""The disk contract: what `preprocess` writes and everything else reads.
+
+A dataset is a folder. It opens in milliseconds whatever its size: all that grows with it is memory-mapped and
+shared by the ranks of a node:
+
+    shard-00000.tar / .idx / .parquet   the frames; DALI's index; the shard's own rows (its presence = done)
+    index-<hash>.parquet                one row a sample, for people and tools; the keys and names
+    rows-<hash>.arrow                   the same rows without the strings, mapped
+    frames-<hash>.arrow                 one row a frame (size, crc32), mapped
+    rejected.parquet                    what was left out, where and why
+    dataset.json                        replaced last: what it names is the dataset
+
+    dataset = open_dataset("out/shards")
+    spans = dataset.frames(7, np.array([0, 4, 8]))  # where three JPEGs lie in their tar
+
+Imports numpy and pyarrow only: trainers read through this module.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from preprocess.dataset.dataset import BLOCK, REJECTED_NAME, Dataset, FrameSpans, frame_offsets, mapped_numbers
+from preprocess.dataset.schema import FRAMES_SCHEMA, ROWS_SCHEMA, SCHEMA_VERSION, DatasetError, Shard
+from preprocess.workers.files import sha256_of
+
+__all__ = [  # what trainers and tools may use
+    "BLOCK",
+    "META_NAME",
+    "PLAN_NAME",
+    "REJECTED_NAME",
+    "Dataset",
+    "DatasetError",
+    "FrameSpans",
+    "Shard",
+    "check_file",
+    "check_shards",
+    "frame_offsets",
+    "map_dataset",
+    "open_dataset",
+    "parse_meta",
+    "read_meta",
+]
+
+LAYOUT = "jpeg"
+META_NAME = "dataset.json"
+PLAN_NAME = "plan.parquet"
+
+_FILES = {"index", "rows", "frames", "rejected"}
+_META_KEYS = {"settings", "settings_hash", "label_names", "split_names", "totals", "files", "shards"}
+_LISTED = 10  # bad shards that a message names
+_HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash in `verify`
+
+
+def open_dataset(root: str | Path, *, exclude_bad_shards: bool = False) -> Dataset:
+    """Opens the dataset in a folder, checking all that can be checked without reading the shards.
+
+    The hashes of index files beyond 64 MiB are left to `python -m preprocess verify`.
+
+    Args:
+        root: the folder.
+        exclude_bad_shards: as `check_shards`.
+
+    Raises:
+        DatasetError: no such folder, not a dataset, an unfinished build, another schema version or layout, an index
+            file that is missing or has another size or hash than dataset.json says, or bad shards (`check_shards`).
+    """
+    root = Path(root)
+    meta = read_meta(root)
+    for stem in ("index", "rows", "frames"):  # what was rejected is no matter here
+        entry = meta["files"][stem]
+        check_file(root / entry["name"], entry["bytes"], entry["sha256"])
+    sizes: dict[str, int | None] = {}
+    for name, *_ in meta["shards"]:
+        with suppress(FileNotFoundError):
+            sizes[name] = (root / name).stat().st_size
+    return map_dataset(root, meta, bad_shards=check_shards(str(root), meta, sizes, exclude_bad=exclude_bad_shards))
+
+
+def check_shards(
+    location: str, meta: dict[str, Any], sizes: Mapping[str, int | None], *, exclude_bad: bool
+) -> dict[int, str]:
+    """The shards that are missing or of another size than dataset.json says: their numbers ─► what is wrong with them.
+
+    Args:
+        location: the folder or URL, for messages.
+        meta: what `read_meta` or `parse_meta` returned.
+        sizes: of the files that are there, in bytes; None = not known.
+        exclude_bad: whether the dataset is used without them.
+
+    Raises:
+        DatasetError: there are bad shards, and they are not to be excluded, or no sample is left without them.
+    """
+    shards, bad = [Shard(*entry) for entry in meta["shards"]], {}
+    for number, shard in enumerate(shards):
+        if shard.name not in sizes:
+            bad[number] = "missing"
+        elif sizes[shard.name] not in (None, shard.bytes):
+            bad[number] = f"{sizes[shard.name]} bytes, {META_NAME} says {shard.bytes}"
+    lost = sum(shards[number].num_samples for number in bad)
+    total = sum(shard.num_samples for shard in shards)
+    if bad and (not exclude_bad or lost == total):
+        remedy = "restore them from a copy or run the build again"
+        if lost < total:
+            remedy += ", or leave them out with --data.exclude_bad_shards true"
+        raise DatasetError(
+            f"{location}: {len(bad)} of {len(shards)} shards, {lost:,} of {total:,} samples, are missing or not whole; "
+            f"{remedy}:" + _lines([f"{location}/{shards[number].name}: {what}" for number, what in bad.items()])
+        )
+    return bad
+
+
+def _lines(listed: Sequence[str]) -> str:
+    more = [f"and {len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
+    return "".join(f"\n  {line}" for line in [*listed[:_LISTED], *more])
+
+
+def map_dataset(
+    root: Path, meta: dict[str, Any], *, url: str = "", bad_shards: Mapping[int, str] | None = None
+) -> Dataset:
+    """A dataset over checked index files.
+
+    Args:
+        root: the folder of the index files.
+        meta: what `read_meta` or `parse_meta` returned.
+        url: where the shards are, if that is not `root`.
+        bad_shards: what `check_shards` returned.
+
+    Raises:
+        DatasetError: an index file is none, or has other columns.
+    """
+    rows = _map_table(root / meta["files"]["rows"]["name"], ROWS_SCHEMA)
+    columns = {name: mapped_numbers(rows[name].chunk(0)) for name in rows.column_names if name != "labels"}
+    labels: Any = rows["labels"].chunk(0)  # a LargeListArray
+    return Dataset(
+        root=root,
+        meta=meta,
+        fingerprint=_fingerprint(meta),
+        shards=tuple(Shard(*entry) for entry in meta["shards"]),
+        label_offsets=mapped_numbers(labels.offsets),
+        label_values=mapped_numbers(labels.values),
+        splits=columns.pop("split"),
+        split_names=list(meta["split_names"]),
+        label_names=list(meta["label_names"]),
+        _frames=_map_table(root / meta["files"]["frames"]["name"], FRAMES_SCHEMA),
+        url=url,
+        bad_shards=bad_shards or {},
+        **columns,
+    )
+
+
+def read_meta(root: Path) -> dict[str, Any]:
+    """dataset.json of a folder, its schema version and layout checked; raises DatasetError."""
+    path = root / META_NAME
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder; `python -m preprocess build --out {root}` makes a dataset")
+    if not path.is_file():
+        if (root / PLAN_NAME).is_file():
+            raise DatasetError(f"{root}: an unfinished build ({PLAN_NAME} but no {META_NAME}); run the build again")
+        raise DatasetError(f"{root}: not a dataset (no {META_NAME}); give the --out folder of `preprocess build`")
+    return parse_meta(path.read_bytes(), where=path)
+
+
+def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
+    """dataset.json from its bytes, schema version and layout checked; raises DatasetError, which names `where`."""
+    try:
+        meta = json.loads(text)
+        version, layout = meta["schema"], meta["layout"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{where}: cannot be read ({error}); run the build again") from error
+    if version != SCHEMA_VERSION or layout != LAYOUT:
+        raise DatasetError(
+            f"{where}: schema {version!r}, layout {layout!r}; this program reads schema {SCHEMA_VERSION}, "
+            f"layout {LAYOUT!r}: build it again, or use the version that wrote it"
+        )
+    if lacking := sorted((_META_KEYS - meta.keys()) | (_FILES - dict(meta.get("files", {})).keys())):
+        raise DatasetError(f"{where}: has no {', '.join(lacking)}; run the build again")
+    return meta
+
+
+def _fingerprint(meta: dict[str, Any]) -> str:
+    files = meta["files"]
+    parts = [
+        meta["schema"],
+        meta["layout"],
+        files["rows"]["sha256"],
+        files["index"]["sha256"],
+        files["frames"]["sha256"],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def check_file(path: Path, num_bytes: int, sha256: str | None = None) -> None:
+    """Raises DatasetError unless a file is there with this size, and with this hash if it is not too large."""
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: missing, though {META_NAME} names it; restore it or run the build again") from None
+    if found != num_bytes:
+        raise DatasetError(f"{path}: {found} bytes, {META_NAME} says {num_bytes}; restore it or run the build again")
+    if sha256 and num_bytes <= _HASH_AT_OPEN and sha256_of(path) != sha256:
+        raise DatasetError(f"{path}: its sha256 is not the one in {META_NAME}; restore it or run the build again")
+
+
+def _map_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """A mapped Arrow file: no bytes are read before they are used."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except pa.ArrowException as error:
+        raise DatasetError(f"{path}: not an Arrow file ({error}); run the build again") from error
+    if not table.schema.equals(schema):
+        raise DatasetError(f"{path}: its columns are not those of schema {SCHEMA_VERSION}; run the build again")
+    return table

@@ -1,0 +1,116 @@
+"""The columns of all files of the disk contract (`preprocess.dataset.index`), and the table beside each tar.
+
+write_shard_table(out / "shard-00003.parquet", rows, tar_bytes=..., tar_sha256=...)
+table, shard = read_shard_table(out / "shard-00003.parquet")
+"""
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocess.workers.files import replace_file
+
+SCHEMA_VERSION = 1
+
+# list[Any]: the stubs of pyarrow cannot join fields of two types.
+_SAMPLE_FIELDS: list[Any] = [
+    pa.field("offset", pa.int64()),  # of the first frame's data in its tar
+    pa.field("num_frames", pa.int32()),
+    pa.field("first", pa.int64()),  # the source's frame number of the first frame
+    pa.field("fps", pa.float64()),  # of the stored frames; NaN = unknown
+    pa.field("start_s", pa.float64()),  # time of the first frame in the source; NaN = unknown
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+]
+_FRAME_FIELDS: list[Any] = [pa.field("size", pa.int32()), pa.field("crc32", pa.uint32())]
+_WHERE_FIELDS: list[Any] = [
+    pa.field("file", pa.string()),  # the ledger or list that named it, or the media file
+    pa.field("line", pa.int32()),  # 1-based; -1 = none
+    pa.field("frame", pa.int64()),  # frame of the source where it broke; -1 = none or not known
+    pa.field("reason", pa.string()),  # one short word for counting; "" = nothing to report
+    pa.field("message", pa.string()),  # the decoder's own words where there are any
+]
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("split", pa.string()),
+        *_SAMPLE_FIELDS,
+        pa.field("sizes", pa.list_(pa.int32())),  # of every frame
+        pa.field("crc32s", pa.list_(pa.uint32())),
+        *_WHERE_FIELDS,
+    ]
+)
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("split", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("shard", pa.int32()),
+        pa.field("frames_at", pa.int64()),  # the first frame's row in frames-<hash>.arrow
+        *_SAMPLE_FIELDS,
+    ]
+)
+ROWS_SCHEMA = pa.schema(
+    [
+        pa.field("labels", pa.large_list(pa.int32())),
+        pa.field("split", pa.int32()),  # position in dataset.json's split_names
+        pa.field("shard", pa.int32()),
+        pa.field("frames_at", pa.int64()),
+        *_SAMPLE_FIELDS,
+    ]
+)
+FRAMES_SCHEMA = pa.schema(_FRAME_FIELDS)
+# num_frames > 0 here: the sample was kept, with a remark (damaged: not all of it; mixed_sizes).
+REJECTED_SCHEMA = pa.schema(
+    [pa.field("key", pa.string()), pa.field("name", pa.string()), pa.field("num_frames", pa.int32()), *_WHERE_FIELDS]
+)
+
+
+class DatasetError(ValueError):
+    """A folder that cannot be used as a dataset; names the file, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished tar, as dataset.json lists it."""
+
+    name: str
+    bytes: int
+    sha256: str
+    num_samples: int
+
+
+def write_shard_table(path: Path, rows: list[dict[str, Any]], *, tar_bytes: int, tar_sha256: str) -> None:
+    """Writes shard-NNNNN.parquet: every planned sample of the shard, kept or not (SHARD_SCHEMA)."""
+    metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
+    with replace_file(path) as aside:
+        table = pa.Table.from_pylist(rows, SHARD_SCHEMA.with_metadata(metadata))
+        pq.write_table(table, aside, write_page_checksum=True)
+
+
+def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
+    """A finished shard's rows and its entry for dataset.json.
+
+    Raises:
+        DatasetError: there is no such file, or it is no such table.
+        OSError: the disk cannot be read; whether it is a table is not known then.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:  # read_table would import pandas
+            table = file.read()
+        metadata = table.schema.metadata
+        tar_bytes, sha256 = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+        if (number := getattr(error, "errno", None)) not in (None, errno.ENOENT):  # Arrow's own have no number
+            raise OSError(number, error.strerror or str(error), str(path)) from error  # type: ignore[union-attr]
+        raise DatasetError(f"{path}: not a shard's table ({error}); remove it and run the build again") from error
+    kept = int(np.count_nonzero(table["num_frames"].to_numpy()))
+    return table, Shard(path.with_suffix(".tar").name, tar_bytes, sha256, kept)

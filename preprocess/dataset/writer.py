@@ -1,0 +1,294 @@
+"""Finished shards ─► one dataset: the tables beside the tars in; index files, rejects and dataset.json out.
+
+    write_dataset(root, tables=sorted(root.glob("shard-*.parquet")), settings={...}, label_names=[])
+
+Shard by shard: memory does not grow with the dataset (ten million samples pass through some 300 MB). Index files carry
+their hash in the name, so a running trainer keeps the generation that it opened; dataset.json is replaced last. What
+one call writes depends on its arguments only, and a call that was killed is simply made again.
+"""
+
+import hashlib
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from preprocess.dataset.index import LAYOUT, META_NAME, REJECTED_NAME
+from preprocess.dataset.schema import (
+    FRAMES_SCHEMA,
+    INDEX_SCHEMA,
+    REJECTED_SCHEMA,
+    ROWS_SCHEMA,
+    SCHEMA_VERSION,
+    read_shard_table,
+)
+from preprocess.workers.files import TEMPORARY_PREFIX, replace_file, sha256_of
+
+_FRAMES_PER_BATCH = 1 << 22  # frames-<hash>.arrow: few, large batches, so that a reader finds a row quickly
+_ROWS_PER_GROUP = 1 << 15  # a reader of one name reads one group
+
+
+def write_dataset(
+    root: Path,
+    *,
+    tables: Sequence[Path],
+    settings: dict[str, Any],
+    label_names: Sequence[str] = (),
+    rejected: Sequence[dict[str, Any]] = (),
+    splits: pa.DictionaryArray | None = None,
+    split_rule: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Merges the tables of all shards into the index files and dataset.json.
+
+    Args:
+        root: the dataset's folder.
+        tables: shard-NNNNN.parquet of every shard, in order.
+        settings: what the build was asked for (JSON values only).
+        label_names: names of label ids 0, 1, ...; empty if the labels were numbers already.
+        rejected: rows of REJECTED_SCHEMA for what was left out before any shard was planned.
+        splits: of every planned sample by its number; None = as the tables say.
+        split_rule: what made them, for dataset.json.
+
+    Returns:
+        What was written to dataset.json.
+
+    Raises:
+        DatasetError: a table is missing or is not a shard's.
+    """
+    totals = _Totals()
+    with ExitStack() as stack:
+        aside = {stem: root / f"{TEMPORARY_PREFIX}{stem}" for stem in ("index", "rows", "frames", "rejected")}
+        for path in aside.values():
+            stack.callback(path.unlink, missing_ok=True)
+        split_names = _write_files(aside, tables, rejected, splits, totals)
+        files = {
+            "index": _adopt(aside["index"], "index", ".parquet"),
+            "rows": _adopt(aside["rows"], "rows", ".arrow"),
+            "frames": _adopt(aside["frames"], "frames", ".arrow"),
+        }
+        with replace_file(root / REJECTED_NAME) as path:
+            aside["rejected"].replace(path)
+    files["rejected"] = _entry(root / REJECTED_NAME, sha256_of(root / REJECTED_NAME))
+    meta = {
+        "schema": SCHEMA_VERSION,
+        "layout": LAYOUT,
+        "settings": settings,
+        "settings_hash": settings_hash(settings),
+        "label_names": list(label_names),
+        "split_names": split_names,
+        "totals": totals.told(),
+        "files": files,
+        "shards": totals.shards,
+    }
+    if split_rule:
+        meta["split_rule"] = split_rule
+    with replace_file(root / META_NAME) as path:
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items()]
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    return meta
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """A hash that two builds share if and only if they were asked for the same."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_files(
+    aside: dict[str, Path],
+    tables: Sequence[Path],
+    rejected: Sequence[dict[str, Any]],
+    splits: pa.DictionaryArray | None,
+    totals: "_Totals",
+) -> list[str]:
+    """Writes the four files, shard by shard; returns the names of the splits, in the order of their first samples."""
+    split_codes: dict[str, int] = {}
+    with ExitStack() as stack:
+        rows = _Rows(aside["rows"].parent, stack)
+        sink = stack.enter_context(pa.OSFile(str(aside["frames"]), "wb"))
+        arrow = stack.enter_context(pa.ipc.new_file(sink, FRAMES_SCHEMA))
+        index = stack.enter_context(pq.ParquetWriter(aside["index"], INDEX_SCHEMA, compression="zstd"))
+        rejects = stack.enter_context(pq.ParquetWriter(aside["rejected"], REJECTED_SCHEMA))
+        frames = _Regrouped(_FRAMES_PER_BATCH, lambda table: arrow.write_batch(_frames_batch(table)))
+        samples = _Regrouped(_ROWS_PER_GROUP, lambda table: index.write_table(_index_table(table), _ROWS_PER_GROUP))
+        problems = _Regrouped(_ROWS_PER_GROUP, lambda table: rejects.write_table(table, _ROWS_PER_GROUP))
+        lost = pa.Table.from_pylist(list(rejected), REJECTED_SCHEMA)
+        problems.add(lost)
+        totals.add_problems(lost)
+        for number, path in enumerate(tables):
+            table, shard = read_shard_table(path)
+            lost = table.filter(pc.field("reason") != "").select(REJECTED_SCHEMA.names)
+            problems.add(lost)
+            table = table.filter(pc.field("num_frames") > 0)
+            if splits is not None:
+                table = _with_splits(table, splits)
+            counts = table["num_frames"].to_numpy().astype(np.int64)
+            frames_at = totals.frames + np.cumsum(counts) - counts
+            table = table.append_column("shard", pa.array(np.full(len(table), number, np.int32)))
+            table = table.append_column("frames_at", pa.array(frames_at))
+            frames.add(pa.table([pc.list_flatten(table[name]) for name in ("sizes", "crc32s")], schema=FRAMES_SCHEMA))
+            samples.add(table.select(INDEX_SCHEMA.names))
+            for name in pc.unique(table["split"]).to_pylist():
+                split_codes.setdefault(str(name), len(split_codes))
+            rows.add(table, split_codes)
+            totals.shards.append([shard.name, shard.bytes, shard.sha256, shard.num_samples])
+            totals.add_samples(table)
+            totals.add_problems(lost)
+        for regrouped in (frames, samples, problems):
+            regrouped.finish()
+        rows.write(aside["rows"])
+    return list(split_codes)
+
+
+@dataclass
+class _Regrouped:
+    """Tables of any length in, tables of `size` rows out: files do not depend on how samples lie in shards.
+
+    What is left over at the end may be shorter; at least one table, perhaps empty, goes out.
+    """
+
+    size: int
+    write: Callable[[pa.Table], None]
+    _waiting: list[pa.Table] = field(default_factory=list)
+    _count: int = 0
+    _written: bool = False
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        self._count += len(table)
+        while self._count >= self.size:
+            self._put(self.size)
+
+    def finish(self) -> None:
+        if self._count or not self._written:
+            self._put(self._count)
+
+    def _put(self, count: int) -> None:
+        table = pa.concat_tables(self._waiting)
+        # One chunk: where a Parquet page ends depends on the chunks.
+        self.write(table.slice(0, count).combine_chunks())
+        self._waiting = [table.slice(count)]
+        self._count -= count
+        self._written = True
+
+
+def _frames_batch(frames: pa.Table) -> pa.RecordBatch:
+    """In buffers of its own: those of a slice may hold more than the slice, and that would be written, too."""
+    return pa.record_batch(
+        [pa.array(frames[name].to_numpy().copy()) for name in FRAMES_SCHEMA.names], schema=FRAMES_SCHEMA
+    )
+
+
+def _with_splits(table: pa.Table, splits: pa.DictionaryArray) -> pa.Table:
+    """The samples of a shard with other splits; their keys are their numbers."""
+    chosen = splits.take(pc.cast(table["key"].combine_chunks(), pa.int64())).cast(pa.string())
+    return table.set_column(table.schema.get_field_index("split"), "split", chosen)
+
+
+def _index_table(samples: pa.Table) -> pa.Table:
+    at = samples.schema.get_field_index("split")
+    return samples.set_column(at, "split", pc.dictionary_encode(samples["split"])).cast(INDEX_SCHEMA)
+
+
+class _Rows:
+    """The columns of rows-<hash>.arrow, which is to be one batch: they grow in files without names, then are mapped."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        names = [*(name for name in ROWS_SCHEMA.names if name != "labels"), "label_offsets", "label_values"]
+        self._files = {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in names}  # noqa: SIM115
+        self._count = self._labels = 0
+        self._files["label_offsets"].write(np.int64(0).tobytes())
+
+    def add(self, table: pa.Table, split_codes: dict[str, int]) -> None:
+        """Appends the samples of a shard."""
+        codes = pc.index_in(table["split"], pa.array(list(split_codes), pa.string()))
+        lengths = pc.list_value_length(table["labels"]).to_numpy().astype(np.int64)
+        columns = {name: table[name].to_numpy() for name in self._files if name in table.column_names}
+        columns["split"] = codes.to_numpy()
+        columns["label_offsets"] = self._labels + np.cumsum(lengths)
+        columns["label_values"] = pc.list_flatten(table["labels"]).to_numpy()
+        for name, column in columns.items():
+            self._files[name].write(np.ascontiguousarray(column).tobytes())
+        self._count += len(table)
+        self._labels += int(lengths.sum())
+
+    def write(self, path: Path) -> None:
+        """Writes the file."""
+        arrays: list[Any] = []
+        for column in ROWS_SCHEMA:
+            if column.name == "labels":
+                offsets = self._mapped("label_offsets", pa.int64(), self._count + 1)
+                values = self._mapped("label_values", pa.int32(), self._labels)
+                arrays.append(pa.LargeListArray.from_arrays(offsets, values))
+            else:
+                arrays.append(self._mapped(column.name, column.type, self._count))
+        batch = pa.record_batch(arrays, schema=ROWS_SCHEMA)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, ROWS_SCHEMA) as writer:
+            writer.write_batch(batch)
+
+    def _mapped(self, name: str, kind: Any, count: int) -> Any:
+        file = self._files[name]
+        file.flush()
+        # An empty file cannot be mapped.
+        column: Any = np.memmap(file, kind.to_pandas_dtype(), "r", shape=count) if count else b""
+        return pa.Array.from_buffers(kind, count, [None, pa.py_buffer(column)])
+
+
+@dataclass
+class _Totals:
+    """What dataset.json says of all shards."""
+
+    shards: list[list[Any]] = field(default_factory=list)
+    samples: int = 0
+    frames: int = 0
+    samples_without_fps: int = 0
+    _seconds: list[float] = field(default_factory=list)
+    _rejected: Counter[str] = field(default_factory=Counter)
+    _remarks: Counter[str] = field(default_factory=Counter)
+
+    def add_samples(self, kept: pa.Table) -> None:
+        fps, counts = kept["fps"].to_numpy(), kept["num_frames"].to_numpy()
+        timed = np.isfinite(fps)
+        self.samples += len(kept)
+        self.frames += int(counts.sum(dtype=np.int64))
+        self.samples_without_fps += int((~timed).sum())
+        self._seconds.append(math.fsum((counts[timed] / fps[timed]).tolist()))
+
+    def add_problems(self, problems: pa.Table) -> None:
+        """Counts rows of REJECTED_SCHEMA by reason; those with frames were kept, with a remark."""
+        for reason, num_frames in zip(*(problems[name].to_pylist() for name in ("reason", "num_frames")), strict=True):
+            (self._remarks if num_frames else self._rejected)[reason] += 1
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "frames": self.frames,
+            "bytes": sum(shard[1] for shard in self.shards),
+            "seconds": round(math.fsum(self._seconds), 3),
+            "samples_without_fps": self.samples_without_fps,
+            "rejected": dict(sorted(self._rejected.items())),
+            "remarks": dict(sorted(self._remarks.items())),
+        }
+
+
+def _adopt(aside: Path, stem: str, suffix: str) -> dict[str, Any]:
+    """Moves a finished index file to the name that carries its hash."""
+    sha256 = sha256_of(aside)
+    final = aside.with_name(f"{stem}-{sha256[:16]}{suffix}")
+    with replace_file(final) as path:
+        aside.replace(path)
+    return _entry(final, sha256)
+
+
+def _entry(path: Path, sha256: str) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}

@@ -1,0 +1,112 @@
+"""The child of `preprocess.workers.decoder`: requests on standard input, answers on standard output, a line of JSON each.
+
+    python -m preprocess.encode.decoder_main PAGE PARENT      # a file descriptor and a process id; see there
+
+It has no state but the video that it read last. It dies with the thread that started it.
+"""
+
+import ctypes
+import dataclasses
+import gc
+import json
+import mmap
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mae3d.video.reader import KeptVideo, open_video
+from preprocess.encode.shard import write_sample
+from preprocess.encode.tar_writer import TarWriter
+from preprocess.plan.plan import PlannedSample, Settings
+from preprocess.problems import MediaError
+from preprocess.workers.decoder import COUNT_BYTES, PAGE_BYTES
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Server:
+    """Answers requests."""
+
+    def __init__(self, page: mmap.mmap) -> None:
+        self._page = page
+        self._count = 0
+        self._kept = KeptVideo()
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """{"done": ...}, {"media": [reason, message, frame]} or {"os": [errno, message, file]}."""
+        gc.collect()
+        try:
+            return {"done": self._write(request) if request["do"] == "write" else self._probe(request)}
+        except MediaError as error:
+            return {"media": [error.reason, str(error), error.frame]}
+        except OSError as error:
+            if error.errno is None:  # not of the disk: so Pillow says that it cannot encode something
+                return {"media": ["undecodable", str(error), -1]}
+            return {"os": [error.errno, error.strerror, error.filename or request.get("tar")]}
+        except MemoryError:
+            os._exit(1)  # perhaps the machine was short of it: it is tried once more, by another child
+        except Exception as error:  # whatever strange media make a library do costs one sample
+            return {"media": ["crashed", f"{type(error).__name__}: {error}", -1]}
+
+    def _write(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["first"]:
+            self._kept.close()
+        with Path(request["tar"]).open("r+b") as file:
+            file.seek(request["start"])
+            tar = TarWriter(file)
+            facts = write_sample(
+                tar,
+                PlannedSample(**request["sample"]),
+                [Path(name) for name in request["files"]],
+                settings=Settings(**request["settings"]),
+                opened=self._kept.open,
+                progress=self._progress,
+            )
+            stop = file.tell()
+        written = {"offset": tar.offset, "sizes": tar.sizes, "crc32s": tar.crc32s, "line": tar.index[0]}
+        return {"facts": dataclasses.asdict(facts), "stop": stop, **written}
+
+    def _probe(self, request: dict[str, Any]) -> dict[str, Any]:
+        settings = Settings(**request["settings"])
+        with open_video(Path(request["path"]), max_pixels=settings.max_pixels, progress=self._progress) as video:
+            return dataclasses.asdict(video.measured_facts() if request["measure"] else video.facts)
+
+    def _progress(self, place: str) -> None:
+        self._count += 1
+        text = place.encode(errors="replace")[: PAGE_BYTES - COUNT_BYTES]
+        self._page[:] = self._count.to_bytes(COUNT_BYTES, "little") + text.ljust(PAGE_BYTES - COUNT_BYTES, b"\0")
+
+
+def main() -> None:
+    """Answers until there is nothing more to read."""
+    page, parent = int(sys.argv[1]), int(sys.argv[2])
+    # Who stops us is the parent; it is told of an interrupt itself.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return  # it died before it could take us with it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")  # rather us than the worker
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    Image.MAX_IMAGE_PIXELS = None  # --max-pixels holds instead
+    server = Server(mmap.mmap(page, PAGE_BYTES))
+    # Garbage is collected between samples only: what a broken frame shows depends on the buffer that it was decoded
+    # into, and that on when earlier frames were freed.
+    gc.disable()
+    gc.freeze()
+    print(file=answers, flush=True)  # ready
+    for line in sys.stdin.buffer:
+        print(json.dumps(server.answer(json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""One planned sample ─► its JPEG frames: a row of the plan in, encoded frames to a sink and `Facts` out.
+
+    with root.local(media_files(row, settings)) as files:
+        facts = encode_sample(row, files, settings=settings, sink=writer.add)
+
+Frames of one sample have one size: the first frame's, its short side scaled down to `short_side`, never up. Every
+stored frame was decoded once, strictly: a frame that is damaged costs its sample (frame folders; see
+`preprocess.encode.images`), or itself (videos; see `mae3d.video.reader`). Nothing larger than a frame is held in memory.
+"""
+
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+
+from mae3d.video.reader import Video, effective_fps, open_video
+from preprocess.encode.images import announced_size, jpeg_header, natural_size, scaled_size, stored_frame
+from preprocess.encode.video_frames import FrameEncoder
+from preprocess.encode.video_properties import Looks, mixed_sizes
+from preprocess.plan.plan import PlannedSample, Settings
+from preprocess.problems import MediaError, raise_unless_of_the_file
+from preprocess.sources.frame_names import frame_name
+
+_RATE_SLACK = 1.001  # 30 is not faster than 29.97
+_BYTES_A_PIXEL = 8  # of an image file at most: four channels of 16 bits that did not compress
+_CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What became of a sample; `remark` is (reason, message) if it is kept, but not as it was."""
+
+    num_frames: int
+    first: int  # number of the first frame in the source
+    stop: int  # one more than the number of the last
+    fps: float  # of the stored frames; NaN = unknown
+    start_s: float  # NaN = unknown
+    width: int
+    height: int
+    remark: tuple[str, str] | None = None
+
+
+def media_files(row: PlannedSample, settings: Settings) -> list[str]:
+    """The files that a sample is made of, below its root: one, or those of the frames that are to be stored."""
+    if row.kind != "frames":
+        return [row.path]
+    keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
+    folder = f"{row.path}/" if row.path else ""
+    numbers = [row.first + number for number in keep]
+    if row.gaps:
+        gaps = set(row.gaps)
+        numbers = [_before(number, gaps) for number in numbers]
+    return [folder + frame_name(row.prefix, row.digits, row.suffix, number) for number in numbers]
+
+
+def _before(number: int, gaps: set[int]) -> int:
+    """The frame that stands in for one that is missing."""
+    while number in gaps:
+        number -= 1
+    return number
+
+
+def encode_sample(
+    row: PlannedSample,
+    files: Sequence[Path],
+    *,
+    settings: Settings,
+    sink: Callable[[bytes], None],
+    opened: Callable[..., AbstractContextManager[Video]] = open_video,
+    progress: Callable[[str], None] = lambda place: None,
+) -> Facts:
+    """Reads one sample and hands its frames to `sink`, in time order.
+
+    Args:
+        row: what to read.
+        files: paths on this machine of what `media_files` names.
+        settings: sizes, rates, quality and limits.
+        sink: takes the bytes of one JPEG.
+        opened: opens videos, as `open_video` does.
+        progress: is told the place, often.
+
+    Raises:
+        MediaError: the sample cannot be had; what the sink was given is to be forgotten.
+        OSError: the disk of the source has gone.
+    """
+    limited = _limited(sink, settings)
+    if row.kind in ("frames", "image"):
+        return _encode_files(row, files, settings=settings, sink=limited, progress=progress)
+    try:
+        with opened(files[0], max_pixels=settings.max_pixels, progress=progress) as video:
+            return _encode_video(video, row, settings=settings, sink=limited)
+    except av.error.FFmpegError as error:
+        raise MediaError("undecodable", str(error.strerror)) from error
+
+
+def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None) -> list[int]:
+    """Which of `num_frames` frames at `source_fps` remain at `fps`: all, unless the source is faster."""
+    if not source_fps or not fps or source_fps <= fps * _RATE_SLACK:
+        return list(range(num_frames))
+    step = source_fps / fps
+    return [round(k * step) for k in range(math.ceil(num_frames / step)) if round(k * step) < num_frames]
+
+
+def _limited(sink: Callable[[bytes], None], settings: Settings) -> Callable[[bytes], None]:
+    """The sink, up to as many frames and bytes as a sample may have."""
+    num_frames = num_bytes = 0
+
+    def take(data: bytes) -> None:
+        nonlocal num_frames, num_bytes
+        num_frames += 1
+        num_bytes += len(data)
+        if num_frames > settings.max_frames:
+            raise MediaError("too_many_frames", f"more than --max-frames {settings.max_frames}: {_CUT_IT}")
+        if num_bytes > settings.max_gb * 1e9:
+            raise MediaError("too_large", f"would write more than --max-gb {settings.max_gb:g}: {_CUT_IT}")
+        sink(data)
+
+    return take
+
+
+def _encode_files(
+    row: PlannedSample,
+    files: Sequence[Path],
+    *,
+    settings: Settings,
+    sink: Callable[[bytes], None],
+    progress: Callable[[str], None],
+) -> Facts:
+    keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
+    size: tuple[int, int] | None = None
+    num_other = 0
+    for number, file in zip(keep, files, strict=True):
+        progress(file.name)
+        try:
+            data = _read(file, row.first + number, limit=_BYTES_A_PIXEL * settings.max_pixels)
+            header = jpeg_header(data)
+            width, height = announced_size(data, header)
+            if width * height > settings.max_pixels:
+                told = f"{file.name}: {width}x{height} pixels, --max-pixels {settings.max_pixels} are allowed"
+                raise MediaError("too_large", told, frame=row.first + number)
+            if size is None:
+                size = scaled_size(*natural_size(data, header), settings.short_side)
+            stored, natural = stored_frame(data, header, size, quality=settings.quality, check=settings.check)
+            num_other += scaled_size(*natural, settings.short_side) != size
+        except ValueError as error:
+            raise MediaError("bad_frame", f"{file.name}: {error}", frame=row.first + number) from error
+        sink(stored)
+    assert size is not None, "a planned sample has frames"
+    source_fps = settings.source_fps or math.nan
+    faster = len(keep) < row.stop - row.first
+    fps = settings.fps if faster and settings.fps else source_fps
+    remark = _joined([mixed_sizes(num_other, len(keep), size), _filled(row, keep)])
+    return Facts(len(keep), row.first, row.first + keep[-1] + 1, fps, row.start_s, *size, remark)
+
+
+def _filled(row: PlannedSample, keep: Sequence[int]) -> tuple[str, str] | None:
+    filled = sum(row.first + number in row.gaps for number in keep)
+    return ("filled_gaps", f"{filled} missing frames are the ones before them") if filled else None
+
+
+def _read(file: Path, number: int, *, limit: int) -> bytes:
+    try:
+        with file.open("rb", buffering=0) as opened:
+            found = os.fstat(opened.fileno())
+            if not stat.S_ISREG(found.st_mode):  # a device has no end
+                raise MediaError("unreadable", f"{file.name}: not a file", frame=number)
+            data = opened.read() if found.st_size <= limit else b""
+    except FileNotFoundError as error:
+        raise MediaError("missing_frame", f"{file.name} is missing", frame=number) from error
+    except OSError as error:
+        raise_unless_of_the_file(error, file)
+        raise MediaError("unreadable", f"{file.name}: {error.strerror}", frame=number) from error
+    if found.st_size > limit:
+        raise MediaError("too_large", f"{file.name}: more than {limit / 1e6:.0f} MB", frame=number)
+    return data
+
+
+def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
+    declared = video.facts.fps
+    resample = settings.fps is not None and not declared <= settings.fps * _RATE_SLACK
+    start_s, stop_s = row.start_s, row.stop_s
+    if resample:
+        assert settings.fps is not None
+        chosen = _on_grid(video, start_s, stop_s, settings.fps)
+    else:
+        chosen = (pair for pair in video.frames(start_s, stop_s) if start_s <= max(pair[0], 0.0) and pair[0] < stop_s)
+    looks = Looks(pixel_aspect=video.pixel_aspect)
+    encoder = FrameEncoder(settings.quality)
+    first_s = last_s = math.nan
+    size = (0, 0)
+    for seconds, frame in chosen:
+        if looks.num_frames == 0:
+            first_s = seconds
+            size = scaled_size(*video.upright_size(frame), settings.short_side)
+        last_s = seconds
+        sink(encoder.encode(frame, width=size[0], height=size[1]))
+        looks.add(frame, same_size=scaled_size(*video.upright_size(frame), settings.short_side) == size)
+    num_frames, damage = looks.num_frames, video.damage
+    if num_frames == 0:
+        if damage:
+            raise MediaError("undecodable", str(damage))
+        span = f"between {start_s:g} s and {stop_s:g} s" if math.isfinite(stop_s) or start_s > 0 else "in it"
+        raise MediaError("no_frames", f"no frame {span}")
+    if resample and settings.fps is not None:
+        fps = settings.fps
+    else:
+        # Gaps would pass for a lower rate.
+        fps = declared if damage and declared > 0 else effective_fps((first_s, last_s), num_frames, declared)
+    rate = declared if declared > 0 else fps
+    first, last = (0, num_frames - 1) if math.isnan(rate) else (round(first_s * rate), round(last_s * rate))
+    remark = _joined([("damaged", str(damage)) if damage else None, *looks.remarks(size)])
+    return Facts(num_frames, max(first, 0), max(last, 0) + 1, fps, max(first_s, 0.0), *size, remark)
+
+
+def _joined(remarks: Sequence[tuple[str, str] | None]) -> tuple[str, str] | None:
+    """Several remarks as one: `damaged+hdr`."""
+    told = [remark for remark in remarks if remark]
+    return ("+".join(reason for reason, _ in told), "; ".join(message for _, message in told)) if told else None
+
+
+def _on_grid(video: Video, start_s: float, stop_s: float, fps: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """For each k with start_s <= k/fps < stop_s the frame nearest in time, up to the end of the video."""
+    k = max(0, math.ceil(start_s * fps - 1e-6))
+    previous: tuple[float, av.VideoFrame] | None = None
+    for pair in video.frames(start_s, stop_s):
+        while previous is not None and k / fps < stop_s and k / fps <= (previous[0] + pair[0]) / 2:
+            yield max(k / fps, 0.0), previous[1]
+            k += 1
+        previous = pair
+    # The last frame is shown for as long as the others.
+    shown_s = 1 / video.facts.fps if video.facts.fps > 0 else 1 / fps
+    while previous is not None and k / fps < min(stop_s, previous[0] + shown_s - 1e-6):
+        yield k / fps, previous[1]
+        k += 1

@@ -1,0 +1,171 @@
+"""One shard: planned samples in, shard-NNNNN.tar, .idx and .parquet out.
+
+    build_shard(3, plan.shard(3), roots=(Folder(Path("clips")),), settings=Settings(), out=Path("out"))
+
+A pure function of its arguments: what it writes does not depend on the worker, the host, the time or earlier tries.
+Media are read, and frames written, by the child of `preprocess.workers.decoder`; what hangs or kills it costs its sample.
+The tar and the .idx are those of `preprocess.encode.tar_writer`. The .parquet comes last: where it is, the shard is done.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae3d.video.reader import Video, open_video
+from preprocess.dataset.schema import write_shard_table
+from preprocess.encode.sample import Facts, encode_sample, media_files
+from preprocess.encode.tar_writer import IDX_VERSION, GrowingHash, TarWriter
+from preprocess.plan.plan import PlannedSample, Settings
+from preprocess.problems import MediaError
+from preprocess.sources.roots import Root
+from preprocess.workers.decoder import Written, decoder
+from preprocess.workers.files import replace_file
+
+_NUMBERS = 256  # bytes that the numbers of a sample's .json may take
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a shard came to; `rejected` and `remarks` are (name, reason, message)."""
+
+    number: int
+    num_samples: int
+    num_frames: int
+    rejected: tuple[tuple[str, str, str], ...]
+    remarks: tuple[tuple[str, str, str], ...]
+
+
+def shard_name(number: int) -> str:
+    """shard-00003: the stem of a shard's files."""
+    return f"shard-{number:05d}"
+
+
+def build_shard(
+    number: int, samples: list[PlannedSample], *, roots: Sequence[Root], settings: Settings, out: Path
+) -> ShardResult:
+    """Reads the samples and writes the three files of the shard.
+
+    Args:
+        number: the shard's number.
+        samples: its rows of the plan, in order.
+        roots: where the rows' paths start, by their `root`.
+        settings: sizes, rates and quality.
+        out: the dataset's folder.
+
+    Raises:
+        OSError: the output cannot be written. What is wrong with an input is in the table and the result instead.
+    """
+    stem = out / shard_name(number)
+    rows: list[dict[str, Any]] = []
+    lines: list[str] = []
+    with replace_file(stem.with_suffix(".tar")) as aside:
+        aside.touch()
+        stop = 0
+        with GrowingHash(aside) as sha256:
+            for sample in samples:
+                try:
+                    with roots[sample.root].local(media_files(sample, settings)) as files:
+                        written = decoder().write(
+                            sample, files, settings=settings, tar=aside, start=stop, first=sample is samples[0]
+                        )
+                except MediaError as error:
+                    rows.append(_row(sample, error))
+                else:
+                    rows.append(_row(sample, written))
+                    lines.append(written.line)
+                    stop = written.stop
+                    sha256.cover(stop)
+            with aside.open("r+b") as file:
+                file.truncate(stop)  # a sample that failed may have left something
+                file.seek(stop)
+                TarWriter(file).close()
+                tar_bytes = file.tell()
+            sha256.cover(tar_bytes)
+            tar_sha256 = sha256.hexdigest()
+    with replace_file(stem.with_suffix(".idx")) as aside:
+        aside.write_text("\n".join([f"{IDX_VERSION} {len(lines)}", *lines]) + "\n", encoding="ascii")
+    write_shard_table(stem.with_suffix(".parquet"), rows, tar_bytes=tar_bytes, tar_sha256=tar_sha256)
+    problems = [row for row in rows if row["reason"]]
+    told = [(row["name"], row["reason"], row["message"]) for row in problems]
+    return ShardResult(
+        number,
+        num_samples=sum(row["num_frames"] > 0 for row in rows),
+        num_frames=sum(row["num_frames"] for row in rows),
+        rejected=tuple(one for one, row in zip(told, problems, strict=True) if not row["num_frames"]),
+        remarks=tuple(one for one, row in zip(told, problems, strict=True) if row["num_frames"]),
+    )
+
+
+def write_sample(
+    tar: TarWriter,
+    sample: PlannedSample,
+    files: Sequence[Path],
+    *,
+    settings: Settings,
+    opened: Callable[..., AbstractContextManager[Video]] = open_video,
+    progress: Callable[[str], None] = lambda place: None,
+) -> Facts:
+    """Appends one sample to a tar, or nothing; `preprocess.encode.decoder_main` calls it. Arguments as `encode_sample`.
+
+    Raises:
+        MediaError: the sample cannot be had.
+        OSError: the tar cannot be written.
+    """
+    tar.begin(sample.key, len(json.dumps({"name": sample.name})) + _NUMBERS)
+    try:
+        facts = encode_sample(sample, files, settings=settings, sink=tar.add, opened=opened, progress=progress)
+    except MediaError:
+        tar.abandon()
+        raise
+    tar.finish(_description(sample, facts))
+    return facts
+
+
+def _row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str, Any]:
+    """A sample's row of the shard's table (SHARD_SCHEMA)."""
+    row: dict[str, Any] = {
+        "key": sample.key,
+        "name": sample.name,
+        "labels": sample.labels,
+        "split": sample.split,
+        "file": sample.file,
+        "line": sample.line,
+        "frame": -1,
+        "reason": "",
+        "message": "",
+    }
+    if isinstance(outcome, MediaError):
+        nothing = {"offset": 0, "num_frames": 0, "first": 0, "fps": math.nan, "start_s": math.nan}
+        row |= nothing | {"width": 0, "height": 0, "sizes": [], "crc32s": []}
+        return row | {"frame": outcome.frame, "reason": outcome.reason, "message": str(outcome)}
+    facts = outcome.facts
+    if facts.remark:
+        row |= {"reason": facts.remark[0], "message": facts.remark[1]}
+    return row | {
+        "offset": outcome.offset,
+        "num_frames": facts.num_frames,
+        "first": facts.first,
+        "fps": facts.fps,
+        "start_s": facts.start_s,
+        "width": facts.width,
+        "height": facts.height,
+        "sizes": outcome.sizes,
+        "crc32s": outcome.crc32s,
+    }
+
+
+def _description(sample: PlannedSample, facts: Facts) -> dict[str, Any]:
+    """What a sample's .json says: everything but the labels, which live in the index only."""
+    return {
+        "name": sample.name,
+        "range": [facts.first, facts.stop],
+        "num_frames": facts.num_frames,
+        "fps": None if math.isnan(facts.fps) else facts.fps,
+        "start_s": None if math.isnan(facts.start_s) else facts.start_s,
+        "width": facts.width,
+        "height": facts.height,
+    }

@@ -1,0 +1,133 @@
+"""A decoded video frame ─► its JPEG: upright, scaled, in JPEG's colours.
+
+    encoder = FrameEncoder(quality=90)
+    data = encoder.encode(frame, width=455, height=256)
+
+The planes go from the scaler to libjpeg-turbo as they are, 4:2:0, and never through RGB: that takes half the time, and
+what is stored is nearer to the video (benchmarks/RESULTS.md). Whole numbers only, so that every machine makes the same
+bytes.
+
+Colours are converted by the matrix and the range that the stream names (BT.601, 709, 2020, full or limited); a stream
+that names none is taken for BT.601 in limited range, which is FFmpeg's guess at any size. Pixels are taken as stored:
+a pixel aspect ratio is not applied, fields are not separated, an alpha channel is dropped, HDR is not tone-mapped.
+"""
+
+from functools import cache
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from preprocess.encode.images import encode_planes
+from preprocess.encode.video_properties import Orientation, orientation
+from preprocess.problems import MediaError
+
+_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+_BT601 = (0.299, 0.114)
+# AVColorSpace ─► the weights of red and blue in luma (ITU-T H.273, table 4); all others are taken for BT.601.
+_LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+_BITS = 8  # fixed point of the matrices
+_CODES = np.arange(256)
+_FULL_LUMA = np.clip(np.rint((_CODES - 16) * 255 / 219), 0, 255).astype(np.uint8).tobytes()
+_FULL_CHROMA = np.clip(np.rint((_CODES - 128) * 255 / 224) + 128, 0, 255).astype(np.uint8).tobytes()
+
+Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class FrameEncoder:
+    """Makes JPEGs of frames, 4:2:0; keep one for a video, for it keeps the scaler's tables."""
+
+    def __init__(self, quality: int) -> None:
+        self._quality = quality
+        self._reformatter = VideoReformatter()
+        self._orientations: dict[int, Orientation] = {}
+
+    def encode(self, frame: av.VideoFrame, *, width: int, height: int) -> bytes:
+        """The frame as an upright JPEG of the given size.
+
+        Raises:
+            MediaError: the scaler does not know the frame's pixels.
+        """
+        swapped, flip_x, flip_y = orientation(frame, self._orientations)
+        planes = self._planes(frame, *((height, width) if swapped else (width, height)))
+        y, cb, cr = (_turned(plane, swapped, flip_x, flip_y) for plane in _in_bt601(planes, frame.colorspace))
+        return encode_planes(y, cb, cr, quality=self._quality)
+
+    def _planes(self, frame: av.VideoFrame, width: int, height: int) -> Planes:
+        """Luma (height, width) and two of chroma, in full range; the matrix stays the frame's if it is not RGB."""
+        full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+        kept = ColorRange.JPEG if full else ColorRange.MPEG
+        try:
+            # Matrix and range are alike on both sides: swscale converts the one slowly and the other with an offset.
+            scaled = self._reformatter.reformat(
+                frame,
+                width,
+                height,
+                "yuvj420p" if full else "yuv420p",
+                src_colorspace=Colorspace.ITU601,
+                dst_colorspace=Colorspace.ITU601,
+                src_color_range=kept,
+                dst_color_range=kept,
+                interpolation=_SCALING,
+                threads=1,
+            )
+        except av.error.FFmpegError as error:
+            raise MediaError("unsupported", f"{frame.format.name} cannot be converted: {error.strerror}") from error
+        planes: Any = scaled.planes  # their stub does not say that they are buffers
+        y, cb, cr = (
+            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+            for plane in planes
+        )
+        return (y, cb, cr) if full else (_mapped(y, _FULL_LUMA), _mapped(cb, _FULL_CHROMA), _mapped(cr, _FULL_CHROMA))
+
+
+def _mapped(plane: np.ndarray, table: bytes) -> np.ndarray:
+    return np.frombuffer(plane.tobytes().translate(table), np.uint8).reshape(plane.shape)
+
+
+def _turned(plane: np.ndarray, swapped: bool, flip_x: bool, flip_y: bool) -> np.ndarray:
+    if swapped:
+        plane = plane.T
+    return np.ascontiguousarray(plane[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def _in_bt601(planes: Planes, colorspace: int) -> Planes:
+    """The same colours in BT.601's matrix, which is JPEG's (JFIF 1.02).
+
+    swscale would go through RGB for it, at several times the cost.
+    """
+    if colorspace not in _LUMA:
+        return planes
+    (yb, yr), (bb, br), (rb, rr) = _to_add(colorspace)
+    luma, b, r = planes[0].astype(np.int16), *(plane.astype(np.int16) - 128 for plane in planes[1:])
+    half = 1 << _BITS - 1
+    change = yb * b + yr * r + half >> _BITS
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        part = luma[row::2, column::2]
+        part += change[: part.shape[0], : part.shape[1]]
+    blue, red = b + (bb * b + br * r + half >> _BITS), r + (rb * b + rr * r + half >> _BITS)
+    return _clipped(luma), _clipped(blue + 128), _clipped(red + 128)
+
+
+@cache
+def _to_add(colorspace: int) -> list[list[int]]:
+    """What of blue and red difference to add to luma, blue and red difference: (3, 2), in fixed point.
+
+    Luma counts once in luma and not at all in chroma, whatever the weights.
+    """
+    matrix = np.linalg.inv(_to_rgb(_BT601)) @ _to_rgb(_LUMA[colorspace]) - np.eye(3)
+    rows: list[list[int]] = np.rint((1 << _BITS) * matrix[:, 1:]).astype(int).tolist()
+    return rows
+
+
+def _clipped(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
+
+
+def _to_rgb(weights: tuple[float, float]) -> np.ndarray:
+    """The matrix (3, 3) from luma and the two chroma differences to red, green and blue (ITU-T H.273, section 8.3)."""
+    kr, kb = weights
+    kg = 1 - kr - kb
+    blue, red = 2 * (1 - kb), 2 * (1 - kr)
+    return np.array([[1, 0, red], [1, -kb * blue / kg, -kr * red / kg], [1, blue, 0]])

@@ -1,0 +1,72 @@
+"""A stored sample ─► a picture of it: some frames side by side, evenly spread in time.
+
+filmstrip(dataset, 7, frames=8, width=136).save("sample.png")
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from preprocess.dataset.index import Dataset, DatasetError
+from preprocess.workers.files import replace_file
+
+_GAP = 4  # pixels between frames
+_BACKGROUND = (225, 228, 233)
+_DAMAGED = (190, 60, 60)
+
+
+def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Image:
+    """Frames of sample i, first and last among them, in one row.
+
+    Args:
+        dataset: in a folder, its shards there.
+        i: the sample.
+        frames: how many; fewer if the sample has fewer.
+        width: of one frame in the picture, in pixels; a frame is never made larger.
+
+    Returns:
+        An RGB picture; a frame that does not decode is a red field.
+
+    Raises:
+        OSError: the tar cannot be read.
+    """
+    count = int(dataset.num_frames[i])
+    chosen = np.unique(np.linspace(0, count - 1, min(frames, count)).round().astype(np.int64))
+    spans = dataset.frames(i, chosen)
+    stored = int(dataset.width[i]), int(dataset.height[i])
+    scale = min(1.0, width / max(stored))
+    size = max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale))
+    picture = Image.new("RGB", (len(chosen) * (size[0] + _GAP) - _GAP, size[1]), _BACKGROUND)
+    with dataset.shard_path(int(dataset.shard[i])).open("rb") as tar:
+        for number, (offset, num_bytes) in enumerate(zip(spans.offset.tolist(), spans.size.tolist(), strict=True)):
+            tar.seek(offset)
+            picture.paste(_frame(tar.read(num_bytes), size), (number * (size[0] + _GAP), 0))
+    return picture
+
+
+def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
+    """Writes eight frames of sample i as a PNG.
+
+    Raises:
+        DatasetError: its shard is missing or not whole.
+        ValueError: the file is to be no PNG.
+        OSError: it cannot be written.
+    """
+    shard = int(dataset.shard[i])
+    if shard in dataset.bad_shards:
+        raise DatasetError(f"{dataset.shard_path(shard)}: {dataset.bad_shards[shard]}; no frames can be shown")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--to {path}: give a name that ends in .png")
+    with replace_file(path) as aside:
+        filmstrip(dataset, i, frames=8, width=320).save(aside, "PNG")
+
+
+def _frame(data: bytes, size: tuple[int, int]) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        image.draft("RGB", size)  # decodes at a fraction of the size where that is enough
+        return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return Image.new("RGB", size, _DAMAGED)

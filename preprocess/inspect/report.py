@@ -1,0 +1,286 @@
+"""A dataset ─► one HTML page: what is in it, what was left out and why, and a look at some samples.
+
+    write_report(Path("out/shards"), Path("report.html"), samples=24, seed=0)
+
+The page has all that it shows inside: no script, nothing fetched, every text escaped, less than 10 MB. For archives
+that must stay private, images can be left out and names replaced by the beginning of their sha256.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from preprocess.dataset.index import REJECTED_NAME, Dataset, open_dataset
+from preprocess.inspect.filmstrip import filmstrip
+from preprocess.inspect.statistics import Chart, Reason, look_over
+from preprocess.workers.files import replace_file
+
+_FRAMES, _FRAME_WIDTH, _JPEG_QUALITY = 8, 136, 80
+_IMAGE_BYTES = 6_000_000  # of all images together, before base64 makes a third more of them
+_TEXT = 300  # characters of a message
+_SETTINGS_TEXT = 20_000
+_PATHLIKE = re.compile(r"\S*[/\\]\S*|\S+\.(?=\w*[A-Za-z])\w{1,5}(?!\w)")
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
+
+_STYLE = """
+:root { color-scheme: light; --ink: #262a30; --soft: #6a717c; --line: #e1e4e9; --accent: #1f6feb; --bar: #b6d0f7; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f4f5f7; color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1200px; margin: 0 auto; padding: 40px 24px 64px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h2 { font-size: 24px; line-height: 1.25; margin: 52px 0 10px; letter-spacing: -0.01em; }
+h3 { font-size: 17px; margin: 0 0 10px; overflow-wrap: anywhere; }
+p { max-width: 76ch; margin: 0 0 8px; color: var(--soft); }
+small { font-weight: 400; font-size: 14px; color: var(--soft); margin-left: 8px; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px; margin-top: 20px; }
+.charts { columns: 2 440px; column-gap: 20px; margin-top: 20px; }
+.charts section { margin: 0 0 20px; break-inside: avoid; }
+.figures { display: flex; flex-wrap: wrap; gap: 12px 44px; }
+.figures div { font-size: 26px; font-weight: 650; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.figures span { display: block; font-size: 14px; font-weight: 400; color: var(--soft); }
+table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 500; color: var(--soft); }
+td { overflow-wrap: anywhere; }
+.reasons :is(th, td):not(:last-child) { width: 25%; }
+tr:last-child > * { border-bottom: 0; }
+.bars td { padding: 2px 12px 2px 0; border: 0; font-size: 14px; }
+.bars td:first-child { max-width: 13em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.bars td:nth-child(2) { width: 50%; vertical-align: middle; }
+.bars td:last-child { text-align: right; padding-right: 0; white-space: nowrap; }
+.bars i { display: block; height: 14px; background: var(--bar); border-radius: 2px; }
+figure { margin: 0; padding: 14px 0; border-bottom: 1px solid var(--line); }
+figure:last-child { border-bottom: 0; padding-bottom: 0; }
+figcaption { font-size: 14px; color: var(--soft); overflow-wrap: anywhere; margin-bottom: 6px; }
+figcaption b { font-weight: 600; color: var(--ink); }
+img { display: block; max-width: 100%; height: auto; border-radius: 3px; }
+pre { font: 13px/1.5 ui-monospace, monospace; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media print { body { background: #fff; } section, figure { break-inside: avoid; } }
+""".strip()
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How names are shown: as they are, or by the beginning of their sha256."""
+
+    hashed: bool = False
+
+    def __call__(self, name: str) -> str:
+        return hashlib.sha256(name.encode()).hexdigest()[:12] if self.hashed and name else name
+
+    def message(self, text: str, names: Sequence[str]) -> str:
+        """A message in which the names, their parts and whatever is quoted is hashed; all up to what looks like a path,
+        too: where a path with blanks begins cannot be seen."""
+        if not self.hashed:
+            return text
+        parts = {part for name in names for part in PurePosixPath(name.replace("\\", "/")).parts}
+        known = {word for word in {*names, *parts, *(PurePosixPath(part).stem for part in parts)} if word.strip("/.")}
+        for word in sorted(known, key=len, reverse=True):
+            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda match: self(match[0]), text)
+        text = _QUOTED.sub(lambda match: self(match[0]), text)
+        upto = max((match.end() for match in _PATHLIKE.finditer(text)), default=0)
+        return self(text[:upto]) + text[upto:]
+
+    def settings(self, value: Any, *, source: bool = False) -> Any:
+        """Settings in which what was given as a source, and whatever looks like a path, is hashed."""
+        if isinstance(value, dict):
+            return {
+                key: self.settings(one, source=(source or key == "sources") and key != "sha256")
+                for key, one in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.settings(one, source=source) for one in value]
+        if isinstance(value, str) and (source or _PATHLIKE.search(value)):
+            return self(value)
+        return value
+
+
+def write_report(
+    root: Path, path: Path, *, samples: int = 24, seed: int = 0, images: bool = True, hash_names: bool = False
+) -> None:
+    """Writes the page.
+
+    Args:
+        root: the dataset's folder; bad shards are left out and counted.
+        path: where to.
+        samples: how many to show, drawn at random.
+        seed: of the draw.
+        images: whether to show their frames.
+        hash_names: show the beginning of the sha256 of names instead of names, in messages and settings, too.
+
+    Raises:
+        DatasetError: there is no dataset, or its index is not whole.
+        ValueError: `samples` or `seed` is negative.
+        OSError: a shard cannot be read, or the page not be written.
+    """
+    for option, value in (("--samples", samples), ("--seed", seed)):
+        if value < 0:
+            raise ValueError(f"{option} {value}: give 0 or more")
+    dataset = open_dataset(root, exclude_bad_shards=True)
+    names = _Names(hash_names)
+    overview = look_over(dataset)
+    title = f"Dataset {dataset.fingerprint[:12]}" if hash_names else str(root)
+    charts = "".join(_chart(name, chart) for name, chart in overview.charts.items() if chart.bars)
+    empty = [f"{name}: {chart.note}." for name, chart in overview.charts.items() if not chart.bars]
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        *(f"<p>{escape(text)}</p>" for text in _intro(dataset, hash_names)),
+        _figures(dataset),
+        f'<div class="charts">{charts}</div>',
+        *(f"<p>{escape(text)}</p>" for text in empty),
+        *_reasons("Left out", "Nothing was left out.", overview.rejected, names),
+        *_reasons("Kept, with a remark", "", overview.remarks, names),
+        f"<h2>{_count(min(samples, len(dataset)), 'sample')} drawn at random</h2>",
+        f"<section>{''.join(_sheet(dataset, samples, seed, names, images=images))}</section>",
+        f"<h2>Settings</h2><section><pre>{escape(_settings(dataset, names))}</pre></section>",
+    ]
+    page = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title>",
+        f"<style>\n{_STYLE}\n</style></head><body><main>",
+        *body,
+        "</main></body></html>\n",
+    ]
+    with replace_file(path) as aside:
+        aside.write_text("\n".join(page), encoding="utf-8")
+
+
+def _intro(dataset: Dataset, hash_names: bool) -> Iterator[str]:
+    if hash_names:
+        yield "Names are replaced by the first 12 digits of their sha256; labels are as they are."
+    if dataset.bad_shards:
+        yield (
+            f"{len(dataset.bad_shards)} of {len(dataset.shards)} shards are missing or not whole, and none of their "
+            "samples is shown; python -m preprocess verify names them."
+        )
+
+
+def _figures(dataset: Dataset) -> str:
+    totals = dataset.meta["totals"]
+    seconds, frames = totals["seconds"], max(1, totals["frames"])
+    figures = {
+        "samples": f"{totals['samples']:,}",
+        "frames": f"{totals['frames']:,}",
+        "duration": duration(seconds) if seconds else "no time base",
+        f"in {_count(len(dataset.shards), 'shard')}": size_of(totals["bytes"]),
+        "a frame": size_of(totals["bytes"] / frames),
+        "left out": f"{sum(totals['rejected'].values()):,}",
+    }
+    cells = "".join(f"<div>{escape(value)}<span>{escape(name)}</span></div>" for name, value in figures.items())
+    return f'<section class="figures">{cells}</section>'
+
+
+def _chart(name: str, chart: Chart) -> str:
+    most = max(1, *(count for _, count in chart.bars))
+    total = max(1, sum(count for _, count in chart.bars) + (chart.rest[1] if chart.rest else 0))
+    rows = [_bar(bar, count, total, width=f"{100 * count / most:.2f}%") for bar, count in chart.bars]
+    if chart.rest:
+        rows.append(_bar(*chart.rest, total, width="0"))
+    note = f"<small>{escape(chart.note)}</small>" if chart.note else ""
+    return f'<section><h3>{escape(name)}{note}</h3><table class="bars">{"".join(rows)}</table></section>'
+
+
+def _bar(name: str, count: int, total: int, *, width: str) -> str:
+    share = f"{count:,}<small>{100 * count / total:.1f}%</small>"
+    bar = f'<i style="width:{width}"></i>'
+    return f'<tr><td title="{escape(name)}">{escape(name)}</td><td>{bar}</td><td>{share}</td></tr>'
+
+
+def _reasons(title: str, none: str, reasons: Sequence[Reason], names: _Names) -> Iterator[str]:
+    if reasons or none:
+        yield f"<h2>{escape(title)}</h2>"
+    if not reasons:
+        yield f"<p>{escape(none)}</p>" if none else ""
+        return
+    yield f"<p>The first few of each reason; all of them are in {REJECTED_NAME}.</p>"
+    for reason in reasons:
+        rows = "".join(_problem(row, names) for row in reason.first)
+        head = f"<h3>{escape(reason.reason)}<small>{reason.count:,}</small></h3>"
+        table = f'<table class="reasons"><tr><th>what</th><th>asked for by</th><th>why</th></tr>{rows}</table>'
+        yield f"<section>{head}{table}</section>"
+
+
+def _problem(row: dict[str, Any], names: _Names) -> str:
+    where = names(row["file"]) + (f", line {row['line']:,}" if row["line"] > 0 else "")
+    why = names.message(row["message"], [row["name"], row["file"]])[:_TEXT]
+    return "".join(["<tr>", *(f"<td>{escape(text)}</td>" for text in (names(row["name"]), where, why)), "</tr>"])
+
+
+def _sheet(dataset: Dataset, samples: int, seed: int, names: _Names, *, images: bool) -> Iterator[str]:
+    """The contact sheet: a filmstrip and a caption for each sample, in the order of the dataset."""
+    usable = np.flatnonzero(~np.isin(dataset.shard, list(dataset.bad_shards)))
+    chosen = np.sort(np.random.default_rng(seed).choice(usable, min(samples, len(usable)), replace=False))
+    room = _IMAGE_BYTES
+    for i in chosen.tolist():
+        title = f"<b>{escape(names(dataset.name(i)))}</b> {escape(', '.join(caption(dataset, i)))}"
+        picture = ""
+        if images and room > 0:
+            buffer = io.BytesIO()
+            strip = filmstrip(dataset, i, frames=_FRAMES, width=_FRAME_WIDTH)
+            strip.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+            room -= len(buffer.getvalue())
+            data = base64.b64encode(buffer.getvalue()).decode()
+            size = f'width="{strip.width}" height="{strip.height}"'
+            picture = f'<img src="data:image/jpeg;base64,{data}" {size} alt="frames of this sample">'
+        yield f"<figure><figcaption>{title}</figcaption>{picture}</figure>"
+    if images and room <= 0:
+        yield "<p>The page would grow too large with more pictures.</p>"
+
+
+def caption(dataset: Dataset, i: int) -> list[str]:
+    """What is said of a sample below its name: key, labels, split, length, size."""
+    count, fps = int(dataset.num_frames[i]), float(dataset.fps[i])
+    labels = label_words(dataset, i)
+    split = dataset.split_names[int(dataset.splits[i])]
+    return [
+        f"key {dataset.key(i)}",
+        f"label{'s' if len(labels) > 1 else ''} {' + '.join(labels)}" if labels else "no label",
+        *([f"split {split}"] if split else []),
+        _count(count, "frame"),
+        *([f"{count / fps:.3g} s at {fps:.4g} a second"] if np.isfinite(fps) and fps > 0 else []),
+        f"{int(dataset.width[i])} x {int(dataset.height[i])}",
+    ]
+
+
+def label_words(dataset: Dataset, i: int) -> list[str]:
+    """The labels of sample i by name where they have names."""
+    names = dataset.label_names
+    return [names[label] if label < len(names) else str(label) for label in dataset.labels_of(i)]
+
+
+def _settings(dataset: Dataset, names: _Names) -> str:
+    show: Callable[[Any], Any] = names.settings if names.hashed else lambda settings: settings
+    text = json.dumps(show(dataset.meta["settings"]), indent=1, ensure_ascii=False)
+    return text if len(text) <= _SETTINGS_TEXT else f"{text[:_SETTINGS_TEXT]}\n..."
+
+
+def size_of(num_bytes: float) -> str:
+    """Bytes for people: "12.3 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.4g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, in a unit of which there are not too many."""
+    unit, length = next(
+        ((unit, length) for unit, length in (("hours", 3600), ("minutes", 60)) if seconds >= 2 * length), ("seconds", 1)
+    )
+    return f"{seconds / length:,.1f} {unit}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""The commands that change a dataset: build, append, merge, split, under one lock."""

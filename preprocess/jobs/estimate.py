@@ -1,0 +1,305 @@
+"""A plan ─► what building it will come to: frames, bytes and hours, from a timed trial of some of its samples.
+
+    estimate = estimate_of(plan, range(plan.num_shards), roots, settings, workers=8, folder=out)
+    print("\n".join(lines_of(estimate, settings, free_bytes=10 << 30)))
+
+Samples are drawn evenly over the plan and encoded for real, the first frames of each, until the time is over.
+"""
+
+import errno
+import math
+import os
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from preprocess.encode.sample import media_files
+from preprocess.plan.plan import Plan, PlannedSample, Settings
+from preprocess.problems import MediaError
+from preprocess.sources.roots import Folder, Root
+from preprocess.sources.tar_files import WithTars
+from preprocess.workers.decoder import Written, decoder
+from preprocess.workers.files import TEMPORARY_PREFIX
+
+TRIAL_S = 20.0
+_FRAMES = 90  # of a sample that are tried at most
+_MOST_SAMPLES = 300
+_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill 0 ... 1 evenly, however many there are
+_ROOM = 0.95  # of the free space that is counted on
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What some samples came to."""
+
+    num_samples: int
+    num_rejected: int
+    num_frames: int
+    frame_bytes: float  # in the tar
+    margin: float  # of frame_bytes, two standard errors, as a fraction
+    frame_s: float  # of one worker
+    short_side: int
+    length_s: float = math.nan  # of those whose length the plan does not know, in the mean; NaN = not announced
+    rate: float = math.nan  # frames to be stored a second of them
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What building some shards of a plan will come to."""
+
+    num_samples: int
+    num_frames: float  # NaN = not known
+    seconds: float  # of footage; NaN = no time base
+    trial: Trial | None  # None: no sample that was tried can be used
+    workers: int
+    source_bytes: int | None  # of videos on this machine; None = elsewhere, or not videos
+
+    @property
+    def num_bytes(self) -> float:
+        """Of the shards."""
+        return self.num_frames * self.trial.frame_bytes if self.trial else math.nan
+
+    @property
+    def hours(self) -> float:
+        """Until all is done, if workers do not slow each other down."""
+        return self.num_frames * self.trial.frame_s / self.workers / 3600 if self.trial else math.nan
+
+    @property
+    def fps(self) -> float:
+        """Stored frames a second."""
+        return self.num_frames / self.seconds if self.seconds > 0 else math.nan
+
+
+def estimate_of(
+    plan: Plan,
+    shards: Collection[int],
+    roots: Sequence[Root],
+    settings: Settings,
+    *,
+    workers: int,
+    folder: Path,
+    trial_s: float = TRIAL_S,
+) -> Estimate:
+    """Tries samples for some seconds and counts the rest from the plan.
+
+    Args:
+        plan: all samples.
+        shards: the numbers of those that are to be built.
+        roots: where the rows' paths start, by their `root`.
+        settings: sizes, rates and quality.
+        workers: processes that there will be.
+        folder: for what the trial writes; on the disk that the shards will be on, if that is of this machine.
+        trial_s: when no further sample is begun.
+    """
+    rows = _rows_of(plan, shards)
+    num_frames, seconds = frames_of(rows, settings)
+    trial = _tried(rows, roots, settings, folder=folder, trial_s=trial_s)
+    if trial is not None and not math.isnan(trial.length_s):
+        seconds = np.where(np.isnan(num_frames), trial.length_s, seconds)
+        num_frames = np.where(np.isnan(num_frames), trial.length_s * trial.rate, num_frames)
+    return Estimate(
+        num_samples=len(rows),
+        num_frames=float(num_frames.sum()),
+        seconds=float(np.nansum(seconds)),
+        trial=trial,
+        workers=workers,
+        source_bytes=_source_bytes(rows, roots),
+    )
+
+
+def frames_of(rows: pa.Table, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """How many frames every row of a plan will store, and the seconds that they show: float (N,); NaN = unknown."""
+    first, stop, length_s, rate = (
+        rows[name].to_numpy().astype(float) for name in ("first", "stop", "length_s", "rate")
+    )
+    is_video = rows["kind"].to_numpy(zero_copy_only=False) == "video"
+    source_fps = np.where(is_video, rate, settings.source_fps or math.nan)
+    fps = np.fmin(source_fps, settings.fps or math.inf)
+    fps[np.isinf(fps)] = math.nan
+    kept = np.where(np.isnan(fps / source_fps), 1.0, fps / source_fps)
+    num_frames = np.where(is_video, length_s * fps, np.ceil((stop - first) * kept))
+    return num_frames, np.where(is_video, length_s, (stop - first) / source_fps)
+
+
+def lines_of(estimate: Estimate, settings: Settings, *, free_bytes: int | None) -> list[str]:
+    """An estimate in a few lines for people; `free_bytes` None = not known."""
+    if not estimate.num_samples:
+        return ["nothing is left to build"]
+    footage = f", {estimate.seconds / 3600:.2f} hours of footage" if estimate.seconds > 0 else ""
+    frames = "" if math.isnan(estimate.num_frames) else f", about {estimate.num_frames:,.0f} frames"
+    lines = [f"to build: {estimate.num_samples} samples{frames}{footage}"]
+    trial = estimate.trial
+    if trial is None:
+        return [*lines, "no sample that was tried can be used, so nothing is known of bytes and hours"]
+    rejected = f", {trial.num_rejected} more cannot be used" if trial.num_rejected else ""
+    lines.append(
+        f"tried {trial.num_samples} samples ({trial.num_frames} frames{rejected}): {trial.frame_bytes / 1000:.1f} kB"
+        f" +- {trial.margin:.0%} a frame, {1 / trial.frame_s:.0f} frames/s a worker"
+    )
+    if not frames:
+        return [*lines, "nothing announces how long they are, so nothing is known of bytes and hours"]
+    size = f"about {_size(estimate.num_bytes)} will be written"
+    if estimate.source_bytes:
+        ratio = estimate.num_bytes / estimate.source_bytes
+        size += f", {ratio:.1f} times the size of the videos ({_size(estimate.source_bytes)})"
+        if estimate.fps > 0:
+            size += f" at {estimate.fps:.3g} frames/s; fewer --fps make it less in proportion"
+    lines.append(size)
+    each = "worker" if estimate.workers == 1 else "workers, if the machine has a core for each"
+    lines.append(f"about {_duration(estimate.hours)} with {estimate.workers} {each}")
+    if free_bytes is None:
+        return [*lines, "how much room there is at the output is not known here"]
+    lines.append(f"free on the disk of the output: {_size(free_bytes)}")
+    if not fits(estimate, free_bytes):
+        lines.append(f"warning: that is too much: {remedy(estimate, settings, free_bytes=free_bytes)}")
+    return lines
+
+
+def fits(estimate: Estimate, free_bytes: int) -> bool:
+    """Whether the shards have room; so if nothing is known."""
+    return not estimate.num_bytes > _ROOM * free_bytes
+
+
+def surely_fits(plan: Plan, shards: Collection[int], settings: Settings, free_bytes: int) -> bool:
+    """Whether shards would have room even if every pixel of every frame took a byte: then nothing need be tried."""
+    num_frames, _ = frames_of(_rows_of(plan, shards), settings)
+    return bool(num_frames.sum() * settings.short_side**2 * 16 / 9 <= free_bytes)  # not so if a length is not known
+
+
+def require_room(estimate: Estimate, settings: Settings, *, free_bytes: int, out: str) -> None:
+    """Refuses what is far from having room.
+
+    Raises:
+        OSError: the least that the estimate allows is more than twice what is free.
+    """
+    trial = estimate.trial
+    if trial is None or not estimate.num_bytes * (1 - min(trial.margin, 0.5)) > 2 * free_bytes:
+        return
+    need = f"about {_size(estimate.num_bytes)} to be written, {_size(free_bytes)} free"
+    hint = f"{remedy(estimate, settings, free_bytes=free_bytes)}; --ignore-space builds all the same"
+    raise OSError(errno.ENOSPC, f"{need}: {hint}", out)
+
+
+def remedy(estimate: Estimate, settings: Settings, *, free_bytes: int) -> str:
+    """The settings with which it would fit."""
+    share = _ROOM * free_bytes / estimate.num_bytes
+    found = []
+    if (fps := _rounded_down(estimate.fps * share)) > 0:
+        found.append(f"--fps {fps:g}")
+    # Bytes grow somewhat slower than the area; a side that is cut by the root of the share is on the safe side only
+    # where frames are as large as the setting lets them be.
+    assert estimate.trial is not None
+    side = int(min(settings.short_side, estimate.trial.short_side) * math.sqrt(share) * 0.9) // 16 * 16
+    if side >= 64:
+        found.append(f"--short-side {side}")
+    return f"{' or '.join(found)} would fit" if found else "it needs another disk"
+
+
+def _rows_of(plan: Plan, shards: Collection[int]) -> pa.Table:
+    return plan.rows.filter(pc.is_in(plan.rows["shard"], pa.array(sorted(shards), pa.int32())))
+
+
+def _rounded_down(fps: float) -> float:
+    if not fps > 0:
+        return 0.0
+    return float(math.floor(fps)) if fps >= 2 else math.floor(10 * fps) / 10
+
+
+def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder: Path, trial_s: float) -> Trial | None:
+    aside = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-trial.tar"
+    done: list[Written] = []
+    seconds: list[float] = []
+    announced: list[tuple[float, float]] = []  # seconds and rate of videos whose length the plan does not know
+    num_rejected = 0
+    try:
+        aside.touch()
+        with suppress(MediaError):
+            decoder().probe(aside, settings=settings)  # it is no video, but now the decoder has started
+        began = time.monotonic()
+        for sample in _drawn(rows, settings):
+            start = time.monotonic()
+            try:
+                with roots[sample.root].local(media_files(sample, settings)) as files:
+                    written = decoder().write(sample, files, settings=settings, tar=aside, start=0, first=True)
+                    took = time.monotonic() - start
+                    if sample.kind == "video" and math.isnan(sample.length_s):
+                        facts = decoder().probe(files[0], settings=settings)
+                        announced.append((facts.duration_s - sample.start_s, min(facts.fps, settings.fps or math.inf)))
+            except MediaError:
+                num_rejected += 1
+            else:
+                done.append(written)
+                seconds.append(took)
+            if time.monotonic() - began > trial_s:
+                break
+    finally:
+        aside.unlink(missing_ok=True)
+    if not done:
+        return None
+    told = np.array([pair for pair in announced if min(pair) > 0], float).reshape(-1, 2)
+    length_s = float(told[:, 0].mean()) if len(told) else math.nan
+    frames = np.array([written.facts.num_frames for written in done], float)
+    sizes = np.array([written.stop for written in done], float)
+    frame_bytes = float(sizes.sum() / frames.sum())
+    # Of a ratio of sums (Cochran, Sampling Techniques, section 2.11), samples being drawn alike.
+    spread = np.sqrt(((sizes - frame_bytes * frames) ** 2).sum() / max(len(done) - 1, 1) / len(done)) / frames.mean()
+    return Trial(
+        num_samples=len(done),
+        num_rejected=num_rejected,
+        num_frames=int(frames.sum()),
+        frame_bytes=frame_bytes,
+        margin=2 * float(spread) / frame_bytes if len(done) > 1 else 0.5,
+        frame_s=sum(seconds) / float(frames.sum()),
+        short_side=int(np.median([min(written.facts.width, written.facts.height) for written in done])),
+        length_s=length_s,
+        rate=float((told[:, 0] * told[:, 1]).mean() / length_s) if len(told) else math.nan,
+    )
+
+
+def _drawn(rows: pa.Table, settings: Settings) -> Iterator[PlannedSample]:
+    """Samples from all over the plan, each cut to a few frames; the more are taken, the denser they lie."""
+    spread = (int((0.5 + number * _GOLDEN) % 1 * len(rows)) for number in range(_MOST_SAMPLES))
+    rest = range(len(rows)) if len(rows) <= _MOST_SAMPLES else ()
+    for row in dict.fromkeys(chain(spread if len(rows) else (), rest)):
+        yield _beginning(PlannedSample(**rows.slice(row, 1).to_pylist()[0]), settings)
+
+
+def _beginning(sample: PlannedSample, settings: Settings) -> PlannedSample:
+    if sample.kind == "video":
+        fps = min(sample.rate if sample.rate > 0 else 30.0, settings.fps or math.inf)
+        return replace(sample, stop_s=min(sample.stop_s, sample.start_s + _FRAMES / fps))
+    thinning = max(1.0, (settings.source_fps or 0.0) / (settings.fps or math.inf))
+    return replace(sample, stop=min(sample.stop, sample.first + math.ceil(_FRAMES * thinning)))
+
+
+def _source_bytes(rows: pa.Table, roots: Sequence[Root]) -> int | None:
+    """Bytes of the videos that rows are of; None if there are other things, in tars for example, or elsewhere."""
+    inner = [root.root if isinstance(root, WithTars) else root for root in roots]
+    folders = [root.path for root in inner if isinstance(root, Folder)]
+    if set(pc.unique(rows["kind"]).to_pylist()) != {"video"} or len(folders) < len(roots):
+        return None
+    files = rows.select(["root", "path"]).group_by(["root", "path"]).aggregate([]).to_pylist()
+    try:
+        return sum((folders[file["root"]] / file["path"]).stat().st_size for file in files)
+    except OSError:
+        return None  # the build will tell
+
+
+def _size(num_bytes: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.1f} minutes" if 60 * hours >= 1 else f"{3600 * hours:.0f} seconds"

@@ -1,0 +1,246 @@
+"""Where locks are kept: as files in a folder, or as objects below a URL; and who holds one.
+
+    board = FolderBoard(out)                                        # or UrlBoard(Storage("s3://bucket/shards"))
+    board.create(".lock", Owner.here("build"))                      # False: there is one
+    board.read(".lock").alive                                       # whether its owner is still at work
+
+What to do with them is `preprocess.jobs.lock`'s.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+from mae3d.io.storage import Storage
+from preprocess.workers.files import TEMPORARY_PREFIX
+
+LOCK_NAME = ".lock"  # all locks of a dataset begin so
+STALE_S = 300.0  # of silence, after which an owner on another machine counts as dead
+# Of a file system that has no links: FAT, many that are mounted through FUSE, CIFS.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+SETTLE_S = 1.0  # how long a lock behind a URL is to stand before it is believed
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock."""
+
+    job: str
+    host: str
+    pid: int
+    since: str
+    started: str = ""  # when the process began: its id may be another's later
+    machine: str = ""  # within which process ids can be looked up
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @classmethod
+    def here(cls, job: str) -> "Owner":
+        """This process."""
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        return cls(job, socket.gethostname(), os.getpid(), since, _started(os.getpid()), _machine())
+
+
+@dataclass(frozen=True)
+class Found:
+    """A lock that is there, and how long ago its owner gave a sign of life."""
+
+    owner: Owner
+    silent_s: float
+
+    @property
+    def here(self) -> bool:
+        """Whether the owner can be looked up by its process id."""
+        return bool(self.owner.machine) and self.owner.machine == _machine()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the owner is still at work, as far as can be known from here."""
+        if self.here:
+            return _started(self.owner.pid) == self.owner.started
+        return self.silent_s < STALE_S
+
+    def told(self) -> str:
+        """The owner in words."""
+        owner = self.owner
+        return f"{owner.job} on {owner.host}, pid {owner.pid}, since {owner.since}"
+
+
+class Board(Protocol):
+    """Where locks are kept."""
+
+    def names(self) -> list[str]:
+        """Of all locks there."""
+
+    def read(self, name: str) -> Found | None:
+        """The lock, or None."""
+
+    def create(self, name: str, owner: Owner) -> bool:
+        """Makes the lock unless there is one; whether it did."""
+
+    def replace(self, name: str, owner: Owner) -> None:
+        """Makes the lock this owner's."""
+
+    def beat(self, name: str, owner: Owner) -> None:
+        """Gives a sign of life."""
+
+    def remove(self, name: str) -> None:
+        """Removes the lock if it is there."""
+
+
+@dataclass(frozen=True)
+class FolderBoard:
+    """Locks as files in a folder; their time of modification is the sign of life."""
+
+    folder: Path
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def names(self) -> list[str]:
+        return [path.name for path in self.folder.glob(f"{LOCK_NAME}*")]
+
+    def read(self, name: str) -> Found | None:
+        path = self.folder / name
+        try:
+            text, modified = path.read_text(), path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        owner = _parsed(text)
+        silent = 0.0 if owner.machine == _machine() else self._now() - modified
+        return Found(owner, silent)
+
+    def create(self, name: str, owner: Owner) -> bool:
+        aside = self._written(name, owner)
+        try:
+            os.link(aside, self.folder / name)
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):  # swept by the one who has got the lock
+                return aside.stat().st_nlink > 1  # NFS: the first answer was lost, this is that of the second try
+            return False
+        except FileNotFoundError:  # swept as well
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # Its owner may be read before it is written.
+            with contextlib.suppress(FileExistsError), (self.folder / name).open("x") as file:
+                file.write(_as_text(owner))
+                return True
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+        return True
+
+    def replace(self, name: str, owner: Owner) -> None:
+        self._written(name, owner).replace(self.folder / name)
+
+    def beat(self, name: str, owner: Owner) -> None:
+        os.utime(self.folder / name)
+
+    def remove(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+    def _written(self, name: str, owner: Owner) -> Path:
+        aside = self.folder / f"{TEMPORARY_PREFIX}{owner.token}{name}"
+        try:
+            aside.write_text(_as_text(owner))
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        return aside
+
+    def _now(self) -> float:
+        """The time of the machine that keeps the files, which may differ from this one's."""
+        aside = self.folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-clock"
+        try:
+            aside.touch()
+            return aside.stat().st_mtime
+        except OSError:
+            return time.time()
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class UrlBoard:
+    """Locks as objects below a URL, written again as the sign of life.
+
+    Two writers that begin within the same second may both believe that they have it until the next sign of life.
+    """
+
+    storage: Storage
+
+    def __str__(self) -> str:
+        return self.storage.url
+
+    def names(self) -> list[str]:
+        return [name for name in self.storage.sizes() if name.startswith(LOCK_NAME)]
+
+    def read(self, name: str) -> Found | None:
+        try:
+            text = self.storage.read(name).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+        try:
+            beat = float(json.loads(text)["beat"])
+        except (ValueError, TypeError, KeyError):
+            beat = 0.0
+        return Found(_parsed(text), time.time() - beat)
+
+    def create(self, name: str, owner: Owner) -> bool:
+        if self.read(name) is not None:
+            return False
+        self.replace(name, owner)
+        found = self.read(name)
+        return found is not None and found.owner.token == owner.token
+
+    def replace(self, name: str, owner: Owner) -> None:
+        self.beat(name, owner)
+        time.sleep(SETTLE_S)
+
+    def beat(self, name: str, owner: Owner) -> None:
+        self.storage.write(name, json.dumps({**asdict(owner), "beat": time.time()}).encode())
+
+    def remove(self, name: str) -> None:
+        self.storage.remove(name)
+
+
+def _as_text(owner: Owner) -> str:
+    return json.dumps(asdict(owner))
+
+
+def _parsed(text: str) -> Owner:
+    try:
+        fields = json.loads(text)
+        fields.pop("beat", None)
+        return Owner(**fields)
+    except (ValueError, TypeError, AttributeError):  # only where a file system has no links, and for a moment
+        return Owner("another run", "a machine", 0, "an unknown time", token="unreadable")
+
+
+@cache
+def _machine() -> str:
+    """Within what process ids mean the same: a boot of a machine, and a namespace on it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the kernel's ticks; "" if it is not there, or dead and not yet waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in ("Z", "X") else fields[19]

@@ -1,0 +1,225 @@
+"""The options of `python -m preprocess build` ─► what to read, what to write, how to run. Nothing heavy for --help."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preprocess.jobs.build import Options
+    from preprocess.plan.plan import Settings
+    from preprocess.sources.source import Reading, Source
+
+
+def add_build_options(build: argparse.ArgumentParser) -> None:
+    """The options of `build`."""
+    _add_input(build.add_argument_group("what to read"))
+    _add_output(build.add_argument_group("what to write"))
+    _add_limits(build.add_argument_group("what is too much, or too bad"))
+    _add_running(build.add_argument_group("how to run"))
+
+
+def _add_input(group: argparse._ArgumentGroup) -> None:
+    given = group.add_mutually_exclusive_group(required=True)
+    given.add_argument(
+        "--frames",
+        nargs="+",
+        metavar="ROOT",
+        help="folders of frame folders (ROOT/<name> or ROOT/train/<name>); a folder a class if there is no ledger",
+    )
+    given.add_argument(
+        "--videos",
+        nargs="+",
+        metavar="PATH",
+        help="folders (walked), tars, video files, or lists: `path[,label]`, Kinetics' csv, Something-Something's json",
+    )
+    given.add_argument(
+        "--images", nargs="+", metavar="PATH", help="folders (walked) or image files; each a sample of one frame"
+    )
+    group.add_argument("--ledger", metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
+    group.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
+    group.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether ledger or list has one")
+    group.add_argument("--root", default="", metavar="DIR", help="where the paths in lists begin (beside the list)")
+    group.add_argument(
+        "--labels",
+        choices=["auto", "folder", "none"],
+        default="auto",
+        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder)",
+    )
+    group.add_argument(
+        "--label-names", default="", metavar="FILE", help="names of ids 0, 1, ...: one a line, or a dataset.json"
+    )
+    group.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
+    group.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")
+    group.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
+    group.add_argument("--allow-outside", action="store_true", help="take `..` and links that leave the root")
+    group.add_argument("--source-fps", type=float, metavar="HZ", help="the rate that frame folders were taken at")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--out", required=True, metavar="OUT", help="where the shards go: a folder, or a URL (s3://...)")
+    group.add_argument(
+        "--short-side", type=int, default=256, metavar="PIXELS", help="scale down to this, never up (%(default)s)"
+    )
+    group.add_argument("--quality", type=int, default=90, metavar="Q", help="of frames that are encoded (%(default)s)")
+    group.add_argument(
+        "--check",
+        choices=["decode", "header"],
+        default="decode",
+        help="how JPEGs that can stay as they are show that they are whole: decoded strictly, or by header and end",
+    )
+    group.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames a second (all)")
+    cut = group.add_mutually_exclusive_group()
+    cut.add_argument(
+        "--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds (60, 1800 frames)"
+    )
+    cut.add_argument("--segment-frames", type=int, metavar="N", help="cut into even pieces of at most N frames")
+    cut.add_argument("--whole", action="store_true", help="cut nothing")
+    group.add_argument("--shard-size", type=int, metavar="N", help="samples a shard (1000; fewer for small sets)")
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-pixels", type=int, default=1 << 26, metavar="N", help="refuse larger frames (%(default)s)"
+    )
+    group.add_argument(
+        "--max-frames", type=int, default=1_000_000, metavar="N", help="refuse longer samples (%(default)s)"
+    )
+    group.add_argument(
+        "--max-gb", type=float, default=100.0, metavar="GB", help="refuse samples that would write more (%(default)s)"
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="give a sample up when its decoder makes no progress for so long (%(default)s)",
+    )
+    group.add_argument(
+        "--on-error", choices=["skip", "fail"], default="skip", help="what anything unusable does (%(default)s)"
+    )
+    group.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=0.05,
+        metavar="F",
+        help="stop beyond this share of ledger or list rows that do not fit the disk (%(default)s)",
+    )
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
+    )
+    group.add_argument(
+        "--plan-only",
+        action="store_true",
+        help="write the plan, try some samples, tell frames, bytes and hours; no more",
+    )
+    group.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
+    group.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
+    group.add_argument(
+        "--append", action="store_true", help="add what is not in the dataset yet: new samples, shards and label ids"
+    )
+    group.add_argument(
+        "--slice",
+        metavar="I/N",
+        help="build only the shards whose number modulo N is I (from 0); when all are done: `merge OUT`",
+    )
+    group.add_argument(
+        "--scheduler", default="", metavar="ADDRESS", help="a Dask cluster to work on: tcp://host:8786, or its file"
+    )
+    group.add_argument(
+        "--scratch", default=tempfile.gettempdir(), metavar="DIR", help="for what is fetched or unpacked (%(default)s)"
+    )
+    group.add_argument("--scratch-gb", type=float, default=20.0, metavar="GB", help="of all workers (%(default)s)")
+
+
+def settings_of(options: argparse.Namespace) -> "Settings":
+    """What is to be written."""
+    from preprocess.plan.plan import Settings
+
+    return Settings(
+        short_side=options.short_side,
+        quality=options.quality,
+        fps=options.fps,
+        source_fps=options.source_fps,
+        segment_seconds=options.segment_seconds,
+        segment_frames=options.segment_frames,
+        whole=options.whole,
+        shard_size=options.shard_size,
+        split=options.split,
+        max_pixels=options.max_pixels,
+        max_frames=options.max_frames,
+        max_gb=options.max_gb,
+        timeout_s=options.timeout,
+        check=options.check,
+    )
+
+
+def run_of(options: argparse.Namespace) -> "Options":
+    """How to run; none of it changes what is written."""
+    from preprocess.jobs.build import Options
+
+    return Options(
+        workers=options.workers,
+        on_error=options.on_error,
+        max_bad_fraction=options.max_bad_fraction,
+        overwrite=options.overwrite,
+        plan_only=options.plan_only,
+        ignore_space=options.ignore_space,
+        append=options.append,
+        slice=_slice(options.slice),
+        scheduler=options.scheduler,
+        scratch=Path(options.scratch),
+    )
+
+
+def _slice(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal()):
+        raise ValueError(f"--slice {text}: two numbers, as in 0/50, the first of 50 slices")
+    return int(i), int(n)
+
+
+def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
+    """What to read.
+
+    Raises:
+        ValueError: there is no such thing, or options do not go together.
+    """
+    from preprocess.sources.frame_folders import frame_folders
+    from preprocess.sources.images import image_files
+    from preprocess.sources.roots import Scratch
+    from preprocess.sources.videos import video_files
+
+    if not options.frames and (options.ledger or options.source_fps or options.fill_gaps):
+        raise ValueError("--ledger, --source-fps and --fill-gaps belong to --frames; videos have lists and a clock")
+    if not options.videos and (options.root or options.label_key):
+        raise ValueError("--root and --label-key belong to the lists and tars of --videos")
+    reading = reading_of(options)
+    scratch = Scratch(Path(options.scratch), round(options.scratch_gb * 1e9 / options.workers))
+    if options.images:
+        return image_files(options.images, settings=settings, reading=reading, scratch=scratch)
+    if options.videos:
+        return video_files(options.videos, settings=settings, reading=reading, scratch=scratch, workers=options.workers)
+    return frame_folders(options.frames, options.ledger, settings=settings, reading=reading, scratch=scratch)
+
+
+def reading_of(options: argparse.Namespace) -> "Reading":
+    """How the input is to be understood."""
+    from preprocess.sources.source import Reading
+
+    return Reading(
+        delimiter=options.delimiter,
+        header=options.header,
+        labels=options.labels,
+        label_names=options.label_names,
+        label_key=options.label_key,
+        root=options.root,
+        fill_gaps=options.fill_gaps,
+        allow_outside=options.allow_outside,
+    )

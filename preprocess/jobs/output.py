@@ -1,0 +1,146 @@
+"""Where a dataset is written: a folder, or a URL that gets whole files which were made in local scratch.
+
+    output = open_output("s3://bucket/shards", scratch=Path("/tmp"))
+    with output.work() as folder:                                  # a folder's own path; scratch for a URL
+        ...                                                        # files are made in there
+        output.publish(["shard-00003.tar", "shard-00003.parquet"], folder)
+
+Outputs can be sent to other processes.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Protocol
+
+from mae3d.io.storage import Storage, is_url
+from preprocess.dataset.schema import DatasetError
+from preprocess.jobs.lock_store import Board, FolderBoard, UrlBoard
+from preprocess.sources.roots import process_folder
+
+_AT_A_TIME = 16  # files that are fetched at the same time
+
+
+class Output(Protocol):
+    """A place that a dataset is written to; all methods raise an OSError that names it where it fails."""
+
+    @property
+    def board(self) -> Board:
+        """Where its locks are."""
+
+    def prepare(self) -> None:
+        """Makes it if it is not there; DatasetError if something else is."""
+
+    def sizes(self) -> dict[str, int | None]:
+        """Bytes of all files there by name; None = not known."""
+
+    def work(self) -> AbstractContextManager[Path]:
+        """A folder on this machine to make files in, valid in the block."""
+
+    def fetch(self, names: Sequence[str], folder: Path) -> None:
+        """Brings files that are there to a folder that `work` gave."""
+
+    def publish(self, names: Sequence[str], folder: Path) -> None:
+        """Puts files that were made in a folder that `work` gave, one after the other."""
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Removes files if they are there, one after the other."""
+
+
+@dataclass(frozen=True)
+class FolderOutput:
+    """A folder: files are made where they stay."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def board(self) -> Board:
+        return FolderBoard(self.path)
+
+    def prepare(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DatasetError(f"{self.path}: a file is in the way; --out takes a folder") from error
+
+    def sizes(self) -> dict[str, int | None]:
+        sizes: dict[str, int | None] = {}
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            try:
+                sizes[path.name] = path.stat().st_size
+            except FileNotFoundError:  # another slice's, moved to its final name
+                continue
+        return sizes
+
+    @contextmanager
+    def work(self) -> Iterator[Path]:
+        yield self.path
+
+    def fetch(self, names: Sequence[str], folder: Path) -> None:
+        pass
+
+    def publish(self, names: Sequence[str], folder: Path) -> None:
+        pass
+
+    def remove(self, names: Sequence[str]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class UrlOutput:
+    """A place behind a URL."""
+
+    storage: Storage
+    scratch: Path
+
+    def __str__(self) -> str:
+        return self.storage.url
+
+    @property
+    def board(self) -> Board:
+        return UrlBoard(self.storage)
+
+    def prepare(self) -> None:
+        pass
+
+    def sizes(self) -> dict[str, int | None]:
+        return self.storage.sizes()
+
+    @contextmanager
+    def work(self) -> Iterator[Path]:
+        folder = Path(tempfile.mkdtemp(dir=process_folder(self.scratch, "out")))
+        try:
+            yield folder
+        finally:
+            rmtree(folder, ignore_errors=True)
+
+    def fetch(self, names: Sequence[str], folder: Path) -> None:
+        absent = [name for name in names if not (folder / name).exists()]
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            list(pool.map(lambda name: self.storage.get(name, folder / name), absent))
+
+    def publish(self, names: Sequence[str], folder: Path) -> None:
+        for name in names:
+            self.storage.put(folder / name, name)
+
+    def remove(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.storage.remove(name)
+
+
+def open_output(given: str | Path, *, scratch: Path) -> Output:
+    """The output of a path or URL.
+
+    Args:
+        given: where the dataset is to be.
+        scratch: a folder for what is on its way to a URL.
+    """
+    return UrlOutput(Storage(str(given).rstrip("/")), scratch) if is_url(str(given)) else FolderOutput(Path(given))

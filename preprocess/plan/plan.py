@@ -1,0 +1,290 @@
+"""What is asked for ─► the plan: which sample is read from where and goes to which shard.
+
+In: a ledger over frame folders, video files and lists of them, or images. Out: `Plan`, made once and kept as
+plan.parquet; everything after it is a function of the plan and the settings, so that any worker, today or
+after a crash, writes the same bytes.
+
+    plan = make_plan(source.find(), source=source.list_name, settings=settings, asked={...})
+    write_plan(plan, out / "plan.parquet")
+    plan = read_plan(out / "plan.parquet")
+    plan.shard(0)                                   # list[PlannedSample]
+
+Samples are numbered in the order of the ledger, the list or the sorted folder; the number is the key. Long
+sources are cut into even pieces (`preprocess.sources.segments`). Rows that cannot be used are kept as problems.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocess.dataset.schema import DatasetError
+from preprocess.plan.label_ids import label_ids
+from preprocess.problems import Problem, describe
+from preprocess.workers.files import replace_file
+
+_PLAN_FIELDS: list[Any] = [
+    pa.field("number", pa.int64()),
+    pa.field("shard", pa.int32()),
+    pa.field("kind", pa.string()),  # "frames", "image" or "video"
+    pa.field("root", pa.int32()),  # position among the roots given on the command line
+    pa.field("path", pa.string()),  # below the root
+    pa.field("name", pa.string()),
+    pa.field("labels", pa.list_(pa.int32())),
+    pa.field("split", pa.string()),
+    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop; an image: 0 and 1
+    pa.field("stop", pa.int64()),
+    pa.field("start_s", pa.float64()),  # video: the span start_s <= t < stop_s; frames: the time of `first`
+    pa.field("stop_s", pa.float64()),
+    pa.field("prefix", pa.string()),  # frames: how the files are named
+    pa.field("digits", pa.int32()),
+    pa.field("suffix", pa.string()),
+    pa.field("gaps", pa.list_(pa.int64())),  # frames: numbers without a file, for which the one before is taken
+    pa.field("length_s", pa.float64()),  # of this piece, as its source announces it; NaN = unknown
+    pa.field("rate", pa.float64()),  # frames a second of its source, as announced; NaN = unknown
+    pa.field("group", pa.string()),  # what `split` keeps on one side; "" = the recording, by its name
+    pa.field("file", pa.string()),  # the ledger or list that asked for it; the video itself if no list did
+    pa.field("line", pa.int32()),  # -1 = none
+]
+PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
+_THRIFT_BYTES = (1 << 31) - 1  # metadata may be large: millions of rows that cannot be used
+_SHARDS_OF_A_SMALL_SET = 16
+_SMALLEST_SHARD = 16
+_POSITIVE = (
+    *("short_side", "fps", "source_fps", "segment_seconds", "segment_frames", "shard_size"),
+    *("max_pixels", "max_frames", "max_gb", "timeout_s"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a build is asked for; two builds with equal settings and input write equal bytes."""
+
+    short_side: int = 256
+    quality: int = 90
+    fps: float | None = None
+    source_fps: float | None = None
+    segment_seconds: float | None = None
+    segment_frames: int | None = (
+        None  # without either, what is longer than a minute is cut: preprocess.sources.segments
+    )
+    whole: bool = False  # nothing is cut
+    shard_size: int | None = None  # samples; None = 1000, fewer for small sets, to get some 16 shards
+    split: str = ""
+    max_pixels: int = 1 << 26  # of a frame before scaling, 8192 x 8192
+    max_frames: int = 1_000_000  # of a sample; their names in the shard have six digits
+    max_gb: float = 100.0  # that one sample may write
+    timeout_s: float = 60.0  # without progress; then the decoder hangs
+    check: Literal["decode", "header"] = "decode"  # how a JPEG that passes through shows that it is whole
+    encoder: int = 2  # how pictures are made; not to be chosen, but no two kinds may meet in one dataset
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} = {value} must be more than 0")
+        if self.max_frames > Settings.max_frames:
+            raise ValueError(f"max_frames = {self.max_frames} must be at most {Settings.max_frames}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality = {self.quality} must be 1 to 100 (75 to 95 make sense)")
+        if self.check not in ("decode", "header"):
+            raise ValueError(f"check = {self.check!r} must be decode or header")
+        if self.segment_seconds and self.segment_frames:
+            raise ValueError("segment_seconds and segment_frames exclude each other; give one")
+        if self.whole and (self.segment_seconds or self.segment_frames):
+            raise ValueError("whole excludes segment_seconds and segment_frames; give one")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSample:
+    """One row of the plan; the columns of PLAN_SCHEMA."""
+
+    number: int
+    shard: int
+    kind: Literal["frames", "image", "video"]
+    root: int
+    path: str
+    name: str
+    labels: list[int]
+    split: str
+    first: int = 0
+    stop: int = 0
+    start_s: float = 0.0
+    stop_s: float = math.inf
+    prefix: str = ""
+    digits: int = 1
+    suffix: str = ""
+    gaps: list[int] = field(default_factory=list)
+    length_s: float = math.nan
+    rate: float = math.nan
+    group: str = ""
+    file: str = ""
+    line: int = -1
+
+    @property
+    def key(self) -> str:
+        """The sample's key in its shard: digits only, so that no reader can stumble over a name."""
+        return f"{self.number:09d}"
+
+
+@dataclass(slots=True)
+class Request:
+    """A sample before it has a number: a planned sample's fields, labels still as words."""
+
+    kind: Literal["frames", "image", "video"]
+    root: int
+    path: str
+    name: str
+    labels: tuple[str, ...]
+    file: str
+    line: int
+    first: int = 0
+    stop: int = 0
+    start_s: float = 0.0
+    stop_s: float = math.inf
+    prefix: str = ""
+    digits: int = 1
+    suffix: str = ""
+    gaps: tuple[int, ...] = ()
+    length_s: float = math.nan
+    rate: float = math.nan
+    split: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look at the input gave; `notes` are lines for the summary."""
+
+    requests: list[Request]
+    problems: list[Problem]
+    notes: list[str]
+    label_names: tuple[str, ...] = ()  # the order of the ids, if the user gave one
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All samples of a dataset, and what could not become one."""
+
+    rows: pa.Table
+    problems: tuple[Problem, ...]
+    source: str  # file name of the ledger or list, for rejected.parquet; "" if there are several
+    label_names: tuple[str, ...]
+    settings: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    split_rule: dict[str, Any] | None = None  # `preprocess.plan.splits`; None = splits are those of the rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._bounds) - 1
+
+    def shard(self, number: int) -> list[PlannedSample]:
+        """The samples of one shard, in order; takes as long in a plan of ten million rows as in a small one."""
+        begin, end = self._bounds[number : number + 2].tolist()
+        return [PlannedSample(**row) for row in self.rows.slice(begin, end - begin).to_pylist()]
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        """Where each shard's rows begin, and the end."""
+        shards = self.rows["shard"].to_numpy()
+        return np.searchsorted(shards, np.arange(int(shards[-1]) + 2 if len(shards) else 1))
+
+
+def make_plan(
+    found: Found,
+    *,
+    source: str,
+    settings: Settings,
+    asked: dict[str, Any],
+    label_names: Sequence[str] | None = None,
+) -> Plan:
+    """Numbers the samples, gives words among the labels their ids, and deals the samples out to shards.
+
+    Args:
+        found: the requests, in the order that the dataset is to have, and what could not be requested.
+        source: the name of the ledger or list.
+        settings: of which the shard size and the split count here; a split that is set wins over those of folders
+            and lists.
+        asked: what makes two builds the same, for `settings` in dataset.json.
+        label_names: those of the dataset that this one continues: they keep their ids, new names come after. None if
+            nothing is continued, or what is has no label; empty if its labels are numbers.
+
+    Raises:
+        DatasetError: no sample is left, or the labels do not go with those that are there.
+    """
+    ids = label_ids([request.labels for request in found.requests], fixed=found.label_names, continued=label_names)
+    requests, problems = found.requests, list(found.problems)
+    if ids.unknown:
+        for request in requests:
+            if strange := [label for label in request.labels if label in ids.unknown]:
+                told = f"label {', '.join(strange)} is not among the label names"
+                problems.append(Problem("unknown_label", told, request.name, request.line, request.file))
+        requests = [one for one in requests if not ids.unknown.intersection(one.labels)]
+    if not requests:
+        listed = "\n".join(describe(problem, source) for problem in problems[:20])
+        raise DatasetError(f"{source or 'the input'}: no usable sample\n{listed}".rstrip())
+    size = settings.shard_size or min(1000, max(_SMALLEST_SHARD, math.ceil(len(requests) / _SHARDS_OF_A_SMALL_SET)))
+    table = _table(requests, ids.number, size, settings.split)
+    notes = [*found.notes]
+    if settings.split not in ("", "train") and ids.names and not found.label_names and label_names is None:
+        notes.append(
+            f"warning: the labels of this {settings.split} set have ids of their own, in the order of their names; "
+            "for the ids of another dataset give --label-names its dataset.json"
+        )
+    return Plan(table, tuple(problems), source, ids.names, asked, tuple(notes))
+
+
+def _table(requests: Sequence[Request], ids: dict[str, int], shard_size: int, split: str) -> pa.Table:
+    """PLAN_SCHEMA, column by column."""
+    count = len(requests)
+    numbers = np.arange(count, dtype=np.int64)
+    columns: dict[str, Any] = {"number": numbers, "shard": (numbers // shard_size).astype(np.int32)}
+    if split:
+        columns["split"] = pa.repeat(split, count)
+    columns["labels"] = [[ids[label] for label in request.labels] for request in requests]
+    for column in PLAN_SCHEMA:
+        if column.name not in columns:
+            columns[column.name] = list(map(attrgetter(column.name), requests))
+        columns[column.name] = pa.array(columns[column.name], column.type)
+    return pa.table(columns, PLAN_SCHEMA)
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Writes plan.parquet: the rows, and in its metadata all else."""
+    metadata = {
+        "problems": json.dumps([dataclasses.asdict(problem) for problem in plan.problems]),
+        "source": plan.source,
+        "label_names": json.dumps(plan.label_names),
+        "settings": json.dumps(plan.settings),
+        "notes": json.dumps(plan.notes),
+        "split_rule": json.dumps(plan.split_rule),
+    }
+    with replace_file(path) as aside:
+        pq.write_table(plan.rows.replace_schema_metadata(metadata), aside, write_page_checksum=True)
+
+
+def read_plan(path: Path) -> Plan:
+    """Reads plan.parquet; DatasetError if it is not one."""
+    try:
+        rows = pq.read_table(path, thrift_string_size_limit=_THRIFT_BYTES, page_checksum_verification=True)
+        metadata = {key.decode(): value.decode() for key, value in rows.schema.metadata.items()}
+        problems = tuple(Problem(**problem) for problem in json.loads(metadata["problems"]))
+        names, settings = tuple(json.loads(metadata["label_names"])), json.loads(metadata["settings"])
+        notes, rule = tuple(json.loads(metadata["notes"])), json.loads(metadata["split_rule"])
+        return Plan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings, notes, rule)
+    except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
+            raise
+        raise DatasetError(f"{path}: not a plan ({error}); use another --out, or --overwrite") from error

@@ -1,0 +1,1 @@
+"""Ledgers, lists, folders, tars and images become the requests of a plan."""

@@ -1,0 +1,273 @@
+"""Frame folders, with a ledger or as a tree ─► requests for the plan, and problems for what is not there.
+
+source = frame_folders(["dataset"], "dataset/ledger.csv", settings=settings)
+source = frame_folders(["s3://bucket/frames"], None, settings=settings)       # ROOT/ledger.csv, or a folder a class
+found = source.find()
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from preprocess.plan.plan import Found, Request, Settings
+from preprocess.problems import Problem
+from preprocess.sources.folder_labels import place
+from preprocess.sources.frame_names import FrameFolder, FrameFolders, index_shift
+from preprocess.sources.ledger import Ledger, LedgerError, LedgerRow, read_ledger
+from preprocess.sources.roots import Root, Scratch
+from preprocess.sources.segments import frame_pieces
+from preprocess.sources.source import (
+    PLAIN,
+    SCRATCH,
+    Reading,
+    Source,
+    cut_notes,
+    encodable,
+    given_label_names,
+    identified,
+    leaving,
+    opened,
+    reading_identity,
+    same_names,
+    some,
+)
+
+log = logging.getLogger(__name__)
+
+_AT_A_TIME = 16  # folders that are read at the same time: on a network disk each takes milliseconds
+_LAYOUTS = ("", "train", "val", "validation", "test")  # where a ledger's folders may lie below a root
+
+
+def frame_folders(
+    given: Sequence[str | Path],
+    ledger: str | Path | None = None,
+    *,
+    settings: Settings,
+    reading: Reading = PLAIN,
+    scratch: Scratch = SCRATCH,
+) -> Source:
+    """Frame folders that a ledger lists, or all there are: a request for every piece of every usable row.
+
+    A ledger's folders are looked for in each root, there and below its train, val and test. Without a ledger, and
+    without a ledger.csv in the first root, every frame folder is a sample, labelled by the folder that it lies in.
+
+    Args:
+        given: the roots, paths or URLs.
+        ledger: path or URL of the ledger.
+        settings: sizes, rates and cuts.
+        reading: dialect and labels.
+        scratch: room for what is fetched.
+
+    Raises:
+        ValueError: a root or the ledger cannot be read, or a setting needs source_fps and there is none.
+    """
+    roots = []
+    for one in given:
+        root, path = opened(one, "--frames takes the folder that holds the frame folders", scratch=scratch)
+        if path:
+            raise ValueError(f"{one}: not a folder; --frames takes the folder that holds the frame folders")
+        roots.append(root)
+    if settings.source_fps is None and (settings.fps or settings.segment_seconds):
+        raise ValueError("--fps and --segment-seconds need --source-fps for frame folders: they have no clock")
+    names = given_label_names(reading, scratch=scratch)
+    data, name = _ledger_bytes(roots[0], ledger, scratch=scratch)
+    added = reading_identity(reading, names)
+    others = [identified(root, "") for root in roots[1:]]
+    if data is None:
+        identity = [identified(root, "") for root in roots] + added
+        return Source(tuple(roots), "", identity, lambda: _find_trees(roots, settings, reading, names))
+    rows = read_ledger(
+        data, name, delimiter=reading.delimiter, header=reading.header, allow_outside=reading.allow_outside
+    )
+    list_name = PurePosixPath(name).name
+    identity = [identified(roots[0], list_name, data), *others, *added]
+    return Source(
+        tuple(roots), list_name, identity, lambda: _find_rows(roots, rows, list_name, settings, reading, names)
+    )
+
+
+def _ledger_bytes(root: Root, ledger: str | Path | None, *, scratch: Scratch) -> tuple[bytes | None, str]:
+    """The ledger and its name; None if there is none where it would be by itself."""
+    if ledger is None:
+        try:
+            return root.read("ledger.csv"), "ledger.csv"
+        except FileNotFoundError:
+            return None, ""
+    remedy = "give the file with --ledger; without it, and without ROOT/ledger.csv, all frame folders are taken"
+    where, path = opened(ledger, remedy, scratch=scratch)
+    if not path:
+        raise LedgerError(f"{ledger}: a folder; {remedy}")
+    return where.read(path), str(ledger)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a name of the ledger was found."""
+
+    root: int
+    path: str
+    folder: FrameFolder
+
+
+def _find_rows(
+    roots: Sequence[Root],
+    ledger: Ledger,
+    file: str,
+    settings: Settings,
+    reading: Reading,
+    label_names: tuple[str, ...],
+) -> Found:
+    log.info("%s", ledger.dialect)
+    names = sorted({row.name for row in ledger.rows})
+    trees = [FrameFolders(root) for root in roots]
+    places, notes = _look_up(names, trees, reading)
+    shifts = _shifts(ledger.rows, places)
+    requests: list[Request] = []
+    problems = list(ledger.problems)
+    pieces: list[int] = []
+    for row in ledger.rows:
+        found = places[row.name]
+        if isinstance(found, Problem):
+            problems.append(replace(found, line=row.line))
+            continue
+        first, stop = row.first + shifts[row.name], row.stop + shifts[row.name]
+        whole = Request("frames", found.root, found.path, row.name, row.labels, file, row.line, first, stop)
+        gaps = _gaps(found.folder, first, stop, reading)
+        if isinstance(gaps, Problem):
+            asked = f"frames {row.first} to {row.stop - 1} asked for, {gaps.message}"
+            problems.append(Problem("missing_frame", asked, row.name, row.line))
+            continue
+        made = list(frame_pieces(replace(whole, gaps=gaps), found.folder, settings))
+        pieces.append(len(made))
+        requests += made
+    for shift, count in sorted(Counter(shifts.values()).items()):
+        if shift:
+            log.info("%d folders: frame numbers of the ledger %+d = numbers of the files", count, shift)
+    absent = [name for name, found in places.items() if isinstance(found, Problem)]
+    unlisted = _unlisted(trees, places)
+    notes += [
+        f"{len(absent)} folders of the ledger are not on disk or hold no frames{some(absent)}",
+        f"{len(unlisted)} frame folders on disk are not in the ledger{some(unlisted)}",
+    ]
+    notes += cut_notes(pieces) + _gap_notes(requests)
+    return Found(requests, sorted(problems, key=lambda problem: problem.line), notes, label_names)
+
+
+def _find_trees(roots: Sequence[Root], settings: Settings, reading: Reading, label_names: tuple[str, ...]) -> Found:
+    requests: list[Request] = []
+    problems: list[Problem] = []
+    notes: list[str] = []
+    pieces: list[int] = []
+    for number, root in enumerate(roots):
+        tree = FrameFolders(root)
+        paths = sorted(tree.below())
+        placed = place(paths, labels=reading.labels)
+        told = f"no ledger: {len(paths)} frame folders of {root.name}; {placed.told}"
+        log.info("%s", told)
+        notes.append(told)
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            folders = list(pool.map(tree.scan, paths))
+        for path, folder, labels, split in zip(paths, folders, placed.labels, placed.splits, strict=True):
+            if folder is None:
+                problems.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", path))
+                continue
+            if folder.outside and not reading.allow_outside:
+                problems.append(leaving(path, folder.outside))
+                continue
+            first, stop = int(folder.numbers[0]), int(folder.numbers[-1]) + 1
+            gaps = _gaps(folder, first, stop, reading)
+            if isinstance(gaps, Problem):
+                problems.append(replace(gaps, name=path or root.name))
+                continue
+            whole = Request("frames", number, path, path or root.name, labels, path, -1, first, stop)
+            made = list(frame_pieces(replace(whole, gaps=gaps, split=split), folder, settings))
+            pieces.append(len(made))
+            requests += made
+    requests, odd = encodable(requests)
+    notes += cut_notes(pieces) + _gap_notes(requests) + same_names(requests)
+    return Found(requests, problems + odd, notes, label_names)
+
+
+def _gaps(folder: FrameFolder, first: int, stop: int, reading: Reading) -> tuple[int, ...] | Problem:
+    """The missing frames that the ones before them stand in for: none, unless that is allowed."""
+    missing = folder.first_missing(first, stop)
+    if missing is None:
+        return ()
+    gaps = folder.gaps(first, stop) if reading.fill_gaps else None
+    if gaps is not None:
+        return gaps
+    told = f"{folder.file_name(missing)} is missing; there are {folder.span}"
+    if folder.gaps(first, stop) is not None:
+        told += "; --fill-gaps takes the frame before"
+    return Problem("missing_frame", told)
+
+
+def _look_up(
+    names: Sequence[str], trees: Sequence[FrameFolders], reading: Reading
+) -> tuple[dict[str, _Place | Problem], list[str]]:
+    """Where each name of the ledger lies: in the first root that has it."""
+    places: dict[str, _Place | Problem] = {}
+    twice: list[str] = []
+    layouts: Counter[str] = Counter()
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        for name, found in zip(names, pool.map(lambda name: _places(name, trees, reading), names), strict=True):
+            usable = [one for one in found if isinstance(one, _Place)]
+            if len(usable) > 1:
+                twice.append(name)
+            places[name] = next(iter(usable or found), Problem("missing_folder", "no such folder", name))
+            layouts.update(f"{trees[one.root].root.where}/{one.path.removesuffix(name)}" for one in usable[:1])
+    for layout, count in layouts.items():
+        log.info("%d frame folders are taken from %s", count, layout.rstrip("/"))
+    if not twice:
+        return places, []
+    return places, [
+        f"warning: {len(twice)} names of the ledger are there more than once; the first is taken{some(twice)}"
+    ]
+
+
+def _places(name: str, trees: Sequence[FrameFolders], reading: Reading) -> list[_Place | Problem]:
+    found: list[_Place | Problem] = []
+    for number, tree in enumerate(trees):
+        for layout in _LAYOUTS:
+            path = f"{layout}/{name}" if layout else name
+            try:
+                folder = tree.scan(path)
+            except FileNotFoundError:
+                continue
+            if not reading.allow_outside and not tree.root.inside(path):
+                found.append(leaving(name, "it"))
+            elif folder is None:
+                found.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", name))
+            elif not reading.allow_outside and folder.outside:
+                found.append(leaving(name, folder.outside))
+            else:
+                found.append(_Place(number, path, folder))
+    return found
+
+
+def _shifts(rows: Sequence[LedgerRow], places: dict[str, _Place | Problem]) -> dict[str, int]:
+    spans: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        first, stop = spans.get(row.name, (row.first, row.stop))
+        spans[row.name] = min(first, row.first), max(stop, row.stop)
+    shifts = {}
+    for name, (first, stop) in spans.items():
+        found = places[name]
+        shifts[name] = index_shift(found.folder, first, stop) if isinstance(found, _Place) else 0
+    return shifts
+
+
+def _unlisted(trees: Sequence[FrameFolders], places: dict[str, _Place | Problem]) -> list[str]:
+    unlisted: list[str] = []
+    for number, tree in enumerate(trees):
+        listed = {one.path for one in places.values() if isinstance(one, _Place) and one.root == number}
+        unlisted += tree.below(skip=listed)
+    return sorted(unlisted)
+
+
+def _gap_notes(requests: Sequence[Request]) -> list[str]:
+    filled = [len(request.gaps) for request in requests if request.gaps]
+    return [f"{sum(filled)} missing frames of {len(filled)} samples are the ones before them"] if filled else []

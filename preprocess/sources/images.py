@@ -1,0 +1,84 @@
+"""Trees of images ─► requests for the plan: each image a sample of one frame.
+
+    source = image_files(["imagenet/train"], settings=settings)
+    found = source.find()      # Found(requests, problems, notes)
+
+An image's label is the first folder below the root, as in ImageNet's trees, if every image lies in one. Training
+repeats the one frame to a clip.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from preprocess.plan.plan import Found, Request, Settings
+from preprocess.problems import Problem
+from preprocess.sources.folder_labels import place
+from preprocess.sources.roots import Listing, Root, Scratch
+from preprocess.sources.source import (
+    PLAIN,
+    SCRATCH,
+    Reading,
+    Source,
+    encodable,
+    given_label_names,
+    identified,
+    not_followed,
+    opened,
+    reading_identity,
+    same_names,
+    staying,
+)
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
+
+def image_files(
+    given: Sequence[str | Path],
+    *,
+    settings: Settings,
+    reading: Reading = PLAIN,
+    scratch: Scratch = SCRATCH,
+) -> Source:
+    """Images in folders (walked, sorted; hidden files and linked folders are left out) or named one by one.
+
+    Args:
+        given: paths or URLs.
+        settings: sizes.
+        reading: labels.
+        scratch: room for what is fetched.
+
+    Raises:
+        ValueError: one of `given` does not exist, or a setting needs a clock, which images have not.
+    """
+    if settings.fps or settings.source_fps or settings.segment_seconds or settings.segment_frames:
+        raise ValueError("--fps, --source-fps, --segment-seconds and --segment-frames have no meaning for --images")
+    found = [opened(one, "--images takes folders and image files", scratch=scratch) for one in given]
+    names = given_label_names(reading, scratch=scratch)
+    identity = [identified(root, path) for root, path in found] + reading_identity(reading, names)
+    return Source(tuple(root for root, _ in found), "", identity, lambda: _request_images(found, reading, names))
+
+
+def _request_images(found: Sequence[tuple[Root, str]], reading: Reading, label_names: tuple[str, ...]) -> Found:
+    requests: list[Request] = []
+    problems: list[Problem] = []
+    notes: list[str] = []
+    for number, (root, path) in enumerate(found):
+        listing = Listing([path]) if path else root.files()
+        names = [name for name in listing.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        log.info("%s: %d images, %d other files", path or root.where, len(names), len(listing.names) - len(names))
+        notes += not_followed(root, listing)
+        names, refused = staying(listing, names, reading)
+        problems += refused
+        placed = place(names, labels=reading.labels)
+        if not path:
+            log.info("%s", placed.told)
+        for name, labels, split in zip(names, placed.labels, placed.splits, strict=True):
+            timeless = Request("image", number, name, name, labels, name, -1, 0, 1, math.nan, math.nan)
+            timeless.split = split
+            requests.append(timeless)
+    requests, odd = encodable(requests)
+    return Found(requests, problems + odd, notes + same_names(requests), label_names)

@@ -1,0 +1,294 @@
+"""Where the paths of requests begin: a folder of this machine, or a URL whose files are fetched as they are needed.
+
+    root, path = open_root("s3://bucket/videos", scratch=Scratch(Path("/tmp"), 10 << 30))
+    root.files().names                              # ["a/1.mp4", ...]: sorted, relative, with slashes
+    with root.local(["a/1.mp4"]) as (file,):        # a path on this machine, for as long as the block lasts
+        ...
+
+What decodes sees local files only. Roots can be sent to other processes; each process has its own part of the scratch.
+"""
+
+import atexit
+import errno
+import hashlib
+import os
+import shutil
+import socket
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from mae3d.io.storage import Storage, is_url
+from preprocess.problems import MediaError
+
+_AT_A_TIME = 8  # files of one sample that are fetched at the same time
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files below a folder but hidden ones; linked folders are counted, not followed."""
+
+    names: list[str]  # relative to the root, sorted
+    links: int = 0  # folders
+    outside: frozenset[str] = frozenset()  # those of the names that are links to what lies outside the root
+
+
+class Root(Protocol):
+    """A place that paths are relative to."""
+
+    @property
+    def name(self) -> str:
+        """The last part of its path or URL: for messages, and for what makes two inputs the same."""
+
+    @property
+    def where(self) -> str:
+        """Its path or URL: for what is told now, never for what is written."""
+
+    def files(self, below: str = "") -> Listing:
+        """All files below a folder of it; empty if there is no such folder."""
+
+    def read(self, path: str) -> bytes:
+        """A small file; FileNotFoundError if it is not there."""
+
+    def inside(self, path: str) -> bool:
+        """Whether a path below the root stays there when links are followed."""
+
+    def local(self, files: Sequence[str]) -> AbstractContextManager[list[Path]]:
+        """Paths on this machine of some files, valid in the block.
+
+        A file that is missing here is not an error yet: whoever opens it finds out. A MediaError that is raised in
+        the block goes through if the root is still there.
+
+        Raises:
+            MediaError: a file behind a URL is missing, or does not fit the scratch.
+            OSError: the store cannot be reached, or the folder has gone.
+        """
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of this machine."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def files(self, below: str = "") -> Listing:
+        names: list[str] = []
+        linked: list[str] = []
+        links = 0
+        pending = [below]
+        while pending:
+            folder = pending.pop()
+            prefix = f"{folder}/" if folder else ""
+            try:
+                entries = list(os.scandir(self.path / folder))
+            except FileNotFoundError:
+                continue
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(name)
+                elif entry.is_symlink() and entry.is_dir():
+                    links += 1
+                else:
+                    names.append(name)
+                    if entry.is_symlink():
+                        linked.append(name)
+        return Listing(sorted(names), links, frozenset(name for name in linked if not self.inside(name)))
+
+    def read(self, path: str) -> bytes:
+        return (self.path / path).read_bytes()
+
+    def inside(self, path: str) -> bool:
+        return (self.path / path).resolve().is_relative_to(self.path.resolve())
+
+    @contextmanager
+    def local(self, files: Sequence[str]) -> Iterator[list[Path]]:
+        try:
+            yield [self.path / file for file in files]
+        except MediaError:
+            self._check()
+            raise
+
+    def _check(self) -> None:
+        """Raises OSError if the folder has gone: then nothing is wrong with the file that was asked for."""
+        with os.scandir(self.path) as entries:
+            if next(entries, None) is None:
+                raise OSError(errno.ENODEV, "is empty now, as a mount that has gone is", str(self.path))
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Room for fetched files: a folder, and how many bytes one process may have there."""
+
+    folder: Path
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A place behind a URL; files are fetched whole and kept until the room is needed for others."""
+
+    storage: Storage
+    scratch: Scratch
+
+    @property
+    def name(self) -> str:
+        return self.storage.url.rpartition("/")[2]
+
+    @property
+    def where(self) -> str:
+        return self.storage.url
+
+    def files(self, below: str = "") -> Listing:
+        names = self.storage.sizes(below)
+        return Listing([name for name in names if not any(part.startswith(".") for part in name.split("/"))])
+
+    def read(self, path: str) -> bytes:
+        return self.storage.read(path)
+
+    def inside(self, path: str) -> bool:
+        return True
+
+    @contextmanager
+    def local(self, files: Sequence[str]) -> Iterator[list[Path]]:
+        with kept_files(self.scratch).hold(self.storage, files) as paths:
+            yield paths
+
+
+def open_root(given: str, *, scratch: Scratch) -> tuple[Root, str]:
+    """The root of a path or URL that was given, and the path below it: "" for a folder, a file's name for a file.
+
+    Raises:
+        ValueError: there is nothing.
+    """
+    if not is_url(given):
+        path = Path(given)
+        if not path.exists():
+            raise ValueError(f"{given}: no such file or folder")
+        return (Folder(path), "") if path.is_dir() else (Folder(path.parent), path.name)
+    url = given.rstrip("/")
+    parent, _, name = url.rpartition("/")
+    try:
+        is_folder = Storage(url).is_folder()
+    except FileNotFoundError:
+        raise ValueError(f"{given}: nothing there") from None
+    return (Remote(Storage(url), scratch), "") if is_folder else (Remote(Storage(parent), scratch), name)
+
+
+class Fetched(Protocol):
+    """Where files are fetched from: a Storage, or an archive."""
+
+    @property
+    def url(self) -> str:
+        """What tells it from others."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one file; FileNotFoundError if it is not there."""
+
+    def get(self, name: str, path: Path) -> None:
+        """Writes a file to a path of this machine."""
+
+
+@dataclass
+class Kept:
+    """The files that this process has fetched, the least recently used first."""
+
+    folder: Path
+    limit_bytes: int
+    sizes: OrderedDict[Path, int] = field(default_factory=OrderedDict)
+
+    @contextmanager
+    def hold(self, storage: Fetched, files: Sequence[str]) -> Iterator[list[Path]]:
+        """Fetches what is not there and yields the paths; what is not held may be removed for it."""
+        paths = {file: self._path(storage, file) for file in files}
+        for path in [path for path in paths.values() if path in self.sizes and not path.is_file()]:
+            del self.sizes[path]  # somebody cleaned up
+        absent = [file for file, path in paths.items() if path not in self.sizes]
+        for path in paths.values():
+            if path in self.sizes:
+                self.sizes.move_to_end(path)
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            sizes = dict(zip(absent, pool.map(lambda file: _size(storage, file), absent), strict=True))
+            held = sum(self.sizes.get(path, 0) for path in paths.values()) + sum(sizes.values())
+            if held > self.limit_bytes:
+                told = f"{held / 1e9:.3g} GB to fetch, one process may have {self.limit_bytes / 1e9:.3g} GB of scratch"
+                raise MediaError("too_large", f"{told}; give more --scratch-gb, or fewer --workers")
+            self._make_room(sum(sizes.values()), keep=set(paths.values()))
+            for _ in pool.map(lambda file: self._fetch(storage, file, paths[file]), absent):
+                pass
+        self.sizes |= {paths[file]: sizes[file] for file in absent}
+        yield [paths[file] for file in files]
+
+    def _path(self, storage: Fetched, file: str) -> Path:
+        # The suffix stays: FFmpeg and Pillow look at it, and messages name it.
+        tag = hashlib.sha256(f"{storage.url}/{file}".encode()).hexdigest()[:24]
+        return self.folder / tag / PurePosixPath(file).name
+
+    def _fetch(self, storage: Fetched, file: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            storage.get(file, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _make_room(self, num_bytes: int, *, keep: set[Path]) -> None:
+        total = sum(self.sizes.values())
+        for path in list(self.sizes):
+            if total + num_bytes <= self.limit_bytes:
+                return
+            if path not in keep:
+                total -= self.sizes.pop(path)
+                shutil.rmtree(path.parent, ignore_errors=True)
+
+
+_kept_by_process: dict[tuple[Scratch, int], Kept] = {}
+
+
+def kept_files(scratch: Scratch) -> Kept:
+    """This process's part of the scratch."""
+    key = scratch, os.getpid()
+    if key not in _kept_by_process:
+        _kept_by_process[key] = Kept(process_folder(scratch.folder, "in"), scratch.limit_bytes)
+    return _kept_by_process[key]
+
+
+def process_folder(scratch: Path, kind: str) -> Path:
+    """A folder of this process; removed at its end, or by the next process here if it is killed."""
+    return _process_folder(scratch, kind, os.getpid())
+
+
+@cache
+def _process_folder(scratch: Path, kind: str, pid: int) -> Path:
+    mine = f"mae3d-{kind}-{socket.gethostname()}-"
+    for path in scratch.glob(f"{mine}*"):
+        other = path.name.removeprefix(mine)
+        if other.isdecimal() and not Path(f"/proc/{other}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+    folder = scratch / f"{mine}{pid}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _size(storage: Fetched, file: str) -> int:
+    try:
+        return storage.size(file) or 0
+    except FileNotFoundError as error:
+        raise MediaError("missing_file", f"{storage.url}/{file} is not there") from error

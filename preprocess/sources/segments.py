@@ -1,0 +1,100 @@
+"""A source's length ─► the even pieces that become its samples: hours of footage are samples of bounded size.
+
+    for piece in video_pieces(request, facts, settings): ...
+    for piece in frame_pieces(request, folder, settings): ...
+
+Without a setting, what is longer than a minute or than 1,800 stored frames is cut into even pieces of at most that;
+`segment_seconds` or `segment_frames` say otherwise, `whole` cuts nothing. No piece is much shorter than the others.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+from mae3d.video.reader import VideoFacts
+from preprocess.plan.plan import Request, Settings
+from preprocess.problems import MediaError
+from preprocess.sources.frame_names import FrameFolder
+
+LONG_SECONDS, LONG_FRAMES = 60.0, 1800
+
+
+def even_pieces(length: float, longest: float) -> int:
+    """Into how many equal pieces to cut `length` so that none is longer than `longest`: no short piece at the end."""
+    return max(1, math.ceil(length / longest - 1e-9))
+
+
+def num_pieces(seconds: float, frames: float, settings: Settings) -> int:
+    """Into how many pieces a source is cut.
+
+    Args:
+        seconds: its length; NaN = unknown.
+        frames: how many would be stored of it; NaN = unknown.
+        settings: the cut.
+
+    Raises:
+        MediaError: the cut needs what is unknown.
+    """
+    if settings.whole:
+        return 1
+    if settings.segment_seconds:
+        if math.isnan(seconds):
+            raise MediaError("no_duration", "how long it is is not known: cut it with --segment-frames, or --whole")
+        return even_pieces(seconds, settings.segment_seconds)
+    if settings.segment_frames:
+        if math.isnan(frames):
+            raise MediaError("no_rate", "no frame rate announced: cut it with --segment-seconds, or --whole")
+        return even_pieces(frames, settings.segment_frames)
+    by_time = even_pieces(seconds, LONG_SECONDS) if seconds > 0 else 1
+    by_count = even_pieces(frames, LONG_FRAMES) if frames > 0 else 1
+    return max(by_time, by_count)
+
+
+def frame_pieces(whole: Request, folder: FrameFolder, settings: Settings) -> Iterator[Request]:
+    """The pieces of a row of frames; pieces are counted in stored frames."""
+    count = whole.stop - whole.first
+    rate = settings.source_fps or math.nan
+    pieces = min(count, num_pieces(count / rate, count / thinning(rate, settings), settings))
+    cuts = [whole.first + count * piece // pieces for piece in range(pieces + 1)]
+    for begin, end in pairwise(cuts):
+        yield replace(
+            whole,
+            first=begin,
+            stop=end,
+            start_s=(begin - int(folder.numbers[0])) / rate,
+            stop_s=math.nan,
+            prefix=folder.prefix,
+            digits=folder.digits,
+            suffix=folder.suffix,
+            gaps=tuple(number for number in whole.gaps if begin <= number < end),
+            length_s=(end - begin) / rate,
+            rate=rate,
+        )
+
+
+def video_pieces(whole: Request, facts: VideoFacts, settings: Settings) -> list[Request]:
+    """The pieces of a video, or of the span of it that was asked for.
+
+    Raises:
+        MediaError: the span lies behind the end, or the cut needs what the file does not tell.
+    """
+    begin, end = whole.start_s, min(whole.stop_s, facts.duration_s)  # NaN if the duration is not known
+    if begin >= facts.duration_s:
+        raise MediaError("no_frames", f"it is {facts.duration_s:.2f} s long, {begin:g} s on were asked for")
+    if math.isnan(facts.duration_s):
+        end = whole.stop_s if math.isfinite(whole.stop_s) else math.nan
+    seconds = end - begin
+    pieces = num_pieces(seconds, seconds * facts.fps / thinning(facts.fps, settings), settings)
+    # Half a frame early: a frame that lies on a cut must not depend on rounding.
+    early = 0.5 / facts.fps if facts.fps > 0 else 0.0
+    inner = [begin + seconds * piece / pieces - early for piece in range(1, pieces)]
+    cuts = pairwise([begin, *inner, whole.stop_s])
+    return [
+        replace(whole, start_s=start, stop_s=stop, length_s=seconds / pieces, rate=facts.fps) for start, stop in cuts
+    ]
+
+
+def thinning(rate: float, settings: Settings) -> float:
+    """How many frames of a source there are to one that is stored; 1 if the rate is not known."""
+    return max(1.0, rate / settings.fps) if settings.fps and rate > 0 else 1.0

@@ -1,0 +1,227 @@
+"""Folders, tars and lists of videos ─► the videos that are wanted, before they are cut; and what is not there.
+
+collected = Collected()
+collect(given, stores, reading, workers, collected)
+collected.wanted, collected.problems, collected.notes
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import PurePosixPath
+
+from mae3d.io.storage import is_url
+from mae3d.video.container import VIDEO_SUFFIXES
+from preprocess.plan.plan import Request
+from preprocess.problems import MediaError, Problem
+from preprocess.sources.folder_labels import place
+from preprocess.sources.ledger import unsafe
+from preprocess.sources.probing import over_processes
+from preprocess.sources.roots import Folder, Root
+from preprocess.sources.source import Reading, not_followed, shown, staying
+from preprocess.sources.tar_files import TAR_SUFFIX, Archive, read_tar
+from preprocess.sources.video_lists import ListRow, VideoList
+
+log = logging.getLogger(__name__)
+
+TAKEN_SUFFIXES = VIDEO_SUFFIXES | {TAR_SUFFIX}  # what is no list
+
+
+@dataclass(frozen=True)
+class Given:
+    """One of the paths that the user gave."""
+
+    number: int  # its root, among the roots
+    root: Root
+    path: str  # of a file; "" for a folder
+    data: bytes | None = None  # of a list
+    read: VideoList | None = None
+
+
+@dataclass(slots=True)
+class Wanted:
+    """A request that is not cut yet."""
+
+    request: Request
+    loose: bool = False  # its span is of the video that the file may have been cut from already
+
+
+@dataclass
+class Collected:
+    """What the look at all sources gave so far."""
+
+    wanted: list[Wanted] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def tell(self, note: str) -> None:
+        """Logs a line and keeps it for the summary."""
+        log.info("%s", note)
+        self.notes.append(note)
+
+
+def store_of(url: str) -> str:
+    """The host or bucket of a URL, with its protocol: where the path of a row that is a URL begins."""
+    protocol, _, rest = url.partition("://")
+    return f"{protocol}://{rest.partition('/')[0]}"
+
+
+def collect(
+    entry: Given,
+    stores: Mapping[str, int],
+    reading: Reading,
+    workers: int,
+    collected: Collected,
+) -> None:
+    """Adds what one of the given paths comes to.
+
+    Args:
+        entry: the path.
+        stores: the numbers of the roots of rows that are URLs, by `store_of`.
+        reading: labels, and what is allowed.
+        workers: how many processes may look into tars at the same time.
+        collected: is added to.
+    """
+    if entry.read:
+        _collect_list(entry, stores, reading, collected)
+    elif not entry.path:
+        _collect_tree(entry, reading, workers, collected)
+    elif _suffix(entry.path) == TAR_SUFFIX:
+        _collect_tars(entry, [entry.path], [""], reading, workers, collected)
+    else:
+        collected.wanted.append(Wanted(_request(entry.number, entry.path)))
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _request(root: int, path: str, labels: tuple[str, ...] = (), split: str = "") -> Request:
+    return Request("video", root, path, path, labels, path, -1, split=split)
+
+
+def _collect_tree(entry: Given, reading: Reading, workers: int, collected: Collected) -> None:
+    """A folder: its videos and tars."""
+    listing = entry.root.files()
+    names = [name for name in listing.names if _suffix(name) in TAKEN_SUFFIXES]
+    num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
+    log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(listing.names) - len(names))
+    for note in not_followed(entry.root, listing):
+        collected.tell(note)
+    names, refused = staying(listing, names, reading)
+    collected.problems += refused
+    files = [name for name in names if _suffix(name) != TAR_SUFFIX]
+    tars = [name for name in names if _suffix(name) == TAR_SUFFIX]
+    if files:
+        placed = place(files, labels=reading.labels)
+        collected.tell(f"{entry.root.name}: {len(files)} videos; {placed.told}")
+        for file, labels, split in zip(files, placed.labels, placed.splits, strict=True):
+            collected.wanted.append(Wanted(_request(entry.number, file, labels, split)))
+    if tars:
+        splits = place(tars, labels="none").splits
+        _collect_tars(entry, tars, splits, reading, workers, collected)
+
+
+def _collect_tars(
+    entry: Given,
+    tars: Sequence[str],
+    splits: Sequence[str],
+    reading: Reading,
+    workers: int,
+    collected: Collected,
+) -> None:
+    """The videos of tars, each named `<tar>/<member>`; labels are the .cls or the .json beside them."""
+    count = 0
+    look = partial(_look_into, entry.root, reading.label_key)
+    archives = over_processes(look, tars, workers=workers, unit="tar", at_once=1)
+    for tar, split, read in zip(tars, splits, archives, strict=True):
+        if isinstance(read, MediaError):
+            collected.problems.append(Problem(read.reason, str(read), shown(tar)))
+            continue
+        count += len(read.videos)
+        collected.problems += [replace(problem, name=f"{tar}/{problem.name}") for problem in read.problems]
+        for video in read.videos:
+            labels = () if reading.labels == "none" else video.labels
+            collected.wanted.append(Wanted(_request(entry.number, f"{tar}/{video.name}", labels, split)))
+    where = f"{len(tars)} tars of {entry.root.name}" if not entry.path else entry.path
+    collected.tell(f"{where}: {count} videos")
+
+
+def _look_into(root: Root, label_key: str, tar: str) -> Archive | MediaError:
+    try:
+        with root.local([tar]) as (file,):
+            return read_tar(file, label_key=label_key)
+    except FileNotFoundError:
+        return MediaError("missing_file", "no such file")
+    except MediaError as error:
+        return error
+
+
+@dataclass
+class _Videos:
+    """The videos below a root by their names without suffix; listed when first asked for."""
+
+    root: Root
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        stems: dict[str, list[str]] = defaultdict(list)
+        for name in self.root.files().names:
+            path = PurePosixPath(name)
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                stems[path.stem].append(name)
+        return dict(stems)
+
+    def find(self, row: ListRow) -> str | None:
+        """The file of a row that names a video: if there are several, one in a folder that its label names."""
+        for stem in row.stems:
+            if found := self.by_stem.get(stem):
+                label = _plain(row.labels[0]) if row.labels else ""
+                return next((path for path in found if label in map(_plain, path.split("/")[:-1])), found[0])
+        return None
+
+
+def _plain(label: str) -> str:
+    return label.replace("_", " ").strip().lower()
+
+
+def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, collected: Collected) -> None:
+    read = entry.read
+    assert read is not None, "a list"
+    collected.tell(read.dialect)
+    collected.problems += [replace(problem, file=entry.path) for problem in read.problems]
+    videos = _Videos(entry.root)
+    absent = 0
+    for row in read.rows:
+        path, root = row.path, entry.number
+        problem = None
+        if row.stems:
+            path = videos.find(row) or ""
+            if not path:
+                told = f"no {' or '.join(row.stems)} with a video's suffix below {entry.root.name}"
+                problem = Problem("missing_file", told, row.name, row.line, expected=read.published)
+                absent += 1
+        elif is_url(path):
+            root, path = stores[store_of(path)], path.removeprefix(store_of(path)).lstrip("/")
+        else:
+            problem = _refused(entry.root, row, reading)
+        if problem:
+            collected.problems.append(replace(problem, file=entry.path))
+            continue
+        request = Request("video", root, path, row.path or path, row.labels, entry.path, row.line)
+        request.start_s, request.stop_s, request.split = row.start_s, row.stop_s, row.split
+        collected.wanted.append(Wanted(request, loose=read.published))
+    if absent:
+        collected.tell(f"{entry.path}: {absent} of {len(read.rows)} rows have no file below {entry.root.name}")
+
+
+def _refused(root: Root, row: ListRow, reading: Reading) -> Problem | None:
+    """Absolute paths are the user's own in a list of this machine; `..` is refused."""
+    absolute = PurePosixPath(row.path).is_absolute()
+    if absolute and not isinstance(root, Folder):
+        return Problem("unsafe_name", "an absolute path in a list that is behind a URL", row.path, row.line)
+    name = row.path.lstrip("/") if absolute else row.path
+    why = unsafe(name, allow_outside=reading.allow_outside)
+    return Problem("unsafe_name", why, row.path, row.line) if why else None

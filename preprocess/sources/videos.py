@@ -1,0 +1,149 @@
+"""Videos in folders, tars and lists ─► requests for the plan, and problems for what is not there.
+
+source = video_files(["clips", "s3://bucket/tars", "kinetics/train.csv"], settings=settings, workers=8)
+found = source.find()      # Found(requests, problems, notes)
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from mae3d.io.storage import Storage, is_url
+from preprocess.plan.plan import Found, Request, Settings
+from preprocess.problems import MediaError, Problem
+from preprocess.sources.probing import Probed, over_processes, probe
+from preprocess.sources.roots import Folder, Remote, Root, Scratch
+from preprocess.sources.segments import video_pieces
+from preprocess.sources.source import (
+    PLAIN,
+    SCRATCH,
+    Reading,
+    Source,
+    cut_notes,
+    encodable,
+    given_label_names,
+    identified,
+    opened,
+    reading_identity,
+    same_names,
+)
+from preprocess.sources.tar_files import WithTars
+from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, Wanted, collect, store_of
+from preprocess.sources.video_lists import read_list
+
+log = logging.getLogger(__name__)
+
+
+def video_files(
+    given: Sequence[str | Path],
+    *,
+    settings: Settings,
+    reading: Reading = PLAIN,
+    scratch: Scratch = SCRATCH,
+    workers: int = 1,
+) -> Source:
+    """Videos in folders (walked, sorted), in tars, in lists, or named one by one: a request for every piece of each.
+
+    Args:
+        given: paths or URLs.
+        settings: rates and cuts.
+        reading: dialect, labels and where the paths of lists begin.
+        scratch: room for what is fetched.
+        workers: how many processes may look at headers at the same time.
+
+    Raises:
+        ValueError: one of `given` does not exist, or a list cannot be read.
+    """
+    remedy = "--videos takes folders, tars, lists and video files"
+    base = opened(reading.root, "--root takes a folder", scratch=scratch)[0] if reading.root else None
+    names = given_label_names(reading, scratch=scratch)
+    entries: list[Given] = []
+    for number, one in enumerate(given):
+        root, path = opened(one, remedy, scratch=scratch)
+        if _is_list(path):
+            data = root.read(path)
+            read = read_list(data, path, delimiter=reading.delimiter, header=reading.header)
+            entries.append(Given(number, base or root, path, data, read))
+        else:
+            entries.append(Given(number, WithTars(root, scratch), path))
+    stores = _stores(entries)
+    roots = (*(entry.root for entry in entries), *(Remote(Storage(url), scratch) for url in stores))
+    identity = [identified(entry.root, entry.path, entry.data) for entry in entries]
+    list_name = entries[0].path if len(entries) == 1 and entries[0].read else ""
+
+    def find() -> Found:
+        collected = Collected()
+        for entry in entries:
+            collect(entry, stores, reading, workers, collected)
+        return _cut(collected, roots, settings, workers, names)
+
+    return Source(roots, list_name, [*identity, *reading_identity(reading, names)], find)
+
+
+def _is_list(path: str) -> bool:
+    return bool(path) and PurePosixPath(path).suffix.lower() not in TAKEN_SUFFIXES
+
+
+def _stores(entries: Sequence[Given]) -> dict[str, int]:
+    """The places that rows of lists name by URL, one for each host or bucket ─► the number of its root."""
+    urls = {store_of(row.path) for entry in entries if entry.read for row in entry.read.rows if is_url(row.path)}
+    return {url: len(entries) + i for i, url in enumerate(sorted(urls))}
+
+
+def _cut(
+    collected: Collected, roots: Sequence[Root], settings: Settings, workers: int, label_names: tuple[str, ...]
+) -> Found:
+    """Looks at the headers, as far as the cut needs them, and makes the pieces."""
+    requests, odd = encodable(one.request for one in collected.wanted)
+    problems = collected.problems + odd
+    good = {id(request) for request in requests}
+    wanted = [one for one in collected.wanted if id(one.request) in good]
+    facts = _facts(wanted, roots, settings, workers)
+    made: list[Request] = []
+    pieces: list[int] = []
+    for one in wanted:
+        request = one.request
+        known = facts.get((request.root, request.path))
+        try:
+            if isinstance(known, MediaError):
+                raise known
+            if known is None:
+                several = [request]
+            else:
+                several = video_pieces(_settled(one, known.duration_s), known, settings)
+        except MediaError as error:
+            file = request.file if request.line > 0 else ""
+            problems.append(Problem(error.reason, str(error), request.name, request.line, file))
+            continue
+        pieces.append(len(several))
+        made += several
+    notes = [*collected.notes, *cut_notes(pieces), *same_names(made)]
+    return Found(made, problems, notes, label_names)
+
+
+def _facts(
+    wanted: Sequence[Wanted], roots: Sequence[Root], settings: Settings, workers: int
+) -> dict[tuple[int, str], Probed]:
+    """What the headers announce; nothing of files that are taken whole and are there."""
+    paths = dict.fromkeys((one.request.root, one.request.path) for one in wanted if one.loose or not settings.whole)
+    found = over_processes(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
+    facts: dict[tuple[int, str], Probed] = dict(zip(paths, found, strict=True))
+    for one in wanted:
+        where = roots[one.request.root]
+        key = one.request.root, one.request.path
+        if key not in facts and isinstance(where, Folder) and not (where.path / one.request.path).is_file():
+            facts[key] = MediaError("missing_file", "no such file")
+    return facts
+
+
+def _settled(one: Wanted, duration_s: float) -> Request:
+    """The request with its span; without, if the file is shorter: then it is the span, cut out already."""
+    span_s = one.request.stop_s - one.request.start_s
+    if one.loose and math.isfinite(one.request.stop_s):
+        cut_out = not duration_s >= one.request.stop_s - 1 or duration_s <= span_s + 1
+        if cut_out:
+            return replace(one.request, start_s=0.0, stop_s=math.inf)
+    return one.request

@@ -1,0 +1,186 @@
+"""Recipes and options: what is misspelt is named with its nearest neighbour, and nothing is guessed."""
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+
+from launch.common.cli import RECIPES, defaults_of, parse
+from launch.finetune import FinetuneConfig
+from launch.pretrain import PretrainConfig
+
+
+def config(*argv: str) -> PretrainConfig:
+    return parse(PretrainConfig, argv, prog="pretrain.py", description="")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        config(*argv)
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    return errors
+
+
+def test_defaults_recipe_and_options_go_over_each_other(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "model: {preset: mae_vit_tiny_patch16}\ntrain:\n  seed: 3\n  epochs: 7\ndata:\n  area: [0.3, 1]\n"
+    )
+    made = config("--config", str(recipe), "--train.epochs=9", "--data.read-threads", "2", "--optim.clip_grad=null")
+    assert (made.model.embed_dim, made.model.decoder_depth) == (192, 2)
+    assert (made.train.seed, made.train.epochs, made.train.accumulation) == (3, 9, 1)
+    assert made.data.area == (0.3, 1.0)
+    assert made.data.read_threads == 2
+    assert made.optim.clip_grad is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        (["--data.shards", "a", "b c", "--data.weights", "2", "0.5"], "shards", ("a", "b c")),
+        (["--data.weights", "2", "0.5", "--data.shards", "a"], "weights", (2.0, 0.5)),
+        (["--data.shards", "my clips"], "shards", "my clips"),
+        (["--data.shards", "2021"], "shards", "2021"),
+        (["--data.shards=a"], "shards", "a"),
+        (['--data.shards=["a", "b"]'], "shards", ("a", "b")),
+        (["--data.area", "0.08", "1"], "area", (0.08, 1.0)),
+        (["--data.area=0.08 1"], "area", (0.08, 1.0)),
+        (["--data.area", "[0.08,", "1]"], "area", (0.08, 1.0)),
+        (["--data.short-side", "256", "320", "--local_rank", "1"], "short_side", (256, 320)),
+        (["--data.weights", "3"], "weights", (3.0,)),
+        (["--data.weights"], "weights", ()),
+    ],
+)
+def test_several_values_follow_an_option(argv: list[str], field: str, value: object) -> None:
+    assert getattr(config(*argv).data, field) == value
+
+
+def test_a_file_whose_name_begins_with_a_bracket_is_no_list() -> None:
+    from launch.embed import EmbedConfig
+
+    for names in (["[2021] talk.mp4"], ["[2021] talk.mp4", "b.mp4"]):
+        argv = ["--run", "r", "--out", "o", "--videos", *names]
+        assert parse(EmbedConfig, argv, prog="embed.py", description="").videos == tuple(names)
+
+
+@pytest.mark.parametrize("text", ["[2, 1]", "2 1", '"2 1"', '"[2, 1]"'])
+def test_several_values_in_a_recipe(tmp_path: Path, text: str) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"data:\n  weights: {text}\n  shards: [a b, c]\nmodel:\n  mean: 0.5 0.4 0.3\n  std: 0.25\n")
+    made = config("--config", str(recipe))
+    assert (made.data.weights, made.data.shards) == ((2.0, 1.0), ("a b", "c"))
+    assert (made.model.mean, made.model.std) == ((0.5, 0.4, 0.3), 0.25)
+
+
+def test_keys_are_text_however_they_look() -> None:
+    from launch.visualize import VisualizeConfig
+
+    def keys(*argv: str) -> tuple[str, ...]:
+        given = ("--run", "r", "--data.shards", "s", "--out", "o")
+        return parse(VisualizeConfig, [*argv, *given], prog="visualize.py", description="").keys
+
+    assert keys("--keys", "000017", "0042", "1e3") == ("000017", "0042", "1e3")
+    assert keys("--keys=000017") == ("000017",)
+    assert keys() == ()
+
+
+def test_the_help_tells_what_every_setting_is() -> None:
+    script = Path(__file__).resolve().parents[3] / "launch" / "pretrain.py"
+    before = os.times()
+    told = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
+    after = os.times()
+    # CPU time: the machine may be busy. 0.25 s here; importing torch or DALI takes seconds.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1
+    text = " ".join(told.split())
+    assert "--data.weights VALUE ... share of each folder in an epoch" in text
+    assert "--data.select.per_class PER_CLASS at most this many of each label" in text
+    assert "shards that are mixed at a time in the order `shards`" in text
+
+
+def test_the_launchers_local_rank_is_dropped_in_every_spelling() -> None:
+    assert config("--local_rank=1") == config("--local-rank", "3") == config()
+
+
+def test_a_resolved_config_repeats_from_its_own_values(tmp_path: Path) -> None:
+    import json
+
+    first = config("--config", "demo", "--model.img_size", "64")
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(json.dumps(asdict(first)))  # JSON is YAML
+    assert config("--config", str(resolved)) == first
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_valid_and_found_by_name(recipe: Path) -> None:
+    kind = FinetuneConfig if recipe.stem.startswith("finetune") else PretrainConfig
+    by_name, by_path = (
+        parse(kind, ["--config", name], prog="x", description="") for name in (recipe.stem, str(recipe))
+    )
+    assert by_name == by_path
+
+
+def test_the_fast_recipe_differs_in_its_windows_only() -> None:
+    paper, fast = config("--config", "k400_vit_large"), config("--config", "k400_vit_large_fast")
+    assert replace(paper, data=replace(paper.data, windows="shared")) == fast
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--data.shrads", "x"], "unknown option --data.shrads; did you mean --data.shards?"),
+        (["--model.dep", "3"], "did you mean --model.depth?"),
+        (["--zzz"], "unknown option --zzz; --help lists them all"),
+        (["--model.img_size", "big"], "\"model.img_size\": Expected a <class 'int'>. Got value: big"),
+        (["--model.img_size", "100"], "img_size=100 must be a multiple of patch_size=16"),
+        (["--train.precision", "fp8"], "train.precision"),
+        (["--config", "dmeo"], "--config dmeo: no such file, nor a recipe: demo"),
+        (["stray"], "stray"),
+        (["--run.keep_last=1"], "keep at least 2"),
+        (["--train.zero_stage=0"], "use zero_stage 1, or precision fp32"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], told: str) -> None:
+    assert told in refused(capsys, *argv)
+
+
+def test_a_misspelt_recipe_key_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("train:\n  seed: 1\nmodel:\n  mask_ration: 0.9\n")
+    told = refused(capsys, "--config", str(recipe))
+    assert "mine.yaml, line 4: unknown key model.mask_ration; did you mean model.mask_ratio?" in told
+
+
+@pytest.mark.parametrize("text", ["model: [", "- 1", "just words"])
+def test_a_recipe_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text(text)
+    with pytest.raises(SystemExit):
+        config("--config", str(recipe))
+    assert "broken.yaml" in capsys.readouterr().err
+
+
+def test_other_ranks_speak_only_if_they_outlive_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told_before_waiting = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("time.sleep", lambda seconds: told_before_waiting.append(capsys.readouterr().err))
+    with pytest.raises(SystemExit):
+        config("--data.shrads=x")
+    assert told_before_waiting == [""]
+    assert "error on process 1: unknown option --data.shrads" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_every_setting_that_has_one() -> None:
+    changed = config("--data.flip", "0", "--data.select.fraction", "0.5")
+    found = defaults_of(changed)
+    assert found["data"]["flip"] == 0.5
+    assert found["data"]["select"]["fraction"] == 1
+    assert found["model"]["mask_type"] == "random"
+    assert found.keys() == {field.name for field in fields(changed)}

@@ -1,0 +1,214 @@
+"""`pretrain --init`: what is taken of which weights, in which words, and what is refused; a begun run needs no file."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.common.init import Start
+from mae3d.distributed import World
+from mae3d.model.classifier import Classifier
+from mae3d.model.config import ClassifierConfig, MAEConfig
+from mae3d.model.mae import MAE
+from mae3d.tracking.run_dir import Run, read_metrics
+from mae3d.weights.convert import to_foreign
+from mae3d.weights.files import save_model
+from mae3d.weights.resize import TransferError, load_autoencoder
+from tests.support.ranks import run_ranks
+from tests.support.trainings import MODEL, Case, clips_and_noise, make_engine
+
+SMALLER = replace(MODEL, img_size=16, num_frames=2, pred_t_dim=1)
+RECIPE = """
+model: {preset: mae_vit_tiny_patch16, img_size: 32, num_frames: 4, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2,
+        decoder_embed_dim: 20, decoder_depth: 1, decoder_num_heads: 2, mask_ratio: 0.75}
+data: {sampling_rate: 1, repeat_aug: 1, read_threads: 2, prefetch: 2, decode_threads: 1}
+optim: {lr: 1.0e-3, warmup_steps: 0}
+train: {global_batch: 4, steps: 2, precision: fp32}
+log: {every: 1}
+"""
+
+
+class Alone:
+    """Stands for the World of a single process."""
+
+    is_first = True
+
+    def share(self, value: object) -> object:
+        return value
+
+
+def start(path: Path, own: MAEConfig = MODEL, *, decoder: bool = True) -> tuple[str, MAE, MAE]:
+    """What is told, the model, and the same model from scratch."""
+    found = Start(str(path), own, Run(path.parent / "run"), Alone(), decoder=decoder)  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    scratch = MAE(own)
+    torch.manual_seed(1)
+    model = MAE(own)
+    found.load_into(model)
+    return str(found), model, scratch
+
+
+@pytest.fixture(scope="module")
+def source() -> MAE:
+    torch.manual_seed(5)
+    return MAE(MODEL).eval()
+
+
+def same(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
+    both = zip(ours.parameters(), theirs.parameters(), strict=True)
+    return all(torch.equal(one, other) for one, other in both)
+
+
+def test_a_whole_autoencoder_is_taken_whole_or_for_its_encoder(source: MAE, tmp_path: Path) -> None:
+    save_model(source, tmp_path / "model.safetensors")
+    told, model, _ = start(tmp_path)
+    assert told == f"encoder and decoder of {tmp_path}; optimizer and schedule from the beginning"
+    assert same(model, source)
+    told, model, scratch = start(tmp_path, decoder=False)
+    assert f"the encoder of {tmp_path} alone, the decoder from scratch (as init_decoder says)" in told
+    assert same(model.encoder, source.encoder)
+    assert same(model.decoder, scratch.decoder)
+
+
+def test_foreign_weights_are_taken_with_their_decoder(tmp_path: Path) -> None:
+    config = replace(MODEL, embed_dim=32, decoder_embed_dim=32)
+    torch.manual_seed(5)
+    source = MAE(config)
+    foreign = to_foreign(source.state_dict(), config, format="mae_st")
+    torch.save({"model": foreign, "args": {"num_heads": 2, "decoder_num_heads": 2}}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match=r"foreign\.pth"):
+        start(tmp_path / "foreign.pth", replace(config, depth=1))
+    told, model, _ = start(tmp_path / "foreign.pth", config)
+    assert "encoder and decoder of" in told
+    assert same(model, source)
+
+
+def test_a_classifier_gives_its_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    classifier = Classifier(ClassifierConfig.of(MODEL, num_classes=3))
+    save_model(classifier, tmp_path / "model.safetensors")
+    told, model, scratch = start(tmp_path)
+    assert "alone, the decoder from scratch (it is a classifier)" in told
+    assert same(model.encoder, classifier.encoder)
+    assert same(model.decoder, scratch.decoder)
+
+
+def test_positions_of_both_are_interpolated_and_nothing_else(source: MAE, tmp_path: Path) -> None:
+    save_model(source, tmp_path / "model.safetensors")
+    told, model, _ = start(tmp_path, SMALLER)
+    assert "positions interpolated from 2x4x4 to 1x2x2 tokens" in told
+    for ours, theirs in ((model.encoder, source.encoder), (model.decoder, source.decoder)):
+        mine, given = dict(ours.named_parameters()), dict(theirs.named_parameters())
+        assert {name for name in mine if mine[name].shape != given[name].shape} == {
+            "positions.spatial",
+            "positions.temporal",
+        }
+        assert all(torch.equal(mine[name], given[name]) for name in mine if mine[name].shape == given[name].shape)
+        spatial = given["positions.spatial"].unflatten(1, (4, 4))
+        quarter = spatial[:, :2, :2].mean().item()  # bicubic weighs its neighbours in
+        assert mine["positions.spatial"][0, 0].mean().item() == pytest.approx(quarter, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"depth": 1}, r"another encoder: depth is 1, not 2.*--model\.depth 2$"),
+        ({"qkv_bias": False}, r"qkv_bias is False, not True.*--model\.qkv_bias true$"),
+        ({"decoder_depth": 2}, r"another decoder: decoder_depth is 2, not 1.*--model\.decoder_depth 1.*--init_decoder"),
+        ({"pred_t_dim": 4}, r"pred_u is 2, not 1.*--model\.pred_t_dim 2"),
+        ({"decoder_cls": "encoder"}, r"decoder_cls is encoder, not own"),
+    ],
+)
+def test_other_sizes_are_refused_by_name(source: MAE, tmp_path: Path, changed: dict, told: str) -> None:
+    save_model(source, tmp_path / "model.safetensors")
+    own = replace(MODEL, **changed)
+    with pytest.raises(ValueError, match=told):
+        start(tmp_path, own)
+    with pytest.raises(TransferError):
+        load_autoencoder(MAE(own), source)
+    if "another encoder" not in told and "qkv" not in told:
+        assert "alone" in start(tmp_path, own, decoder=False)[0]
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(ValueError, match=str(path)):
+            start(path)
+
+
+def first_loss(world: World, folder: Path, stage: int) -> tuple[float, str]:
+    """The loss before any step of a model that the first process alone gave weights, and what a wrong path comes to."""
+    begin = Start(str(folder) if world.is_first else "/nowhere", MODEL, Run("no run"), world, decoder=True)
+    engine = make_engine(world, Case(stage=stage), start=begin.load_into)
+    clips, noise = (part.chunk(world.place.size)[world.place.rank] for part in clips_and_noise(0))
+    loss = engine(clips, noise).loss
+    engine.backward(loss)
+    engine.step(0.0)
+    mean = float(world.mean(loss.detach().double()))
+    engine.close()
+    try:
+        Start("/nowhere", MODEL, Run("no run"), world, decoder=True)
+    except ValueError as error:
+        return mean, str(error)
+    return mean, ""
+
+
+def both_stages(world: World, folder: Path) -> list[tuple[float, str]]:
+    return [first_loss(world, folder, stage) for stage in (1, 3)]
+
+
+def test_the_first_process_reads_and_all_start_alike(source: MAE, tmp_path: Path) -> None:
+    save_model(source, tmp_path / "model.safetensors")
+    expected = source(*clips_and_noise(0)).loss.item()
+    for results in run_ranks(both_stages, tmp_path, world=2):
+        for loss, error in results:
+            assert loss == pytest.approx(expected, abs=1e-6)
+            assert "/nowhere" in error
+
+
+# Forks for each command line: an import of DeepSpeed costs seconds.
+SEVERAL = """
+import json, os, shutil, sys
+import deepspeed, launch.pretrain, mae3d.training.engine, pipelines.loader
+for line in sys.stdin.read().splitlines():
+    arguments = json.loads(line)
+    if arguments[0] == "remove":
+        shutil.rmtree(arguments[1])
+    elif child := os.fork():
+        print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else:
+        sys.exit(launch.pretrain.main(arguments))
+"""
+
+
+def test_a_run_from_weights_goes_on_without_them(shards: Path, tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    first, second = tmp_path / "first", tmp_path / "second"
+    common = ["--config", str(tmp_path / "tiny.yaml"), "--data.shards", str(shards), "--device", "cpu"]
+    from_first = [*common, "--run.dir", str(second), "--init", str(first)]
+    calls = [
+        [*common, "--run.dir", str(first)],
+        from_first,
+        ["remove", str(first)],
+        [*from_first, "--train.steps", "4", "--extend", "true"],
+        [*common, "--run.dir", str(second), "--train.steps", "6", "--extend", "true"],
+    ]
+    lines = "".join(f"{json.dumps(call)}\n" for call in calls)
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL], input=lines, capture_output=True, text=True, timeout=240, check=False
+    )
+    output = done.stdout
+    assert [line for line in output.splitlines() if line.startswith("exit")] == [
+        "exit 0", "exit 0", "exit 0", "exit 2",
+    ], output + done.stderr  # fmt: skip
+    assert "init:    from scratch" in output
+    assert f"init:    encoder and decoder of {first}; optimizer" in output
+    assert f"init:    {first}, when the run began" in output
+    assert f"init: was '{first}', is ''" in done.stderr
+    assert [row["step"] for row in read_metrics(second)] == [1, 2, 3, 4]

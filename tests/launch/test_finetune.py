@@ -1,0 +1,359 @@
+"""launch/finetune.py: weights and labelled shards in, a validated classifier out; killed, refused, few-shot."""
+
+import csv
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from launch.finetune import (
+    FinetuneConfig,
+    FinetuneDataConfig,
+    FinetuneModelConfig,
+    ValConfig,
+    classified_loss,
+    finetune,
+)
+from mae3d.analysis.scores import summary
+from mae3d.distributed import World
+from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig
+from mae3d.model.mae import MAE
+from mae3d.tracking.run_dir import read_metrics
+from mae3d.training.config import FinetuneOptimConfig, LogConfig, RunConfig, TrainConfig
+from mae3d.weights.files import load_classifier, save_model
+from pipelines.config import SelectConfig
+from pipelines.samples.corpus import corpus_of
+from pipelines.stream import evaluation_clips
+from tests.support.datasets import SAMPLES, build_named
+from tests.support.ranks import run_ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+MAE_CONFIG = MAEConfig(
+    preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, embed_dim=24, depth=2, num_heads=2,
+    decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.75,
+)  # fmt: skip
+NAMES = [name for name, *_ in SAMPLES]
+STEPS = 9  # of 10 samples, 3 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("pretrained") / "model.safetensors"
+    save_model(MAE(MAE_CONFIG), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(shards: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
+    """Everything that draws or averages is on; ten samples to train on and four others to validate on."""
+    folder = tmp_path_factory.mktemp("names")
+    for name, chosen in (("train", NAMES[:10]), ("val", NAMES[10:])):
+        (folder / name).write_text("\n".join(chosen))
+    return FinetuneConfig(
+        init=str(pretrained),
+        model=FinetuneModelConfig(dropout=0.2, drop_path=0.2),
+        data=FinetuneDataConfig(
+            shards=str(shards), select=SelectConfig(names=str(folder / "train")), sampling_rate=1, repeat_aug=2,
+            rand_augment="rand-m7-mstd0.5-inc1", erase=0.5, read_threads=2, prefetch=2, decode_threads=1,
+        ),
+        val=ValConfig(select=SelectConfig(names=str(folder / "val")), num_clips=2, num_crops=3, batch=2),
+        mix=MixConfig(mixup=0.8, cutmix=1.0),
+        optim=FinetuneOptimConfig(lr=3e-2, warmup_steps=1, ema=0.7),
+        train=TrainConfig(global_batch=3, accumulation=1, steps=STEPS, precision="fp32"),
+        run=RunConfig(checkpoint_every=2),
+        log=LogConfig(every=1),
+        device="cpu",
+    )  # fmt: skip
+
+
+def into(config: FinetuneConfig, run: Path, **changes: Any) -> FinetuneConfig:
+    return replace(config, run=replace(config.run, dir=str(run)), **changes)
+
+
+def train(world: World, configs: Sequence[FinetuneConfig]) -> list[Any]:
+    """Runs one after the other in this process; what refuses to start gives its message."""
+    results = []
+    for config in configs:
+        try:
+            results.append(finetune(config, corpus_of(config.data), world))
+        except ValueError as error:
+            results.append(str(error))
+    return results
+
+
+@pytest.fixture(scope="module")
+def uncut(base: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("uncut") / "run"
+    assert run_ranks(train, [into(base, run)], world=1) == [[True]]
+    return run
+
+
+def as_options(config: Any, prefix: str = "") -> list[str]:
+    """The command line that makes this config."""
+    options = []
+    for name, value in vars(config).items():
+        if hasattr(value, "__dataclass_fields__"):
+            options += as_options(value, f"{prefix}{name}.")
+        elif isinstance(value, bool) or value is None:
+            options += [f"--{prefix}{name}", {True: "true", False: "false", None: "null"}[value]]
+        elif isinstance(value, tuple):
+            options += [f"--{prefix}{name}", *map(str, value)] if value else []
+        elif value != "":
+            options += [f"--{prefix}{name}", str(value)]
+    return options
+
+
+def command(config: FinetuneConfig, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "launch" / "finetune.py"), *as_options(config), *more]
+
+
+def scored(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl but for what is measured in seconds."""
+    return [{k: v for k, v in row.items() if k not in ("clips_per_s", "data_wait", "mfu")} for row in read_metrics(run)]
+
+
+def test_killed_and_gone_on_with_it_is_the_uncut_run_to_the_last_bit(
+    base: FinetuneConfig, uncut: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    # The weights it starts from are gone by the time that it goes on: its checkpoints have them.
+    init = shutil.copy(pretrained, tmp_path / "init.safetensors")
+    config = into(base, tmp_path / "run", init=str(init))
+    job = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not any(row["step"] >= 4 for row in read_metrics(tmp_path / "run")):
+        assert job.poll() is None, job.stdout.read() if job.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(job.pid, signal.SIGKILL)
+    job.communicate()
+    assert not (tmp_path / "run" / "DONE").exists()
+    Path(init).unlink()
+    done = subprocess.run(command(config), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stderr
+    assert scored(tmp_path / "run") == scored(uncut)
+    ours, theirs = load_classifier(tmp_path / "run").state_dict(), load_classifier(uncut).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_best_checkpoint_is_kept_and_is_the_model_that_was_validated(base: FinetuneConfig, uncut: Path) -> None:
+    rows = [row for row in read_metrics(uncut) if "val_top1" in row]
+    assert [row["step"] for row in rows] == [3, 6, 9]
+    best = max(rows, key=lambda row: (row["val_top1"], -row["step"]))
+    checkpoints = uncut / "checkpoints"
+    assert (checkpoints / "best").read_text().strip() == f"step-{best['step']:08d}"
+    kept = {path.name for path in checkpoints.glob("step-*")}
+    assert kept == {f"step-{step:08d}" for step in (best["step"], 8, 9)}
+    model = load_classifier(uncut)  # the average of the weights, which was what was validated
+    corpus = corpus_of(base.data)
+    rows_val = np.array([row for row in range(len(corpus)) if corpus.name(row) in NAMES[10:]])
+    scores = []
+    settings = {"num_frames": 4, "size": 32, "num_clips": 2, "num_crops": 3, "batch_size": 1}
+    with torch.no_grad():
+        for batch in evaluation_clips(corpus, replace(base.data, decode="cpu"), rows=rows_val, **settings):
+            scores.append(model(batch.clips[0]).softmax(dim=1).mean(dim=0).numpy())
+    expected = summary(np.stack(scores), np.array([corpus.labels_of(row)[0] for row in rows_val.tolist()]))
+    assert {name: best[f"val_{name}"] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_validation_is_the_same_on_two_processes_and_so_is_training_without_drops(
+    base: FinetuneConfig, tmp_path: Path
+) -> None:
+    """Mixing, dropout and drop path draw by process; without them fp32 losses agree to the order of sums."""
+    plain = replace(
+        base, mix=MixConfig(), model=FinetuneModelConfig(drop_path=0.0), train=replace(base.train, global_batch=4)
+    )
+    for world in (1, 2):
+        assert run_ranks(train, [into(plain, tmp_path / str(world))], world=world) == [[True]] * world
+    one, two = scored(tmp_path / "1"), scored(tmp_path / "2")
+    assert len(one) == STEPS
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=2e-4)
+    assert {row["val_top1"] for row in one if "val_top1" in row} <= {0, 0.25, 0.5, 0.75, 1}
+
+
+def test_weights_come_from_init_or_from_scratch_and_fit_another_size(
+    base: FinetuneConfig, pretrained: Path, tmp_path: Path
+) -> None:
+    scratch = {"preset": "mae_vit_tiny_patch16", "embed_dim": 24, "depth": 2, "num_heads": 2}
+    resized = FinetuneModelConfig(img_size=48, num_frames=8, drop_path=0.0)
+    at_zero = {"optim": replace(base.optim, lr=0.0, ema=0.0, weight_decay=0.0), "train": replace(base.train, steps=1)}
+    configs = [
+        into(base, tmp_path / "init", **at_zero),
+        into(base, tmp_path / "resized", model=resized, **at_zero),
+        into(base, tmp_path / "scratch", init="", model=FinetuneModelConfig(img_size=32, num_frames=4, **scratch)),
+        into(base, tmp_path / "neither", init=""),
+        into(base, tmp_path / "both", model=FinetuneModelConfig(preset="mae_vit_base_patch16")),
+    ]
+    *trained, neither, both = run_ranks(train, configs, world=1)[0]
+    assert trained == [True] * 3
+    assert "--init RUN" in neither
+    assert "model.preset=mae_vit_base_patch16 has embed_dim 768" in both
+    weights = {name: load_classifier(tmp_path / name) for name in ("init", "resized", "scratch")}
+    torch.manual_seed(1)
+    encoder = MAE(MAE_CONFIG).encoder.state_dict()
+    for name, tensor in encoder.items():
+        assert torch.equal(weights["init"].encoder.state_dict()[name], tensor)
+        fits = name not in ("positions.spatial", "positions.temporal")
+        assert (weights["resized"].encoder.state_dict()[name].shape == tensor.shape) == fits
+    assert weights["resized"].config.grid == (4, 3, 3)
+    block = "blocks.0.mlp.fc1.weight"
+    assert not torch.allclose(weights["scratch"].encoder.state_dict()[block], encoder[block], atol=0.01)
+
+
+def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batch(base: FinetuneConfig) -> None:
+    from launch.training.trainer import make_plan
+
+    class Epoch:
+        steps_per_epoch = 3
+
+    config = replace(base, optim=FinetuneOptimConfig(blr=1e-3, warmup_steps=0))
+    plan = make_plan(config, Epoch(), lr_batch=[3, 2], flops_per_clip=1.0)  # type: ignore[arg-type]
+    assert plan.lr(0) == pytest.approx(1e-3 * 3 * 2 / 256)
+
+    class Place:
+        rank, size = 0, 1
+
+    own = ClassifierConfig.of(MAE_CONFIG, num_classes=4)
+    loss_of = classified_loss(base, own, World(Place(), torch.device("cpu")))  # type: ignore[arg-type]
+
+    class Batch:
+        clips = torch.randint(0, 255, (3, 2, 4, 32, 32, 3), dtype=torch.uint8)
+        labels = torch.tensor([0, 1, 2])
+
+    seen: list[torch.Tensor] = []
+
+    def engine(clips: torch.Tensor) -> torch.Tensor:
+        seen.append(clips)
+        return torch.rand(6, 4)  # dropout's draws, as it were
+
+    losses = [float(loss_of(engine, Batch, step=step, micro=micro)) for step, micro in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert losses[0] == losses[3]
+    assert len(set(losses)) == 3
+    assert torch.equal(seen[0], seen[3])
+
+
+def test_what_cannot_be_trained_or_validated_is_refused_before_any_step(base: FinetuneConfig, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("name,label\n" + "".join(f"{name},{i % 3}\n" for i, name in enumerate(NAMES[1:])))
+    other = build_named(tmp_path / "other", {"a0": "walk", "a1": "run"})
+    configs = [
+        into(base, tmp_path / "r", data=replace(base.data, labels=str(labels))),
+        into(base, tmp_path / "r", model=FinetuneModelConfig(num_classes=2)),
+        into(base, tmp_path / "r", model=FinetuneModelConfig(num_classes=9)),
+        into(base, tmp_path / "r", val=ValConfig()),
+        into(base, tmp_path / "r", val=ValConfig(shards=str(other))),
+        into(base, tmp_path / "r", train=replace(base.train, global_batch=1), data=replace(base.data, repeat_aug=1)),
+    ]
+    unlabelled, outside, missing, overlap, stranger, alone = run_ranks(train, configs, world=1)[0]
+    assert f"1 of 10 samples do not have one label each: {NAMES[0]}, key 000000000 (0)" in unlabelled
+    assert "labels are out of range for 2 classes" in outside
+    assert "5 of 9 classes have no training sample: 4, 5, 6, 7, 8." in missing
+    assert "validation on samples that are trained on: give --val.shards FOLDER" in overlap
+    assert "the dataset's classes have names and the model's are mere numbers" in stranger
+    assert "mixup and cutmix need two clips or more in a micro-batch, got 1" in alone
+    assert not (tmp_path / "r").exists()
+
+
+def test_several_labels_a_clip_are_scored_by_average_precision(base: FinetuneConfig, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    rows = [f"{name},{i % 4} {(i + 1) % 4}\n" if i % 2 else f"{name},{i % 4}\n" for i, name in enumerate(NAMES)]
+    labels.write_text("name,labels\n" + "".join(rows))
+    config = into(
+        base,
+        tmp_path / "run",
+        data=replace(base.data, labels=str(labels)),
+        val=replace(base.val, labels=str(labels), every=0),
+    )
+    assert run_ranks(train, [config], world=1) == [[True]]
+    assert load_classifier(tmp_path / "run").config.multi_label
+    (row,) = [row for row in read_metrics(tmp_path / "run") if "val_map" in row]
+    assert row["step"] == STEPS
+    assert 0 < row["val_map"] <= 1
+    assert row["val_loss"] > 0
+
+
+def test_several_labels_may_be_asked_for_where_no_sample_has_more_than_one(
+    base: FinetuneConfig, tmp_path: Path
+) -> None:
+    """Also where some have none, and of data with classes that nothing is trained on."""
+    (single := tmp_path / "single.csv").write_text(
+        "name,label\n" + "".join(f"{name},{i % 3}\n" for i, name in enumerate(NAMES) if i != 1)
+    )
+    (further := tmp_path / "further.csv").write_text(
+        "name,labels\n" + "".join(f"{name},{i % 2} {3 if i >= 10 else i % 2}\n" for i, name in enumerate(NAMES))
+    )
+    several, two = FinetuneModelConfig(multi_label=True), FinetuneModelConfig(multi_label=True, num_classes=2)
+    brief = {"train": replace(base.train, steps=2)}
+    configs = [
+        into(base, tmp_path / "single", data=replace(base.data, labels=str(single)), model=several, **brief),
+        into(
+            base, tmp_path / "further", data=replace(base.data, labels=str(further)), model=two,
+            val=replace(base.val, every=None), **brief,
+        ),
+    ]  # fmt: skip
+    assert run_ranks(train, configs, world=1) == [[True, True]]
+    assert 0 < read_metrics(tmp_path / "single")[-1]["val_map"] <= 1
+
+
+def test_labels_of_a_batch_become_what_the_classifier_takes() -> None:
+    from launch.finetune import _fitted
+
+    one, several = (ClassifierConfig.of(MAE_CONFIG, num_classes=2, multi_label=many) for many in (False, True))
+    assert _fitted(torch.tensor([1, 0]), one).tolist() == [1, 0]
+    assert _fitted(torch.tensor([1, -1, 0]), several).tolist() == [[0, 1], [0, 0], [1, 0]]
+    assert _fitted(torch.tensor([[1.0, 1, 0], [0, 0, 0]]), several).tolist() == [[1, 1], [0, 0]]
+
+
+def test_validation_on_the_training_shards_has_the_labels_of_the_training(base: FinetuneConfig, tmp_path: Path) -> None:
+    """Their own numbers, 0 to 3 in turn, would be taken for the file's, which are the other way round."""
+    (turned := tmp_path / "turned.csv").write_text(
+        "name,label\n" + "".join(f"{name},{3 - i % 4}\n" for i, name in enumerate(NAMES))
+    )
+    data, brief = replace(base.data, labels=str(turned)), {"train": replace(base.train, steps=1)}
+    configs = [
+        into(base, tmp_path / "told", data=data, val=replace(base.val, labels=str(turned)), **brief),
+        into(base, tmp_path / "untold", data=data, **brief),
+    ]
+    assert run_ranks(train, configs, world=1) == [[True, True]]
+    assert scored(tmp_path / "told") == scored(tmp_path / "untold")
+
+
+def test_few_shot_writes_one_table_and_goes_on_where_it_was(base: FinetuneConfig, tmp_path: Path) -> None:
+    config = into(base, tmp_path / "run", train=replace(base.train, steps=2, global_batch=64))
+    options = ["--few-shot", "1,2", "--seeds", "2"]
+    done = subprocess.run(command(config, *options), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert [run.name for run in runs] == [f"shots-{k:04d}-seed-{s}" for k in (1, 2) for s in (0, 1)]
+    with (tmp_path / "run" / "few_shot_runs.csv").open() as file:
+        listed = list(csv.DictReader(file))
+    last = [read_metrics(run)[-1] for run in runs]
+    assert [float(row["top1"]) for row in listed] == [row["val_top1"] for row in last]
+    with (tmp_path / "run" / "few_shot.csv").open() as file:
+        table = list(csv.DictReader(file))
+    losses = [row["val_loss"] for row in last]
+    for row, values in zip(table, (losses[:2], losses[2:]), strict=True):
+        assert float(row["loss_mean"]) == pytest.approx(statistics.mean(values))
+        assert float(row["loss_std"]) == pytest.approx(statistics.stdev(values))
+    assert len(set(losses)) == 4
+    assert f"{statistics.mean(losses[:2]):.4f}     {statistics.stdev(losses[:2]):.4f}" in done.stdout
+    assert "step:    4 samples x 2 views" in done.stdout  # one a class: a batch of 64 does not fit
+    shutil.rmtree(runs[-1])
+    stamps = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs[:-1]]
+    again = subprocess.run(command(config, *options), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs[:-1]] == stamps
+    assert read_metrics(runs[-1])[-1]["val_loss"] == losses[-1]

@@ -1,0 +1,226 @@
+"""The same script under every launcher writes the same losses; the examples do what their comments say."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from mae3d.tracking.run_dir import read_metrics
+from tests.support import fake_slurm
+from tests.support.jobs import PORT, ROOT, STEPS, Job, Launched, arguments, losses
+
+EXAMPLES = ROOT / "examples"
+SBATCH = EXAMPLES / "slurm.sbatch"
+JOB = str(os.getpid())  # its port is made of it: another pytest on this machine has another
+ENTRY = [sys.executable, str(ROOT / "docker" / "entry.py")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def exact(run: Path) -> list[dict[str, Any]]:
+    """What may not depend on the launcher in any bit; the rest of metrics.jsonl is time."""
+    return [{key: row[key] for key in ("step", "epoch", "loss", "lr", "grad_norm")} for row in read_metrics(run)]
+
+
+def sbatch(folder: Path, recipe: Path, shards: Path, run: Path) -> Launched:
+    """The example as two nodes of one task; the processes find each other by the first one's name, localhost."""
+    command = fake_slurm.batch(folder, SBATCH, nodes=["localhost", "elsewhere"], job=JOB)
+    options = [option for option in arguments(recipe, shards, run) if option not in ("--run.dir", str(run))]
+    return Launched([*command, str(run), *options], run, cwd=ROOT)
+
+
+def stop_in_slurm(recipe: Path, shards: Path, run: Path) -> None:
+    """A start that reaches its time limit after a few steps, and asks for the next one."""
+    before, taken = fake_slurm.requeued(run.parent), len(read_metrics(run))
+    job = sbatch(run.parent, recipe, shards, run)
+    ranks = job.wait_for_ranks(2)
+    job.wait_for_step(taken + 2)
+    assert len(ranks) == 2
+    for rank in ranks:  # as SLURM does: to the step, not to the script
+        rank.send_signal(signal.SIGUSR1)
+    code, output = job.end()
+    assert code in (75, 128 + signal.SIGKILL), output
+    assert "SIGUSR1" in (run / "STOPPED").read_text()
+    assert fake_slurm.requeued(run.parent) == [*before, JOB]
+
+
+def test_fault_31_begun_under_slurm_and_ended_by_torchrun_a_run_has_the_losses_of_deepspeed(
+    recipe: Path, shards: Path, uncut: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    stop_in_slurm(recipe, shards, run)
+    code, output = Job(recipe, shards, run, launcher=[*TORCHRUN, "2"]).end()
+    assert code == 0, output
+    assert "resumed from" in output
+    assert len(losses(run)) == STEPS
+    assert exact(run) == exact(uncut)
+
+
+@pytest.mark.soak
+def test_fault_31_stopped_under_torchrun_and_queued_twice_by_slurm_a_run_has_the_losses_of_deepspeed(
+    recipe: Path, shards: Path, uncut: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = Job(recipe, shards, run, launcher=[*ENTRY, *TORCHRUN, "2"])
+    ranks = job.wait_for_ranks(2)
+    job.wait_for_step(2)
+    assert len(ranks) == 2
+    job.process.send_signal(signal.SIGUSR1)
+    code, output = job.end()
+    assert code == 1, output  # torchrun's word for every failure: scripts look for the file
+    assert "SIGUSR1" in (run / "STOPPED").read_text()
+    assert not any(rank.is_running() for rank in ranks)
+    stop_in_slurm(recipe, shards, run)
+    stop_in_slurm(recipe, shards, run)
+    code, output = sbatch(tmp_path, recipe, shards, run).end()
+    assert code == 0, output
+    assert not (run / "STOPPED").exists()
+    assert fake_slurm.requeued(tmp_path) == [JOB, JOB]
+    assert exact(run) == exact(uncut)
+
+
+@pytest.mark.soak
+def test_every_launcher_writes_the_same_losses(recipe: Path, shards: Path, uncut: Path, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    by_hostfile = ["--hostfile", str(tmp_path / "hosts"), "--no_ssh", "--node_rank", "0", "--master_addr", "localhost"]
+    deepspeed = ["deepspeed", "--master_port", PORT]
+    two = fake_slurm.srun(nodes=["localhost"], tasks_per_node=2)
+    one = fake_slurm.srun(nodes=["localhost"], tasks_per_node=1)
+    shell = ["env", "SLURM_NTASKS=8", "SLURM_PROCID=0", "SLURM_LOCALID=0"]  # of an allocation: no step, so alone
+    launchers = {
+        2: {"hostfile": [*deepspeed, *by_hostfile], "torchrun": [*TORCHRUN, "2"], "srun": two},
+        1: {"python": [sys.executable], "deepspeed": [*deepspeed, "--num_gpus", "1"], "torchrun": [*TORCHRUN, "1"],
+            "srun": one, "shell of an allocation": [*shell, sys.executable]},
+    }  # fmt: skip
+    written: dict[int, dict[str, list[dict[str, Any]]]] = {2: {"deepspeed": exact(uncut)}, 1: {}}
+    for world, starts in launchers.items():
+        for name, launcher in starts.items():
+            run = tmp_path / f"{name}-{world}"
+            code, output = Job(recipe, shards, run, launcher=launcher).end()
+            assert code == 0, output
+            assert f"(processes {world} x" in output
+            written[world][name] = exact(run)
+        first = next(iter(written[world].values()))
+        assert all(rows == first for rows in written[world].values())
+    for one_process, two_processes in zip(written[1]["python"], written[2]["deepspeed"], strict=True):
+        assert one_process["loss"] == pytest.approx(two_processes["loss"], abs=1e-5)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_fault_31_entry_stops_the_ranks_of_deepspeed(name: str, recipe: Path, shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = Job(recipe, shards, run, launcher=[*ENTRY, "deepspeed", "--num_gpus", "2", "--master_port", PORT])
+    job.wait_for_step(5)
+    below = psutil.Process(job.process.pid).children(recursive=True)
+    job.process.send_signal(signal.Signals[name])
+    code, output = job.end()
+    assert code == 75, output
+    assert name in (run / "STOPPED").read_text()
+    assert not any(process.is_running() for process in below)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("launcher", "code"), [("deepspeed.launcher.launch", 1), ("torch.distributed.run", 137)])
+def test_fault_29_entry_ends_the_ranks_of_a_killed_launcher(
+    launcher: str, code: int, recipe: Path, shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    deepspeed = ["deepspeed", "--num_gpus", "2", "--master_port", PORT]
+    start = deepspeed if launcher.startswith("deepspeed") else [*TORCHRUN, "2"]
+    slow = ("--train.steps", "100000", "--run.checkpoint_every", "1000")
+    job = Job(recipe, shards, run, *slow, launcher=[*ENTRY, *start])
+    job.wait_for_step(5)
+    below = psutil.Process(job.process.pid).children(recursive=True)
+    next(process for process in below if launcher in process.cmdline()).kill()
+    ended, output = job.end()
+    assert ended == code, output
+    assert not any(process.is_running() for process in below)
+    assert "SIGTERM" in (run / "STOPPED").read_text()
+
+
+def test_a_failed_job_is_not_queued_again_though_an_earlier_start_was_stopped(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "STOPPED").touch()
+    code, output = sbatch(tmp_path, recipe, tmp_path / "nowhere", run).end()
+    assert code != 0
+    assert "nowhere" in output
+    assert fake_slurm.requeued(tmp_path) == []
+
+
+def test_the_batch_script_asks_slurm_for_what_it_relies_on() -> None:
+    options = fake_slurm.directives(SBATCH)
+    assert options["signal"].startswith("USR1@")  # without B: to the processes, not to the script
+    assert {"requeue", "open-mode", "time", "nodes"} <= options.keys()
+    assert options["open-mode"] == "append"
+    assert options["ntasks-per-node"] == options["gpus-per-node"]
+
+
+def test_the_batch_script_passes_shellcheck() -> None:
+    shellcheck = shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([shellcheck, str(SBATCH)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def objects() -> dict[str, dict[str, Any]]:
+    documents = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
+    return {document["kind"]: document for document in documents}
+
+
+def test_the_pods_of_the_kubernetes_job_meet_and_come_back() -> None:
+    service, hosts, job = (objects()[kind] for kind in ("Service", "ConfigMap", "Job"))
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert spec["completionMode"] == "Indexed"
+    name = job["metadata"]["name"]
+    slots = hosts["data"]["hosts"].split()[1::2]
+    assert spec["completions"] == spec["parallelism"] == len(slots)
+    assert hosts["data"]["hosts"].split()[::2] == [f"{name}-{index}" for index in range(len(slots))]
+    (container,) = pod["containers"]
+    assert set(slots) == {f"slots={container['resources']['limits']['nvidia.com/gpu']}"}
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert f"--master_addr={name}-0.{pod['subdomain']}" in container["args"]
+    # A policy for failed pods needs this, and names the exit codes of launch/common/cli.py.
+    assert pod["restartPolicy"] == "Never"
+    actions = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in spec["podFailurePolicy"]["rules"]
+               if "onExitCodes" in rule}  # fmt: skip
+    assert actions == {75: "Ignore", 2: "FailJob"}
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_probes_tell_a_training_process_from_a_hung_one(tmp_path: Path) -> None:
+    (container,) = objects()["Job"]["spec"]["template"]["spec"]["containers"]
+    beats = tmp_path / "heartbeats"
+
+    def passes(probe: str) -> bool:
+        command = [part.replace("/runs/a", str(tmp_path)) for part in container[probe]["exec"]["command"]]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def answers(*minutes: float) -> tuple[bool, bool]:
+        for rank, age in enumerate(minutes):
+            subprocess.run(["touch", "-d", f"-{int(60 * age)} seconds", str(beats / f"rank-{rank:05d}")], check=True)
+        return passes("startupProbe"), passes("livenessProbe")
+
+    assert answers() == (False, False)
+    beats.mkdir()
+    assert answers() == (False, False)
+    assert answers(0.2, 0.1) == (True, True)
+    assert answers(20, 20) == (False, True)
+    assert answers(40, 40) == (False, False)  # of the start before, or hung
+
+
+def test_the_kubernetes_objects_fit_their_schema() -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    for document in objects().values():
+        validate.validate(document, validate.latest_version(), strict=True)

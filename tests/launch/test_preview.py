@@ -1,0 +1,167 @@
+"""The preview shows the Loader's own batches with true captions, takes recipes and options, and tells what is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch.preview import PreviewConfig, _in_words, _parse, _view_in_words, main, preview
+from mae3d.io.sheet import CELL, GAP, LETTERS, MARGIN, Strip, save_animation, save_sheet
+from pipelines.config import DataConfig
+from pipelines.loader import Loader
+from pipelines.samples.corpus import open_corpus
+from pipelines.sampling.augment import Crop, Erase, Op, View
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = """
+model: {img_size: 32, num_frames: 4, preset: mae_vit_tiny_patch16}
+data: {sampling_rate: 1, repeat_aug: 2, windows: shared, area: [0.3, 1.0], erase: 0.5, select: {fraction: 1.0}}
+optim: {lr: 1e-3}
+train: {global_batch: 512, seed: 7}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_the_sheet_holds_the_loaders_pixels(shards: Path, recipe: Path, tmp_path: Path) -> None:
+    argv = [str(tmp_path / "out"), "--config", str(recipe), "--data.shards", str(shards), "--batch", "3"]
+    assert main([*argv, "--epoch", "2", "--batches", "2", "--data.rand-augment", "rand-m5-inc1"]) == 0
+    names = [f"epoch-2-batch-{i:03d}.{kind}" for i in range(2) for kind in ("gif", "png")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    config = DataConfig(
+        sampling_rate=1, repeat_aug=2, windows="shared", area=(0.3, 1.0), erase=0.5, rand_augment="rand-m5-inc1"
+    )
+    loader = Loader(open_corpus([shards]), config, num_frames=4, size=32, seed=7, global_batch=3)
+    loader.load_state_dict(loader.state_dict() | {"epoch": 2})
+    batches = [next(loader) for _ in range(2)]
+    loader.close()
+    scale = CELL // 32
+    for number, batch in enumerate(batches):
+        sheet = np.asarray(Image.open(tmp_path / "out" / f"epoch-2-batch-{number:03d}.png"))
+        top = 0  # of the strip; each frame must be found whole, below the strip before
+        for i, frame in enumerate(batch.clips.flatten(0, 2).numpy()):
+            cell = np.kron(frame, np.ones((scale, scale, 1), dtype=np.uint8))
+            left = MARGIN + i % 4 * (32 * scale + GAP)
+            column = sheet[:, left : left + len(cell)]
+            found = [y for y in range(top, len(column)) if np.array_equal(column[y : y + len(cell)], cell)]
+            assert found, (number, i)
+            top = found[0] + (len(cell) if i % 4 == 3 else 0)
+        with Image.open(tmp_path / "out" / f"epoch-2-batch-{number:03d}.gif") as animation:
+            assert animation.n_frames == 4
+            assert animation.info["loop"] == 0
+
+
+def test_captions_say_what_was_done() -> None:
+    view = View(
+        Crop(3, 5, 40, 60, True), (Op("shear_x", -0.21), Op("invert", 0), Op("posterize", 2)), Erase(1, 2, 3, 4, 5)
+    )
+    assert _view_in_words(view, "64 x 48") == (
+        "crop 60 x 40 at 5, 3 of 64 x 48; flipped; shear x -0.21; invert; posterize 2; erased 4 x 3 at 2, 1"
+    )
+    assert _view_in_words(View(Crop(0, 0, 48, 48, False)), "64 x 48") == "crop 48 x 48 at 0, 0 of 64 x 48"
+    assert _in_words([0, 4, 8, 12]) == "0, 4 ... 12"
+    assert _in_words([0, 0, 0, 0]) == "0 (4 times)"
+    assert _in_words([0, 4, 8, 11]) == "0, 4, 8, 11"
+
+
+def test_long_captions_are_wrapped_not_cut(tmp_path: Path) -> None:
+    """What is drawn stays off the margin: nothing runs out of the picture."""
+    frames = np.full((2, 16, 16, 3), 128, dtype=np.uint8)
+    strips = [Strip("key " + "a_very_long_name" * 9, "rotate -21.3; " * 30, frames)] * 3
+    save_sheet(strips, tmp_path / "sheet.png")
+    save_animation(strips, tmp_path / "sheet.gif", columns=2)
+    for name in ("sheet.png", "sheet.gif"):
+        with Image.open(tmp_path / name) as opened:
+            picture = np.asarray(opened.convert("RGB"))
+        assert picture[:, -MARGIN + 2 :].min() > 240
+        assert picture[-2:].min() > 240
+        assert picture.shape[0] > 3 * (16 * (CELL // 16) + 3 * LETTERS)
+
+
+def test_options_go_over_the_recipe(recipe: Path) -> None:
+    out, config = _parse(["OUT", "--config", str(recipe)])
+    assert (out, config.num_frames, config.size, config.seed, config.batch) == (Path("OUT"), 4, 32, 7, 4)
+    assert config.data.area == (0.3, 1.0)
+    argv = "OUT --data.area 0.08 1 --data.shards a b --data.weights 2 1 --size=64 --data.select.fraction 0.5"
+    _, config = _parse([*argv.split(), f"--config={recipe}"])
+    assert (config.size, config.data.area, config.data.roots, config.data.weights) == (
+        64,
+        (0.08, 1.0),
+        ("a", "b"),
+        (2, 1),
+    )
+    assert (config.data.erase, config.data.select.fraction) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "launch/recipes").glob("*.yaml")))
+def test_every_recipe_can_be_shown(name: str) -> None:
+    _, config = _parse(["OUT", "--config", name, "--data.short_side", "256 320"])
+    assert isinstance(config, PreviewConfig)
+    assert config.data.short_side == (256, 320)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "which shards? Give --data.shards"),
+        (["--data.shards", "nowhere"], "nowhere"),
+        (["--config", "k401"], "--config k401: no such file, nor a recipe: demo, finetune_images, "),
+        (["--data.repeat_augg", "2"], "repeat_augg"),
+        (["--data.rand_augment", "rand-x1"], "unknown part 'x1'"),
+        (["--data.shards", "SHARDS", "--batch", "99"], "14 usable samples are fewer than --batch=99"),
+        (["--data.shards", "SHARDS", "--data.short_side", "64", "128"], "is shorter than model.img_size=224"),
+        (["--epoch", "-1"], "--epoch -1: give 0 or more"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    options: list[str], told: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(shards) if option == "SHARDS" else option for option in options]
+    assert main([str(tmp_path / "out"), *argv]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_an_io_error(shards: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path / "file" / "out"), "--data.shards", str(shards), "--size", "16"]) == 3
+    assert "file" in capsys.readouterr().err
+
+
+def test_substituted_samples_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support.datasets import build_shards
+
+    shards = build_shards(tmp_path / "set")
+    corpus = open_corpus([shards])
+    spans = corpus.frames(3, np.arange(corpus.num_frames[3]))
+    with corpus.shard_path(int(corpus.shard[3])).open("r+b") as shard:
+        for offset, size in zip(spans.offset.tolist(), spans.size.tolist(), strict=True):
+            shard.seek(offset)
+            shard.write(bytes(size))
+    shown: list[Strip] = []
+    monkeypatch.setattr("mae3d.io.sheet.save_sheet", lambda strips, path: shown.extend(strips))
+    data = DataConfig(shards=str(shards), sampling_rate=1, repeat_aug=1)
+    preview(PreviewConfig(data=data, num_frames=2, size=16, batch=14), tmp_path / "out")
+    assert len(shown) == 14
+    assert [strip.details.startswith("in place of a damaged sample") for strip in shown].count(True) == 1
+
+
+def test_help_is_quick_and_imports_neither_torch_nor_dali() -> None:
+    code = (
+        "import sys\nfrom launch.preview import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'nvidia.dali', 'PIL'} & set(sys.modules), 'heavy'"
+    )
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    assert "--data.rand_augment" in child.stdout
+    assert "samples in a batch" in child.stdout

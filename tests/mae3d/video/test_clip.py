@@ -1,0 +1,101 @@
+"""mae3d.video.clip: the right frames of a video, upright and square, as the pipeline would cut them."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae3d.model.config import EncoderConfig
+from mae3d.model.encoder import Encoder
+from mae3d.video.clip import VideoError, clip_frames, read_clip
+from mae3d.video.reader import open_video
+from pipelines.sampling.windows import strided_windows
+from tests.support.media import frame_number, make_video, picture_of
+
+CONFIG = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=64, num_frames=4, depth=1)
+
+
+def numbers(clip: torch.Tensor) -> list[int]:
+    """Frame numbers; of a square cut from a square nothing is lost."""
+    return [frame_number(Image.fromarray(frame)) for frame in clip[0].numpy()]
+
+
+def test_the_middle_of_a_video_at_the_stride(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 40, size=(64, 64), fps=10)
+    clip = read_clip(path, CONFIG, sampling_rate=6, target_fps=20)  # 0.3 s: every third frame
+    assert clip.shape == (1, 4, 64, 64, 3)
+    assert clip.dtype == torch.uint8
+    assert numbers(clip) == [15, 18, 21, 24]
+    with torch.no_grad():
+        tokens = Encoder(CONFIG)(clip)
+    assert torch.isfinite(tokens).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 13, 14, 40, 301])
+@pytest.mark.parametrize("stride", [1.0, 3.0, 4.0, 2.5, 0.4])
+def test_frames_are_those_of_the_testing_clips(count: int, stride: float) -> None:
+    """At a steady rate; elsewhere only times make sense."""
+    frames = clip_frames([7 + i / 25 for i in range(count)], num_frames=8, step_s=stride / 25)
+    if count == 1:  # a rate cannot be measured
+        assert frames == [0] * 8
+    else:
+        expected = strided_windows(count, num_frames=8, stride=stride, num_clips=1)[0]
+        assert np.abs(np.subtract(frames, expected) % count).tolist() == [0] * 8
+
+
+def test_a_clip_of_a_long_video_costs_no_more_than_of_a_short_one() -> None:
+    """An hour has 108,000 frames, and a clip every second looks them up 57,600 times."""
+    seconds = [i / 30 for i in range(108_000)]
+    began = time.process_time()
+    for start in range(200):
+        assert clip_frames(seconds, num_frames=16, step_s=1 / 30, start_s=start)[0] == 30 * start
+    assert time.process_time() - began < 2  # 0.01; to copy the times for each frame took 20
+
+
+def test_a_short_video_is_repeated(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 3, size=(64, 64), fps=10)
+    assert numbers(read_clip(path, CONFIG, sampling_rate=1, target_fps=10)) == [0, 1, 2, 0]
+
+
+def test_a_variable_rate_goes_by_time(tmp_path: Path) -> None:
+    times = [0, 0.1, 0.2, 0.3, 0.4, 1.4, 2.4, 3.4]
+    path = make_video(tmp_path / "a.mkv", len(times), size=(64, 64), times=times)
+    chosen = [times[n] for n in numbers(read_clip(path, CONFIG, sampling_rate=1, target_fps=1))]
+    assert chosen == [0, 0.4, 1.4, 2.4]  # shown at 0, 1, 2 and 3 s
+
+
+@pytest.mark.parametrize("name", ["video_0.mov", "video_90.mov", "video_180.mov", "video_270.mov"])
+def test_upright_as_in_preprocessing(media: Path, name: str) -> None:
+    path = media / "videos" / "odd" / name
+    with open_video(path) as video:
+        frames = list(video.frames())
+        middle = frames[int((len(frames) - 1) / 2)][1]
+        width, height = video.upright_size(middle)
+        picture = picture_of(middle, (width, height))
+    side, room = min(width, height), abs(width - height)
+    left, top = (-(-room // 2), 0) if width > height else (0, -(-room // 2))
+    expected = picture.crop((left, top, left + side, top + side)).resize((64, 64), Image.Resampling.BILINEAR)
+    config = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=64, num_frames=2, depth=1)
+    clip = read_clip(path, config, sampling_rate=1e-3, target_fps=30)
+    assert np.abs(clip[0, 0].numpy().astype(int) - np.asarray(expected).astype(int)).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["real", "odd"])
+def test_real_footage_gives_a_clip(media: Path, kind: str) -> None:
+    for path in sorted((media / "videos" / kind).iterdir()):
+        clip = read_clip(path, CONFIG)
+        assert clip.shape == (1, 4, 64, 64, 3), path
+        assert clip.float().std() > 5 or path.name == "unordered.mov", path  # which is white
+
+
+def test_what_is_no_video_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("no video")
+    with pytest.raises(VideoError, match=r"a\.mp4: Invalid data"):
+        read_clip(tmp_path / "a.mp4", CONFIG)
+    with pytest.raises(VideoError, match="no such file"):
+        read_clip(tmp_path / "b.mp4", CONFIG)
+    with pytest.raises(ValueError, match="sampling_rate=0 must be above 0"):
+        read_clip(tmp_path / "a.mp4", CONFIG, sampling_rate=0)

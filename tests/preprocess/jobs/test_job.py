@@ -1,0 +1,143 @@
+"""The job as a whole: workers that die, a second run, slices and their merge, progress."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preprocess.__main__ import main
+from preprocess.jobs.lock_store import LOCK_NAME, FolderBoard, Owner
+from preprocess.workers import executors
+from tests.support.builds import command, tree
+from tests.support.kills import inodes, killed_at, start
+
+
+def test_fault_16_a_worker_that_is_killed_costs_its_shard_only(
+    archive: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = start(*command(archive, out, workers=2))
+    killed = False
+    while run.poll() is None and not killed:
+        time.sleep(0.001)
+        for path in out.glob(".tmp-*-shard-*.tar"):  # .tmp-<host>-<pid>-shard-00001.tar
+            os.kill(int(path.name.split("-shard-")[0].rpartition("-")[2]), signal.SIGKILL)
+            killed = True
+            break
+    said, _ = run.communicate()
+    assert killed
+    assert run.returncode == 0, said
+    assert "died; it is done again" in said
+    assert tree(out) == whole
+
+
+def _dies() -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_fault_16_a_shard_whose_workers_always_die_is_named() -> None:
+    with executors.local_workers(2) as workers:
+        results = executors.run_tasks([7], lambda number: _dies, workers)
+        with pytest.raises(ChildProcessError, match=r"shard-00007: its worker died 3 times, perhaps for"):
+            next(results)
+
+
+def test_fault_18_a_second_run_at_one_output_is_told_whose_it_is(
+    archive: Path, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    run = start(*command(archive, out))
+    while not (out / "plan.parquet").exists():
+        time.sleep(0.001)
+    for more in ([], ["--overwrite"], ["--append"]):
+        assert main(command(archive, out, *more)) == 2
+        told = capsys.readouterr().err
+        assert f"in use by build on {os.uname().nodename}, pid {run.pid}, since 20" in told
+    run.communicate()
+    assert run.returncode == 0
+    assert tree(out) == whole
+
+
+def test_slices_and_a_merge_are_one_run(
+    archive: Path, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    runs = [start(*command(archive, out, "--slice", f"{i}/3")) for i in (0, 1)]  # at once: one of them makes the plan
+    said = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert "2 of 5 shards are of this slice, 2 were built now" in said[0]
+    assert main(["merge", str(out), "--slices", "3"]) == 2
+    assert "1 of 5 shards are not there: shard-00002 (slice 2/3); run these slices again" in capsys.readouterr().err
+    assert main(command(archive, out, "--slice", "2/3")) == 0
+    kept = inodes(out)
+    assert main(["merge", str(out)]) == 0
+    assert "24 samples, 96 frames" in capsys.readouterr().out
+    assert tree(out) == whole
+    assert inodes(out) == kept
+
+
+def test_a_killed_slice_is_taken_up_and_its_leftovers_are_swept(
+    archive: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for at in (12, 40, 70):
+        assert killed_at(command(archive, out, "--slice", "0/2"), out, at)
+    for i in (0, 1):
+        assert main(command(archive, out, "--slice", f"{i}/2")) == 0
+    (out / ".tmp-elsewhere-7-shard-00001.tar").write_bytes(b"of a slice on another machine")
+    assert main(["merge", str(out)]) == 0
+    assert tree(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--slice", "3"], "two numbers, as in 0/50"),
+        (["--slice", "3/3"], "slices of 3 count from 0"),
+        (["--slice", "0/2", "--append"], "--slice goes with neither"),
+        (["--append", "--overwrite"], "exclude each other"),
+        (["--scheduler", "tcp://127.0.0.1:9", "--workers", "0"], "workers = 0"),
+    ],
+)
+def test_wrong_options_are_refused(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture, wrong: list[str], message: str
+) -> None:
+    assert main(command(archive, tmp_path / "out", *wrong)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_slice_waits_for_a_merge_and_a_merge_for_no_slice(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert main(["merge", str(tmp_path / "nothing")]) == 2
+    assert "no plan.parquet" in capsys.readouterr().err
+    assert main(command(archive, out, "--slice", "0/1")) == 0
+    FolderBoard(out).create(f"{LOCK_NAME}.slice-1-of-2", Owner.here("slice 1/2"))
+    assert main(["merge", str(out)]) == 2
+    assert "in use by slice 1/2" in capsys.readouterr().err
+
+
+def test_progress_tells_shards_samples_and_rejects_and_what_was_kept(
+    archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    assert main(command(archive, out)) == 0
+    assert "24 of 24 samples, " in caplog.text
+    assert "5 of 5 shards, " in caplog.text
+    for path in out.glob("shard-00003.*"):
+        path.unlink()
+    caplog.clear()
+    assert main(command(archive, out)) == 0
+    assert "4 of 5 shards are there already and are kept" in caplog.text
+
+
+def test_the_executors_are_those_of_concurrent_futures() -> None:
+    with executors.local_workers(1) as inline:
+        future = inline.executor.submit(divmod, 1, 0)
+        assert isinstance(future.exception(), ZeroDivisionError)
+        assert inline.executor.submit(divmod, 7, 2).result() == (3, 1)

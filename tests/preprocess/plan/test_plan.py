@@ -1,0 +1,113 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from preprocess.dataset.index import DatasetError
+from preprocess.plan.plan import Found, Plan, Request, Settings, make_plan, read_plan, write_plan
+from preprocess.problems import Problem
+
+
+def request(name: str, *labels: str) -> Request:
+    return Request("video", 0, name, name, labels, "list.csv", 1, length_s=2.0, rate=25.0)
+
+
+def plan_of(*requests: Request, **settings: int | str) -> Plan:
+    return make_plan(
+        Found(list(requests), [Problem("bad_row", "2 columns", "x", 7)], ["a note"]),
+        source="list.csv",
+        settings=Settings(**settings),  # type: ignore[arg-type]
+        asked={"short_side": 256},
+    )
+
+
+def test_samples_are_numbered_in_order_and_dealt_out_by_count() -> None:
+    plan = plan_of(*(request(f"v{i}") for i in range(10)), shard_size=4, split="val")
+    assert len(plan) == 10
+    assert plan.num_shards == 3
+    shards = [plan.shard(number) for number in range(3)]
+    assert [[sample.number for sample in shard] for shard in shards] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert shards[2][0].key == "000000008"
+    assert shards[2][0].split == "val"
+    assert shards[0][0].stop_s == math.inf
+
+
+def test_small_sets_still_make_several_shards() -> None:
+    assert plan_of(*(request(f"v{i}") for i in range(5))).num_shards == 1
+    assert plan_of(*(request(f"v{i}") for i in range(240))).num_shards == 15
+    assert plan_of(*(request(f"v{i}") for i in range(3200))).num_shards == 16
+
+
+def test_a_plan_is_the_same_after_it_was_written(tmp_path: Path) -> None:
+    plan = plan_of(request("a", "dog", "cat"), request("bé", "cat"), request("c"))
+    write_plan(plan, tmp_path / "plan.parquet")
+    again = read_plan(tmp_path / "plan.parquet")
+    assert again.shard(0) == plan.shard(0)
+    assert (again.problems, again.source, again.notes) == (plan.problems, plan.source, plan.notes)
+    assert (again.label_names, again.settings) == (plan.label_names, plan.settings)
+
+
+def test_numbers_stay_and_words_get_ids() -> None:
+    plan = plan_of(request("a", "7", "2"), request("b", "0"), request("c"))
+    assert plan.label_names == ()
+    assert [sample.labels for sample in plan.shard(0)] == [[7, 2], [0], []]
+    plan = plan_of(request("a", "dog", "7"), request("b", "cat"))
+    assert plan.label_names == ("7", "cat", "dog")
+    assert [sample.labels for sample in plan.shard(0)] == [[2, 0], [1]]
+
+
+def test_an_empty_plan_is_refused_with_the_reasons() -> None:
+    with pytest.raises(DatasetError, match=r"no usable sample\nlist\.csv, line 7: bad_row: 2 columns"):
+        plan_of()
+
+
+def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.parquet"
+    path.write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match="not a plan"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"short_side": 0},
+        {"quality": 0},
+        {"quality": 101},
+        {"fps": -1.0},
+        {"fps": math.nan},
+        {"shard_size": 0},
+        {"segment_seconds": 1.0, "segment_frames": 3},
+    ],
+)
+def test_settings_out_of_range_name_the_setting(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_shards_of_any_length_are_found() -> None:
+    """As an append leaves them: the last one of the first part is partly filled."""
+    plan = plan_of(*(request(f"v{i}") for i in range(9)), shard_size=4)
+    lengths = [3, 1, 4, 1]
+    shards = pa.array([number for number, length in enumerate(lengths) for _ in range(length)], pa.int32())
+    plan = replace(plan, rows=plan.rows.set_column(plan.rows.schema.get_field_index("shard"), "shard", shards))
+    assert plan.num_shards == 4
+    assert [[one.number for one in plan.shard(k)] for k in range(4)] == [[0, 1, 2], [3], [4, 5, 6, 7], [8]]
+
+
+def test_labels_that_are_not_among_the_fixed_names_cost_their_samples() -> None:
+    found = Found([request("a", "cat"), request("b", "bird"), request("c", "0")], [], [], ("dog", "cat"))
+    plan = make_plan(found, source="list.csv", settings=Settings(), asked={})
+    assert [(one.name, one.labels) for one in plan.shard(0)] == [("a", [1]), ("c", [0])]
+    (problem,) = plan.problems
+    assert (problem.name, problem.reason) == ("b", "unknown_label")
+
+
+def test_a_validation_set_with_ids_of_its_own_is_warned_of() -> None:
+    found = Found([request("a", "cat")], [], [])
+    for split, fixed, warned in (("val", (), True), ("train", (), False), ("val", ("cat",), False)):
+        again = replace(found, label_names=fixed)
+        plan = make_plan(again, source="list.csv", settings=Settings(split=split), asked={})
+        assert any("--label-names" in note for note in plan.notes) == warned

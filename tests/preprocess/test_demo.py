@@ -1,0 +1,184 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess.__main__ import main
+from preprocess.demo import (
+    DEFAULT_MOTIONS,
+    MOTIONS,
+    PHOTOGRAPHS,
+    TEXTURES,
+    camera_path,
+    load_pictures,
+    render_clip,
+    render_demo,
+)
+from preprocess.sources.ledger import read_ledger
+
+PERIOD = (640, 427)
+
+
+def paths(motion: str, count: int = 400, frames: int = 24, turned: bool = False) -> np.ndarray:
+    """(count, frames, 4) centres, sides and angles of as many clips."""
+    seeds = np.random.default_rng(5).integers(1 << 30, size=count)
+    return np.stack(
+        [
+            camera_path(motion, frames=frames, period=PERIOD, turned=turned, rng=np.random.default_rng(s))
+            for s in seeds.tolist()
+        ]
+    )
+
+
+def render(out: Path, **changes: Any) -> dict[str, bytes]:
+    arguments: dict[str, Any] = {"clips": 7, "size": 32, "frames": 4, "seed": 3} | changes
+    render_demo(out, **arguments)
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def labels_of(root: Path) -> set[str]:
+    """The labels that a demo's ledger has."""
+    return {row.labels[0] for row in read_ledger((root / "ledger.csv").read_bytes(), "ledger.csv").rows}
+
+
+def test_the_layout_is_the_seeds(tmp_path: Path) -> None:
+    files = render(tmp_path)
+    assert len(files) == 7 * 4 + 1
+    with Image.open(tmp_path / "train" / "clip_0006" / "img_00004.jpg") as image:
+        assert image.size == (32, 32)
+    ledger = read_ledger((tmp_path / "ledger.csv").read_bytes(), "ledger.csv")
+    assert [(row.name, row.first, row.stop) for row in ledger.rows] == [(f"clip_{i:04d}", 1, 5) for i in range(7)]
+    counts = Counter(row.labels[0] for row in ledger.rows)
+    assert set(counts) == set(DEFAULT_MOTIONS)
+    assert max(counts.values()) == 2
+
+
+def test_the_seed_decides_everything(tmp_path: Path) -> None:
+    first = render(tmp_path / "a")
+    assert render(tmp_path / "b") == first
+    assert render(tmp_path / "c", seed=4) != first
+
+
+@pytest.mark.parametrize("wrong", [{"clips": 0}, {"size": 8}, {"frames": 1}, {"seed": -1}])
+def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="need"):
+        render(tmp_path, **wrong)
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    render(tmp_path)
+    with pytest.raises(ValueError, match="exists"):
+        render(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"motions": ["left", "sideways"]},
+        {"motions": ["left", "left"]},
+        {"motions": []},
+        {"textures": ["china", "bricks"]},
+        {"textures": []},
+    ],
+)
+def test_names_that_are_unknown_or_double_are_refused(tmp_path: Path, wrong: dict[str, list[str]]) -> None:
+    with pytest.raises(ValueError, match=r"need different ones of (left|china)"):
+        render(tmp_path, **wrong)
+
+
+def test_the_command_takes_motions_by_number_and_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--size", "16", "--frames", "2"]
+    assert main(["demo", "--out", str(tmp_path / "a"), "--clips", "12", "--motions", "12", *small]) == 0
+    assert {
+        row.labels[0] for row in read_ledger((tmp_path / "a" / "ledger.csv").read_bytes(), "ledger.csv").rows
+    } == set(MOTIONS)
+    assert main(["demo", "--out", str(tmp_path / "b"), "--clips", "4", "--motions", "up", "turn_left", *small]) == 0
+    assert labels_of(tmp_path / "b") == {
+        "up",
+        "turn_left",
+    }
+    capsys.readouterr()
+    assert main(["demo", "--out", str(tmp_path / "c"), "--motions", "13", *small]) == 2
+    assert "2 to 12" in capsys.readouterr().err
+
+
+def test_every_texture_is_another_picture_and_the_seed_draws_the_drawn_ones() -> None:
+    names = [name for name in TEXTURES if name not in PHOTOGRAPHS]
+    drawn = [np.asarray(picture) for seed in (0, 1) for picture in load_pictures(names, seed=seed)]
+    assert len(drawn) == 32
+    assert len({pixels.tobytes() for pixels in drawn}) == 32
+    assert min(pixels.std() for pixels in drawn) > 20  # there is something to see
+    again = load_pictures(names, seed=1)
+    assert all(np.array_equal(np.asarray(a), b) for a, b in zip(again, drawn[16:], strict=True))
+    photographs = [np.asarray(picture) for picture in load_pictures(PHOTOGRAPHS, seed=0)]
+    assert not np.array_equal(photographs[0], photographs[1])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_label_is_the_motion(turned: bool) -> None:
+    """Places, sides or angles change as the label says, steadily, in the axes of the camera as it is held."""
+    still = (0, 0, 0, 0)
+    expected = {"left": (-1, 0, 0, 0), "right": (1, 0, 0, 0), "up": (0, -1, 0, 0), "down": (0, 1, 0, 0)}
+    expected |= {"up_left": (-1, -1, 0, 0), "up_right": (1, -1, 0, 0)}
+    expected |= {"down_left": (-1, 1, 0, 0), "down_right": (1, 1, 0, 0)}
+    expected |= {"zoom_in": (0, 0, -1, 0), "zoom_out": (0, 0, 1, 0)}
+    expected |= {"turn_left": (0, 0, 0, -1), "turn_right": (0, 0, 0, 1)} if turned else {}
+    for motion in MOTIONS:
+        steps = np.diff(paths(motion, turned=turned), axis=1)
+        angle = paths(motion, turned=turned)[:, :-1, 3]
+        across = np.cos(angle) * steps[..., 0] + np.sin(angle) * steps[..., 1]
+        down = np.cos(angle) * steps[..., 1] - np.sin(angle) * steps[..., 0]
+        signs = np.sign(np.round(np.stack([across, down, steps[..., 2], steps[..., 3]], axis=-1), 9)).astype(int)
+        assert signs.reshape(-1, 4).tolist() == [list(expected.get(motion, still))] * (400 * 23)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_no_single_frame_tells_the_label(turned: bool) -> None:
+    """At every moment place, magnification and orientation are distributed alike for every label."""
+    quantiles = np.linspace(0.05, 0.95, 19)
+    for moment in (slice(None), 0, 12, -1):
+        measured = []
+        for motion in MOTIONS if turned else DEFAULT_MOTIONS:
+            views = paths(motion, turned=turned)[:, moment].reshape(-1, 4)
+            # The magnification is the clip's over all its frames: a zoom in begins wide.
+            kinds = [views[:, 0] / PERIOD[0] % 1, views[:, 1] / PERIOD[1] % 1, views[:, 3] / (2 * np.pi) % 1]
+            kinds += [views[:, 2] / 200] if moment == slice(None) else []
+            measured.append(np.concatenate([np.quantile(values, quantiles) for values in kinds]))
+        assert np.ptp(np.stack(measured), axis=0).max() < 0.15
+
+
+def test_orientations_are_spread_over_the_circle_only_where_a_label_turns() -> None:
+    assert not paths("left")[..., 3].any()
+    quarters = np.histogram(paths("left", turned=True)[:, 0, 3], bins=4, range=(0, 2 * np.pi))[0]
+    assert quarters.sum() == 400
+    assert quarters.min() > 70
+
+
+def test_a_turned_view_shows_what_the_upright_one_does_turned() -> None:
+    """A camera turned clockwise by a quarter: what was above is on the left."""
+    texture = load_pictures(["china"], seed=0)[0]
+    path = np.array([[300.0, 200.0, 128.0, angle] for angle in (0.0, 1e-9, np.pi / 2)])
+    nothing = np.zeros((1, 8, 8), np.uint8)
+    upright, hardly, quarter = render_clip(texture, path, nothing, size=64, rng=np.random.default_rng(0))
+    expected = np.asarray(upright.transpose(Image.Transpose.ROTATE_90)).astype(float)
+    spread = expected.std()
+    assert np.abs(np.asarray(quarter) - expected).mean() < 0.25 * spread
+    assert np.abs(np.asarray(hardly) - np.asarray(upright).astype(float)).mean() < 0.25 * spread
+
+
+def test_paths_stay_inside_the_tiled_texture() -> None:
+    for motion in MOTIONS:
+        views = paths(motion, frames=60, turned=True)
+        reach = 1.5 / 2 * views[..., 2:3]  # a turned view is cut from one 1.5 times as large
+        assert (views[..., :2] - reach).min() >= -640
+        assert (views[..., :2] + reach <= np.array(PERIOD) + 640).all()
+
+
+def test_a_turned_view_is_filled_to_its_corners() -> None:
+    white = Image.new("RGB", (1280 + 600, 1280 + 400), (255, 255, 255))
+    path = np.array([[300.0, 200.0, 150.0, angle] for angle in np.linspace(0, 2 * np.pi, 9)])
+    for picture in render_clip(white, path, np.zeros((1, 8, 8), np.uint8), size=16, rng=np.random.default_rng(0)):
+        assert np.asarray(picture).min() == 255

@@ -1,0 +1,1 @@
+"""Tests of what is between the packages: imports, packaging, docs, the image, benchmarks."""

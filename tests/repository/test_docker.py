@@ -1,0 +1,189 @@
+"""The image installs what `make` does, on the locked torch's CUDA; its entry loses no signal and no exit code."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTRY = ROOT / "docker" / "entry.py"
+
+# Stands in for `deepspeed`: starts two ranks, dies of SIGTERM and leaves them behind, returns the code of a failed one.
+LAUNCHER = """
+import os, subprocess, sys
+envs = [dict(os.environ, RANK=str(rank)) for rank in range(2)]
+open("launcher", "w").write(str(os.getpid()))
+ranks = [subprocess.Popen([sys.executable, "rank.py"], env=env) for env in envs]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+
+# As torchrun, whose ranks are in sessions of their own.
+SESSIONS = LAUNCHER.replace("env=env", "env=env, start_new_session=True")
+
+# As the runner of `deepspeed`, which returns 0 when its launcher is killed.
+RUNNER = """
+import subprocess, sys
+sys.exit(max(0, subprocess.call([sys.executable, "launcher.py"])))
+"""
+
+# Stands in for a trainer: tells that it runs; asked to stop, it takes a while for its checkpoint and leaves with 75.
+RANK = """
+import os, signal, sys, time
+from pathlib import Path
+def stop(signum, frame):
+    time.sleep(0.2)
+    Path(f"saved-{os.environ.get('RANK')}").write_text(signal.Signals(signum).name)
+    sys.exit(75)
+for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+    signal.signal(getattr(signal, name), stop)
+Path(f"running-{os.environ.get('RANK')}").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile as (instruction, rest), comments dropped, continued lines joined."""
+    text = "\n".join(line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#"))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines if line.strip()]
+
+
+def wait_for(*paths: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not all(path.exists() and path.read_text() for path in paths):
+        assert time.monotonic() < deadline, f"none of {paths} after 30 s"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs still; a zombie that nobody has collected yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def entry(*command: str, cwd: Path) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    return subprocess.Popen([sys.executable, str(ENTRY), *command], cwd=cwd, env=environment)
+
+
+def test_base_image_has_the_cuda_of_the_locked_torch() -> None:
+    base = next(rest for name, rest in instructions() if name == "FROM")
+    image = re.fullmatch(r"nvidia/cuda:(\d+\.\d+)\.\d+-devel-ubuntu24\.04", base)
+    locked = re.search(r"^cuda-toolkit==(\d+\.\d+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    assert image is not None
+    assert locked is not None
+    assert image[1] == locked[1]
+
+
+def test_packages_are_installed_by_make_alone() -> None:
+    runs = " && ".join(rest for name, rest in instructions() if name == "RUN")
+    assert re.findall(r"\bmake (deps|install|setup)\b", runs) == ["deps", "install"]
+    assert not re.search(r"\b(pip3?|uv|conda)\b", runs)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_first_layer_copies_what_make_deps_reads(tmp_path: Path) -> None:
+    order = [(name, rest) for name, rest in instructions() if name in ("COPY", "RUN")]
+    deps = next(at for at, (name, rest) in enumerate(order) if name == "RUN" and "make deps" in rest)
+    copied = [file for name, rest in order[:deps] if name == "COPY" for file in rest.split()[:-1]]
+    for file in copied:
+        shutil.copy(ROOT / file, tmp_path)
+    environment = {"PATH": os.environ["PATH"], "VENV": str(tmp_path / "venv")}
+    made = subprocess.run(
+        ["make", "-n", "deps"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert made.stdout.count("pip --disable-pip-version-check install") == 2
+    assert set(re.findall(r"\b(requirements\.lock|setup\.cfg)\b", made.stdout)) <= set(copied)
+
+
+def test_fused_adam_is_compiled_for_cuda_at_build() -> None:
+    names = instructions()
+    arch = next(
+        at for at, (name, rest) in enumerate(names) if name == "ARG" and rest.startswith("TORCH_CUDA_ARCH_LIST=")
+    )
+    deps = next(at for at, (name, rest) in enumerate(names) if name == "RUN" and "make deps" in rest)
+    assert arch < deps
+    assert {"DS_ACCELERATOR=cuda", "DS_BUILD_FUSED_ADAM=1"} <= set(names[deps][1].split())
+
+
+def test_any_user_any_command() -> None:
+    names = dict(instructions())
+    environment = " ".join(rest for name, rest in instructions() if name == "ENV")
+    assert json.loads(names["ENTRYPOINT"]) == [
+        "python",
+        "/src/docker/entry.py",
+    ]  # exec form: no shell between docker and us
+    assert "USER" not in names
+    assert {"HOME=/tmp", "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"} <= set(environment.split())
+
+
+def test_dockerfile_passes_hadolint() -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed (it comes with the dev extra on x86-64)")
+    linted = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def write_scripts(folder: Path, launcher: str = LAUNCHER) -> None:
+    for name, text in (("launcher", launcher), ("runner", RUNNER), ("rank", RANK)):
+        (folder / f"{name}.py").write_text(text)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_entry_stops_the_ranks_and_returns_their_code(name: str, tmp_path: Path) -> None:
+    write_scripts(tmp_path)
+    process = entry(sys.executable, "launcher.py", cwd=tmp_path)
+    wait_for(tmp_path / "running-0", tmp_path / "running-1")
+    process.send_signal(signal.Signals[name])
+    assert process.wait(30) == 75
+    assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(2)] == [name, name]
+
+
+def test_entry_signals_a_plain_command_itself(tmp_path: Path) -> None:
+    write_scripts(tmp_path)
+    process = entry(sys.executable, "rank.py", cwd=tmp_path)
+    wait_for(tmp_path / "running-None")
+    process.terminate()
+    assert process.wait(30) == 75
+
+
+@pytest.mark.parametrize(
+    ("command", "launcher", "code"),
+    [("launcher.py", LAUNCHER, 128 + signal.SIGKILL), ("launcher.py", SESSIONS, 128 + signal.SIGKILL),
+     ("runner.py", LAUNCHER, 1)],
+    ids=["killed", "as torchrun", "as deepspeed"],
+)  # fmt: skip
+def test_fault_29_entry_ends_what_a_killed_launcher_leaves(
+    command: str, launcher: str, code: int, tmp_path: Path
+) -> None:
+    write_scripts(tmp_path, launcher)
+    process = entry(sys.executable, command, cwd=tmp_path)
+    wait_for(tmp_path / "running-0", tmp_path / "running-1", tmp_path / "launcher")
+    os.kill(int((tmp_path / "launcher").read_text()), signal.SIGKILL)
+    assert process.wait(30) == code
+    assert not any(is_alive(int((tmp_path / f"running-{rank}").read_text())) for rank in range(2))
+    assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(2)] == ["SIGTERM", "SIGTERM"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["true"], 0),
+        (["sh", "-c", "exit 7"], 7),
+        (["sh", "-c", "kill -TERM $$"], 143),
+        (["no-such-command"], 127),
+        ([], 2),
+    ],
+)
+def test_entry_returns_the_commands_code(command: list[str], code: int, tmp_path: Path) -> None:
+    assert entry(*command, cwd=tmp_path).wait(30) == code

@@ -1,0 +1,1 @@
+"""Helpers that the tests share: media, datasets, damage, launched trainings, servers."""
