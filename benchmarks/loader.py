@@ -34,6 +34,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mae3d.io.random import philox
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rivals
@@ -45,7 +47,6 @@ from pipelines.loader import Loader
 from pipelines.reading import shard_reader as reads
 from pipelines.reading.source import ClipSource
 from pipelines.samples.corpus import Corpus, open_corpus
-from pipelines.sampling.order import philox
 from pipelines.sampling.requests import BatchRequest, training_request
 from pipelines.stream import ClipStream
 

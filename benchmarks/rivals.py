@@ -1,6 +1,7 @@
 """The other ways to clips: the same request ─► the same pixels, from frame folders, from tars and from video files.
 
-Written anew for this comparison. Each takes one clip's request (`pipelines.sampling.requests.ClipRequest`) and gives its views.
+Written anew for this comparison. Each takes one clip's request (`pipelines.sampling.requests.ClipRequest`) and gives
+its views.
 """
 
 import contextlib

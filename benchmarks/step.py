@@ -10,8 +10,8 @@
 
 The plain model (plain_mae.py) has the same weights and does all that ours leaves out. Candidates take turns in one
 process, forwards then backwards (ABBA); ratios are medians of a round's pairs with their range. Seconds are CPU seconds
-of one thread on the CPU, and CUDA events on a GPU. FLOPs are mae3d.training.metrics.step_flops: a fused kernel's recomputation
-is not counted. `--device cpu --size tiny` tries everything on any machine.
+of one thread on the CPU, and CUDA events on a GPU. FLOPs are mae3d.training.metrics.step_flops: a fused kernel's
+recomputation is not counted. `--device cpu --size tiny` tries everything on any machine.
 """
 
 import argparse

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from launch.training.finetune_eval import ValConfig
+
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import parse
-from launch.common.clip_options import ClipsConfig
 from launch.common.init import has_begun
 from launch.training.trainer import (
     claim,
@@ -31,7 +32,8 @@ from launch.training.trainer import (
     tell_end,
 )
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MixConfig
-from mae3d.training.config import FinetuneOptimConfig, LogConfig, RunConfig, TrainConfig
+from mae3d.tracking.config import LogConfig
+from mae3d.training.config import FinetuneOptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -113,33 +115,6 @@ class FinetuneDataConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class ValConfig(ClipsConfig):
-    """The clips to validate on, at fixed places and crops; sampled as the training clips where nothing else is said.
-
-    Attributes:
-        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
-            are then the training's too, unless others are given.
-        every: epochs between validations, each of which writes a checkpoint; the best one is kept. 0 validates after
-            the last step only, null never.
-        num_clips: clips of each sample.
-        num_crops: crops of each clip.
-        batch: samples at a time.
-    """
-
-    every: float | None = 1.0
-    num_clips: int = 1
-    num_crops: int = 1
-    batch: int = 8
-
-    def __post_init__(self) -> None:
-        if self.every is not None and self.every < 0:
-            raise ValueError(f"val.every={self.every} must be 0 or more")
-        for name in ("num_clips", "num_crops", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"val.{name}={getattr(self, name)} must be 1 or more")
-
-
-@dataclass(frozen=True)
 class FinetuneConfig:
     """Everything that one command line sets.
 
@@ -214,7 +189,8 @@ def finetune(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
     from mae3d.training.optim import finetune_groups
     from mae3d.weights.files import open_encoder
     from mae3d.weights.resize import load_encoder
-    from pipelines.samples.labels import check_labels, numbered_as
+    from pipelines.samples.corpus import check_labels
+    from pipelines.samples.labels import numbered_as
 
     restore(config, world)
     run, train, optim = Run(config.run.dir), config.train, config.optim

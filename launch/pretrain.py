@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.training.pretrain_eval import EvalConfig
+
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import parse
-from launch.common.clip_options import ClipsConfig
 from launch.training.trainer import (
     claim,
     decode_of,
@@ -27,7 +28,8 @@ from launch.training.trainer import (
     tell_end,
 )
 from mae3d.model.config import MAEConfig
-from mae3d.training.config import LogConfig, OptimConfig, RunConfig, TrainConfig
+from mae3d.tracking.config import LogConfig
+from mae3d.training.config import OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -39,34 +41,6 @@ if TYPE_CHECKING:
     from mae3d.training.engine import Engine
     from pipelines.samples.corpus import Corpus
     from pipelines.stream import Batch
-
-
-@dataclass(frozen=True)
-class EvalConfig(ClipsConfig):
-    """Held-out clips to look at while pretraining, at fixed places under fixed masks; may change from start to start.
-
-    Attributes:
-        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
-            are then the training's too, unless others are given.
-        every: steps between evaluations, each of which writes a checkpoint; the one with the lowest held-out loss is
-            kept, and is what RUN stands for from then on. The last step always has one. 0 = never.
-        samples: most samples that take part, always the same ones.
-        pool: labelled training samples, at most, among which the held-out ones' nearest neighbours (k = 20) are
-            searched where there are labels; 0 = no neighbours.
-        pictures: samples on the picture of each evaluation, RUN/eval/step-....png; 0 = none.
-        batch: samples at a time.
-    """
-
-    every: int = 0
-    samples: int = 256
-    pool: int = 1024
-    pictures: int = 4
-    batch: int = 8
-
-    def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("samples", 1), ("pool", 0), ("pictures", 0), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"eval.{name}={getattr(self, name)} must be {least} or more")
 
 
 @dataclass(frozen=True)

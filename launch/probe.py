@@ -152,7 +152,8 @@ def _open_sets(
 ) -> "tuple[Samples, Samples]":
     """Train and test samples that have a label, the test set's under the numbers of the train set."""
     from launch.inference.samples import open_samples
-    from pipelines.samples.labels import check_labels, numbered_as
+    from pipelines.samples.corpus import check_labels
+    from pipelines.samples.labels import numbered_as
 
     train = open_samples(config.data, trained, own, world)
     sampling = {name: getattr(train.clips, name) for name in ("sampling_rate", "target_fps")}

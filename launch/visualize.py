@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mae3d.io.random import Stream
+
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from pipelines.samples.corpus import Corpus
 
 SECTIONS = ("reconstruction", "attention", "neighbours")
-SAMPLE_STREAM = 0x73686F77  # "show": which samples are chosen under a seed
-POOL_STREAM = 0x706F6F6C  # "pool": which samples neighbours are searched among
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _sections(
             pool = pool_of_table(config.embeddings, corpus)
         else:
             rows = _usable(corpus, data, num_frames=model.config.num_frames)
-            searched = _some(rows, config.pool, seed=config.seed, stream=POOL_STREAM)
+            searched = _some(rows, config.pool, seed=config.seed, stream=Stream.POOL)
             pool = pool_of_dataset(model, corpus, data, searched, device=device)
         sections.append(
             neighbour_section(
@@ -236,7 +236,7 @@ def _choose(corpus: "Corpus", config: VisualizeConfig, data: DataConfig, *, num_
 
     if config.keys:
         return np.array([corpus.find(key) for key in config.keys], dtype=np.int64)
-    return _some(_usable(corpus, data, num_frames=num_frames), config.samples, seed=config.seed, stream=SAMPLE_STREAM)
+    return _some(_usable(corpus, data, num_frames=num_frames), config.samples, seed=config.seed, stream=Stream.SHOW)
 
 
 def _usable(corpus: "Corpus", data: DataConfig, *, num_frames: int) -> "np.ndarray":

@@ -173,7 +173,8 @@ def dali_fault(device: str, index: int, *, run: Callable[..., tuple[int, str, st
 
 def _try_dali(device: str, index: int, run: Callable[..., tuple[int, str, str]]) -> tuple[str, str]:
     """DALI's version, or what went wrong."""
-    code = "from pipelines.decoding.dali import decode_self_test as test; print(test(sys.argv[1], device_id=int(sys.argv[2])))"
+    code = "from pipelines.decoding.dali import decode_self_test as test\n"
+    code += "print(test(sys.argv[1], device_id=int(sys.argv[2])))"
     returned, output, error = run(code, device, str(index))
     if returned == 0:
         return _last_line(output), ""

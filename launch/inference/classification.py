@@ -19,8 +19,8 @@ from launch.common.tables import write_csv
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from launch.evaluate import EvaluateConfig
     from launch.inference.samples import Samples
+    from launch.inference.settings import EvaluateConfig
     from mae3d.distributed import World
     from mae3d.model.classifier import Classifier
     from mae3d.model.config import ClassifierConfig
@@ -44,8 +44,8 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     import pyarrow.parquet as pq
 
     from launch.common.clip_options import agreed_model_file, trained_data
-    from launch.evaluate import common_settings
     from launch.inference.samples import open_samples
+    from launch.inference.settings import common_settings
     from launch.inference.sharded_table import Parts, fill, sample_keys
     from mae3d.io.files import write_text
     from mae3d.weights.files import load_classifier
@@ -99,7 +99,8 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
 
 def _number_labels(samples: "Samples", own: "ClassifierConfig") -> None:
     """The dataset's labels under the model's numbers, checked; a dataset without any label is none's to match."""
-    from pipelines.samples.labels import check_labels, numbered_as
+    from pipelines.samples.corpus import check_labels
+    from pipelines.samples.labels import numbered_as
 
     corpus, rows = samples.corpus, samples.rows
     if not len(corpus.labels.values):

@@ -19,7 +19,7 @@ from launch.common.tables import aligned, write_csv
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from launch.evaluate import EvaluateConfig
+    from launch.inference.settings import EvaluateConfig
     from mae3d.distributed import World
     from mae3d.model.config import MAEConfig
     from mae3d.model.mae import MAE
@@ -41,8 +41,8 @@ def predict(config: "EvaluateConfig", world: "World") -> str:
     import pyarrow.parquet as pq
 
     from launch.common.clip_options import agreed_model_file, trained_data
-    from launch.evaluate import common_settings
     from launch.inference.samples import open_samples
+    from launch.inference.settings import common_settings
     from launch.inference.sharded_table import Parts, fill, sample_keys
     from mae3d.model.masking import other_masks
     from mae3d.weights.files import load_model

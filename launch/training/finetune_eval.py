@@ -4,10 +4,12 @@ validator = Validator(config, own, corpus, world, steps_per_epoch=loader.steps_p
 fit(..., validation=validator.of(engine))
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from launch.common.clip_options import ClipsConfig
 from launch.training.heldout import open_held_out, over_samples
 from mae3d.model.config import ClassifierConfig
 
@@ -48,7 +50,7 @@ class Validator:
         Raises:
             ValueError: nothing to validate on, samples that are trained on, or labels that the classifier lacks.
         """
-        from pipelines.samples.labels import check_labels
+        from pipelines.samples.corpus import check_labels
 
         self._val, self._own, self._world = config.val, own, world
         self._steps_per_epoch = steps_per_epoch
@@ -83,7 +85,8 @@ class Validator:
         return Validation(every, lambda step, stopping: self.scores(engine, stopping), best=best)
 
     def scores(self, engine: "Engine", stopping: "Callable[[], bool]") -> dict[str, float]:
-        """`mae3d.analysis.scores.summary` of the weights to use over all samples that can be read; every process calls it.
+        """`mae3d.analysis.scores.summary` of the weights to use over all samples that can be read; every process calls
+        it.
 
         Raises:
             Interrupted: `stopping()` was true.
@@ -120,3 +123,30 @@ class Validator:
         for i, of_one in enumerate(labels):
             many_hot[i, of_one] = 1
         return many_hot
+
+
+@dataclass(frozen=True)
+class ValConfig(ClipsConfig):
+    """The clips to validate on, at fixed places and crops; sampled as the training clips where nothing else is said.
+
+    Attributes:
+        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
+            are then the training's too, unless others are given.
+        every: epochs between validations, each of which writes a checkpoint; the best one is kept. 0 validates after
+            the last step only, null never.
+        num_clips: clips of each sample.
+        num_crops: crops of each clip.
+        batch: samples at a time.
+    """
+
+    every: float | None = 1.0
+    num_clips: int = 1
+    num_crops: int = 1
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 0:
+            raise ValueError(f"val.every={self.every} must be 0 or more")
+        for name in ("num_clips", "num_crops", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"val.{name}={getattr(self, name)} must be 1 or more")

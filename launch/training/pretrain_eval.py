@@ -8,12 +8,14 @@ training, of which no random number is drawn. So runs that only differ in what t
 """
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from launch.common.clip_options import ClipsConfig
 from launch.training.heldout import HeldOut, open_held_out, over_samples
+from mae3d.io.random import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EVAL_STREAM = 0x6576616C  # "eval": which samples are drawn, and their masks
 NEIGHBOURS = 20  # as launch/probe.py's first figure
 
 
@@ -215,12 +216,12 @@ class Monitor:
     def _noise(self, positions: list[int]) -> "torch.Tensor":
         from mae3d.model.masking import mask_noise
 
-        return mask_noise(seed=EVAL_STREAM, epoch=0, positions=positions, views=1, tokens=self._own.num_tokens)
+        return mask_noise(seed=Stream.EVAL, epoch=0, positions=positions, views=1, tokens=self._own.num_tokens)
 
 
 def _some(rows: np.ndarray, count: int) -> np.ndarray:
     """At most so many rows, always the same, in order."""
-    generator = np.random.Generator(np.random.Philox(key=[0, EVAL_STREAM]))
+    generator = np.random.Generator(np.random.Philox(key=[0, Stream.EVAL]))
     return np.sort(generator.choice(rows, size=min(count, len(rows)), replace=False))
 
 
@@ -230,3 +231,31 @@ def _targets(corpus: "Corpus", rows: np.ndarray, num_classes: int) -> np.ndarray
     for i, row in enumerate(rows.tolist()):
         targets[i, corpus.labels_of(row)] = 1
     return targets
+
+
+@dataclass(frozen=True)
+class EvalConfig(ClipsConfig):
+    """Held-out clips to look at while pretraining, at fixed places under fixed masks; may change from start to start.
+
+    Attributes:
+        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
+            are then the training's too, unless others are given.
+        every: steps between evaluations, each of which writes a checkpoint; the one with the lowest held-out loss is
+            kept, and is what RUN stands for from then on. The last step always has one. 0 = never.
+        samples: most samples that take part, always the same ones.
+        pool: labelled training samples, at most, among which the held-out ones' nearest neighbours (k = 20) are
+            searched where there are labels; 0 = no neighbours.
+        pictures: samples on the picture of each evaluation, RUN/eval/step-....png; 0 = none.
+        batch: samples at a time.
+    """
+
+    every: int = 0
+    samples: int = 256
+    pool: int = 1024
+    pictures: int = 4
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("samples", 1), ("pool", 0), ("pictures", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"eval.{name}={getattr(self, name)} must be {least} or more")

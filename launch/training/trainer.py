@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from launch.common.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
-from mae3d.training.config import LogConfig, OptimConfig, RunConfig, TrainConfig
+from mae3d.tracking.config import LogConfig
+from mae3d.training.config import OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@
     scores, chosen = attentive_scores(train_tokens, targets, test_tokens, several=False, device=device)
 
 Every probe is fixed: what it chooses, it chooses on the train set, so that numbers of two models can be compared.
-mae3d.analysis.scores judges the scores. n train and m test samples, D width, L tokens, C classes; targets are (n, C) of 0 and 1,
-one 1 a row unless `several`.
+mae3d.analysis.scores judges the scores. n train and m test samples, D width, L tokens, C classes; targets are (n, C) of
+0 and 1, one 1 a row unless `several`.
 """
 
 import warnings
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mae3d.analysis.scores import hits_at, mean_average_precision
+from mae3d.io.random import Stream
 
 KNN = (1, 5, 10, 20)  # k = 20 is DINO's (Caron et al. 2021, appendix F.1 and table 2)
 PAIRS = 2**24  # of a test and a train sample that are compared at a time, 16 bytes each
@@ -26,7 +27,6 @@ C_GRID = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: 1 / s
 HELD_OUT = 0.2  # of the train set, to choose C on
 MAX_ITERATIONS = 1000  # of L-BFGS, as in CLIP's linear probes (Radford et al. 2021, appendix A.3)
 EPOCHS, MIN_STEPS, BATCH, PEAK_LR, WEIGHT_DECAY = 20, 500, 64, 1e-3, 0.01  # of the attentive probe
-STREAM = 0x70726F62  # "prob": what is drawn here under a seed
 
 Array = NDArray[Any]
 
@@ -107,7 +107,7 @@ def held_out(targets: Array, *, seed: int = 0) -> NDArray[np.bool_]:
     """
     rarity = np.where(targets > 0, targets.sum(axis=0), np.inf)
     own = np.where((targets > 0).any(axis=1), rarity.argmin(axis=1), -1)
-    luck = np.random.Generator(np.random.Philox(key=[seed, STREAM])).random(len(targets))
+    luck = np.random.Generator(np.random.Philox(key=[seed, Stream.PROBE])).random(len(targets))
     held = np.zeros(len(targets), dtype=bool)
     for one in np.unique(own):
         of_class = np.flatnonzero(own == one)
@@ -118,7 +118,7 @@ def held_out(targets: Array, *, seed: int = 0) -> NDArray[np.bool_]:
 
 def few_shot_rows(targets: Array, *, shots: int, seed: int) -> NDArray[np.int64]:
     """Ascending rows of K samples of each class, all where there are fewer; K of one seed are among its K' > K."""
-    luck = np.random.Generator(np.random.Philox(key=[seed, STREAM])).random(len(targets))
+    luck = np.random.Generator(np.random.Philox(key=[seed, Stream.PROBE])).random(len(targets))
     chosen = [of[np.argsort(luck[of])[:shots]] for of in (np.flatnonzero(column) for column in targets.T)]
     return np.unique(np.concatenate(chosen)).astype(np.int64)
 
@@ -170,7 +170,7 @@ def attentive_scores(
     Returns:
         (m, C) logits, and how it was trained.
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed, STREAM]))
+    generator = np.random.Generator(np.random.Philox(key=[seed, Stream.PROBE]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe = AttentiveProbe(train.shape[-1], targets.shape[1], num_heads=num_heads).to(device)

@@ -27,9 +27,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mae3d.io.files import sha256_of, stream_tensors, sync, write_text
+from mae3d.io.files import sha256_of, sync, write_text
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.weights.files import CHECKPOINTS, LATEST, MODEL_FILE, model_metadata
+from mae3d.weights.tensors import stream_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -302,9 +303,3 @@ def remove(folder: Path) -> None:
         shutil.rmtree(doomed)
     except OSError as error:
         logger.warning("%s could not be removed (%s)", folder, error)
-
-
-if __name__ == "__main__":
-    from mae3d.checkpoints.table import main
-
-    raise SystemExit(main())

@@ -5,15 +5,13 @@ python -m mae3d.checkpoint inspect RUN --full        # reads every file and comp
 python -m mae3d.checkpoint inspect RUN --step 500    # the files of one
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints.format import MANIFEST, STATE, CheckpointError
-from mae3d.tracking.run_dir import Run, read_metrics
+from mae3d.tracking.run_dir import read_metrics
 from mae3d.weights.files import BEST, CHECKPOINTS, LATEST
 
 
@@ -120,46 +118,6 @@ def files_of(folder: Path, *, full: bool) -> list[str]:
         told = checkpoint.damage_of(folder / name, entry, full=full) or "ok"
         lines.append(f"{_size(entry['bytes']):>10}  {name}  {entry['sha256'][:12]}  {told}")
     return lines
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m mae3d.checkpoint`; the exit code: 0, 2 for bad usage or where no checkpoint is whole."""
-    parser = argparse.ArgumentParser(prog="python -m mae3d.checkpoint", description=str(__doc__).splitlines()[0])
-    inspect = parser.add_subparsers(dest="command", required=True).add_parser("inspect", help="a run's checkpoints")
-    inspect.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
-    inspect.add_argument("--step", type=int, help="the files of this step's checkpoint")
-    inspect.add_argument("--full", action="store_true", help="compare every file's sha256, not only names and sizes")
-    arguments = parser.parse_args(argv)
-    run, full = arguments.run, arguments.full
-    try:
-        entries = look(run, full=full)
-        if not entries:
-            raise CheckpointError(f"{run / CHECKPOINTS}: no checkpoints are here")
-        if arguments.step is not None:
-            entries = [entry for entry in entries if checkpoint.step_of(entry.name) == arguments.step]
-            if not entries:
-                raise CheckpointError(f"{run / CHECKPOINTS}: no checkpoint of step {arguments.step}")
-        print(*table(run, entries, remote=_remote_of(run)), sep="\n")
-        if arguments.step is not None:
-            print(*files_of(checkpoint.step_folder(run, arguments.step), full=full), sep="\n")
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 2 if all(entry.damage for entry in entries) else 0
-
-
-def _remote_of(run: Path) -> tuple[str, list[str]] | None:
-    """Where the run is mirrored to, and what is complete there; told if it cannot be asked."""
-    url = Run(run).stored().get("run", {}).get("remote")
-    if not url:
-        return None
-    from mae3d.checkpoints.mirror import complete
-
-    try:
-        return url, complete(url)
-    except (OSError, ValueError) as error:
-        print(f"{url}: cannot be asked ({getattr(error, 'strerror', None) or error})", file=sys.stderr)
-        return None
 
 
 def _number(value: float | None, form: str) -> str:

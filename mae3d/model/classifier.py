@@ -13,10 +13,9 @@ path draw from torch's generators, which the trainer seeds anew for each micro-b
 import numpy as np
 from torch import Tensor, nn
 
+from mae3d.io.random import Stream
 from mae3d.model.config import ClassifierConfig
 from mae3d.model.encoder import Encoder
-
-STREAM = 0x64726F70  # "drop": keeps this stream apart from those of masks and mixing under the same seed
 
 
 class Classifier(nn.Module):
@@ -110,5 +109,5 @@ def drop_seed(seed: int, *, step: int, rank: int, micro: int = 0) -> int:
     Returns:
         63 bits, a pure function of the arguments (counter-based: Philox 4x64).
     """
-    bits = np.random.Philox(key=[seed, STREAM], counter=[0, micro, rank, step])
+    bits = np.random.Philox(key=[seed, Stream.DROP], counter=[0, micro, rank, step])
     return int(bits.random_raw()) >> 1

@@ -4,9 +4,7 @@ python -m mae3d.metrics plot RUN [RUN2 ...] --out curves.png --keys loss eval_lo
 python -m mae3d.metrics summary RUN
 """
 
-import argparse
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,31 +188,3 @@ def _model(run: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"python launch/finetune.py --init {run} --data.shards {shards} --val.shards VAL --run.dir {run}-fine",
         ]
     yield "next", "\n         ".join([*commands, f"python launch/export.py {run} {run}-model"])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m mae3d.metrics`; the exit code: 0, 2 for bad usage or a run without lines, 3 where it cannot write."""
-    parser = argparse.ArgumentParser(prog="python -m mae3d.metrics", description=str(__doc__).splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    plot = commands.add_parser("plot", help="curves of one or several runs, as a PNG")
-    plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
-    plot.add_argument("--out", type=Path, default=Path("curves.png"), help="the PNG (curves.png)")
-    plot.add_argument("--keys", nargs="+", help="what is drawn, as named in metrics.jsonl; default: what there is")
-    told = commands.add_parser("summary", help="what a run came to, in words")
-    told.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "summary":
-            print(summary(arguments.run))
-        else:
-            from mae3d.tracking.plots import plot_curves
-
-            plot_curves({run: rows_of(run) for run in arguments.runs}, arguments.out, keys=arguments.keys)
-            print(f"curves: {arguments.out}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or arguments.out}: {error.strerror or error}", file=sys.stderr)
-        return 3
-    return 0

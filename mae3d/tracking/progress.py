@@ -12,10 +12,10 @@ from typing import Any
 from tqdm import tqdm
 
 from mae3d.distributed import World
+from mae3d.tracking.config import LogConfig
 from mae3d.tracking.history import SCORES
 from mae3d.tracking.run_dir import Run
 from mae3d.tracking.trackers import open_trackers
-from mae3d.training.config import LogConfig
 
 _HOURS_AFTER = 10  # steps after which the rest of the run can be foretold
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mae3d.io.files import write_text
+from mae3d.tracking.config import LogConfig
 from mae3d.tracking.run_dir import Run
-from mae3d.training.config import LogConfig
 
 logger = logging.getLogger(__name__)
 

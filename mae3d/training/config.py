@@ -179,25 +179,3 @@ class RunConfig:
         """Of a run in a folder below this one, here and behind the URL."""
         remote = f"{self.remote.rstrip('/')}/{name}" if self.remote else ""
         return replace(self, dir=f"{self.dir.rstrip('/')}/{name}", remote=remote)
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """What is written while training; may change from start to start.
-
-    Attributes:
-        every: steps between lines of metrics.jsonl and of the console.
-        tensorboard: write them for TensorBoard as well, in RUN/tensorboard; needs the package tensorboard.
-        wandb: a Weights & Biases project that they also go to, PROJECT or ENTITY/PROJECT; needs the package wandb and
-            its key (`wandb login`, or WANDB_API_KEY). A resumed run goes on with its W&B run.
-        wandb_mode: `online`, or `offline`: kept in RUN/wandb for `wandb sync`.
-    """
-
-    every: int = 10
-    tensorboard: bool = False
-    wandb: str = ""
-    wandb_mode: Literal["online", "offline"] = "online"
-
-    def __post_init__(self) -> None:
-        if self.every <= 0:
-            raise ValueError(f"log.every={self.every} must be greater than 0")

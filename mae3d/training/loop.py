@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mae3d.distributed import World
 from mae3d.model.config import ClassifierConfig, MAEConfig
+from mae3d.tracking.config import LogConfig
 from mae3d.tracking.progress import Journal
 from mae3d.tracking.run_dir import DONE, SPIKES, STOP, STOPPED, Run
 from mae3d.training.anomalies import Guard, TrainingError
-from mae3d.training.config import LogConfig
 from mae3d.training.engine import Engine
 from mae3d.training.metrics import Meter
 from mae3d.training.saver import Saver

@@ -186,9 +186,3 @@ class Meter:
         """Goes on with an unfinished interval and with what `totals` gave."""
         self._counts = counts
         self.restart(state["losses"])
-
-
-if __name__ == "__main__":
-    from mae3d.tracking.history import main
-
-    raise SystemExit(main())

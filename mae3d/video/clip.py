@@ -4,8 +4,8 @@
     model.encoder(clip)
 
 Many videos are better preprocessed into shards once. Which frames and which square are those of the shards' testing
-clips (pipelines/sampling/windows.py, one clip and one crop); frames are chosen by their times, so that a variable rate is no
-matter. Needs PyAV, which is imported when a file is opened. Only files are opened: no network, no playlists.
+clips (pipelines/sampling/windows.py, one clip and one crop); frames are chosen by their times, so that a variable rate
+is no matter. Needs PyAV, which is imported when a file is opened. Only files are opened: no network, no playlists.
 """
 
 from bisect import bisect_right

@@ -1,6 +1,6 @@
 """A file ─► its container and video stream, opened in such a way that nothing else is: PyAV (FFmpeg in a wheel).
 
-    container, stream = open_container(Path("clip.mp4"), max_pixels=1 << 26)
+    container, stream = open_container(Path("clip.mp4"), max_pixels=MAX_PIXELS)
 
 Only the file itself is opened: no network protocol, no playlist, no reference to other files. Decoding is set to one
 thread, so that two runs do not differ.
@@ -16,7 +16,7 @@ import av
 import av.logging
 from av.stream import Disposition
 
-from preprocess.problems import MediaError, raise_unless_of_the_file
+from mae3d.video.errors import MediaError, raise_unless_of_the_file
 
 VIDEO_SUFFIXES = frozenset(
     (
@@ -35,6 +35,8 @@ _FORMATS = (
 # Where each frame stands alone a damaged one is left out; its missing parts would hold whatever was in memory before.
 _STRICT = "crccheck+bitstream+buffer+explode"
 _TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
+
+MAX_PIXELS = 1 << 26  # of one frame, 8192 x 8192, unless a setting allows others
 
 
 def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:

@@ -26,10 +26,9 @@ from typing import Any
 
 import av
 
-from mae3d.video.container import check_readable, open_container
-from preprocess.encode.video_properties import Orientation, orientation
-from preprocess.plan.plan import Settings
-from preprocess.problems import MediaError, raise_unless_of_the_file
+from mae3d.video.container import MAX_PIXELS, check_readable, open_container
+from mae3d.video.errors import MediaError, raise_unless_of_the_file
+from mae3d.video.orientation import Orientation, orientation
 
 _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the declared one
 _STEPS_BACK_S = (0.0, 2.0, 8.0, 32.0, 128.0)  # how far before a span a jump is tried where a nearer one came too late
@@ -322,7 +321,7 @@ class Video:
 
 @contextmanager
 def open_video(
-    path: Path, *, max_pixels: int = Settings.max_pixels, progress: Callable[[str], None] = lambda place: None
+    path: Path, *, max_pixels: int = MAX_PIXELS, progress: Callable[[str], None] = lambda place: None
 ) -> Iterator[Video]:
     """Opens the first real video stream of a file.
 

@@ -24,12 +24,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mae3d.io.files import save_tensors
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
 from mae3d.model.mae import MAE
 from mae3d.weights.convert import classifier_from_foreign, encoder_from_foreign, from_foreign, is_classifier
+from mae3d.weights.tensors import save_tensors
 
 MODEL_FILE = "model.safetensors"
 FOREIGN_FILE = "checkpoint.pth"  # an exported folder in another project's format

@@ -3,7 +3,8 @@
 apply_views(clips, views)       # clips: (V, T, H, W, C) uint8, changed in place; views: one View for each
 
 Every op takes and gives uint8 (T, H, W, C) and treats all frames alike. The reference is PIL, frame by frame, as timm
-applies it (tests/pipelines/decoding/test_transforms.py): most ops give its very pixels, none differs by more than 1. Hence pixels are cut
+applies it (tests/pipelines/decoding/test_transforms.py): most ops give its very pixels, none differs by more than 1.
+Hence pixels are cut
 off to whole numbers after every op, as PIL does, and shapes change by PIL's bicubic kernel, which mae_st's RandAugment
 has too. torchvision's own ops are not used: they keep floats or round elsewhere, and are slower on whole clips.
 """

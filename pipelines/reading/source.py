@@ -19,10 +19,10 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
+from mae3d.io.random import Stream, philox
 from pipelines.reading.jpeg_header import HeaderError, scan_offset
 from pipelines.reading.shard_reader import DataError, ShardReader, ShardVanishedError
 from pipelines.samples.corpus import Corpus
-from pipelines.sampling.order import SUBSTITUTE_STREAM, philox
 from pipelines.sampling.requests import BatchRequest, ClipRequest
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def substitute(corpus: Corpus, clip: ClipRequest, attempt: int, *, spares: np.nd
 
     It is drawn from all of them, for the neighbours of a sample in a lost shard are lost as well.
     """
-    row = int(spares[philox(clip.row, SUBSTITUTE_STREAM, epoch=attempt).integers(len(spares))])
+    row = int(spares[philox(clip.row, Stream.SUBSTITUTE, epoch=attempt).integers(len(spares))])
     frames = np.minimum(clip.frames, corpus.num_frames[row] - 1)
     height_ratio = corpus.height[row] / corpus.height[clip.row]
     width_ratio = corpus.width[row] / corpus.width[clip.row]

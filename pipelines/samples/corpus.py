@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 
 from pipelines.config import DataConfig, is_url
-from pipelines.samples.labels import Labels, numbered_as, read_labels, united_labels
+from pipelines.samples.labels import SHOWN, Labels, listed, numbered_as, read_labels, united_labels
 from preprocess.dataset.index import META_NAME, Dataset, DatasetError, FrameSpans, open_dataset
 
 if TYPE_CHECKING:
@@ -279,3 +280,51 @@ def open_corpus(
 
 def _joined(columns: list[np.ndarray]) -> np.ndarray:
     return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
+def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int, several: bool, training: bool = True) -> None:
+    """Whether a classifier of `num_classes` can be trained, or validated, on these samples: before any training.
+
+    Args:
+        corpus: has the labels.
+        rows: (n,) the training samples.
+        num_classes: labels run from 0 to num_classes - 1.
+        several: whether a sample may have several labels, or none.
+        training: whether every class must have a sample.
+
+    Raises:
+        DatasetError: labels out of range, or samples without one or with several, listed; or classes without a training
+            sample, by name.
+    """
+    labels = corpus.labels
+    if not several:
+        odd = rows[labels.per_sample[rows] != 1]
+        if len(odd):
+            bad = [
+                f"{corpus.name(row)}, key {corpus.key(row)} ({labels.per_sample[row]})" for row in odd[:SHOWN].tolist()
+            ]
+            raise DatasetError(
+                f"{corpus}: {len(odd)} of {len(rows)} samples do not have one label each: "
+                f"{listed(bad, len(odd))}. Give labels with --data.labels FILE, leave these out with "
+                "--data.select.names FILE, or --model.multi_label true where samples may have any number"
+            )
+    sample = np.repeat(np.arange(len(corpus)), labels.per_sample)
+    taken = np.isin(sample, rows)
+    outside = taken & ((labels.values < 0) | (labels.values >= num_classes))
+    if outside.any():
+        bad = [
+            f"{value} ({corpus.name(row)}, key {corpus.key(row)})"
+            for value, row in zip(labels.values[outside][:SHOWN], sample[outside][:SHOWN].tolist(), strict=True)
+        ]
+        raise DatasetError(
+            f"{corpus}: {outside.sum()} labels are out of range for {num_classes} classes (0 to {num_classes - 1}): "
+            f"{listed(bad, int(outside.sum()))}. Give the right number of classes, or other labels "
+            "with --data.labels FILE"
+        )
+    missing = np.setdiff1d(np.arange(num_classes), labels.values[taken]).tolist()
+    if training and missing:
+        told = [f"{i} ({labels.names[i]})" if i < len(labels.names) else str(i) for i in missing[:SHOWN]]
+        raise DatasetError(
+            f"{corpus}: {len(missing)} of {num_classes} classes have no training sample: "
+            f"{listed(told, len(missing))}. Give fewer classes, or other samples (data.select.*, data.labels)"
+        )

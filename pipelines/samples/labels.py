@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from preprocess.dataset.index import Dataset, DatasetError
 
 if TYPE_CHECKING:
-    from pipelines.samples.corpus import Corpus
+    pass
 
 Array = Any  # a pa.Array; the stubs of pyarrow do not know which
-_SHOWN = 10  # so many of a list stand in a message
+SHOWN = 10  # so many of a list stand in a message
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def numbered_as(labels: Labels, classes: Sequence[str], *, rows: np.ndarray | No
     if unknown := [name for name in used if name not in set(classes)]:
         raise DatasetError(
             f"{len(unknown)} classes of the dataset are none of the model's {len(classes)}: "
-            f"{_listed([repr(name) for name in unknown[:_SHOWN]], len(unknown))}. Leave their samples out "
+            f"{listed([repr(name) for name in unknown[:SHOWN]], len(unknown))}. Leave their samples out "
             "(--data.select.names FILE), or rename them with --data.labels FILE"
         )
     number = {name: i for i, name in enumerate(classes)}
@@ -148,55 +148,7 @@ def numbered_as(labels: Labels, classes: Sequence[str], *, rows: np.ndarray | No
     return Labels(labels.offsets, values, list(classes), labels.note)
 
 
-def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int, several: bool, training: bool = True) -> None:
-    """Whether a classifier of `num_classes` can be trained, or validated, on these samples: before any training.
-
-    Args:
-        corpus: has the labels.
-        rows: (n,) the training samples.
-        num_classes: labels run from 0 to num_classes - 1.
-        several: whether a sample may have several labels, or none.
-        training: whether every class must have a sample.
-
-    Raises:
-        DatasetError: labels out of range, or samples without one or with several, listed; or classes without a training
-            sample, by name.
-    """
-    labels = corpus.labels
-    if not several:
-        odd = rows[labels.per_sample[rows] != 1]
-        if len(odd):
-            bad = [
-                f"{corpus.name(row)}, key {corpus.key(row)} ({labels.per_sample[row]})" for row in odd[:_SHOWN].tolist()
-            ]
-            raise DatasetError(
-                f"{corpus}: {len(odd)} of {len(rows)} samples do not have one label each: "
-                f"{_listed(bad, len(odd))}. Give labels with --data.labels FILE, leave these out with "
-                "--data.select.names FILE, or --model.multi_label true where samples may have any number"
-            )
-    sample = np.repeat(np.arange(len(corpus)), labels.per_sample)
-    taken = np.isin(sample, rows)
-    outside = taken & ((labels.values < 0) | (labels.values >= num_classes))
-    if outside.any():
-        bad = [
-            f"{value} ({corpus.name(row)}, key {corpus.key(row)})"
-            for value, row in zip(labels.values[outside][:_SHOWN], sample[outside][:_SHOWN].tolist(), strict=True)
-        ]
-        raise DatasetError(
-            f"{corpus}: {outside.sum()} labels are out of range for {num_classes} classes (0 to {num_classes - 1}): "
-            f"{_listed(bad, int(outside.sum()))}. Give the right number of classes, or other labels "
-            "with --data.labels FILE"
-        )
-    missing = np.setdiff1d(np.arange(num_classes), labels.values[taken]).tolist()
-    if training and missing:
-        told = [f"{i} ({labels.names[i]})" if i < len(labels.names) else str(i) for i in missing[:_SHOWN]]
-        raise DatasetError(
-            f"{corpus}: {len(missing)} of {num_classes} classes have no training sample: "
-            f"{_listed(told, len(missing))}. Give fewer classes, or other samples (data.select.*, data.labels)"
-        )
-
-
-def _listed(first: list[str], count: int) -> str:
+def listed(first: list[str], count: int) -> str:
     return ", ".join(first) + (", …" if count > len(first) else "")
 
 

@@ -14,15 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Stream tags keep the draws of different purposes apart; each is the second word of a Philox key.
-ORDER_STREAM, WINDOW_STREAM, CROP_STREAM = 0x6F726465, 0x77696E64, 0x63726F70
-RAND_AUGMENT_STREAM, JITTER_STREAM, ERASE_STREAM = 0x72616E64, 0x6A697474, 0x65726173
-SUBSTITUTE_STREAM = 0x73756273
-
-
-def philox(seed: int, stream: int, *, epoch: int, position: int = 0, view: int = 0) -> np.random.Generator:
-    """A generator that depends on nothing but its arguments (counter-based: Salmon et al., SC 2011)."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, view, position, epoch]))
+from mae3d.io.random import Stream, philox
 
 
 def micro_batch(global_batch: int, *, world: int, accumulation: int) -> int:
@@ -144,7 +136,7 @@ class Order:
 
     def _draw(self, epoch: int) -> np.ndarray:
         """The epoch's samples by position, (samples_per_epoch,) int32."""
-        rng = philox(self.seed, ORDER_STREAM, epoch=epoch)
+        rng = philox(self.seed, Stream.ORDER, epoch=epoch)
         everything = rng.permutation(np.arange(len(self.shard), dtype=np.int32))
         return everything if len(self.shares) == 1 else everything[self._taken(everything)]
 
@@ -201,7 +193,7 @@ class ShardOrder(Order):
         return f"shuffled shards, {mixed} of them mixed at a time ({self.lanes} lanes x {self.block_shards})"
 
     def _draw(self, epoch: int) -> np.ndarray:
-        rng = philox(self.seed, ORDER_STREAM, epoch=epoch)
+        rng = philox(self.seed, Stream.ORDER, epoch=epoch)
         sequence = self._by_shuffled_shards(rng, np.arange(len(self.shard), dtype=np.int32))
         if len(self.shares) > 1:  # whole shards of each dataset; then the shards of all are shuffled together
             sequence = self._by_shuffled_shards(rng, sequence[self._taken(sequence)])

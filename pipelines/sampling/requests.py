@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from mae3d.io.random import Stream, philox
 from pipelines.config import DataConfig, RandAugment
 from pipelines.samples.corpus import Corpus
 from pipelines.sampling.augment import (
@@ -21,14 +22,6 @@ from pipelines.sampling.augment import (
     draw_rand_augment,
     draw_short_side_crop,
     evaluation_crops,
-)
-from pipelines.sampling.order import (
-    CROP_STREAM,
-    ERASE_STREAM,
-    JITTER_STREAM,
-    RAND_AUGMENT_STREAM,
-    WINDOW_STREAM,
-    philox,
 )
 from pipelines.sampling.windows import (
     clip_stride,
@@ -130,7 +123,7 @@ def training_request(
             for view in range(config.repeat_aug)
         )
         windows = [
-            _draw_window(corpus, config, row, num_frames=num_frames, rng=draws(WINDOW_STREAM, view=window))
+            _draw_window(corpus, config, row, num_frames=num_frames, rng=draws(Stream.WINDOW, view=window))
             for window in range(num_windows)
         ]
         if config.windows == "shared":
@@ -144,7 +137,7 @@ def _draw_view(
     config: DataConfig, draws: Callable[..., np.random.Generator], number: int, *, height: int, width: int, size: int
 ) -> View:
     """Each purpose has a stream of its own: switching one on moves nothing of the others."""
-    rng = draws(CROP_STREAM, view=number)
+    rng = draws(Stream.CROP, view=number)
     if config.short_side[0]:
         crop = draw_short_side_crop(
             rng, height=height, width=width, size=size, short_side=config.short_side, flip=config.flip
@@ -153,12 +146,12 @@ def _draw_view(
         crop = draw_crop(rng, height=height, width=width, area=config.area, aspect=config.aspect, flip=config.flip)
     ops: tuple[Op, ...] = ()
     if config.rand_augment:
-        ops += draw_rand_augment(draws(RAND_AUGMENT_STREAM, view=number), RandAugment.parse(config.rand_augment))
+        ops += draw_rand_augment(draws(Stream.RAND_AUGMENT, view=number), RandAugment.parse(config.rand_augment))
     if config.colour_jitter:
-        ops += draw_jitter(draws(JITTER_STREAM, view=number), config.colour_jitter)
+        ops += draw_jitter(draws(Stream.JITTER, view=number), config.colour_jitter)
     if not config.erase:
         return View(crop, ops)
-    return View(crop, ops, draw_erase(draws(ERASE_STREAM, view=number), size=size, probability=config.erase))
+    return View(crop, ops, draw_erase(draws(Stream.ERASE, view=number), size=size, probability=config.erase))
 
 
 def _draw_window(

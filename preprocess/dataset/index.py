@@ -26,9 +26,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
+from mae3d.io.files import sha256_of
 from preprocess.dataset.dataset import BLOCK, REJECTED_NAME, Dataset, FrameSpans, frame_offsets, mapped_numbers
 from preprocess.dataset.schema import FRAMES_SCHEMA, ROWS_SCHEMA, SCHEMA_VERSION, DatasetError, Shard
-from preprocess.workers.files import sha256_of
 
 __all__ = [  # what trainers and tools may use
     "BLOCK",

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocess.workers.files import replace_file
+from mae3d.io.files import replace_file
 
 SCHEMA_VERSION = 1
 
@@ -114,3 +114,13 @@ def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
         raise DatasetError(f"{path}: not a shard's table ({error}); remove it and run the build again") from error
     kept = int(np.count_nonzero(table["num_frames"].to_numpy()))
     return table, Shard(path.with_suffix(".tar").name, tar_bytes, sha256, kept)
+
+
+def shard_name(number: int) -> str:
+    """shard-00003: the stem of a shard's files."""
+    return f"shard-{number:05d}"
+
+
+def shard_files(number: int) -> list[str]:
+    """The names of a shard's files, in the order in which they are written."""
+    return [f"{shard_name(number)}{suffix}" for suffix in (".tar", ".idx", ".parquet")]

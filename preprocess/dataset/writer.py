@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sha256_of
 from preprocess.dataset.index import LAYOUT, META_NAME, REJECTED_NAME
 from preprocess.dataset.schema import (
     FRAMES_SCHEMA,
@@ -33,7 +34,6 @@ from preprocess.dataset.schema import (
     SCHEMA_VERSION,
     read_shard_table,
 )
-from preprocess.workers.files import TEMPORARY_PREFIX, replace_file, sha256_of
 
 _FRAMES_PER_BATCH = 1 << 22  # frames-<hash>.arrow: few, large batches, so that a reader finds a row quickly
 _ROWS_PER_GROUP = 1 << 15  # a reader of one name reads one group

@@ -1,4 +1,5 @@
-"""The child of `preprocess.workers.decoder`: requests on standard input, answers on standard output, a line of JSON each.
+"""The child of `preprocess.workers.decoder`: requests on standard input, answers on standard output, a line of JSON
+each.
 
     python -m preprocess.encode.decoder_main PAGE PARENT      # a file descriptor and a process id; see there
 
@@ -20,11 +21,11 @@ from typing import Any
 
 from PIL import Image
 
+from mae3d.video.errors import MediaError
 from mae3d.video.reader import KeptVideo, open_video
 from preprocess.encode.shard import write_sample
 from preprocess.encode.tar_writer import TarWriter
 from preprocess.plan.plan import PlannedSample, Settings
-from preprocess.problems import MediaError
 from preprocess.workers.decoder import COUNT_BYTES, PAGE_BYTES
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -5,7 +5,8 @@
 
 Frames of one sample have one size: the first frame's, its short side scaled down to `short_side`, never up. Every
 stored frame was decoded once, strictly: a frame that is damaged costs its sample (frame folders; see
-`preprocess.encode.images`), or itself (videos; see `mae3d.video.reader`). Nothing larger than a frame is held in memory.
+`preprocess.encode.images`), or itself (videos; see `mae3d.video.reader`). Nothing larger than a frame is held in
+memory.
 """
 
 import math
@@ -13,36 +14,20 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
 
+from mae3d.video.errors import MediaError, raise_unless_of_the_file
 from mae3d.video.reader import Video, effective_fps, open_video
 from preprocess.encode.images import announced_size, jpeg_header, natural_size, scaled_size, stored_frame
 from preprocess.encode.video_frames import FrameEncoder
 from preprocess.encode.video_properties import Looks, mixed_sizes
-from preprocess.plan.plan import PlannedSample, Settings
-from preprocess.problems import MediaError, raise_unless_of_the_file
-from preprocess.sources.frame_names import frame_name
+from preprocess.plan.plan import Facts, PlannedSample, Settings, frame_name
 
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
 _BYTES_A_PIXEL = 8  # of an image file at most: four channels of 16 bits that did not compress
 _CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What became of a sample; `remark` is (reason, message) if it is kept, but not as it was."""
-
-    num_frames: int
-    first: int  # number of the first frame in the source
-    stop: int  # one more than the number of the last
-    fps: float  # of the stored frames; NaN = unknown
-    start_s: float  # NaN = unknown
-    width: int
-    height: int
-    remark: tuple[str, str] | None = None
 
 
 def media_files(row: PlannedSample, settings: Settings) -> list[str]:

@@ -3,8 +3,10 @@
     build_shard(3, plan.shard(3), roots=(Folder(Path("clips")),), settings=Settings(), out=Path("out"))
 
 A pure function of its arguments: what it writes does not depend on the worker, the host, the time or earlier tries.
-Media are read, and frames written, by the child of `preprocess.workers.decoder`; what hangs or kills it costs its sample.
-The tar and the .idx are those of `preprocess.encode.tar_writer`. The .parquet comes last: where it is, the shard is done.
+Media are read, and frames written, by the child of `preprocess.workers.decoder`; what hangs or kills it costs its
+sample.
+The tar and the .idx are those of `preprocess.encode.tar_writer`. The .parquet comes last: where it is, the shard is
+done.
 """
 
 import json
@@ -15,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mae3d.io.files import replace_file
+from mae3d.video.errors import MediaError
 from mae3d.video.reader import Video, open_video
-from preprocess.dataset.schema import write_shard_table
-from preprocess.encode.sample import Facts, encode_sample, media_files
+from preprocess.dataset.schema import shard_name, write_shard_table
+from preprocess.encode.sample import encode_sample, media_files
 from preprocess.encode.tar_writer import IDX_VERSION, GrowingHash, TarWriter
-from preprocess.plan.plan import PlannedSample, Settings
-from preprocess.problems import MediaError
+from preprocess.plan.plan import Facts, PlannedSample, Settings
 from preprocess.sources.roots import Root
 from preprocess.workers.decoder import Written, decoder
-from preprocess.workers.files import replace_file
 
 _NUMBERS = 256  # bytes that the numbers of a sample's .json may take
 
@@ -37,11 +39,6 @@ class ShardResult:
     num_frames: int
     rejected: tuple[tuple[str, str, str], ...]
     remarks: tuple[tuple[str, str, str], ...]
-
-
-def shard_name(number: int) -> str:
-    """shard-00003: the stem of a shard's files."""
-    return f"shard-{number:05d}"
 
 
 def build_shard(

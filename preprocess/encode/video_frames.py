@@ -19,9 +19,9 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from mae3d.video.errors import MediaError
+from mae3d.video.orientation import Orientation, orientation
 from preprocess.encode.images import encode_planes
-from preprocess.encode.video_properties import Orientation, orientation
-from preprocess.problems import MediaError
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _BT601 = (0.299, 0.114)

@@ -8,40 +8,11 @@ looks.remarks((455, 256))                        # [None, ("hdr", "PQ, BT.2020; 
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import av
-import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorPrimaries, ColorTrc
 
 _SQUARE = 0.02  # how far from 1 the aspect of a pixel that passes for square may be
-
-Orientation = tuple[bool, bool, bool]
-
-
-def orientation(frame: av.VideoFrame, known: dict[int, Orientation] | None = None) -> Orientation:
-    """(axes swapped, then mirrored in x, then mirrored in y): how a stored frame becomes upright.
-
-    From the display matrix of the container (FFmpeg's libavutil/display.h): x' = a x + c y, y' = b x + d y.
-
-    Args:
-        frame: a decoded frame.
-        known: by rotation, what was found for other frames of the video. Whoever looks at many frames must give it:
-            a frame whose side data was asked for lives until the garbage collector comes by.
-    """
-    if known is not None and (found := known.get(frame.rotation)) is not None:
-        return found
-    side_data: Any = frame.side_data  # its stub says that it maps from str
-    matrix = side_data.get(SideDataType.DISPLAYMATRIX)
-    if matrix is None:
-        found = False, False, False
-    else:
-        a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5].tolist()
-        found = (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
-    if known is not None:
-        known[frame.rotation] = found
-    return found
 
 
 def hdr_kind(frame: av.VideoFrame) -> str:

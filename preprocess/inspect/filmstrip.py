@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mae3d.io.files import replace_file
 from preprocess.dataset.index import Dataset, DatasetError
-from preprocess.workers.files import replace_file
 
 _GAP = 4  # pixels between frames
 _BACKGROUND = (225, 228, 233)

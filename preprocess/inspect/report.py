@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from mae3d.io.files import replace_file
 from preprocess.dataset.index import REJECTED_NAME, Dataset, open_dataset
 from preprocess.inspect.filmstrip import filmstrip
 from preprocess.inspect.statistics import Chart, Reason, look_over
-from preprocess.workers.files import replace_file
 
 _FRAMES, _FRAME_WIDTH, _JPEG_QUALITY = 8, 136, 80
 _IMAGE_BYTES = 6_000_000  # of all images together, before base64 makes a third more of them

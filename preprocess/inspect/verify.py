@@ -24,14 +24,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mae3d.io.files import TEMPORARY_PREFIX, sha256_of
 from mae3d.io.storage import Storage, is_url
+from mae3d.video.errors import raise_unless_of_the_file
 from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, map_dataset, read_meta
 from preprocess.dataset.writer import settings_hash
 from preprocess.inspect.verify_shard import check_shard
 from preprocess.jobs.lock_store import LOCK_NAME
-from preprocess.problems import raise_unless_of_the_file
 from preprocess.sources.probing import over_processes
-from preprocess.workers.files import TEMPORARY_PREFIX, sha256_of
 
 _GENERATION = re.compile(r"(index|rows|frames)-[0-9a-f]{16}\.(parquet|arrow)")  # older ones may still be in use
 _SHARD = re.compile(r"shard-\d{5,}\.(tar|idx|parquet)")

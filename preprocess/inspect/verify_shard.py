@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow.compute as pc
 
+from mae3d.video.errors import raise_unless_of_the_file
 from preprocess.dataset.index import BLOCK, META_NAME, Dataset, DatasetError, frame_offsets, map_dataset, read_meta
 from preprocess.dataset.schema import read_shard_table
 from preprocess.encode.images import decode_strictly, jpeg_header
 from preprocess.encode.tar_writer import IDX_VERSION, frame_member, index_line, padded, tar_header
-from preprocess.problems import raise_unless_of_the_file
 
 _CHUNK = 1 << 20
 _COLUMNS = ("offset", "num_frames", "first", "fps", "start_s", "width", "height")

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, parse_meta
-from preprocess.encode.shard import ShardResult, shard_name
+from preprocess.dataset.schema import shard_files, shard_name
+from preprocess.encode.shard import ShardResult, build_shard
 from preprocess.jobs.append import OF_SOURCES, Part, begun, differences, extended, parts_of, shards_of
 from preprocess.jobs.estimate import TRIAL_S, Estimate, estimate_of, lines_of, require_room, surely_fits
 from preprocess.jobs.lock import Lock, hold
@@ -38,11 +40,12 @@ from preprocess.jobs.output_state import (
     survey,
     told_when_full,
 )
-from preprocess.plan.plan import Plan, Settings, make_plan, read_plan, write_plan
+from preprocess.plan.plan import Plan, PlannedSample, Settings, make_plan, read_plan, write_plan
 from preprocess.plan.rejects import Rejects, Remarks, some
 from preprocess.problems import Problem
+from preprocess.sources.roots import Root
 from preprocess.sources.source import Source
-from preprocess.workers.executors import Workers, dask_workers, local_workers, make_shard, run_tasks, shard_files
+from preprocess.workers.executors import Workers, dask_workers, local_workers, run_tasks
 from preprocess.workers.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -278,3 +281,16 @@ class _Job:
 
 def _sources(asked: dict[str, Any]) -> str:
     return some([source["name"] for source in asked["sources"]])
+
+
+_one_at_a_time = threading.Lock()  # of the shards of one process, should Dask give its worker several threads
+
+
+def make_shard(
+    number: int, samples: list[PlannedSample], *, roots: Sequence[Root], settings: Settings, output: Output
+) -> ShardResult:
+    """Builds a shard and puts it where it belongs, its table last; arguments as `build_shard`."""
+    with _one_at_a_time, output.work() as folder:
+        result = build_shard(number, samples, roots=roots, settings=settings, out=folder)
+        output.publish(shard_files(number), folder)
+    return result

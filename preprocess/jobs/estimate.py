@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mae3d.io.files import TEMPORARY_PREFIX
+from mae3d.video.errors import MediaError
 from preprocess.encode.sample import media_files
 from preprocess.plan.plan import Plan, PlannedSample, Settings
-from preprocess.problems import MediaError
 from preprocess.sources.roots import Folder, Root
 from preprocess.sources.tar_files import WithTars
 from preprocess.workers.decoder import Written, decoder
-from preprocess.workers.files import TEMPORARY_PREFIX
 
 TRIAL_S = 20.0
 _FRAMES = 90  # of a sample that are tried at most

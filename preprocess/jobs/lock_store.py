@@ -20,8 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.storage import Storage
-from preprocess.workers.files import TEMPORARY_PREFIX
 
 LOCK_NAME = ".lock"  # all locks of a dataset begin so
 STALE_S = 300.0  # of silence, after which an owner on another machine counts as dead

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from preprocess.dataset.index import PLAN_NAME, DatasetError
-from preprocess.encode.shard import shard_name
+from preprocess.dataset.schema import shard_name
 from preprocess.jobs.lock import hold
 from preprocess.jobs.lock_store import LOCK_NAME
 from preprocess.jobs.output import open_output

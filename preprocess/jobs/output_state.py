@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from mae3d.io.files import TEMPORARY_PREFIX
 from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, map_dataset, parse_meta
-from preprocess.dataset.schema import read_shard_table
+from preprocess.dataset.schema import read_shard_table, shard_files
 from preprocess.dataset.writer import write_dataset
 from preprocess.jobs.append import dataset_settings
 from preprocess.jobs.lock import Lock
@@ -29,8 +30,6 @@ from preprocess.plan.rejects import rejected_row, some
 from preprocess.plan.splits import planned_splits
 from preprocess.problems import Problem, describe
 from preprocess.sources.source import long_samples, short_samples
-from preprocess.workers.executors import shard_files
-from preprocess.workers.files import TEMPORARY_PREFIX
 
 _OURS = (
     *("shard-*.tar", "shard-*.idx", "shard-*.parquet", "index-*.parquet", "rows-*.arrow", "frames-*.arrow"),

@@ -27,10 +27,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mae3d.io.files import replace_file
+from mae3d.video.container import MAX_PIXELS
 from preprocess.dataset.schema import DatasetError
 from preprocess.plan.label_ids import label_ids
 from preprocess.problems import Problem, describe
-from preprocess.workers.files import replace_file
 
 _PLAN_FIELDS: list[Any] = [
     pa.field("number", pa.int64()),
@@ -80,7 +81,7 @@ class Settings:
     whole: bool = False  # nothing is cut
     shard_size: int | None = None  # samples; None = 1000, fewer for small sets, to get some 16 shards
     split: str = ""
-    max_pixels: int = 1 << 26  # of a frame before scaling, 8192 x 8192
+    max_pixels: int = MAX_PIXELS  # of a frame before scaling
     max_frames: int = 1_000_000  # of a sample; their names in the shard have six digits
     max_gb: float = 100.0  # that one sample may write
     timeout_s: float = 60.0  # without progress; then the decoder hangs
@@ -288,3 +289,22 @@ def read_plan(path: Path) -> Plan:
         if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
             raise
         raise DatasetError(f"{path}: not a plan ({error}); use another --out, or --overwrite") from error
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What became of a sample; `remark` is (reason, message) if it is kept, but not as it was."""
+
+    num_frames: int
+    first: int  # number of the first frame in the source
+    stop: int  # one more than the number of the last
+    fps: float  # of the stored frames; NaN = unknown
+    start_s: float  # NaN = unknown
+    width: int
+    height: int
+    remark: tuple[str, str] | None = None
+
+
+def frame_name(prefix: str, digits: int, suffix: str, number: int) -> str:
+    """The file name of frame `number` in a folder with this template."""
+    return f"{prefix}{number:0{digits}d}{suffix}"

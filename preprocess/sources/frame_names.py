@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from preprocess.plan.plan import frame_name
 from preprocess.sources.roots import Folder, Root
 
 _FRAME = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\.(?:jpe?g|png))", re.IGNORECASE | re.DOTALL)
@@ -61,11 +62,6 @@ class FrameFolder:
         if stop - first > 2 * (high - low):
             return None
         return tuple(np.setdiff1d(np.arange(first, stop), self.numbers[low:high], assume_unique=True).tolist())
-
-
-def frame_name(prefix: str, digits: int, suffix: str, number: int) -> str:
-    """The file name of frame `number` in a folder with this template."""
-    return f"{prefix}{number:0{digits}d}{suffix}"
 
 
 def scan_names(names: Iterable[str]) -> FrameFolder | None:

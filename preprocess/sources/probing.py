@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
+from mae3d.video.errors import MediaError
 from mae3d.video.reader import VideoFacts
 from preprocess.plan.plan import Settings
-from preprocess.problems import MediaError
 from preprocess.sources.roots import Root
 from preprocess.workers.decoder import decoder
 from preprocess.workers.executors import local_workers, run_tasks

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from mae3d.io.storage import Storage, is_url
-from preprocess.problems import MediaError
+from mae3d.video.errors import MediaError
 
 _AT_A_TIME = 8  # files of one sample that are fetched at the same time
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
+from mae3d.video.errors import MediaError
 from mae3d.video.reader import VideoFacts
 from preprocess.plan.plan import Request, Settings
-from preprocess.problems import MediaError
 from preprocess.sources.frame_names import FrameFolder
 
 LONG_SECONDS, LONG_FRAMES = 60.0, 1800

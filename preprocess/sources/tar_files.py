@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from mae3d.video.container import VIDEO_SUFFIXES
-from preprocess.problems import MediaError, Problem
+from mae3d.video.errors import MediaError
+from preprocess.problems import Problem
 from preprocess.sources.ledger import unsafe
 from preprocess.sources.roots import Listing, Root, Scratch, kept_files
 

@@ -14,8 +14,9 @@ from pathlib import PurePosixPath
 
 from mae3d.io.storage import is_url
 from mae3d.video.container import VIDEO_SUFFIXES
+from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Request
-from preprocess.problems import MediaError, Problem
+from preprocess.problems import Problem
 from preprocess.sources.folder_labels import place
 from preprocess.sources.ledger import unsafe
 from preprocess.sources.probing import over_processes

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from mae3d.io.storage import Storage, is_url
+from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Found, Request, Settings
-from preprocess.problems import MediaError, Problem
+from preprocess.problems import Problem
 from preprocess.sources.probing import Probed, over_processes, probe
 from preprocess.sources.roots import Folder, Remote, Root, Scratch
 from preprocess.sources.segments import video_pieces

@@ -3,7 +3,8 @@
     written = decoder().write(sample, files, settings=settings, tar=aside, start=0)     # Written, or MediaError
     facts = decoder().probe(Path("clip.mp4"), settings=settings)                        # VideoFacts, or MediaError
 
-Each thread has one child (`preprocess.encode.decoder_main`), started when it is first needed and kept. It writes frames into
+Each thread has one child (`preprocess.encode.decoder_main`), started when it is first needed and kept. It writes frames
+into
 the tar itself; requests and answers are lines of JSON over pipes. How far it is stands in a page of memory that both
 see, so that a child that was killed has left its last place behind.
 
@@ -27,10 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mae3d.video.errors import MediaError
 from mae3d.video.reader import VideoFacts
-from preprocess.encode.sample import Facts
-from preprocess.plan.plan import PlannedSample, Settings
-from preprocess.problems import MediaError
+from preprocess.plan.plan import Facts, PlannedSample, Settings
 
 PAGE_BYTES = 256
 COUNT_BYTES = 8  # of the page: how often there was progress; the rest is the place, in UTF-8

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
@@ -23,16 +23,12 @@ from multiprocessing.connection import wait as wait_for
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from preprocess.encode.shard import ShardResult, build_shard, shard_name
-from preprocess.jobs.output import Output
-from preprocess.plan.plan import PlannedSample, Settings
-from preprocess.sources.roots import Root
+from preprocess.dataset.schema import shard_name
 
 log = logging.getLogger(__name__)
 
 _TRIES = 3  # of a task whose worker dies
 _CONNECT_S = 30
-_one_at_a_time = threading.Lock()  # of the shards of one process, should Dask give its worker several threads
 
 Result = TypeVar("Result")
 
@@ -46,21 +42,6 @@ class Workers:
     died: tuple[type[BaseException], ...]
     tries: int
     where: str
-
-
-def make_shard(
-    number: int, samples: list[PlannedSample], *, roots: Sequence[Root], settings: Settings, output: Output
-) -> ShardResult:
-    """Builds a shard and puts it where it belongs, its table last; arguments as `build_shard`."""
-    with _one_at_a_time, output.work() as folder:
-        result = build_shard(number, samples, roots=roots, settings=settings, out=folder)
-        output.publish(shard_files(number), folder)
-    return result
-
-
-def shard_files(number: int) -> list[str]:
-    """The names of a shard's files, in the order in which they are written."""
-    return [f"{shard_name(number)}{suffix}" for suffix in (".tar", ".idx", ".parquet")]
 
 
 def run_tasks(

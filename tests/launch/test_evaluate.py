@@ -20,8 +20,8 @@ from PIL import Image
 
 from launch import evaluate
 from launch.common.clip_options import ClipsConfig
-from launch.evaluate import EvaluateConfig
 from launch.inference.classification import scores_of
+from launch.inference.settings import EvaluateConfig
 from mae3d.analysis.reconstruct import clip_losses
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, MAEConfig

@@ -17,20 +17,15 @@ import numpy as np
 import pytest
 import torch
 
-from launch.finetune import (
-    FinetuneConfig,
-    FinetuneDataConfig,
-    FinetuneModelConfig,
-    ValConfig,
-    classified_loss,
-    finetune,
-)
+from launch.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneModelConfig, classified_loss, finetune
+from launch.training.finetune_eval import ValConfig
 from mae3d.analysis.scores import summary
 from mae3d.distributed import World
 from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig
 from mae3d.model.mae import MAE
+from mae3d.tracking.config import LogConfig
 from mae3d.tracking.run_dir import read_metrics
-from mae3d.training.config import FinetuneOptimConfig, LogConfig, RunConfig, TrainConfig
+from mae3d.training.config import FinetuneOptimConfig, RunConfig, TrainConfig
 from mae3d.weights.files import load_classifier, save_model
 from pipelines.config import SelectConfig
 from pipelines.samples.corpus import corpus_of

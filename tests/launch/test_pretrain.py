@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.training.trainer import trainer as training
+from launch.training import trainer as training
 from mae3d.checkpoints.format import SliceReader
 from mae3d.distributed import World
 from mae3d.tracking.run_dir import read_metrics

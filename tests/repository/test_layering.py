@@ -1,4 +1,4 @@
-"""Imports point one way: launch -> pipelines -> preprocess.dataset.index and .storage, launch -> mae3d, nothing -> launch."""
+"""Imports point one way: between the packages, and between their rooms."""
 
 import ast
 import os
@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,49 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("launch", "mae3d", "pipelines", "preprocess")
 
-# What each package may import of ours: whole packages, or single modules of one.
-ALLOWED = {
-    "launch": {"launch", "mae3d", "pipelines", "preprocess.dataset.index"},
-    "mae3d": {"mae3d"},
-    "pipelines": {"pipelines", "preprocess.dataset.index", "mae3d.io.storage"},
-    "preprocess": {"preprocess"},
+# Rooms of each package, lowest first; a room may import only what stands on a lower line of its own package.
+ROOMS = {
+    "mae3d": [
+        ("io", "distributed", "model.config"),
+        ("video", "model"),
+        ("tracking",),
+        ("weights",),
+        ("analysis", "checkpoints"),
+        ("training",),
+        ("metrics", "checkpoint"),
+    ],
+    "preprocess": [
+        ("problems", "dataset"),
+        ("plan",),
+        ("workers",),
+        ("sources",),
+        ("encode",),
+        ("demo", "jobs"),
+        ("inspect",),
+        ("__main__",),
+    ],
+    "pipelines": [
+        ("config", "storage"),
+        ("samples",),
+        ("sampling",),
+        ("reading", "fingerprint"),
+        ("decoding",),
+        ("stream",),
+        ("loader",),
+    ],
+    "launch": [
+        ("common",),
+        ("inference", "training", "report"),
+        ("pretrain", "finetune", "evaluate", "probe", "embed", "visualize", "export", "doctor", "preview"),
+    ],
+}
+
+# What a package may import of the others: whole packages or single rooms.
+OTHERS = {
+    "launch": {"mae3d", "pipelines", "preprocess.dataset"},
+    "mae3d": set(),
+    "pipelines": {"mae3d.io", "preprocess.dataset"},
+    "preprocess": {"mae3d.io", "mae3d.video"},
 }
 
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -50,17 +88,59 @@ def is_within(name: str, parent: str) -> bool:
     return name == parent or name.startswith(f"{parent}.")
 
 
+def room_of(name: str) -> tuple[int, str]:
+    """Return the floor of a module of ours among its package's rooms, and the room's name; -1 for a package itself."""
+    package, _, rest = name.partition(".")
+    rooms = [(floor, room) for floor, line in enumerate(ROOMS[package]) for room in line]
+    inside = [(floor, room) for floor, room in rooms if is_within(rest, room)]
+    return max(inside, key=lambda entry: len(entry[1])) if inside else (-1, "")
+
+
+def may_import(module: str, name: str) -> bool:
+    """Return whether a module of ours may import another."""
+    package, other = module.split(".")[0], name.split(".")[0]
+    if package != other:
+        return any(is_within(name, allowed) for allowed in OTHERS[package])
+    (floor, room), (other_floor, other_room) = room_of(module), room_of(name)
+    return room == other_room or other_floor < floor
+
+
 def violations(source: str, module: str) -> list[str]:
-    """The imports of ours, and of DALI, that a module may not have."""
-    package = module.split(".")[0]
+    """Return the imports of ours, and of DALI, that a module may not have."""
     wrong = []
     for name, line in imported(source, module):
-        ours = name.split(".")[0] in PACKAGES
-        if ours and not any(is_within(name, allowed) for allowed in ALLOWED[package]):
+        if name.split(".")[0] in PACKAGES and not may_import(module, name):
             wrong.append(f"{module}:{line} imports {name}")
         if is_within(name, "nvidia.dali") and module != "pipelines.decoding.dali":
             wrong.append(f"{module}:{line} imports {name}")
     return wrong
+
+
+def test_every_module_has_a_room() -> None:
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES]
+    homeless = [name for name in modules if room_of(name)[0] < 0 and name.count(".") and not name.endswith(".__init__")]
+    assert homeless == []
+
+
+def test_no_circle_of_imports() -> None:
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES
+    }
+    arrows = {
+        module: {
+            other
+            for name, _ in imported(path.read_text(), module)
+            for other in (name, name.rpartition(".")[0])
+            if other in modules and other != module and not is_within(module, other)
+        }
+        for module, path in modules.items()
+    }
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_room_shadows_the_standard_library_for_scripts() -> None:
+    names = {path.stem for path in (ROOT / "launch").iterdir()}
+    assert names & sys.stdlib_module_names == set()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -73,6 +153,9 @@ def test_imports_point_one_way(path: Path) -> None:
     ("source", "module"),
     [
         ("import launch.common.cli", "mae3d.training.engine"),
+        ("from mae3d.training.engine import Engine", "mae3d.model.mae"),
+        ("from preprocess.jobs import build", "preprocess.plan.plan"),
+        ("from mae3d.tracking import plots", "preprocess.plan.plan"),
         ("def late():\n    from pipelines.loader import Loader", "mae3d.training.engine"),
         ("from preprocess import build", "pipelines.reading.source"),
         ("from preprocess.jobs.build import run", "launch.pretrain"),

@@ -9,8 +9,8 @@ import av
 import numpy as np
 
 from preprocess.encode.images import decode_image
-from preprocess.encode.sample import Facts, encode_sample
-from preprocess.plan.plan import PlannedSample, Settings
+from preprocess.encode.sample import encode_sample
+from preprocess.plan.plan import Facts, PlannedSample, Settings
 from tests.support.media import frame_number, make_video, numbered_image
 
 COLOURS = [

@@ -1,4 +1,4 @@
-"""launch.report.page: one page, escaped, with its images inside and nothing from outside; the loss curve is well-formed."""
+"""Pages: one file, escaped, with its images inside and nothing from outside; the loss curve is well-formed."""
 
 import base64
 import io

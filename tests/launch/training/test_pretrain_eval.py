@@ -15,17 +15,19 @@ import torch
 from PIL import Image
 
 from launch.common.clip_options import clips_config
-from launch.pretrain import EvalConfig, PretrainConfig, pretrain
+from launch.pretrain import PretrainConfig, pretrain
 from launch.training.heldout import HeldOut, over_samples
-from launch.training.pretrain_eval import EVAL_STREAM, Monitor
+from launch.training.pretrain_eval import EvalConfig, Monitor
 from mae3d.analysis.features import embed
 from mae3d.checkpoints.format import step_folder
 from mae3d.distributed import World
+from mae3d.io.random import Stream
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.model.masking import mask_noise
+from mae3d.tracking.config import LogConfig
 from mae3d.tracking.run_dir import Run, read_metrics
-from mae3d.training.config import LogConfig, OptimConfig, RunConfig, TrainConfig
+from mae3d.training.config import OptimConfig, RunConfig, TrainConfig
 from mae3d.weights.files import find_model_file, load_model
 from pipelines.config import DataConfig, SelectConfig
 from pipelines.samples.corpus import corpus_of
@@ -135,7 +137,7 @@ def test_the_scores_are_those_of_a_plain_loop_over_the_checkpoint(base: Pretrain
     with torch.no_grad():
         pool = [(corpus.labels_of(i)[0], embed(model, clip)) for i, clip in middle(NAMES[:TRAINED])]
         for position, (i, clip) in enumerate(middle(NAMES[TRAINED:])):
-            noise = mask_noise(seed=EVAL_STREAM, epoch=0, positions=[position], views=1, tokens=model.config.num_tokens)
+            noise = mask_noise(seed=Stream.EVAL, epoch=0, positions=[position], views=1, tokens=model.config.num_tokens)
             losses.append(model(clip, noise).loss.item())
             ours = embed(model, clip)
             votes = torch.zeros(4)

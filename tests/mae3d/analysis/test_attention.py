@@ -1,4 +1,4 @@
-"""mae3d.analysis.attention: probabilities are those that the blocks apply, whatever the query, the chunk and the layer."""
+"""Probabilities are those that the blocks apply, whatever the query, the chunk and the layer."""
 
 import pytest
 import torch

@@ -14,10 +14,11 @@ import torch
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import CheckpointError, Slice
-from mae3d.io.files import save_tensors, sha256_of, stream_tensors
+from mae3d.io.files import sha256_of
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.weights.files import find_model_file, load_model, save_model
+from mae3d.weights.tensors import save_tensors, stream_tensors
 
 KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
 CONFIG = MAEConfig(

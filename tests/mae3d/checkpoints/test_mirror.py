@@ -1,6 +1,7 @@
 """A run behind a URL: mirrored in the background, restored where the folder is gone, faults of the store survived.
 
-The store is a real S3-protocol server on the loopback (tests/support/s3.py), or a folder where the protocol does not matter.
+The store is a real S3-protocol server on the loopback (tests/support/s3.py), or a folder where the protocol does not
+matter.
 """
 
 import json

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mae3d.checkpoint import main
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.mirror import Mirror
-from mae3d.checkpoints.table import main
 from mae3d.tracking.run_dir import Run
 from tests.mae3d.checkpoints.test_format import save, save_scored
 

@@ -1,4 +1,4 @@
-"""mae3d.model.masking: masks partition the tokens, each type in its own way; noise is a pure function of what it is for."""
+"""Masks partition the tokens, each type in its own way; noise is a pure function of what it is for."""
 
 from dataclasses import replace
 from typing import Any, get_args

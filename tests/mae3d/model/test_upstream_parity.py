@@ -1,6 +1,7 @@
 """Our model against values that upstream's own code gave: every case in the folder MAE3D_GOLDEN (default tests/golden).
 
-`pytest tests/mae3d/model/test_upstream_parity.py -s` prints the largest error of each kind. Format: tests/golden/README.md.
+`pytest tests/mae3d/model/test_upstream_parity.py -s` prints the largest error of each kind. Format:
+tests/golden/README.md.
 """
 
 import json

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from mae3d.distributed import World
+from mae3d.tracking.config import LogConfig
 from mae3d.tracking.progress import Journal
 from mae3d.tracking.run_dir import Run, read_metrics
 from mae3d.tracking.trackers import MAX_WAITING, Tracker, open_trackers
-from mae3d.training.config import LogConfig
 
 ALONE: Any = SimpleNamespace(is_first=True)  # of a World, the only thing that a journal asks for
 

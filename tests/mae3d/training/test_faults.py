@@ -19,9 +19,10 @@ from mae3d.checkpoints import format as checkpoint
 from mae3d.distributed import World, start_world
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
+from mae3d.tracking.config import LogConfig
 from mae3d.tracking.run_dir import Run, RunError, read_metrics
 from mae3d.training.anomalies import TrainingError
-from mae3d.training.config import LogConfig, OptimConfig, TrainConfig
+from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.engine import Engine
 from mae3d.training.loop import Plan, Validation, fit
 from mae3d.training.optim import pretrain_groups

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from mae3d.video.container import open_container
+from mae3d.video.errors import MediaError
+from mae3d.video.orientation import orientation
 from mae3d.video.reader import Video, effective_fps, open_video
 from preprocess.encode.sample import encode_sample
 from preprocess.encode.video_frames import FrameEncoder
-from preprocess.encode.video_properties import orientation
 from preprocess.plan.plan import PlannedSample, Settings
-from preprocess.problems import MediaError
 from tests.support.media import frame_number, make_video, numbered_image, picture_of, psnr, rotate_mp4
 
 SIZE = (64, 48)

@@ -1,4 +1,4 @@
-"""mae3d.weights.formats through mae3d.weights.convert: PySlowFast, cyrilzakka/MAE3D and VideoMAE, in names, round trips and numbers."""
+"""Foreign formats: PySlowFast, cyrilzakka/MAE3D and VideoMAE, in names, round trips and numbers."""
 
 import json
 from dataclasses import replace

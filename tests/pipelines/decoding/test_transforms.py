@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from timm.data import auto_augment as timm
 
+from mae3d.io.random import Stream, philox
 from pipelines.config import RandAugment
 from pipelines.decoding.transforms import OPS, RESHAPING, apply_ops, apply_views
 from pipelines.sampling.augment import Crop, Erase, Op, View, draw_rand_augment
-from pipelines.sampling.order import RAND_AUGMENT_STREAM, philox
 
 GEOMETRY = {"fillcolor": (128, 128, 128), "resample": Image.Resampling.BICUBIC}
 PIL: dict[str, Callable[[Image.Image, float], Image.Image]] = {
@@ -104,7 +104,7 @@ def test_whole_draws_give_pils_pixels(text: str) -> None:
     rule = RandAugment.parse(text)
     means, compared = [], 0
     for i in range(60):
-        ops = draw_rand_augment(philox(7, RAND_AUGMENT_STREAM, epoch=0, position=i), rule)
+        ops = draw_rand_augment(philox(7, Stream.RAND_AUGMENT, epoch=0, position=i), rule)
         if any(op == Op("posterize", 0) for op in ops):
             continue
         difference = np.abs(apply_ops(CLIP, ops).numpy() - by_pil(CLIP, ops))

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.samples.corpus import Corpus, open_corpus
-from pipelines.samples.labels import Labels, check_labels, numbered_as, read_labels
+from pipelines.samples.corpus import Corpus, check_labels, open_corpus
+from pipelines.samples.labels import Labels, numbered_as, read_labels
 from preprocess.dataset.index import DatasetError
 from tests.support.datasets import SAMPLES, build_named
 

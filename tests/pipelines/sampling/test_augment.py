@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
+from mae3d.io.random import Stream, philox
 from pipelines.config import DataConfig, RandAugment
 from pipelines.decoding.transforms import OPS
 from pipelines.sampling.augment import (
@@ -21,7 +22,6 @@ from pipelines.sampling.augment import (
     draw_short_side_crop,
     evaluation_crops,
 )
-from pipelines.sampling.order import CROP_STREAM, philox
 
 RULES = {"area": (0.5, 1.0), "aspect": (0.75, 4 / 3), "flip": 0.5}
 
@@ -29,7 +29,7 @@ RULES = {"area": (0.5, 1.0), "aspect": (0.75, 4 / 3), "flip": 0.5}
 @pytest.mark.parametrize(("height", "width"), [(256, 340), (340, 256), (256, 256), (33, 47)])
 def test_crops_lie_in_the_frame_with_the_asked_area_and_aspect(height: int, width: int) -> None:
     crops = [
-        draw_crop(philox(0, CROP_STREAM, epoch=0, position=i), height=height, width=width, **RULES) for i in range(500)
+        draw_crop(philox(0, Stream.CROP, epoch=0, position=i), height=height, width=width, **RULES) for i in range(500)
     ]
     for crop in crops:
         assert crop.top >= 0
@@ -50,7 +50,7 @@ def test_crops_lie_in_the_frame_with_the_asked_area_and_aspect(height: int, widt
 
 
 def test_a_frame_too_long_for_any_try_gets_the_largest_box_that_fits() -> None:
-    crop = draw_crop(philox(0, CROP_STREAM, epoch=0), height=10, width=1000, **RULES)
+    crop = draw_crop(philox(0, Stream.CROP, epoch=0), height=10, width=1000, **RULES)
     assert (crop.height, crop.width) == (10, 13)
     assert crop.left == (1000 - 13) // 2
 
@@ -59,7 +59,7 @@ def test_flip_is_a_setting() -> None:
     def flips(probability: float) -> set[bool]:
         rules = RULES | {"flip": probability}
         return {
-            draw_crop(philox(0, CROP_STREAM, epoch=0, position=i), height=64, width=64, **rules).flip for i in range(50)
+            draw_crop(philox(0, Stream.CROP, epoch=0, position=i), height=64, width=64, **rules).flip for i in range(50)
         }
 
     assert flips(0.0) == {False}
@@ -67,7 +67,7 @@ def test_flip_is_a_setting() -> None:
 
 
 def draws_of(draw: Callable[..., Any], count: int, **rules: Any) -> list[Any]:
-    return [draw(philox(0, CROP_STREAM, epoch=0, position=i), **rules) for i in range(count)]
+    return [draw(philox(0, Stream.CROP, epoch=0, position=i), **rules) for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def draws_of(draw: Callable[..., Any], count: int, **rules: Any) -> list[Any]:
 def test_the_number_of_draws_depends_on_nothing(
     draw: Callable[..., Any], ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
-    generators = [philox(0, CROP_STREAM, epoch=0) for _ in range(2)]
+    generators = [philox(0, Stream.CROP, epoch=0) for _ in range(2)]
     for generator, rules in zip(generators, (ours, theirs), strict=True):
         draw(generator, **rules)
     assert generators[0].random() == generators[1].random()

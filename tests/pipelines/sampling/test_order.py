@@ -5,15 +5,8 @@ from itertools import islice, product
 import numpy as np
 import pytest
 
-from pipelines.sampling.order import (
-    CROP_STREAM,
-    WINDOW_STREAM,
-    Order,
-    ShardOrder,
-    epoch_shares,
-    micro_batch,
-    philox,
-)
+from mae3d.io.random import Stream, philox
+from pipelines.sampling.order import Order, ShardOrder, epoch_shares, micro_batch
 
 # Two datasets whose shards hold 1 to 40 samples, as a selection leaves them.
 COUNTS = (7, 40, 1, 33, 12, 40, 26, 40, 3, 19, 40, 40, 8, 31, 40, 22)
@@ -161,10 +154,10 @@ def test_the_order_of_shards_mixes_as_many_shards_as_it_says() -> None:
 
 def test_seeds_streams_and_views_are_independent_and_repeatable() -> None:
     def draw(**place: int) -> float:
-        stream = place.pop("stream", CROP_STREAM)
+        stream = place.pop("stream", Stream.CROP)
         return philox(place.pop("seed", 0), stream, epoch=place.pop("epoch", 0), **place).random()
 
-    draws = [draw(), draw(seed=1), draw(stream=WINDOW_STREAM), draw(epoch=1), draw(position=1), draw(view=1)]
+    draws = [draw(), draw(seed=1), draw(stream=Stream.WINDOW), draw(epoch=1), draw(position=1), draw(view=1)]
     assert len(set(draws)) == len(draws)
     assert draws[0] == draw()
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mae3d.io.random import Stream, philox
 from pipelines.config import DataConfig, RandAugment
 from pipelines.decoding.transforms import apply_views
 from pipelines.loader import Loader
 from pipelines.reading.source import STATUS_OK, STATUS_PADDED
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.sampling.augment import Crop, View, draw_erase, draw_jitter, draw_rand_augment
-from pipelines.sampling.order import ERASE_STREAM, JITTER_STREAM, RAND_AUGMENT_STREAM, philox
 from pipelines.sampling.requests import (
     BatchRequest,
     ClipRequest,
@@ -129,7 +129,7 @@ def test_each_kind_of_augmentation_leaves_the_others_draws_alone(corpus: Corpus)
         position, number = divmod(i, 2)
         streams = [
             philox(1, stream, epoch=0, position=position, view=number)
-            for stream in (RAND_AUGMENT_STREAM, JITTER_STREAM, ERASE_STREAM)
+            for stream in (Stream.RAND_AUGMENT, Stream.JITTER, Stream.ERASE)
         ]
         rule = RandAugment.parse(AUGMENTED.rand_augment)
         assert view.ops == draw_rand_augment(streams[0], rule) + draw_jitter(streams[1], AUGMENTED.colour_jitter)

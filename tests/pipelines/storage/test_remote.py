@@ -1,6 +1,7 @@
 """Shards behind a URL: the same batches as from a folder, about one fetch of each shard, faults told by URL.
 
-The store is a real S3-protocol server on the loopback (tests/support/s3.py), in a process of its own that logs every request.
+The store is a real S3-protocol server on the loopback (tests/support/s3.py), in a process of its own that logs every
+request.
 """
 
 import errno
@@ -20,6 +21,7 @@ import fsspec
 import pytest
 import torch
 
+from mae3d.io.files import sha256_of
 from pipelines.config import DataConfig, is_url
 from pipelines.loader import Loader
 from pipelines.reading import prefetch
@@ -33,7 +35,6 @@ from pipelines.stream import Batch
 from preprocess.dataset.index import DatasetError
 from preprocess.dataset.schema import read_shard_table, write_shard_table
 from preprocess.dataset.writer import write_dataset
-from preprocess.workers.files import sha256_of
 from tests.support.datasets import build_many_shards
 from tests.support.s3 import Server
 

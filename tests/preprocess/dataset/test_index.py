@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mae3d.io.files import replace_file, sha256_of
 from preprocess.dataset.index import DatasetError, frame_offsets, open_dataset
 from preprocess.dataset.schema import write_shard_table
 from preprocess.dataset.writer import write_dataset
-from preprocess.workers.files import replace_file, sha256_of
 
 SIZES = [
     [100, 512, 513, 7],

@@ -10,7 +10,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess.dataset.dataset import writer as merge
+from preprocess.dataset import writer as merge
 from preprocess.dataset.index import Dataset, open_dataset
 from preprocess.dataset.schema import write_shard_table
 from preprocess.dataset.writer import write_dataset

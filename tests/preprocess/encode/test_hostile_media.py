@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from mae3d.video.container import _FORMATS
+from mae3d.video.errors import MediaError
 from mae3d.video.reader import open_video
 from preprocess.encode.sample import encode_sample
 from preprocess.plan.plan import PlannedSample, Settings
-from preprocess.problems import MediaError
 from preprocess.workers.decoder import decoder
 from tests.support.media import frame_number, make_frame_folder, make_video
 from tests.support.odd_media import PLAYLISTS, announce_hours, make_reference, store

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mae3d.video.errors import MediaError
 from preprocess.encode.images import decode_image, decode_strictly, encode_jpeg, jpeg_header, scaled_size
-from preprocess.encode.sample import Facts, encode_sample, kept_frames, media_files
-from preprocess.plan.plan import PlannedSample, Settings
-from preprocess.problems import MediaError
+from preprocess.encode.sample import encode_sample, kept_frames, media_files
+from preprocess.plan.plan import Facts, PlannedSample, Settings
 from preprocess.sources.roots import Folder
 from tests.support.media import frame_number, make_frame_folder, make_video, numbered_image, psnr
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mae3d.io.files import sha256_of
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.dataset.schema import read_shard_table, write_shard_table
 from preprocess.dataset.writer import write_dataset
 from preprocess.inspect.verify import verify
-from preprocess.workers.files import sha256_of
 from tests.support.media import make_dataset
 
 

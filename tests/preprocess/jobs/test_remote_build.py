@@ -1,4 +1,4 @@
-"""From a store and to a store: a real S3-protocol server on the loopback (tests/support/s3.py), workers that are killed."""
+"""From a store and to a store: a real S3-protocol server (tests/support/s3.py), workers that are killed."""
 
 import hashlib
 import os

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from mae3d.io.storage import Storage
-from preprocess.problems import MediaError
+from mae3d.video.errors import MediaError
 from preprocess.sources.roots import Folder, Remote, Root, Scratch, open_root
 from tests.support.s3 import Server
 

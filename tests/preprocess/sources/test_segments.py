@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from mae3d.video.errors import MediaError
 from mae3d.video.reader import VideoFacts
 from preprocess.plan.plan import Request, Settings
-from preprocess.problems import MediaError
 from preprocess.sources.frame_names import FrameFolder
 from preprocess.sources.segments import even_pieces, frame_pieces, num_pieces, video_pieces
 

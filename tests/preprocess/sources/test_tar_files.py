@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Settings
-from preprocess.problems import MediaError
 from preprocess.sources.roots import Folder, Scratch
 from preprocess.sources.source import Reading
 from preprocess.sources.tar_files import TarVideo, WithTars, read_tar, split_archive

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import preprocess.workers.decoder as decoder_module
+from mae3d.video.errors import MediaError
 from preprocess.__main__ import main
 from preprocess.encode.shard import build_shard
 from preprocess.plan.plan import PlannedSample, Settings
-from preprocess.problems import MediaError
 from preprocess.sources.roots import Folder
 from preprocess.workers.decoder import Decoder, decoder
 from tests.support.fake_ffmpeg import with_fake_ffmpeg

@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from launch.report.page import progress_section, write_report
-from mae3d.tracking.history import best_of, main, pictures, rows_of, speed_of, summary
+from mae3d.metrics import main
+from mae3d.tracking.history import best_of, pictures, rows_of, speed_of, summary
 from mae3d.tracking.plots import plot_curves, running_mean, short_names
 
 CONFIG = {"train": {"global_batch": 8}, "data": {"repeat_aug": 2, "shards": ["a", "b"]}}
@@ -164,9 +165,9 @@ def test_the_command_and_a_picture_that_cannot_be_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["metrics", "plot", str(run), "--out", str(tmp_path / "no" / "c.png")])
-    monkeypatch.delitem(sys.modules, "mae3d.training.metrics", raising=False)  # as `python -m` finds it
+    monkeypatch.delitem(sys.modules, "mae3d.metrics", raising=False)  # as `python -m` finds it
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("mae3d.training.metrics", run_name="__main__")
+        runpy.run_module("mae3d.metrics", run_name="__main__")
     assert ended.value.code == 3
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -1,0 +1,73 @@
+"""The configuration of an evaluation, and the settings that its table is keyed by."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from launch.common.clip_options import ClipsConfig
+
+if TYPE_CHECKING:
+    from launch.inference.samples import Samples
+    from mae3d.distributed import World
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated, on what, and how.
+
+    Attributes:
+        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint; of a run the best checkpoint, if
+            validation chose one, else the latest.
+        data: The clips.
+        out: Folder for the results.
+        task: `classification` for a finetuned classifier, `reconstruction` for a masked autoencoder.
+        num_clips: Classification: clips of each sample, spread evenly over it. Published: mae_st 10 x 3; VideoMAE
+            5 x 3 on Kinetics, 2 x 3 on Something-Something.
+        num_crops: Classification: square crops of each clip along the longer side; 1 is the centre.
+        mask: Reconstruction: what is hidden: one or several of random, tube, frame, block, prospective, retrospective,
+            interpolation (docs/masks.md), or `all`. Default: the model's.
+        mask_ratio: Reconstruction: share of the tokens that is hidden; null takes the model's.
+        draws: Reconstruction: random masks of each clip, whose losses are averaged.
+        seed: Reconstruction: of the masks.
+        reverse: Reconstruction: play each clip backwards.
+        batch: Clips that go through the model at once.
+        precision: `fp32`, or `bf16` (autocast), faster on a GPU; it moves scores in the third digit.
+        device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
+    """
+
+    run: str
+    data: ClipsConfig
+    out: str
+    task: Literal["classification", "reconstruction"] = "classification"
+    num_clips: int = 5
+    num_crops: int = 3
+    mask: tuple[str, ...] = ()
+    mask_ratio: float | None = None
+    draws: int = 1
+    seed: int = 0
+    reverse: bool = False
+    batch: int = 16
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("num_clips", "num_crops", "draws", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: give 1 or more")
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: give 0 or more")
+
+
+def common_settings(config: EvaluateConfig, file: Path, samples: "Samples", world: "World") -> dict[str, object]:
+    """What the results of either task depend on (`parts.Parts`); to be called by all processes."""
+    from launch.inference.sharded_table import sample_settings
+    from mae3d.io.files import sha256_of
+
+    return {
+        "task": config.task,
+        "model": world.share(sha256_of(file) if world.is_first else None),
+        "batch": config.batch,  # the last bits depend on it
+        "precision": config.precision,
+        "device": world.device.type,
+        **sample_settings(samples.corpus, samples.clips, samples.rows),
+    }

@@ -1,0 +1,60 @@
+"""The command `python -m mae3d.checkpoint` lists the checkpoints of a run and which of them are complete.
+
+python -m mae3d.checkpoint inspect RUN               # names and sizes: quick, whatever they weigh
+python -m mae3d.checkpoint inspect RUN --full        # reads every file and compares its sha256
+python -m mae3d.checkpoint inspect RUN --step 500    # the files of one
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae3d.checkpoints import format as checkpoint
+from mae3d.checkpoints.format import CheckpointError
+from mae3d.checkpoints.mirror import complete
+from mae3d.checkpoints.table import files_of, look, table
+from mae3d.tracking.run_dir import Run
+from mae3d.weights.files import CHECKPOINTS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m mae3d.checkpoint`; the exit code: 0, 2 for bad usage or where no checkpoint is whole."""
+    parser = argparse.ArgumentParser(prog="python -m mae3d.checkpoint", description=str(__doc__).splitlines()[0])
+    inspect = parser.add_subparsers(dest="command", required=True).add_parser("inspect", help="a run's checkpoints")
+    inspect.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
+    inspect.add_argument("--step", type=int, help="the files of this step's checkpoint")
+    inspect.add_argument("--full", action="store_true", help="compare every file's sha256, not only names and sizes")
+    arguments = parser.parse_args(argv)
+    run, full = arguments.run, arguments.full
+    try:
+        entries = look(run, full=full)
+        if not entries:
+            raise CheckpointError(f"{run / CHECKPOINTS}: no checkpoints are here")
+        if arguments.step is not None:
+            entries = [entry for entry in entries if checkpoint.step_of(entry.name) == arguments.step]
+            if not entries:
+                raise CheckpointError(f"{run / CHECKPOINTS}: no checkpoint of step {arguments.step}")
+        print(*table(run, entries, remote=_remote_of(run)), sep="\n")
+        if arguments.step is not None:
+            print(*files_of(checkpoint.step_folder(run, arguments.step), full=full), sep="\n")
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 2 if all(entry.damage for entry in entries) else 0
+
+
+def _remote_of(run: Path) -> tuple[str, list[str]] | None:
+    """Where the run is mirrored to, and what is complete there; told if it cannot be asked."""
+    url = Run(run).stored().get("run", {}).get("remote")
+    if not url:
+        return None
+    try:
+        return url, complete(url)
+    except (OSError, ValueError) as error:
+        print(f"{url}: cannot be asked ({getattr(error, 'strerror', None) or error})", file=sys.stderr)
+        return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,32 @@
+"""Media that cannot be read, told apart from disks and machines that fail."""
+
+import errno
+from typing import Any
+
+# Of a disk that has gone or a machine that is short of something, never of one broken file.
+_NOT_OF_A_FILE = frozenset(
+    (
+        *(errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.ENOLINK, errno.EREMOTEIO, errno.ETIMEDOUT),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET),
+        *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EMFILE, errno.ENFILE),
+    )
+)
+
+
+class MediaError(Exception):
+    """A source that cannot become a sample; `frame` is where it broke, or -1."""
+
+    def __init__(self, reason: str, message: str, *, frame: int = -1) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.frame = frame
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it can come back from another process."""
+        return type(self), (self.reason, str(self)), {"frame": self.frame}
+
+
+def raise_unless_of_the_file(error: BaseException, path: object) -> None:
+    """Raises OSError if an error of reading a file, FFmpeg's too, is that of its disk or of the machine."""
+    if (number := getattr(error, "errno", None)) in _NOT_OF_A_FILE:
+        raise OSError(number, getattr(error, "strerror", ""), str(path)) from error
