@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from mae3d.model.config import EncoderConfig
-from mae3d.video.clip import open_stream, read_clip, windows
+from mae3d.video import windows
+from mae3d.video.clip import open_stream, read_clip
 from mae3d.video.windows import VideoBatch, VideoClips, plan_windows
 from tests.support.media import frame_number, make_video
 
