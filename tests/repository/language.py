@@ -12,9 +12,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("mae3d", "pipelines", "preprocess", "launch")
-OPENINGS = frozenset("What Where Of Those One That Whether As If Whatever However Whoever Which Who So".split())
+OPENINGS = {
+    "What",
+    "Where",
+    "Of",
+    "Those",
+    "One",
+    "That",
+    "Whether",
+    "As",
+    "If",
+    "Whatever",
+    "However",
+    "Whoever",
+    "Which",
+    "So",
+}
 WORDS = re.compile(r"\b(tell|tells|told|ask|asks|asked|whatever|whoever)\b", re.IGNORECASE)
-NAMES = frozenset("told tell _told _tell asked asked_for own found wanted several place some".split())
+NAMES = {"told", "tell", "_told", "_tell", "asked", "asked_for", "own", "found", "wanted", "several", "place", "some"}
 
 
 def faults(path: Path) -> Iterator[tuple[int, str]]:
@@ -28,11 +43,13 @@ def faults(path: Path) -> Iterator[tuple[int, str]]:
             if docstring and (word := docstring.split()[0].strip(",.:;")) in OPENINGS:
                 yield line, f"a docstring that begins with {word!r}: begin with an imperative or a noun"
             yield from ((line, f"{match[0]!r} in a docstring") for match in WORDS.finditer(docstring))
-        names = {
-            ast.FunctionDef: lambda: [node.name],
-            ast.arg: lambda: [node.arg],
-            ast.Name: lambda: [node.id] if isinstance(node.ctx, ast.Store) else [],
-        }.get(type(node), list)()
+        names = []
+        if isinstance(node, ast.FunctionDef):
+            names = [node.name]
+        elif isinstance(node, ast.arg):
+            names = [node.arg]
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names = [node.id]
         yield from ((node.lineno, f"the name {name!r}") for name in names if name in NAMES)
     for token in tokenize.generate_tokens(iter(text.splitlines(keepends=True)).__next__):
         if token.type == tokenize.COMMENT:
