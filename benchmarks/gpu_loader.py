@@ -100,7 +100,7 @@ def decoder_speed(
     corpus: Any, options: argparse.Namespace, *, decode: Any, resize: Any, hw_decoder_load: float
 ) -> Speed:
     """DALI alone, on JPEGs that lie in memory."""
-    from pipelines.decoding.dali import Decoder
+    from pipelines.decoding.dali import DaliDecoder
     from pipelines.reading.source import ClipSource
 
     loader = _loader(corpus, options, decode="cpu", views=1)
@@ -109,7 +109,7 @@ def decoder_speed(
     batches = list(iter(source.next, None))
     source.close()
     fed = iter(range(sys.maxsize))
-    decoder = Decoder(
+    decoder = DaliDecoder(
         lambda: batches[next(fed) % len(batches)],
         max_frames=options.batch * FRAMES,
         decode=decode,

@@ -42,7 +42,7 @@ from benchmarks import rivals
 from benchmarks.common import ROOT, Ratio, alternate, build, ratio, resident_mb, settle
 from benchmarks.rivals import MEAN, STD, Footage
 from pipelines.config import DataConfig
-from pipelines.decoding.dali import Decoder
+from pipelines.decoding.dali import DaliDecoder
 from pipelines.loader import Loader
 from pipelines.reading import shard_reader as reads
 from pipelines.reading.source import ClipSource
@@ -117,13 +117,13 @@ def ours(footage: Footage, requests: list[BatchRequest], *, views: int, threads:
     )
 
 
-def decode_alone(footage: Footage, requests: list[BatchRequest], *, threads: int) -> Decoder:
+def decode_alone(footage: Footage, requests: list[BatchRequest], *, threads: int) -> DaliDecoder:
     """DALI's decoder over bytes that lie in memory already, whole frames: what no pipeline around it can pass."""
     source = ClipSource(footage.corpus, iter(requests), read_threads=2, prefetch=2)
     batches = list(iter(source.next, None))
     source.close()
     again = itertools.cycle(batches)
-    return Decoder(
+    return DaliDecoder(
         lambda: next(again),
         max_frames=BATCH * FRAMES,
         decode="cpu",

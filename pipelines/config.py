@@ -1,4 +1,6 @@
-"""What `--data.*` sets: the input pipeline's defaults. Standard library only, so that `--help` is quick.
+"""The settings of the input pipeline (`--data.*`) and their defaults.
+
+Standard library only, so that `--help` is quick.
 
 DataConfig(shards="out/shards", sampling_rate=8, repeat_aug=4, windows="shared")
 """
@@ -10,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SelectConfig:
-    """Which samples take part; what is set is applied in this order.
+    """The samples that take part; settings are applied in this order.
 
     Attributes:
         split: only samples of this split.
@@ -35,7 +37,7 @@ class SelectConfig:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """What `data.rand_augment` says: `layers` ops, each applied with `probability` at a magnitude N(magnitude, spread).
+    """A parsed `data.rand_augment`: `layers` ops, each applied with `probability` at a magnitude N(magnitude, spread).
 
     `increasing` takes the ops that do more the higher the magnitude is, which runs from 0 to 10.
     """
@@ -48,7 +50,7 @@ class RandAugment:
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":
-        """Reads timm's words: `rand`, then m (magnitude), n (layers), mstd (spread), p (probability), inc (0 or 1).
+        """Parse timm's notation: `rand`, then m (magnitude), n (layers), mstd (spread), p (probability), inc (0 or 1).
 
         Raises:
             ValueError: a part that is none of these, or out of range; the message names it.
@@ -80,13 +82,13 @@ class RandAugment:
 
 
 def is_url(root: str) -> bool:
-    """Whether this is the URL of a store, rather than a folder or a `file://` URL of one."""
+    """Return whether a path is the URL of a store, rather than a folder or a `file://` URL of one."""
     return "://" in root and not root.startswith("file://")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which clips are read and how they are cut. Frame count and image size belong to the model's config.
+    """The clips that are read and how they are cut. Frame count and image size belong to the model's config.
 
     Attributes:
         shards: folders made by `python -m preprocess build`, or URLs of such (s3://bucket/shards).
@@ -188,5 +190,5 @@ class DataConfig:
 
     @property
     def has_urls(self) -> bool:
-        """Whether a dataset lies behind a URL, where reads are slow to begin; `file://` is a folder."""
+        """Return whether a dataset lies behind a URL, where reads are slow to begin; `file://` is a folder."""
         return any(is_url(root) for root in self.roots)

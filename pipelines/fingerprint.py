@@ -30,7 +30,7 @@ _SHOWN = 5  # so many of a list stand in a message
 def fingerprint(
     corpus: Corpus, config: DataConfig, order: Order, rows: np.ndarray, *, num_frames: int, size: int
 ) -> dict[str, Any]:
-    """Everything on which the sequence of (sample, frames, crop, flip) depends, as JSON keeps it.
+    """Return everything on which the sequence of (sample, frames, crop, flip) depends, as JSON keeps it.
 
     Args:
         corpus: the datasets.
@@ -62,7 +62,9 @@ def fingerprint(
 def has_grown(
     before: Mapping[str, Any], now: Mapping[str, Any], *, datasets: Sequence[Dataset], on_change: str
 ) -> bool:
-    """Whether a run goes on with a new epoch: datasets have only got more shards, and `on_change` is `new-epoch`.
+    """Return whether a run goes on with a new epoch.
+
+    It does if datasets have only got more shards, and `on_change` is `new-epoch`.
 
     Args:
         before: the fingerprint of the run.
@@ -77,18 +79,20 @@ def has_grown(
     changed = [i for i, (old, new) in enumerate(zip(olds, now["datasets"], strict=False)) if not _same(old, new)]
     grown = [i for i in changed if _only_grown(olds[i], datasets[i])]
     settings = {"datasets", "samples"} if changed else {"datasets"}  # other samples are other samples chosen
-    told = [f"dataset {i + 1}: was {_told(olds[i])}, is {_told(now['datasets'][i])}" for i in changed]
+    changes = [
+        f"dataset {i + 1}: was {_dataset_text(olds[i])}, is {_dataset_text(now['datasets'][i])}" for i in changed
+    ]
     if len(olds) != len(datasets):
-        told.append(f"number of datasets: was {len(olds)}, is {len(datasets)}")
+        changes.append(f"number of datasets: was {len(olds)}, is {len(datasets)}")
     for name in sorted((before.keys() | now.keys()) - settings):
         if before.get(name) != now.get(name):
-            told.append(f"{name}: was {before.get(name)!r}, is {now.get(name)!r}")
-    if changed and len(told) == len(grown) and on_change == "new-epoch":
+            changes.append(f"{name}: was {before.get(name)!r}, is {now.get(name)!r}")
+    if changed and len(changes) == len(grown) and on_change == "new-epoch":
         return True
-    if told:
-        may_go_on = len(told) == len(grown)
+    if changes:
+        may_go_on = len(changes) == len(grown)
         raise ValueError(
-            f"the order of the samples cannot go on, for it depends on what has changed: {'; '.join(told)}. Restore "
+            f"the order of the samples cannot go on, because this has changed: {'; '.join(changes)}. Restore "
             + ("it, or add --data.on_change new-epoch to go on with the next epoch, " if may_go_on else "this, ")
             + "or start a new run"
         )
@@ -96,7 +100,7 @@ def has_grown(
 
 
 def _dataset(dataset: Dataset) -> dict[str, Any]:
-    """Tells another dataset from the same one, and from the same one with more shards."""
+    """Return what distinguishes a dataset from others, and from itself with more shards."""
     return {
         "at": dataset.location,  # for people: a dataset may be moved
         "content": dataset.fingerprint,
@@ -107,7 +111,7 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def _bad_shards(corpus: Corpus) -> str:
-    """The shards that are left out: for people, as the chosen rows tell them apart."""
+    """Return the names of shards that are left out, for messages; the chosen rows already distinguish them."""
     names = [
         f"{dataset.shards[number].name} of dataset {i}"
         for i, dataset in enumerate(corpus.datasets, 1)
@@ -126,10 +130,10 @@ def _only_grown(old: Mapping[str, Any], dataset: Dataset) -> bool:
 
 
 def _hash(dataset: Dataset, count: int) -> str:
-    """Of the first shards: their names, samples and hashes."""
+    """Hash the names, sample counts and hashes of the first shards."""
     first = [[shard.name, shard.num_samples, shard.sha256] for shard in dataset.shards[:count]]
     return hashlib.sha256(json.dumps(first).encode()).hexdigest()
 
 
-def _told(entry: Mapping[str, Any]) -> str:
+def _dataset_text(entry: Mapping[str, Any]) -> str:
     return f"{entry['at']} with {entry['samples']:,} samples in {entry['shards']:,} shards ({entry['content'][:8]})"

@@ -18,7 +18,7 @@ from pipelines.config import DataConfig
 from pipelines.fingerprint import fingerprint, has_grown
 from pipelines.reading.prefetch import Prefetcher, check_cache, nodes_positions, steps_read_at_once
 from pipelines.reading.shard_reader import DataError
-from pipelines.reading.source import Damage
+from pipelines.reading.source import DamagedFrame
 from pipelines.samples.corpus import Corpus
 from pipelines.samples.selection import select_rows
 from pipelines.sampling.order import Order, ShardOrder, epoch_shares, micro_batch
@@ -48,7 +48,7 @@ class Loader:
         accumulation: int = 1,
         device: torch.device | str = "cpu",
     ):
-        """Checks the settings against the dataset; reading starts with the first batch.
+        """Check the settings against the dataset; reading starts with the first batch.
 
         Args:
             corpus: the opened shards.
@@ -90,7 +90,7 @@ class Loader:
         self._delivered = 0  # micro-batches since then
         self._stream: ClipStream | None = None
         self._past_counts: Counter[str] = Counter()  # of streams that are closed
-        self._past_damage: list[Damage] = []
+        self._past_damage: list[DamagedFrame] = []
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,12 +142,12 @@ class Loader:
         return batch
 
     def counts(self) -> dict[str, int]:
-        """What went wrong on the way to the batches delivered so far, on this process: for the log and for `judge`."""
+        """Return the counts of faults up to the batches delivered so far, on this rank: for the log and for `judge`."""
         now = self._stream.counts() if self._stream else ClipStream.no_counts()
         return {name: count + self._past_counts[name] for name, count in now.items()}
 
     def judge(self, counts: Mapping[str, int]) -> None:
-        """Stops a run that replaces too much.
+        """Stop a run that substitutes too many samples.
 
         Every batch is judged by this process's own counts; a loop that adds them up over all processes, and over the
         parts of a resumed run, judges the sums again.
@@ -158,22 +158,24 @@ class Loader:
         if counts["substituted"] <= self._config.max_bad:
             return
         damage = list(dict.fromkeys(self._past_damage + (self._stream.damage if self._stream else [])))
-        lines = [f"  {found}" for found in damage[:_LISTED]] + [f"  and {len(damage) - _LISTED} more"] * (
+        lines = [f"  {frame}" for frame in damage[:_LISTED]] + [f"  and {len(damage) - _LISTED} more"] * (
             len(damage) > _LISTED
         )
         raise DataError(
             f"{counts['substituted']} damaged samples were substituted, data.max_bad is {self._config.max_bad}; "
-            + ("this process found:\n" + "\n".join(lines) if lines else "other processes list them")
+            + (f"rank {self._rank} found:\n" + "\n".join(lines) if lines else "other ranks list them")
             + f"\n{self._corpus.repair}"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next optimizer step starts: micro-batches of an unfinished step do not count."""
+        """Return the position of the next optimizer step; micro-batches of an unfinished step do not count."""
         epoch, step = self._place()
         return {"epoch": epoch, "position": step * self.order.global_batch, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state, at any world size; with `data.on_change=new-epoch` also over a dataset that has grown.
+        """Continue from a state, at any world size.
+
+        With `data.on_change=new-epoch` also over a dataset that has grown.
 
         Raises:
             ValueError: the dataset or a setting differs; the message names each with both values.
@@ -193,7 +195,7 @@ class Loader:
                 )  # fmt: skip
 
     def close(self) -> None:
-        """Stops reading."""
+        """Stop reading."""
         if self._stream is not None:
             self._stream.close()
             self._past_counts.update(self._stream.counts())
@@ -204,13 +206,13 @@ class Loader:
             self._prefetcher = None
 
     def _place(self) -> tuple[int, int]:
-        """Epoch and step of it that comes next."""
+        """Return the epoch and the step of it that come next."""
         epoch, step = self._start
         step += self._delivered // self._accumulation
         return epoch + step // self.steps_per_epoch, step % self.steps_per_epoch
 
     def requests(self) -> Iterator[BatchRequest]:
-        """What this rank reads from its place in the epoch on, without end: plain data, nothing is read yet."""
+        """Yield this rank's requests from its position in the epoch on, without end; nothing is read yet."""
         epoch, step = self._start
         while True:
             if self._prefetcher is not None:

@@ -17,11 +17,18 @@ import torch
 
 from pipelines.config import DataConfig
 from pipelines.decoding.crops import Cropper
-from pipelines.decoding.dali import Decoder, dense_clips
+from pipelines.decoding.dali import DaliDecoder, dense_clips
 from pipelines.decoding.fallback import decode_again
 from pipelines.decoding.transforms import apply_views
 from pipelines.reading.shard_reader import DataError, read_gap
-from pipelines.reading.source import STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED, ClipSource, Damage, EncodedBatch
+from pipelines.reading.source import (
+    STATUS_OK,
+    STATUS_PADDED,
+    STATUS_SUBSTITUTED,
+    ClipSource,
+    DamagedFrame,
+    EncodedBatch,
+)
 from pipelines.samples.corpus import Corpus
 from pipelines.sampling.requests import BatchRequest, evaluation_requests
 
@@ -60,7 +67,7 @@ class ClipStream:
         local_world: int = 1,
         spares: np.ndarray | None = None,
     ):
-        """Starts reading.
+        """Start reading.
 
         Args:
             corpus: the opened shards.
@@ -88,7 +95,7 @@ class ClipStream:
         )
         self._failure: DataError | None = None
         threads = config.decode_threads or _share_of_cores(local_world)
-        self._decoder = Decoder(
+        self._decoder = DaliDecoder(
             self._next_encoded,
             max_frames=max_clips * num_frames,
             # `auto` is the launcher's to resolve: only a decoder that was tried in a child may run here (it can crash).
@@ -101,7 +108,7 @@ class ClipStream:
             device_id=(torch.cuda.current_device() if device.index is None else device.index) if self._on_gpu else None,
         )
         self._cropper = Cropper(size=size, threads=threads)
-        self.damage: list[Damage] = []  # of the batches delivered so far
+        self.damage: list[DamagedFrame] = []  # of the batches delivered so far
         self._num_substituted = self._num_restarts = 0
         self._restarts_in_a_row = 0
         self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
@@ -122,7 +129,7 @@ class ClipStream:
         return self._batch(encoded, clips)
 
     def counts(self) -> dict[str, int]:
-        """What went wrong so far: samples substituted, reads tried again, pipelines restarted."""
+        """Return the counts of faults so far: samples substituted, reads tried again, pipelines restarted."""
         return {
             "substituted": self._num_substituted,
             "read_retries": self._source.reader.num_retries,
@@ -131,11 +138,11 @@ class ClipStream:
 
     @staticmethod
     def no_counts() -> dict[str, int]:
-        """`counts` before the first batch."""
+        """Return `counts` as before the first batch."""
         return {"substituted": 0, "read_retries": 0, "decode_errors": 0}
 
     def close(self) -> None:
-        """Stops the reading threads; gives DALI's memory back."""
+        """Stop the reading threads; release DALI's memory."""
         self._source.close()
         while self._held:
             self._held.popleft()[0].synchronize()
@@ -143,10 +150,10 @@ class ClipStream:
         self._cropper.close()
 
     def _rescue(self, error: RuntimeError) -> Batch:
-        """The batch that DALI failed on, decoded without it, and a new pipeline for the next: no rank waits for us."""
+        """Decode the batch that DALI failed on without it, and build a new pipeline for the next; no rank waits."""
         self._num_restarts += 1
-        told = str(error).strip().splitlines()
-        logger.warning("DALI failed (%s): the batch is decoded again without it", told[0] if told else "no message")
+        lines = str(error).strip().splitlines()
+        logger.warning("DALI failed (%s): the batch is decoded again without it", lines[0] if lines else "no message")
         try:
             encoded = self._decoder.restart()
         except RuntimeError as again:
@@ -176,12 +183,13 @@ class ClipStream:
         return self._crop(encoded, dense_clips(frames, len(encoded.clips)), boxed=self._boxed)
 
     def _crop(self, encoded: EncodedBatch, clips: list[torch.Tensor], *, boxed: bool = False) -> torch.Tensor:
-        """(T, H, W, C) decoded clips ─► (B, R, T, size, size, C), on the CPU whatever the stream's device."""
+        """Crop (T, H, W, C) decoded clips to (B, R, T, size, size, C) on the CPU, also if the stream's device is a
+        GPU."""
         views = self._cropper.cut(clips, [clip.views for clip in encoded.clips], boxed=boxed)
         return views.view(len(encoded.request.positions), encoded.request.num_views, *views.shape[1:])
 
     def _gpu_clips(self, encoded: EncodedBatch, outputs: tuple[Any, ...]) -> torch.Tensor:
-        """Copies DALI's views into the batch; they are held until the copy has run on torch's stream."""
+        """Copy DALI's views into the batch; they are held until the copy has run on torch's stream."""
         request = encoded.request
         shape = (len(request.positions), request.num_views, self._num_frames, self._size, self._size, 3)
         out = torch.empty(shape, dtype=torch.uint8, device=self._device)
@@ -238,7 +246,7 @@ def evaluation_clips(
     local_world: int = 1,
     device: torch.device | str = "cpu",
 ) -> ClipStream:
-    """This rank's batches of K clips x S crops of each row, all at fixed places (`views.evaluation_request`), once.
+    """Return a stream of this rank's batches of K clips x S crops of each row, all at fixed positions, once.
 
     All ranks get as many batches, of the same sizes; what fills them up has status 1. Positions count through `rows`.
 
@@ -283,7 +291,10 @@ def evaluation_clips(
 
 
 def labels_of(corpus: Corpus, rows: np.ndarray) -> torch.Tensor:
-    """Labels as `Batch` holds them: (B,) int64 with -1 for none; (B, classes) float32 if any sample has several."""
+    """Return labels as `Batch` holds them: (B,) int64 with -1 for none.
+
+    (B, classes) float32 if any sample has several.
+    """
     labels = [corpus.labels_of(row) for row in rows.tolist()]
     if not corpus.has_several_labels:
         return torch.tensor([of_one[0] if of_one else -1 for of_one in labels], dtype=torch.int64)

@@ -27,7 +27,7 @@ class Cropper:
         self._arrays: list[np.ndarray] = []
 
     def cut(self, clips: Sequence[torch.Tensor], views: Sequence[tuple[View, ...]], *, boxed: bool) -> torch.Tensor:
-        """The views of all clips, one behind the other.
+        """Return the views of all clips, concatenated.
 
         Args:
             clips: (T, H, W, C) uint8 each; sizes may differ.
@@ -46,12 +46,14 @@ class Cropper:
         return out
 
     def close(self) -> None:
-        """Stops the threads."""
+        """Stop the threads."""
         if self._pool is not None:
             self._pool.shutdown()
 
     def _memory(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Fresh pages for every batch would cost half as much again as the crops at four views."""
+        """Return memory for a batch.
+
+        It is used again, because fresh pages would cost half as much again as the crops at four views."""
         for i in range(len(self._arrays)):
             # torch holds the array as long as any tensor lives that shares its memory: two references, the list's and
             # getrefcount's own argument, mean that there is none.
@@ -63,12 +65,12 @@ class Cropper:
 
 
 def cut_box(frames: torch.Tensor, crop: Crop) -> torch.Tensor:
-    """(T, H, W, C) ─► the crop's box (T, h, w, C), without a copy."""
+    """Return the crop's box, (T, H, W, C) ─► (T, h, w, C), without a copy."""
     return frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
 
 def resize(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
-    """Resizes the frames of a box: bilinear, antialiased, to within 1 of Pillow's; mirrored if asked.
+    """Resize the frames of a box: bilinear, antialiased, to within 1 of Pillow's; mirrored if requested.
 
     Args:
         box: (T, h, w, C) uint8.

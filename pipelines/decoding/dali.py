@@ -1,6 +1,6 @@
 """Encoded frames ─► decoded (and, on a GPU, cropped) frames: the only file that imports nvidia.dali.
 
-    decoder = Decoder(next_batch, max_frames=64, decode="cpu", resize=None, num_views=1, size=224, threads=2)
+    decoder = DaliDecoder(next_batch, max_frames=64, decode="cpu", resize=None, num_views=1, size=224, threads=2)
     decoder.run()      # ─► EncodedBatch and what DALI made of it, in the order in which they were handed in
 
 DALI's own random numbers are never used: crops come in as data. No reader of DALI's is used either: only a source that
@@ -73,7 +73,7 @@ def _graph(
     return tuple(views)
 
 
-class Decoder:
+class DaliDecoder:
     """A DALI pipeline fed by a function; keeps the batches that DALI has pulled ahead, and can begin anew with them."""
 
     def __init__(
@@ -90,7 +90,7 @@ class Decoder:
         device_id: int | None = None,
         hw_decoder_load: float = HW_DECODER_LOAD,
     ):
-        """Builds the graph.
+        """Build the graph.
 
         Args:
             next_batch: gives the next batch, None at the end; runs in the thread that calls `run`.
@@ -130,7 +130,7 @@ class Decoder:
         self._pipeline.build()
 
     def run(self, stream: torch.cuda.Stream | None = None) -> tuple[EncodedBatch, tuple[Any, ...]]:
-        """The next batch and DALI's outputs for it: whole frames, or one list of resized frames a view.
+        """Return the next batch and DALI's outputs for it: complete frames, or one list of resized frames per view.
 
         Args:
             stream: stream on which GPU outputs are ready; None waits for them on the host.
@@ -144,7 +144,7 @@ class Decoder:
         return self._pulled.popleft(), outputs
 
     def restart(self) -> EncodedBatch | None:
-        """Builds the pipeline anew after an error, which DALI calls the end of the old one.
+        """Build the pipeline anew after an error, which ends the old one in DALI.
 
         Returns:
             The batch that did not come out, None if none was handed in; those behind it go into the new pipeline.
@@ -161,7 +161,7 @@ class Decoder:
         return lost
 
     def close(self) -> None:
-        """Gives the pipeline's threads and memory back; outputs that are still held stay good."""
+        """Release the pipeline's threads and memory; outputs that are still held stay valid."""
         self._pipeline = None
 
     def _pull(self) -> tuple[Any, ...]:
@@ -175,7 +175,7 @@ class Decoder:
         return (batch.frames, *self._crop_inputs(batch)) if self._with_crops else (batch.frames,)
 
     def _crop_inputs(self, batch: EncodedBatch) -> list[np.ndarray]:
-        """For each view: start (y, x) and end (y, x) of the box in pixels, and the mirror flag, one a frame."""
+        """Return per view: start (y, x) and end (y, x) of the box in pixels, and the mirror flag, one per frame."""
         frames_per_clip = len(batch.frames) // len(batch.clips)
         inputs: list[np.ndarray] = []
         for view in range(self._num_views):
@@ -187,20 +187,22 @@ class Decoder:
 
 
 def dense_clips(frames: Any, num_clips: int) -> list[torch.Tensor]:
-    """DALI's frames on the CPU ─► one (T, H, W, C) tensor a clip; sizes may differ between clips, never within one.
+    """Split DALI's frames on the CPU into one (T, H, W, C) tensor per clip.
+
+    Sizes may differ between clips, never within one.
 
     They are views of DALI's own memory, which it uses again two batches later.
     """
     shapes = frames.shape()
     per_clip = len(shapes) // num_clips
-    # DALI lays a batch out in one piece, whatever the sizes; copying clips of several sizes took a tenth of all time.
+    # DALI lays a batch out in one piece for any sizes; copying clips of several sizes took a tenth of all time.
     whole = torch.from_dlpack(frames.as_reshaped_tensor([sum(math.prod(shape) for shape in shapes)]))
     sizes = [per_clip * math.prod(shape) for shape in shapes[::per_clip]]
     return [clip.view(per_clip, *shape) for clip, shape in zip(whole.split(sizes), shapes[::per_clip], strict=True)]
 
 
 def decode_self_test(device: Literal["cpu", "mixed"], *, device_id: int = 0) -> str:
-    """Decodes, crops and resizes batches of two sizes of frames as training would, and looks at the pixels.
+    """Decode, crop and resize batches of two sizes of frames as training would, and check the pixels.
 
     Args:
         device: `mixed` decodes and resizes on the GPU.
@@ -214,7 +216,7 @@ def decode_self_test(device: Literal["cpu", "mixed"], *, device_id: int = 0) -> 
     """
     colours = np.array([[200, 60, 40], [30, 90, 220]])
     batch = _plain_batch(colours)
-    decoder = Decoder(
+    decoder = DaliDecoder(
         lambda: batch,
         max_frames=len(batch.frames),
         decode=device,
@@ -226,14 +228,14 @@ def decode_self_test(device: Literal["cpu", "mixed"], *, device_id: int = 0) -> 
     )
     for _ in range(4):
         _, (images,) = decoder.run()
-        found = np.asarray(images.as_cpu().as_tensor()).reshape(len(colours), -1, 3).astype(int)
-        if np.abs(found - colours[:, None]).max() > 8:
+        pixels = np.asarray(images.as_cpu().as_tensor()).reshape(len(colours), -1, 3).astype(int)
+        if np.abs(pixels - colours[:, None]).max() > 8:
             raise RuntimeError(f"DALI ({device}) decoded frames of the colours {colours.tolist()} to other pixels")
     return __version__
 
 
 def _plain_batch(colours: np.ndarray) -> EncodedBatch:
-    """A clip of eight plain frames for each colour, of another size each."""
+    """Return a clip of eight plain frames per colour, each clip of another size."""
     clips, frames = [], []
     for number, colour in enumerate(colours):
         height, width = 240, 320 + 96 * number

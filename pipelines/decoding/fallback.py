@@ -16,7 +16,7 @@ from pipelines.reading.source import ClipSource, EncodedBatch, FetchedClip, enco
 
 
 def decode_again(source: ClipSource, encoded: EncodedBatch) -> tuple[EncodedBatch, list[torch.Tensor], int]:
-    """Decodes every clip of a batch on the CPU; one that does not decode is replaced as a damaged one would be.
+    """Decode every clip of a batch on the CPU; replace clips that do not decode as damaged ones are replaced.
 
     Args:
         source: reads substitutes.
@@ -30,14 +30,14 @@ def decode_again(source: ClipSource, encoded: EncodedBatch) -> tuple[EncodedBatc
     """
     per_clip = len(encoded.frames) // len(encoded.clips)
     fetched, decoded, failed = [], [], 0
-    for i, (asked, clip) in enumerate(zip(encoded.request.clips, encoded.clips, strict=True)):
+    for i, (requested, clip) in enumerate(zip(encoded.request.clips, encoded.clips, strict=True)):
         jpegs = encoded.frames[i * per_clip : (i + 1) * per_clip]
         fetch = FetchedClip(clip, jpegs, encoded.substituted[i])
         frames = _decode(fetch)
         if not isinstance(frames, torch.Tensor):
             failed += 1
-            # From the clip that was asked for, so that the substitute does not depend on where it failed.
-            fetch = source.fetch(asked, lambda candidate: _wrong(_decode(candidate)))
+            # The substitute is drawn from the requested clip, so that it does not depend on where it failed.
+            fetch = source.fetch(requested, lambda candidate: _wrong(_decode(candidate)))
             frames = _decode(fetch)
             assert isinstance(frames, torch.Tensor), "judged just before"
         fetched.append(fetch)
@@ -53,7 +53,7 @@ def _wrong(frames: torch.Tensor | tuple[int, str]) -> tuple[int, str] | None:
 
 
 def _decode(fetched: FetchedClip) -> torch.Tensor | tuple[int, str]:
-    """(T, H, W, C) uint8, or the number of a frame that does not decode and what is wrong with it."""
+    """Return a clip, (T, H, W, C) uint8, or the number of a frame that does not decode and the reason."""
     frames = []
     for number, jpeg in zip(fetched.clip.frames.tolist(), fetched.frames, strict=True):
         try:

@@ -24,7 +24,7 @@ NOISE_MEAN, NOISE_STD = 0.45, 0.225  # erased pixels are standard normal once th
 
 
 def apply_views(clips: torch.Tensor, views: Sequence[View]) -> None:
-    """Applies each view's ops, then its erasing, in place; views that ask for nothing cost nothing.
+    """Apply each view's ops, then its erasing, in place; views without ops cost nothing.
 
     Args:
         clips: (V, T, H, W, C) uint8, contiguous; cropped and flipped already.
@@ -38,7 +38,7 @@ def apply_views(clips: torch.Tensor, views: Sequence[View]) -> None:
 
 
 def apply_ops(clip: torch.Tensor, ops: Sequence[Op]) -> torch.Tensor:
-    """The ops in turn. (T, H, W, C) uint8 ─► the same shape; the input stays as it is."""
+    """Apply ops in turn, (T, H, W, C) uint8 ─► the same shape; the input is not changed."""
     for op in ops:
         apply = OPS[op.name]
         # On a CPU a few frames at a time stay in its cache: up to 2x faster. Shapes are worked out once for all frames.
@@ -57,7 +57,7 @@ def _erase(clip: torch.Tensor, box: Erase) -> None:
 
 @cache
 def _noise_levels() -> np.ndarray:
-    """2^16 equally likely values of a pixel that is normal once normalised: twice as fast as drawing the normal."""
+    """Return 2^16 equally likely values of a normal pixel once normalised: twice as fast as drawing the normal."""
     quantiles = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
     return quantiles.mul_(NOISE_STD).add_(NOISE_MEAN).mul_(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
 
@@ -67,19 +67,19 @@ def _invert(clip: torch.Tensor, amount: float) -> torch.Tensor:
 
 
 def _posterize(clip: torch.Tensor, bits: float) -> torch.Tensor:
-    """Keeps the highest bits; 0 bits is black."""
+    """Keep the highest bits; 0 bits is black."""
     return clip & (256 - 2 ** (8 - int(bits)))
 
 
 def _solarize(clip: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Inverts pixels from the threshold on."""
+    """Invert pixels from the threshold on."""
     if threshold > 255:
         return clip
     return clip ^ (clip >= int(threshold)).view(torch.uint8).mul_(255)
 
 
 def _solarize_add(clip: torch.Tensor, amount: float) -> torch.Tensor:
-    """Makes pixels below 128 brighter; 110 is the most, so that none overflows."""
+    """Brighten pixels below 128; 110 is the most, so that none overflows."""
     return (clip < 128).view(torch.uint8).mul_(int(amount)).add_(clip)
 
 
@@ -88,13 +88,13 @@ def _brightness(clip: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def _contrast(clip: torch.Tensor, factor: float) -> torch.Tensor:
-    """Away from (or towards) the mean grey of each frame."""
+    """Move pixels away from (or towards) the mean grey of each frame."""
     mean = _grey(_channels(clip)).mean(dim=(1, 2), dtype=torch.float64).add_(0.5).floor_().float()
     return _cut(_away_from(mean[:, None, None, None], clip.float(), factor))
 
 
 def _colour(clip: torch.Tensor, factor: float) -> torch.Tensor:
-    """Away from (or towards) each pixel's grey."""
+    """Move pixels away from (or towards) their grey."""
     channels, out = _channels(clip), torch.empty_like(clip)
     grey = _grey(channels)
     for number, channel in enumerate(channels):  # a broadcast over an innermost dimension of 3 is several times slower
@@ -103,7 +103,10 @@ def _colour(clip: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def _sharpness(clip: torch.Tensor, factor: float) -> torch.Tensor:
-    """Away from (or towards) a smoothed frame: 3 x 3 pixels, the middle one five times; the outermost stay."""
+    """Move frames away from (or towards) a smoothed frame: 3 x 3 pixels, the middle one weighted five.
+
+    The border stays.
+    """
     step = clip.shape[-1]
     rows = clip.flatten(2).to(torch.int16)
     middle = rows[:, 1:-1, step:-step]
@@ -116,7 +119,7 @@ def _sharpness(clip: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def _autocontrast(clip: torch.Tensor, amount: float) -> torch.Tensor:
-    """Stretches each channel of each frame to 0 ... 255; a flat one stays."""
+    """Stretch each channel of each frame to 0 ... 255; a flat one stays."""
     width, channels = clip.shape[2:]
     by_column = clip.flatten(2)
     low = by_column.amin(1).view(-1, width, channels).amin(1).double().view(-1, 1)
@@ -129,7 +132,7 @@ def _autocontrast(clip: torch.Tensor, amount: float) -> torch.Tensor:
 
 
 def _equalize(clip: torch.Tensor, amount: float) -> torch.Tensor:
-    """Makes the histogram of each channel of each frame flat, by PIL's integer rule."""
+    """Flatten the histogram of each channel of each frame, by PIL's integer rule."""
     frames, height, width, channels = clip.shape
     index = _table_index(clip)
     histogram = torch.bincount(index, minlength=frames * channels * 256).view(-1, 256)
@@ -144,7 +147,7 @@ def _equalize(clip: torch.Tensor, amount: float) -> torch.Tensor:
 
 
 def _table_index(clip: torch.Tensor) -> torch.Tensor:
-    """Each value's place in tables of 256 levels, one table for each channel of each frame; flat, int32."""
+    """Return each value's index in tables of 256 levels, one table per channel and frame; flat, int32."""
     frames, _, width, channels = clip.shape
     starts = torch.arange(0, frames * channels * 256, 256, dtype=torch.int32, device=clip.device).view(frames, channels)
     return (clip.flatten(2) + starts.repeat(1, width)[:, None]).flatten()
@@ -155,7 +158,7 @@ def _looked_up(index: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
 
 
 def _rotate(clip: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Counter-clockwise around the middle."""
+    """Rotate counter-clockwise around the middle."""
     height, width = clip.shape[1:3]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
@@ -179,7 +182,7 @@ def _translate_y(clip: torch.Tensor, fraction: float) -> torch.Tensor:
 
 
 def _affine(clip: torch.Tensor, matrix: tuple[float, ...]) -> torch.Tensor:
-    """Pixel (x, y) of the result is pixel (a x + b y + c, d x + e y + f) of the clip, between pixels by PIL's bicubic.
+    """Map pixel (x, y) of the result to (a x + b y + c, d x + e y + f) of the clip, between pixels by PIL's bicubic.
 
     Every pixel of the result is a weighted sum of up to 16 pixels of the clip, the same for all frames and channels:
     one embedding bag over the pixels, whose vectors hold all frames. On a CPU it is 3x faster than grid_sample.
@@ -202,7 +205,7 @@ def _affine(clip: torch.Tensor, matrix: tuple[float, ...]) -> torch.Tensor:
 
 
 def _taps(at: torch.Tensor, length: int, *, moves: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each place's pixel, or the four around it where the axis moves, and their weights; edge pixels repeat.
+    """Return each position's pixel, or the four around it if the axis moves, and their weights; edge pixels repeat.
 
     The kernel is Keys' cubic with a = -1, PIL's for transforms.
     """
@@ -217,22 +220,22 @@ def _taps(at: torch.Tensor, length: int, *, moves: bool) -> tuple[torch.Tensor, 
 
 
 def _away_from(base: torch.Tensor, pixels: torch.Tensor, factor: float) -> torch.Tensor:
-    """Floats, in place: the first of PIL's enhancements' two steps, before they are cut."""
+    """Blend floats in place: the first of the two steps of PIL's enhancements, before clipping."""
     return pixels.sub_(base).mul_(factor).add_(base)
 
 
 def _cut(pixels: torch.Tensor) -> torch.Tensor:
-    """Floats ─► uint8, clipped and rounded down as PIL does."""
+    """Convert floats to uint8, clipped and rounded down as PIL does."""
     return pixels.clamp_(0, 255).to(torch.uint8)
 
 
 def _channels(clip: torch.Tensor) -> list[torch.Tensor]:
-    """Red, green and blue, each (T, H, W) float."""
+    """Return red, green and blue, each (T, H, W) float."""
     return [channel.float() for channel in clip.unbind(-1)]
 
 
 def _grey(channels: list[torch.Tensor]) -> torch.Tensor:
-    """(T, H, W) float of whole numbers: PIL's "L", whose weights are 65536ths: the sums are exact."""
+    """Return (T, H, W) float of whole numbers: PIL's "L", whose weights are 65536ths, so that the sums are exact."""
     red, green, blue = channels
     weighted = red * (19595 / 65536)
     return weighted.add_(green, alpha=38470 / 65536).add_(blue, alpha=7471 / 65536).add_(0.5).floor_()

@@ -16,7 +16,7 @@ class HeaderError(ValueError):
 
 
 def scan_offset(data: memoryview | bytes, *, height: int, width: int) -> int:
-    """Walks the markers up to the scan (ITU-T T.81, annex B) and returns where its data begin.
+    """Walk the markers up to the scan (ITU-T T.81, annex B) and return the offset of its data.
 
     Args:
         data: the whole file.
@@ -44,9 +44,9 @@ def scan_offset(data: memoryview | bytes, *, height: int, width: int) -> int:
             raise HeaderError(f"marker {marker:02x} at byte {at} of its header")
         if marker in _FRAMES and length >= 8:
             has_frame = True
-            found = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
-            if found != (height, width):
-                raise HeaderError(f"it is {found[0]} x {found[1]} pixels, the index says {height} x {width}")
+            size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
+            if size != (height, width):
+                raise HeaderError(f"it is {size[0]} x {size[1]} pixels, the index says {height} x {width}")
         at += 2 + length
         if marker == _SOS:
             if not has_frame:

@@ -25,19 +25,19 @@ RANKS_APART = 2  # steps by which the ranks of a node may be apart: their collec
 
 
 def nodes_positions(order: Order, *, rank: int, world: int, local_world: int) -> tuple[int, int]:
-    """The positions within a step, half-open, that all ranks on a rank's node take."""
+    """Return the positions within a step, half-open, that all ranks on a rank's node take."""
     first = rank // local_world * local_world
     share = order.global_batch // world
     return first * share, min(first + local_world, world) * share
 
 
 def steps_read_at_once(*, prefetch: int, accumulation: int) -> int:
-    """Steps whose shards the ranks of a node read at one moment: those read ahead, and the ranks' distance."""
+    """Return the number of steps whose shards a node's ranks read at one moment: prefetch and the ranks' distance."""
     return 1 + -(-prefetch // accumulation) + RANKS_APART
 
 
 def check_cache(corpus: Corpus, order: Order, *, world: int, local_world: int, steps: int) -> None:
-    """Refuses a cache in which the order would fetch shards again and again; the same verdict on every rank.
+    """Refuse a cache in which the order would fetch shards again and again; the same verdict on every rank.
 
     Args:
         corpus: with datasets behind URLs, or without.
@@ -78,11 +78,11 @@ class Prefetcher:
     """Threads that fetch the shards of a node's next steps, in order of first need, as far as the cache has room.
 
     Every rank of a node plans for the whole node, so that all agree on what is needed first and what may go; a shard
-    is fetched by one of them. What fails here is told once and left to the read, which tries again.
+    is fetched by one of them. A failure here is logged once and left to the read, which tries again.
     """
 
     def __init__(self, corpus: Corpus, order: Order, positions: tuple[int, int], *, steps: int, start: tuple[int, int]):
-        """Starts fetching.
+        """Start fetching.
 
         Args:
             corpus: with a cache.
@@ -105,7 +105,7 @@ class Prefetcher:
             thread.start()
 
     def advance(self, *, epoch: int, step: int) -> None:
-        """Says that this step's reads begin: what was only needed well before it may now be evicted."""
+        """Report that this step's reads begin: files needed only well before it may now be evicted."""
         with self._changed:
             self._step = self._count((epoch, step))
             for url in [url for url, need in self._needs.items() if need.last + self._keep < self._step]:
@@ -113,7 +113,7 @@ class Prefetcher:
             self._publish()
 
     def close(self) -> None:
-        """Stops fetching; a request that hangs is left to its thread, which ends with it."""
+        """Stop fetching; a request that hangs is left to its thread, which ends with it."""
         self._stopped.set()
         with self._changed:
             self._changed.notify_all()
@@ -135,7 +135,7 @@ class Prefetcher:
                     self._changed.wait(1)
 
     def _choose(self) -> _Need | None:
-        """The next file to fetch, as soon as there is one; None at the end."""
+        """Return the next file to fetch, as soon as there is one; None at the end."""
         while not self._stopped.is_set():
             self._extend()
             with self._changed:
@@ -147,7 +147,7 @@ class Prefetcher:
         return None
 
     def _extend(self) -> None:
-        """Adds needs as far as the cache has room for all of them at once, and up to the next epoch's first steps.
+        """Add needs as far as the cache has room for all of them at once, and up to the next epoch's first steps.
 
         No further, for the run may end before: each node would have filled its cache for nothing.
         """

@@ -33,19 +33,19 @@ class ShardVanishedError(Exception):
 
 
 def read_gap(config: DataConfig) -> int:
-    """`data.read_gap` in bytes, with what -1 stands for."""
+    """Return `data.read_gap` in bytes, with -1 resolved."""
     if config.read_gap >= 0:
         return config.read_gap
     return REMOTE_GAP if config.has_urls else 0
 
 
 def pread(descriptor: int, size: int, offset: int) -> bytes:
-    """Some bytes of a shard, b"" at its end. All reading goes through here: tests and benchmarks wrap it."""
+    """Read bytes of a shard, b"" at its end. All reading goes through here: tests and benchmarks wrap it."""
     return os.pread(descriptor, size, offset)
 
 
 def joined(offsets: Sequence[int], sizes: Sequence[int], *, gap: int) -> list[tuple[int, int]]:
-    """Spans that are read together, as half-open ranges of their numbers.
+    """Return the spans that are read together, as half-open ranges of their numbers.
 
     Two frames of a tar lie at least 512 bytes apart (a header block), so that a gap of 0 joins none.
 
@@ -59,7 +59,7 @@ def joined(offsets: Sequence[int], sizes: Sequence[int], *, gap: int) -> list[tu
 
 
 def wait_s(attempt: int, *, who: str) -> float:
-    """Seconds before the try after the failed one number `attempt`: doubled each time, capped, spread over a half.
+    """Return the seconds to wait after failed attempt number `attempt`: doubled each time, capped, spread over a half.
 
     A pure function of its arguments: processes that fail at the same moment read different samples, so they come back
     at different moments.
@@ -69,8 +69,10 @@ def wait_s(attempt: int, *, who: str) -> float:
 
 
 class ShardReader:
-    """Reads by many threads at once. A shard is opened for each clip: that costs 2 us of the 5 ms of a clip's decoding,
-    while a descriptor that is kept would hide a replaced shard and keep an evicted one's blocks on the disk."""
+    """A reader for many threads at once.
+
+    A shard is opened per clip: that costs 2 us of the 5 ms of a clip's decoding, while a descriptor that is kept
+    would hide a replaced shard and keep an evicted one's blocks on the disk."""
 
     def __init__(self, corpus: Corpus, *, gap: int, retries: int):
         self._corpus, self._gap, self._retries = corpus, gap, retries
@@ -80,7 +82,7 @@ class ShardReader:
         self.bytes_read = self.bytes_used = self.num_retries = 0
 
     def read(self, row: int, spans: FrameSpans) -> list[np.ndarray]:
-        """The bytes of each span, in order; too few of them where the shard ends early.
+        """Return the bytes of each span, in order; too few of them if the shard ends early.
 
         Args:
             row: the sample.
@@ -105,13 +107,13 @@ class ShardReader:
             del self._underway[thread]
 
     def underway(self) -> list[str]:
-        """What is being read at this moment, and for how long; the longest first."""
+        """Return the reads in progress, and for how long; the longest first."""
         now = time.monotonic()
         reads = sorted(self._underway.copy().values(), key=lambda read: read[1])
         return [f"{self._where(row)} for {now - since:.0f} s" for row, since in reads]
 
     def close(self) -> None:
-        """Ends waits for another try; reads that go on are left to their threads."""
+        """End waits before a retry; reads in progress are left to their threads."""
         self._closing.set()
 
     def _read_once(self, row: int, spans: FrameSpans) -> list[np.ndarray]:
@@ -166,7 +168,7 @@ class ShardReader:
 
 
 def _read_whole(descriptor: int, size: int, offset: int) -> bytes:
-    """`size` bytes, or those up to the end of the file; a read may bring fewer than were asked for before that."""
+    """Read `size` bytes, or those up to the end of the file; single reads may return fewer before that."""
     data = pread(descriptor, size, offset)
     while len(data) < size and (more := pread(descriptor, size - len(data), offset + len(data))):
         data += more

@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED = 0, 1, 2
 MAX_SUBSTITUTES = 8
-SLOW_S = 30.0  # a wait for storage that long is told, again and again
+SLOW_S = 30.0  # between warnings while training waits for the storage
 CLOSE_S = 5.0  # most that closing waits for reads under way
 
 
 @dataclass(frozen=True)
-class Damage:
+class DamagedFrame:
     """A frame that cannot be used, and why."""
 
     shard: str
@@ -49,12 +49,12 @@ class Damage:
 
 @dataclass(frozen=True)
 class FetchedClip:
-    """A clip with its bytes; `clip` is another one than was asked for where that is damaged."""
+    """A clip with its bytes; `clip` is a substitute if the requested one is damaged."""
 
     clip: ClipRequest
     frames: list[np.ndarray]  # (T,) of uint8, one JPEG each
     is_substitute: bool = False
-    damage: tuple[Damage, ...] = ()  # of the clip that was asked for, and of substitutes that failed as well
+    damage: tuple[DamagedFrame, ...] = ()  # of the requested clip, and of substitutes that failed as well
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class EncodedBatch:
     clips: tuple[ClipRequest, ...]
     frames: list[np.ndarray]  # uint8, one JPEG each
     substituted: tuple[bool, ...]  # one for each clip
-    damage: tuple[Damage, ...] = ()
+    damage: tuple[DamagedFrame, ...] = ()
 
 
 def encoded_batch(request: BatchRequest, fetched: list[FetchedClip]) -> EncodedBatch:
-    """A request and the clips that were fetched for it, in its order."""
+    """Join a request and the clips that were fetched for it, in its order."""
     return EncodedBatch(
         request=request,
         clips=tuple(each.clip for each in fetched),
@@ -93,7 +93,7 @@ class ClipSource:
         retries: int = 5,
         spares: np.ndarray | None = None,
     ):
-        """Starts reading.
+        """Start reading.
 
         Args:
             corpus: the opened shards.
@@ -114,7 +114,7 @@ class ClipSource:
             self._read_ahead()
 
     def next(self) -> EncodedBatch | None:
-        """The next batch, or None after the last.
+        """Return the next batch, or None after the last.
 
         Raises:
             DataError: the storage fails, or no undamaged substitute was found.
@@ -126,35 +126,35 @@ class ClipSource:
         return encoded_batch(request, [self._await(clip) for clip in clips])
 
     def fetch(
-        self, asked: ClipRequest, judge: Callable[[FetchedClip], tuple[int, str] | None] | None = None
+        self, requested: ClipRequest, judge: Callable[[FetchedClip], tuple[int, str] | None] | None = None
     ) -> FetchedClip:
-        """Reads a clip, or the first of its substitutes that is whole.
+        """Read a clip, or the first of its substitutes that is complete.
 
         Args:
-            asked: the clip.
+            requested: the clip.
             judge: looks at a clip whose bytes are right, and gives the number of a bad frame and what is wrong with it.
 
         Raises:
             DataError: the storage fails, or neither the clip nor a substitute can be used.
         """
-        found: list[Damage] = []
+        damage: list[DamagedFrame] = []
         for attempt in range(MAX_SUBSTITUTES + 1):
-            clip = substitute(self._corpus, asked, attempt, spares=self._spares) if attempt else asked
+            clip = substitute(self._corpus, requested, attempt, spares=self._spares) if attempt else requested
             frames, wrong = self._read(clip)
             if wrong is None and judge is not None:
                 wrong = judge(FetchedClip(clip, frames))
             if wrong is None:
-                return FetchedClip(clip, frames, attempt > 0, tuple(found))
-            found.append(self._damage(clip.row, *wrong))
-            logger.warning("%s; another sample takes its place", found[-1])
+                return FetchedClip(clip, frames, attempt > 0, tuple(damage))
+            damage.append(self._damage(clip.row, *wrong))
+            logger.warning("%s; another sample takes its place", damage[-1])
         raise DataError(
-            f"sample {self._corpus.key(asked.row)} and the {MAX_SUBSTITUTES} that could take its place are damaged:\n"
-            + "\n".join(map(str, found))
+            f"sample {self._corpus.key(requested.row)} and its {MAX_SUBSTITUTES} substitutes are damaged:\n"
+            + "\n".join(map(str, damage))
             + f"\n{self._corpus.repair}"
         )
 
     def close(self) -> None:
-        """Stops the threads; batches read ahead are lost, which costs nothing: they are functions of their request."""
+        """Stop the threads; batches read ahead are lost, which costs nothing: they are functions of their request."""
         self.reader.close()
         if not self._threads.close():
             logger.warning("reads that hang were left behind: %s", "; ".join(self.reader.underway()))
@@ -172,24 +172,24 @@ class ClipSource:
                 logger.warning("training waits for the storage: %s", "; ".join(self.reader.underway()))
 
     def _read(self, clip: ClipRequest) -> tuple[list[np.ndarray], tuple[int, str] | None]:
-        """The clip's JPEGs, or the number of a frame whose bytes are not those that were written, and what they are."""
+        """Return the clip's JPEGs, or the number of a frame whose bytes are not those written, and the reason."""
         # Strides and loops may take a frame twice: it is read once.
-        wanted, again = np.unique(clip.frames, return_inverse=True)
-        spans = self._corpus.frames(clip.row, wanted)
+        frame_numbers, again = np.unique(clip.frames, return_inverse=True)
+        spans = self._corpus.frames(clip.row, frame_numbers)
         try:
             jpegs = self.reader.read(clip.row, spans)
         except ShardVanishedError:
-            return [], (int(wanted[0]), "the shard has vanished")
+            return [], (int(frame_numbers[0]), "the shard has vanished")
         frame_size = (int(self._corpus.height[clip.row]), int(self._corpus.width[clip.row]))
         for i, (jpeg, size, crc) in enumerate(zip(jpegs, spans.size.tolist(), spans.crc32.tolist(), strict=True)):
             if len(jpeg) != size:
-                return [], (int(wanted[i]), f"the shard ends after {len(jpeg)} of its {size} bytes")
-            if (found := zlib.crc32(jpeg.data)) != crc:
-                return [], (int(wanted[i]), f"its crc32 is {found:08x}, {crc:08x} was written")
+                return [], (int(frame_numbers[i]), f"the shard ends after {len(jpeg)} of its {size} bytes")
+            if (crc_read := zlib.crc32(jpeg.data)) != crc:
+                return [], (int(frame_numbers[i]), f"its crc32 is {crc_read:08x}, {crc:08x} was written")
             try:
                 self._check_header(jpeg, frame_size)
             except HeaderError as error:
-                return [], (int(wanted[i]), str(error))
+                return [], (int(frame_numbers[i]), str(error))
         return [jpegs[i] for i in again.tolist()], None
 
     def _check_header(self, jpeg: np.ndarray, frame_size: tuple[int, int]) -> None:
@@ -199,14 +199,14 @@ class ClipSource:
         end = scan_offset(jpeg.data, height=frame_size[0], width=frame_size[1])
         self._headers[frame_size] = jpeg[:end].tobytes()
 
-    def _damage(self, row: int, frame: int, reason: str) -> Damage:
+    def _damage(self, row: int, frame: int, reason: str) -> DamagedFrame:
         corpus = self._corpus
         path = corpus.shard_name(int(corpus.shard[row]))
-        return Damage(str(path), corpus.key(row), corpus.name(row), frame, reason)
+        return DamagedFrame(str(path), corpus.key(row), corpus.name(row), frame, reason)
 
 
 def substitute(corpus: Corpus, clip: ClipRequest, attempt: int, *, spares: np.ndarray) -> ClipRequest:
-    """A sample drawn for a damaged one, in the same window and relative crop: the same on every rank and rerun.
+    """Draw a sample for a damaged one, in the same window and relative crop: the same on every rank and rerun.
 
     It is drawn from all of them, for the neighbours of a sample in a lost shard are lost as well.
     """
@@ -229,8 +229,9 @@ def substitute(corpus: Corpus, clip: ClipRequest, attempt: int, *, spares: np.nd
 
 
 class _Threads:
-    """A pool whose threads die with the process: one that hangs in a read keeps no interpreter from leaving, as those
-    of concurrent.futures would."""
+    """A pool whose threads die with the process.
+
+    A thread that hangs in a read does not keep the interpreter from leaving, as those of concurrent.futures would."""
 
     def __init__(self, count: int):
         self._tasks: SimpleQueue[tuple[Future[FetchedClip], Callable[..., FetchedClip], ClipRequest] | None]
@@ -245,7 +246,7 @@ class _Threads:
         return future
 
     def close(self) -> bool:
-        """Drops what has not begun, waits a little for the rest; whether all threads have left."""
+        """Drop queued jobs and wait a little for the rest; return whether all threads have left."""
         with contextlib.suppress(Empty):
             while True:
                 self._tasks.get_nowait()

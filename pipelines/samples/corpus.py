@@ -1,4 +1,4 @@
-"""One or more datasets ─► one numbering of rows: what every other module of this package reads samples through.
+"""Datasets become one numbering of rows, through which this package reads samples.
 
 corpus = open_corpus(("out/kinetics", "out/surgery"))
 dataset, i = corpus.locate(240_017)      # row of the corpus ─► its dataset and the row there
@@ -33,7 +33,7 @@ class Corpus:
         remote: "Mapping[int, RemoteShards] | None" = None,
         labels: Labels | None = None,
     ):
-        """Joins datasets; `remote` says how to read the shards of those behind URLs, by the dataset's number.
+        """Join datasets; `remote` maps the number of a dataset behind a URL to the reader of its shards.
 
         Raises:
             DatasetError: no `labels` are given, and the datasets' own are not of one kind.
@@ -95,12 +95,12 @@ class Corpus:
 
     @cached_property
     def has_several_labels(self) -> bool:
-        """Whether any sample has more than one label."""
+        """Return whether any sample has more than one label."""
         return bool((self.labels.per_sample > 1).any())
 
     @property
     def num_classes(self) -> int:
-        """One more than the greatest label number that a name or a sample has; changes when `labels` get others."""
+        """Return one more than the greatest label number of a name or a sample; it changes if `labels` are replaced."""
         return max(len(self.labels.names), 1 + int(self.labels.values.max(initial=-1)))
 
     @cached_property
@@ -116,12 +116,12 @@ class Corpus:
         return list(dict.fromkeys(name for dataset in self.datasets for name in dataset.split_names))
 
     def locate(self, row: int) -> tuple[Dataset, int]:
-        """The dataset that holds a row, and the row's number there."""
+        """Return the dataset that holds a row, and the row's number there."""
         which = int(np.searchsorted(self.row_starts, row, side="right")) - 1
         return self.datasets[which], row - int(self.row_starts[which])
 
     def find(self, key: str) -> int:
-        """The row of the first sample with this key; DatasetError if there is none."""
+        """Return the row of the first sample with this key; DatasetError if there is none."""
         for dataset, start in zip(self.datasets[:-1], self.row_starts, strict=False):
             try:
                 return int(start) + dataset.find(key)
@@ -140,36 +140,36 @@ class Corpus:
         return pa.chunked_array([chunk for dataset in self.datasets for chunk in dataset.names.chunks], pa.string())
 
     def key(self, row: int) -> str:
-        """The sample's key in its own dataset."""
+        """Return the sample's key in its dataset."""
         dataset, i = self.locate(row)
         return dataset.key(i)
 
     def name(self, row: int) -> str:
-        """The sample's name in its own dataset."""
+        """Return the sample's name in its dataset."""
         dataset, i = self.locate(row)
         return dataset.name(i)
 
     def labels_of(self, row: int) -> list[int]:
-        """The sample's labels: none, one, or several."""
+        """Return the sample's labels, none or more."""
         return self.labels.of(row)
 
     def frames(self, row: int, frame_indices: np.ndarray) -> FrameSpans:
-        """Where frames of a sample lie in its shard."""
+        """Return the offsets of a sample's frames in its shard."""
         dataset, i = self.locate(row)
         return dataset.frames(i, frame_indices)
 
     def shard_path(self, shard: int) -> Path:
-        """The tar with this number (a value of `shard`), of a dataset in a folder."""
+        """Return the tar with this number (a value of `shard`), of a dataset in a folder."""
         which, number = self._locate_shard(shard)
         return self.datasets[which].shard_path(number)
 
     def shard_name(self, shard: int) -> str:
-        """Path or URL of the tar with this number, for messages."""
+        """Return path or URL of the tar with this number, for messages."""
         file = self.remote_file(shard)
         return file.url if file else str(self.shard_path(shard))
 
     def open_shard(self, shard: int) -> int:
-        """A file descriptor of the tar with this number, open for reading; the caller closes it.
+        """Return a file descriptor of the tar with this number, open for reading; the caller closes it.
 
         Raises:
             OSError: it cannot be read, or fetched.
@@ -181,7 +181,7 @@ class Corpus:
         return os.open(self.shard_path(shard), os.O_RDONLY)
 
     def dataset_is_there(self, shard: int) -> bool:
-        """Whether dataset.json can be read where this shard should be: then not all of the storage has gone."""
+        """Return whether dataset.json can be read beside this shard: then not all of the storage has gone."""
         which, _ = self._locate_shard(shard)
         if which in self._remote:
             return self._remote[which].is_there()
@@ -189,7 +189,7 @@ class Corpus:
 
     @property
     def cache(self) -> "Cache | None":
-        """Where shards behind URLs are fetched to; None if there are none."""
+        """Return the cache into which shards behind URLs are fetched; None if there are none."""
         return next((shards.cache for shards in self._remote.values()), None)
 
     @property
@@ -198,7 +198,7 @@ class Corpus:
         return sum(shards.index_bytes for shards in self._remote.values())
 
     def remote_file(self, shard: int) -> "RemoteFile | None":
-        """The tar with this number as the cache knows it; None for one in a folder."""
+        """Return the tar with this number as the cache knows it; None for one in a folder."""
         which, number = self._locate_shard(shard)
         return self._remote[which].files[number] if which in self._remote else None
 
@@ -208,16 +208,18 @@ class Corpus:
 
     @property
     def repair(self) -> str:
-        """For people: what to do about damaged shards that a message has named."""
+        """Return the remedy for damaged shards that a message has named."""
         folders = [f"`python -m preprocess verify {d.location} --full`" for d in self.datasets if not d.url]
         urls = [d.url for d in self.datasets if d.url]
-        told = [f"run {' and '.join(dict.fromkeys(folders))}, build the shards named there again"] if folders else []
+        remedies = (
+            [f"run {' and '.join(dict.fromkeys(folders))}, build the shards named there again"] if folders else []
+        )
         if urls:  # `verify` reads folders
-            told.append(
+            remedies.append(
                 f"copy the shards at {' and '.join(dict.fromkeys(urls))} there again, from a folder that "
                 "`python -m preprocess verify FOLDER --full` finds whole, or after building them again"
             )
-        return "; ".join(told)
+        return "; ".join(remedies)
 
     @property
     def fingerprint(self) -> str:
@@ -229,7 +231,7 @@ class Corpus:
 
 
 def corpus_of(config: DataConfig, *, classes: Sequence[str] | None = None) -> Corpus:
-    """`open_corpus` as the settings say; with `classes`, a model's, labels have its numbers (`labels.numbered_as`)."""
+    """Open a corpus by the settings; with `classes`, a model's, labels have its numbers (`labels.numbered_as`)."""
     corpus = open_corpus(
         config.roots,
         labels=config.labels,
@@ -250,7 +252,7 @@ def open_corpus(
     cache_gb: float = 100,
     exclude_bad_shards: bool = False,
 ) -> Corpus:
-    """Opens every dataset.
+    """Open every dataset.
 
     Args:
         roots: folders, or URLs of such.
@@ -283,7 +285,7 @@ def _joined(columns: list[np.ndarray]) -> np.ndarray:
 
 
 def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int, several: bool, training: bool = True) -> None:
-    """Whether a classifier of `num_classes` can be trained, or validated, on these samples: before any training.
+    """Check, before any training, that a classifier of `num_classes` can be trained or validated on these samples.
 
     Args:
         corpus: has the labels.
@@ -323,8 +325,8 @@ def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int, severa
         )
     missing = np.setdiff1d(np.arange(num_classes), labels.values[taken]).tolist()
     if training and missing:
-        told = [f"{i} ({labels.names[i]})" if i < len(labels.names) else str(i) for i in missing[:SHOWN]]
+        shown = [f"{i} ({labels.names[i]})" if i < len(labels.names) else str(i) for i in missing[:SHOWN]]
         raise DatasetError(
             f"{corpus}: {len(missing)} of {num_classes} classes have no training sample: "
-            f"{listed(told, len(missing))}. Give fewer classes, or other samples (data.select.*, data.labels)"
+            f"{listed(shown, len(missing))}. Give fewer classes, or other samples (data.select.*, data.labels)"
         )

@@ -35,7 +35,7 @@ class Labels:
     note: str = ""  # one line for people, where a file gave the labels
 
     def of(self, i: int) -> list[int]:
-        """The labels of sample i: none, one, or several."""
+        """Return the labels of sample i, none or more."""
         return self.values[self.offsets[i] : self.offsets[i + 1]].tolist()
 
     @property
@@ -45,7 +45,7 @@ class Labels:
 
 
 def united_labels(datasets: Sequence[Dataset]) -> Labels:
-    """The datasets' own labels. Names are united: the first dataset's keep their numbers, new ones follow.
+    """Unite the datasets' labels by name: the first dataset's keep their numbers, new ones follow.
 
     Raises:
         DatasetError: the labels of one dataset have names, those of another are mere numbers.
@@ -72,7 +72,7 @@ def united_labels(datasets: Sequence[Dataset]) -> Labels:
 
 
 def read_labels(path: str | Path, datasets: Sequence[Dataset]) -> Labels:
-    """Labels from a CSV (with a header) or Parquet file, instead of the datasets' own.
+    """Read labels from a CSV (with a header) or Parquet file, instead of the datasets'.
 
     Columns: `name` or `key` of the sample; `label`, one number or name, or `labels`, several (a list, or separated by
     spaces). All samples of a name get its labels; of two rows for one sample the first counts. Names that are the
@@ -114,7 +114,7 @@ def read_labels(path: str | Path, datasets: Sequence[Dataset]) -> Labels:
 
 
 def numbered_as(labels: Labels, classes: Sequence[str], *, rows: np.ndarray | None = None) -> Labels:
-    """The same labels under a model's numbers: names are looked up in its classes, mere numbers stay.
+    """Return the same labels under a model's numbers: names are looked up in its classes, plain numbers stay.
 
     Two datasets number the same names differently as soon as one lacks a class; names are what they share.
 
@@ -164,7 +164,7 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def _sample_column(path: Path, table: pa.Table, datasets: Sequence[Dataset]) -> tuple[Array, Array]:
-    """All samples' keys or names, and those of the file's rows."""
+    """Return all samples' keys or names, and those of the file's rows."""
     if "key" in table.column_names and len(datasets) == 1:
         samples, column = [dataset.keys for dataset in datasets], "key"
     elif "name" in table.column_names:
@@ -178,11 +178,11 @@ def _sample_column(path: Path, table: pa.Table, datasets: Sequence[Dataset]) -> 
 
 
 def _label_column(path: Path, table: pa.Table) -> Array:
-    """A list of labels for each row; numbers or strings."""
+    """Return a list of labels per row; numbers or strings."""
     given = [name for name in ("label", "labels") if name in table.column_names]
     if len(given) != 1:
-        found = " and ".join(given) or "neither among " + ", ".join(table.column_names)
-        raise DatasetError(f"{path}: give one column `label` (one a sample) or `labels` (several); it has {found}")
+        columns = " and ".join(given) or "neither among " + ", ".join(table.column_names)
+        raise DatasetError(f"{path}: give one column `label` (one per sample) or `labels` (several); it has {columns}")
     column: Array = _one(table[given[0]])
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -204,27 +204,29 @@ def _label_column(path: Path, table: pa.Table) -> Array:
 
 
 def _numbered(path: Path, flat: Array, row: np.ndarray, datasets: Sequence[Dataset]) -> tuple[np.ndarray, list[str]]:
-    """The numbers of all labels, one behind the other, and the labels' names; `row` is for messages."""
+    """Return the numbers of all labels, concatenated, and the labels' names; `row` is for messages."""
     try:
-        own = united_labels(datasets).names
+        names_before = united_labels(datasets).names
     except DatasetError:  # their own labels cannot be united: the file is the remedy
-        own = []
+        names_before = []
     if pa.types.is_floating(flat.type) or not len(flat):
         raise DatasetError(f"{path}: no labels; give whole numbers or names")
     text: Array = flat.cast(pa.string())
-    known = _index_in(text, pa.array(own, pa.string()))
+    known = _index_in(text, pa.array(names_before, pa.string()))
     numeric: Array = pc.match_substring_regex(text, r"^-?\d{1,9}$")
     is_number = numeric.to_numpy(zero_copy_only=False)
-    if own and (known >= 0).all():
-        return known, own
+    if names_before and (known >= 0).all():
+        return known, names_before
     if is_number.all():
         numbers = text.cast(pa.int64()).to_numpy(zero_copy_only=False)
-        wrong = (numbers < 0) | (numbers >= len(own) if own else False)
+        wrong = (numbers < 0) | (numbers >= len(names_before) if names_before else False)
         if wrong.any():
             at = int(wrong.argmax())
-            allowed = f"0 to {len(own) - 1}, the datasets' labels; names can be new" if own else "0 or more"
+            allowed = (
+                f"0 to {len(names_before) - 1}, the datasets' labels; names can be new" if names_before else "0 or more"
+            )
             raise DatasetError(f"{_where(path, int(row[at]))}: label {numbers[at]}; numbers must be {allowed}")
-        return numbers, own
+        return numbers, names_before
     wrong = known < 0 if (known >= 0).any() else is_number
     if wrong.any():
         at = int(wrong.argmax())
@@ -238,13 +240,13 @@ def _numbered(path: Path, flat: Array, row: np.ndarray, datasets: Sequence[Datas
 
 
 def _index_in(values: Array, among: Array) -> np.ndarray:
-    """Where each value stands in `among`; -1 = nowhere."""
-    found: Array = pc.index_in(values, value_set=among)
-    return found.fill_null(-1).to_numpy(zero_copy_only=False)
+    """Return each value's index in `among`; -1 if it is not there."""
+    positions: Array = pc.index_in(values, value_set=among)
+    return positions.fill_null(-1).to_numpy(zero_copy_only=False)
 
 
 def _where(path: Path, row: int) -> str:
-    """File and line of a data row; blank lines count as lines, a Parquet file has none."""
+    """Return file and line of a data row; blank lines count as lines, a Parquet file has none."""
     if path.suffix == ".parquet":
         return f"{path}, row {row + 1}"
     text = path.read_text(encoding="utf-8-sig", errors="replace")
@@ -253,6 +255,6 @@ def _where(path: Path, row: int) -> str:
 
 
 def _one(column: Array) -> Array:
-    """The column as one array."""
+    """Return the column as one array."""
     joined = column.combine_chunks()
     return joined if isinstance(joined, pa.Array) else pa.concat_arrays(joined.chunks)

@@ -17,7 +17,7 @@ _SHOWN = 5  # so many of a list stand in a message
 
 
 def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray) -> np.ndarray:
-    """Applies split, names, fraction and per_class, in this order.
+    """Apply split, names, fraction and per_class, in this order.
 
     A sample's luck in `fraction` depends on its key and the seed alone: other samples, added or removed, do not change
     it. `per_class` takes the luckiest of each label, so that 1 of each is among 10 of each under the same seed; of
@@ -47,11 +47,13 @@ def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray) -> np
 
 
 def describe_selection(select: SelectConfig) -> str:
-    """What is set, for people: "split=train, per_class=10 (seed 1)"; "" where everything takes part."""
+    """Describe the settings for people: "split=train, per_class=10 (seed 1)"; "" if every sample takes part."""
     names = ("split", "names", "fraction", "per_class")
-    told = [f"{name}={getattr(select, name)}" for name in names if getattr(select, name) != getattr(SelectConfig, name)]
+    settings = [
+        f"{name}={getattr(select, name)}" for name in names if getattr(select, name) != getattr(SelectConfig, name)
+    ]
     drawn = select.fraction < 1 or select.per_class > 0
-    return ", ".join(told) + (f" (seed {select.seed})" if drawn else "")
+    return ", ".join(settings) + (f" (seed {select.seed})" if drawn else "")
 
 
 def _of_split(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
@@ -62,23 +64,23 @@ def _of_split(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndar
 
 
 def _of_names(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
-    """Samples whose name, or whose key in a single dataset, stands in the file."""
+    """Return the samples whose name, or whose key in a single dataset, is in the file."""
     try:
         lines = Path(select.names).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"data.select.names={select.names}: cannot be read ({error}); give a text file") from error
-    wanted = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    of_names = pa.array(wanted, pa.string())
+    requested = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    of_names = pa.array(requested, pa.string())
     columns = [corpus.names] if len(corpus.datasets) > 1 else [corpus.names, corpus.keys]
-    chosen, known = np.zeros(len(corpus), dtype=bool), np.zeros(len(wanted), dtype=bool)
+    chosen, known = np.zeros(len(corpus), dtype=bool), np.zeros(len(requested), dtype=bool)
     for column in columns:
         chosen |= pc.is_in(column, value_set=of_names).to_numpy()
         known |= pc.is_in(of_names, value_set=column.combine_chunks()).to_numpy(zero_copy_only=False)
     if not known.all():
-        unknown = [name for name, there in zip(wanted, known.tolist(), strict=True) if not there]
+        unknown = [name for name, there in zip(requested, known.tolist(), strict=True) if not there]
         what = "names (keys belong to one dataset)" if len(corpus.datasets) > 1 else "names or keys"
         raise DatasetError(
-            f"data.select.names={select.names}: {len(unknown)} of {len(wanted)} {what} are not in {corpus}: "
+            f"data.select.names={select.names}: {len(unknown)} of {len(requested)} {what} are not in {corpus}: "
             + ", ".join(unknown[:_SHOWN])
             + (", …" if len(unknown) > _SHOWN else "")
         )
@@ -104,7 +106,7 @@ def _few(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
 
 
 def _luck(corpus: Corpus, select: SelectConfig) -> np.ndarray:
-    """(N,) uint64, uniform: a hash (SipHash, pandas) of each sample's key under the seed."""
+    """Return (N,) uint64, uniform: a hash (SipHash, pandas) of each sample's key under the seed."""
     import pandas as pd  # a third of a second
 
     keys = corpus.keys.to_numpy().astype(object)

@@ -35,7 +35,7 @@ class Crop(NamedTuple):
 
 
 class Op(NamedTuple):
-    """One change of colour or shape; `transforms.OPS` says what `amount` means for each."""
+    """A change of colour or shape; `transforms.OPS` defines the meaning of `amount` per op."""
 
     name: str
     amount: float
@@ -68,9 +68,9 @@ def draw_crop(
     aspect: tuple[float, float],
     flip: float,
 ) -> Crop:
-    """Random resized crop: area uniform, aspect log-uniform, ten tries, then the largest centred box.
+    """Draw a random resized crop: area uniform, aspect log-uniform, ten tries, then the largest centred box.
 
-    All draws are made whatever the outcome of the tries: their number never depends on the frame's size.
+    All draws are made, also after a try that fits: their number never depends on the frame's size.
 
     Args:
         rng: the view's own generator.
@@ -99,7 +99,7 @@ def draw_crop(
 def draw_short_side_crop(
     rng: np.random.Generator, *, height: int, width: int, size: int, short_side: tuple[int, int], flip: float
 ) -> Crop:
-    """A square of `size` pixels at a random place of the frame whose short side was scaled to a random length.
+    """Draw a square of `size` pixels in the frame whose short side was scaled to a random length.
 
     The frame is not scaled: the same square is cut from the stored frame, its side rounded to whole pixels there.
 
@@ -119,7 +119,7 @@ def draw_short_side_crop(
 
 
 def evaluation_crops(*, height: int, width: int, num_crops: int) -> tuple[Crop, ...]:
-    """Squares of the frame's short side spread evenly along the long one; a single one is centred.
+    """Return squares of the frame's short side spread evenly along the long one; a single one is centred.
 
     Three are left, centre and right, or top, centre and bottom. Places are rounded up, as mae_st does (upstream.md
     3.2), but in pixels of the stored frame, not of the scaled one: a difference of less than one stored pixel.
@@ -130,7 +130,7 @@ def evaluation_crops(*, height: int, width: int, num_crops: int) -> tuple[Crop, 
 
 
 def draw_rand_augment(rng: np.random.Generator, rule: RandAugment) -> tuple[Op, ...]:
-    """RandAugment (Cubuk et al., 2020) with timm's ops, ranges and random magnitudes.
+    """Draw the ops of RandAugment (Cubuk et al., 2020) with timm's ops, ranges and random magnitudes.
 
     Each of `rule.layers` times one of the 15 ops is chosen, and applied with `rule.probability` at a magnitude that is
     normal around `rule.magnitude`, clipped to [0, 10]. The number of draws depends on `rule` alone.
@@ -146,7 +146,7 @@ def draw_rand_augment(rng: np.random.Generator, rule: RandAugment) -> tuple[Op, 
 
 
 def _amount(name: str, level: float, sign: int, *, increasing: bool) -> float:
-    """A level in [0, 1] ─► the op's amount; `increasing` ops do more the higher it is, the others' ranges are 2020's.
+    """Convert a level in [0, 1] to the op's amount; `increasing` ops grow with it, the others' ranges are 2020's.
 
     Ranges of timm.data.auto_augment (Apache-2.0).
     """
@@ -168,7 +168,7 @@ def _amount(name: str, level: float, sign: int, *, increasing: bool) -> float:
 
 
 def draw_jitter(rng: np.random.Generator, strength: float) -> tuple[Op, ...]:
-    """Brightness, contrast and saturation in random order, each by a factor uniform in [1 - strength, 1 + strength].
+    """Draw brightness, contrast and saturation in random order, factors uniform in [1 - strength, 1 + strength].
 
     Factors are not negative: for a strength beyond 1 they are uniform in [0, 1 + strength], as torchvision's.
     """
@@ -177,9 +177,11 @@ def draw_jitter(rng: np.random.Generator, strength: float) -> tuple[Op, ...]:
 
 
 def draw_erase(rng: np.random.Generator, *, size: int, probability: float) -> Erase | None:
-    """Random erasing (Zhong et al., 2020): a box of 2 to 33 % of the view, its aspect log-uniform in [0.3, 1 / 0.3].
+    """Draw a random erasing (Zhong et al., 2020).
 
-    100 tries for a box that is smaller than the view; none where all fail. All draws are made whatever their outcome.
+    A box of 2 to 33 % of the view, its aspect log-uniform in [0.3, 1 / 0.3].
+
+    100 tries for a box that is smaller than the view; none if all fail. All draws are always made.
 
     Args:
         rng: the view's own generator.

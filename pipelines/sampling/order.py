@@ -18,7 +18,7 @@ from mae3d.io.random import Stream, philox
 
 
 def micro_batch(global_batch: int, *, world: int, accumulation: int) -> int:
-    """Samples a rank takes at once: global_batch / (world x accumulation), which must be whole.
+    """Return the samples that a rank takes at once: global_batch / (world x accumulation), which must be whole.
 
     Raises:
         ValueError: it is not whole; the message lists the world sizes that work.
@@ -34,7 +34,7 @@ def micro_batch(global_batch: int, *, world: int, accumulation: int) -> int:
 
 
 def epoch_shares(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
-    """Samples that an epoch takes of each dataset: floor(N w / sum w), N the greatest for which none occurs twice.
+    """Return the samples that an epoch takes of each dataset: floor(N w / sum w), N the greatest without repetition.
 
     Args:
         sizes: samples of each dataset.
@@ -68,7 +68,7 @@ class Order:
     name = "global"
 
     def __init__(self, shard: np.ndarray, *, global_batch: int, seed: int, shares: Sequence[tuple[int, int]] = ()):
-        """Checks that an epoch has a step.
+        """Check that an epoch has a step.
 
         Args:
             shard: (N,) the shard of each sample; samples of one shard are neighbours.
@@ -97,17 +97,17 @@ class Order:
         return self.samples_per_epoch // self.global_batch
 
     def slots(self, *, epoch_step: int, rank: int, world: int) -> np.ndarray:
-        """Positions in the epoch that `rank` takes at step `epoch_step`: its share of [kG, (k+1)G)."""
+        """Return the positions in the epoch that `rank` takes at step `epoch_step`: its share of [kG, (k+1)G)."""
         share = self.global_batch // world
         start = epoch_step * self.global_batch + rank * share
         return np.arange(start, start + share, dtype=np.int64)
 
     def samples(self, positions: np.ndarray, *, epoch: int) -> np.ndarray:
-        """Sample numbers (0 ... N - 1) at these positions of the epoch."""
+        """Return the sample numbers (0 ... N - 1) at these positions of the epoch."""
         return self._sequence(epoch)[positions]
 
     def shards_ahead(self, *, epoch: int, step: int, start: int, stop: int) -> Iterator[ShardUse]:
-        """The shards that some positions of each step read, in order of first need, epoch after epoch without end.
+        """Yield the shards that the given positions of each step read, in order of first need, without end.
 
         Args:
             epoch: where to begin.
@@ -128,20 +128,20 @@ class Order:
             epoch, step = epoch + 1, 0
 
     def shards_at_once(self, *, start: int, stop: int, steps: int = 1) -> int:
-        """The most shards that positions [start, stop) of `steps` successive steps need, with those that come next."""
+        """Return the most shards that positions [start, stop) of `steps` successive steps need, with the next ones."""
         return len(np.unique(self.shard))
 
     def __str__(self) -> str:
         return "a permutation of all samples"
 
     def _draw(self, epoch: int) -> np.ndarray:
-        """The epoch's samples by position, (samples_per_epoch,) int32."""
+        """Draw the epoch's samples by position, (samples_per_epoch,) int32."""
         rng = philox(self.seed, Stream.ORDER, epoch=epoch)
         everything = rng.permutation(np.arange(len(self.shard), dtype=np.int32))
         return everything if len(self.shares) == 1 else everything[self._taken(everything)]
 
     def _taken(self, samples: np.ndarray) -> np.ndarray:
-        """Where in `samples` those lie that the epoch takes: the first of each dataset."""
+        """Return the indices in `samples` of those that the epoch takes: the first of each dataset."""
         ends = np.cumsum([size for size, _ in self.shares])
         dataset = np.searchsorted(ends, samples, side="right")
         takes = [np.flatnonzero(dataset == i)[:take] for i, (_, take) in enumerate(self.shares)]
@@ -168,13 +168,13 @@ class ShardOrder(Order):
         shares: Sequence[tuple[int, int]] = (),
         mix_shards: int = 16,
     ):
-        """As `Order`; `mix_shards` is the number of shards that are mixed at a time."""
+        """Check as `Order` does; `mix_shards` is the number of shards that are mixed at a time."""
         super().__init__(shard, global_batch=global_batch, seed=seed, shares=shares)
         self.lanes = max(n for n in range(1, min(mix_shards, global_batch) + 1) if global_batch % n == 0)
         self.block_shards = -(-mix_shards // self.lanes)
 
     def shards_at_once(self, *, start: int, stop: int, steps: int = 1) -> int:
-        """The most shards that positions [start, stop) of `steps` successive steps need, with those that come next.
+        """Return the most shards that positions [start, stop) of `steps` successive steps need, with the next ones.
 
         A lane needs the block that it is in and the next one, and the blocks that are so small that they lie wholly
         within these steps.
@@ -212,13 +212,13 @@ class ShardOrder(Order):
         return np.concatenate([by_step.ravel(), left_out])
 
     def _by_shuffled_shards(self, rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
-        """Shard after shard in random order, the samples of each in random order."""
-        place = rng.permutation(int(self.shard.max()) + 1)
-        return samples[_grouped(rng, place[self.shard[samples]])]
+        """Order samples by shard, shards in random order, the samples of each in random order."""
+        rank_of_shard = rng.permutation(int(self.shard.max()) + 1)
+        return samples[_grouped(rng, rank_of_shard[self.shard[samples]])]
 
 
 def _grouped(rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
-    """Positions ordered by group, those of one group in random order."""
+    """Return positions ordered by group, those of one group in random order."""
     shuffled = rng.permutation(np.arange(len(group), dtype=np.int32))
     keys = group[shuffled]
     # Numpy sorts 16-bit keys in linear time.

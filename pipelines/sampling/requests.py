@@ -37,7 +37,7 @@ from pipelines.sampling.windows import (
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """One decoded clip: the frames of a row and the views that are made of it."""
+    """A decoded clip to be made: the frames of a row and the views that are cut from it."""
 
     row: int
     frames: np.ndarray  # (T,) int64, frame numbers in the sample
@@ -59,7 +59,7 @@ class BatchRequest:
 
 
 def check_views(config: DataConfig, *, num_frames: int, size: int) -> None:
-    """Whether the settings make clips of the model's shape; ValueError if not."""
+    """Check that the settings make clips of the model's shape; ValueError if not."""
     if config.sampling == "segments" and config.num_segments * config.frames_per_segment != num_frames:
         raise ValueError(
             f"data.num_segments={config.num_segments} x data.frames_per_segment={config.frames_per_segment} "
@@ -73,13 +73,13 @@ def check_views(config: DataConfig, *, num_frames: int, size: int) -> None:
 
 
 def usable_rows(corpus: Corpus, config: DataConfig, *, num_frames: int) -> np.ndarray:
-    """Rows that take part: all that can be read, or with `short="drop"` those long enough for one clip."""
+    """Return the rows that take part: all that can be read, or with `short="drop"` those long enough for one clip."""
     rows = corpus.readable_rows
     return rows[~short_rows(corpus, config, num_frames=num_frames)[rows]] if config.short == "drop" else rows
 
 
 def short_rows(corpus: Corpus, config: DataConfig, *, num_frames: int) -> np.ndarray:
-    """(N,) bool: samples shorter than one clip, which `data.short` loops, pads or drops."""
+    """Return (N,) bool: samples shorter than one clip, which `data.short` loops, pads or drops."""
     if config.sampling == "segments":
         short = segments_are_short(
             corpus.num_frames, num_segments=config.num_segments, frames_per_segment=config.frames_per_segment
@@ -102,7 +102,7 @@ def training_request(
     num_frames: int,
     size: int,
 ) -> BatchRequest:
-    """Draws windows and views for R views of each row: a pure function of (seed, epoch, position, view).
+    """Draw windows and views for R views of each row: a pure function of (seed, epoch, position, view).
 
     Args:
         corpus: gives lengths, frame rates and sizes.
@@ -136,7 +136,7 @@ def training_request(
 def _draw_view(
     config: DataConfig, draws: Callable[..., np.random.Generator], number: int, *, height: int, width: int, size: int
 ) -> View:
-    """Each purpose has a stream of its own: switching one on moves nothing of the others."""
+    """Draw a view, each purpose from a stream of its own: switching one on moves nothing of the others."""
     rng = draws(Stream.CROP, view=number)
     if config.short_side[0]:
         crop = draw_short_side_crop(
@@ -183,7 +183,7 @@ def evaluation_requests(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[BatchRequest]:
-    """This rank's share of the rows in batches: as many and as large on every rank, each row once but for padding.
+    """Yield this rank's rows in batches: as many and as large on every rank, each row once but for padding.
 
     Every `world` batches hold consecutive rows, contiguous by rank. Where the rows of the last ones do not fill all
     ranks' batches, the last row is repeated, counted in `num_padded`. Arguments as of `stream.evaluation_clips`.
@@ -219,7 +219,7 @@ def evaluation_request(
     starts: np.ndarray | None = None,
     num_padded: int = 0,
 ) -> BatchRequest:
-    """K clips x S crops of each row at fixed places: nothing random. View k * S + s is crop s of clip k.
+    """Return K clips x S crops of each row at fixed positions, nothing random. View k * S + s is crop s of clip k.
 
     Strided clips start at K places spread evenly from the first possible to the last. Of `segments`, clip k starts its
     runs (k + 1/2) / K into each segment: K = 1 is the frame-folder loaders' window, K = 2 gives two interleaved ones.
@@ -251,7 +251,7 @@ def evaluation_request(
 def evaluation_windows(
     corpus: Corpus, config: DataConfig, row: int, *, num_frames: int, num_clips: int
 ) -> list[np.ndarray]:
-    """Frame numbers of the K clips of a row, each (T,) int64, as `evaluation_request` places them."""
+    """Return the frame numbers of the K clips of a row, each (T,) int64, as `evaluation_request` does."""
     length = int(corpus.num_frames[row])
     if config.sampling == "segments":
         return [
@@ -269,7 +269,7 @@ def evaluation_windows(
 
 
 def window_at(corpus: Corpus, config: DataConfig, row: int, *, start: int, num_frames: int) -> np.ndarray:
-    """(T,) int64 frame numbers of the strided clip of a row that begins at the stored frame `start`."""
+    """Return the frame numbers, (T,) int64, of the strided clip of a row that begins at the stored frame `start`."""
     length = int(corpus.num_frames[row])
     return window_from(start, length, num_frames=num_frames, stride=_stride_of(corpus, config, row), short=config.short)
 
@@ -277,7 +277,7 @@ def window_at(corpus: Corpus, config: DataConfig, row: int, *, start: int, num_f
 def windows_every(
     corpus: Corpus, config: DataConfig, *, rows: np.ndarray, num_frames: int, every_s: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One strided clip every so many seconds of each sample, as long as it ends within (`clips.regular_starts`).
+    """Yield a strided clip every given number of seconds of each sample, if it ends within (`regular_starts`).
 
     Args:
         corpus: gives lengths and frame rates.

@@ -13,7 +13,7 @@ Numbers = Any  # a number, or an array of them element by element
 
 
 def clip_stride(fps: float, *, sampling_rate: float, target_fps: float) -> float:
-    """Distance of two frames of a clip in stored frames.
+    """Return the distance of two frames of a clip in stored frames.
 
     Args:
         fps: stored frames a second; NaN where a sample has no time base: the stride is then in stored frames.
@@ -24,12 +24,15 @@ def clip_stride(fps: float, *, sampling_rate: float, target_fps: float) -> float
 
 
 def strided_is_short(length: Numbers, *, num_frames: int, stride: Numbers) -> Numbers:
-    """Whether a strided clip reaches past the end of a sample of `length` frames wherever it starts; also on arrays."""
+    """Return whether every strided clip reaches past the end of a sample of `length` frames; also on arrays."""
     return (num_frames - 1) * stride > length - 1
 
 
 def segments_are_short(length: Numbers, *, num_segments: int, frames_per_segment: int) -> Numbers:
-    """Whether fewer starts remain than segments, where the frame-folder loaders fail in training; also on arrays."""
+    """Return whether fewer starts remain than segments, the case in which frame-folder loaders fail in training.
+
+    Also on arrays.
+    """
     return length - frames_per_segment + 1 < num_segments
 
 
@@ -45,10 +48,10 @@ def _strided(length: int, start: float, num_frames: int, stride: float, short: S
 def strided_window(
     length: int, *, num_frames: int, stride: float, start_draw: float, short: Short = "loop"
 ) -> np.ndarray:
-    """Frames of a training clip with a uniformly drawn start.
+    """Return the frames of a training clip with a uniformly drawn start.
 
     Frame i is floor(start + i * stride). mae_st spaces its frames by linspace over a window of num_frames * stride
-    frames, which gives 0, 4, 8, 12, 16, 21, ... for a stride of 4; ours keeps the stride that was asked for.
+    frames, which gives 0, 4, 8, 12, 16, 21, ... for a stride of 4; ours keeps the requested stride.
 
     Args:
         length: frames in the sample.
@@ -70,7 +73,9 @@ def strided_window(
 def strided_windows(
     length: int, *, num_frames: int, stride: float, num_clips: int, short: Short = "loop"
 ) -> np.ndarray:
-    """Frames of `num_clips` testing clips whose starts are spread evenly from first to last; one clip is centred.
+    """Return the frames of `num_clips` testing clips whose starts are spread evenly from first to last.
+
+    One clip is centred.
 
     Returns:
         (num_clips, num_frames) int64.
@@ -82,7 +87,7 @@ def strided_windows(
 
 
 def regular_starts(length: int, *, num_frames: int, stride: float, spacing: float) -> np.ndarray:
-    """Where clips begin of which one begins every `spacing` stored frames, as long as they end within the sample.
+    """Return the starts of clips, one every `spacing` stored frames, as long as they end within the sample.
 
     Returns:
         (n,) int64, n at least 1: a sample shorter than a clip has one, from its first frame on.
@@ -93,7 +98,7 @@ def regular_starts(length: int, *, num_frames: int, stride: float, spacing: floa
 
 
 def window_from(start: int, length: int, *, num_frames: int, stride: float, short: Short = "loop") -> np.ndarray:
-    """(num_frames,) int64: frames of the clip that begins at the frame `start`."""
+    """Return the frames, (num_frames,) int64, of the clip that begins at the frame `start`."""
     rule = short if strided_is_short(length, num_frames=num_frames, stride=stride) else "pad"
     return _strided(length, start, num_frames, stride, rule)
 
@@ -107,7 +112,9 @@ def segment_window(
     offset: float = 0.5,
     short: Short = "loop",
 ) -> np.ndarray:
-    """Frames of a clip of `num_segments` runs of `frames_per_segment` consecutive frames (upstream.md 3.1).
+    """Return the frames of a clip of `num_segments` runs of `frames_per_segment` consecutive frames.
+
+    The rule is that of the frame-folder loaders (docs/upstream.md).
 
     Training: m = (n - F + 1) // S and run s starts at s*m + randint(0, m). Testing (no draws): d = (n - F + 1) / S and
     run s starts at int(d*offset + d*s). A run that meets the sample's end repeats the last frame.

@@ -44,14 +44,14 @@ class RemoteFile:
 
 
 def default_folder() -> Path:
-    """$XDG_CACHE_HOME/mae3d, or mae3d-<user id> in the folder for temporary files ($TMPDIR): both lie on the node."""
+    """Return $XDG_CACHE_HOME/mae3d, or mae3d-<user id> in $TMPDIR (else /tmp): both lie on the node."""
     if home := os.environ.get("XDG_CACHE_HOME"):
         return Path(home) / "mae3d"
     return Path(tempfile.gettempdir()) / f"mae3d-{os.getuid()}"
 
 
 def gigabytes(num_bytes: int) -> str:
-    """A size as --data.cache_gb takes it, rounded up to 0.00001 GB, from 1 GB on to 0.01 GB."""
+    """Format a size as --data.cache_gb takes it, rounded up to 0.00001 GB, from 1 GB on to 0.01 GB."""
     return f"{-(-num_bytes // 10**4) / 1e5:.5f}" if num_bytes < 10**9 else f"{-(-num_bytes // 10**7) / 100:.2f}"
 
 
@@ -59,7 +59,7 @@ class Cache:
     """A folder of whole files, never larger than its limit; any number of processes and threads use it at once."""
 
     def __init__(self, folder: Path, *, limit_bytes: int):
-        """Makes the folder where there is none, and removes what killed processes left in it.
+        """Make the folder if it is missing, and remove what killed processes left in it.
 
         Raises:
             OSError: the folder cannot be made, or is another user's.
@@ -75,15 +75,15 @@ class Cache:
             self._make_room(0)
 
     def path(self, file: RemoteFile) -> Path:
-        """Where the file is, or will be."""
+        """Return the path at which the file is, or will be."""
         return self.folder / file.local
 
     def plan(self, files: Sequence[RemoteFile]) -> None:
-        """Says which files this process will need, the next one first: others are evicted before these."""
-        self._planned = {self.path(file): place for place, file in enumerate(files)}
+        """Set the files that this process will need, the next one first: others are evicted before these."""
+        self._planned = {self.path(file): turn for turn, file in enumerate(files)}
 
     def open(self, file: RemoteFile) -> int:
-        """A descriptor of the whole file, open for reading; the caller closes it.
+        """Return a descriptor of the complete file, open for reading; the caller closes it.
 
         Raises:
             OSError: the store failed, the disk is full, or other processes fill the cache.
@@ -104,7 +104,7 @@ class Cache:
             return descriptor
 
     def hold(self, file: RemoteFile) -> int:
-        """Like `open`, and as long as the descriptor is open the file stays in the cache."""
+        """Return a descriptor like `open`; as long as it is open the file stays in the cache."""
         while True:
             descriptor = self.open(file)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -113,12 +113,12 @@ class Cache:
             os.close(descriptor)  # evicted in between
 
     def fetch(self, file: RemoteFile, *, ahead: bool = False, is_stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Sees to it that the file is there.
+        """Ensure that the file is in the cache.
 
         Args:
             file: what to fetch.
             ahead: only if there is room without evicting what is planned; does not wait for other processes.
-            is_stopped: asked between two requests; True gives up.
+            is_stopped: called between two requests; True gives up.
 
         Returns:
             Whether the file is there, or with `ahead` being fetched by another.
@@ -171,7 +171,7 @@ class Cache:
                 self._write(descriptor, data, start, file)
             if digest.hexdigest() == file.sha256:
                 os.fsync(descriptor)  # whole after a power cut, too: nothing checks it again
-                with self._locked():  # so that whoever makes room counts it once
+                with self._locked():  # so that a process that makes room counts it once
                     part.rename(self.path(file))
                 with self._counting:
                     self.files_fetched += 1
@@ -209,7 +209,7 @@ class Cache:
             os.close(descriptor)
 
     def _make_room(self, num_bytes: int, *, spare_planned: bool = False) -> bool:
-        """Evicts until so many more bytes fit, and says whether they do; the caller holds the folder's lock.
+        """Evict until so many more bytes fit, and return whether they do; the caller holds the folder's lock.
 
         First goes what is not planned, the least recently used first; then, unless spared, what is planned, the last
         needed first.
@@ -221,9 +221,9 @@ class Cache:
             with suppress(FileNotFoundError):  # a part that its process has just given up
                 status = path.stat()
                 excess += status.st_size
-                place = self._planned.get(path)
-                if not path.name.endswith(PART) and not (spare_planned and place is not None):
-                    victims.append((place is not None, -(place or 0), status.st_mtime_ns, status.st_size, path))
+                turn = self._planned.get(path)
+                if not path.name.endswith(PART) and not (spare_planned and turn is not None):
+                    victims.append((turn is not None, -(turn or 0), status.st_mtime_ns, status.st_size, path))
         if excess > sum(size for *_, size, _ in victims):
             return False
         for *_, size, path in sorted(victims):
@@ -239,7 +239,7 @@ class DamagedFileError(ValueError):
 
 
 def _create_locked(part: Path, num_bytes: int) -> int:
-    """A new part of full size, so that all processes count it, under this process's lock."""
+    """Create a new part of full size, so that all processes count it, under this process's lock."""
     part.parent.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -257,7 +257,7 @@ def _wait_for_owner(part: Path) -> None:
 
 
 def _remove_unlocked(path: Path) -> bool:
-    """Removes a file that no process has locked; whether it did."""
+    """Remove a file that no process has locked; return whether it was removed."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

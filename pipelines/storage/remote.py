@@ -40,11 +40,14 @@ class RemoteShards:
     cache: Cache
     files: tuple[RemoteFile, ...]
     index_bytes: int
-    is_there: Callable[[], bool]  # asks the store whether it still has dataset.json
+    is_there: Callable[[], bool]  # queries the store for dataset.json
     _held: list[int] = field(default_factory=list)
 
     def open(self, shard: int) -> int:
-        """A descriptor of a shard's tar; the caller closes it. Raises OSError and DamagedFileError as `Cache.open`."""
+        """Return a descriptor of a shard's tar; the caller closes it.
+
+        Raise OSError and DamagedFileError as `Cache.open`.
+        """
         return self.cache.open(self.files[shard])
 
     def __del__(self) -> None:
@@ -53,7 +56,7 @@ class RemoteShards:
 
 
 def open_cache(folder: str | Path, *, limit_bytes: int) -> Cache:
-    """The node's cache in a folder, "" being the usual one; DatasetError if it cannot be used."""
+    """Open the node's cache in a folder, "" being the usual one; DatasetError if it cannot be used."""
     try:
         return Cache(Path(folder) if folder else default_folder(), limit_bytes=limit_bytes)
     except OSError as error:
@@ -61,7 +64,7 @@ def open_cache(folder: str | Path, *, limit_bytes: int) -> Cache:
 
 
 def open_remote(url: str, cache: Cache, *, exclude_bad_shards: bool = False) -> RemoteShards:
-    """Opens the dataset behind a URL; what it reads is dataset.json, one listing, and what of the index is not cached.
+    """Open the dataset behind a URL; reads dataset.json, one listing, and the part of the index that is not cached.
 
     Args:
         url: where it is.
@@ -127,7 +130,7 @@ def _check_index(url: str, meta: dict[str, Any], sizes: dict[str, int | None]) -
 
 
 def _held(file: RemoteFile, cache: Cache) -> int:
-    """A descriptor that keeps an index file in the cache; a damaged copy is fetched again."""
+    """Return a descriptor that keeps an index file in the cache; a damaged copy is fetched again."""
     try:
         descriptor = cache.hold(file)
         try:

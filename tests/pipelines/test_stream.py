@@ -11,7 +11,7 @@ import torch
 
 from pipelines import stream as stream_module
 from pipelines.config import DataConfig, SelectConfig
-from pipelines.decoding.dali import Decoder, decode_self_test
+from pipelines.decoding.dali import DaliDecoder, decode_self_test
 from pipelines.loader import Loader
 from pipelines.reading.shard_reader import DataError
 from pipelines.reading.source import STATUS_OK, STATUS_SUBSTITUTED, substitute
@@ -152,13 +152,13 @@ def test_fault_23_a_substitute_that_does_not_decode_gives_way_to_the_next(shards
 
 
 class Failing:
-    """Lets `Decoder.run` fail where it is told, before or after the pipeline has run."""
+    """Lets `DaliDecoder.run` fail where it is told, before or after the pipeline has run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: set[int], late: bool = False):
         self.calls = 0
-        run = Decoder.run
+        run = DaliDecoder.run
 
-        def failing(decoder: Decoder, stream: Any = None) -> Any:
+        def failing(decoder: DaliDecoder, stream: Any = None) -> Any:
             self.calls += 1
             if self.calls - 1 in at:
                 if late:
@@ -167,7 +167,7 @@ class Failing:
                 raise RuntimeError("injected: the decoder is dead")
             return run(decoder, stream)
 
-        monkeypatch.setattr(Decoder, "run", failing)
+        monkeypatch.setattr(DaliDecoder, "run", failing)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -195,10 +195,10 @@ def test_fault_23_a_pipeline_that_cannot_be_built_again_stops_with_words(
 ) -> None:
     Failing(monkeypatch, at={1}, late=True)
 
-    def refuse(decoder: Decoder) -> None:
+    def refuse(decoder: DaliDecoder) -> None:
         raise RuntimeError("injected: no memory")
 
-    monkeypatch.setattr(Decoder, "restart", refuse)
+    monkeypatch.setattr(DaliDecoder, "restart", refuse)
     stream = stream_of(open_corpus([shards]), "own")
     with pytest.raises(DataError, match=r"dead\) and cannot be started again \(injected: no memory\)"):
         list(stream)
@@ -289,14 +289,14 @@ def test_dali_decodes_here() -> None:
 
 
 def test_the_self_test_sees_wrong_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Green(Decoder):
+    class Green(DaliDecoder):
         def run(self, stream: Any = None) -> Any:
             encoded, (images,) = super().run(stream)
             pixels = np.asarray(images.as_tensor()).copy()
             pixels[..., 1] = 255
             return encoded, (_Array(pixels),)
 
-    monkeypatch.setattr("pipelines.decoding.dali.Decoder", Green)
+    monkeypatch.setattr("pipelines.decoding.dali.DaliDecoder", Green)
     with pytest.raises(RuntimeError, match="other pixels"):
         decode_self_test("cpu")
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pipelines.decoding.crops import Cropper, cut_box, resize
-from pipelines.decoding.dali import Decoder, dense_clips
+from pipelines.decoding.dali import DaliDecoder, dense_clips
 from pipelines.reading.source import EncodedBatch
 from pipelines.sampling.augment import Crop, View
 from pipelines.sampling.requests import BatchRequest, ClipRequest
@@ -88,7 +88,7 @@ def test_only_a_views_box_is_decoded_and_to_the_same_pixels() -> None:
     batch = EncodedBatch(BatchRequest(0, np.arange(3), tuple(clips), 1), tuple(clips), frames, (False,) * 3)
 
     def decoded(*, boxes: bool) -> list[torch.Tensor]:
-        decoder = Decoder(
+        decoder = DaliDecoder(
             lambda: batch, max_frames=6, decode="cpu", resize=None, num_views=1, size=SIZE, threads=1, boxes=boxes
         )
         _, (images,) = decoder.run()
