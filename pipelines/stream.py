@@ -7,17 +7,15 @@ for batch in stream:                 # batch.clips is (B, R, T, H, W, C) uint8
 
 import logging
 import os
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.config import DataConfig
+from pipelines.decoding.clips import CpuDecoding, GpuDecoding, cut_views
 from pipelines.decoding.crops import Cropper
-from pipelines.decoding.dali import DaliDecoder, dense_clips
 from pipelines.decoding.fallback import decode_again
 from pipelines.decoding.transforms import apply_views
 from pipelines.reading.shard_reader import DataError, read_gap
@@ -35,7 +33,6 @@ from pipelines.sampling.requests import BatchRequest, evaluation_requests
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # in a row, of a pipeline that fails though every frame decodes
-MAX_HELD = 2  # batches whose copies the GPU may be behind with: what DALI made of them takes its memory
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,7 @@ class ClipStream:
             local_world: processes on this node, which share its cores.
             spares: rows that may stand in for damaged ones; None = all that can be read.
         """
-        self._corpus, self._num_frames, self._size, self._device = corpus, num_frames, size, device
-        self._on_gpu = device.type == "cuda"
-        self._boxed = num_views == 1 and not self._on_gpu  # what lies outside of the only view is not decoded
+        self._corpus, self._device = corpus, device
         self._source = ClipSource(
             corpus,
             requests,
@@ -95,38 +90,45 @@ class ClipStream:
         )
         self._failure: DataError | None = None
         threads = config.decode_threads or _share_of_cores(local_world)
-        self._decoder = DaliDecoder(
-            self._next_encoded,
-            max_frames=max_clips * num_frames,
-            # `auto` is the launcher's to resolve: only a decoder that was tried in a child may run here (it can crash).
-            decode="mixed" if self._on_gpu and config.decode == "mixed" else "cpu",
-            resize="gpu" if self._on_gpu else None,
-            num_views=num_views,
-            size=size,
-            threads=threads,
-            boxes=self._boxed,
-            device_id=(torch.cuda.current_device() if device.index is None else device.index) if self._on_gpu else None,
-        )
         self._cropper = Cropper(size=size, threads=threads)
+        self._decoding: CpuDecoding | GpuDecoding
+        max_frames = max_clips * num_frames
+        if device.type == "cuda":
+            self._decoding = GpuDecoding(
+                self._next_encoded,
+                # `auto` is resolved by the launcher: a decoder that can crash runs here only after a try in a child.
+                decode="mixed" if config.decode == "mixed" else "cpu",
+                max_frames=max_frames,
+                num_views=num_views,
+                size=size,
+                threads=threads,
+                device=device,
+            )
+        else:
+            self._decoding = CpuDecoding(
+                self._next_encoded,
+                self._cropper,
+                max_frames=max_frames,
+                num_views=num_views,
+                size=size,
+                threads=threads,
+            )
         self.damage: list[DamagedFrame] = []  # of the batches delivered so far
         self._num_substituted = self._num_restarts = 0
         self._restarts_in_a_row = 0
-        self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
 
     def __iter__(self) -> "ClipStream":
         return self
 
     def __next__(self) -> Batch:
-        stream = torch.cuda.current_stream(self._device) if self._on_gpu else None
         try:
-            encoded, outputs = self._decoder.run(stream)
+            encoded, outputs = self._decoding.run()
         except RuntimeError as error:
             if self._failure is not None:
                 raise self._failure from error
             return self._rescue(error)
         self._restarts_in_a_row = 0
-        clips = self._gpu_clips(encoded, outputs) if self._on_gpu else self._cpu_clips(encoded, outputs[0])
-        return self._batch(encoded, clips)
+        return self._batch(encoded, self._decoding.clips(encoded, outputs))
 
     def counts(self) -> dict[str, int]:
         """Return the counts of faults so far: samples substituted, reads tried again, pipelines restarted."""
@@ -144,9 +146,7 @@ class ClipStream:
     def close(self) -> None:
         """Stop the reading threads; release DALI's memory."""
         self._source.close()
-        while self._held:
-            self._held.popleft()[0].synchronize()
-        self._decoder.close()
+        self._decoding.close()
         self._cropper.close()
 
     def _rescue(self, error: RuntimeError) -> Batch:
@@ -155,7 +155,7 @@ class ClipStream:
         lines = str(error).strip().splitlines()
         logger.warning("DALI failed (%s): the batch is decoded again without it", lines[0] if lines else "no message")
         try:
-            encoded = self._decoder.restart()
+            encoded = self._decoding.restart()
         except RuntimeError as again:
             raise DataError(f"DALI failed ({error}) and cannot be started again ({again}): {_LOOK_AT}") from again
         failed = 0
@@ -169,7 +169,7 @@ class ClipStream:
             ) from error
         if encoded is None:
             return next(self)
-        return self._batch(encoded, self._crop(encoded, decoded).to(self._device))
+        return self._batch(encoded, cut_views(self._cropper, encoded, decoded).to(self._device))
 
     def _next_encoded(self) -> EncodedBatch | None:
         try:
@@ -178,34 +178,6 @@ class ClipStream:
             # DALI turns an error in its source into a RuntimeError of its own; `__next__` raises this one instead.
             self._failure = error
             raise
-
-    def _cpu_clips(self, encoded: EncodedBatch, frames: Any) -> torch.Tensor:
-        return self._crop(encoded, dense_clips(frames, len(encoded.clips)), boxed=self._boxed)
-
-    def _crop(self, encoded: EncodedBatch, clips: list[torch.Tensor], *, boxed: bool = False) -> torch.Tensor:
-        """Crop (T, H, W, C) decoded clips to (B, R, T, size, size, C) on the CPU, also if the stream's device is a
-        GPU."""
-        views = self._cropper.cut(clips, [clip.views for clip in encoded.clips], boxed=boxed)
-        return views.view(len(encoded.request.positions), encoded.request.num_views, *views.shape[1:])
-
-    def _gpu_clips(self, encoded: EncodedBatch, outputs: tuple[Any, ...]) -> torch.Tensor:
-        """Copy DALI's views into the batch; they are held until the copy has run on torch's stream."""
-        request = encoded.request
-        shape = (len(request.positions), request.num_views, self._num_frames, self._size, self._size, 3)
-        out = torch.empty(shape, dtype=torch.uint8, device=self._device)
-        by_decoded_clip = out.view(len(encoded.clips), len(outputs), *out.shape[2:])
-        for view, output in enumerate(outputs):
-            frames = torch.from_dlpack(output.as_tensor())
-            by_decoded_clip[:, view].copy_(frames.view(len(encoded.clips), *out.shape[2:]))
-        copied = torch.cuda.Event()
-        copied.record(torch.cuda.current_stream(self._device))
-        self._held.append((copied, outputs))
-        while len(self._held) > MAX_HELD:
-            self._held[0][0].synchronize()
-            self._held.popleft()
-        while self._held and self._held[0][0].query():
-            self._held.popleft()
-        return out
 
     def _batch(self, encoded: EncodedBatch, clips: torch.Tensor) -> Batch:
         request = encoded.request
