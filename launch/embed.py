@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 1 where a video cannot be read; SystemExit 2: usage, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(EmbedConfig, arguments, prog="embed.py", description=str(__doc__))
-    set_threads(same_sums=True)
+    set_threads()
     with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
         unreadable = embed(config, world)
         if world.is_first:

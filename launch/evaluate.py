@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(EvaluateConfig, arguments, prog="evaluate.py", description=str(__doc__))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    set_threads(same_sums=True)
+    set_threads()
     from launch.inference.classification import classify
     from launch.inference.reconstruction_loss import predict
 

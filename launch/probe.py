@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(ProbeConfig, arguments, prog="probe.py", description=str(__doc__))
-    set_threads(same_sums=True)
+    set_threads()
     with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
         results = probe(config, world)
         if world.is_first:

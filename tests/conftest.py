@@ -19,7 +19,6 @@ def pytest_configure() -> None:
     """Sets the environment of the tests and of all that they start, before torch or DeepSpeed is imported."""
     _forget_launchers()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share few cores
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as launch.common.cli.set_threads: the same sums in all of them
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # deepspeed, ninja
     if not _gpu_is_there():
@@ -141,3 +140,13 @@ def s3(s3_session: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     s3_session.reset()
     yield s3_session
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # clients keep the environment in which they were made
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    """Yield to a test that sets torch's number of threads, and set it back afterwards."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

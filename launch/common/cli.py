@@ -129,17 +129,11 @@ def joined(device: str, *, where: str, timeout_minutes: float = 30) -> "Iterator
         world.close()
 
 
-def set_threads(*, same_sums: bool = False) -> None:
-    """How torch's threads wait and add; to be called before it is imported, which is when this is read.
-
-    Args:
-        same_sums: sums do not depend on the number of threads, which falls with every process on the machine.
-    """
+def set_threads() -> None:
+    """Let torch's threads wait without spinning; to be called before torch is imported, which is when this is read."""
     # OpenMP's threads spin while they wait, by default: on a CPU that anything else uses, steps then take five times as
     # long (measured with one busy neighbour on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if same_sums:
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def _known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:

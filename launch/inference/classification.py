@@ -121,16 +121,17 @@ def scores_of(model: "Classifier", batch: "Batch", *, at_once: int, precision: s
     """
     import torch
 
+    from mae3d.analysis.exact import each_clip
     from mae3d.model.classifier import view_scores
 
-    clips = batch.clips.flatten(0, 1)
-    with torch.inference_mode(), torch.autocast(clips.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = torch.cat([model(some).float() for some in clips.split(at_once)])
-        by_view = logits.unflatten(0, batch.clips.shape[:2])
-        scores: np.ndarray = (
-            (view_scores(by_view, multi_label=model.config.multi_label) / by_view.shape[1]).cpu().numpy()
-        )
-    return scores
+    def logits_of(clips: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast(clips.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model(clips).float()
+
+    logits = torch.cat([each_clip(logits_of, clips) for clips in batch.clips.flatten(0, 1).split(at_once)])
+    by_view = logits.unflatten(0, batch.clips.shape[:2])
+    scores = view_scores(by_view, multi_label=model.config.multi_label) / by_view.shape[1]
+    return scores.cpu().numpy()
 
 
 def _outputs(scores: np.ndarray, corpus: "Corpus", batch: "Batch", own: "ClassifierConfig") -> "dict[str, pa.Array]":

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from launch.inference.sharded_table import Parts, fill, sample_keys, sample_settings
+from mae3d.analysis.exact import each_clip
 from mae3d.analysis.features import Pool, check_pool, embed, layer_of
 from mae3d.model.encoder import Encoder
 from mae3d.video.windows import Plan, VideoBatch, VideoClips
@@ -80,10 +81,13 @@ class Embedder:
 
     def __call__(self, clips: torch.Tensor) -> Array:
         """uint8 (B, K, T, H, W, 3) ─► B lists of float32, of fixed size."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            features = embed(self.encoder, clips.flatten(0, 1), layer=self.layer, pool=self.pool)
+        features = each_clip(self._features, clips.flatten(0, 1).to(self.device, non_blocking=True))
         vectors = features.unflatten(0, (len(clips), -1)).mean(dim=1).flatten(1).cpu().numpy()
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+
+    def _features(self, clips: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return embed(self.encoder, clips, layer=self.layer, pool=self.pool)
 
 
 def shard_vectors(

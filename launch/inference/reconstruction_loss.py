@@ -99,12 +99,18 @@ def losses_of(
     import pyarrow as pa
     import torch
 
+    from mae3d.analysis.exact import each_clip
     from mae3d.analysis.reconstruct import clip_losses
     from mae3d.model.masking import FIXED, mask_noise
 
     clips, rows = batch.clips[:, 0], batch.rows.tolist()
     if config.reverse:
         clips = clips.flip(1)
+
+    def loss_and_psnr(clips: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(clips.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            return torch.stack(clip_losses(model, clips, noise), dim=1)  # (b, 2)
+
     columns: dict[str, pa.Array] = {}
     own = model.config
     for name, masked in masks.items():
@@ -112,9 +118,8 @@ def losses_of(
         of_draws = []
         for draw in range(1 if name in FIXED else config.draws):
             noise = mask_noise(seed=config.seed, epoch=draw, positions=rows, views=1, tokens=own.num_tokens)
-            with torch.autocast(clips.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                of_draws.append(torch.stack(clip_losses(model, clips, noise.to(clips.device))))
-        loss, psnr = torch.stack(of_draws).mean(dim=0).cpu().numpy()
+            of_draws.append(each_clip(loss_and_psnr, clips, noise.to(clips.device)))
+        loss, psnr = torch.stack(of_draws).mean(dim=0).T.cpu().numpy()
         columns |= {f"loss_{name}": pa.array(loss, pa.float32()), f"psnr_{name}": pa.array(psnr, pa.float32())}
     model.config = own
     return columns

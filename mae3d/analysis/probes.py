@@ -5,11 +5,12 @@
     scores, chosen = attentive_scores(train_tokens, targets, test_tokens, several=False, device=device)
 
 Every probe is fixed: what it chooses, it chooses on the train set, so that numbers of two models can be compared.
-mae3d.analysis.scores judges the scores. n train and m test samples, D width, L tokens, C classes; targets are (n, C) of
-0 and 1, one 1 a row unless `several`.
+mae3d.analysis.scores judges the scores. No number of threads changes a bit of them. n train and m test samples, D
+width, L tokens, C classes; targets are (n, C) of 0 and 1, one 1 per row unless `several`.
 """
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mae3d.analysis.exact import one_thread
 from mae3d.analysis.scores import hits_at, mean_average_precision
 from mae3d.io.random import Stream
 
@@ -27,6 +29,7 @@ C_GRID = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: 1 / s
 HELD_OUT = 0.2  # of the train set, to choose C on
 MAX_ITERATIONS = 1000  # of L-BFGS, as in CLIP's linear probes (Radford et al. 2021, appendix A.3)
 EPOCHS, MIN_STEPS, BATCH, PEAK_LR, WEIGHT_DECAY = 20, 500, 64, 1e-3, 0.01  # of the attentive probe
+PIECE = 8  # samples of a batch that one thread of a CPU computes, of any number of threads
 
 Array = NDArray[Any]
 
@@ -49,17 +52,18 @@ def knn_scores(
     train, most = _unit(train), min(max(ks), len(train))
     chunk = max(1, min(chunk, PAIRS // len(train)))
     scores = {k: np.zeros((len(test), targets.shape[1])) for k in ks}
-    for start in range(0, len(test), chunk):
-        similarity = _unit(test[start : start + chunk]) @ train.T
-        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
-        found = np.take_along_axis(similarity, nearest, axis=1)
-        order = np.argsort(-found, axis=1, kind="stable")
-        nearest, found = (np.take_along_axis(of, order, axis=1) for of in (nearest, found))
-        # Weights are relative to the nearest one's: the same shares, and no overflow.
-        weights = np.exp((found.astype(np.float64) - found[:, :1]) / TEMPERATURE)
-        for k in ks:
-            votes = np.einsum("mk,mkc->mc", weights[:, :k], targets[nearest[:, :k]].astype(np.float64))
-            scores[k][start : start + chunk] = votes / weights[:, :k].sum(axis=1, keepdims=True)
+    with one_thread():
+        for start in range(0, len(test), chunk):
+            similarity = _unit(test[start : start + chunk]) @ train.T
+            nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
+            found = np.take_along_axis(similarity, nearest, axis=1)
+            order = np.argsort(-found, axis=1, kind="stable")
+            nearest, found = (np.take_along_axis(of, order, axis=1) for of in (nearest, found))
+            # Weights are relative to the nearest one's: the same shares, and no overflow.
+            weights = np.exp((found.astype(np.float64) - found[:, :1]) / TEMPERATURE)
+            for k in ks:
+                votes = np.einsum("mk,mkc->mc", weights[:, :k], targets[nearest[:, :k]].astype(np.float64))
+                scores[k][start : start + chunk] = votes / weights[:, :k].sum(axis=1, keepdims=True)
     return scores
 
 
@@ -88,16 +92,22 @@ def linear_scores(
     """
     if not several and (targets.sum(axis=0) > 0).sum() < 2:
         raise ValueError("the train set has one class: there is nothing to tell apart")
+    from sklearn.exceptions import ConvergenceWarning
+
     held = held_out(targets, seed=seed)
-    found: dict[float, float] = {}
-    if held.any():
-        measure = _mean_precision if several else _accuracy
-        for c in C_GRID:
-            scores, _ = _fit(train[~held], targets[~held], train[held], c=c, several=several)
-            found[c] = measure(scores, targets[held])
-    c = max(found, key=lambda of: (found[of], -of)) if found else 1.0
-    scores, converged = _fit(train, targets, test, c=c, several=several)
-    return scores, {"C": c, "held_out": found.get(c), "converged": converged}
+    measure = _mean_precision if several else _accuracy
+    measured: dict[float, float] = {}
+    with one_thread() as spread, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ConvergenceWarning)
+        if held.any():
+            features = _standardised(train[~held], train[held])
+            fits = spread(lambda c: _fit(*features, targets[~held], c=c, several=several), C_GRID)
+            measured = {c: measure(scores, targets[held]) for c, scores in zip(C_GRID, fits, strict=True)}
+            caught.clear()
+        c = max(measured, key=lambda c: (measured[c], -c)) if measured else 1.0
+        scores = _fit(*_standardised(train, test), targets, c=c, several=several)
+    return scores, {"C": c, "held_out": measured.get(c), "converged": not caught}
 
 
 def held_out(targets: Array, *, seed: int = 0) -> NDArray[np.bool_]:
@@ -180,53 +190,69 @@ def attentive_scores(
     optimizer = torch.optim.AdamW(probe.parameters(), lr=PEAK_LR, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     loss_of = nn.functional.binary_cross_entropy_with_logits if several else nn.functional.cross_entropy
-    wanted = torch.from_numpy(targets.astype(np.float32)).to(device)
-    for step in range(steps):
-        if step % an_epoch == 0:
-            order = generator.permutation(len(train))
-        rows = np.sort(order[step % an_epoch * batch :][:batch])  # ascending: one pass over a mapped file
-        logits = probe(_tokens(train, rows, device))
-        loss = loss_of(logits, wanted[torch.from_numpy(rows).to(device)])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    probe.eval()
-    with torch.no_grad():
-        parts = [
-            probe(_tokens(test, np.arange(start, min(start + BATCH, len(test))), device)).cpu()
-            for start in range(0, len(test), BATCH)
-        ]
-    return torch.cat(parts).numpy(), {"steps": steps, "last_loss": float(loss.detach())}
+    many_hot = torch.from_numpy(targets.astype(np.float32)).to(device)
+    parameters = list(probe.parameters())
+    on_cpu = torch.device(device).type == "cpu"
+    piece = PIECE if on_cpu else batch
+
+    def gradients(rows: Array, *, batch_rows: int) -> list[Tensor]:
+        """Compute the share of some rows in their batch's loss, and its gradients."""
+        loss = loss_of(probe(_tokens(train, rows, device)), many_hot[torch.from_numpy(rows).to(device)])
+        loss = loss * (len(rows) / batch_rows)
+        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+    def logits_of(rows: Array) -> Tensor:
+        with torch.no_grad():
+            return probe(_tokens(test, rows, device)).cpu()
+
+    with one_thread() as spread:
+        spread = spread if on_cpu else map
+        for step in range(steps):
+            if step % an_epoch == 0:
+                order = generator.permutation(len(train))
+            rows = np.sort(order[step % an_epoch * batch :][:batch])  # ascending: one pass over a mapped file
+            parts = spread(partial(gradients, batch_rows=len(rows)), _pieces(rows, piece))
+            loss, *summed = (sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True))
+            for parameter, gradient in zip(parameters, summed, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            schedule.step()
+        probe.eval()
+        logits = torch.cat(list(spread(logits_of, _pieces(np.arange(len(test)), piece))))
+    return logits.numpy(), {"steps": steps, "last_loss": float(loss)}
+
+
+def _pieces(rows: Array, size: int) -> list[Array]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _tokens(tokens: Array, rows: Array, device: torch.device | str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(tokens[rows])).to(device).float()
 
 
-def _fit(train: Array, targets: Array, test: Array, *, c: float, several: bool) -> tuple[Array, bool]:
-    """Probabilities (m, C) of a regression on standardised features, and whether it converged."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+def _standardised(train: Array, test: Array) -> tuple[Array, Array]:
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train)
-    train, test = scaler.transform(train), scaler.transform(test)
+    return scaler.transform(train), scaler.transform(test)
+
+
+def _fit(train: Array, test: Array, targets: Array, *, c: float, several: bool) -> Array:
+    """Fit a regression on standardised features and return its probabilities (m, C) for the test features."""
+    from sklearn.linear_model import LogisticRegression
+
     scores = np.zeros((len(test), targets.shape[1]))
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", ConvergenceWarning)
-        if not several:
-            model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train, targets.argmax(axis=1))
-            scores[:, model.classes_] = model.predict_proba(test)
-        else:
-            for number, column in enumerate(targets.T > 0):
-                if column.all() or not column.any():
-                    scores[:, number] = column.all()
-                    continue
-                model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train, column)
-                scores[:, number] = model.predict_proba(test)[:, 1]
-    return scores, not told
+    if not several:
+        model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train, targets.argmax(axis=1))
+        scores[:, model.classes_] = model.predict_proba(test)
+        return scores
+    for number, column in enumerate(targets.T > 0):
+        if column.all() or not column.any():
+            scores[:, number] = column.all()
+            continue
+        model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train, column)
+        scores[:, number] = model.predict_proba(test)[:, 1]
+    return scores
 
 
 def _accuracy(scores: Array, targets: Array) -> float:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,18 @@ def test_vectors_are_those_of_a_plain_loop(
     assert told["grid"] == ([2, 2, 2] if "tokens" in options else None)
     assert told["layer"] == how.get("layer", 2)
     assert table.schema.field("vector").type.list_size == 192 * (8 if "tokens" in options else 1)
+
+
+@pytest.mark.usefixtures("restored_threads")
+def test_vectors_are_the_same_bytes_with_any_number_of_threads(timed: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)  # of a model so narrow that MKL's products differ between numbers of threads
+    save_model(MAE(replace(CONFIG, embed_dim=24, num_heads=2)), model := tmp_path / "model.safetensors")
+    tables = set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        run(model, out := tmp_path / f"{threads}.parquet", "--data.shards", timed, "--num_clips", "2")
+        tables.add(out.read_bytes())
+    assert len(tables) == 1
 
 
 def test_first_frame_and_times_of_samples(model: Path, timed: Path, tmp_path: Path) -> None:
