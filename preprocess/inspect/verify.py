@@ -31,7 +31,7 @@ from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, Datase
 from preprocess.dataset.writer import settings_hash
 from preprocess.inspect.verify_shard import check_shard
 from preprocess.jobs.lock_store import LOCK_NAME
-from preprocess.sources.probing import over_processes
+from preprocess.workers.executors import map_over_workers
 
 _GENERATION = re.compile(r"(index|rows|frames)-[0-9a-f]{16}\.(parquet|arrow)")  # older ones may still be in use
 _SHARD = re.compile(r"shard-\d{5,}\.(tar|idx|parquet)")
@@ -76,7 +76,7 @@ def verify(root: Path | str, *, full: bool = False, decode: bool = False, worker
     check = partial(check_shard, root, full=full, decode=decode)
     at_once = 1 if full or decode else _FAST_AT_ONCE
     return found + list(
-        chain.from_iterable(over_processes(check, numbers, workers=workers, unit="shard", at_once=at_once))
+        chain.from_iterable(map_over_workers(check, numbers, workers=workers, unit="shard", at_once=at_once))
     )
 
 

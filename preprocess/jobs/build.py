@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -283,14 +282,11 @@ def _sources(asked: dict[str, Any]) -> str:
     return some([source["name"] for source in asked["sources"]])
 
 
-_one_at_a_time = threading.Lock()  # of the shards of one process, should Dask give its worker several threads
-
-
 def make_shard(
     number: int, samples: list[PlannedSample], *, roots: Sequence[Root], settings: Settings, output: Output
 ) -> ShardResult:
     """Builds a shard and puts it where it belongs, its table last; arguments as `build_shard`."""
-    with _one_at_a_time, output.work() as folder:
+    with output.work() as folder:
         result = build_shard(number, samples, roots=roots, settings=settings, out=folder)
         output.publish(shard_files(number), folder)
     return result

@@ -5,7 +5,7 @@
     with root.local(["a/1.mp4"]) as (file,):        # a path on this machine, for as long as the block lasts
         ...
 
-What decodes sees local files only. Roots can be sent to other processes; each process has its own part of the scratch.
+Decoders see local files only. Roots can be sent to other processes; each thread has its own part of the scratch.
 """
 
 import atexit
@@ -14,6 +14,9 @@ import hashlib
 import os
 import shutil
 import socket
+import tempfile
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +136,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Room for fetched files: a folder, and how many bytes one process may have there."""
+    """Room for fetched files: a folder, and the number of bytes that one worker may have there."""
 
     folder: Path
     limit_bytes: int
@@ -206,7 +209,7 @@ class Fetched(Protocol):
 
 @dataclass
 class Kept:
-    """The files that this process has fetched, the least recently used first."""
+    """The files that this thread has fetched, the least recently used first."""
 
     folder: Path
     limit_bytes: int
@@ -222,11 +225,12 @@ class Kept:
         for path in paths.values():
             if path in self.sizes:
                 self.sizes.move_to_end(path)
-        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        # The threads use this one's files: fetching a member of a tar needs the tar.
+        with ThreadPoolExecutor(_AT_A_TIME, initializer=_use, initargs=(_kept_by_scratch(),)) as pool:
             sizes = dict(zip(absent, pool.map(lambda file: _size(storage, file), absent), strict=True))
             held = sum(self.sizes.get(path, 0) for path in paths.values()) + sum(sizes.values())
             if held > self.limit_bytes:
-                told = f"{held / 1e9:.3g} GB to fetch, one process may have {self.limit_bytes / 1e9:.3g} GB of scratch"
+                told = f"{held / 1e9:.3g} GB to fetch, one worker may have {self.limit_bytes / 1e9:.3g} GB of scratch"
                 raise MediaError("too_large", f"{told}; give more --scratch-gb, or fewer --workers")
             self._make_room(sum(sizes.values()), keep=set(paths.values()))
             for _ in pool.map(lambda file: self._fetch(storage, file, paths[file]), absent):
@@ -257,20 +261,35 @@ class Kept:
                 shutil.rmtree(path.parent, ignore_errors=True)
 
 
-_kept_by_process: dict[tuple[Scratch, int], Kept] = {}
+_thread = threading.local()
 
 
 def kept_files(scratch: Scratch) -> Kept:
-    """This process's part of the scratch."""
-    key = scratch, os.getpid()
-    if key not in _kept_by_process:
-        _kept_by_process[key] = Kept(process_folder(scratch.folder, "in"), scratch.limit_bytes)
-    return _kept_by_process[key]
+    """Return this thread's part of the scratch; it is removed when the thread ends."""
+    by_scratch, key = _kept_by_scratch(), (scratch, os.getpid())
+    if key not in by_scratch:
+        folder = Path(tempfile.mkdtemp(dir=process_folder(scratch.folder, "in")))
+        kept = by_scratch[key] = Kept(folder, scratch.limit_bytes)
+        weakref.finalize(kept, shutil.rmtree, folder, ignore_errors=True)
+    return by_scratch[key]
+
+
+def _kept_by_scratch() -> dict[tuple[Scratch, int], Kept]:
+    kept: dict[tuple[Scratch, int], Kept] = vars(_thread).setdefault("kept", {})
+    return kept
+
+
+def _use(kept: dict[tuple[Scratch, int], Kept]) -> None:
+    _thread.kept = kept
 
 
 def process_folder(scratch: Path, kind: str) -> Path:
     """A folder of this process; removed at its end, or by the next process here if it is killed."""
-    return _process_folder(scratch, kind, os.getpid())
+    with _making_folder:
+        return _process_folder(scratch, kind, os.getpid())
+
+
+_making_folder = threading.Lock()  # else a second thread would remove the folder that the first has just made
 
 
 @cache

@@ -19,11 +19,11 @@ from preprocess.plan.plan import Request
 from preprocess.problems import Problem
 from preprocess.sources.folder_labels import place
 from preprocess.sources.ledger import unsafe
-from preprocess.sources.probing import over_processes
 from preprocess.sources.roots import Folder, Root
 from preprocess.sources.source import Reading, not_followed, shown, staying
 from preprocess.sources.tar_files import TAR_SUFFIX, Archive, read_tar
 from preprocess.sources.video_lists import ListRow, VideoList
+from preprocess.workers.executors import map_over_workers
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _collect_tars(
     """The videos of tars, each named `<tar>/<member>`; labels are the .cls or the .json beside them."""
     count = 0
     look = partial(_look_into, entry.root, reading.label_key)
-    archives = over_processes(look, tars, workers=workers, unit="tar", at_once=1)
+    archives = map_over_workers(look, tars, workers=workers, unit="tar", at_once=1)
     for tar, split, read in zip(tars, splits, archives, strict=True):
         if isinstance(read, MediaError):
             collected.problems.append(Problem(read.reason, str(read), shown(tar)))

@@ -15,7 +15,7 @@ from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Found, Request, Settings
 from preprocess.problems import Problem
-from preprocess.sources.probing import Probed, over_processes, probe
+from preprocess.sources.probing import Probed, probe
 from preprocess.sources.roots import Folder, Remote, Root, Scratch
 from preprocess.sources.segments import video_pieces
 from preprocess.sources.source import (
@@ -34,6 +34,7 @@ from preprocess.sources.source import (
 from preprocess.sources.tar_files import WithTars
 from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, Wanted, collect, store_of
 from preprocess.sources.video_lists import read_list
+from preprocess.workers.executors import map_over_workers
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def _facts(
 ) -> dict[tuple[int, str], Probed]:
     """What the headers announce; nothing of files that are taken whole and are there."""
     paths = dict.fromkeys((one.request.root, one.request.path) for one in wanted if one.loose or not settings.whole)
-    found = over_processes(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
+    found = map_over_workers(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
     facts: dict[tuple[int, str], Probed] = dict(zip(paths, found, strict=True))
     for one in wanted:
         where = roots[one.request.root]

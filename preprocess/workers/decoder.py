@@ -1,15 +1,14 @@
-"""Decoding in a child process: what hangs, or dies of a signal, costs one sample and not the worker that asked.
+"""Media are decoded in a child process, so that a codec that hangs or crashes costs one sample, not the build.
 
     written = decoder().write(sample, files, settings=settings, tar=aside, start=0)     # Written, or MediaError
     facts = decoder().probe(Path("clip.mp4"), settings=settings)                        # VideoFacts, or MediaError
 
-Each thread has one child (`preprocess.encode.decoder_main`), started when it is first needed and kept. It writes frames
-into
-the tar itself; requests and answers are lines of JSON over pipes. How far it is stands in a page of memory that both
-see, so that a child that was killed has left its last place behind.
+Each thread has one child (`preprocess.encode.decoder_main`), started at the first request and kept. The child writes
+frames into the tar itself; requests and answers are lines of JSON over pipes. The child notes its position in a page of
+memory that both processes see, so that the position is known after the child was killed.
 
-A sample at which the child hangs or dies is tried once more, in a child that has done nothing else: its fate must
-depend neither on what was decoded before it nor on a moment in which the machine was short of something.
+A sample at which the child hangs or dies is tried once more, in a new child: the result must depend neither on the
+samples that were decoded before nor on a moment in which the machine was short of something.
 """
 
 import json
@@ -33,16 +32,16 @@ from mae3d.video.reader import VideoFacts
 from preprocess.plan.plan import Facts, PlannedSample, Settings
 
 PAGE_BYTES = 256
-COUNT_BYTES = 8  # of the page: how often there was progress; the rest is the place, in UTF-8
+COUNT_BYTES = 8  # the page begins with a count of the steps of progress; the position follows, in UTF-8
 _COMMAND = (sys.executable, "-P", "-m", "preprocess.encode.decoder_main")
-_START_S = 120.0  # what a child may take to import its libraries on a busy machine
+_START_S = 120.0  # time that a child may take to import its libraries on a busy machine
 _TICK_S = 1.0
-_ANSWERS = 2000  # a child is replaced after so many, at the next shard: decoders leak
+_ANSWERS = 2000  # a child is replaced after this many, at the next shard, because decoders leak
 
 
 @dataclass(frozen=True)
 class Written:
-    """A sample in its tar: `stop` is where the next one starts, `line` its line of the .idx."""
+    """A sample in its tar: `stop` is the offset of the next sample, `line` the sample's line of the .idx."""
 
     facts: Facts
     stop: int
@@ -53,29 +52,30 @@ class Written:
 
 
 class Decoder:
-    """The child of one thread. It is started at the first request, and again after it died."""
+    """The decoder of one thread; its child is started at the first request, and again after it died."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._child: _Child | None = None
         self._answers = 0
+        self._stopped = False
 
     def write(
         self, sample: PlannedSample, files: Sequence[Path], *, settings: Settings, tar: Path, start: int, first: bool
     ) -> Written:
-        """Appends a sample to a tar.
+        """Append a sample to a tar.
 
         Args:
-            sample: what to read.
-            files: paths of what `media_files` names.
+            sample: the sample to read.
+            files: the paths of the files that `media_files` names.
             settings: sizes, rates, quality and limits.
-            tar: the tar, whole up to `start`; what is behind it is overwritten.
-            start: bytes.
-            first: whether it is the first sample of its shard: only within one are videos kept open.
+            tar: the tar, complete up to `start`; the bytes after `start` are overwritten.
+            start: the offset in bytes.
+            first: whether the sample is the first of its shard: videos are kept open within one shard only.
 
         Raises:
-            MediaError: the sample cannot be had; what is behind `start` is to be forgotten.
-            OSError: the tar cannot be written, or the disk of the media has gone.
+            MediaError: the sample cannot be decoded; the bytes after `start` are void.
+            OSError: the tar cannot be written, the disk of the media has gone, or the decoder was stopped.
         """
         if first and self._answers >= _ANSWERS:
             self.close()
@@ -88,26 +88,32 @@ class Decoder:
             "start": start,
             "first": first,
         }
-        answer = self._ask(request, settings.timeout_s)
+        answer = self._request(request, settings.timeout_s)
         remark = answer["facts"].pop("remark")
         return Written(Facts(**answer.pop("facts"), remark=tuple(remark) if remark else None), **answer)
 
     def probe(self, path: Path, *, settings: Settings, measure: bool = False) -> VideoFacts:
-        """What a video announces; with `measure` its length is borne out by its packets.
+        """Return the properties that a video announces; with `measure` its length is checked against its packets.
 
         Raises:
-            MediaError: it is no video that can be opened.
+            MediaError: the file is no video that can be opened.
         """
         request = {"do": "probe", "path": str(path), "settings": asdict(settings), "measure": measure}
-        return VideoFacts(**self._ask(request, settings.timeout_s))
+        return VideoFacts(**self._request(request, settings.timeout_s))
 
     def close(self) -> None:
-        """Ends the child, whatever it does."""
+        """End the child, even in the middle of a request."""
         if self._child is not None:
             self._child.end()
         self._child, self._answers = None, 0
 
-    def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    def stop(self) -> None:
+        """End the decoder from another thread: its current request and all later ones raise ChildProcessError."""
+        self._stopped = True
+        if (child := self._child) is not None:
+            child.kill()
+
+    def _request(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         try:
             answer = self._answer(request, timeout_s)
         except MediaError:
@@ -121,18 +127,22 @@ class Decoder:
         return answer["done"]
 
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """What the child says; MediaError if it hangs or dies."""
+        """Return the child's answer; raise MediaError if the child hangs or dies."""
         if self._child is None:
-            self._child = _Child()
+            self._child = _start()
         try:
-            return self._child.ask(request, timeout_s)
-        except BaseException:  # also when interrupted: its answer would be taken for that of the next request
+            if self._stopped:  # read after `_child` is set: `stop` either sees the child, or is seen here
+                raise ChildProcessError("the decoder was stopped")
+            return self._child.request(request, timeout_s)
+        except BaseException as error:  # also if interrupted: its answer would be taken for that of the next request
             self.close()
+            if self._stopped:
+                raise ChildProcessError("the decoder was stopped") from error
             raise
 
 
 class _Child:
-    """A process that answers, and the page in which it says how far it is."""
+    """A decoder process, and the page in which it notes its position."""
 
     def __init__(self) -> None:
         page = os.memfd_create("decoder")
@@ -157,11 +167,15 @@ class _Child:
             self.end()
             raise ChildProcessError(f"the decoder cannot be started: {error}") from error
 
-    def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """One request, one answer; MediaError if there is no progress for so long, or if the child dies."""
+    def kill(self) -> None:
+        """Kill the process; the thread that waits for its answer cleans up."""
+        self._process.kill()
+
+    def request(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Return the answer to one request; raise MediaError after `timeout_s` without progress, or if it dies."""
         assert self._process.stdin is not None
         self._page[COUNT_BYTES:] = bytes(PAGE_BYTES - COUNT_BYTES)
-        with suppress(BrokenPipeError):  # then there is no answer
+        with suppress(BrokenPipeError):  # a dead child gives no answer, which `_receive` finds out
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._receive(timeout_s))
@@ -173,22 +187,22 @@ class _Child:
         ready = select.poll()
         ready.register(out, select.POLLIN)
         tick_s = min(_TICK_S, timeout_s / 4)
-        said, count = bytearray(), self._page[:COUNT_BYTES]
+        answer, count = bytearray(), self._page[:COUNT_BYTES]
         idle_s, now = 0.0, time.monotonic()
-        while not said.endswith(b"\n"):
+        while not answer.endswith(b"\n"):
             if ready.poll(1000 * tick_s):
                 data = os.read(out, 1 << 20)
                 if not data:
                     raise self._died()
-                said += data
+                answer += data
             before, now = now, time.monotonic()
-            # A process that was stopped, and its child with it, has slept through more than a tick.
+            # A process that was suspended, and its child with it, has slept through more than a tick.
             idle_s += min(now - before, 2 * tick_s)
             if count != self._page[:COUNT_BYTES]:
                 idle_s, count = 0.0, self._page[:COUNT_BYTES]
             elif idle_s > timeout_s:
-                raise MediaError("timeout", f"no progress for --timeout {timeout_s:g} s at {self._place()}")
-        return bytes(said)
+                raise MediaError("timeout", f"no progress for --timeout {timeout_s:g} s at {self._position()}")
+        return bytes(answer)
 
     def _died(self) -> MediaError:
         with suppress(subprocess.TimeoutExpired):
@@ -196,22 +210,29 @@ class _Child:
         code = self._process.poll()
         cause = f"ended with exit code {code}" if code is None or code >= 0 else f"died of {_signal_name(-code)}"
         hint = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
-        return MediaError("crashed", f"the decoder {cause} at {self._place()}{hint}")
+        return MediaError("crashed", f"the decoder {cause} at {self._position()}{hint}")
 
-    def _place(self) -> str:
-        place = self._page[COUNT_BYTES:].rstrip(b"\0")
-        return place.decode(errors="replace") or "the beginning"
+    def _position(self) -> str:
+        position = self._page[COUNT_BYTES:].rstrip(b"\0")
+        return position.decode(errors="replace") or "the beginning"
 
 
-_of_thread = threading.local()
+def _start() -> _Child:
+    try:
+        return _Child()
+    except ChildProcessError:
+        return _Child()  # the machine may have been short of memory for a moment
+
+
+_thread = threading.local()
 
 
 def decoder() -> Decoder:
-    """The decoder of this thread, and of no process that was forked from it."""
-    found: Decoder | None = getattr(_of_thread, "decoder", None)
-    if found is None or found.pid != os.getpid():
-        found = _of_thread.decoder = Decoder()
-    return found
+    """Return the decoder of this thread; a forked process gets one of its own."""
+    current: Decoder | None = getattr(_thread, "decoder", None)
+    if current is None or current.pid != os.getpid():
+        current = _thread.decoder = Decoder()
+    return current
 
 
 def _signal_name(number: int) -> str:
@@ -223,7 +244,7 @@ def _signal_name(number: int) -> str:
 
 def _end(owner: int, process: subprocess.Popen[bytes]) -> None:
     if owner != os.getpid():
-        return  # it is the parent's
+        return  # the child belongs to the process that forked this one
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):

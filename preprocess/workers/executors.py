@@ -1,47 +1,47 @@
-"""Tasks ─► results, over processes of this machine or a Dask cluster; a worker that dies costs its task's time.
+"""Tasks run on threads of this process or on a Dask cluster: task numbers ─► results, as they end.
 
     with local_workers(4) as workers:
         for result in run_tasks([0, 1, 2], lambda number: partial(make_shard, number, ...), workers):
             ...
 
-All of them are `concurrent.futures` executors, so that there is one loop.
+Threads suffice on one machine: codecs run in the decoder child that each thread owns (`preprocess.workers.decoder`),
+and hashing, compression and file access release the interpreter's lock. A codec that crashes costs its sample, not a
+worker.
 """
 
-import logging
-import os
-import signal
-import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait as wait_for
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from preprocess.dataset.schema import shard_name
+from preprocess.workers.decoder import Decoder, decoder
+from preprocess.workers.progress import Progress
 
-log = logging.getLogger(__name__)
-
-_TRIES = 3  # of a task whose worker dies
 _CONNECT_S = 30
+_WORTH_A_WORKER = 4  # batches per worker; fewer are done sooner than another worker has started its decoder
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Workers:
-    """An executor, how many tasks it should have at once, and what it raises when a worker has died."""
+    """An executor, the number of tasks that it should hold, and the error that it raises for a dead worker."""
 
     executor: Executor
     at_once: Callable[[], int]
-    died: tuple[type[BaseException], ...]
-    tries: int
     where: str
+    died: tuple[type[BaseException], ...] = ()
 
 
 def run_tasks(
@@ -51,27 +51,23 @@ def run_tasks(
     *,
     name: Callable[[int], str] = shard_name,
 ) -> Iterator[Result]:
-    """Runs a task for every number; yields results in the order in which they end.
+    """Run one task per number; yield the results in the order in which they end.
 
     Args:
-        numbers: of the tasks.
-        task: makes the task of a number, when it is its turn: a plan may be large.
-        workers: where.
-        name: of a task, for messages.
+        numbers: the numbers of the tasks.
+        task: makes the task of a number when its turn has come, because a plan may be large.
+        workers: the workers that run the tasks.
+        name: returns the name of a task for messages.
 
     Raises:
-        ChildProcessError: the workers of one task died again and again.
+        ChildProcessError: the cluster has given a task up because its workers died, or has gone itself.
         OSError: the output cannot be written, or the cluster cannot be reached.
     """
-    tries: Counter[int] = Counter()
-    waiting, again = iter(numbers), deque[int]()
+    waiting = iter(numbers)
     running: dict[Future[Result], int] = {}
     try:
         while True:
-            while len(running) < workers.at_once():
-                number = again.popleft() if again else next(waiting, None)
-                if number is None:
-                    break
+            while len(running) < workers.at_once() and (number := next(waiting, None)) is not None:
                 running[workers.executor.submit(task(number))] = number
             if not running:
                 return
@@ -80,49 +76,82 @@ def run_tasks(
                 try:
                     result = future.result()
                 except workers.died as error:
-                    tries[number] += 1
-                    if tries[number] >= workers.tries:
-                        raise ChildProcessError(
-                            f"{name(number)}: its worker died {_TRIES} times, perhaps for want of memory (try "
-                            f"fewer --workers)"
-                        ) from error
-                    log.warning("the worker of %s died; it is done again", name(number))
-                    again.append(number)
+                    raise ChildProcessError(
+                        f"{name(number)}: its workers died again and again, perhaps for want of memory; give them more"
+                    ) from error
                 except CancelledError as error:
                     raise ChildProcessError(f"{workers.where} has gone") from error
                 except ImportError as error:
                     raise ValueError(
                         f"{workers.where}: a worker lacks a module ({error}); install mae3d there"
                     ) from error
-                else:
-                    yield result
+                yield result
     finally:
         for future in running:
             future.cancel()
 
 
-def local_workers(count: int) -> AbstractContextManager[Workers]:
-    """`count` processes of this machine; for 1 this process itself."""
-    return _processes(count) if count > 1 else _this_process()
+def map_over_workers(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, unit: str, at_once: int = 16
+) -> Iterator[Result]:
+    """Yield `function(item)` per item, in the order of the items, from several threads if there is enough to do.
+
+    Args:
+        function: takes one item; it runs in several threads at a time.
+        items: the items.
+        workers: the largest number of threads.
+        unit: the name of an item, for the progress line.
+        at_once: items that a thread is given at a time.
+
+    Raises:
+        OSError: a store cannot be reached.
+    """
+    workers = min(workers, len(items) // (at_once * _WORTH_A_WORKER))
+    if not workers:
+        yield from map(function, items)
+        return
+    ended: dict[int, list[Result]] = {}
+    begins = range(0, len(items), at_once)
+    task = lambda begin: partial(_map_batch, function, begin, items[begin : begin + at_once])  # noqa: E731
+    following = iter(begins)
+    awaited = next(following)
+    with Progress(len(items), unit) as advance, local_workers(workers) as pool:
+        for begin, results in run_tasks(begins, task, pool, name=lambda begin: f"{unit} {begin + 1} and those after"):
+            advance(len(results))
+            ended[begin] = results
+            while awaited in ended:
+                yield from ended.pop(awaited)
+                awaited = next(following, len(items))
+
+
+def _map_batch(function: Callable[[Item], Result], begin: int, items: Sequence[Item]) -> tuple[int, list[Result]]:
+    return begin, [function(item) for item in items]
 
 
 @contextmanager
-def _this_process() -> Iterator[Workers]:
-    yield Workers(_Inline(), lambda: 1, (), 1, "this process")
+def local_workers(count: int) -> Iterator[Workers]:
+    """Yield `count` threads of this process, each with a decoder of its own; the calling thread itself if `count` is 1.
 
-
-@contextmanager
-def _processes(count: int) -> Iterator[Workers]:
-    executor = _Processes(count)
+    If the block raises, shards in the making are given up, because they may take hours.
+    """
+    if count == 1:
+        yield Workers(_Inline(), lambda: 1, "this process")
+        return
+    decoders: list[Decoder] = []
+    executor = ThreadPoolExecutor(count, "worker", initializer=lambda: decoders.append(decoder()))
     try:
-        yield Workers(executor, lambda: count, (BrokenProcessPool,), _TRIES, "this machine")
+        yield Workers(executor, lambda: count, "this process")
+    except BaseException:
+        for one in decoders:
+            one.stop()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def dask_workers(scheduler: str) -> Iterator[Workers]:
-    """The workers of a Dask cluster; each must be able to import this package and see sources and output.
+    """Yield the workers of a Dask cluster; each must be able to import this package and see sources and output.
 
     Args:
         scheduler: its address (tcp://host:8786), or its scheduler file.
@@ -142,14 +171,12 @@ def dask_workers(scheduler: str) -> Iterator[Workers]:
         raise ConnectionError(f"no Dask scheduler answers at {scheduler} ({error})") from error
     with client:
         executor = client.get_executor(pure=False)
-        # Dask itself runs a task again whose worker has died, several times, before it raises KilledWorker.
-        yield Workers(
-            executor, lambda: 2 * max(1, len(client.ncores())), (KilledWorker,), 1, f"the cluster {scheduler}"
-        )
+        # Dask itself runs a task again if its worker has died, several times, before it raises KilledWorker.
+        yield Workers(executor, lambda: 2 * max(1, len(client.ncores())), f"the cluster {scheduler}", (KilledWorker,))
 
 
 class _Inline(Executor):
-    """Runs what is submitted at once, in this process."""
+    """An executor that runs each task at once, in the calling thread, with its decoder."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -158,48 +185,3 @@ class _Inline(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
-
-
-class _Processes(Executor):
-    """Pools of one process each: when it dies, that is told of its own task only, and the others go on."""
-
-    def __init__(self, count: int) -> None:
-        self._pools: set[ProcessPoolExecutor] = set()
-        self._free: SimpleQueue[ProcessPoolExecutor | None] = SimpleQueue()  # None: a pool that is to be made
-        for _ in range(count):
-            self._free.put(None)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        pool = self._free.get()
-        while True:
-            if pool is None:
-                pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin)
-                self._pools.add(pool)
-            try:
-                future = pool.submit(fn, *args, **kwargs)
-                break
-            except BrokenProcessPool:  # its process has died, perhaps with nothing to do
-                self._pools.discard(pool)
-                pool = None
-        future.add_done_callback(partial(self._give_back, pool))
-        return future
-
-    def _give_back(self, pool: ProcessPoolExecutor, future: Future[Any]) -> None:
-        self._free.put(pool)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        for pool in self._pools:
-            pool.shutdown(wait=wait, cancel_futures=cancel_futures)
-
-
-def _begin() -> None:
-    """In a worker: dies with its parent, and silently on Ctrl-C; what it leaves is swept by the next run."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = parent_process()
-    assert parent is not None, "a worker is another process's child"
-
-    def watch() -> None:
-        wait_for([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -5,9 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from preprocess.__main__ import main
 from preprocess.encode.tar_writer import GrowingHash
@@ -23,6 +27,18 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         run, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+
+
+def kill_decoders(run: subprocess.Popen[str], folder: Path, pattern: str = "*shard-*.tar") -> None:
+    """Kill the decoders of a build as soon as a tar in `folder` holds a sample."""
+    while run.poll() is None:
+        with suppress(FileNotFoundError):  # a tar that was moved to its final name
+            if any(path.stat().st_size for path in folder.glob(pattern)):
+                for child in psutil.Process(run.pid).children(recursive=True):
+                    child.kill()
+                return
+        time.sleep(0.0005)
+    raise AssertionError(f"the build ended before a decoder was killed: {run.communicate()[0]}")
 
 
 def inodes(out: Path) -> dict[str, tuple[int, int]]:

@@ -1,48 +1,26 @@
-"""The job as a whole: workers that die, a second run, slices and their merge, progress."""
+"""The job as a whole: decoders that die, a second run, slices and their merge, progress."""
 
 import os
-import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from preprocess.__main__ import main
 from preprocess.jobs.lock_store import LOCK_NAME, FolderBoard, Owner
-from preprocess.workers import executors
 from tests.support.builds import command, tree
-from tests.support.kills import inodes, killed_at, start
+from tests.support.kills import inodes, kill_decoders, killed_at, start
 
 
-def test_fault_16_a_worker_that_is_killed_costs_its_shard_only(
+def test_fault_16_a_decoder_that_is_killed_once_costs_no_sample(
     archive: Path, whole: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     run = start(*command(archive, out, workers=2))
-    killed = False
-    while run.poll() is None and not killed:
-        time.sleep(0.001)
-        for path in out.glob(".tmp-*-shard-*.tar"):  # .tmp-<host>-<pid>-shard-00001.tar
-            os.kill(int(path.name.split("-shard-")[0].rpartition("-")[2]), signal.SIGKILL)
-            killed = True
-            break
+    kill_decoders(run, out)
     said, _ = run.communicate()
-    assert killed
     assert run.returncode == 0, said
-    assert "died; it is done again" in said
     assert tree(out) == whole
-
-
-def _dies() -> Any:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_fault_16_a_shard_whose_workers_always_die_is_named() -> None:
-    with executors.local_workers(2) as workers:
-        results = executors.run_tasks([7], lambda number: _dies, workers)
-        with pytest.raises(ChildProcessError, match=r"shard-00007: its worker died 3 times, perhaps for"):
-            next(results)
 
 
 def test_fault_18_a_second_run_at_one_output_is_told_whose_it_is(
@@ -134,10 +112,3 @@ def test_progress_tells_shards_samples_and_rejects_and_what_was_kept(
     caplog.clear()
     assert main(command(archive, out)) == 0
     assert "4 of 5 shards are there already and are kept" in caplog.text
-
-
-def test_the_executors_are_those_of_concurrent_futures() -> None:
-    with executors.local_workers(1) as inline:
-        future = inline.executor.submit(divmod, 1, 0)
-        assert isinstance(future.exception(), ZeroDivisionError)
-        assert inline.executor.submit(divmod, 7, 2).result() == (3, 1)

@@ -20,6 +20,7 @@ from preprocess.dataset.index import open_dataset
 from preprocess.jobs import lock_store as boards
 from preprocess.jobs.lock_store import LOCK_NAME, UrlBoard
 from tests.support.builds import command, make_archive, tree
+from tests.support.kills import kill_decoders
 from tests.support.media import make_video
 from tests.support.s3 import Server
 
@@ -41,18 +42,7 @@ def objects(url: str) -> dict[str, str]:
     return {name: hashlib.sha256(storage.read(name)).hexdigest() for name in storage.sizes()}
 
 
-def kill_a_worker(run: subprocess.Popen[str], scratch: Path) -> int:
-    """Kills the worker below `run` whose temporary tar appears first; returns its process id."""
-    while run.poll() is None:
-        for path in scratch.glob("mae3d-out-*/*/.tmp-*-shard-*.tar"):  # .tmp-<host>-<pid>-shard-00001.tar
-            pid = int(path.name.split("-shard-")[0].rpartition("-")[2])
-            os.kill(pid, signal.SIGKILL)
-            return pid
-        time.sleep(0.0005)
-    raise AssertionError(f"nothing to kill: {run.communicate()[0]}")
-
-
-def test_fault_16_from_s3_to_s3_with_a_worker_and_then_the_run_killed_the_objects_are_those_of_a_local_build(
+def test_fault_16_from_s3_to_s3_with_a_decoder_and_then_the_run_killed_the_objects_are_those_of_a_local_build(
     s3: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("videos", "shards"):
@@ -72,13 +62,12 @@ def test_fault_16_from_s3_to_s3_with_a_worker_and_then_the_run_killed_the_object
     def shards_there() -> set[str]:
         return {name for name in Storage("s3://shards/new").sizes() if fnmatch(name, "shard-*.parquet")}
 
-    kill_a_worker(run, tmp_path / "scratch")
+    kill_decoders(run, tmp_path / "scratch", "mae3d-out-*/*/*shard-*.tar")
     while len(shards_there()) < 2 and run.poll() is None:
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGKILL)
     said, _ = run.communicate()
     assert run.returncode == -signal.SIGKILL, said
-    assert "died; it is done again" in said
     there = shards_there()
     assert 2 <= len(there) < 6
     assert "dataset.json" not in Storage("s3://shards/new").sizes()
