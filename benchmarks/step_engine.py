@@ -30,7 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.common import ROOT, alternate, ratio
 from benchmarks.gpu_loader import make_shards
 from benchmarks.step import clock_of, config_of
-from launch.pretrain import PretrainConfig, masked_loss
+from launch.pretrain import masked_loss
+from launch.training.config import PretrainConfig
 from mae3d.distributed import World, start_world
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE

@@ -12,17 +12,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from launch.inference.settings import EvaluateConfig
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import WAIT_MINUTES, joined, parse, set_threads
-
-if TYPE_CHECKING:
-    pass
+from launch.inference.settings import EvaluateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,17 +9,17 @@ Starting the same command again resumes. torchrun, srun and plain python start i
 """
 
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from launch.training.finetune_eval import ValConfig
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import parse
 from launch.common.init import has_begun
+from launch.training.config import FinetuneConfig, FinetuneModelConfig
 from launch.training.trainer import (
     claim,
     decode_of,
@@ -31,10 +31,7 @@ from launch.training.trainer import (
     summary,
     tell_end,
 )
-from mae3d.model.config import ClassifierConfig, EncoderConfig, MixConfig
-from mae3d.tracking.config import LogConfig
-from mae3d.training.config import FinetuneOptimConfig, RunConfig, TrainConfig
-from pipelines.config import DataConfig
+from mae3d.model.config import ClassifierConfig, EncoderConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,112 +47,6 @@ if TYPE_CHECKING:
 _ENCODER = {entry.name for entry in fields(EncoderConfig)}
 
 
-@dataclass(frozen=True)
-class FinetuneModelConfig:
-    """The classifier. What is null is as `init` has it; from scratch, as the preset has it.
-
-    Attributes:
-        preset: name of a standard size, from scratch.
-        img_size: height and width of a clip in pixels; positions are interpolated to another one.
-        num_frames: frames of a clip; likewise.
-        patch_size: height and width of a patch in pixels.
-        t_patch_size: frames of a patch.
-        embed_dim: the encoder's width.
-        depth: its blocks.
-        num_heads: its attention heads.
-        mlp_ratio: width of a block's hidden layer over its own.
-        qkv_bias: whether query, key and value have biases.
-        cls_embed: whether there is a class token.
-        sep_pos_embed: whether positions are the sum of a table for space and one for time.
-        trunc_init: other first weights, as mae_st's switch has it.
-        pos_init: positions from scratch: `normal` noise or `sines`.
-        mean: of the pixels, which are normalised by it.
-        std: likewise.
-        num_classes: null is as many as the training data has.
-        class_names: what they are called, by number; none = as the training data has them.
-        multi_label: several labels a clip (binary cross-entropy, mAP); null is as the training data has it.
-        pooling: `mean` of the tokens (mae_st), or `cls`, the class token (eminorhan/mae_st).
-        dropout: share of the pooled features that is dropped in training.
-        drop_path: share of the clips that skip the last block's branches in training; 0 in the first, rising linearly.
-        head_std: deviation of the head's first weights.
-    """
-
-    preset: str | None = None
-    img_size: int | None = None
-    num_frames: int | None = None
-    patch_size: int | None = None
-    t_patch_size: int | None = None
-    embed_dim: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    mlp_ratio: float | None = None
-    qkv_bias: bool | None = None
-    cls_embed: bool | None = None
-    sep_pos_embed: bool | None = None
-    trunc_init: bool | None = None
-    pos_init: Literal["normal", "sines"] | None = None
-    mean: float | tuple[float, float, float] | None = None
-    std: float | tuple[float, float, float] | None = None
-    num_classes: int | None = None
-    class_names: tuple[str, ...] = ()
-    multi_label: bool | None = None
-    pooling: Literal["mean", "cls"] = "mean"
-    dropout: float = 0.0
-    drop_path: float = 0.1
-    head_std: float = 2e-5
-
-
-@dataclass(frozen=True)
-class FinetuneDataConfig(DataConfig):
-    """The training clips: all repeats of a sample are cut from one window, harder than for pretraining."""
-
-    repeat_aug: int = 1
-    windows: Literal["own", "shared"] = "shared"
-    area: tuple[float, float] = (0.08, 1.0)
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Everything that one command line sets.
-
-    Attributes:
-        init: where the encoder comes from: a run, an exported folder, a model file or a foreign checkpoint; none = from
-            scratch.
-        model: the classifier
-        data: the training clips
-        val: the validation clips
-        mix: mixup, cutmix and label smoothing
-        optim: the optimizer
-        train: the training
-        run: the run's folder
-        log: what is written
-        few_shot: train with K samples a class instead of all, for each K given: `--few_shot 1,10,50`; one table.
-        seeds: runs for each K, of the seeds train.seed, train.seed + 1, ...: other samples, other order, another head.
-        device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
-        extend: go on with a run under another train.steps or train.epochs.
-    """
-
-    init: str = ""
-    model: FinetuneModelConfig = field(default_factory=FinetuneModelConfig)
-    data: FinetuneDataConfig = field(default_factory=FinetuneDataConfig)
-    val: ValConfig = field(default_factory=ValConfig)
-    mix: MixConfig = field(default_factory=MixConfig)
-    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=50))
-    run: RunConfig = field(default_factory=RunConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    few_shot: tuple[int, ...] = ()
-    seeds: int = 3
-    device: str = "auto"
-    extend: bool = False
-
-    def __post_init__(self) -> None:
-        if any(shots < 1 for shots in self.few_shot) or self.seeds < 1:
-            raise ValueError(f"few_shot={list(self.few_shot)} and seeds={self.seeds} must be 1 or more")
-        if len(set(self.few_shot)) < len(self.few_shot):
-            raise ValueError(f"few_shot={list(self.few_shot)} names a number twice")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -163,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     if config.few_shot:
         from launch.training.few_shot import few_shot
 
-        return run_training(config, few_shot)
+        return run_training(config, partial(few_shot, train=finetune))
     return run_training(config, finetune)
 
 
@@ -207,7 +98,9 @@ def finetune(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
     check_batch(config.mix, clips=loader.micro_batch * config.data.repeat_aug)
     lr_batch = [train.global_batch, config.data.repeat_aug]
     plan = make_plan(config, loader, lr_batch=lr_batch, flops_per_clip=step_flops(own))
-    validator = Validator(config, own, corpus, loader.rows, world, steps_per_epoch=loader.steps_per_epoch)
+    validator = Validator(
+        config.val, config.data, own, corpus, loader.rows, world, steps_per_epoch=loader.steps_per_epoch
+    )
     claim(run, replace(config, model=FinetuneModelConfig(**asdict(own))), world)
     if is_finished(run, world):
         return True

@@ -6,16 +6,15 @@ Starting the same command again resumes. torchrun, srun and plain python start i
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from launch.training.pretrain_eval import EvalConfig
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import parse
+from launch.training.config import PretrainConfig
 from launch.training.trainer import (
     claim,
     decode_of,
@@ -27,10 +26,6 @@ from launch.training.trainer import (
     summary,
     tell_end,
 )
-from mae3d.model.config import MAEConfig
-from mae3d.tracking.config import LogConfig
-from mae3d.training.config import OptimConfig, RunConfig, TrainConfig
-from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,38 +36,6 @@ if TYPE_CHECKING:
     from mae3d.training.engine import Engine
     from pipelines.samples.corpus import Corpus
     from pipelines.stream import Batch
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that one command line sets.
-
-    Attributes:
-        init: weights to start from: a run, an exported folder, a model file or a foreign checkpoint; none = from
-            scratch. Another size of clip is served by interpolated positions, other sizes must be the same.
-        init_decoder: take the decoder as well, where init has one of ours; false takes the encoder alone.
-        model: the autoencoder
-        data: the clips
-        eval: held-out clips to look at while training
-        optim: the optimizer
-        train: the training
-        run: the run's folder
-        log: what is written
-        device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
-        extend: go on with a run under another train.steps or train.epochs.
-    """
-
-    model: MAEConfig
-    init: str = ""
-    init_decoder: bool = True
-    data: DataConfig = field(default_factory=DataConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    device: str = "auto"
-    extend: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,7 +69,7 @@ def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
     config = replace(config, data=replace(config.data, decode=decode_of(config, run, world)))
     loader = make_loader(config, corpus, world, num_frames=own.num_frames, size=own.img_size)
     plan = make_plan(config, loader, lr_batch=[batch], flops_per_clip=step_flops(own))
-    monitor = Monitor(config, corpus, loader.rows, run, world=world)
+    monitor = Monitor(config.eval, config.data, own, corpus, loader.rows, run, world)
     start = Start(config.init, own, run, world, decoder=config.init_decoder)
     claim(run, config, world)
     if is_finished(run, world):

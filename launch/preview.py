@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 import jsonargparse
 import yaml
 
+if not __package__:  # run as a file: use the checkout this file sits in
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:

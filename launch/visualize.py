@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mae3d.io.random import Stream
-
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,6 +21,7 @@ from launch.report.attention import Asked, attention_section, check_asked, defau
 from launch.report.clips import IMAGES, Clip, read_clips, read_videos
 from launch.report.neighbours import neighbour_section, pool_of_dataset, pool_of_table
 from launch.report.reconstruction import mask_facts, reconstruction_section
+from mae3d.io.random import Stream
 from mae3d.model.config import nearest
 from pipelines.config import DataConfig
 

@@ -14,8 +14,7 @@ from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints.format import CheckpointError
 from mae3d.checkpoints.mirror import complete
 from mae3d.checkpoints.table import files_of, look, table
-from mae3d.tracking.run_dir import Run
-from mae3d.weights.files import CHECKPOINTS
+from mae3d.tracking.run_dir import CHECKPOINTS, Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,7 +55,7 @@ def agreed_model_file(run: str, world: "World") -> Path:
 
 def run_of(file: Path) -> Path | None:
     """The run that a model file belongs to: RUN/checkpoints/step-.../model.safetensors; None for any other file."""
-    from mae3d.weights.files import CHECKPOINTS
+    from mae3d.tracking.run_dir import CHECKPOINTS
 
     folder = file.resolve().parent.parent
     return folder.parent if folder.name == CHECKPOINTS else None

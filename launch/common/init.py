@@ -87,6 +87,6 @@ class Start:
 
 def has_begun(run: "Run", init: str) -> bool:
     """Whether the run's checkpoints hold what was started from the same weights, which are no longer needed then."""
-    from mae3d.weights.files import CHECKPOINTS, LATEST
+    from mae3d.tracking.run_dir import CHECKPOINTS, LATEST
 
     return (run.folder / CHECKPOINTS / LATEST).is_file() and run.stored().get("init") == init

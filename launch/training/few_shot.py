@@ -1,13 +1,13 @@
 """finetune.py with K samples a class, for several K and seeds ─► one table of mean and spread."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.common.tables import aligned, write_csv
-from launch.finetune import FinetuneConfig, finetune
+from launch.training.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 RUNS, TABLE = "few_shot_runs.csv", "few_shot.csv"
 
 
-def few_shot(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
+def few_shot(
+    config: FinetuneConfig,
+    corpus: "Corpus",
+    world: "World",
+    *,
+    train: "Callable[[FinetuneConfig, Corpus, World], bool]",
+) -> bool:
     """One run each of K samples a class and a seed, in folders below run.dir; False after an agreed stop.
 
     A seed draws the samples (K of a class are among the K' > K of the same seed), their order and the head. Each run
@@ -24,7 +30,7 @@ def few_shot(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
     as large as they are. Runs that are finished are not run again.
 
     Raises:
-        ValueError: as `finetune`; or no validation.
+        ValueError: raised by `train`, or because validation is off.
     """
     if config.val.every is None:
         raise ValueError("few-shot runs are told apart by their validation: give val.every 0, not null")
@@ -34,7 +40,7 @@ def few_shot(config: FinetuneConfig, corpus: "Corpus", world: "World") -> bool:
             one = _one_run(config, corpus, world, shots=shots, seed=seed)
             if world.is_first:
                 print(f"\n{shots} a class, seed {seed}: {one.run.dir}", flush=True)
-            if not finetune(one, corpus, world):
+            if not train(one, corpus, world):
                 return False
             runs.append({"shots": shots, "seed": seed} | _scores(Path(one.run.dir)))
     if world.is_first:

@@ -1,25 +1,24 @@
 """A classifier in training, and held-out samples ─► scores, the same on every process.
 
-validator = Validator(config, own, corpus, world, steps_per_epoch=loader.steps_per_epoch)
+validator = Validator(config.val, config.data, own, corpus, loader.rows, world, steps_per_epoch=loader.steps_per_epoch)
 fit(..., validation=validator.of(engine))
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.common.clip_options import ClipsConfig
+from launch.training.config import ValConfig
 from launch.training.heldout import open_held_out, over_samples
 from mae3d.model.config import ClassifierConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from launch.finetune import FinetuneConfig
     from mae3d.distributed import World
     from mae3d.training.engine import Engine
     from mae3d.training.loop import Validation
+    from pipelines.config import DataConfig
     from pipelines.samples.corpus import Corpus
     from pipelines.stream import Batch
 
@@ -29,7 +28,8 @@ class Validator:
 
     def __init__(
         self,
-        config: "FinetuneConfig",
+        val: ValConfig,
+        data: "DataConfig",
         own: ClassifierConfig,
         train: "Corpus",
         train_rows: np.ndarray,
@@ -40,7 +40,8 @@ class Validator:
         """Opens the shards.
 
         Args:
-            config: `val` says what to validate on and how often.
+            val: which clips to validate on, and how often.
+            data: how the training clips are sampled.
             own: the classifier.
             train: the training datasets; labels are matched to theirs by name.
             train_rows: rows of it that are trained on.
@@ -52,13 +53,13 @@ class Validator:
         """
         from pipelines.samples.corpus import check_labels
 
-        self._val, self._own, self._world = config.val, own, world
+        self._val, self._own, self._world = val, own, world
         self._steps_per_epoch = steps_per_epoch
-        if config.val.every is None:
+        if val.every is None:
             return
         self._held = open_held_out(
-            config.val,
-            config.data,
+            val,
+            data,
             train,
             train_rows,
             option="val",
@@ -123,30 +124,3 @@ class Validator:
         for i, of_one in enumerate(labels):
             many_hot[i, of_one] = 1
         return many_hot
-
-
-@dataclass(frozen=True)
-class ValConfig(ClipsConfig):
-    """The clips to validate on, at fixed places and crops; sampled as the training clips where nothing else is said.
-
-    Attributes:
-        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
-            are then the training's too, unless others are given.
-        every: epochs between validations, each of which writes a checkpoint; the best one is kept. 0 validates after
-            the last step only, null never.
-        num_clips: clips of each sample.
-        num_crops: crops of each clip.
-        batch: samples at a time.
-    """
-
-    every: float | None = 1.0
-    num_clips: int = 1
-    num_crops: int = 1
-    batch: int = 8
-
-    def __post_init__(self) -> None:
-        if self.every is not None and self.every < 0:
-            raise ValueError(f"val.every={self.every} must be 0 or more")
-        for name in ("num_clips", "num_crops", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"val.{name}={getattr(self, name)} must be 1 or more")

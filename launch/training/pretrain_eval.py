@@ -1,6 +1,6 @@
 """A masked autoencoder in training, and held-out samples ─► how well it fills them in, what it tells apart, a picture.
 
-monitor = Monitor(config, corpus, loader.rows, run, world)
+monitor = Monitor(config.eval, config.data, config.model, corpus, loader.rows, run, world)
 fit(..., validation=monitor.of(engine))
 
 Everything is fixed: the same samples at the same places under the same masks, whatever the step and the seed of the
@@ -8,12 +8,12 @@ training, of which no random number is drawn. So runs that only differ in what t
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.common.clip_options import ClipsConfig
+from launch.training.config import EvalConfig
 from launch.training.heldout import HeldOut, open_held_out, over_samples
 from mae3d.io.random import Stream
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
     import torch
 
-    from launch.pretrain import PretrainConfig
     from mae3d.distributed import World
+    from mae3d.model.config import MAEConfig
     from mae3d.model.mae import MAE
     from mae3d.tracking.run_dir import Run
     from mae3d.training.engine import Engine
     from mae3d.training.loop import Validation
+    from pipelines.config import DataConfig
     from pipelines.samples.corpus import Corpus
     from pipelines.stream import Batch
 
@@ -40,12 +41,21 @@ class Monitor:
     """The held-out samples, opened and checked before any training."""
 
     def __init__(
-        self, config: "PretrainConfig", train: "Corpus", train_rows: np.ndarray, run: "Run", *, world: "World"
+        self,
+        eval: EvalConfig,
+        data: "DataConfig",
+        model: "MAEConfig",
+        train: "Corpus",
+        train_rows: np.ndarray,
+        run: "Run",
+        world: "World",
     ):
         """Opens the shards.
 
         Args:
-            config: `eval` says what to look at and how often.
+            eval: which clips to look at, and how often.
+            data: how the training clips are sampled.
+            model: the autoencoder's config.
             train: the training datasets.
             train_rows: rows of it that are trained on.
             run: where the pictures go.
@@ -54,14 +64,12 @@ class Monitor:
         Raises:
             ValueError: nothing to look at, or samples that are trained on.
         """
-        self._eval, self._own, self._run, self._world = config.eval, config.model, run, world
-        if not config.eval.every:
+        self._eval, self._own, self._run, self._world = eval, model, run, world
+        if not eval.every:
             return
-        held = open_held_out(
-            config.eval, config.data, train, train_rows, option="eval", num_frames=config.model.num_frames
-        )
-        self._held = replace(held, rows=_some(held.rows, config.eval.samples))
-        self._pool, self._no_neighbours = self._pool_among(HeldOut(train, config.data, train_rows))
+        held = open_held_out(eval, data, train, train_rows, option="eval", num_frames=model.num_frames)
+        self._held = replace(held, rows=_some(held.rows, eval.samples))
+        self._pool, self._no_neighbours = self._pool_among(HeldOut(train, data, train_rows))
 
     def __str__(self) -> str:
         if not self._eval.every:
@@ -231,31 +239,3 @@ def _targets(corpus: "Corpus", rows: np.ndarray, num_classes: int) -> np.ndarray
     for i, row in enumerate(rows.tolist()):
         targets[i, corpus.labels_of(row)] = 1
     return targets
-
-
-@dataclass(frozen=True)
-class EvalConfig(ClipsConfig):
-    """Held-out clips to look at while pretraining, at fixed places under fixed masks; may change from start to start.
-
-    Attributes:
-        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
-            are then the training's too, unless others are given.
-        every: steps between evaluations, each of which writes a checkpoint; the one with the lowest held-out loss is
-            kept, and is what RUN stands for from then on. The last step always has one. 0 = never.
-        samples: most samples that take part, always the same ones.
-        pool: labelled training samples, at most, among which the held-out ones' nearest neighbours (k = 20) are
-            searched where there are labels; 0 = no neighbours.
-        pictures: samples on the picture of each evaluation, RUN/eval/step-....png; 0 = none.
-        batch: samples at a time.
-    """
-
-    every: int = 0
-    samples: int = 256
-    pool: int = 1024
-    pictures: int = 4
-    batch: int = 8
-
-    def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("samples", 1), ("pool", 0), ("pictures", 0), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"eval.{name}={getattr(self, name)} must be {least} or more")

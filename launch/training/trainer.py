@@ -1,8 +1,6 @@
 """What every training command does around its loop: open, join, check, plan, claim the run.
 
-    return run_training(config, train)           # train(config, corpus, world) -> finished?
-
-Configs are any with data, optim, train, run, log, device and extend, as PretrainConfig and FinetuneConfig are.
+return run_training(config, train)           # train(config, corpus, world) -> finished?
 """
 
 import dataclasses
@@ -11,45 +9,26 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from launch.common.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
-from mae3d.tracking.config import LogConfig
-from mae3d.training.config import OptimConfig, RunConfig, TrainConfig
-from pipelines.config import DataConfig
+from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from launch.common.decode import Decode
     from mae3d.distributed import World
     from mae3d.model.config import ClassifierConfig, MAEConfig
     from mae3d.tracking.run_dir import Run
+    from mae3d.training.config import OptimConfig
     from mae3d.training.loop import Plan
+    from pipelines.config import DataConfig
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
 
 LR_REFERENCE_BATCH = 256  # the batch that optim.blr is given for (upstream's linear rule)
 
 
-class TrainingConfig(Protocol):
-    """What the functions here need of a command's config."""
-
-    @property
-    def data(self) -> DataConfig: ...
-    @property
-    def optim(self) -> OptimConfig: ...
-    @property
-    def train(self) -> TrainConfig: ...
-    @property
-    def run(self) -> RunConfig: ...
-    @property
-    def log(self) -> LogConfig: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def extend(self) -> bool: ...
-
-
-Config = TypeVar("Config", bound=TrainingConfig)
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 
 
 def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]") -> int:
@@ -188,7 +167,7 @@ def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[in
     )
 
 
-def _peak_lr(optim: OptimConfig, lr_batch: Sequence[int]) -> float:
+def _peak_lr(optim: "OptimConfig", lr_batch: Sequence[int]) -> float:
     return optim.blr * math.prod(lr_batch) / LR_REFERENCE_BATCH if optim.lr is None else optim.lr
 
 
@@ -199,7 +178,7 @@ def claim(run: "Run", config: TrainingConfig, world: "World") -> None:
     refused = None
     if world.is_first:
         try:
-            values = dataclasses.asdict(config)  # type: ignore[call-overload]  # a dataclass, which no Protocol can say
+            values = dataclasses.asdict(config)
             run.claim(values, extend=config.extend, defaults=defaults_of(config))
         except RunError as error:
             refused = str(error)
@@ -281,7 +260,7 @@ def summary(
     return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items())
 
 
-def _data_lines(data: DataConfig, corpus: "Corpus", loader: "Loader") -> dict[str, str]:
+def _data_lines(data: "DataConfig", corpus: "Corpus", loader: "Loader") -> dict[str, str]:
     """Which datasets, which of their samples, in which order."""
     from pipelines.samples.selection import describe_selection
 

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from mae3d.io.files import sha256_of, sync, write_text
 from mae3d.model.config import ClassifierConfig, MAEConfig
-from mae3d.weights.files import CHECKPOINTS, LATEST, MODEL_FILE, model_metadata
+from mae3d.tracking.run_dir import CHECKPOINTS, LATEST
+from mae3d.weights.files import MODEL_FILE, model_metadata
 from mae3d.weights.tensors import stream_tensors
 
 logger = logging.getLogger(__name__)

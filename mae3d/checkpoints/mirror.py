@@ -22,8 +22,7 @@ from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import MANIFEST, CheckpointError
 from mae3d.io.files import sha256_of, sync, write_text
 from mae3d.io.store import Store, remedy_of, words_of
-from mae3d.tracking.run_dir import CONFIG, DONE, METRICS, STOPPED, Run
-from mae3d.weights.files import BEST, CHECKPOINTS, LATEST
+from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mae3d.checkpoints.format import STAGED, pointed, read_state, remove, step_of, up_to_latest
 from mae3d.io.files import write_text
-from mae3d.weights.files import BEST, CHECKPOINTS, LATEST
+from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints.format import MANIFEST, STATE, CheckpointError
-from mae3d.tracking.run_dir import read_metrics
-from mae3d.weights.files import BEST, CHECKPOINTS, LATEST
+from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST, read_metrics
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mae3d.tracking.run_dir import DONE, STOPPED, Run, read_metrics
-from mae3d.weights.files import BEST, CHECKPOINTS, LATEST
+from mae3d.tracking.run_dir import BEST, CHECKPOINTS, DONE, LATEST, STOPPED, Run, read_metrics
 
 PICTURES = "eval"  # the folder of a run with a picture of each evaluation
 SCORES = ("val_", "eval_")  # what names begin with in metrics.jsonl that held-out samples gave

@@ -18,6 +18,7 @@ import yaml
 from mae3d.io.files import write_text
 
 CONFIG, METRICS, DONE, STOPPED = "config.yaml", "metrics.jsonl", "DONE", "STOPPED"
+CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 STOP = "STOP"  # made by a person: the run stops at the next step, and does not start while it is there
 SPIKES, BEATS = "spikes.jsonl", "heartbeats"
 

@@ -28,15 +28,13 @@ from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
 from mae3d.model.mae import MAE
+from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST
 from mae3d.weights.convert import classifier_from_foreign, encoder_from_foreign, from_foreign, is_classifier
 from mae3d.weights.tensors import save_tensors
 
 MODEL_FILE = "model.safetensors"
 FOREIGN_FILE = "checkpoint.pth"  # an exported folder in another project's format
 CARD = "config.json"  # what an exported folder holds, for people and for a foreign file beside it
-CHECKPOINTS = "checkpoints"
-LATEST = "latest"
-BEST = "best"
 _KINDS: dict[str, type[MAEConfig] | type[ClassifierConfig]] = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
 _STATES = ("model", "model_state", "module")  # where checkpoints keep weights: mae_st, PySlowFast, DeepSpeed (VideoMAE)

@@ -10,7 +10,7 @@ import torch
 
 import mae3d
 from launch import export
-from launch.pretrain import PretrainConfig
+from launch.training.config import PretrainConfig
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.model.mae import MAE

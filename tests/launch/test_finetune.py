@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from launch.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneModelConfig, classified_loss, finetune
-from launch.training.finetune_eval import ValConfig
+from launch.finetune import classified_loss, finetune
+from launch.training.config import FinetuneConfig, FinetuneDataConfig, FinetuneModelConfig, ValConfig
 from mae3d.analysis.scores import summary
 from mae3d.distributed import World
 from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig

@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from launch.common.cli import RECIPES, parse
-from launch.finetune import FinetuneConfig
-from launch.pretrain import PretrainConfig
+from launch.training.config import FinetuneConfig, PretrainConfig
 from launch.training.trainer import _peak_lr
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))

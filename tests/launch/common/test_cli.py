@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.common.cli import RECIPES, defaults_of, parse
-from launch.finetune import FinetuneConfig
-from launch.pretrain import PretrainConfig
+from launch.training.config import FinetuneConfig, PretrainConfig
 
 
 def config(*argv: str) -> PretrainConfig:

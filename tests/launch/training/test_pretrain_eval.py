@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from launch.common.clip_options import clips_config
-from launch.pretrain import PretrainConfig, pretrain
+from launch.pretrain import pretrain
+from launch.training.config import EvalConfig, PretrainConfig
 from launch.training.heldout import HeldOut, over_samples
-from launch.training.pretrain_eval import EvalConfig, Monitor
+from launch.training.pretrain_eval import Monitor
 from mae3d.analysis.features import embed
 from mae3d.checkpoints.format import step_folder
 from mae3d.distributed import World
@@ -30,7 +31,7 @@ from mae3d.tracking.run_dir import Run, read_metrics
 from mae3d.training.config import OptimConfig, RunConfig, TrainConfig
 from mae3d.weights.files import find_model_file, load_model
 from pipelines.config import DataConfig, SelectConfig
-from pipelines.samples.corpus import corpus_of
+from pipelines.samples.corpus import Corpus, corpus_of
 from pipelines.stream import evaluation_clips
 from tests.support.damage import flip_a_bit, overwrite
 from tests.support.datasets import SAMPLES
@@ -170,11 +171,15 @@ class Still:
             yield self.model
 
 
+def monitor_of(config: PretrainConfig, corpus: Corpus, rows: np.ndarray, folder: Path, world: World) -> Monitor:
+    return Monitor(config.eval, config.data, config.model, corpus, rows, Run(folder), world)
+
+
 def scores_of(world: World, config: PretrainConfig, folder: Path) -> dict[str, float]:
     torch.manual_seed(0)
     corpus = corpus_of(config.data)
     rows = np.array([i for i in range(len(corpus)) if corpus.name(i) in NAMES[:TRAINED]])
-    monitor = Monitor(config, corpus, rows, Run(folder), world=world)
+    monitor = monitor_of(config, corpus, rows, folder, world)
     return monitor.scores(Still(MAE(config.model)), 1, lambda: False)  # type: ignore[arg-type]
 
 
@@ -244,7 +249,7 @@ def test_nothing_of_the_training_random_state_is_drawn(base: PretrainConfig, tmp
     before = []
     corpus = corpus_of(base.data)
     rows = np.array([i for i in range(len(corpus)) if corpus.name(i) in NAMES[:TRAINED]])
-    monitor, model = Monitor(base, corpus, rows, Run(tmp_path), world=one_process()), MAE(base.model)
+    monitor, model = monitor_of(base, corpus, rows, tmp_path, one_process()), MAE(base.model)
     for _ in range(2):
         torch.manual_seed(3)
         np.random.seed(3)  # noqa: NPY002 - what others may draw from
@@ -261,7 +266,7 @@ def test_neighbours_need_labels_of_two_classes(base: PretrainConfig, tmp_path: P
 
     def told(**changes: Any) -> str:
         config = replace(base, eval=replace(base.eval, **changes))
-        return str(Monitor(config, corpus, rows, Run(tmp_path), world=one_process()))
+        return str(monitor_of(config, corpus, rows, tmp_path, one_process()))
 
     assert told() == f"every {EVERY} steps, {HELD_OUT} samples held out, kNN among {TRAINED}"
     assert told(samples=2, pool=3) == f"every {EVERY} steps, 2 samples held out, kNN among 3"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from launch.common.cli import parse
-from launch.pretrain import PretrainConfig
+from launch.training.config import PretrainConfig
 from mae3d.tracking.run_dir import Run, RunError
 from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.deepspeed_config import merged, read_settings

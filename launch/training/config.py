@@ -1,0 +1,211 @@
+"""The configs of the two training commands: everything that their command lines set.
+
+PretrainConfig(model=MAEConfig(), data=DataConfig(shards="out/shards"), run=RunConfig(dir="out/run"))
+
+Commands read them for `--help`: no heavy imports here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from launch.common.clip_options import ClipsConfig
+from mae3d.model.config import MAEConfig, MixConfig
+from mae3d.tracking.config import LogConfig
+from mae3d.training.config import FinetuneOptimConfig, OptimConfig, RunConfig, TrainConfig
+from pipelines.config import DataConfig
+
+
+@dataclass(frozen=True)
+class EvalConfig(ClipsConfig):
+    """Held-out clips to look at while pretraining, at fixed places under fixed masks; may change from start to start.
+
+    Attributes:
+        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
+            are then the training's too, unless others are given.
+        every: steps between evaluations, each of which writes a checkpoint; the one with the lowest held-out loss is
+            kept, and is what RUN stands for from then on. The last step always has one. 0 = never.
+        samples: most samples that take part, always the same ones.
+        pool: labelled training samples, at most, among which the held-out ones' nearest neighbours (k = 20) are
+            searched where there are labels; 0 = no neighbours.
+        pictures: samples on the picture of each evaluation, RUN/eval/step-....png; 0 = none.
+        batch: samples at a time.
+    """
+
+    every: int = 0
+    samples: int = 256
+    pool: int = 1024
+    pictures: int = 4
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("samples", 1), ("pool", 0), ("pictures", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"eval.{name}={getattr(self, name)} must be {least} or more")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that one command line sets.
+
+    Attributes:
+        init: weights to start from: a run, an exported folder, a model file or a foreign checkpoint; none = from
+            scratch. Another size of clip is served by interpolated positions, other sizes must be the same.
+        init_decoder: take the decoder as well, where init has one of ours; false takes the encoder alone.
+        model: the autoencoder
+        data: the clips
+        eval: held-out clips to look at while training
+        optim: the optimizer
+        train: the training
+        run: the run's folder
+        log: what is written
+        device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
+        extend: go on with a run under another train.steps or train.epochs.
+    """
+
+    model: MAEConfig
+    init: str = ""
+    init_decoder: bool = True
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    device: str = "auto"
+    extend: bool = False
+
+
+@dataclass(frozen=True)
+class FinetuneModelConfig:
+    """The classifier. What is null is as `init` has it; from scratch, as the preset has it.
+
+    Attributes:
+        preset: name of a standard size, from scratch.
+        img_size: height and width of a clip in pixels; positions are interpolated to another one.
+        num_frames: frames of a clip; likewise.
+        patch_size: height and width of a patch in pixels.
+        t_patch_size: frames of a patch.
+        embed_dim: the encoder's width.
+        depth: its blocks.
+        num_heads: its attention heads.
+        mlp_ratio: width of a block's hidden layer over its own.
+        qkv_bias: whether query, key and value have biases.
+        cls_embed: whether there is a class token.
+        sep_pos_embed: whether positions are the sum of a table for space and one for time.
+        trunc_init: other first weights, as mae_st's switch has it.
+        pos_init: positions from scratch: `normal` noise or `sines`.
+        mean: of the pixels, which are normalised by it.
+        std: likewise.
+        num_classes: null is as many as the training data has.
+        class_names: what they are called, by number; none = as the training data has them.
+        multi_label: several labels a clip (binary cross-entropy, mAP); null is as the training data has it.
+        pooling: `mean` of the tokens (mae_st), or `cls`, the class token (eminorhan/mae_st).
+        dropout: share of the pooled features that is dropped in training.
+        drop_path: share of the clips that skip the last block's branches in training; 0 in the first, rising linearly.
+        head_std: deviation of the head's first weights.
+    """
+
+    preset: str | None = None
+    img_size: int | None = None
+    num_frames: int | None = None
+    patch_size: int | None = None
+    t_patch_size: int | None = None
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_ratio: float | None = None
+    qkv_bias: bool | None = None
+    cls_embed: bool | None = None
+    sep_pos_embed: bool | None = None
+    trunc_init: bool | None = None
+    pos_init: Literal["normal", "sines"] | None = None
+    mean: float | tuple[float, float, float] | None = None
+    std: float | tuple[float, float, float] | None = None
+    num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    multi_label: bool | None = None
+    pooling: Literal["mean", "cls"] = "mean"
+    dropout: float = 0.0
+    drop_path: float = 0.1
+    head_std: float = 2e-5
+
+
+@dataclass(frozen=True)
+class FinetuneDataConfig(DataConfig):
+    """The training clips: all repeats of a sample are cut from one window, harder than for pretraining."""
+
+    repeat_aug: int = 1
+    windows: Literal["own", "shared"] = "shared"
+    area: tuple[float, float] = (0.08, 1.0)
+
+
+@dataclass(frozen=True)
+class ValConfig(ClipsConfig):
+    """The clips to validate on, at fixed places and crops; sampled as the training clips where nothing else is said.
+
+    Attributes:
+        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
+            are then the training's too, unless others are given.
+        every: epochs between validations, each of which writes a checkpoint; the best one is kept. 0 validates after
+            the last step only, null never.
+        num_clips: clips of each sample.
+        num_crops: crops of each clip.
+        batch: samples at a time.
+    """
+
+    every: float | None = 1.0
+    num_clips: int = 1
+    num_crops: int = 1
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 0:
+            raise ValueError(f"val.every={self.every} must be 0 or more")
+        for name in ("num_clips", "num_crops", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"val.{name}={getattr(self, name)} must be 1 or more")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything that one command line sets.
+
+    Attributes:
+        init: where the encoder comes from: a run, an exported folder, a model file or a foreign checkpoint; none = from
+            scratch.
+        model: the classifier
+        data: the training clips
+        val: the validation clips
+        mix: mixup, cutmix and label smoothing
+        optim: the optimizer
+        train: the training
+        run: the run's folder
+        log: what is written
+        few_shot: train with K samples a class instead of all, for each K given: `--few_shot 1,10,50`; one table.
+        seeds: runs for each K, of the seeds train.seed, train.seed + 1, ...: other samples, other order, another head.
+        device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
+        extend: go on with a run under another train.steps or train.epochs.
+    """
+
+    init: str = ""
+    model: FinetuneModelConfig = field(default_factory=FinetuneModelConfig)
+    data: FinetuneDataConfig = field(default_factory=FinetuneDataConfig)
+    val: ValConfig = field(default_factory=ValConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=50))
+    run: RunConfig = field(default_factory=RunConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    few_shot: tuple[int, ...] = ()
+    seeds: int = 3
+    device: str = "auto"
+    extend: bool = False
+
+    def __post_init__(self) -> None:
+        if any(shots < 1 for shots in self.few_shot) or self.seeds < 1:
+            raise ValueError(f"few_shot={list(self.few_shot)} and seeds={self.seeds} must be 1 or more")
+        if len(set(self.few_shot)) < len(self.few_shot):
+            raise ValueError(f"few_shot={list(self.few_shot)} names a number twice")
+
+
+TrainingConfig: TypeAlias = PretrainConfig | FinetuneConfig
