@@ -1,4 +1,4 @@
-"""Flat slices of a sharded optimizer ─► a checkpoint folder that any world size and ZeRO stage can read, and back.
+"""Flat slices of a sharded optimizer become a checkpoint folder that any world size and ZeRO stage reads.
 
     RUN/checkpoints/
       step-00000100/
@@ -42,7 +42,7 @@ Entries = dict[str, dict[str, Any]]  # of a manifest: a file's name ─► its b
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged or does not fit; the message names the file and the remedy."""
+    """An error because a checkpoint is damaged or does not fit; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,17 @@ class Slice:
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of a step's checkpoint."""
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
 def staging_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step is put together."""
+    """Return the folder in which a step's checkpoint is put together."""
     return run / CHECKPOINTS / f"{STAGED}step-{step:08d}"
 
 
 def write_rank(staging: Path, rank: int, slices: Iterable[Slice]) -> Entries:
-    """Writes one rank's slices, which lie on the CPU or are copied there one by one.
+    """Write one rank's slices, which lie on the CPU or are copied there one by one.
 
     Returns:
         The file's entry for the manifest.
@@ -95,7 +95,7 @@ def finish(
     written: Entries | None = None,
     kind: str = "master",
 ) -> Path:
-    """Completes a staged checkpoint: weights, state, manifest, rename, `latest`. One rank does it, after all.
+    """Complete a staged checkpoint: weights, state, manifest, rename, `latest`. One rank does it, after all.
 
     Args:
         run: the run's folder.
@@ -134,7 +134,7 @@ def finish(
 
 
 def put_in_place(staging: Path, final: Path) -> None:
-    """Renames a folder that is complete."""
+    """Rename a folder that is complete."""
     sync(staging)
     if final.exists():  # a step that is saved again after a rollback; the old one goes aside first, whole
         remove(final)
@@ -147,7 +147,7 @@ def _entry(path: Path, sha256: str) -> Entries:
 
 
 class SliceReader:
-    """Reads ranges of parameters from the rank files of a folder, whatever the ranges they were written in."""
+    """A reader of parameter ranges from the rank files of a folder, in which they may be cut otherwise."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -161,7 +161,7 @@ class SliceReader:
             pieces.sort()
 
     def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
-        """Elements start ... stop of a parameter: (stop - start,) float32.
+        """Return elements start ... stop of a parameter: (stop - start,) float32.
 
         Raises:
             CheckpointError: they are not all there.
@@ -178,7 +178,7 @@ class SliceReader:
         return torch.cat(parts)
 
     def whole(self, name: str, kind: str) -> Tensor:
-        """A whole parameter, flat."""
+        """Return a complete parameter, flat."""
         pieces = self._pieces.get((kind, name))
         if not pieces:
             raise CheckpointError(f"{self._folder}: no {kind} of {name}; does it belong to another model?")
@@ -186,7 +186,7 @@ class SliceReader:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, every file verified; damaged ones are passed over with a warning.
+    """Return the newest complete checkpoint of a run, every file verified; damaged ones are skipped with a warning.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them can be taken: a run never starts afresh silently.
@@ -213,7 +213,7 @@ def newest(run: Path) -> Path | None:
 
 
 def up_to_latest(run: Path) -> list[Path]:
-    """Complete checkpoints, oldest first, up to the one that `latest` names.
+    """Return the complete checkpoints, oldest first, up to the one that `latest` names.
 
     Later ones are of a course that was left, because they were damaged or a person wrote an older name into `latest`.
     """
@@ -223,7 +223,7 @@ def up_to_latest(run: Path) -> list[Path]:
 
 
 def verify(folder: Path, *, full: bool = True) -> None:
-    """Checks every file of a checkpoint against its manifest; unless `full`, names and sizes only.
+    """Check every file of a checkpoint against its manifest; unless `full`, names and sizes only.
 
     Raises:
         CheckpointError: a file is missing, foreign or damaged.
@@ -238,7 +238,7 @@ def verify(folder: Path, *, full: bool = True) -> None:
 
 
 def damage_of(path: Path, written: Mapping[str, Any], *, full: bool) -> str:
-    """How a file differs from its entry in the manifest; empty if it does not."""
+    """Describe how a file differs from its entry in the manifest; empty if it does not."""
     try:
         return _difference(path, written, full=full)
     except OSError as error:
@@ -256,7 +256,7 @@ def _difference(path: Path, written: Mapping[str, Any], *, full: bool) -> str:
 
 
 def parse_manifest(text: str) -> Entries:
-    """A manifest's entries.
+    """Parse a manifest's entries.
 
     Raises:
         ValueError: it is none, or names files outside of its folder.
@@ -271,29 +271,29 @@ def parse_manifest(text: str) -> Entries:
 
 
 def is_name(name: str) -> bool:
-    """Whether this is a checkpoint's name."""
+    """Return whether this is a checkpoint's name."""
     return re.fullmatch(r"step-\d{8,}", name) is not None
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON state of a verified checkpoint."""
+    """Read the JSON state of a verified checkpoint."""
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
     return state
 
 
 def step_of(name: str) -> int:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint's name."""
     return int(name.removeprefix("step-"))
 
 
 def pointed(run: Path, pointer: str) -> str | None:
-    """The name that `latest` or `best` holds; None if there is no such file."""
+    """Return the name that `latest` or `best` holds; None if there is no such file."""
     path = run / CHECKPOINTS / pointer
     return path.read_text().strip() if path.is_file() else None
 
 
 def remove(folder: Path) -> None:
-    """Removes a checkpoint, or tells that it cannot be removed.
+    """Remove a checkpoint, or log that it cannot be removed.
 
     Renames first, so that a killed removal leaves no folder that looks like a checkpoint.
     """

@@ -1,9 +1,9 @@
-"""A run's folder ─► the same behind a URL, in the background; and back, where the folder is gone.
+"""A run's folder is copied behind a URL in the background, and back if the folder is gone.
 
 mirror = Mirror(Path("out/run"), "s3://bucket/run", keep_last=2, keep_every=0)
 mirror.push()                                       # returns at once: a thread uploads what is new
 mirror.finish()
-told = restore(Path("out/run"), "s3://bucket/run")  # before the run is opened; "" if there was nothing to do
+message = restore(Path("out/run"), "s3://bucket/run")  # before the run is opened; "" if there was nothing to do
 
 Behind the URL lies what the folder holds, by the same names: config.yaml, metrics.jsonl, DONE or STOPPED, and complete
 checkpoints. A checkpoint is there when its manifest is, which is uploaded last; `latest` follows it. Any fsspec URL;
@@ -32,10 +32,10 @@ _MARKERS = (DONE, STOPPED)
 
 
 class Mirror:
-    """Uploads on a thread of its own; whatever fails is told, counted and tried again with the next checkpoint."""
+    """Uploads on a thread of its own; failures are logged, counted and tried again with the next checkpoint."""
 
     def __init__(self, run: Path, url: str, *, keep_last: int, keep_every: int):
-        """Asks nothing of the store yet.
+        """Keep the settings; the store is not contacted yet.
 
         Args:
             run: the folder, written by this process.
@@ -47,27 +47,27 @@ class Mirror:
         self.failures = 0
         self._uploading = ""
         self._sent: dict[str, str] = {}  # what lies there for sure: a file's stamp, a checkpoint's manifest
-        self._wanted, self._ending = threading.Event(), False
+        self._is_due, self._ending = threading.Event(), False
         self._thread: threading.Thread | None = None
 
     @property
     def in_use(self) -> tuple[str, ...]:
-        """The checkpoint that is being uploaded: not to be removed."""
+        """Return the checkpoint that is being uploaded, which must not be removed."""
         return (self._uploading,)
 
     def push(self) -> None:
-        """There is something new; returns at once."""
-        self._wanted.set()
+        """Start an upload of new files; returns at once."""
+        self._is_due.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
             self._thread.start()
 
     def finish(self) -> None:
-        """Uploads what is left, for some minutes at most."""
+        """Upload the rest, for some minutes at most."""
         if self._thread is None:
             return
         self._ending = True
-        self._wanted.set()
+        self._is_due.set()
         self._thread.join(2)
         if self._thread.is_alive():
             logger.info("uploading the last files to %s, for up to %d minutes", self._url, _FINISH_S // 60)
@@ -79,12 +79,12 @@ class Mirror:
     def _work(self) -> None:
         ends = False
         while not ends:
-            self._wanted.wait()
-            self._wanted.clear()
+            self._is_due.wait()
+            self._is_due.clear()
             ends = self._ending
             try:
                 self._push()
-            except Exception as error:  # whatever a store's library raises: it must not touch the training
+            except Exception as error:  # any error of a store's library: it must not touch the training
                 self.failures += 1
                 logger.warning(
                     "%s: cannot be mirrored to (%s)%s; training goes on, the next checkpoint tries again",
@@ -92,7 +92,7 @@ class Mirror:
                 )  # fmt: skip
 
     def _push(self) -> None:
-        """Makes the URL hold what the folder holds, the newest checkpoint first."""
+        """Make the URL hold what the folder holds, the newest checkpoint first."""
         store = Store(self._url)
         there = store.sizes()
         if CONFIG not in self._sent:
@@ -110,7 +110,7 @@ class Mirror:
             self._retain(store, there, latest=names[-1], best=best)
 
     def _send_checkpoint(self, store: Store, name: str, there: Mapping[str, int | None]) -> bool:
-        """Uploads a checkpoint unless it is there; whether it is there now."""
+        """Upload a checkpoint unless it is there; return whether it is there now."""
         folder, where = self._run / CHECKPOINTS / name, f"{CHECKPOINTS}/{name}"
         self._uploading = name
         try:
@@ -150,7 +150,7 @@ class Mirror:
             self._sent[name] = stamp
 
     def _retain(self, store: Store, there: Mapping[str, int | None], *, latest: str, best: str | None) -> None:
-        """The rule of the folder, on what lies there: after a restore it may be more than the folder has."""
+        """Apply the folder's retention to the URL, which may hold more than the folder after a restore."""
         names = [name for name in {*_complete(there), *self._sent} if name.startswith("step-") and name <= latest]
         for name in retention.superseded(names, best=best, keep_last=self._keep_last, keep_every=self._keep_every):
             store.remove_folder(f"{CHECKPOINTS}/{name}", first=MANIFEST)
@@ -158,7 +158,7 @@ class Mirror:
 
 
 def restore(run: Path, url: str) -> str:
-    """Fetches the newest whole checkpoint behind a URL if it is newer than the folder's, with all that belongs to it.
+    """Fetch the newest complete checkpoint behind a URL, if it is newer than the folder's, with its run's files.
 
     One that the folder has as well is not newer: a person who writes an older name into RUN/checkpoints/latest has the
     last word.
@@ -168,13 +168,13 @@ def restore(run: Path, url: str) -> str:
         url: where it is mirrored to.
 
     Returns:
-        What was done, for people; empty if nothing was.
+        A message for people; empty if nothing was done.
 
     Raises:
         CheckpointError: no checkpoint there is whole, and the folder has none.
         RunError: another run lies there.
         ValueError: no such kind of URL.
-        OSError: it cannot be asked, and the folder has no checkpoint.
+        OSError: it cannot be reached, and the folder has no checkpoint.
     """
     store = Store(url)
     have = [path.name for path in checkpoint.up_to_latest(run) if _is_whole(path)]
@@ -203,7 +203,7 @@ def restore(run: Path, url: str) -> str:
 
 
 def _fetch_newest(run: Path, store: Store, there: Mapping[str, int | None], have: list[str]) -> str | None:
-    """The newest whole checkpoint that the folder lacks and that is newer than what it has, fetched; None without."""
+    """Fetch the newest complete checkpoint that is newer than the folder's; return its name, or None."""
     failures = []
     for name in reversed(_up_to_latest(store, there)):
         folder = checkpoint.step_folder(run, checkpoint.step_of(name))
@@ -223,7 +223,7 @@ def _fetch_newest(run: Path, store: Store, there: Mapping[str, int | None], have
 
 
 def _fetch(run: Path, store: Store, name: str) -> None:
-    """Brings a checkpoint, whole or not at all.
+    """Fetch a checkpoint, completely or not at all.
 
     Raises:
         CheckpointError: it is damaged there.
@@ -253,10 +253,10 @@ def _fetch(run: Path, store: Store, name: str) -> None:
 
 
 def complete(url: str) -> list[str]:
-    """Names of the complete checkpoints behind a URL, oldest first.
+    """Return the names of the complete checkpoints behind a URL, oldest first.
 
     Raises:
-        OSError: it cannot be asked.
+        OSError: it cannot be reached.
         ValueError: no such kind of URL.
     """
     return _complete(Store(url).sizes())
@@ -278,7 +278,7 @@ def _up_to_latest(store: Store, there: Mapping[str, int | None]) -> list[str]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """By names and sizes; what is loaded is read and compared again."""
+    """Return whether a checkpoint is complete by names and sizes; loading reads and compares again."""
     try:
         checkpoint.verify(folder, full=False)
     except CheckpointError:
@@ -287,6 +287,6 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _check_same_run(run: Path, store: Store, there: Mapping[str, int | None]) -> None:
-    """Refuses to mix two runs, for one would remove the other's checkpoints."""
+    """Refuse to mix two runs, because one would remove the other's checkpoints."""
     if CONFIG in there:
         Run(run).check_same(yaml.safe_load(store.text(CONFIG)), where=store.url)

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay: the last, every nth, the best; and what killed saves left.
+"""The retention of a run's checkpoints: the last, every nth and the best stay; leftovers of killed saves go.
 
 keep_best(run, folder, score=0.81)
 prune(run, keep_last=2, keep_every=0)
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def keep_best(run: Path, folder: Path, *, score: float) -> None:
-    """Points `best` at a checkpoint if its score, the greater the better, beats that of the one it points at.
+    """Point `best` at a checkpoint if its score, the greater the better, beats that of the current one.
 
     Of equal scores the first stays; NaN, where nothing could be scored, is never the best. `score` must be in the
     checkpoint's state, as `score`: comparing reads it there.
@@ -38,7 +38,7 @@ def keep_best(run: Path, folder: Path, *, score: float) -> None:
 
 
 def prune(run: Path, *, keep_last: int, keep_every: int, in_use: Collection[str] = ()) -> None:
-    """Removes old checkpoints and what a killed save left; a failure to remove is told and costs nothing but space.
+    """Remove old checkpoints and leftovers of a killed save; a failure is logged and costs nothing but space.
 
     Those later than `latest` stay, and do not count as the last: the run comes to these steps again.
 
@@ -57,13 +57,13 @@ def prune(run: Path, *, keep_last: int, keep_every: int, in_use: Collection[str]
 
 
 def superseded(names: Iterable[str], *, best: str | None, keep_last: int, keep_every: int) -> list[str]:
-    """Which of these checkpoints, none later than `latest`, are not among the last, nor every nth, nor the best."""
+    """Return the checkpoints, none later than `latest`, that are not the last, nor every nth, nor the best."""
     old = sorted(names)[:-keep_last]
     return [name for name in old if name != best and (not keep_every or step_of(name) % keep_every)]
 
 
 def sweep(run: Path) -> None:
-    """Removes half-written checkpoints; only when no rank is writing."""
+    """Remove half-written checkpoints; only when no rank is writing."""
     for path in (run / CHECKPOINTS).glob(f"{STAGED}*"):
         remove(path)
     for pointer in (LATEST, BEST):

@@ -1,4 +1,4 @@
-"""A rank's slices where they are trained ─► one copy of them in host memory, which a thread can write at leisure.
+"""A rank's slices are copied into host memory, from which a thread can write them while training goes on.
 
 snapshot = Snapshot()
 slices = snapshot.take(engine.slices())      # training may go on
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Snapshot:
-    """One buffer in host memory, pinned if the slices come from a GPU, which every copy is taken into."""
+    """A buffer in host memory, pinned if the slices come from a GPU, which every copy is taken into."""
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
@@ -24,7 +24,7 @@ class Snapshot:
         self._arrived: torch.cuda.Event | None = None
 
     def take(self, slices: Iterable[Slice]) -> list[Slice]:
-        """Copies slices; what `take` gave before is overwritten.
+        """Copy slices; the previous result of `take` is overwritten.
 
         From a GPU the copies are only queued, on the stream of the training: later kernels do not overtake them.
         """
@@ -45,12 +45,12 @@ class Snapshot:
         return copies
 
     def wait(self) -> None:
-        """Until what `take` gave holds the values; any thread may wait."""
+        """Wait until the result of `take` holds the values; any thread may wait."""
         if self._arrived is not None:
             self._arrived.synchronize()
 
     def close(self) -> None:
-        """Lets go of the memory."""
+        """Release the memory."""
         if self._pinned:
             self.wait()
             torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr())

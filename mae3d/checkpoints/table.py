@@ -1,6 +1,6 @@
-"""A run's folder ─► a table of its checkpoints: what they hold, whether they are whole, which one is latest and best.
+"""A run's checkpoints are listed in a table: their contents, whether they are complete, which is latest and best.
 
-python -m mae3d.checkpoint inspect RUN               # names and sizes: quick, whatever they weigh
+python -m mae3d.checkpoint inspect RUN               # names and sizes: quick for any size
 python -m mae3d.checkpoint inspect RUN --full        # reads every file and compares its sha256
 python -m mae3d.checkpoint inspect RUN --step 500    # the files of one
 """
@@ -16,7 +16,7 @@ from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST, read_metrics
 
 @dataclass(frozen=True)
 class Entry:
-    """One checkpoint as it lies there; None for what is not known."""
+    """A checkpoint on disk; None for unknown values."""
 
     name: str
     epoch: float | None
@@ -29,7 +29,7 @@ class Entry:
 
 
 def look(run: Path, *, full: bool = False) -> list[Entry]:
-    """The checkpoints of a run, oldest first.
+    """Return the checkpoints of a run, oldest first.
 
     Args:
         run: its folder.
@@ -67,7 +67,7 @@ def look(run: Path, *, full: bool = False) -> list[Entry]:
 
 
 def table(run: Path, entries: Sequence[Entry], *, remote: tuple[str, list[str]] | None) -> list[str]:
-    """Lines for people.
+    """Return the table's lines.
 
     Args:
         run: the run's folder.
@@ -107,15 +107,15 @@ def table(run: Path, entries: Sequence[Entry], *, remote: tuple[str, list[str]] 
 
 
 def files_of(folder: Path, *, full: bool) -> list[str]:
-    """A line for each file of a checkpoint."""
+    """Return one line per file of a checkpoint."""
     lines = []
     try:
         manifest = checkpoint.parse_manifest((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         return [f"{folder / MANIFEST}: cannot be read ({error})"]
     for name, entry in sorted(manifest.items()):
-        told = checkpoint.damage_of(folder / name, entry, full=full) or "ok"
-        lines.append(f"{_size(entry['bytes']):>10}  {name}  {entry['sha256'][:12]}  {told}")
+        verdict = checkpoint.damage_of(folder / name, entry, full=full) or "ok"
+        lines.append(f"{_size(entry['bytes']):>10}  {name}  {entry['sha256'][:12]}  {verdict}")
     return lines
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is written while training; may change from start to start.
+    """The log and the trackers of a run; may change from start to start.
 
     Attributes:
         every: steps between lines of metrics.jsonl and of the console.

@@ -1,4 +1,4 @@
-"""What a run has written ─► what a person reads of it: curves of one or several runs, and a summary.
+"""A run's metrics become text and numbers for people: rows, best scores, speed and a summary.
 
 python -m mae3d.metrics plot RUN [RUN2 ...] --out curves.png --keys loss eval_loss
 python -m mae3d.metrics summary RUN
@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mae3d.tracking.run_dir import BEST, CHECKPOINTS, DONE, LATEST, STOPPED, Run, read_metrics
+from mae3d.tracking.run_dir import BEST, CHECKPOINTS, DONE, LATEST, PICTURES, STOPPED, Run, read_metrics
 
-PICTURES = "eval"  # the folder of a run with a picture of each evaluation
 SCORES = ("val_", "eval_")  # what names begin with in metrics.jsonl that held-out samples gave
 SPEED = ("clips_per_s", "data_wait", "mfu")
 _COUNTS = {  # of metrics.jsonl, in words
@@ -28,21 +27,21 @@ Row = Mapping[str, Any]
 
 
 class HistoryError(ValueError):
-    """There is nothing to read; the message names the run."""
+    """An error because there is nothing to read; the message names the run."""
 
 
 def picture_of(run: Path, step: int) -> Path:
-    """Where the picture of an evaluation lies."""
+    """Return the path of the picture of an evaluation."""
     return run / PICTURES / f"step-{step:08d}.png"
 
 
 def pictures(run: Path) -> list[tuple[int, Path]]:
-    """(step, PNG) of a run's evaluations, in order."""
+    """Return (step, PNG) of a run's evaluations, in order."""
     return [(int(path.stem.removeprefix("step-")), path) for path in sorted((run / PICTURES).glob("step-*.png"))]
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, at least one.
+    """Return the lines of a run's metrics.jsonl, at least one.
 
     Raises:
         HistoryError: there is no such run, or it has none yet.
@@ -58,29 +57,29 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 
 def is_lower_better(score: str) -> bool:
-    """Of a score's name in metrics.jsonl."""
+    """Return whether a score of metrics.jsonl is better the lower it is, by its name."""
     return score.endswith("loss")
 
 
 def best_of(rows: Sequence[Row], score: str) -> tuple[int, float] | None:
-    """(step, value) of the best line, of equal ones the first; None where the score is in none."""
-    found = [(row["step"], row[score]) for row in rows if is_number(row.get(score))]
+    """Return (step, value) of the best line, of equal ones the first; None if the score is in none."""
+    scored = [(row["step"], row[score]) for row in rows if is_number(row.get(score))]
     sign = 1 if is_lower_better(score) else -1
-    return min(found, key=lambda pair: sign * pair[1]) if found else None
+    return min(scored, key=lambda pair: sign * pair[1]) if scored else None
 
 
 def is_number(value: object) -> bool:
-    """Whether it can be drawn: a finite number."""
+    """Return whether a value can be drawn: a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:
-    """Names of held-out samples' scores, in the order in which they come."""
+    """Return the names of held-out samples' scores, in order of appearance."""
     return list(dict.fromkeys(name for row in rows for name in row if name.startswith(SCORES)))
 
 
 def speed_of(rows: Sequence[Row], *, clips_per_step: int) -> dict[str, float]:
-    """Over all intervals between lines: `hours` in steps (not in evaluations), and of `SPEED` what is known, as means.
+    """Return the hours in steps (not in evaluations) over all intervals between lines, and the means of `SPEED`.
 
     Args:
         rows: of metrics.jsonl.
@@ -102,7 +101,7 @@ def speed_of(rows: Sequence[Row], *, clips_per_step: int) -> dict[str, float]:
 
 
 def summary(folder: str | Path) -> str:
-    """What a run came to, one subject a line.
+    """Summarise a run, one line per subject.
 
     Raises:
         HistoryError: there is no such run, or nothing in it.
@@ -138,14 +137,13 @@ def _length(run: Path, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 
 
 def _scores(rows: Sequence[Row]) -> dict[str, str]:
-    told = []
+    lines = []
     for name in score_names(rows):
-        found = [row for row in rows if is_number(row.get(name))]
         if best := best_of(rows, name):
-            last = found[-1]
+            last = next(row for row in reversed(rows) if is_number(row.get(name)))
             text = f"{name} {last[name]:.4f} at step {last['step']:,}"
-            told.append(text + ("" if best[1] == last[name] else f", best {best[1]:.4f} at step {best[0]:,}"))
-    return {"scores": "\n         ".join(told)} if told else {}
+            lines.append(text + ("" if best[1] == last[name] else f", best {best[1]:.4f} at step {best[0]:,}"))
+    return {"scores": "\n         ".join(lines)} if lines else {}
 
 
 def _speed(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, str]:
@@ -160,8 +158,7 @@ def _speed(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _trouble(row: Row) -> str:
-    told = [f"{row[name]:,} {what}" for name, what in _COUNTS.items() if row.get(name)]
-    return "; ".join(told) or "none"
+    return "; ".join(f"{row[name]:,} {what}" for name, what in _COUNTS.items() if row.get(name)) or "none"
 
 
 def _model(run: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

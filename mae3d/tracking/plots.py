@@ -1,4 +1,4 @@
-"""Figures of an evaluation -> PNG files, by matplotlib without a display.
+"""Figures of evaluations and runs are drawn into PNG files, by matplotlib without a display.
 
 plot_confusion(matrix, "confusion.png", names=names)          # (C, C) counts
 plot_losses({"prospective": a, "retrospective": b}, "losses.png")
@@ -27,7 +27,7 @@ MAX_POINTS = 400  # clips that are drawn one by one
 
 
 def plot_confusion(matrix: NDArray[Any], path: str | Path, *, names: Sequence[str] | None = None) -> None:
-    """Draw a confusion matrix, each row as shares of the class's own samples; rows without samples stay empty.
+    """Draw a confusion matrix, each row as shares of the class's samples; rows without samples stay empty.
 
     Args:
         matrix: (C, C) counts, rows are true classes.
@@ -66,7 +66,7 @@ def plot_confusion(matrix: NDArray[Any], path: str | Path, *, names: Sequence[st
 
 
 def plot_losses(losses: Mapping[str, NDArray[Any]], path: str | Path, *, title: str = "") -> None:
-    """Draw how the losses of the same N clips are distributed, and how those of one clip differ.
+    """Draw the distribution of the losses of the same N clips, and their differences within one clip.
 
     Args:
         losses: Mask -> (N,), the same clips in the same order.
@@ -93,7 +93,7 @@ def plot_losses(losses: Mapping[str, NDArray[Any]], path: str | Path, *, title: 
 def plot_curves(
     runs: Mapping[Path, Sequence[Mapping[str, Any]]], path: str | Path, *, keys: Sequence[str] | None = None
 ) -> None:
-    """Draw what runs have logged, a panel for each key: values thin, their running mean thick; scores as points.
+    """Draw the logged values of runs, one panel per key: values thin, their running mean thick; scores as points.
 
     Args:
         runs: Folder -> lines of metrics.jsonl.
@@ -108,8 +108,8 @@ def plot_curves(
     there = list(dict.fromkeys(name for row in every for name, value in row.items() if is_number(value)))
     if unknown := [key for key in keys or () if key not in there]:
         raise ValueError(f"--keys {' '.join(unknown)}: in no line of metrics.jsonl; there are {', '.join(there)}")
-    wanted = keys or ["loss", *score_names(every), "grad_norm", "lr", *SPEED]
-    shown = [key for key in dict.fromkeys(wanted) if key in there]
+    keys_shown = keys or ["loss", *score_names(every), "grad_norm", "lr", *SPEED]
+    shown = [key for key in dict.fromkeys(keys_shown) if key in there]
     columns = min(len(shown), 2 if len(shown) <= 4 else 3)
     lines = -(-len(shown) // columns)
     figure = _figure(4.4 * columns, 2.9 * lines + 0.5)
@@ -124,7 +124,7 @@ def plot_curves(
 
 
 def _curves(axes: Any, runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> None:
-    """One panel: a colour for each run."""
+    """Draw one panel, a colour per run."""
     everything: list[float] = []
     for i, rows in enumerate(runs):
         points = [(row["step"], row[key]) for row in rows if is_number(row.get(key))]
@@ -158,7 +158,7 @@ _CURVES = {
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Each value averaged with its neighbours, over a twentieth of the curve; narrower at the ends."""
+    """Average each value with its neighbours, over a twentieth of the curve; narrower at the ends."""
     reach = len(values) // 40
     smooth = []
     for i in range(len(values)):
@@ -168,7 +168,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
+    """Return the last parts of the paths, as many as distinguish them."""
     whole = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, whole)) + 1):
         names = ["/".join(parts[-count:]) for parts in whole]
@@ -178,15 +178,15 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _distributions(axes: Any, values: Mapping[str, NDArray[Any]], label: str) -> None:
-    """A box and points for each entry; its mean is a line through the box."""
+    """Draw a box and points per entry; its mean is a line through the box."""
     axes.boxplot(
         list(values.values()), showmeans=True, meanline=True, showfliers=False, widths=0.5,
         medianprops={"color": "none"}, meanprops={"color": "tab:red", "linestyle": "-"},
     )  # fmt: skip
-    for place, of_clips in enumerate(values.values(), 1):
+    for column, of_clips in enumerate(values.values(), 1):
         shown = of_clips[np.linspace(0, len(of_clips) - 1, min(len(of_clips), MAX_POINTS)).round().astype(int)]
-        aside = np.random.Generator(np.random.Philox(key=[0, place])).uniform(-0.18, 0.18, len(shown))
-        axes.plot(place + aside, shown, ".", color="tab:blue", alpha=0.35, markersize=4)
+        aside = np.random.Generator(np.random.Philox(key=[0, column])).uniform(-0.18, 0.18, len(shown))
+        axes.plot(column + aside, shown, ".", color="tab:blue", alpha=0.35, markersize=4)
     axes.set_xticks(
         range(1, len(values) + 1), [f"{name}\nmean {of.mean():.4f}" for name, of in values.items()], fontsize=8
     )
@@ -199,7 +199,7 @@ def _short(name: str) -> str:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure, inches; not pyplot's, which would need a display and keeps what it made."""
+    """Return an empty figure, inches; not pyplot's, which would need a display and keep its figures."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

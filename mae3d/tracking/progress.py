@@ -1,4 +1,4 @@
-"""Rows of numbers ─► metrics.jsonl, the terminal and what else was asked for, by the first process.
+"""Rows of numbers are logged by rank 0: to metrics.jsonl, the terminal and the requested trackers.
 
 journal = Journal(run, world, first_step=0, total_steps=1000)
 journal.write({"step": 10, "loss": 0.9, ...})
@@ -21,10 +21,10 @@ _HOURS_AFTER = 10  # steps after which the rest of the run can be foretold
 
 
 class Journal:
-    """What a run tells: a line of metrics.jsonl, a bar on a terminal, one plain line a row anywhere else."""
+    """The log of a run: a line of metrics.jsonl, a bar on a terminal, one plain line per row anywhere else."""
 
     def __init__(self, run: Run, world: World, *, first_step: int, total_steps: int, log: LogConfig):
-        """Writes nothing yet.
+        """Keep the settings; nothing is written yet.
 
         Args:
             run: whose metrics.jsonl it is.
@@ -41,7 +41,7 @@ class Journal:
         self._trackers = open_trackers(log, run, first_step=first_step) if self._enabled else []
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """A row, with the step that it was made at.
+        """Write a row, with the step at which it was made.
 
         Raises:
             OSError: metrics.jsonl cannot be written.
@@ -51,21 +51,21 @@ class Journal:
         self._run.write_metrics(row)
         for tracker in self._trackers:
             tracker.write(row)
-        text = "  ".join(_told(row))
+        text = "  ".join(_figures(row))
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
         else:
             self.say(f"step {row['step']}/{self._total}  {text}  ETA {_hours(self._left(row['step']))}")
 
     def stepped(self, step: int) -> None:
-        """Moves the bar; after ten steps tells how long the run will take."""
+        """Move the bar; after ten steps print the expected duration of the run."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
         if step - self._first_step == _HOURS_AFTER:
             self.say(f"time: {_hours(self._left(step))} to go at this pace")
 
     def say(self, text: str) -> None:
-        """A line on the terminal, above the bar if there is one."""
+        """Print a line on the terminal, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text)
         elif self._enabled:
@@ -75,7 +75,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the bar's line; waits half a minute at most for services that are behind."""
+        """End the bar's line; wait half a minute at most for trackers that are behind."""
         for tracker in self._trackers:
             tracker.close()
         if self._bar is not None:
@@ -86,8 +86,8 @@ class Journal:
         return (time.perf_counter() - self._start) / done * (self._total - step)
 
 
-def _told(row: Mapping[str, Any]) -> Iterator[str]:
-    """The figures of a row that a person follows; a row of scores alone has no others."""
+def _figures(row: Mapping[str, Any]) -> Iterator[str]:
+    """Return the figures of a row that a person follows; a row of scores alone has no others."""
     formats = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "grad_norm": "grad norm {:.3g}"}
     formats |= {"clips_per_s": "{:.1f} clips/s", "mfu": "MFU {:.1%}", "data_wait": "data wait {:.0%}"}
     for name, form in formats.items():

@@ -1,4 +1,4 @@
-"""A run's folder: its config, its metrics and how it ended. What may change between two starts is decided here.
+"""A run's folder: its layout, its config, its metrics, and the marker of its end.
 
 run = Run("out/run")
 run.claim(config, extend=False)      # writes config.yaml, or compares with it
@@ -18,9 +18,10 @@ import yaml
 from mae3d.io.files import write_text
 
 CONFIG, METRICS, DONE, STOPPED = "config.yaml", "metrics.jsonl", "DONE", "STOPPED"
-CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 STOP = "STOP"  # made by a person: the run stops at the next step, and does not start while it is there
 SPIKES, BEATS = "spikes.jsonl", "heartbeats"
+CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"  # a folder, and the files in it that name a checkpoint
+PICTURES = "eval"  # a folder with a picture of each evaluation
 
 # What does not touch the sequence of losses beyond the order of a sum.
 _MAY_CHANGE = (
@@ -35,7 +36,7 @@ _MAY_CHANGE = (
     "data.mix_shards",
     "data.on_change",
     "data.read_",
-    "data.decode",  # and data.decode_threads; the launcher keeps the decoder, or tells of a change
+    "data.decode",  # and data.decode_threads; the launcher keeps the decoder, or logs a change
     "data.prefetch",
     "data.retries",
     "data.max_bad",
@@ -58,29 +59,29 @@ _MAY_CHANGE = (
     "train.deepspeed.dump_state",
     "train.deepspeed.steps_per_print",
 )
-_TOLD = 16  # processes that a message lists
+_LISTED = 16  # ranks that a message lists
 _LENGTH = ("train.steps", "train.epochs")
 
 
 class RunError(ValueError):
-    """A run cannot go on as asked; the message names each setting with both values."""
+    """An error because a run cannot go on with these settings; the message names each with both values."""
 
 
 class Run:
-    """One folder, written by the first process."""
+    """A run's folder, written by rank 0."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
     @property
     def is_done(self) -> bool:
-        """Whether the last step has been taken and saved."""
+        """Return whether the last step has been taken and saved."""
         return (self.folder / DONE).exists()
 
     def claim(
         self, config: Mapping[str, Any], *, extend: bool, defaults: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
-        """Makes the folder with its config.yaml, or checks that the config is the one it was started with.
+        """Make the folder with its config.yaml, or check that the config is the one it was started with.
 
         Args:
             config: nested plain values, complete.
@@ -88,12 +89,12 @@ class Run:
             defaults: nested as `config`; a setting that config.yaml lacks is newer than the run, which had its default.
 
         Raises:
-            RunError: a setting differs that the losses depend on, or a file asks the run to stop.
+            RunError: a setting differs that the losses depend on, or a file requests a stop.
             OSError: the folder cannot be written.
         """
         path = self.folder / CONFIG
         if (self.folder / STOP).exists():
-            raise RunError(f"{self.folder / STOP} asks this run to stop: remove that file to go on")
+            raise RunError(f"{self.folder / STOP} requests a stop: remove that file to go on")
         # Tuples as lists, as they come back from the file.
         config, defaults = json.loads(json.dumps(config)), json.loads(json.dumps(dict(defaults)))
         if path.exists():
@@ -108,12 +109,12 @@ class Run:
             (self.folder / DONE).unlink(missing_ok=True)
 
     def stored(self) -> dict[str, Any]:
-        """What the run was last started with, nested plain values; empty before its first start."""
+        """Return the config of the run's last start, nested plain values; empty before its first start."""
         path = self.folder / CONFIG
         return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def check_same(self, config: Mapping[str, Any], *, where: str) -> None:
-        """Compares a config from somewhere else with what the run was last started with, if it ever was.
+        """Compare a config from elsewhere with that of the run's last start, if there was one.
 
         Raises:
             RunError: it is another run's: a setting differs that the losses depend on, the length aside.
@@ -123,21 +124,21 @@ class Run:
         changed = [key for key in sorted(shared) if mine[key] != other[key]]
         refused = [key for key in changed if not key.startswith(_MAY_CHANGE) and key not in _LENGTH]
         if refused:
-            told = "; ".join(f"{key}: {other[key]!r} there, {mine[key]!r} here" for key in refused)
-            raise RunError(f"{where} holds another run than {self.folder} ({told}): give another run.remote or run.dir")
+            both = "; ".join(f"{key}: {other[key]!r} there, {mine[key]!r} here" for key in refused)
+            raise RunError(f"{where} holds another run than {self.folder} ({both}): give another run.remote or run.dir")
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any], *, extend: bool) -> None:
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         refused = [key for key in changed if not key.startswith(_MAY_CHANGE) and not (extend and key in _LENGTH)]
         if refused:
-            told = "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in refused)
+            both = "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in refused)
             hint = " (--extend true allows another length)" if set(refused) & set(_LENGTH) else ""
             raise RunError(
-                f"{self.folder} was started with other settings: {told}. Restore them{hint}, or give another run.dir"
+                f"{self.folder} was started with other settings: {both}. Restore them{hint}, or give another run.dir"
             )
 
     def cut_metrics(self, step: int) -> None:
-        """Removes the lines after `step`: the resumed run writes them again."""
+        """Remove the lines after `step`: the resumed run writes them again."""
         path = self.folder / METRICS
         if not path.exists():
             return
@@ -145,38 +146,38 @@ class Run:
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     def write_metrics(self, row: Mapping[str, Any]) -> None:
-        """Appends one line."""
+        """Append one line."""
         with (self.folder / METRICS).open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def write_spike(self, row: Mapping[str, Any]) -> None:
-        """Appends a line to spikes.jsonl."""
+        """Append a line to spikes.jsonl."""
         with (self.folder / SPIKES).open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def beat(self, rank: int, step: int) -> None:
-        """Shows that a process lives: it has taken `step` steps. A full disk or a lost mount is no reason to stop."""
+        """Record that a rank has taken `step` steps. A full disk or a lost mount is no reason to stop."""
         with contextlib.suppress(OSError):
             (self.folder / BEATS / f"rank-{rank:05d}").write_text(f"{step}\n")
 
     def told_beats(self) -> str:
-        """How far each process has come, in words."""
+        """Describe how far each rank has come."""
         beats = []
         for path in sorted((self.folder / BEATS).glob("rank-*")):
             with contextlib.suppress(OSError, ValueError):
                 seconds = max(time.time() - path.stat().st_mtime, 0)
                 beats.append((int(path.read_text()), int(path.name.removeprefix("rank-")), seconds))
-        told = [f"rank {rank}: step {step}, {seconds:.0f} s ago" for step, rank, seconds in sorted(beats)[:_TOLD]]
-        more = f"; {len(beats) - _TOLD} more" if len(beats) > _TOLD else ""
-        return f"Last steps: {'; '.join(told)}{more}." if beats else ""
+        ranks = [f"rank {rank}: step {step}, {seconds:.0f} s ago" for step, rank, seconds in sorted(beats)[:_LISTED]]
+        more = f"; {len(beats) - _LISTED} more" if len(beats) > _LISTED else ""
+        return f"Last steps: {'; '.join(ranks)}{more}." if beats else ""
 
     def end(self, marker: str, text: str) -> None:
-        """Writes DONE or STOPPED."""
+        """Write DONE or STOPPED."""
         (self.folder / marker).write_text(text + "\n")
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's metrics.jsonl."""
+    """Return all complete lines of a run's metrics.jsonl."""
     path = Path(folder) / METRICS
     lines = path.read_text().splitlines() if path.exists() else []
     return [row for row in map(_row, lines) if row]

@@ -1,10 +1,10 @@
-"""Rows of metrics.jsonl ─► TensorBoard and Weights & Biases as well, if they are wanted and as far as they work.
+"""Rows of metrics.jsonl are sent to TensorBoard and Weights & Biases as well, if requested and as far as they work.
 
 trackers = open_trackers(config.log, run, first_step=0)
 trackers[0].write({"step": 10, "loss": 0.9}); trackers[0].close()
 
-Each works on a thread of its own: a server that does not answer costs the training nothing, and whatever goes wrong is
-one warning. metrics.jsonl has every row in any case.
+Each works on a thread of its own: a server that does not answer costs the training nothing, and any failure is one
+warning. metrics.jsonl has every row in any case.
 """
 
 import json
@@ -32,11 +32,11 @@ Row = Mapping[str, Any]
 
 
 class TrackerError(RuntimeError):
-    """A service cannot be used; the message says what to do."""
+    """An error because a service cannot be used; the message gives the remedy."""
 
 
 class Sink(Protocol):
-    """Where rows go; may take its time, and may raise what it likes."""
+    """A receiver of rows, which may be slow and may raise anything."""
 
     def write(self, row: Row) -> None: ...
     def close(self) -> None: ...
@@ -46,10 +46,10 @@ class Tracker:
     """A sink behind a queue: never blocks for long, never raises."""
 
     def __init__(self, name: str, open_sink: Callable[[], Sink]):
-        """Starts the thread, which opens the sink.
+        """Start the thread, which opens the sink.
 
         Args:
-            name: for warnings: the option that asked for it.
+            name: the option that requested it, for warnings.
             open_sink: called on the thread.
         """
         self._name, self._open = name, open_sink
@@ -59,14 +59,14 @@ class Tracker:
         self._thread.start()
 
     def write(self, row: Row) -> None:
-        """Hands a row over."""
+        """Hand a row over."""
         try:
             self._rows.put_nowait(dict(row))
         except queue.Full:
             self._warn(f"it is {MAX_WAITING} rows behind; rows are left out there")
 
     def close(self, seconds: float = CLOSE_S) -> None:
-        """Waits until the rows are written, but no longer than this."""
+        """Wait until the rows are written, but no longer than this."""
         with suppress(queue.Full):
             self._rows.put(None, timeout=seconds)
         self._thread.join(seconds)
@@ -103,7 +103,7 @@ class TensorBoard:
     """Event files in RUN/tensorboard: `tensorboard --logdir RUN/tensorboard`."""
 
     def __init__(self, folder: Path, *, first_step: int):
-        """Goes on where the run does: what was written of later steps is void.
+        """Continue at the run's step: rows of later steps become void.
 
         Args:
             folder: of the event files.
@@ -115,12 +115,12 @@ class TensorBoard:
         self._writer = SummaryWriter(folder, purge_step=first_step + 1)
 
     def write(self, row: Row) -> None:
-        """A scalar for each number; at the disk within two minutes, which is torch's default."""
+        """Write a scalar per number; on the disk within two minutes, which is torch's default."""
         for name, value in _numbers(row):
             self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        """Flushes."""
+        """Flush."""
         self._writer.close()
 
 
@@ -128,7 +128,7 @@ class WeightsAndBiases:
     """A W&B run, the same one after every resume: RUN/wandb.json remembers its id and the last step that it has."""
 
     def __init__(self, run: Run, *, project: str, mode: str):
-        """Opens or resumes it; takes up to a minute where the server does not answer.
+        """Open or resume the run; takes up to a minute if the server does not answer.
 
         Args:
             run: ours.
@@ -142,7 +142,7 @@ class WeightsAndBiases:
         import wandb
         from wandb import login  # an ImportError where a mere folder of that name is found
 
-        # Without a key init would ask for one at a terminal, and wait.
+        # Without a key init would prompt for one at a terminal, and wait.
         if mode == "online" and not login(prompt=False):
             raise TrackerError("no key: `wandb login`, or set WANDB_API_KEY; or take --log.wandb_mode offline")
         self._path = run.folder / WANDB_STATE
@@ -164,14 +164,14 @@ class WeightsAndBiases:
         )
 
     def write(self, row: Row) -> None:
-        """The numbers of a row; those of a step that W&B has from before the resume are equal, and left out."""
+        """Log the numbers of a row, unless W&B has its step from before the resume, when they are equal."""
         if row["step"] > self._state["step"]:
             self._run.log(dict(_numbers(row)), step=row["step"])
             self._state["step"] = row["step"]
             self._remember()
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Send the rest."""
         self._run.finish()
 
     def _remember(self) -> None:
@@ -179,7 +179,7 @@ class WeightsAndBiases:
 
 
 def open_trackers(log: LogConfig, run: Run, *, first_step: int) -> list[Tracker]:
-    """Those that are asked for; on the first process only.
+    """Return the requested trackers; on rank 0 only.
 
     Args:
         log: the settings.

@@ -1,7 +1,7 @@
-"""Steps that were left out and losses that leap ─► go on, go back, or give up: the same on every process.
+"""Skipped steps and loss spikes lead to a decision, the same on every rank: go on, go back, or give up.
 
 guard = Guard(max_skipped=10, max_rollbacks=3)
-if guard.stepped(engine.applied, place=(epoch, position)):  # too many in a row: restore the last checkpoint
+if guard.stepped(engine.applied, origin=(epoch, position)):  # too many in a row: restore the last checkpoint
     ...
 spikes = guard.judge(losses, step=step)                     # at a log step
 """
@@ -19,7 +19,7 @@ _DEVIATIONS = 6
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says since when."""
+    """An error because training cannot go on; the message says since when."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Spike:
 
 
 class Guard:
-    """Counts steps that DeepSpeed left out for a gradient that is not finite, and watches the losses.
+    """A counter of steps that DeepSpeed skipped for a gradient that is not finite, and a watch on the losses.
 
     The optimizer leaves such a step out on all processes, whichever had the bad gradient: the weights stay as they were
     and the data goes on.
     """
 
     def __init__(self, *, max_skipped: int, max_rollbacks: int):
-        """Nothing has happened yet.
+        """Start without any history.
 
         Args:
             max_skipped: steps left out in a row after which the last checkpoint must be restored.
@@ -60,19 +60,19 @@ class Guard:
         self.rollbacks = 0
         self.in_a_row = 0
         self._applied: int | None = None  # optimizer steps, as they must be
-        self._places: list[tuple[int, int]] = []  # where the samples of the interval's steps began
+        self._origins: list[tuple[int, int]] = []  # where the samples of the interval's steps began
         self._recent: deque[float] = deque(maxlen=_RECENT)
 
     def start(self, optimizer_step: int) -> None:
-        """The optimizer's steps as training starts, or goes on from a checkpoint."""
+        """Set the optimizer's steps as training starts, or goes on from a checkpoint."""
         self._applied = optimizer_step
 
-    def stepped(self, applied: bool, *, place: tuple[int, int]) -> bool:
-        """Counts a step.
+    def stepped(self, applied: bool, *, origin: tuple[int, int]) -> bool:
+        """Count a step.
 
         Args:
             applied: whether the optimizer took it.
-            place: epoch and position of its first sample.
+            origin: epoch and position of its first sample.
 
         Returns:
             Whether the last checkpoint must be restored; then `went_back` is called.
@@ -80,7 +80,7 @@ class Guard:
         Raises:
             TrainingError: it has been restored often enough.
         """
-        self._places.append(place)
+        self._origins.append(origin)
         if applied:
             self.in_a_row = 0
             self._applied = None if self._applied is None else self._applied + 1
@@ -89,7 +89,7 @@ class Guard:
         self.in_a_row += 1
         if self.in_a_row < self._max_skipped:
             return False
-        epoch, position = place
+        epoch, position = origin
         if self.rollbacks >= self._max_rollbacks:
             raise TrainingError(
                 f"{self.in_a_row} steps in a row had a gradient that is not finite, the last one at position "
@@ -99,14 +99,14 @@ class Guard:
         return True
 
     def went_back(self, optimizer_step: int) -> None:
-        """The last checkpoint has been restored."""
+        """Record that the last checkpoint has been restored."""
         self.rollbacks += 1
         self.in_a_row = 0
-        self._places = []
+        self._origins = []
         self.start(optimizer_step)
 
     def check(self, optimizer_step: int) -> None:
-        """Compares the optimizer's own count with the steps that DeepSpeed says it took.
+        """Compare the optimizer's count with the steps that DeepSpeed reports.
 
         Raises:
             TrainingError: steps were left out without a word (DeepSpeed#8415).
@@ -118,14 +118,14 @@ class Guard:
             )
 
     def judge(self, losses: Sequence[float], *, step: int) -> list[Spike]:
-        """The spikes of an interval; starts the next one.
+        """Return the spikes of an interval; start the next one.
 
         Args:
             losses: of its steps, means over all processes.
             step: its last step.
         """
         spikes = []
-        for i, (loss, (epoch, position)) in enumerate(zip(losses, self._places, strict=True)):
+        for i, (loss, (epoch, position)) in enumerate(zip(losses, self._origins, strict=True)):
             if not math.isfinite(loss):
                 continue
             if len(self._recent) >= _ENOUGH:
@@ -133,21 +133,21 @@ class Guard:
                 if loss > usual + _DEVIATIONS * statistics.pstdev(self._recent, usual):
                     spikes.append(Spike(step - len(losses) + 1 + i, loss, usual, epoch, position))
             self._recent.append(loss)
-        self._places = []
+        self._origins = []
         return spikes
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the state as JSON values."""
         return {
             "skipped": self.skipped,
             "rollbacks": self.rollbacks,
             "in_a_row": self.in_a_row,
-            "places": list(self._places),
+            "places": list(self._origins),
             "recent": list(self._recent),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state_dict`'s values."""
+        """Restore `state_dict`'s values."""
         self.skipped, self.rollbacks, self.in_a_row = state["skipped"], state["rollbacks"], state["in_a_row"]
-        self._places = [(epoch, position) for epoch, position in state["places"]]
+        self._origins = [(epoch, position) for epoch, position in state["places"]]
         self._recent = deque(state["recent"], maxlen=_RECENT)

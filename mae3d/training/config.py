@@ -1,4 +1,4 @@
-"""What `--optim.*`, `--train.*`, `--run.*` and `--log.*` set. Standard library only, for a quick `--help`.
+"""The settings of `--optim.*`, `--train.*` and `--run.*`. Standard library only, for a quick `--help`.
 
 TrainConfig(global_batch=512, epochs=100, precision="bf16", zero_stage=1)
 """
@@ -47,7 +47,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class FinetuneOptimConfig(OptimConfig):
-    """AdamW as for pretraining, with a rate that falls from the head to the first block, and an average of the weights.
+    """AdamW as for pretraining, with a rate that falls from the head to the first block, and averaged weights.
 
     Attributes:
         blr: base learning rate; the rate is blr x global_batch x repeat_aug / 256 (upstream's rule for finetuning).
@@ -73,7 +73,7 @@ class FinetuneOptimConfig(OptimConfig):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, in which batches and in which arithmetic.
+    """The length, the batches and the arithmetic of training.
 
     Attributes:
         global_batch: samples of one optimizer step over all processes, fixed for a run; each is data.repeat_aug clips.
@@ -139,7 +139,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run lies and how often its state is saved; may change from start to start.
+    """The run's folder and how often its state is saved; may change from start to start.
 
     Attributes:
         dir: the run's folder; starting again with the same folder resumes.
@@ -167,15 +167,15 @@ class RunConfig:
         if self.timeout <= 0 or (self.time_limit is not None and self.time_limit <= 0):
             raise ValueError(f"run.timeout={self.timeout} and run.time_limit={self.time_limit} must be above 0 minutes")
         if self.keep_last < 2:
-            raise ValueError(f"run.keep_last={self.keep_last}: keep at least 2, for the newest may be cut short")
-        place = self.remote.partition("://")[2]
-        if "?" in place or ":" in place.rpartition("@")[0]:
+            raise ValueError(f"run.keep_last={self.keep_last}: keep at least 2, because the newest may be cut short")
+        address = self.remote.partition("://")[2]
+        if "?" in address or ":" in address.rpartition("@")[0]:
             raise ValueError(  # without the value, which is no secret any more once it is printed
                 "run.remote holds a password or a token, which config.yaml would keep: give the URL without it, and "
                 "credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
             )
 
     def below(self, name: str) -> "RunConfig":
-        """Of a run in a folder below this one, here and behind the URL."""
+        """Return the config of a run in a folder below this one, here and behind the URL."""
         remote = f"{self.remote.rstrip('/')}/{name}" if self.remote else ""
         return replace(self, dir=f"{self.dir.rstrip('/')}/{name}", remote=remote)

@@ -1,4 +1,4 @@
-"""A user's DeepSpeed JSON ─► settings that may be merged over ours; what has an option of ours is refused by name.
+"""A user's DeepSpeed JSON becomes settings over ours; a setting that has an option of ours is refused by name.
 
     settings = read_settings("ds.json")        # {"zero_optimization": {"reduce_bucket_size": 50000000}}
     config = merged(ours, settings)
@@ -97,7 +97,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def check_settings(settings: Mapping[str, Any], *, where: str) -> None:
-    """Refuse what cannot be given.
+    """Refuse settings that cannot be given.
 
     Raises:
         ValueError: names every such setting, with the option to use instead where there is one.
@@ -112,7 +112,7 @@ def check_settings(settings: Mapping[str, Any], *, where: str) -> None:
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested mappings as one; where both have a value, that of `above`."""
+    """Merge two nested mappings; a value of `above` wins."""
     both = dict(below)
     for key, value in above.items():
         old = both.get(key)
@@ -121,7 +121,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of all settings, down to those that we have a word for."""
+    """Return the dotted names of all settings, down to those in the tables above."""
     names = []
     for key, value in settings.items():
         name = f"{prefix}{key}"

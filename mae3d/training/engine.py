@@ -1,4 +1,4 @@
-"""A model and its parameter groups ─► a DeepSpeed engine that steps under our schedule, and the slices of its state.
+"""A model and its parameter groups become a DeepSpeed engine under our schedule, and the slices of its state.
 
     engine = Engine(model, groups, train=train, optim=optim, micro_batch=8, world=world)
     loss = engine(clips, noise).loss
@@ -28,13 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 def deepspeed_config(train: TrainConfig, optim: OptimConfig, *, micro_batch: int) -> dict[str, Any]:
-    """DeepSpeed's settings, the user's over ours. The optimizer is ours: CPU and GPU differ in its kernel only."""
+    """Return DeepSpeed's settings, the user's over ours.
+
+    The optimizer is ours: CPU and GPU differ in its kernel only."""
     ours = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": train.accumulation,
-        # Stage 0 neither tells a norm nor skips a step that is not finite: there we clip.
+        # Stage 0 neither returns a norm nor skips a step that is not finite: there we clip.
         "gradient_clipping": optim.clip_grad or 0.0 if train.zero_stage else 0.0,
-        # A non-finite gradient skips the step on all ranks; stated, for the default has changed before.
+        # A non-finite gradient skips the step on all ranks; stated, because the default has changed before.
         "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
         "torch_autocast": {"enabled": train.precision == "autocast", "dtype": "bfloat16"},
         "zero_optimization": {"stage": train.zero_stage},
@@ -46,7 +48,7 @@ def deepspeed_config(train: TrainConfig, optim: OptimConfig, *, micro_batch: int
 
 
 def make_adamw(groups: Sequence[ParamGroup], optim: OptimConfig, *, device: torch.device) -> torch.optim.Optimizer:
-    """DeepSpeed's FusedAdam on a GPU; torch's fused AdamW on the CPU, and on a GPU where FusedAdam cannot be built."""
+    """Return DeepSpeed's FusedAdam on a GPU, else torch's fused AdamW; also on a GPU if FusedAdam cannot be built."""
     settings: dict[str, Any] = {"lr": 0.0, "betas": optim.betas, "eps": optim.eps}
     plain = [{key: value for key, value in group.items() if key != "names"} for group in groups]
     if device.type == "cuda":
@@ -76,7 +78,7 @@ class Engine:
         world: World,
         ema: float = 0.0,
     ):
-        """Hands the model to DeepSpeed.
+        """Hand the model to DeepSpeed.
 
         Args:
             model: MAE or Classifier, on any device; with bf16 it is cast, the fp32 masters are DeepSpeed's.
@@ -85,7 +87,7 @@ class Engine:
             optim: AdamW's constants and the clipping.
             micro_batch: samples of one forward pass on this rank.
             world: all processes.
-            ema: decay a step of a moving average of the fp32 masters, kept by whoever holds them; 0 for none.
+            ema: decay a step of a moving average of the fp32 masters, kept by the rank that holds them; 0 for none.
 
         Raises:
             ValueError: DeepSpeed refuses a setting of train.deepspeed.
@@ -112,7 +114,7 @@ class Engine:
             config=deepspeed_config(train, optim, micro_batch=micro_batch),
             dist_init_required=False,
         )
-        # DeepSpeed's own group waits half an hour for a lost process, whatever ours were told. Older
+        # DeepSpeed's own group waits half an hour for a lost process, even if ours do not. Older
         # torch has no public name for this.
         set_timeout = (
             getattr(torch.distributed, "set_timeout", None) or torch.distributed.distributed_c10d._set_pg_timeout
@@ -127,17 +129,17 @@ class Engine:
         self._averages = [self._master(piece).clone() for piece in self._layout.pieces()] if ema else []
 
     def __call__(self, *inputs: Any) -> Any:
-        """The module's forward pass."""
+        """Run the module's forward pass."""
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds this micro-batch's gradients; accumulation divides them."""
+        """Add this micro-batch's gradients; accumulation divides them."""
         self._engine.backward(loss)
 
     def step(self, lr: float) -> None:
-        """Counts a micro-batch; at the end of an accumulation steps AdamW.
+        """Count a micro-batch; at the end of an accumulation step AdamW.
 
-        The rate and each group's own settings are set every time: whatever a library keeps in its groups, ours hold.
+        The rate and each group's settings are set every time, because a library may keep others in its groups.
         A gradient that is not finite on one rank skips the step on all.
         """
         for live, group in zip(self._adam.param_groups, self._groups, strict=True):
@@ -153,7 +155,7 @@ class Engine:
                 torch._foreach_lerp_(self._averages, masters, 1 - self._decay)
 
     def _clip_gradients(self) -> None:
-        """What ZeRO's optimizers do themselves; DeepSpeed has averaged the gradients over the ranks by now."""
+        """Clip as ZeRO's optimizers do themselves; DeepSpeed has averaged the gradients over the ranks by now."""
         parameters = [parameter for group in self._groups for parameter in group["params"]]
         self._norm = float(nn.utils.clip_grad_norm_(parameters, self._clip or math.inf))
         if not math.isfinite(self._norm):
@@ -163,29 +165,29 @@ class Engine:
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were left out for a non-finite gradient."""
+        """Return the number of steps that were skipped for a non-finite gradient."""
         return int(self._engine.skipped_steps) + self._skipped
 
     @property
     def grad_norm(self) -> float | None:
-        """Norm of the last step's gradient before clipping; not finite where the step was skipped, None before any."""
+        """Return the norm of the last gradient before clipping; not finite if the step was skipped, None before any."""
         norm = self._engine.get_global_grad_norm() if self._stage else self._norm
         return None if norm is None else float(norm)
 
     @property
     def module(self) -> nn.Module:
-        """The model as it is trained. At ZeRO stage 3 its parameters are empty outside of its forward pass."""
+        """Return the model in training. At ZeRO stage 3 its parameters are empty outside of its forward pass."""
         module: nn.Module = self._engine.module
         return module
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Every parameter's name and whole shape."""
+        """Return every parameter's name and full shape."""
         return self._shapes
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The model with the weights to use (`kind`), to be evaluated: no gradients or dropout, training's precision.
+        """Yield the model with the weights to use (`kind`): no gradients or dropout, training's precision.
 
         All processes enter the block; in it the model is whole on each, which may call it as often as it likes.
         """
@@ -206,7 +208,7 @@ class Engine:
             module.train(training)
 
     def slices(self) -> Iterator[Slice]:
-        """This rank's share of masters, moments and averages, as views; zeros for moments before the first step."""
+        """Return this rank's masters, moments and averages, as views; zeros for moments before the first step."""
         if self._stage == 0 and self._rank:  # every rank holds everything: the first one writes it
             return
         for piece, average in self._averaged_pieces():
@@ -220,12 +222,12 @@ class Engine:
 
     @property
     def kind(self) -> str:
-        """Which of a slice's tensors are the weights to use: "ema" where an average is kept, else "master"."""
+        """Return which of a slice's tensors are the weights to use: "ema" if an average is kept, else "master"."""
         return "ema" if self._averages else "master"
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
-        """All weights to use (`kind`), float32 on the device, on every rank; all of them call it."""
+        """Yield all weights to use (`kind`), float32 on the device, on every rank; a collective."""
         flat = {name: torch.zeros(shape.numel(), device=self._device) for name, shape in self._shapes.items()}
         for piece, average in self._averaged_pieces():
             flat[piece.name][piece.start : piece.stop] = self._master(piece) if average is None else average
@@ -236,12 +238,12 @@ class Engine:
 
     @property
     def optimizer_step(self) -> int:
-        """Steps that AdamW has taken, skipped ones not counted: its bias correction depends on it."""
+        """Return the steps that AdamW has taken, without skipped ones: its bias correction depends on it."""
         return count_steps(self._adam)
 
     @torch.no_grad()
     def load(self, reader: SliceReader, *, optimizer_step: int) -> None:
-        """Takes over masters, moments and step from a checkpoint of any world size and stage; all ranks call it.
+        """Load masters, moments and step from a checkpoint of any world size and stage; a collective.
 
         Args:
             reader: over the checkpoint's rank files.
@@ -262,15 +264,15 @@ class Engine:
         self._layout.publish()
 
     def close(self) -> None:
-        """Lets go of DeepSpeed's buffers and hooks."""
+        """Release DeepSpeed's buffers and hooks."""
         self._engine.destroy()
 
     def _averaged_pieces(self) -> Iterator[tuple[Piece, Tensor | None]]:
-        """What this rank steps, each piece with its moving average."""
+        """Return the pieces that this rank steps, each with its moving average."""
         for i, piece in enumerate(self._layout.pieces()):
             yield piece, self._averages[i] if self._averages else None
 
     @staticmethod
     def _master(piece: Piece) -> Tensor:
-        """A piece's masters, a flat view."""
+        """Return a piece's masters, a flat view."""
         return piece.flat.data.view(-1)[piece.within]

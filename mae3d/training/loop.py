@@ -1,4 +1,4 @@
-"""An engine, a loader and a loss ─► a trained model: the one loop, with its log, its checkpoints and its stop.
+"""An engine, a loader and a loss become a trained model: the one loop, with its log, checkpoints and stop.
 
 finished = fit(engine, loader, loss_of, plan=plan, run=Run("out/run"), world=world, model_config=config)
 finished = fit(..., validation=Validation(every=steps_per_epoch, scores=validate, best="top1"))     # keeps the best
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchLoader(Protocol):
-    """What the loop needs of a loader: batches, a position that a checkpoint can hold, and what went wrong so far.
+    """The loader that the loop needs: batches, a position that a checkpoint can hold, and counts of faults.
 
     `epoch` is the position as a number: passes over the data.
     `judge` raises if there is too much of it, given the sums over all processes and parts of the run.
@@ -46,7 +46,7 @@ class BatchLoader(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fixed before the first step."""
+    """The length, the rates and the sizes of a training, fixed before the first step."""
 
     total_steps: int
     accumulation: int
@@ -65,12 +65,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Validation:
-    """What the loop asks for between steps; the scores join the step's line in metrics.jsonl, as `<prefix>_<name>`.
+    """The hook between steps; its scores join the step's line in metrics.jsonl, as `<prefix>_<name>`.
 
     Attributes:
         every: steps between validations; the last step always has one, and with 0 it is the only one.
-        scores: `scores(step, stopping)` ─► name -> number, the same on every process; all of them call it. It may take
-            long: all of them ask `stopping()` now and then, and where it is true raise `Interrupted`.
+        scores: `scores(step, stopping)` ─► name -> number, the same on every rank; a collective. It may take long:
+            all ranks call `stopping()` now and then, and raise `Interrupted` if it is true.
         best: the score by which a checkpoint is kept for good.
         lower_is_better: of that score.
         prefix: of the scores' names in metrics.jsonl.
@@ -83,15 +83,15 @@ class Validation:
     prefix: str = "val"
 
     def due(self, step: int) -> bool:
-        """Whether there is one after this step, which is not the last."""
+        """Return whether there is a validation after this step, which is not the last."""
         return bool(self.every) and step % self.every == 0
 
     def named(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """The scores as metrics.jsonl has them."""
+        """Return the scores under their names in metrics.jsonl."""
         return {f"{self.prefix}_{name}": score for name, score in scores.items()}
 
     def merit(self, scores: Mapping[str, float]) -> float:
-        """The score that decides, the greater the better."""
+        """Return the score that selects the best checkpoint, the greater the better."""
         return -scores[self.best] if self.lower_is_better else scores[self.best]
 
 
@@ -106,7 +106,7 @@ def fit(
     model_config: MAEConfig | ClassifierConfig,
     validation: Validation | None = None,
 ) -> bool:
-    """Trains to the last step, from the newest checkpoint if there is one.
+    """Train to the last step, from the newest checkpoint if there is one.
 
     Args:
         engine: the model.
@@ -143,7 +143,7 @@ def fit(
 
 
 class _Training:
-    """The loop and what it works with."""
+    """The loop with its engine, loader, log and saver."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class _Training:
         self.stop = StopRequest(world, file=run.folder / STOP, minutes=plan.time_limit)
 
     def run(self) -> bool:
-        """As `fit`."""
+        """Run as `fit` documents."""
         plan, step = self.plan, self.resume()
         self.journal = Journal(self.folder, self.world, first_step=step, total_steps=plan.total_steps, log=plan.log)
         with self.journal, self.stop, self.saver:
@@ -180,10 +180,10 @@ class _Training:
                 return False
             while step < plan.total_steps:
                 skipped = self.engine.skipped_steps
-                place = self.take_step(step)
+                origin = self.take_step(step)
                 step += 1
                 self.folder.beat(self.world.place.rank, step)
-                if self.guard.stepped(self.engine.skipped_steps == skipped, place=place):
+                if self.guard.stepped(self.engine.skipped_steps == skipped, origin=origin):
                     step = self.go_back(step)
                 elif not self.end_step(step):
                     return False
@@ -191,7 +191,9 @@ class _Training:
         return True
 
     def end_step(self, step: int, *, taken: bool = True) -> bool:
-        """Everything between two steps; False after an agreed stop. Not `taken`: in the part of the run before."""
+        """Do the work between two steps; return False after an agreed stop.
+
+        `taken` is False for a step of an earlier part of the run."""
         last = step == self.plan.total_steps
         scores = self.score(step)
         if taken and (step % self.plan.log.every == 0 or last):
@@ -209,7 +211,7 @@ class _Training:
         return not stopping
 
     def resume(self) -> int:
-        """From the newest checkpoint if there is one; the step."""
+        """Resume from the newest checkpoint, if there is one; return the step."""
         state = self.saver.resume(self.engine)
         self.guard.start(self.engine.optimizer_step)
         self.owes_scores = False
@@ -223,11 +225,11 @@ class _Training:
         return step
 
     def is_validated(self, step: int) -> bool:
-        """Whether there is a validation after this step."""
+        """Return whether there is a validation after this step."""
         return self.validation is not None and (step == self.plan.total_steps or self.validation.due(step))
 
     def take_step(self, step: int) -> tuple[int, int]:
-        """One optimizer step; the epoch and position of its first sample."""
+        """Take one optimizer step; return the epoch and position of its first sample."""
         at, lr = self.loader.state_dict(), self.plan.lr(step)
         for micro in range(self.plan.accumulation):
             with self.meter.waiting():
@@ -240,7 +242,7 @@ class _Training:
         return at["epoch"], at["position"]
 
     def go_back(self, step: int) -> int:
-        """Restores the last checkpoint, and leaves the data where it is: the samples that did this are over."""
+        """Restore the last checkpoint, and leave the data at its position: the samples that caused this are over."""
         state = self.saver.go_back(self.engine)
         if state is None:
             raise TrainingError(
@@ -258,7 +260,7 @@ class _Training:
         return int(state["step"])
 
     def score(self, step: int) -> dict[str, float]:
-        """The scores, if there is a validation after this step; none if the run is to stop: the next start has them."""
+        """Return the scores, if a validation is due; none if the run is to stop: the next start has them."""
         if self.validation is None or not self.is_validated(step) or self.stop.agree():
             return {}
         with self.meter.pausing(), contextlib.suppress(Interrupted):
@@ -266,11 +268,11 @@ class _Training:
         return {}
 
     def named(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """The scores as metrics.jsonl has them."""
+        """Return the scores under their names in metrics.jsonl."""
         return self.validation.named(scores) if self.validation else {}
 
     def log(self, step: int, scores: Mapping[str, float]) -> None:
-        """A line of metrics.jsonl, the same on every process; looks whether all is well."""
+        """Log a line of metrics.jsonl, the same on every rank, and check for anomalies."""
         measured, losses = self.meter.row()
         self.guard.check(self.engine.optimizer_step)
         counts = self.counts()
@@ -297,7 +299,7 @@ class _Training:
         self.loader.judge(counts)  # the same sums on every process: all stop together
 
     def save(self, step: int, scores: Mapping[str, float], *, final: bool) -> None:
-        """A checkpoint of everything that the next step depends on."""
+        """Save a checkpoint of everything that the next step depends on."""
         state = {
             "loader": self.loader.state_dict(),
             "meter": self.meter.state_dict(),
@@ -308,29 +310,29 @@ class _Training:
         self.saver.save(self.engine, state, step=step, score=score, final=final)
 
     def counts(self) -> dict[str, int]:
-        """What went wrong so far, on all processes and since the run's first start."""
+        """Return the counts of faults, over all ranks and since the run's first start."""
         return self.meter.totals(self.loader.counts() | self.saver.counts())
 
     def end(self, marker: str, text: str) -> None:
-        """DONE or STOPPED, when all processes are there."""
+        """Write DONE or STOPPED, when all ranks have arrived."""
         if self.world.is_first:
             self.folder.end(marker, text)
         self.world.barrier()
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process is gone: gloo raises plain RuntimeErrors."""
-    told = str(error).lower()
+    """Return whether a collective failed because another rank is gone: gloo raises plain RuntimeErrors."""
+    text = str(error).lower()
     return isinstance(error, dist.DistError) or any(
-        words in told
+        words in text
         for words in ("connection closed by peer", "connection reset by peer", "timed out waiting", "gloo")
     )
 
 
-def out_of_memory(told: str) -> str:
-    """What helps where a step needs more memory than there is."""
+def out_of_memory(message: str) -> str:
+    """Return the advice for a step that needs more memory than there is."""
     return (
-        f"{told} The step needs more memory than the device has: give more micro-batches a step "
+        f"{message} The step needs more memory than the device has: give more micro-batches a step "
         "(train.accumulation, the losses stay the same), train.grad_checkpointing true, train.zero_stage 2 or 3, a "
         "smaller train.global_batch or data.repeat_aug, or fewer model.num_frames"
     )

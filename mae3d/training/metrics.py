@@ -1,4 +1,4 @@
-"""What a run measures: losses, speed, waiting for data, floating point operations; and the estimates made before it.
+"""The measurements of a run: losses, speed, waiting for data, floating point operations; and estimates of them.
 
 meter = Meter(world, clips_per_step=64, flops_per_clip=step_flops(config))
 meter.add(loss)
@@ -27,7 +27,7 @@ _ACTIVATION_BYTES = 44
 
 
 def step_flops(config: MAEConfig | ClassifierConfig) -> float:
-    """FLOPs of a forward and backward pass for one clip: 2 a multiply-add, backward twice forward.
+    """Return the FLOPs of a forward and backward pass for one clip: 2 per multiply-add, backward twice forward.
 
     The patch embedding needs no gradient of its input. Elementwise work is not counted, as usual for MFU.
     """
@@ -45,21 +45,21 @@ def step_flops(config: MAEConfig | ClassifierConfig) -> float:
     seen = kept + predicted + cls
     decoder = max(config.decoder_depth - 1, 0) * _block_flops(seen, decoder_width, config.mlp_ratio)
     if config.decoder_depth:  # the last block goes on with the predicted tokens only
-        decoder += _block_flops(seen, decoder_width, config.mlp_ratio, asked=predicted)
+        decoder += _block_flops(seen, decoder_width, config.mlp_ratio, num_outputs=predicted)
     ends = 2 * kept * width * decoder_width + 2 * predicted * decoder_width * pixels_out
     if config.decoder_cls == "encoder":
         ends += 2 * cls * width * decoder_width
     return 2.0 * embed + 3.0 * (encoder + decoder + ends)
 
 
-def _block_flops(tokens: int, width: int, mlp_ratio: float, *, asked: int | None = None) -> float:
-    """Forward: queries, keys and values; scores and what they weigh; the output's projection and the MLP."""
-    out = tokens if asked is None else asked
+def _block_flops(tokens: int, width: int, mlp_ratio: float, *, num_outputs: int | None = None) -> float:
+    """Return a block's forward FLOPs: queries, keys and values; scores and weighting; projection and MLP."""
+    out = tokens if num_outputs is None else num_outputs
     return 2 * tokens * width * 3 * width + 4 * out * tokens * width + 2 * out * width**2 * (1 + 2 * mlp_ratio)
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s that the device can do in bf16, dense; None for a CPU, or a GPU that is not known here."""
+    """Return the device's dense bf16 FLOP/s; None for a CPU, or a GPU that is not known here."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -76,7 +76,7 @@ def memory_estimate(
     world: int,
     checkpointing: bool,
 ) -> tuple[float, float]:
-    """Bytes of weights, gradients and optimizer on one process, and of activations; the second is rough (30 %).
+    """Estimate the bytes of weights, gradients and optimizer per rank, and of activations (rough, 30 %).
 
     Args:
         config: the model's.
@@ -100,10 +100,10 @@ def memory_estimate(
 
 
 class Meter:
-    """Running sums of one log interval; reads the device only when a row is asked for."""
+    """Running sums of one log interval; the device is read only when a row is requested."""
 
     def __init__(self, world: World, *, clips_per_step: int, flops_per_clip: float):
-        """Starts an interval.
+        """Start an interval.
 
         Args:
             world: all processes, over which losses are averaged.
@@ -120,19 +120,19 @@ class Meter:
         self._counts: dict[str, int] = {}  # of the parts of the run before this one
 
     def add(self, loss: Tensor) -> None:
-        """One micro-batch's loss on this process."""
+        """Add one micro-batch's loss on this rank."""
         self._step.append(loss.detach())
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Times the wait for data."""
+        """Time the wait for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """What is done here is no part of the training's speed."""
+        """Exclude the time of the block from the training's speed."""
         if self._world.device.type == "cuda":
             torch.cuda.synchronize()  # steps that are still on their way are
         start = time.perf_counter()
@@ -140,18 +140,18 @@ class Meter:
         self._since += time.perf_counter() - start
 
     def stepped(self) -> None:
-        """Ends an optimizer step."""
+        """End an optimizer step."""
         # float64: means of float32 losses come out alike wherever a run was cut.
         self._losses.append(torch.stack(self._step).double().mean())
         self._step = []
         self._steps += 1
 
     def losses(self) -> list[float]:
-        """The loss of each step of the interval: means over micro-batches and processes, all of which call it."""
+        """Return the loss of each step of the interval: means over micro-batches and ranks; a collective."""
         return self._world.mean(torch.stack(self._losses)).tolist() if self._losses else []
 
     def row(self) -> tuple[dict[str, Any], list[float]]:
-        """What an interval comes to, and `losses`; starts the next interval.
+        """Return the interval's figures, and `losses`; start the next interval.
 
         `loss` is the mean over the steps whose loss was finite (nan without any), `clips_per_s` is over all processes.
         """
@@ -170,19 +170,19 @@ class Meter:
         return row, losses
 
     def restart(self, losses: Sequence[float]) -> None:
-        """Goes on with an interval of which these losses are known, 0-d float64 each; speed is measured from here."""
+        """Continue an interval with these losses, 0-d float64 each; speed is measured from here."""
         self._losses = [torch.tensor(loss, dtype=torch.float64, device=self._world.device) for loss in losses]
         self._step, self._steps, self._waited, self._since = [], 0, 0.0, time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """The unfinished interval, so that a resumed run's rows are those of an uncut one."""
+        """Return the unfinished interval, so that a resumed run's rows are those of an uncut one."""
         return {"losses": self.losses()}
 
     def totals(self, counts: dict[str, int]) -> dict[str, int]:
-        """This process's counts since the start ─► over all processes, and since the run's first start."""
+        """Sum this rank's counts since the start over all ranks, and since the run's first start."""
         return {name: self._counts.get(name, 0) + self._world.total(count) for name, count in counts.items()}
 
     def load_state_dict(self, state: dict[str, Any], *, counts: dict[str, int]) -> None:
-        """Goes on with an unfinished interval and with what `totals` gave."""
+        """Continue an unfinished interval and the counts of `totals`."""
         self._counts = counts
         self.restart(state["losses"])

@@ -1,4 +1,4 @@
-"""Clips and labels of a batch -> clips mixed with one another (mixup, cutmix) and soft targets.
+"""Clips and labels of a batch are mixed with one another (mixup, cutmix), labels becoming soft targets.
 
     mix = draw_mix(MixConfig(mixup=0.8, cutmix=1.0), seed=0, step=step, rank=rank, height=224, width=224)
     clips = mix_clips(clips, mix)                                      # uint8 or float, as they came
@@ -21,7 +21,7 @@ from mae3d.model.config import MixConfig
 
 
 class Mix(NamedTuple):
-    """How a batch is mixed.
+    """The mixing of one batch.
 
     Attributes:
         share: Of a clip's own label in its target; 1 for a batch that is left as it is.
@@ -33,7 +33,7 @@ class Mix(NamedTuple):
 
 
 def draw_mix(config: MixConfig, *, seed: int, step: int, rank: int, height: int, width: int, micro: int = 0) -> Mix:
-    """Draw how one batch is mixed (counter-based: Philox 4x64).
+    """Draw the mixing of one batch (counter-based: Philox 4x64).
 
     Args:
         config: Which kinds, how often and how strongly.
@@ -58,7 +58,7 @@ def draw_mix(config: MixConfig, *, seed: int, step: int, rank: int, height: int,
 
 
 def _box(share: float, y: float, x: float, *, height: int, width: int) -> tuple[int, int, int, int]:
-    """A box of 1 - share of the area around a point anywhere in the frame, clipped at the frame's edges."""
+    """Return a box of 1 - share of the area around a point anywhere in the frame, clipped at the frame's edges."""
     edges = []
     for at, size in ((y, height), (x, width)):
         middle, half = int(at * size), int(size * math.sqrt(1 - share)) // 2
@@ -68,7 +68,7 @@ def _box(share: float, y: float, x: float, *, height: int, width: int) -> tuple[
 
 
 def mix_clips(clips: Tensor, mix: Mix) -> Tensor:
-    """Mix each clip with its partner; a batch that is not mixed is returned as it is.
+    """Mix each clip with its partner; a batch that is not mixed is returned unchanged.
 
     Args:
         clips: uint8 (B, T, H, W, C), or float (B, C, T, H, W). Blended uint8 is rounded, at most half a step:
@@ -98,7 +98,7 @@ def mix_clips(clips: Tensor, mix: Mix) -> Tensor:
 
 
 def soft_targets(labels: Tensor, *, num_classes: int, smoothing: float = 0.0) -> Tensor:
-    """Labels -> a share of each class.
+    """Convert labels to a share per class.
 
     Args:
         labels: int64 (B,), one class each; or float (B, C) of 0 and 1, several.
@@ -114,7 +114,7 @@ def soft_targets(labels: Tensor, *, num_classes: int, smoothing: float = 0.0) ->
     if labels.ndim == 2 and labels.shape[1] == num_classes:
         hard = labels.float()
     elif labels.ndim == 1 and not labels.is_floating_point():
-        # A device's labels are not looked at here, for that would wait for it at every step: the loss tells of them.
+        # A GPU's labels are not checked here, because that would wait for it at every step: the loss reports them.
         if (
             labels.device.type == "cpu"
             and len(labels)
@@ -144,7 +144,7 @@ def mix_targets(targets: Tensor, mix: Mix) -> Tensor:
 
 
 def check_batch(config: MixConfig, *, clips: int) -> None:
-    """To be called before training, with the clips of a micro-batch.
+    """Check, before training, that a micro-batch can be mixed.
 
     Raises:
         ValueError: Batches shall be mixed, but there is one clip only.

@@ -1,4 +1,4 @@
-"""Step -> learning rate; model -> parameter groups. Pure, so that a resumed run needs no scheduler's state.
+"""Learning rates by step and parameter groups by model, pure functions: a resumed run needs no scheduler's state.
 
 lr = lr_at(step, lr=1.6e-3, min_lr=0.0, warmup_steps=5 * steps_per_epoch, total_steps=100 * steps_per_epoch)
 for group in optimizer.param_groups:
@@ -22,7 +22,7 @@ class ParamGroup(TypedDict):
 
 
 def lr_at(step: float, *, lr: float, min_lr: float, warmup_steps: float, total_steps: float) -> float:
-    """Linear warm-up from 0, then half a cosine down to `min_lr`: upstream's schedule, in steps.
+    """Return the rate: linear warm-up from 0, then half a cosine down to `min_lr`: upstream's schedule, in steps.
 
     Args:
         step: Optimizer steps done before this one; 0 gives 0 if there is a warm-up.
@@ -40,9 +40,9 @@ def lr_at(step: float, *, lr: float, min_lr: float, warmup_steps: float, total_s
 
 
 def pretrain_groups(model: nn.Module, *, weight_decay: float) -> list[ParamGroup]:
-    """Parameters with and without weight decay, in the order of `named_parameters`.
+    """Return parameters with and without weight decay, in the order of `named_parameters`.
 
-    As upstream: vectors (norms) and whatever is called `.bias` are not decayed; class and mask tokens and
+    As upstream: vectors (norms) and parameters called `.bias` are not decayed; class and mask tokens and
     tables of positions are 3-D and are decayed. Frozen parameters are left out, and so is a group without
     any.
     """
@@ -57,7 +57,7 @@ def pretrain_groups(model: nn.Module, *, weight_decay: float) -> list[ParamGroup
 
 
 def finetune_groups(model: nn.Module, *, weight_decay: float, layer_decay: float) -> list[ParamGroup]:
-    """A classifier's parameters by learning rate and weight decay, in the order of `named_parameters`.
+    """Group a classifier's parameters by learning rate and weight decay, in the order of `named_parameters`.
 
     As upstream: with n blocks, what comes before them (patches, class token, positions) learns at
     layer_decay^(n + 1) of the rate, block i at layer_decay^(n - i), the last norm and the head at the whole
@@ -91,13 +91,13 @@ def finetune_groups(model: nn.Module, *, weight_decay: float, layer_decay: float
 
 
 def _block(name: str) -> int:
-    """The number of the encoder's block that a parameter belongs to, -1 for none."""
-    found = re.match(r"encoder\.blocks\.(\d+)\.", name)
-    return int(found.group(1)) if found else -1
+    """Return the number of the encoder's block that a parameter belongs to, -1 for none."""
+    match = re.match(r"encoder\.blocks\.(\d+)\.", name)
+    return int(match.group(1)) if match else -1
 
 
 def _layer(name: str, *, depth: int) -> int:
-    """0 for what makes the tokens, i + 1 for block i, depth + 1 for what comes after the blocks."""
+    """Return 0 for parameters before the blocks, i + 1 for block i, depth + 1 for those after them."""
     if name.startswith(("encoder.cls_token", "encoder.positions.", "encoder.patch_embed.")):
         return 0
     block = _block(name)

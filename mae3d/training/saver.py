@@ -1,12 +1,12 @@
-"""A training's state ─► checkpoints of its run, and back: when the loop says so, on all processes together.
+"""Checkpoints of a training are saved and resumed, on all ranks together, when the loop says so.
 
 with Saver(run, world, model_config=config, keep_last=2, keep_every=0) as saver:
     state = saver.resume(engine)                         # None, or what was saved with the newest checkpoint
     saver.save(engine, {"loader": {...}}, step=500)      # copies the state; a thread writes it
 
-One checkpoint is on its way at most: whoever needs the next, or an older one, waits for it. The threads of all
-processes agree over a process group of their own: in the training's groups the order of collectives must be the same on
-all processes, and threads keep to no order. They do not agree through files, for a full disk takes no message.
+At most one checkpoint is being written: a caller that needs the next, or an older one, waits for it. The threads of all
+ranks agree over a process group of their own: in the training's groups the order of collectives must be the same on all
+ranks, and threads keep to no order. They do not agree through files, because a full disk takes no message.
 """
 
 import copy
@@ -15,6 +15,7 @@ import errno
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,9 @@ _SLOWEST = datetime.timedelta(minutes=30)  # to write its slices
 _LEFT_S = 60  # for a checkpoint on its way when the training fails
 
 
+Outcome = Exception | None  # of writing a checkpoint; the same on every rank
+
+
 @dataclass(frozen=True)
 class _Job:
     """A checkpoint to be written."""
@@ -55,7 +59,11 @@ class _Job:
 
 
 class Saver:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
+
+    Every public method is a collective: all ranks call it, in the same order. `_write_in_background` runs on the
+    thread, and its collectives use the threads' group.
+    """
 
     def __init__(
         self,
@@ -67,24 +75,23 @@ class Saver:
         keep_every: int,
         remote: str = "",
     ):
-        """Reads and writes nothing yet; all processes make theirs together.
+        """Keep the settings; nothing is read or written yet.
 
         Args:
             run: where everything is written.
-            world: all processes.
+            world: all ranks.
             model_config: stored with the weights.
             keep_last: newest checkpoints that are kept.
             keep_every: checkpoints at multiples of this many steps are kept for good; 0 for none.
-            remote: a URL that the first process mirrors them to.
+            remote: a URL that rank 0 mirrors them to.
         """
         self._run, self._world, self._model_config = run, world, model_config
         self._keep_last, self._keep_every = keep_last, keep_every
         self._threads = replace(world, control=dist.new_group(backend="gloo", timeout=_SLOWEST))
         self._snapshot = Snapshot()
-        self._job: _Job | None = None
-        self._thread: Thread | None = None
-        self._error: Exception | None = None  # of the last checkpoint; the same on every process
-        self._failed = self._in_a_row = 0
+        self._pending: Future[Outcome] | None = None
+        self._last: Outcome = None
+        self._num_failed = self._failed_in_a_row = 0
         self._remote = remote
         self._mirror: Mirror | None = None
         if remote and world.is_first:
@@ -94,24 +101,24 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for what is on its way; the processes leave together, for launchers end those that are slower."""
+        """Wait for the pending checkpoint; the ranks leave together, because launchers end those that are slower."""
         try:
             if kind is None:
                 self.wait()
                 if self._mirror is not None:
                     self._mirror.finish()
                 self._world.barrier()
-            elif self._thread is not None:
-                self._thread.join(_LEFT_S)
+            elif self._pending is not None:
+                wait([self._pending], timeout=_LEFT_S)
         finally:
-            if self._thread is None or not self._thread.is_alive():
+            if self._pending is None or self._pending.done():
                 self._snapshot.close()
 
     def resume(self, engine: Engine) -> dict[str, Any] | None:
-        """Loads the newest whole checkpoint; what was saved with it and `step`, or None without one.
+        """Load the newest complete checkpoint; return what was saved with it and `step`, or None without one.
 
         Raises:
-            CheckpointError: no checkpoint of the run is whole.
+            CheckpointError: no checkpoint of the run is complete.
         """
         if self._world.is_first:
             retention.sweep(self._run.folder)
@@ -124,11 +131,11 @@ class Saver:
                 retention.keep_best(self._run.folder, folder, score=state["score"])
             logger.info("resumed from %s", folder)
         if self._mirror is not None:
-            self._mirror.push()  # what an earlier part of the run left to be mirrored; tells early if nothing can be
+            self._mirror.push()  # the rest of an earlier part of the run; warns early if the URL cannot be reached
         return state
 
     def go_back(self, engine: Engine) -> dict[str, Any] | None:
-        """As `resume`, in a run that goes on: weights and moments of the newest whole checkpoint."""
+        """Load weights and moments of the newest complete checkpoint into a run that goes on; return as `resume`."""
         self.wait()
         folder = self._newest()
         return None if folder is None else self._load(engine, folder)
@@ -142,16 +149,16 @@ class Saver:
         score: float | None = None,
         final: bool = False,
     ) -> None:
-        """Copies a checkpoint, to be written by a thread, and kept for good if its score is the best so far.
+        """Copy a checkpoint, which a thread writes, and which is kept for good if its score is the best so far.
 
-        One that cannot be written costs a warning, and training goes on; the third in a row raises.
+        A checkpoint that cannot be written costs a warning, and training goes on; the third in a row raises.
 
         Args:
             engine: the model and its optimizer.
             state: JSON values to be given back by `resume`.
             step: steps taken.
             score: of a validation of these weights, the greater the better.
-            final: nothing comes after it: waits for it, and tries several times.
+            final: the last one: wait for it, and try again if it fails.
 
         Raises:
             OSError: it cannot be written, or those before it could not.
@@ -161,73 +168,77 @@ class Saver:
         if score is not None:
             state["score"] = score
         slices = self._snapshot.take(engine.slices())
-        self._job = _Job(step, slices, state, engine.shapes, engine.kind, final)
-        last_chance = self._in_a_row == FAILURES - 1  # asked before the thread, which counts, may be done
-        self._start()
+        job = _Job(step, slices, state, engine.shapes, engine.kind, final)
+        last_chance = self._failed_in_a_row == FAILURES - 1
+        self._start(job)
         if final:
             for seconds in BACK_OFF_S:
-                self._join()
-                if self._error is None:
+                if self._await_pending() is None:
                     break
                 time.sleep(seconds)
-                self._start()
-            self._join()
-            if self._error is not None:
-                raise self._error
+                self._start(job)
+            if (error := self._await_pending()) is not None:
+                raise error
         elif last_chance:
             self.wait()
 
     def wait(self) -> None:
-        """Until no checkpoint is on its way; all processes wait together.
+        """Wait until no checkpoint is pending.
 
         Raises:
             OSError: none could be written for the third time in a row.
         """
-        self._join()
-        if self._error is not None and self._in_a_row >= FAILURES:
-            raise self._error
+        error = self._await_pending()
+        if error is not None and self._failed_in_a_row >= FAILURES:
+            raise error
 
     def counts(self) -> dict[str, int]:
-        """What went wrong in this part of the run, to be summed over all processes."""
-        counts = {"failed_saves": self._failed}
+        """Return the counts of failures in this part of the run, to be summed over all ranks."""
+        counts = {"failed_saves": self._num_failed}
         return counts | {"failed_mirrors": self._mirror.failures if self._mirror else 0} if self._remote else counts
 
-    def _start(self) -> None:
-        self._thread = Thread(target=self._write, name="checkpoint", daemon=True)
-        self._thread.start()
+    def _start(self, job: _Job) -> None:
+        """Begin to write on a thread, a daemon: a disk that hangs does not keep the process from leaving."""
+        self._pending = Future()
+        Thread(target=self._write_in_background, args=(job, self._pending), name="checkpoint", daemon=True).start()
 
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            if self._error is not None and not isinstance(self._error, OSError):
-                raise self._error
+    def _await_pending(self) -> Outcome:
+        """Wait for the pending checkpoint, count a failure, and return how the last one ended.
 
-    def _write(self) -> None:
-        """What the thread does. However it ends on one process, it takes part in agreeing on how it ended on all."""
-        assert self._job is not None
+        Raises:
+            Exception: any but an OSError: another rank is gone, or our own code failed.
+        """
+        if self._pending is not None:
+            self._last = self._pending.result()
+            self._pending = None
+            self._failed_in_a_row = self._failed_in_a_row + 1 if self._last else 0
+            if self._last is not None and not isinstance(self._last, OSError):
+                raise self._last
+        return self._last
+
+    def _write_in_background(self, job: _Job, pending: "Future[Outcome]") -> None:
+        """Write a checkpoint, on the thread. A rank that fails still takes part in agreeing on the outcome."""
         try:
-            error, entries = self._written(self._job)
-            told = self._threads.gather((error, entries))
-            error = next((each for each, _ in told if each is not None), None)
+            gathered = self._threads.gather(self._write_local_slices(job))
+            error = next((error for error, _ in gathered if error is not None), None)
             if self._world.is_first:
-                written = {name: entry for _, entries in told for name, entry in entries.items()}
-                error = self._finished(self._job, written) if error is None else error
-                self._tell(self._job, error)
-            self._error = self._threads.share(error)
-        except Exception as lost:  # another process is gone: the training's own collectives tell as well
-            self._error = lost
-        self._in_a_row = self._in_a_row + 1 if self._error else 0
+                written = {name: entry for _, entries in gathered for name, entry in entries.items()}
+                error = self._finalize_on_rank0(job, written) if error is None else error
+                self._report_failure_on_rank0(job, error)
+            outcome = self._threads.share(error)
+        except Exception as lost:  # another rank is gone: the training's own collectives fail as well
+            outcome = lost
+        pending.set_result(outcome)
 
-    def _written(self, job: _Job) -> tuple[Exception | None, checkpoint.Entries]:
+    def _write_local_slices(self, job: _Job) -> tuple[Outcome, checkpoint.Entries]:
         try:
             self._snapshot.wait()
             staging = checkpoint.staging_folder(self._run.folder, job.step)
             return None, checkpoint.write_rank(staging, self._world.place.rank, job.slices)
         except Exception as error:
-            return _told(error), {}
+            return _portable_error(error), {}
 
-    def _finished(self, job: _Job, written: checkpoint.Entries) -> Exception | None:
+    def _finalize_on_rank0(self, job: _Job, written: checkpoint.Entries) -> Outcome:
         run = self._run.folder
         try:
             folder = checkpoint.finish(
@@ -244,16 +255,16 @@ class Saver:
             in_use = self._mirror.in_use if self._mirror else ()
             retention.prune(run, keep_last=self._keep_last, keep_every=self._keep_every, in_use=in_use)
         except Exception as error:
-            return _told(error)
+            return _portable_error(error)
         if self._mirror is not None:
             self._mirror.push()
         return None
 
-    def _tell(self, job: _Job, error: Exception | None) -> None:
-        """A failure is told and counted by the first process, for all."""
+    def _report_failure_on_rank0(self, job: _Job, error: Outcome) -> None:
+        """Log and count a failure, for all ranks."""
         if not isinstance(error, OSError):
             return
-        self._failed += 1
+        self._num_failed += 1
         newest = None
         with suppress(OSError):
             retention.sweep(self._run.folder)  # a full disk needs the space; nobody writes now
@@ -277,7 +288,7 @@ class Saver:
             except checkpoint.CheckpointError as caught:
                 error = checkpoint.CheckpointError(str(caught))
             except OSError as caught:
-                error = _told(caught)
+                error = _portable_error(caught)
         error, folder = self._world.share((error, folder))
         if error is not None:
             raise error
@@ -291,8 +302,8 @@ class Saver:
         return state
 
 
-def _told(error: Exception) -> Exception:
-    """An error as it can travel to the other processes."""
+def _portable_error(error: Exception) -> Exception:
+    """Return an error that can travel to the other ranks."""
     if isinstance(error, OSError):
         return OSError(error.errno or errno.EIO, error.strerror or str(error), str(error.filename or ""))
     return RuntimeError(f"writing a checkpoint failed: {type(error).__name__}: {error}")

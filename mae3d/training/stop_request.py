@@ -1,4 +1,4 @@
-"""What asks a run to stop, remembered until the loop comes to the end of a step.
+"""Requests to stop a run are remembered until the loop comes to the end of a step.
 
 with StopRequest(world, file=run.folder / "STOP", minutes=600) as stop:
     ...
@@ -14,11 +14,11 @@ from mae3d.distributed import World
 
 
 class Interrupted(Exception):
-    """What was going on between two steps was left, because the run is to stop."""
+    """An error that ends work between two steps, because the run is to stop."""
 
 
 class StopRequest:
-    """SIGTERM, SIGINT or SIGUSR1, a file, or a time that is over; one process that knows of it is enough.
+    """SIGTERM, SIGINT or SIGUSR1, a file, or a time limit; one rank that knows of it is enough.
 
     After an agreed stop the signals are ignored for good: a launcher ends the slower processes when the first one has
     left.
@@ -27,7 +27,7 @@ class StopRequest:
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self, world: World, *, file: Path, minutes: float | None):
-        """Listens from `with` on.
+        """Keep the settings; listening starts with `with`.
 
         Args:
             world: all processes.
@@ -48,7 +48,7 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN if self.reason else handler)
 
     def agree(self) -> bool:
-        """Whether to stop, on every process alike; all of them ask. Once it is true it stays so.
+        """Return whether to stop, the same on every rank; a collective. Once it is true it stays so.
 
         Every process must have seen the request before any saves: signals reach them one after the other.
         """

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO optimizers ─► where each parameter's fp32 master and AdamW's moments lie on this rank.
+"""The layouts of DeepSpeed's ZeRO optimizers: where each parameter's fp32 master and moments lie on this rank.
 
     layout = make_layout(stage, deepspeed_engine, parameters, rank=0)
     for piece in layout.pieces():      # of a parameter: its elements start ... stop are flat[within]
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Piece(NamedTuple):
-    """Elements start ... stop of a flattened parameter, and where they lie in what AdamW steps on this rank."""
+    """Elements start ... stop of a flattened parameter, and their position in the tensors that AdamW steps here."""
 
     name: str
     start: int
@@ -26,20 +26,20 @@ class Piece(NamedTuple):
 
 
 class Layout(Protocol):
-    """One of DeepSpeed's ways to share the fp32 masters out."""
+    """The interface of DeepSpeed's ways to share the fp32 masters out."""
 
     def flats(self) -> Iterator[Tensor]:
-        """The tensors that AdamW steps on this rank, and keeps state for."""
+        """Return the tensors that AdamW steps on this rank, and keeps state for."""
 
     def pieces(self) -> Iterator[Piece]:
-        """What this rank steps; the pieces of all ranks are every parameter once (at stage 0: of each rank)."""
+        """Return this rank's pieces; those of all ranks are every parameter once (at stage 0: of each rank)."""
 
     def publish(self) -> None:
-        """Makes the module's weights, of whatever dtype, follow masters that were changed; all ranks call it."""
+        """Update the module's weights, of any dtype, from changed masters; a collective."""
 
 
 def make_layout(stage: int, engine: Any, parameters: Mapping[str, nn.Parameter], *, rank: int) -> Layout:
-    """The layout of a DeepSpeed engine.
+    """Return the layout of a DeepSpeed engine.
 
     Args:
         stage: its ZeRO stage.
@@ -67,11 +67,11 @@ class _Replicated:
             yield Piece(name, 0, parameter.numel(), parameter, slice(None))
 
     def publish(self) -> None:
-        """The parameters are the masters."""
+        """Do nothing, because the parameters are the masters."""
 
 
 class _Partitioned:
-    """Stages 1 and 2: a group's parameters are laid one after the other and cut into as many parts as ranks."""
+    """Stages 1 and 2: a group's parameters are concatenated and cut into as many parts as ranks."""
 
     def __init__(self, zero: Any, names: Mapping[int, str], rank: int):
         self._zero, self._names, self._rank = zero, names, rank
@@ -116,7 +116,7 @@ class _Sharded:
                 at += size
 
     def publish(self) -> None:
-        """As the end of DeepSpeed's own step: small parameters are kept whole on every rank, and gathered anew."""
+        """Update as the end of DeepSpeed's step does: small parameters are kept on every rank, and gathered anew."""
         zero = self._zero
         zero._partition_all_parameters()
         for i in range(len(zero.fp16_groups)):
@@ -129,13 +129,13 @@ KINDS = ("exp_avg", "exp_avg_sq")  # AdamW's moments
 
 
 def moments(adam: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:
-    """A tensor's moments, flattened views; empty before the first step."""
+    """Return a tensor's moments, flattened views; empty before the first step."""
     state = adam.state.get(flat, {})
     return {kind: state[kind].view(-1) for kind in KINDS if kind in state}
 
 
 def count_steps(adam: torch.optim.Optimizer) -> int:
-    """Steps that AdamW has taken, skipped ones not counted: its bias correction depends on it.
+    """Return the steps that AdamW has taken, without skipped ones: its bias correction depends on it.
 
     torch counts in a tensor with each parameter's state, DeepSpeed's FusedAdam in an int: with the state, but of a
     group's last parameter alone, or (older ones, and Apex's) with the group. So the greatest count is the right one.
@@ -145,7 +145,7 @@ def count_steps(adam: torch.optim.Optimizer) -> int:
 
 
 def start_state(adam: torch.optim.Optimizer, layout: Layout, *, steps: int) -> None:
-    """The state, with moments of zero, that AdamW makes at its first step; for a count of steps taken elsewhere."""
+    """Return the state, with moments of zero, that AdamW makes at its first step, for a given count of steps."""
     in_tensor = isinstance(adam, torch.optim.AdamW)
     for flat in layout.flats():
         adam.state[flat] = {

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def test_fault_35_a_full_disk_costs_a_warning_and_the_third_time_in_a_row_the_ru
     with make(run, world) as saving:
         if at_once:  # the thread is done before `save` goes on
             start = saving._start
-            monkeypatch.setattr(saving, "_start", lambda: (start(), saving._thread and saving._thread.join()))
+            monkeypatch.setattr(saving, "_start", lambda job: (start(job), wait([saving._pending])))
 
         def save(step: int, *, full: bool) -> None:
             with monkeypatch.context() as patched:
@@ -162,7 +163,7 @@ def test_fault_35_a_full_disk_costs_a_warning_and_the_third_time_in_a_row_the_ru
                     patched.setattr(checkpoint, "stream_tensors", no_space)
                 engine.set(step)
                 saving.save(engine, {}, step=step)
-                saving._join()
+                saving._await_pending()
 
         save(1, full=False)
         for step in (2, 3):
@@ -180,7 +181,7 @@ def test_fault_35_a_full_disk_costs_a_warning_and_the_third_time_in_a_row_the_ru
             save(7, full=True)
         assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, "/full/rank-00000.safetensors")
         assert saving.counts() == {"failed_saves": 5}
-        saving._error = None  # as a run that has ended with it would not come here
+        saving._last = None  # as a run that has ended with it would not come here
         assert value_of(run) == 4
 
 
@@ -199,7 +200,7 @@ def test_fault_35_a_disk_that_is_really_full(tmp_path: Path, world: World, caplo
                 assert step < 50
                 engine.set(step)
                 saving.save(engine, {}, step=step)
-                saving._join()
+                saving._await_pending()
                 held.write_bytes(b"" if caplog.text else os.urandom(3000 * step))
             assert "No space left on device" in caplog.text
             assert str(small) in caplog.text
@@ -273,7 +274,8 @@ def _two(world: World, run: str) -> list[Any]:
                 for _ in range(200):  # backward's all-reduces
                     dist.all_reduce(total.fill_(1.0))
                     assert float(total) == 2
-                told.append((step, saving._in_a_row if saving._join() is None else None))  # type: ignore[func-returns-value]
+                saving._await_pending()
+                told.append((step, saving._failed_in_a_row))
     except OSError as error:
         told.append((error.errno, error.filename))
     return [told, saving.counts()]
@@ -382,7 +384,7 @@ def test_fault_30_a_kill_while_the_thread_writes_leaves_half_a_file_that_is_swep
         time.sleep(0.01)
     child.kill()
     child.join()
-    assert len(list((tmp_path / "checkpoints").glob(".staged-*/.rank-*.tmp"))) == 1
+    assert len(list((tmp_path / "checkpoints").glob(".staged-*/.tmp-*-rank-*"))) == 1
     engine = StandIn()
     state = make(tmp_path, request.getfixturevalue("world")).resume(engine)  # joined after the fork
     assert state is not None
