@@ -86,7 +86,7 @@ def test_bad_usage_is_exit_2(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_it_is_started_as_a_module(run: Path) -> None:
-    command = [sys.executable, "-m", "mae3d.checkpoints.format", "inspect", str(run), "--step", "2000"]
+    command = [sys.executable, "-m", "mae3d.checkpoint", "inspect", str(run), "--step", "2000"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "2,000" in done.stdout

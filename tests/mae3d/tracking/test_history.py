@@ -171,7 +171,7 @@ def test_the_command_and_a_picture_that_cannot_be_written(
     assert ended.value.code == 3
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert "No such file or directory" in error
+    assert "no such folder" in error
 
 
 def test_a_running_mean_keeps_the_level_and_takes_the_noise() -> None:
