@@ -24,7 +24,7 @@ from launch.inference.sharded_table import Parts, fill, sample_keys, sample_sett
 from mae3d.analysis.exact import each_clip
 from mae3d.analysis.features import Pool, check_pool, embed, layer_of
 from mae3d.model.encoder import Encoder
-from mae3d.video.windows import Plan, VideoBatch, VideoClips
+from mae3d.video.windows import VideoBatch, VideoClips, WindowPlan
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
@@ -165,7 +165,7 @@ def shard_vectors(
 def video_vectors(
     path: Path,
     embedder: Embedder,
-    plan: Plan,
+    plan: WindowPlan,
     *,
     settings: Mapping[str, Any],
     model_sha256: str,
@@ -198,7 +198,7 @@ def video_vectors(
         }
 
     def outputs_of(batch: VideoBatch) -> Mapping[str, Array]:
-        return {"replaced_frames": pa.array(batch.replaced.numpy()), "vector": embedder(batch.clips)}
+        return {"replaced_frames": pa.array(batch.replaced), "vector": embedder(torch.from_numpy(batch.clips))}
 
     parts = Parts(
         path,

@@ -235,7 +235,7 @@ def _fill_mine(
                 batch = next(stream)
                 size = len(batch.status)
                 # take(null) is null, of columns of any type
-                read = pa.array(np.arange(size), pa.int64(), mask=batch.status.numpy() != 0)
+                read = pa.array(np.arange(size), pa.int64(), mask=np.asarray(batch.status) != 0)
                 outputs = {name: column.take(read) for name, column in outputs_of(batch).items()}
                 tables.append(pa.table({**keys_of(rows[made : made + size]), **outputs}))
                 made += size

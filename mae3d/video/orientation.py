@@ -31,3 +31,11 @@ def orientation(frame: av.VideoFrame, known: dict[int, Orientation] | None = Non
     if known is not None:
         known[frame.rotation] = found
     return found
+
+
+def turned(pixels: np.ndarray, way: Orientation) -> np.ndarray:
+    """Return pixels (H, W, ...) turned upright, as `orientation` says; a view."""
+    swapped, flip_x, flip_y = way
+    if swapped:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

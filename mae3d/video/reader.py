@@ -26,6 +26,7 @@ from typing import Any
 
 import av
 
+from mae3d.video.clock import STEP_S, FrameClock, FrameTimes, PacketStamps, times_of_packets
 from mae3d.video.container import MAX_PIXELS, check_readable, open_container
 from mae3d.video.errors import MediaError, raise_unless_of_the_file
 from mae3d.video.orientation import Orientation, orientation
@@ -33,10 +34,8 @@ from mae3d.video.orientation import Orientation, orientation
 _RATE_TOLERANCE = 0.01  # a measured rate this close to the declared one is the declared one
 _STEPS_BACK_S = (0.0, 2.0, 8.0, 32.0, 128.0)  # how far before a span a jump is tried where a nearer one came too late
 _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")  # the index has every packet, so that any can be jumped to
+_UNORDERED = ("avi", "asf", "mxf")  # may know no order of presentation
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS, of raw streams: after a jump their clock starts anew
-_CLOCK_RESTARTS_S = 0.25  # timestamps that go back by so much begin anew; by less, they are out of place
-_A_MOMENT_S = 0.001
-_STEP_S = 0.04  # from a frame to the next where nothing tells
 _FRAMES_TO_TELL_A_CLOCK = 32
 _LONGEST_LIE_S = 2.0  # a header may announce this much more or less than the packets have
 
@@ -146,7 +145,30 @@ class Video:
         seconds = self._last_packet_s(0.0)
         if seconds == -math.inf:
             raise MediaError("no_frames", "no frame in it")
-        return replace(facts, duration_s=max(seconds, 1 / facts.fps if facts.fps > 0 else _STEP_S))
+        return replace(facts, duration_s=max(seconds, 1 / facts.fps if facts.fps > 0 else STEP_S))
+
+    def frame_times(self) -> FrameTimes:
+        """Return when each frame of the video is shown; `frames` gives those that are not damaged, at these times.
+
+        The times are those in the packets, which costs reading the file, if the first frames bear them out. Else all
+        frames are decoded, and only the start of the file is sure to lead to them.
+        """
+        self._choose_clock()
+        times = self._packet_times()
+        self._reopen()
+        self._start_decoding()
+        if times is not None:
+            first = [seconds for seconds, _ in itertools.islice(self.frames(), _FRAMES_TO_TELL_A_CLOCK)]
+            if first == times.seconds[:_FRAMES_TO_TELL_A_CLOCK]:
+                return times
+        return FrameTimes([seconds for seconds, _ in self.frames()], [])
+
+    def _packet_times(self) -> FrameTimes | None:
+        """Return what the packets tell about the times of their frames, if that is all there is to know."""
+        if self._first_dts is not None or self.container.format.flags & _NO_TIMESTAMPS:
+            return None
+        shown = (packet for packet in self._packets() if packet.size and not packet.is_discard)
+        return times_of_packets((PacketStamps(p.pts, p.dts, p.is_keyframe) for p in shown), self._clock())
 
     def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Timed]:
         """Decodes the frames with start_s <= time < stop_s, the last one before and the first one after.
@@ -172,7 +194,12 @@ class Video:
 
     def upright_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """(width, height) of the frame as it is meant to be seen."""
-        return (frame.height, frame.width) if orientation(frame, self._orientations)[0] else (frame.width, frame.height)
+        swapped, _, _ = self.orientation(frame)
+        return (frame.height, frame.width) if swapped else (frame.width, frame.height)
+
+    def orientation(self, frame: av.VideoFrame) -> Orientation:
+        """Return how the frame becomes upright."""
+        return orientation(frame, self._orientations)
 
     def _from(self, start_s: float) -> Iterator[Timed]:
         """Frames from one at or before start_s on, or from the first one if there is none."""
@@ -219,11 +246,11 @@ class Video:
         return []
 
     def _choose_clock(self) -> None:
-        """AVI knows no order of presentation: what FFmpeg makes up for B-frames goes back and forth.
+        """Tell frames' times by decoding if the order of presentation that FFmpeg makes up for B-frames is wrong.
 
-        Then a frame's place is that of the packet after which it came out, which is late by as much everywhere.
+        Then a frame's time is that of the packet after which it came out, which is late by as much everywhere.
         """
-        if self.container.format.name != "avi" or self._clock_is_chosen:
+        if self.container.format.name not in _UNORDERED or self._clock_is_chosen:
             return
         self._clock_is_chosen = True
         try:
@@ -241,35 +268,34 @@ class Video:
         self._decoded = self._decode()
 
     def _decode(self) -> Iterator[Timed]:
-        base, origin = self.stream.time_base, self.stream.start_time
-        if self._first_dts is not None:
-            origin = self._first_dts
-        elif origin is None and not self.container.format.flags & _NO_TIMESTAMPS:
-            origin = 0
-        step = 1 / self.facts.fps if self.facts.fps > 0 else _STEP_S
-        latest, moved = -math.inf, 0.0
+        clock = self._clock()
         for packet in self._packets():
-            self.progress("the first frame" if latest < 0 else f"{latest:.2f} s")
+            self.progress("the first frame" if clock.latest_s < 0 else f"{clock.latest_s:.2f} s")
             try:
                 frames = packet.decode()
             except EOFError:
                 return
             except av.error.FFmpegError as error:
-                self._losses.append(_Loss(max(latest + step, 0.0), str(error.strerror)))
+                self._losses.append(_Loss(clock.next_s, str(error.strerror)))
                 continue
             for frame in frames:
-                stamp = frame.pts if self._first_dts is None else frame.dts
-                origin = stamp if origin is None else origin  # a raw stream: read from its start, wherever that lies
-                seconds = max(latest + step, 0.0) if stamp is None else float((stamp - origin) * base) + moved
-                if seconds <= latest - _CLOCK_RESTARTS_S:
-                    moved += latest + step - seconds
-                    seconds = latest + step
-                latest = self._latest = seconds = max(seconds, latest + _A_MOMENT_S)
+                seconds = self._latest = clock.seconds(frame.pts if self._first_dts is None else frame.dts)
                 if frame.is_corrupt:
                     self._losses.append(_Loss(seconds, "damaged frame", is_frame=True))
                 else:
                     self._recent.append((seconds, frame))
                     yield seconds, frame
+
+    def _clock(self) -> FrameClock:
+        """Return a clock that stands before the first frame."""
+        origin = self.stream.start_time
+        if self._first_dts is not None:
+            origin = self._first_dts
+        elif origin is None and not self.container.format.flags & _NO_TIMESTAMPS:
+            origin = 0  # a raw stream has none: it is read from its first frame on, wherever that lies
+        return FrameClock(
+            self.stream.time_base, origin=origin, step_s=1 / self.facts.fps if self.facts.fps > 0 else STEP_S
+        )
 
     def _packets(self) -> Iterator[Any]:
         """The stream's packets, the last one empty; an error of the container or in the file ends them."""

@@ -20,7 +20,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from mae3d.video.errors import MediaError
-from mae3d.video.orientation import Orientation, orientation
+from mae3d.video.orientation import Orientation, orientation, turned
 from preprocess.encode.images import encode_planes
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
@@ -49,9 +49,9 @@ class FrameEncoder:
         Raises:
             MediaError: the scaler does not know the frame's pixels.
         """
-        swapped, flip_x, flip_y = orientation(frame, self._orientations)
-        planes = self._planes(frame, *((height, width) if swapped else (width, height)))
-        y, cb, cr = (_turned(plane, swapped, flip_x, flip_y) for plane in _in_bt601(planes, frame.colorspace))
+        way = orientation(frame, self._orientations)
+        planes = self._planes(frame, *((height, width) if way[0] else (width, height)))
+        y, cb, cr = (np.ascontiguousarray(turned(plane, way)) for plane in _in_bt601(planes, frame.colorspace))
         return encode_planes(y, cb, cr, quality=self._quality)
 
     def _planes(self, frame: av.VideoFrame, width: int, height: int) -> Planes:
@@ -84,12 +84,6 @@ class FrameEncoder:
 
 def _mapped(plane: np.ndarray, table: bytes) -> np.ndarray:
     return np.frombuffer(plane.tobytes().translate(table), np.uint8).reshape(plane.shape)
-
-
-def _turned(plane: np.ndarray, swapped: bool, flip_x: bool, flip_y: bool) -> np.ndarray:
-    if swapped:
-        plane = plane.T
-    return np.ascontiguousarray(plane[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
 def _in_bt601(planes: Planes, colorspace: int) -> Planes:

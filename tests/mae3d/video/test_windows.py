@@ -1,36 +1,36 @@
 """mae3d.video.windows: the right frames of every window, of a file that is opened once and decoded once."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
 
 from mae3d.model.config import EncoderConfig
-from mae3d.video import windows
-from mae3d.video.clip import open_stream, read_clip
-from mae3d.video.windows import VideoBatch, VideoClips, plan_windows
+from mae3d.video import clip
+from mae3d.video.clip import read_clip
+from mae3d.video.reader import Video, open_video
+from mae3d.video.windows import VideoBatch, VideoClips, WindowPlan, plan_windows
 from tests.support.media import frame_number, make_video
 
 SIZE = 64
 CONFIG = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=SIZE, num_frames=4, depth=1)
 
 
-def numbers(clip: Tensor) -> list[int]:
-    return [frame_number(Image.fromarray(frame)) for frame in clip.numpy()]
+def numbers(clip: np.ndarray) -> list[int]:
+    return [frame_number(Image.fromarray(frame)) for frame in clip]
 
 
-def decoded(plan: windows.Plan, *, batch_size: int = 3) -> list[VideoBatch]:
+def decoded(plan: WindowPlan, *, batch_size: int = 3) -> list[VideoBatch]:
     clips = VideoClips(plan.windows, size=SIZE, batch_size=batch_size)
     batches = list(clips)
     clips.close()
     return batches
 
 
-def all_numbers(plan: windows.Plan) -> list[list[int]]:
-    return [numbers(clip) for batch in decoded(plan) for clip in batch.clips.flatten(0, 1)]
+def all_numbers(plan: WindowPlan) -> list[list[int]]:
+    return [numbers(clip) for batch in decoded(plan) for clip in batch.clips.reshape(-1, *batch.clips.shape[2:])]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_window_begins_at_every_multiple(video: str, every: float) -> None:
 def test_one_window_is_what_read_clip_reads(video: str) -> None:
     plan = plan_windows([video], num_frames=4, step_s=0.2)
     (batch,) = decoded(plan)
-    assert torch.equal(batch.clips[:, 0], read_clip(video, CONFIG, sampling_rate=6, target_fps=30))
+    assert np.array_equal(batch.clips[:, 0], read_clip(video, CONFIG, sampling_rate=6, target_fps=30).numpy())
     assert (plan.windows[0].first_frame, plan.windows[0].start_s) == (96, pytest.approx(9.6))
 
 
@@ -84,18 +84,18 @@ def test_a_short_video_has_one_window_that_begins_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("every", [0.2, 0.9, 5.0])
 def test_a_file_is_opened_once_and_streamed(video: str, every: float, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_windows([video], num_frames=4, step_s=0.3, every_s=every)
-    opened: list[str] = []
-    frames: list[int] = []
-    decode = windows._Reader._decoded
+    opened: list[Path] = []
+    frames: list[float] = []
+    decode = Video._decode
 
-    def counted(path: str):  # type: ignore[no-untyped-def]
+    def counted(path: Path) -> AbstractContextManager[Video]:
         opened.append(path)
-        return open_stream(path)
+        return open_video(path)
 
-    monkeypatch.setattr(windows, "open_stream", counted)
-    monkeypatch.setattr(windows._Reader, "_decoded", lambda self: (frames.append(f.pts) or f for f in decode(self)))
+    monkeypatch.setattr(clip, "open_video", counted)
+    monkeypatch.setattr(Video, "_decode", lambda self: (frames.append(pair[0]) or pair for pair in decode(self)))
     decoded(plan)
-    assert opened == [video]
+    assert opened == [Path(video)]
     if every < 1:
         assert len(set(frames)) == len(frames) <= 200  # none twice
     else:
@@ -105,10 +105,10 @@ def test_a_file_is_opened_once_and_streamed(video: str, every: float, monkeypatc
 def test_some_windows_are_the_same_as_all(video: str) -> None:
     """What one of several processes gets: here and there a few."""
     plan = plan_windows([video], num_frames=4, step_s=0.3, every_s=0.5)
-    every = torch.cat([batch.clips for batch in decoded(plan)])
+    every = np.concatenate([batch.clips for batch in decoded(plan)])
     mine = [*range(3, 6), *range(11, 14), 30]
-    some = decoded(windows.Plan([plan.windows[i] for i in mine], {}))
-    assert torch.equal(torch.cat([batch.clips for batch in some]), every[mine])
+    some = decoded(WindowPlan([plan.windows[i] for i in mine], {}))
+    assert np.array_equal(np.concatenate([batch.clips for batch in some]), every[mine])
 
 
 def test_what_cannot_be_read_is_told_and_has_a_row_without_a_clip(video: str, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_told_and_has_a_row_without_a_clip(video: str, tm
     assert list(plan.unreadable) == [files[0], files[2]]
     assert "no such file" in plan.unreadable[files[2]]
     batches = decoded(plan)
-    assert torch.cat([batch.status for batch in batches]).tolist() == [2, 0, 0, 0, 0, 2]
+    assert np.concatenate([batch.status for batch in batches]).tolist() == [2, 0, 0, 0, 0, 2]
     assert plan.windows[0].start_s is None
 
 
@@ -135,22 +135,22 @@ def test_damage_in_the_middle_costs_its_frames_alone(tmp_path: Path) -> None:
         data[starts[number] : starts[number] + size] = bytes(size)
     path.write_bytes(data)
     batches = decoded(plan)
-    status = torch.cat([batch.status for batch in batches])
-    clips = torch.cat([batch.clips for batch in batches])
-    differing = (clips != torch.cat(whole)).flatten(1).any(1).nonzero().ravel().tolist()
+    status = np.concatenate([batch.status for batch in batches])
+    clips = np.concatenate([batch.clips for batch in batches])
+    differing = (clips != np.concatenate(whole)).reshape(len(clips), -1).any(1).nonzero()[0].tolist()
     assert differing == [5, 10, 15]
-    assert status.nonzero().ravel().tolist() == [15]
-    assert torch.cat([batch.replaced for batch in batches]).nonzero().ravel().tolist() == [5, 10]
+    assert status.nonzero()[0].tolist() == [15]
+    assert np.concatenate([batch.replaced for batch in batches]).nonzero()[0].tolist() == [5, 10]
 
 
 def test_the_frame_behind_a_damaged_last_one_is_the_next_windows(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is met while the last one is looked for, and no keyframe leads to it again."""
-    decode = windows._Reader._decoded
+    decode = Video._decode
     plan = plan_windows([video], num_frames=4, step_s=0.1, every_s=0.4)
-    lost = int(plan.windows[6].pts[0, 3])  # number 27; keyframes are 24 and 32
-    monkeypatch.setattr(windows._Reader, "_decoded", lambda self: (f for f in decode(self) if f.pts != lost))
-    replaced = torch.cat([batch.replaced for batch in decoded(plan)])
-    assert replaced.nonzero().ravel().tolist() == [6]
+    lost = plan.windows[6].seconds[0, 3]  # number 27; keyframes are 24 and 32
+    monkeypatch.setattr(Video, "_decode", lambda self: (pair for pair in decode(self) if pair[0] != lost))
+    replaced = np.concatenate([batch.replaced for batch in decoded(plan)])
+    assert replaced.nonzero()[0].tolist() == [6]
     assert all_numbers(plan)[6:8] == [[24, 25, 26, 26], [28, 29, 30, 31]]
 
 
