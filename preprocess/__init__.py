@@ -1,1 +1,1 @@
-"""Media on disk ─► shards: frame folders or video files in, the disk contract (`preprocess.dataset.index`) out."""
+"""Media on disk become shards: frame folders or video files in, the disk contract (`preprocess.dataset`) out."""

@@ -182,11 +182,11 @@ def _report(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from preprocess.dataset.index import open_dataset
     from preprocess.inspect.filmstrip import write_filmstrip
-    from preprocess.inspect.sample import find, tell
+    from preprocess.inspect.sample import describe, find
 
     dataset = open_dataset(options.out, exclude_bad_shards=True)
     rows = find(dataset, options.sample)
-    print("\n".join(tell(dataset, rows)))
+    print("\n".join(describe(dataset, rows)))
     if options.to:
         write_filmstrip(dataset, rows[0], options.to)
         print(f"frames: {options.to}")

@@ -1,5 +1,4 @@
-"""The child of `preprocess.workers.decoder`: requests on standard input, answers on standard output, a line of JSON
-each.
+"""The child process of `preprocess.workers.decoder` answers requests, one line of JSON each.
 
     python -m preprocess.encode.decoder_main PAGE PARENT      # a file descriptor and a process id; see there
 
@@ -32,7 +31,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Server:
-    """Answers requests."""
+    """The loop that answers requests."""
 
     def __init__(self, page: mmap.mmap) -> None:
         self._page = page
@@ -40,7 +39,7 @@ class Server:
         self._kept = KeptVideo()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """{"done": ...}, {"media": [reason, message, frame]} or {"os": [errno, message, file]}."""
+        """Return {"done": ...}, {"media": [reason, message, frame]} or {"os": [errno, message, file]}."""
         gc.collect()
         try:
             return {"done": self._write(request) if request["do"] == "write" else self._probe(request)}
@@ -52,7 +51,7 @@ class Server:
             return {"os": [error.errno, error.strerror, error.filename or request.get("tar")]}
         except MemoryError:
             os._exit(1)  # perhaps the machine was short of it: it is tried once more, by another child
-        except Exception as error:  # whatever strange media make a library do costs one sample
+        except Exception as error:  # any failure of a library over strange media costs one sample
             return {"media": ["crashed", f"{type(error).__name__}: {error}", -1]}
 
     def _write(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -78,16 +77,16 @@ class Server:
         with open_video(Path(request["path"]), max_pixels=settings.max_pixels, progress=self._progress) as video:
             return dataclasses.asdict(video.measured_facts() if request["measure"] else video.facts)
 
-    def _progress(self, place: str) -> None:
+    def _progress(self, position: str) -> None:
         self._count += 1
-        text = place.encode(errors="replace")[: PAGE_BYTES - COUNT_BYTES]
+        text = position.encode(errors="replace")[: PAGE_BYTES - COUNT_BYTES]
         self._page[:] = self._count.to_bytes(COUNT_BYTES, "little") + text.ljust(PAGE_BYTES - COUNT_BYTES, b"\0")
 
 
 def main() -> None:
-    """Answers until there is nothing more to read."""
+    """Answer until there is nothing more to read."""
     page, parent = int(sys.argv[1]), int(sys.argv[2])
-    # Who stops us is the parent; it is told of an interrupt itself.
+    # Only the parent stops this process; an interrupt reaches the parent too.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -97,7 +96,7 @@ def main() -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # rather us than the worker
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # text that a library prints is no answer
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels holds instead
     server = Server(mmap.mmap(page, PAGE_BYTES))
     # Garbage is collected between samples only: what a broken frame shows depends on the buffer that it was decoded

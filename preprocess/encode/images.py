@@ -1,4 +1,4 @@
-"""One picture ─► the JPEG to store: untouched if trainers can decode it as it is, else decoded and encoded anew.
+"""A picture becomes the JPEG to store: untouched if trainers can decode it, else decoded and encoded anew.
 
     jpeg, natural = stored_frame(data, jpeg_header(data), (455, 256), quality=90)
 
@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# No others: Pillow would hand an EPS file, whatever its name, to an interpreter of PostScript.
+# No others: Pillow would hand an EPS file of any name to an interpreter of PostScript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 _LONGEST_TAIL = 64  # some writers pad
 Check = Literal["decode", "header"]  # how a JPEG shows that it is whole
@@ -24,7 +24,7 @@ Check = Literal["decode", "header"]  # how a JPEG shows that it is whole
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What decides whether a JPEG can stay as it is."""
+    """The properties that decide whether a JPEG can stay as it is."""
 
     baseline: bool
     bits: int
@@ -36,7 +36,7 @@ class JpegHeader:
 
 
 def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """The size with the same aspect and a short side of at most `short_side`; never larger than it was."""
+    """Return the size with the same aspect and a short side of at most `short_side`; never larger than it was."""
     short = min(width, height)
     if short <= short_side:
         return width, height
@@ -44,7 +44,7 @@ def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def passes_through(header: JpegHeader | None, size: tuple[int, int]) -> bool:
-    """Whether a JPEG may be stored untouched: 8-bit baseline RGB, upright, of the size that the sample has.
+    """Return whether a JPEG may be stored untouched: 8-bit baseline RGB, upright, of the sample's size.
 
     What phones append to a picture (a film, often) is not stored: then it is encoded anew.
     """
@@ -58,7 +58,7 @@ def passes_through(header: JpegHeader | None, size: tuple[int, int]) -> bool:
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
-    """Reads the segments before the scan (ITU-T T.81, annex B); None if `data` is no JPEG."""
+    """Parse the segments before the scan (ITU-T T.81, annex B); None if `data` is no JPEG."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     orientation = 1
@@ -80,7 +80,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
 
 
 def announced_size(data: bytes, header: JpegHeader | None) -> tuple[int, int]:
-    """(width, height) of an image as stored, from its header alone; (0, 0) if it has none."""
+    """Return (width, height) of an image as stored, from its header alone; (0, 0) if it has none."""
     if header is not None:
         return header.width, header.height
     try:
@@ -93,7 +93,7 @@ def announced_size(data: bytes, header: JpegHeader | None) -> tuple[int, int]:
 
 
 def decode_strictly(data: bytes) -> None:
-    """Decodes a JPEG, taking any irregularity of its stream for an error.
+    """Decode a JPEG; any irregularity of its stream is an error.
 
     libjpeg-turbo goes on after what it warns of; its warnings find a quarter of all single flipped bits, more than
     FFmpeg's strictest decoding, and without converting colours it takes little more than half the time.
@@ -108,7 +108,9 @@ def decode_strictly(data: bytes) -> None:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decodes an image file to upright 8-bit RGB; alpha is dropped, 16-bit gray scaled, of several pictures the first.
+    """Decode an image file to upright 8-bit RGB.
+
+    Alpha is dropped, 16-bit gray scaled, of more than one picture the first is taken.
 
     Raises:
         ValueError: not an image, damaged, or too large; the message says which.
@@ -134,14 +136,14 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """Baseline JPEG, 4:2:0, without metadata."""
+    """Encode a baseline JPEG, 4:2:0, without metadata."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()
 
 
 def encode_planes(y: np.ndarray, cb: np.ndarray, cr: np.ndarray, *, quality: int) -> bytes:
-    """The same of luma (height, width) and two planes of chroma of half that, rounded up; uint8, full range."""
+    """Encode luma (height, width) and two planes of chroma of half that, rounded up; uint8, full range."""
     data: bytes = simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, quality)
     return data
 
@@ -155,7 +157,7 @@ def natural_size(data: bytes, header: JpegHeader | None) -> tuple[int, int]:
 def stored_frame(
     data: bytes, header: JpegHeader | None, size: tuple[int, int], *, quality: int, check: Check = "decode"
 ) -> tuple[bytes, tuple[int, int]]:
-    """What to store of an image file.
+    """Return the JPEG to store of an image file.
 
     Args:
         data: the file.

@@ -1,4 +1,4 @@
-"""One planned sample ─► its JPEG frames: a row of the plan in, encoded frames to a sink and `Facts` out.
+"""A planned sample becomes JPEG frames: a row of the plan in, encoded frames to a sink and `Facts` out.
 
     with root.local(media_files(row, settings)) as files:
         facts = encode_sample(row, files, settings=settings, sink=writer.add)
@@ -31,7 +31,7 @@ _CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
 
 
 def media_files(row: PlannedSample, settings: Settings) -> list[str]:
-    """The files that a sample is made of, below its root: one, or those of the frames that are to be stored."""
+    """Return the files of a sample, below its root: one, or those of the frames to be stored."""
     if row.kind != "frames":
         return [row.path]
     keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
@@ -44,7 +44,7 @@ def media_files(row: PlannedSample, settings: Settings) -> list[str]:
 
 
 def _before(number: int, gaps: set[int]) -> int:
-    """The frame that stands in for one that is missing."""
+    """Return the frame that replaces a missing one."""
     while number in gaps:
         number -= 1
     return number
@@ -57,9 +57,9 @@ def encode_sample(
     settings: Settings,
     sink: Callable[[bytes], None],
     opened: Callable[..., AbstractContextManager[Video]] = open_video,
-    progress: Callable[[str], None] = lambda place: None,
+    progress: Callable[[str], None] = lambda position: None,
 ) -> Facts:
-    """Reads one sample and hands its frames to `sink`, in time order.
+    """Read one sample and hand its frames to `sink`, in time order.
 
     Args:
         row: what to read.
@@ -67,7 +67,7 @@ def encode_sample(
         settings: sizes, rates, quality and limits.
         sink: takes the bytes of one JPEG.
         opened: opens videos, as `open_video` does.
-        progress: is told the place, often.
+        progress: called with the position, often.
 
     Raises:
         MediaError: the sample cannot be had; what the sink was given is to be forgotten.
@@ -84,7 +84,7 @@ def encode_sample(
 
 
 def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None) -> list[int]:
-    """Which of `num_frames` frames at `source_fps` remain at `fps`: all, unless the source is faster."""
+    """Return which of `num_frames` frames at `source_fps` remain at `fps`: all, unless the source is faster."""
     if not source_fps or not fps or source_fps <= fps * _RATE_SLACK:
         return list(range(num_frames))
     step = source_fps / fps
@@ -92,7 +92,7 @@ def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None)
 
 
 def _limited(sink: Callable[[bytes], None], settings: Settings) -> Callable[[bytes], None]:
-    """The sink, up to as many frames and bytes as a sample may have."""
+    """Return the sink, limited to the frames and bytes that a sample may have."""
     num_frames = num_bytes = 0
 
     def take(data: bytes) -> None:
@@ -126,8 +126,8 @@ def _encode_files(
             header = jpeg_header(data)
             width, height = announced_size(data, header)
             if width * height > settings.max_pixels:
-                told = f"{file.name}: {width}x{height} pixels, --max-pixels {settings.max_pixels} are allowed"
-                raise MediaError("too_large", told, frame=row.first + number)
+                size = f"{file.name}: {width}x{height} pixels, --max-pixels {settings.max_pixels} are allowed"
+                raise MediaError("too_large", size, frame=row.first + number)
             if size is None:
                 size = scaled_size(*natural_size(data, header), settings.short_side)
             stored, natural = stored_frame(data, header, size, quality=settings.quality, check=settings.check)
@@ -151,16 +151,16 @@ def _filled(row: PlannedSample, keep: Sequence[int]) -> tuple[str, str] | None:
 def _read(file: Path, number: int, *, limit: int) -> bytes:
     try:
         with file.open("rb", buffering=0) as opened:
-            found = os.fstat(opened.fileno())
-            if not stat.S_ISREG(found.st_mode):  # a device has no end
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode):  # a device has no end
                 raise MediaError("unreadable", f"{file.name}: not a file", frame=number)
-            data = opened.read() if found.st_size <= limit else b""
+            data = opened.read() if status.st_size <= limit else b""
     except FileNotFoundError as error:
         raise MediaError("missing_frame", f"{file.name} is missing", frame=number) from error
     except OSError as error:
         raise_unless_of_the_file(error, file)
         raise MediaError("unreadable", f"{file.name}: {error.strerror}", frame=number) from error
-    if found.st_size > limit:
+    if status.st_size > limit:
         raise MediaError("too_large", f"{file.name}: more than {limit / 1e6:.0f} MB", frame=number)
     return data
 
@@ -203,13 +203,13 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
 
 
 def _joined(remarks: Sequence[tuple[str, str] | None]) -> tuple[str, str] | None:
-    """Several remarks as one: `damaged+hdr`."""
-    told = [remark for remark in remarks if remark]
-    return ("+".join(reason for reason, _ in told), "; ".join(message for _, message in told)) if told else None
+    """Join remarks: `damaged+hdr`."""
+    kept = [remark for remark in remarks if remark]
+    return ("+".join(reason for reason, _ in kept), "; ".join(message for _, message in kept)) if kept else None
 
 
 def _on_grid(video: Video, start_s: float, stop_s: float, fps: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """For each k with start_s <= k/fps < stop_s the frame nearest in time, up to the end of the video."""
+    """Yield for each k with start_s <= k/fps < stop_s the frame nearest in time, up to the end of the video."""
     k = max(0, math.ceil(start_s * fps - 1e-6))
     previous: tuple[float, av.VideoFrame] | None = None
     for pair in video.frames(start_s, stop_s):

@@ -1,4 +1,4 @@
-"""One shard: planned samples in, shard-NNNNN.tar, .idx and .parquet out.
+"""A shard is built: planned samples in, shard-NNNNN.tar, .idx and .parquet out.
 
     build_shard(3, plan.shard(3), roots=(Folder(Path("clips")),), settings=Settings(), out=Path("out"))
 
@@ -32,7 +32,7 @@ _NUMBERS = 256  # bytes that the numbers of a sample's .json may take
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a shard came to; `rejected` and `remarks` are (name, reason, message)."""
+    """The counts of a built shard; `rejected` and `remarks` are (name, reason, message)."""
 
     number: int
     num_samples: int
@@ -44,7 +44,7 @@ class ShardResult:
 def build_shard(
     number: int, samples: list[PlannedSample], *, roots: Sequence[Root], settings: Settings, out: Path
 ) -> ShardResult:
-    """Reads the samples and writes the three files of the shard.
+    """Read the samples and write the three files of the shard.
 
     Args:
         number: the shard's number.
@@ -87,13 +87,13 @@ def build_shard(
         aside.write_text("\n".join([f"{IDX_VERSION} {len(lines)}", *lines]) + "\n", encoding="ascii")
     write_shard_table(stem.with_suffix(".parquet"), rows, tar_bytes=tar_bytes, tar_sha256=tar_sha256)
     problems = [row for row in rows if row["reason"]]
-    told = [(row["name"], row["reason"], row["message"]) for row in problems]
+    reasons = [(row["name"], row["reason"], row["message"]) for row in problems]
     return ShardResult(
         number,
         num_samples=sum(row["num_frames"] > 0 for row in rows),
         num_frames=sum(row["num_frames"] for row in rows),
-        rejected=tuple(one for one, row in zip(told, problems, strict=True) if not row["num_frames"]),
-        remarks=tuple(one for one, row in zip(told, problems, strict=True) if row["num_frames"]),
+        rejected=tuple(one for one, row in zip(reasons, problems, strict=True) if not row["num_frames"]),
+        remarks=tuple(one for one, row in zip(reasons, problems, strict=True) if row["num_frames"]),
     )
 
 
@@ -104,9 +104,9 @@ def write_sample(
     *,
     settings: Settings,
     opened: Callable[..., AbstractContextManager[Video]] = open_video,
-    progress: Callable[[str], None] = lambda place: None,
+    progress: Callable[[str], None] = lambda position: None,
 ) -> Facts:
-    """Appends one sample to a tar, or nothing; `preprocess.encode.decoder_main` calls it. Arguments as `encode_sample`.
+    """Append one sample to a tar, or nothing; the child calls it (`decoder_main`). Arguments as `encode_sample`.
 
     Raises:
         MediaError: the sample cannot be had.
@@ -123,7 +123,7 @@ def write_sample(
 
 
 def _row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str, Any]:
-    """A sample's row of the shard's table (SHARD_SCHEMA)."""
+    """Return a sample's row of the shard's table (SHARD_SCHEMA)."""
     row: dict[str, Any] = {
         "key": sample.key,
         "name": sample.name,
@@ -156,7 +156,7 @@ def _row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str, Any]
 
 
 def _description(sample: PlannedSample, facts: Facts) -> dict[str, Any]:
-    """What a sample's .json says: everything but the labels, which live in the index only."""
+    """Return a sample's .json: everything but the labels, which live in the index only."""
     return {
         "name": sample.name,
         "range": [facts.first, facts.stop],

@@ -1,4 +1,4 @@
-"""The tar of a shard, as it is written: samples with their frames in, bytes, lines of the .idx and checksums out.
+"""The tar of a shard is written: samples with their frames in, bytes, lines of the .idx and checksums out.
 
     tar = TarWriter(file)
     tar.begin("000000007", 300)
@@ -41,7 +41,7 @@ _BLANK_SUM = sum(_BLANK) - sum(_BLANK[_SIZE]) - sum(_BLANK[_SUM]) + 8 * ord(" ")
 
 @dataclass
 class TarWriter:
-    """Appends samples to a tar: begin, add frames, then finish or abandon."""
+    """A writer of samples to a tar: begin, add frames, then finish or abandon."""
 
     file: BinaryIO
     index: list[str] = field(default_factory=list)  # lines of the .idx, one a sample
@@ -53,21 +53,21 @@ class TarWriter:
     _json_bytes: int = 0
 
     def begin(self, key: str, json_bytes: int) -> None:
-        """Opens a sample, leaving room for a .json of that many bytes."""
+        """Open a sample, leaving room for a .json of that many bytes."""
         self._key, self._start, self._json_bytes = key, self.file.tell(), json_bytes
         self.sizes, self.crc32s = [], []
         self.file.seek(BLOCK + padded(json_bytes), 1)
         self.offset = self.file.tell() + BLOCK
 
     def add(self, data: bytes) -> None:
-        """Writes one frame."""
+        """Write one frame."""
         header = tar_header(frame_member(self._key, len(self.sizes)), len(data))
         self.file.write(b"".join((header, data, bytes(-len(data) % BLOCK))))
         self.sizes.append(len(data))
         self.crc32s.append(zlib.crc32(data))
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Writes the .json into its place; blanks fill it up."""
+        """Write the .json into its room; blanks fill it up."""
         text = json.dumps(facts).encode()
         assert len(text) <= self._json_bytes, "more than was reserved"
         end = self.file.tell()
@@ -78,18 +78,18 @@ class TarWriter:
         self.index.append(index_line(self._key, self._start + BLOCK, self._json_bytes, self.offset, self.sizes))
 
     def abandon(self) -> None:
-        """Forgets the sample that was begun."""
+        """Forget the open sample."""
         self.file.seek(self._start)
         self.file.truncate()
 
     def close(self) -> None:
-        """Ends the archive as tar does: two empty blocks, filled up to a whole record."""
+        """End the archive as tar does: two empty blocks, filled up to a full record."""
         end = self.file.tell() + 2 * BLOCK
         self.file.write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
 
 
 class GrowingHash:
-    """The sha256 of a file that grows, taken in a thread meanwhile, so that little is left to do at the end."""
+    """The sha256 of a file that grows, computed in a thread meanwhile, so that little is left to do at the end."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
@@ -106,11 +106,11 @@ class GrowingHash:
         self._file.close()
 
     def cover(self, stop: int) -> None:
-        """The bytes up to `stop` are there, and stay."""
+        """Declare that the bytes up to `stop` are written and final."""
         self._last = self._pool.submit(self._update, stop)
 
     def hexdigest(self) -> str:
-        """Of all that is covered."""
+        """Return the sha256 of all covered bytes."""
         if self._last is not None:
             self._last.result()
         return self._hash.hexdigest()
@@ -125,12 +125,12 @@ class GrowingHash:
 
 
 def frame_member(key: str, frame: int) -> str:
-    """The name of a frame in the tar."""
+    """Return the name of a frame in the tar."""
     return f"{key}.{frame:06d}.jpg"
 
 
 def index_line(key: str, json_offset: int, json_bytes: int, offset: int, sizes: Sequence[int]) -> str:
-    """One sample's line of the .idx: extension, offset of the data, size and name of every member."""
+    """Return one sample's line of the .idx: extension, offset of the data, size and name of every member."""
     parts = [f"json {json_offset} {json_bytes} {key}.json"]
     for frame, size in enumerate(sizes):
         parts.append(f"{frame:06d}.jpg {offset} {size} {frame_member(key, frame)}")
@@ -139,7 +139,7 @@ def index_line(key: str, json_offset: int, json_bytes: int, offset: int, sizes: 
 
 
 def tar_header(name: str, num_bytes: int) -> bytes:
-    """A member's USTAR header, as tarfile would write it in ten times the time; names are ASCII, of 100 at most."""
+    """Return a member's USTAR header, as tarfile would in ten times the time; names are ASCII, of 100 at most."""
     label, size = name.encode("ascii"), b"%011o" % num_bytes
     assert len(label) <= _NAME.stop
     checksum = _BLANK_SUM + sum(label) + sum(size)
@@ -156,5 +156,5 @@ def tar_header(name: str, num_bytes: int) -> bytes:
 
 
 def padded(num_bytes: int) -> int:
-    """The room that so many bytes take in a tar: whole blocks."""
+    """Return the room that so many bytes take in a tar: complete blocks."""
     return num_bytes + -num_bytes % BLOCK

@@ -1,4 +1,4 @@
-"""A decoded video frame ─► its JPEG: upright, scaled, in JPEG's colours.
+"""Decoded video frames become JPEGs: upright, scaled, in JPEG's colours.
 
     encoder = FrameEncoder(quality=90)
     data = encoder.encode(frame, width=455, height=256)
@@ -36,7 +36,7 @@ Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class FrameEncoder:
-    """Makes JPEGs of frames, 4:2:0; keep one for a video, for it keeps the scaler's tables."""
+    """An encoder of frames as JPEG, 4:2:0; one per video, because it keeps the scaler's tables."""
 
     def __init__(self, quality: int) -> None:
         self._quality = quality
@@ -44,7 +44,7 @@ class FrameEncoder:
         self._orientations: dict[int, Orientation] = {}
 
     def encode(self, frame: av.VideoFrame, *, width: int, height: int) -> bytes:
-        """The frame as an upright JPEG of the given size.
+        """Encode the frame as an upright JPEG of the given size.
 
         Raises:
             MediaError: the scaler does not know the frame's pixels.
@@ -55,7 +55,7 @@ class FrameEncoder:
         return encode_planes(y, cb, cr, quality=self._quality)
 
     def _planes(self, frame: av.VideoFrame, width: int, height: int) -> Planes:
-        """Luma (height, width) and two of chroma, in full range; the matrix stays the frame's if it is not RGB."""
+        """Return luma (height, width) and two of chroma, full range; the matrix stays the frame's unless RGB."""
         full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
         kept = ColorRange.JPEG if full else ColorRange.MPEG
         try:
@@ -87,7 +87,7 @@ def _mapped(plane: np.ndarray, table: bytes) -> np.ndarray:
 
 
 def _in_bt601(planes: Planes, colorspace: int) -> Planes:
-    """The same colours in BT.601's matrix, which is JPEG's (JFIF 1.02).
+    """Convert colours to BT.601's matrix, which is JPEG's (JFIF 1.02).
 
     swscale would go through RGB for it, at several times the cost.
     """
@@ -106,9 +106,9 @@ def _in_bt601(planes: Planes, colorspace: int) -> Planes:
 
 @cache
 def _to_add(colorspace: int) -> list[list[int]]:
-    """What of blue and red difference to add to luma, blue and red difference: (3, 2), in fixed point.
+    """Return the blue and red difference to add to luma, blue and red difference: (3, 2), in fixed point.
 
-    Luma counts once in luma and not at all in chroma, whatever the weights.
+    Luma counts once in luma and not at all in chroma, for any weights.
     """
     matrix = np.linalg.inv(_to_rgb(_BT601)) @ _to_rgb(_LUMA[colorspace]) - np.eye(3)
     rows: list[list[int]] = np.rint((1 << _BITS) * matrix[:, 1:]).astype(int).tolist()
@@ -120,7 +120,7 @@ def _clipped(values: np.ndarray) -> np.ndarray:
 
 
 def _to_rgb(weights: tuple[float, float]) -> np.ndarray:
-    """The matrix (3, 3) from luma and the two chroma differences to red, green and blue (ITU-T H.273, section 8.3)."""
+    """Return the (3, 3) matrix from luma and two chroma differences to RGB (ITU-T H.273, section 8.3)."""
     kr, kb = weights
     kg = 1 - kr - kb
     blue, red = 2 * (1 - kb), 2 * (1 - kr)

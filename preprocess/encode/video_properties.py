@@ -1,4 +1,4 @@
-"""A decoded frame ─► how it is meant to be seen, and what a user should know of it: turned, HDR, interlaced.
+"""Decoded frames are examined for what a user should know of them: HDR, interlacing, pixel aspect, sizes.
 
 swapped, flip_x, flip_y = orientation(frame)
 looks = Looks(pixel_aspect=1.0)
@@ -16,7 +16,7 @@ _SQUARE = 0.02  # how far from 1 the aspect of a pixel that passes for square ma
 
 
 def hdr_kind(frame: av.VideoFrame) -> str:
-    """What makes the frame's colours larger than a screen's, in words; "" if nothing does."""
+    """Return why the frame's colours exceed a screen's, for messages; "" if they do not."""
     transfer = (
         "PQ" if frame.color_trc == ColorTrc.SMPTE2084 else "HLG" if frame.color_trc == ColorTrc.ARIB_STD_B67 else ""
     )
@@ -26,7 +26,7 @@ def hdr_kind(frame: av.VideoFrame) -> str:
 
 @dataclass
 class Looks:
-    """What a user should know of stored frames: how they were coded, and that nothing was done about it."""
+    """The coding properties of stored frames that a user should know, because nothing was done about them."""
 
     pixel_aspect: float
     num_frames: int = 0
@@ -41,7 +41,7 @@ class Looks:
         self.hdr = self.hdr or hdr_kind(frame)
 
     def remarks(self, size: tuple[int, int]) -> list[tuple[str, str] | None]:
-        """(reason, message) of what there is to say."""
+        """Return (reason, message) of every remark."""
         aspect = f"a pixel is {self.pixel_aspect:.3g} times as wide as high; stored as if it were square"
         woven = f"{self.num_interlaced} of {self.num_frames} frames are interlaced; both fields are stored as one"
         return [
@@ -53,6 +53,6 @@ class Looks:
 
 
 def mixed_sizes(num_other: int, num_frames: int, size: tuple[int, int]) -> tuple[str, str] | None:
-    """The remark that some frames were not of the first one's size; None if all were."""
-    told = f"{num_other} of {num_frames} frames are not of the first one's size; scaled to {size[0]}x{size[1]}"
-    return ("mixed_sizes", told) if num_other else None
+    """Return the remark that frames differ from the first one's size; None if none does."""
+    message = f"{num_other} of {num_frames} frames are not of the first one's size; scaled to {size[0]}x{size[1]}"
+    return ("mixed_sizes", message) if num_other else None

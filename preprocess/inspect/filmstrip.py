@@ -1,4 +1,4 @@
-"""A stored sample ─► a picture of it: some frames side by side, evenly spread in time.
+"""A stored sample becomes a picture: frames side by side, evenly spread in time.
 
 filmstrip(dataset, 7, frames=8, width=136).save("sample.png")
 """
@@ -18,7 +18,7 @@ _DAMAGED = (190, 60, 60)
 
 
 def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Image:
-    """Frames of sample i, first and last among them, in one row.
+    """Return frames of sample i, first and last among them, in one row.
 
     Args:
         dataset: in a folder, its shards there.
@@ -47,7 +47,7 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
 
 
 def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
-    """Writes eight frames of sample i as a PNG.
+    """Write eight frames of sample i as a PNG.
 
     Raises:
         DatasetError: its shard is missing or not whole.

@@ -1,4 +1,4 @@
-"""A dataset ─► one HTML page: what is in it, what was left out and why, and a look at some samples.
+"""A dataset becomes one HTML page: its contents, what was left out and why, and filmstrips of samples.
 
     write_report(Path("out/shards"), Path("report.html"), samples=24, seed=0)
 
@@ -70,7 +70,7 @@ pre { font: 13px/1.5 ui-monospace, monospace; margin: 0; white-space: pre-wrap; 
 
 @dataclass(frozen=True)
 class _Names:
-    """How names are shown: as they are, or by the beginning of their sha256."""
+    """The display of names: as they are, or by the beginning of their sha256."""
 
     hashed: bool = False
 
@@ -78,8 +78,10 @@ class _Names:
         return hashlib.sha256(name.encode()).hexdigest()[:12] if self.hashed and name else name
 
     def message(self, text: str, names: Sequence[str]) -> str:
-        """A message in which the names, their parts and whatever is quoted is hashed; all up to what looks like a path,
-        too: where a path with blanks begins cannot be seen."""
+        """Hash names, their parts and quoted text in a message.
+
+        Everything up to text that looks like a path is hashed as well, because the start of a path with blanks cannot
+        be seen."""
         if not self.hashed:
             return text
         parts = {part for name in names for part in PurePosixPath(name.replace("\\", "/")).parts}
@@ -91,7 +93,7 @@ class _Names:
         return self(text[:upto]) + text[upto:]
 
     def settings(self, value: Any, *, source: bool = False) -> Any:
-        """Settings in which what was given as a source, and whatever looks like a path, is hashed."""
+        """Hash sources and text that looks like a path in the settings."""
         if isinstance(value, dict):
             return {
                 key: self.settings(one, source=(source or key == "sources") and key != "sha256")
@@ -107,7 +109,7 @@ class _Names:
 def write_report(
     root: Path, path: Path, *, samples: int = 24, seed: int = 0, images: bool = True, hash_names: bool = False
 ) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
         root: the dataset's folder; bad shards are left out and counted.
@@ -218,7 +220,7 @@ def _problem(row: dict[str, Any], names: _Names) -> str:
 
 
 def _sheet(dataset: Dataset, samples: int, seed: int, names: _Names, *, images: bool) -> Iterator[str]:
-    """The contact sheet: a filmstrip and a caption for each sample, in the order of the dataset."""
+    """Return the contact sheet: a filmstrip and a caption per sample, in the order of the dataset."""
     usable = np.flatnonzero(~np.isin(dataset.shard, list(dataset.bad_shards)))
     chosen = np.sort(np.random.default_rng(seed).choice(usable, min(samples, len(usable)), replace=False))
     room = _IMAGE_BYTES
@@ -239,7 +241,7 @@ def _sheet(dataset: Dataset, samples: int, seed: int, names: _Names, *, images: 
 
 
 def caption(dataset: Dataset, i: int) -> list[str]:
-    """What is said of a sample below its name: key, labels, split, length, size."""
+    """Return a sample's caption: key, labels, split, length, size."""
     count, fps = int(dataset.num_frames[i]), float(dataset.fps[i])
     labels = label_words(dataset, i)
     split = dataset.split_names[int(dataset.splits[i])]
@@ -254,7 +256,7 @@ def caption(dataset: Dataset, i: int) -> list[str]:
 
 
 def label_words(dataset: Dataset, i: int) -> list[str]:
-    """The labels of sample i by name where they have names."""
+    """Return the labels of sample i, by name if they have names."""
     names = dataset.label_names
     return [names[label] if label < len(names) else str(label) for label in dataset.labels_of(i)]
 
@@ -266,7 +268,7 @@ def _settings(dataset: Dataset, names: _Names) -> str:
 
 
 def size_of(num_bytes: float) -> str:
-    """Bytes for people: "12.3 GB"."""
+    """Format bytes for people: "12.3 GB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -275,7 +277,7 @@ def size_of(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people, in a unit of which there are not too many."""
+    """Format seconds for people, in a unit of which there are not too many."""
     unit, length = next(
         ((unit, length) for unit, length in (("hours", 3600), ("minutes", 60)) if seconds >= 2 * length), ("seconds", 1)
     )

@@ -1,7 +1,7 @@
-"""A key or a name ─► all that a dataset knows of the sample, or why it is not there.
+"""A key or a name is looked up: all that a dataset knows of the sample, or why it is missing.
 
 dataset = open_dataset("out/shards", exclude_bad_shards=True)
-print("\\n".join(tell(dataset, find(dataset, "000000017"))))
+print("\n".join(describe(dataset, find(dataset, "000000017"))))
 """
 
 import difflib
@@ -23,30 +23,34 @@ _COMPARED = 100_000  # names that are compared letter by letter; a contained par
 _KEY_DIGITS = 9
 
 
-def find(dataset: Dataset, wanted: str) -> list[int]:
-    """The samples with this key or name: a key has one, a name has one for each segment of the source.
+def find(dataset: Dataset, requested: str) -> list[int]:
+    """Return the samples with this key or name: a key has one, a name has one per segment of the source.
 
     Args:
         dataset: where.
-        wanted: a key, its number, or a name.
+        requested: a key, its number, or a name.
 
     Raises:
         DatasetError: there is none; the message says whether it was rejected and why, or names near ones.
     """
-    key = f"{int(wanted):0{_KEY_DIGITS}d}" if wanted.isascii() and wanted.isdigit() else wanted
-    for column, value in ((dataset.keys, wanted), (dataset.keys, key), (dataset.names, wanted)):
+    key = f"{int(requested):0{_KEY_DIGITS}d}" if requested.isascii() and requested.isdigit() else requested
+    for column, value in ((dataset.keys, requested), (dataset.keys, key), (dataset.names, requested)):
         rows = np.flatnonzero(pc.is_in(column, value_set=pa.array([value], pa.string())).to_numpy())
         if len(rows):
             return rows.tolist()
-    if told := list(_rejections(dataset, {wanted, key})):
-        raise DatasetError("\n".join([f"{dataset.location}: {wanted!r} is no sample; it was left out:", *told]))
-    near = _near(dataset, wanted, key)
+    if rejections := list(_rejections(dataset, {requested, key})):
+        raise DatasetError(
+            "\n".join([f"{dataset.location}: {requested!r} is no sample; it was left out:", *rejections])
+        )
+    near = _near(dataset, requested, key)
     hint = f"near ones: {', '.join(near)}" if near else "the columns key and name of index-*.parquet list all"
-    raise DatasetError(f"{dataset.location}: no sample has the key or name {wanted!r}, and none was left out; {hint}")
+    raise DatasetError(
+        f"{dataset.location}: no sample has the key or name {requested!r}, and none was left out; {hint}"
+    )
 
 
-def tell(dataset: Dataset, rows: Sequence[int]) -> Iterator[str]:
-    """Lines for people about the first of some samples, and the keys of the others."""
+def describe(dataset: Dataset, rows: Sequence[int]) -> Iterator[str]:
+    """Return lines about the first of the given samples, and the keys of the others."""
     i, number = rows[0], int(dataset.shard[rows[0]])
     shard = dataset.shards[number]
     facts: dict[str, str] = {
@@ -68,7 +72,7 @@ def tell(dataset: Dataset, rows: Sequence[int]) -> Iterator[str]:
         facts["shard"] += f" ({dataset.bad_shards[number]})"
     else:
         facts["json"] = _json(dataset.shard_path(number), start)
-    facts |= _asked(dataset, i)
+    facts |= _request_of(dataset, i)
     width = max(map(len, facts))
     yield from (f"{name:<{width}}  {value}" for name, value in facts.items())
 
@@ -96,7 +100,7 @@ def _bytes(dataset: Dataset, i: int) -> dict[str, str]:
 
 
 def _start(dataset: Dataset, i: int) -> int:
-    """Where the sample begins in its tar: where the one before it ends."""
+    """Return the offset of the sample in its tar, which is the end of the one before."""
     if i == 0 or dataset.shard[i - 1] != dataset.shard[i]:
         return 0
     return _end(dataset, i - 1)
@@ -122,29 +126,29 @@ def _json(tar: Path, start: int) -> str:
         return file.read(member.size).decode(errors="replace").strip()
 
 
-def _asked(dataset: Dataset, i: int) -> dict[str, str]:
-    """Which ledger or list asked for it, and what was remarked, from the table of its shard."""
+def _request_of(dataset: Dataset, i: int) -> dict[str, str]:
+    """Return the ledger or list that requested the sample, and its remark, from the table of its shard."""
     path = dataset.shard_path(int(dataset.shard[i])).with_suffix(".parquet")
     try:
         table, _ = read_shard_table(path)
     except DatasetError as error:
-        return {"asked for": str(error)}
-    found = table.filter(pc.field("key") == dataset.key(i)).to_pylist()
-    if not found:
-        return {"asked for": f"{path.name} does not know it; see python -m preprocess verify"}
-    facts = {"asked for": _place(found[0])}
-    if found[0]["reason"]:
-        facts["remark"] = _why(found[0])
+        return {"requested by": str(error)}
+    rows = table.filter(pc.field("key") == dataset.key(i)).to_pylist()
+    if not rows:
+        return {"requested by": f"{path.name} does not know it; see python -m preprocess verify"}
+    facts = {"requested by": _place(rows[0])}
+    if rows[0]["reason"]:
+        facts["remark"] = _why(rows[0])
     return facts
 
 
-def _rejections(dataset: Dataset, wanted: set[str]) -> Iterator[str]:
+def _rejections(dataset: Dataset, requested: set[str]) -> Iterator[str]:
     path = dataset.root / REJECTED_NAME
-    values = pa.array(sorted(wanted), pa.string())
+    values = pa.array(sorted(requested), pa.string())
     for batch in pq.ParquetFile(path).iter_batches() if path.is_file() else ():
         one_of = pc.or_(pc.is_in(batch["key"], value_set=values), pc.is_in(batch["name"], value_set=values))
         for row in batch.filter(one_of).to_pylist():
-            yield f"  {row['key'] or 'no key'}  {row['name']}  asked for by {_place(row)}: {_why(row)}"
+            yield f"  {row['key'] or 'no key'}  {row['name']}  requested by {_place(row)}: {_why(row)}"
 
 
 def _place(row: dict[str, Any]) -> str:
@@ -155,14 +159,14 @@ def _why(row: dict[str, Any]) -> str:
     return f"{row['reason']}: {row['message']}" + (f" (frame {row['frame']})" if row["frame"] >= 0 else "")
 
 
-def _near(dataset: Dataset, wanted: str, key: str) -> list[str]:
-    """Names that contain what is wanted or look like it; the keys beside a key."""
-    if key != wanted or key.isdigit():
+def _near(dataset: Dataset, requested: str, key: str) -> list[str]:
+    """Return names that contain the requested one or resemble it; the keys beside a key."""
+    if key != requested or key.isdigit():
         at = int(np.searchsorted(dataset.keys.to_numpy().astype(str), key))
         return [dataset.key(row) for row in range(max(0, at - 1), min(len(dataset), at + 2))]
-    containing = pc.match_substring(dataset.names, wanted, ignore_case=True)
+    containing = pc.match_substring(dataset.names, requested, ignore_case=True)
     names = dict.fromkeys(dataset.names.filter(containing).slice(0, _SHOWN).to_pylist())
     if not names:
-        some = dict.fromkeys(map(str, dataset.names.slice(0, _COMPARED).to_pylist()))
-        names = dict.fromkeys(difflib.get_close_matches(wanted, list(some), n=3))
+        compared = dict.fromkeys(map(str, dataset.names.slice(0, _COMPARED).to_pylist()))
+        names = dict.fromkeys(difflib.get_close_matches(requested, list(compared), n=3))
     return [repr(name) for name in names]

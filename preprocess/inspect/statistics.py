@@ -1,4 +1,4 @@
-"""An opened dataset ─► what is in it, counted: durations, sizes, rates, labels, splits, rejects.
+"""An opened dataset is counted: durations, sizes, rates, labels, splits, rejects.
 
     overview = look_over(open_dataset("out/shards"))
     overview.charts["Duration"].bars       # [("0 to 2 s", 17), ...]
@@ -25,7 +25,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Chart:
-    """What is counted, in bars: (name, count)."""
+    """Counts in bars: (name, count)."""
 
     bars: list[tuple[str, int]]
     note: str = ""
@@ -43,7 +43,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Overview:
-    """What a report shows of a dataset."""
+    """The statistics that a report shows of a dataset."""
 
     charts: dict[str, Chart]
     rejected: list[Reason]
@@ -51,7 +51,7 @@ class Overview:
 
 
 def look_over(dataset: Dataset) -> Overview:
-    """Counts what is in a dataset; what is in bad shards is counted, too."""
+    """Compute the statistics of a dataset, bad shards included."""
     timed = np.isfinite(dataset.fps) & (dataset.fps > 0)
     charts = {}
     if timed.any():
@@ -70,7 +70,7 @@ def look_over(dataset: Dataset) -> Overview:
 
 
 def histogram(values: np.ndarray, *, note: str = "") -> Chart:
-    """Bars between round numbers, evenly spaced; what lies far out is gathered in one at either end.
+    """Return bars between round numbers, evenly spaced; outliers are gathered in one bar at either end.
 
     Args:
         values: any numbers, in any order.
@@ -103,7 +103,7 @@ def histogram(values: np.ndarray, *, note: str = "") -> Chart:
 
 
 def most_frequent(values: np.ndarray, name: Any, *, in_order: bool = False, most: int = _MOST) -> Chart:
-    """The values that occur most often, and all others together.
+    """Return the values that occur most often, and all others together.
 
     Args:
         values: integers or floats.
@@ -111,12 +111,12 @@ def most_frequent(values: np.ndarray, name: Any, *, in_order: bool = False, most
         in_order: of the values, not of the counts.
         most: bars.
     """
-    found, counts = np.unique(values, return_counts=True)
+    distinct, counts = np.unique(values, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     shown = np.sort(order[:most]) if in_order else order[:most]
-    bars = [(name(found[i].item()), int(counts[i])) for i in shown]
+    bars = [(name(distinct[i].item()), int(counts[i])) for i in shown]
     rest = (f"{len(order) - most:,} others", int(counts[order[most:]].sum())) if len(order) > most else None
-    return Chart(bars, f"{len(found):,} different" if len(found) > 1 else "", rest)
+    return Chart(bars, f"{len(distinct):,} different" if len(distinct) > 1 else "", rest)
 
 
 def _sizes(dataset: Dataset) -> Chart:
@@ -130,7 +130,7 @@ def _rates(dataset: Dataset) -> Chart:
 
 
 def _frame_bytes(dataset: Dataset) -> Chart:
-    """Of all frames, or of evenly chosen ones where there are many."""
+    """Return the sizes of all frames, or of evenly chosen ones if there are many."""
     total = int(dataset.num_frames.sum(dtype=np.int64))
     every = -(-total // _FRAMES_LOOKED_AT)
     step = 1 << 20
@@ -160,17 +160,17 @@ def _labels(dataset: Dataset) -> Chart:
 
 
 def _reasons(dataset: Dataset) -> tuple[list[Reason], list[Reason]]:
-    """(rejected, remarks), the most frequent first."""
-    found: dict[tuple[bool, str], Reason] = {}
+    """Return (rejected, remarks), the most frequent first."""
+    reasons: dict[tuple[bool, str], Reason] = {}
     path = dataset.root / REJECTED_NAME
     for batch in pq.ParquetFile(path).iter_batches() if path.is_file() else ():
         rows = batch.to_pydict()
         for number, (reason, num_frames) in enumerate(zip(rows["reason"], rows["num_frames"], strict=True)):
-            entry = found.setdefault((num_frames > 0, reason), Reason(reason))
+            entry = reasons.setdefault((num_frames > 0, reason), Reason(reason))
             entry.count += 1
             if len(entry.first) < _EXAMPLES:
                 entry.first.append({name: column[number] for name, column in rows.items()})
-    ordered = sorted(found.items(), key=lambda item: (-item[1].count, item[1].reason))
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1].count, item[1].reason))
     lists: Sequence[list[Reason]] = [[], []]
     for (kept, _), entry in ordered:
         lists[kept].append(entry)
@@ -178,7 +178,7 @@ def _reasons(dataset: Dataset) -> tuple[list[Reason], list[Reason]]:
 
 
 def _round_step(least: float, *, whole: bool) -> float:
-    """The smallest of 1, 2, 5, 10, ... (and of their tenths, hundredths, ..., unless `whole`) that is at least that."""
+    """Return the smallest of 1, 2, 5, 10, ... (and of their tenths, ..., unless `whole`) that is at least that."""
     least = max(least, 1.0 if whole else 1e-3)
     ten = 10.0 ** math.floor(math.log10(least))
     return next(ten * factor for factor in (1, 2, 5, 10) if ten * factor >= least * (1 - 1e-9))

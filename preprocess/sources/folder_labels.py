@@ -1,6 +1,6 @@
-"""Paths below a root ─► labels and splits, from the folders that the files lie in.
+"""Labels and splits are inferred from the folders that files lie in.
 
-    placed = place(["train/cat/1.mp4", "val/dog/2.mp4"], labels="auto")
+    placed = infer_labels(["train/cat/1.mp4", "val/dog/2.mp4"], labels="auto")
     placed.labels, placed.splits                          # [("cat",), ("dog",)], ["train", "val"]
 
 If all files lie in folders called train, val, test or the like, these are splits. The first folder (below the split)
@@ -23,20 +23,20 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class Placed:
-    """A label (or none) and a split ("" = none) for every path, and how they were found, in words."""
+    """A label (or none) and a split ("" = none) per path, and the rule that gave them, for messages."""
 
     labels: list[tuple[str, ...]]
     splits: list[str]
-    told: str
+    note: str
 
 
 def split_of(word: str) -> str:
-    """The name that a split goes by here; what is not known stays as it is."""
+    """Return the canonical name of a split; an unknown one stays as it is."""
     return _SPLITS.get(word.lower(), word)
 
 
-def place(paths: Sequence[str], *, labels: Labels) -> Placed:
-    """Labels and splits of files (or of frame folders) by the folders that they lie in.
+def infer_labels(paths: Sequence[str], *, labels: Labels) -> Placed:
+    """Infer labels and splits of files (or of frame folders) from the folders that they lie in.
 
     Args:
         paths: relative, with slashes.
@@ -44,15 +44,17 @@ def place(paths: Sequence[str], *, labels: Labels) -> Placed:
     """
     parts = [path.split("/") for path in paths]
     splits = [""] * len(parts)
-    told = []
+    notes = []
     if parts and all(len(names) > 1 and names[0].lower() in _SPLITS for names in parts):
         splits = [split_of(names[0]) for names in parts]
         parts = [names[1:] for names in parts]
-        told.append(f"splits by folder: {', '.join(sorted(set(splits)))}")
+        notes.append(f"splits by folder: {', '.join(sorted(set(splits)))}")
     by_folder = labels == "folder" or (labels == "auto" and bool(parts) and all(len(names) > 1 for names in parts))
-    found: list[tuple[str, ...]] = [(names[0],) if by_folder and len(names) > 1 else () for names in parts]
+    label_lists: list[tuple[str, ...]] = [(names[0],) if by_folder and len(names) > 1 else () for names in parts]
     if by_folder:
-        told.append(f"labels: the first folder, {len(set(filter(None, found)))} classes (--labels none for none)")
+        notes.append(
+            f"labels: the first folder, {len(set(filter(None, label_lists)))} classes (--labels none for none)"
+        )
     else:
-        told.append("no labels")
-    return Placed(found, splits, "; ".join(told))
+        notes.append("no labels")
+    return Placed(label_lists, splits, "; ".join(notes))

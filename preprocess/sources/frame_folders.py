@@ -1,8 +1,8 @@
-"""Frame folders, with a ledger or as a tree ─► requests for the plan, and problems for what is not there.
+"""Frame folders, with a ledger or as a tree, become requests for the plan, and problems for missing ones.
 
 source = frame_folders(["dataset"], "dataset/ledger.csv", settings=settings)
 source = frame_folders(["s3://bucket/frames"], None, settings=settings)       # ROOT/ledger.csv, or a folder a class
-found = source.find()
+result = source.find()
 """
 
 import logging
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from preprocess.plan.plan import Found, Request, Settings
 from preprocess.problems import Problem
-from preprocess.sources.folder_labels import place
+from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.frame_names import FrameFolder, FrameFolders, index_shift
 from preprocess.sources.ledger import Ledger, LedgerError, LedgerRow, read_ledger
 from preprocess.sources.roots import Root, Scratch
@@ -32,7 +32,7 @@ from preprocess.sources.source import (
     opened,
     reading_identity,
     same_names,
-    some,
+    shortened,
 )
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def frame_folders(
     reading: Reading = PLAIN,
     scratch: Scratch = SCRATCH,
 ) -> Source:
-    """Frame folders that a ledger lists, or all there are: a request for every piece of every usable row.
+    """Return a request for every piece of every usable row of a ledger, or of every frame folder without one.
 
     A ledger's folders are looked for in each root, there and below its train, val and test. Without a ledger, and
     without a ledger.csv in the first root, every frame folder is a sample, labelled by the folder that it lies in.
@@ -90,7 +90,7 @@ def frame_folders(
 
 
 def _ledger_bytes(root: Root, ledger: str | Path | None, *, scratch: Scratch) -> tuple[bytes | None, str]:
-    """The ledger and its name; None if there is none where it would be by itself."""
+    """Return the ledger and its name; None if the default one does not exist."""
     if ledger is None:
         try:
             return root.read("ledger.csv"), "ledger.csv"
@@ -104,8 +104,8 @@ def _ledger_bytes(root: Root, ledger: str | Path | None, *, scratch: Scratch) ->
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a name of the ledger was found."""
+class _Location:
+    """The location of a name of the ledger."""
 
     root: int
     path: str
@@ -129,28 +129,28 @@ def _find_rows(
     problems = list(ledger.problems)
     pieces: list[int] = []
     for row in ledger.rows:
-        found = places[row.name]
-        if isinstance(found, Problem):
-            problems.append(replace(found, line=row.line))
+        location = places[row.name]
+        if isinstance(location, Problem):
+            problems.append(replace(location, line=row.line))
             continue
         first, stop = row.first + shifts[row.name], row.stop + shifts[row.name]
-        whole = Request("frames", found.root, found.path, row.name, row.labels, file, row.line, first, stop)
-        gaps = _gaps(found.folder, first, stop, reading)
+        whole = Request("frames", location.root, location.path, row.name, row.labels, file, row.line, first, stop)
+        gaps = _gaps(location.folder, first, stop, reading)
         if isinstance(gaps, Problem):
-            asked = f"frames {row.first} to {row.stop - 1} asked for, {gaps.message}"
-            problems.append(Problem("missing_frame", asked, row.name, row.line))
+            message = f"frames {row.first} to {row.stop - 1} message for, {gaps.message}"
+            problems.append(Problem("missing_frame", message, row.name, row.line))
             continue
-        made = list(frame_pieces(replace(whole, gaps=gaps), found.folder, settings))
+        made = list(frame_pieces(replace(whole, gaps=gaps), location.folder, settings))
         pieces.append(len(made))
         requests += made
     for shift, count in sorted(Counter(shifts.values()).items()):
         if shift:
             log.info("%d folders: frame numbers of the ledger %+d = numbers of the files", count, shift)
-    absent = [name for name, found in places.items() if isinstance(found, Problem)]
+    absent = [name for name, location in places.items() if isinstance(location, Problem)]
     unlisted = _unlisted(trees, places)
     notes += [
-        f"{len(absent)} folders of the ledger are not on disk or hold no frames{some(absent)}",
-        f"{len(unlisted)} frame folders on disk are not in the ledger{some(unlisted)}",
+        f"{len(absent)} folders of the ledger are not on disk or hold no frames{shortened(absent)}",
+        f"{len(unlisted)} frame folders on disk are not in the ledger{shortened(unlisted)}",
     ]
     notes += cut_notes(pieces) + _gap_notes(requests)
     return Found(requests, sorted(problems, key=lambda problem: problem.line), notes, label_names)
@@ -164,10 +164,10 @@ def _find_trees(roots: Sequence[Root], settings: Settings, reading: Reading, lab
     for number, root in enumerate(roots):
         tree = FrameFolders(root)
         paths = sorted(tree.below())
-        placed = place(paths, labels=reading.labels)
-        told = f"no ledger: {len(paths)} frame folders of {root.name}; {placed.told}"
-        log.info("%s", told)
-        notes.append(told)
+        placed = infer_labels(paths, labels=reading.labels)
+        message = f"no ledger: {len(paths)} frame folders of {root.name}; {placed.note}"
+        log.info("%s", message)
+        notes.append(message)
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             folders = list(pool.map(tree.scan, paths))
         for path, folder, labels, split in zip(paths, folders, placed.labels, placed.splits, strict=True):
@@ -192,44 +192,44 @@ def _find_trees(roots: Sequence[Root], settings: Settings, reading: Reading, lab
 
 
 def _gaps(folder: FrameFolder, first: int, stop: int, reading: Reading) -> tuple[int, ...] | Problem:
-    """The missing frames that the ones before them stand in for: none, unless that is allowed."""
+    """Return the missing frames that the ones before them replace; none unless that is allowed."""
     missing = folder.first_missing(first, stop)
     if missing is None:
         return ()
     gaps = folder.gaps(first, stop) if reading.fill_gaps else None
     if gaps is not None:
         return gaps
-    told = f"{folder.file_name(missing)} is missing; there are {folder.span}"
+    message = f"{folder.file_name(missing)} is missing; there are {folder.span}"
     if folder.gaps(first, stop) is not None:
-        told += "; --fill-gaps takes the frame before"
-    return Problem("missing_frame", told)
+        message += "; --fill-gaps takes the frame before"
+    return Problem("missing_frame", message)
 
 
 def _look_up(
     names: Sequence[str], trees: Sequence[FrameFolders], reading: Reading
-) -> tuple[dict[str, _Place | Problem], list[str]]:
-    """Where each name of the ledger lies: in the first root that has it."""
-    places: dict[str, _Place | Problem] = {}
+) -> tuple[dict[str, _Location | Problem], list[str]]:
+    """Locate each name of the ledger, in the first root that has it."""
+    places: dict[str, _Location | Problem] = {}
     twice: list[str] = []
     layouts: Counter[str] = Counter()
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        for name, found in zip(names, pool.map(lambda name: _places(name, trees, reading), names), strict=True):
-            usable = [one for one in found if isinstance(one, _Place)]
+        for name, location in zip(names, pool.map(lambda name: _places(name, trees, reading), names), strict=True):
+            usable = [one for one in location if isinstance(one, _Location)]
             if len(usable) > 1:
                 twice.append(name)
-            places[name] = next(iter(usable or found), Problem("missing_folder", "no such folder", name))
+            places[name] = next(iter(usable or location), Problem("missing_folder", "no such folder", name))
             layouts.update(f"{trees[one.root].root.where}/{one.path.removesuffix(name)}" for one in usable[:1])
     for layout, count in layouts.items():
         log.info("%d frame folders are taken from %s", count, layout.rstrip("/"))
     if not twice:
         return places, []
     return places, [
-        f"warning: {len(twice)} names of the ledger are there more than once; the first is taken{some(twice)}"
+        f"warning: {len(twice)} names of the ledger are there more than once; the first is taken{shortened(twice)}"
     ]
 
 
-def _places(name: str, trees: Sequence[FrameFolders], reading: Reading) -> list[_Place | Problem]:
-    found: list[_Place | Problem] = []
+def _places(name: str, trees: Sequence[FrameFolders], reading: Reading) -> list[_Location | Problem]:
+    location: list[_Location | Problem] = []
     for number, tree in enumerate(trees):
         for layout in _LAYOUTS:
             path = f"{layout}/{name}" if layout else name
@@ -238,32 +238,32 @@ def _places(name: str, trees: Sequence[FrameFolders], reading: Reading) -> list[
             except FileNotFoundError:
                 continue
             if not reading.allow_outside and not tree.root.inside(path):
-                found.append(leaving(name, "it"))
+                location.append(leaving(name, "it"))
             elif folder is None:
-                found.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", name))
+                location.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", name))
             elif not reading.allow_outside and folder.outside:
-                found.append(leaving(name, folder.outside))
+                location.append(leaving(name, folder.outside))
             else:
-                found.append(_Place(number, path, folder))
-    return found
+                location.append(_Location(number, path, folder))
+    return location
 
 
-def _shifts(rows: Sequence[LedgerRow], places: dict[str, _Place | Problem]) -> dict[str, int]:
+def _shifts(rows: Sequence[LedgerRow], places: dict[str, _Location | Problem]) -> dict[str, int]:
     spans: dict[str, tuple[int, int]] = {}
     for row in rows:
         first, stop = spans.get(row.name, (row.first, row.stop))
         spans[row.name] = min(first, row.first), max(stop, row.stop)
     shifts = {}
     for name, (first, stop) in spans.items():
-        found = places[name]
-        shifts[name] = index_shift(found.folder, first, stop) if isinstance(found, _Place) else 0
+        location = places[name]
+        shifts[name] = index_shift(location.folder, first, stop) if isinstance(location, _Location) else 0
     return shifts
 
 
-def _unlisted(trees: Sequence[FrameFolders], places: dict[str, _Place | Problem]) -> list[str]:
+def _unlisted(trees: Sequence[FrameFolders], places: dict[str, _Location | Problem]) -> list[str]:
     unlisted: list[str] = []
     for number, tree in enumerate(trees):
-        listed = {one.path for one in places.values() if isinstance(one, _Place) and one.root == number}
+        listed = {one.path for one in places.values() if isinstance(one, _Location) and one.root == number}
         unlisted += tree.below(skip=listed)
     return sorted(unlisted)
 

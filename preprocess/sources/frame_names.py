@@ -1,4 +1,4 @@
-"""A folder of numbered frames ─► its naming template and the numbers that are there.
+"""Folders of numbered frames are scanned for their naming template and the numbers that exist.
 
 In: file names such as `img_00001.jpg`. Out: `FrameFolder`, which names the file of any frame.
 
@@ -25,7 +25,7 @@ _LARGEST = 1 << 53
 
 @dataclass(frozen=True)
 class FrameFolder:
-    """How the frames of one folder are named: `prefix`, a number of at least `digits` digits, `suffix`."""
+    """The naming of one folder's frames: `prefix`, a number of at least `digits` digits, `suffix`."""
 
     prefix: str
     digits: int
@@ -34,17 +34,17 @@ class FrameFolder:
     outside: str = ""  # a file in it that is a link to what lies outside the root
 
     def file_name(self, number: int) -> str:
-        """The name of a frame's file."""
+        """Return the name of a frame's file."""
         return frame_name(self.prefix, self.digits, self.suffix, number)
 
     @property
     def span(self) -> str:
-        """For messages: the first and the last file there is."""
+        """Return the first and the last file, for messages."""
         first, last = int(self.numbers[0]), int(self.numbers[-1])
         return f"{len(self.numbers)} frames, {self.file_name(first)} to {self.file_name(last)}"
 
     def first_missing(self, first: int, stop: int) -> int | None:
-        """The first number in [first, stop) without a file, or None if all are there."""
+        """Return the first number in [first, stop) without a file, or None if all exist."""
         low, high = np.searchsorted(self.numbers, [first, stop]).tolist()
         if high - low == stop - first:
             return None
@@ -52,7 +52,7 @@ class FrameFolder:
         return first + int(off[0] if len(off) else high - low)
 
     def gaps(self, first: int, stop: int) -> tuple[int, ...] | None:
-        """The numbers in [first, stop) without a file; None if a frame before them, which could stand in, is missing.
+        """Return the numbers in [first, stop) without a file; None if no earlier frame could replace one.
 
         Also None for numbers beyond the last file, or where more frames are missing than there are.
         """
@@ -65,7 +65,7 @@ class FrameFolder:
 
 
 def scan_names(names: Iterable[str]) -> FrameFolder | None:
-    """The template that most of the numbered images of a folder share; None if there is no such image.
+    """Return the template that most of the numbered images of a folder share; None if there is no such image.
 
     Files of other templates are not seen: among `img_00001.jpg` ... a stray `img_0323.jpg` is none of the
     frames.
@@ -78,7 +78,7 @@ def scan_names(names: Iterable[str]) -> FrameFolder | None:
         return None
     prefix, suffix = max(groups, key=lambda group: (len(groups[group]), group))
     texts = groups[prefix, suffix]
-    # A leading zero tells the width; numbers without one fit every width up to their own.
+    # A leading zero fixes the width; numbers without one fit every width up to their own.
     widths = Counter(len(text) for text in texts if text[0] == "0" and len(text) > 1)
     digits = max(widths, key=lambda width: (widths[width], width)) if widths else 1
     numbers = [int(text) for text in texts if text == f"{int(text):0{digits}d}"]
@@ -86,7 +86,7 @@ def scan_names(names: Iterable[str]) -> FrameFolder | None:
 
 
 def index_shift(folder: FrameFolder, first: int, stop: int) -> int:
-    """What to add to a ledger's frame numbers to get the file numbers of a folder: 0, 1 or -1.
+    """Return the shift from a ledger's frame numbers to the file numbers of a folder: 0, 1 or -1.
 
     Args:
         folder: what is on disk.
@@ -110,7 +110,7 @@ class FrameFolders:
     root: Root
 
     def scan(self, folder: str) -> FrameFolder | None:
-        """What is in one folder; None if it has no numbered image, FileNotFoundError if there is no such folder."""
+        """Scan one folder; None if it has no numbered image, FileNotFoundError if there is no such folder."""
         if isinstance(self.root, Folder):
             try:
                 names, links = _read(self.root.path / folder)
@@ -118,14 +118,14 @@ class FrameFolders:
                 raise FileNotFoundError(folder) from error
             inside = lambda name: self.root.inside(str(PurePosixPath(folder) / name))  # noqa: E731
             outside = next((name for name in sorted(links) if not inside(name)), "")
-            found = scan_names(names)
-            return found and replace(found, outside=outside)
+            folder = scan_names(names)
+            return folder and replace(folder, outside=outside)
         if folder not in self._listed:
             raise FileNotFoundError(folder)
         return scan_names(self._listed[folder])
 
     def below(self, folder: str = "", *, skip: Collection[str] = ()) -> Iterator[str]:
-        """The folders that hold numbered images, relative to `folder`, in no order; no hidden and no linked ones.
+        """Yield the folders with numbered images, relative to `folder`, in no order; no hidden and no linked ones.
 
         Args:
             folder: where to start.
@@ -142,7 +142,7 @@ class FrameFolders:
 
     @cached_property
     def _listed(self) -> dict[str, list[str]]:
-        """The names in every folder; stores have no folders but in the names of files."""
+        """Return the names in every folder; stores have no folders but in the names of files."""
         folders: dict[str, list[str]] = {}
         for name in self.root.files().names:
             folder, _, file = name.rpartition("/")
@@ -154,7 +154,7 @@ class FrameFolders:
 
 
 def _read(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of the files in a folder, and of those that are links to images."""
+    """Return the names of the files in a folder, and of those that are links to images."""
     with os.scandir(folder) as entries:
         files = [entry for entry in entries if not entry.is_dir()]
     links = [entry.name for entry in files if entry.is_symlink() and _FRAME.fullmatch(entry.name)]

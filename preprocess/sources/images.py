@@ -1,7 +1,7 @@
-"""Trees of images ─► requests for the plan: each image a sample of one frame.
+"""Trees of images become requests for the plan, each image a sample of one frame.
 
     source = image_files(["imagenet/train"], settings=settings)
-    found = source.find()      # Found(requests, problems, notes)
+    result = source.find()      # Found(requests, problems, notes)
 
 An image's label is the first folder below the root, as in ImageNet's trees, if every image lies in one. Training
 repeats the one frame to a clip.
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from preprocess.plan.plan import Found, Request, Settings
 from preprocess.problems import Problem
-from preprocess.sources.folder_labels import place
+from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.roots import Listing, Root, Scratch
 from preprocess.sources.source import (
     PLAIN,
@@ -43,7 +43,7 @@ def image_files(
     reading: Reading = PLAIN,
     scratch: Scratch = SCRATCH,
 ) -> Source:
-    """Images in folders (walked, sorted; hidden files and linked folders are left out) or named one by one.
+    """Return requests for images in folders (walked, sorted; no hidden files or linked folders) or named one by one.
 
     Args:
         given: paths or URLs.
@@ -56,26 +56,26 @@ def image_files(
     """
     if settings.fps or settings.source_fps or settings.segment_seconds or settings.segment_frames:
         raise ValueError("--fps, --source-fps, --segment-seconds and --segment-frames have no meaning for --images")
-    found = [opened(one, "--images takes folders and image files", scratch=scratch) for one in given]
+    roots = [opened(one, "--images takes folders and image files", scratch=scratch) for one in given]
     names = given_label_names(reading, scratch=scratch)
-    identity = [identified(root, path) for root, path in found] + reading_identity(reading, names)
-    return Source(tuple(root for root, _ in found), "", identity, lambda: _request_images(found, reading, names))
+    identity = [identified(root, path) for root, path in roots] + reading_identity(reading, names)
+    return Source(tuple(root for root, _ in roots), "", identity, lambda: _request_images(roots, reading, names))
 
 
-def _request_images(found: Sequence[tuple[Root, str]], reading: Reading, label_names: tuple[str, ...]) -> Found:
+def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_names: tuple[str, ...]) -> Found:
     requests: list[Request] = []
     problems: list[Problem] = []
     notes: list[str] = []
-    for number, (root, path) in enumerate(found):
+    for number, (root, path) in enumerate(roots):
         listing = Listing([path]) if path else root.files()
         names = [name for name in listing.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
         log.info("%s: %d images, %d other files", path or root.where, len(names), len(listing.names) - len(names))
         notes += not_followed(root, listing)
         names, refused = staying(listing, names, reading)
         problems += refused
-        placed = place(names, labels=reading.labels)
+        placed = infer_labels(names, labels=reading.labels)
         if not path:
-            log.info("%s", placed.told)
+            log.info("%s", placed.note)
         for name, labels, split in zip(names, placed.labels, placed.splits, strict=True):
             timeless = Request("image", number, name, name, labels, name, -1, 0, 1, math.nan, math.nan)
             timeless.split = split

@@ -1,4 +1,4 @@
-"""The ledger of frame folders ─► rows: which frames of which folder are a sample, and its labels.
+"""The ledger of frame folders is parsed into rows: the frames of a folder that are a sample, and its labels.
 
 In: a text file with one row a sample, `name first last [label ...]`, both frames included, as the seeds'
 README shows it (spaces, no header) or as their code took it (commas, with or without a header). Out:
@@ -33,7 +33,7 @@ class LedgerError(ValueError):
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One sample: the frames first <= i < stop of a folder."""
+    """A sample: the frames first <= i < stop of a folder."""
 
     line: int
     name: str
@@ -44,7 +44,7 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class Ledger:
-    """A ledger as it was understood; `dialect` says how, in words."""
+    """A parsed ledger; `dialect` describes how it was understood."""
 
     rows: tuple[LedgerRow, ...]
     problems: tuple[Problem, ...]
@@ -54,7 +54,7 @@ class Ledger:
 def read_ledger(
     data: bytes, source: str, *, delimiter: Delimiter = "auto", header: Header = "auto", allow_outside: bool = False
 ) -> Ledger:
-    """Reads a ledger in whichever dialect it is written, or in the one that is named.
+    """Read a ledger in the dialect that its lines show, or in the one that is named.
 
     A comma (tab, semicolon) in the first row is the delimiter, else blanks are; a first row whose second and
     third fields are both words is a header. Byte-order mark, CRLF and empty lines are fine; quotes protect
@@ -99,7 +99,7 @@ def read_ledger(
 
 
 def decoded_lines(data: bytes, source: str) -> list[tuple[int, str]]:
-    """The non-empty lines of a UTF-8 text with their 1-based numbers, at least one.
+    """Return the non-empty lines of a UTF-8 text with their 1-based numbers, at least one.
 
     Raises:
         LedgerError: not UTF-8, or nothing in it.
@@ -118,17 +118,17 @@ def decoded_lines(data: bytes, source: str) -> list[tuple[int, str]]:
 
 
 def delimiter_name(character: str) -> str:
-    """A delimiter in words."""
+    """Return a delimiter's name."""
     return _NAMES[character]
 
 
 def sniff_delimiter(line: str) -> str:
-    """The character between the fields of a line."""
+    """Return the character between the fields of a line."""
     return next((character for character in (",", "\t", ";") if character in line), " ")
 
 
 def split_line(line: str, delimiter: str) -> list[str]:
-    """The fields of one line, stripped; several blanks count as one."""
+    """Split one line into fields, stripped; consecutive blanks count as one."""
     if delimiter == " ":
         line = line.replace("\t", " ")
     if '"' in line:
@@ -140,12 +140,12 @@ def split_line(line: str, delimiter: str) -> list[str]:
 
 
 def has_control(name: str) -> bool:
-    """Whether a name holds what no name should: a line break, a NUL or another control character."""
+    """Return whether a name holds a line break, a NUL or another control character."""
     return _CONTROL.search(name) is not None
 
 
 def unsafe(name: str, *, allow_outside: bool = False) -> str | None:
-    """Why a name must not be joined to a root, or None if it may."""
+    """Return why a name must not be joined to a root, or None if it may."""
     if not name:
         return "empty name"
     if has_control(name):
@@ -159,8 +159,8 @@ def _parse_row(line: int, fields: list[str], allow_outside: bool) -> LedgerRow |
     while fields and not fields[-1]:
         fields = fields[:-1]
     if len(fields) < 3:
-        found = f"{len(fields)} columns in {' '.join(fields)!r}"
-        return Problem("bad_row", f"{found}, expected `name first last [label ...]`", line=line)
+        columns = f"{len(fields)} columns in {' '.join(fields)!r}"
+        return Problem("bad_row", f"{columns}, expected `name first last [label ...]`", line=line)
     name, start, end, *labels = fields
     if why := unsafe(name, allow_outside=allow_outside):
         return Problem("unsafe_name", f"{name!r}: {why}", name, line)

@@ -1,4 +1,4 @@
-"""Where the paths of requests begin: a folder of this machine, or a URL whose files are fetched as they are needed.
+"""The roots of requests' paths: folders of this machine, or URLs whose files are fetched when needed.
 
     root, path = open_root("s3://bucket/videos", scratch=Scratch(Path("/tmp"), 10 << 30))
     root.files().names                              # ["a/1.mp4", ...]: sorted, relative, with slashes
@@ -42,29 +42,29 @@ class Listing:
 
 
 class Root(Protocol):
-    """A place that paths are relative to."""
+    """The interface of a folder or URL that paths are relative to."""
 
     @property
     def name(self) -> str:
-        """The last part of its path or URL: for messages, and for what makes two inputs the same."""
+        """Return the last part of its path or URL, for messages and for the identity of the input."""
 
     @property
     def where(self) -> str:
-        """Its path or URL: for what is told now, never for what is written."""
+        """Return its path or URL, for messages only, never for files."""
 
     def files(self, below: str = "") -> Listing:
-        """All files below a folder of it; empty if there is no such folder."""
+        """List all files below a folder of it; empty if there is no such folder."""
 
     def read(self, path: str) -> bytes:
-        """A small file; FileNotFoundError if it is not there."""
+        """Read a small file; FileNotFoundError if it does not exist."""
 
     def inside(self, path: str) -> bool:
-        """Whether a path below the root stays there when links are followed."""
+        """Return whether a path below the root stays there when links are followed."""
 
     def local(self, files: Sequence[str]) -> AbstractContextManager[list[Path]]:
-        """Paths on this machine of some files, valid in the block.
+        """Yield paths on this machine of the given files, valid in the block.
 
-        A file that is missing here is not an error yet: whoever opens it finds out. A MediaError that is raised in
+        A file that is missing here is not an error yet: opening it is. A MediaError that is raised in
         the block goes through if the root is still there.
 
         Raises:
@@ -128,7 +128,7 @@ class Folder:
             raise
 
     def _check(self) -> None:
-        """Raises OSError if the folder has gone: then nothing is wrong with the file that was asked for."""
+        """Raise OSError if the folder has gone, because then nothing is wrong with the requested file."""
         with os.scandir(self.path) as entries:
             if next(entries, None) is None:
                 raise OSError(errno.ENODEV, "is empty now, as a mount that has gone is", str(self.path))
@@ -144,7 +144,7 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Remote:
-    """A place behind a URL; files are fetched whole and kept until the room is needed for others."""
+    """A folder behind a URL; files are fetched completely and kept until the room is needed for others."""
 
     storage: Storage
     scratch: Scratch
@@ -174,7 +174,7 @@ class Remote:
 
 
 def open_root(given: str, *, scratch: Scratch) -> tuple[Root, str]:
-    """The root of a path or URL that was given, and the path below it: "" for a folder, a file's name for a file.
+    """Return the root of a given path or URL, and the path below it: "" for a folder, a file's name for a file.
 
     Raises:
         ValueError: there is nothing.
@@ -194,17 +194,17 @@ def open_root(given: str, *, scratch: Scratch) -> tuple[Root, str]:
 
 
 class Fetched(Protocol):
-    """Where files are fetched from: a Storage, or an archive."""
+    """The interface that files are fetched through: a Storage, or an archive."""
 
     @property
     def url(self) -> str:
-        """What tells it from others."""
+        """Return what identifies it."""
 
     def size(self, name: str) -> int | None:
-        """Bytes of one file; FileNotFoundError if it is not there."""
+        """Return the bytes of one file; FileNotFoundError if it does not exist."""
 
     def get(self, name: str, path: Path) -> None:
-        """Writes a file to a path of this machine."""
+        """Write a file to a path of this machine."""
 
 
 @dataclass
@@ -217,7 +217,7 @@ class Kept:
 
     @contextmanager
     def hold(self, storage: Fetched, files: Sequence[str]) -> Iterator[list[Path]]:
-        """Fetches what is not there and yields the paths; what is not held may be removed for it."""
+        """Fetch missing files and yield the paths; files that are not held may be removed for them."""
         paths = {file: self._path(storage, file) for file in files}
         for path in [path for path in paths.values() if path in self.sizes and not path.is_file()]:
             del self.sizes[path]  # somebody cleaned up
@@ -230,8 +230,8 @@ class Kept:
             sizes = dict(zip(absent, pool.map(lambda file: _size(storage, file), absent), strict=True))
             held = sum(self.sizes.get(path, 0) for path in paths.values()) + sum(sizes.values())
             if held > self.limit_bytes:
-                told = f"{held / 1e9:.3g} GB to fetch, one worker may have {self.limit_bytes / 1e9:.3g} GB of scratch"
-                raise MediaError("too_large", f"{told}; give more --scratch-gb, or fewer --workers")
+                room = f"{held / 1e9:.3g} GB to fetch, one worker may have {self.limit_bytes / 1e9:.3g} GB of scratch"
+                raise MediaError("too_large", f"{room}; give more --scratch-gb, or fewer --workers")
             self._make_room(sum(sizes.values()), keep=set(paths.values()))
             for _ in pool.map(lambda file: self._fetch(storage, file, paths[file]), absent):
                 pass
@@ -284,7 +284,7 @@ def _use(kept: dict[tuple[Scratch, int], Kept]) -> None:
 
 
 def process_folder(scratch: Path, kind: str) -> Path:
-    """A folder of this process; removed at its end, or by the next process here if it is killed."""
+    """Return a folder of this process; removed at its end, or by the next process here if it is killed."""
     with _making_folder:
         return _process_folder(scratch, kind, os.getpid())
 

@@ -1,4 +1,4 @@
-"""A source's length ─► the even pieces that become its samples: hours of footage are samples of bounded size.
+"""Long sources are cut into even pieces: hours of footage become samples of bounded size.
 
     for piece in video_pieces(request, facts, settings): ...
     for piece in frame_pieces(request, folder, settings): ...
@@ -21,12 +21,12 @@ LONG_SECONDS, LONG_FRAMES = 60.0, 1800
 
 
 def even_pieces(length: float, longest: float) -> int:
-    """Into how many equal pieces to cut `length` so that none is longer than `longest`: no short piece at the end."""
+    """Return the number of equal pieces of `length`, none longer than `longest`: no short piece at the end."""
     return max(1, math.ceil(length / longest - 1e-9))
 
 
 def num_pieces(seconds: float, frames: float, settings: Settings) -> int:
-    """Into how many pieces a source is cut.
+    """Return the number of pieces of a source.
 
     Args:
         seconds: its length; NaN = unknown.
@@ -52,7 +52,7 @@ def num_pieces(seconds: float, frames: float, settings: Settings) -> int:
 
 
 def frame_pieces(whole: Request, folder: FrameFolder, settings: Settings) -> Iterator[Request]:
-    """The pieces of a row of frames; pieces are counted in stored frames."""
+    """Cut a row of frames into pieces, counted in stored frames."""
     count = whole.stop - whole.first
     rate = settings.source_fps or math.nan
     pieces = min(count, num_pieces(count / rate, count / thinning(rate, settings), settings))
@@ -74,14 +74,14 @@ def frame_pieces(whole: Request, folder: FrameFolder, settings: Settings) -> Ite
 
 
 def video_pieces(whole: Request, facts: VideoFacts, settings: Settings) -> list[Request]:
-    """The pieces of a video, or of the span of it that was asked for.
+    """Cut a video, or its requested span, into pieces.
 
     Raises:
-        MediaError: the span lies behind the end, or the cut needs what the file does not tell.
+        MediaError: the span lies behind the end, or the cut needs a length that the file does not announce.
     """
     begin, end = whole.start_s, min(whole.stop_s, facts.duration_s)  # NaN if the duration is not known
     if begin >= facts.duration_s:
-        raise MediaError("no_frames", f"it is {facts.duration_s:.2f} s long, {begin:g} s on were asked for")
+        raise MediaError("no_frames", f"it is {facts.duration_s:.2f} s long, {begin:g} s on were requested")
     if math.isnan(facts.duration_s):
         end = whole.stop_s if math.isfinite(whole.stop_s) else math.nan
     seconds = end - begin
@@ -96,5 +96,5 @@ def video_pieces(whole: Request, facts: VideoFacts, settings: Settings) -> list[
 
 
 def thinning(rate: float, settings: Settings) -> float:
-    """How many frames of a source there are to one that is stored; 1 if the rate is not known."""
+    """Return the source frames per stored frame; 1 if the rate is not known."""
     return max(1.0, rate / settings.fps) if settings.fps and rate > 0 else 1.0

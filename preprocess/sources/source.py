@@ -1,9 +1,9 @@
-"""What a build reads from: roots, what identifies the input, and how to look through it.
+"""The input of a build: its roots, its identity, and the function that scans it.
 
     source = video_files(["clips", "s3://bucket/more.csv"], settings=settings)     # preprocess.sources.videos
     source = frame_folders(["dataset"], "ledger.csv", settings=settings)           # preprocess.sources.frame_folders
     source = image_files(["imagenet/train"], settings=settings)                    # preprocess.sources.images
-    found = source.find()      # Found(requests, problems, notes)
+    result = source.find()      # Found(requests, problems, notes)
 
 What is decided on the way (dialect, layout, counting base) is logged; what is on one side only is noted as well.
 """
@@ -31,7 +31,7 @@ SCRATCH = Scratch(Path(tempfile.gettempdir()), 20 << 30)
 
 @dataclass(frozen=True)
 class Reading:
-    """How the input is to be understood; what differs from the defaults is part of what identifies it."""
+    """The interpretation of the input; settings that differ from the defaults are part of its identity."""
 
     delimiter: Delimiter = "auto"
     header: Header = "auto"
@@ -48,7 +48,7 @@ PLAIN = Reading()
 
 @dataclass(frozen=True)
 class Source:
-    """Something to build from: `find` looks through it; all else is known without."""
+    """An input of a build: `find` scans it; everything else is known before."""
 
     roots: tuple[Root, ...]  # where the paths of requests start, by their `root`
     list_name: str  # name of the ledger or list, for messages; "" if there is no single one
@@ -57,7 +57,7 @@ class Source:
 
 
 def opened(given: str | Path, option: str, *, scratch: Scratch) -> tuple[Root, str]:
-    """`open_root`, naming the option that takes what is not there."""
+    """Open a root as `open_root`, naming the option if it does not exist."""
     try:
         return open_root(str(given), scratch=scratch)
     except ValueError as error:
@@ -65,24 +65,24 @@ def opened(given: str | Path, option: str, *, scratch: Scratch) -> tuple[Root, s
 
 
 def identified(root: Root, path: str, data: bytes | None = None) -> dict[str, str]:
-    """One entry of a source's identity: the name of a folder or file, and the hash of a list."""
+    """Return one entry of a source's identity: the name of a folder or file, and the hash of a list."""
     entry = {"name": path or root.name}
     return entry if data is None else entry | {"sha256": hashlib.sha256(data).hexdigest()}
 
 
 def reading_identity(reading: Reading, label_names: tuple[str, ...]) -> list[dict[str, str]]:
-    """What `reading` adds to a source's identity: nothing where all is as by default."""
+    """Return the part of a source's identity that comes from `reading`: empty if all is as by default."""
     named = {one.name: getattr(reading, one.name) for one in fields(reading)}
-    told = {name: str(value) for name, value in named.items() if value != getattr(PLAIN, name)}
+    settings = {name: str(value) for name, value in named.items() if value != getattr(PLAIN, name)}
     if label_names:
-        told["label_names"] = hashlib.sha256("\n".join(label_names).encode()).hexdigest()
+        settings["label_names"] = hashlib.sha256("\n".join(label_names).encode()).hexdigest()
     if reading.root:
-        told["root"] = reading.root.rstrip("/").rpartition("/")[2]  # its name, not where it lies
-    return [told] if told else []
+        settings["root"] = reading.root.rstrip("/").rpartition("/")[2]  # its name, not where it lies
+    return [settings] if settings else []
 
 
 def given_label_names(reading: Reading, *, scratch: Scratch) -> tuple[str, ...]:
-    """The label names that the user fixed; empty if there are none."""
+    """Return the label names that the user fixed; empty if there are none."""
     if not reading.label_names:
         return ()
     root, path = opened(reading.label_names, "--label-names takes a file", scratch=scratch)
@@ -91,30 +91,30 @@ def given_label_names(reading: Reading, *, scratch: Scratch) -> tuple[str, ...]:
 
 
 def staying(listing: Listing, names: Sequence[str], reading: Reading) -> tuple[list[str], list[Problem]]:
-    """Those of a listing's names that are not links out of the root, and problems for the others; all if allowed."""
+    """Return a listing's names that are not links out of the root, and problems for the others; all if allowed."""
     outside = frozenset() if reading.allow_outside else listing.outside
     problems = [leaving(shown(name)) for name in names if name in outside]
     return [name for name in names if name not in outside], problems
 
 
 def leaving(name: str, what: str = "") -> Problem:
-    """What asks for a link out of its root is refused; `what` is the link, if that is not all of what is named."""
-    told = f"{what} is " if what else ""
-    return Problem("unsafe_name", f"{told}a link that leaves the root (--allow-outside permits it)", name)
+    """Return the problem of a link out of its root; `what` is the link, unless the name itself is the link."""
+    subject = f"{what} is " if what else ""
+    return Problem("unsafe_name", f"{subject}a link that leaves the root (--allow-outside permits it)", name)
 
 
 def not_followed(root: Root, listing: Listing) -> list[str]:
-    """A note on linked folders."""
+    """Return a note on linked folders."""
     return [f"{root.name}: {listing.links} linked folders were not followed"] if listing.links else []
 
 
 def shown(name: str) -> str:
-    """A name as it can be written down: what is not UTF-8 in it as backslashes."""
+    """Return a name that can be written down: bytes that are not UTF-8 as backslashes."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def encodable(requests: Iterable[Request]) -> tuple[list[Request], list[Problem]]:
-    """Requests whose names are UTF-8, and problems for the others: no file of ours could hold them."""
+    """Return requests with UTF-8 names, and problems for the others, which no file of ours could hold."""
     good: list[Request] = []
     problems: list[Problem] = []
     for request in requests:
@@ -128,30 +128,30 @@ def encodable(requests: Iterable[Request]) -> tuple[list[Request], list[Problem]
 
 
 def same_names(requests: Sequence[Request]) -> list[str]:
-    """A note on names that several roots have: nothing is left out, but they cannot be told apart by name."""
+    """Return a note on names that more than one root has: all stay, but names do not distinguish them."""
     if len({request.root for request in requests}) < 2:
         return []
     roots = {(request.name, request.root) for request in requests}
     twice = sorted(name for name, count in Counter(name for name, _ in roots).items() if count > 1)
     if not twice:
         return []
-    return [f"warning: {len(twice)} names are in several sources, and all are taken{some(twice)}"]
+    return [f"warning: {len(twice)} names are in several sources, and all are taken{shortened(twice)}"]
 
 
-def some(names: Sequence[str]) -> str:
-    """A few of the names, for the end of a note."""
+def shortened(names: Sequence[str]) -> str:
+    """Return a few of the names, for the end of a note."""
     shown = ", ".join(name or "." for name in names[:5])
     return f": {shown}{', ...' if len(names) > 5 else ''}" if names else ""
 
 
 def cut_notes(pieces: Sequence[int]) -> list[str]:
-    """A note on sources that were cut; `pieces` of each source."""
+    """Return a note on sources that were cut; `pieces` of each source."""
     cut = [count for count in pieces if count > 1]
     return [f"{len(cut)} of {len(pieces)} sources were cut, into {sum(cut)} samples (--whole: none)"] if cut else []
 
 
 def short_samples(num_frames: np.ndarray) -> list[str]:
-    """A line about samples with fewer frames than one clip, whatever its stride; else nothing. Images are none of them.
+    """Return a line about samples with fewer frames than one clip, at any stride, images aside; or nothing.
 
     Args:
         num_frames: (N,), how many frames each sample has.
@@ -163,7 +163,7 @@ def short_samples(num_frames: np.ndarray) -> list[str]:
 
 
 def long_samples(seconds: np.ndarray, num_frames: np.ndarray) -> list[str]:
-    """A warning with the cut to use, if some samples are longer than is good for sampling and shards; else nothing.
+    """Return a warning with the cut to use, if samples are too long for sampling and shards; or nothing.
 
     Args:
         seconds: float (N,), the length of each sample, 0 = unknown.

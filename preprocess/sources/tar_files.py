@@ -1,11 +1,11 @@
-"""Tars of videos (video2dataset's, WebDataset's) ─► their members as files below a root.
+"""Tars of videos (video2dataset's, WebDataset's) are read as folders: their members are files below a root.
 
     read = read_tar(path, label_key="category")           # Archive(videos, problems)
     root = WithTars(Folder(Path("archive")), scratch)
     with root.local(["00000.tar/clip.mp4"]) as (file,):   # one member, copied to the scratch
         ...
 
-Nothing is unpacked by its own name: members are read by their place, one at a time, if they are regular files.
+Nothing is unpacked by its own name: members are read by their offset, one at a time, if they are regular files.
 """
 
 import json
@@ -38,14 +38,14 @@ class TarVideo:
 
 @dataclass(frozen=True)
 class Archive:
-    """The videos of one tar in its order, and what is wrong with it; problems are named by their members."""
+    """The videos of one tar in its order, and its problems, which are named by their members."""
 
     videos: list[TarVideo]
     problems: list[Problem]
 
 
 def split_archive(path: str) -> tuple[str, str] | None:
-    """A path below a root as (tar, member); None if it does not lead into a tar."""
+    """Split a path below a root into (tar, member); None if it does not lead into a tar."""
     parts = path.split("/")
     for i, part in enumerate(parts[:-1], start=1):
         if part.lower().endswith(TAR_SUFFIX):
@@ -54,7 +54,7 @@ def split_archive(path: str) -> tuple[str, str] | None:
 
 
 def read_tar(path: Path, *, label_key: str = "") -> Archive:
-    """Looks through a tar.
+    """Scan a tar.
 
     Args:
         path: the file.
@@ -78,7 +78,7 @@ def read_tar(path: Path, *, label_key: str = "") -> Archive:
 
 @dataclass(frozen=True)
 class WithTars:
-    """A root whose tars are folders: `00000.tar/clip.mp4` is a member. All else is the root's own."""
+    """A root whose tars are folders: `00000.tar/clip.mp4` is a member. Other paths are the root's."""
 
     root: Root
     scratch: Scratch
@@ -98,20 +98,20 @@ class WithTars:
         return self.root.read(path)
 
     def inside(self, path: str) -> bool:
-        found = split_archive(path)
-        return self.root.inside(found[0] if found else path)
+        parts = split_archive(path)
+        return self.root.inside(parts[0] if parts else path)
 
     @contextmanager
     def local(self, files: Sequence[str]) -> Iterator[list[Path]]:
-        found = [split_archive(file) for file in files]
-        archives = {one[0] for one in found if one}
-        if len(archives) != 1 or None in found:
+        parts = [split_archive(file) for file in files]
+        archives = {one[0] for one in parts if one}
+        if len(archives) != 1 or None in parts:
             assert not archives, "a sample lies in one tar, or in none"
             with self.root.local(files) as paths:
                 yield paths
             return
         (archive,) = archives
-        members = [one[1] for one in found if one]
+        members = [one[1] for one in parts if one]
         with kept_files(self.scratch).hold(_Members(self.root, archive), members) as paths:
             yield paths
 
@@ -155,12 +155,12 @@ class _Members:
 
 @lru_cache(maxsize=4)
 def _places(path: Path, mtime_ns: int, size: int) -> dict[str, tuple[int, int]]:
-    """As `_members`, for as long as the file is the same."""
+    """Return `_members`, for as long as the file is the same."""
     return _members(path)[0]
 
 
 def _members(path: Path) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
-    """Offset and size of every regular member by its name, in order; up to where a damaged tar ends."""
+    """Return offset and size of every regular member by its name, in order; up to the end of a damaged tar."""
     size = path.stat().st_size
     members: dict[str, tuple[int, int]] = {}
     problems: list[Problem] = []
@@ -192,7 +192,7 @@ def _members(path: Path) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
 
 
 def _whole_members(tar: tarfile.TarFile, size: int, problems: list[Problem]) -> Iterator[tarfile.TarInfo]:
-    """The members whose data is there in full."""
+    """Return the members whose data is complete."""
     while (info := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
         if info.offset_data + info.size > size:
@@ -203,7 +203,7 @@ def _whole_members(tar: tarfile.TarFile, size: int, problems: list[Problem]) -> 
 
 
 def _check_end(path: Path, end: int, latest: str, problems: list[Problem]) -> None:
-    """A tar ends with empty blocks: without them more may be missing."""
+    """Check that a tar ends with empty blocks: without them more may be missing."""
     with path.open("rb") as file:
         file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -215,7 +215,7 @@ def _is_video(name: str) -> bool:
 
 
 def _labels(file: BinaryIO, members: dict[str, tuple[int, int]], name: str, label_key: str) -> tuple[str, ...]:
-    """The label beside a video: WebDataset's key ends at the first dot of the file's name."""
+    """Return the label beside a video: WebDataset's key ends at the first dot of the file's name."""
     folder, slash, base = name.rpartition("/")
     keys = (name[: -len(PurePosixPath(name).suffix)], folder + slash + base.partition(".")[0])
     suffix = ".json" if label_key else ".cls"

@@ -1,8 +1,8 @@
-"""Folders, tars and lists of videos ─► the videos that are wanted, before they are cut; and what is not there.
+"""Folders, tars and lists of videos become candidates for the plan, before they are cut, and problems.
 
 collected = Collected()
 collect(given, stores, reading, workers, collected)
-collected.wanted, collected.problems, collected.notes
+collected.candidates, collected.problems, collected.notes
 """
 
 import logging
@@ -17,7 +17,7 @@ from mae3d.video.container import VIDEO_SUFFIXES
 from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Request
 from preprocess.problems import Problem
-from preprocess.sources.folder_labels import place
+from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.ledger import unsafe
 from preprocess.sources.roots import Folder, Root
 from preprocess.sources.source import Reading, not_followed, shown, staying
@@ -32,7 +32,7 @@ TAKEN_SUFFIXES = VIDEO_SUFFIXES | {TAR_SUFFIX}  # what is no list
 
 @dataclass(frozen=True)
 class Given:
-    """One of the paths that the user gave."""
+    """A path that the user gave."""
 
     number: int  # its root, among the roots
     root: Root
@@ -42,8 +42,8 @@ class Given:
 
 
 @dataclass(slots=True)
-class Wanted:
-    """A request that is not cut yet."""
+class VideoCandidate:
+    """A request before it is cut."""
 
     request: Request
     loose: bool = False  # its span is of the video that the file may have been cut from already
@@ -51,20 +51,20 @@ class Wanted:
 
 @dataclass
 class Collected:
-    """What the look at all sources gave so far."""
+    """The candidates, problems and notes of all sources so far."""
 
-    wanted: list[Wanted] = field(default_factory=list)
+    candidates: list[VideoCandidate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def tell(self, note: str) -> None:
-        """Logs a line and keeps it for the summary."""
-        log.info("%s", note)
-        self.notes.append(note)
+    def note(self, text: str) -> None:
+        """Log a line and keep it for the summary."""
+        log.info("%s", text)
+        self.notes.append(text)
 
 
 def store_of(url: str) -> str:
-    """The host or bucket of a URL, with its protocol: where the path of a row that is a URL begins."""
+    """Return the host or bucket of a URL, with its protocol: the root of a row that is a URL."""
     protocol, _, rest = url.partition("://")
     return f"{protocol}://{rest.partition('/')[0]}"
 
@@ -76,7 +76,7 @@ def collect(
     workers: int,
     collected: Collected,
 ) -> None:
-    """Adds what one of the given paths comes to.
+    """Add the videos of one of the given paths.
 
     Args:
         entry: the path.
@@ -92,7 +92,7 @@ def collect(
     elif _suffix(entry.path) == TAR_SUFFIX:
         _collect_tars(entry, [entry.path], [""], reading, workers, collected)
     else:
-        collected.wanted.append(Wanted(_request(entry.number, entry.path)))
+        collected.candidates.append(VideoCandidate(_request(entry.number, entry.path)))
 
 
 def _suffix(name: str) -> str:
@@ -104,24 +104,24 @@ def _request(root: int, path: str, labels: tuple[str, ...] = (), split: str = ""
 
 
 def _collect_tree(entry: Given, reading: Reading, workers: int, collected: Collected) -> None:
-    """A folder: its videos and tars."""
+    """Add a folder's videos and tars."""
     listing = entry.root.files()
     names = [name for name in listing.names if _suffix(name) in TAKEN_SUFFIXES]
     num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
     log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(listing.names) - len(names))
     for note in not_followed(entry.root, listing):
-        collected.tell(note)
+        collected.note(note)
     names, refused = staying(listing, names, reading)
     collected.problems += refused
     files = [name for name in names if _suffix(name) != TAR_SUFFIX]
     tars = [name for name in names if _suffix(name) == TAR_SUFFIX]
     if files:
-        placed = place(files, labels=reading.labels)
-        collected.tell(f"{entry.root.name}: {len(files)} videos; {placed.told}")
+        placed = infer_labels(files, labels=reading.labels)
+        collected.note(f"{entry.root.name}: {len(files)} videos; {placed.note}")
         for file, labels, split in zip(files, placed.labels, placed.splits, strict=True):
-            collected.wanted.append(Wanted(_request(entry.number, file, labels, split)))
+            collected.candidates.append(VideoCandidate(_request(entry.number, file, labels, split)))
     if tars:
-        splits = place(tars, labels="none").splits
+        splits = infer_labels(tars, labels="none").splits
         _collect_tars(entry, tars, splits, reading, workers, collected)
 
 
@@ -133,7 +133,7 @@ def _collect_tars(
     workers: int,
     collected: Collected,
 ) -> None:
-    """The videos of tars, each named `<tar>/<member>`; labels are the .cls or the .json beside them."""
+    """Add the videos of tars, each named `<tar>/<member>`; labels are the .cls or the .json beside them."""
     count = 0
     look = partial(_look_into, entry.root, reading.label_key)
     archives = map_over_workers(look, tars, workers=workers, unit="tar", at_once=1)
@@ -145,9 +145,9 @@ def _collect_tars(
         collected.problems += [replace(problem, name=f"{tar}/{problem.name}") for problem in read.problems]
         for video in read.videos:
             labels = () if reading.labels == "none" else video.labels
-            collected.wanted.append(Wanted(_request(entry.number, f"{tar}/{video.name}", labels, split)))
+            collected.candidates.append(VideoCandidate(_request(entry.number, f"{tar}/{video.name}", labels, split)))
     where = f"{len(tars)} tars of {entry.root.name}" if not entry.path else entry.path
-    collected.tell(f"{where}: {count} videos")
+    collected.note(f"{where}: {count} videos")
 
 
 def _look_into(root: Root, label_key: str, tar: str) -> Archive | MediaError:
@@ -162,7 +162,7 @@ def _look_into(root: Root, label_key: str, tar: str) -> Archive | MediaError:
 
 @dataclass
 class _Videos:
-    """The videos below a root by their names without suffix; listed when first asked for."""
+    """The videos below a root by their names without suffix; listed at first use."""
 
     root: Root
 
@@ -176,11 +176,11 @@ class _Videos:
         return dict(stems)
 
     def find(self, row: ListRow) -> str | None:
-        """The file of a row that names a video: if there are several, one in a folder that its label names."""
+        """Return the file of a row that names a video: of more than one, that in the folder of its label."""
         for stem in row.stems:
-            if found := self.by_stem.get(stem):
+            if paths := self.by_stem.get(stem):
                 label = _plain(row.labels[0]) if row.labels else ""
-                return next((path for path in found if label in map(_plain, path.split("/")[:-1])), found[0])
+                return next((path for path in paths if label in map(_plain, path.split("/")[:-1])), paths[0])
         return None
 
 
@@ -191,7 +191,7 @@ def _plain(label: str) -> str:
 def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, collected: Collected) -> None:
     read = entry.read
     assert read is not None, "a list"
-    collected.tell(read.dialect)
+    collected.note(read.dialect)
     collected.problems += [replace(problem, file=entry.path) for problem in read.problems]
     videos = _Videos(entry.root)
     absent = 0
@@ -201,8 +201,8 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
         if row.stems:
             path = videos.find(row) or ""
             if not path:
-                told = f"no {' or '.join(row.stems)} with a video's suffix below {entry.root.name}"
-                problem = Problem("missing_file", told, row.name, row.line, expected=read.published)
+                message = f"no {' or '.join(row.stems)} with a video's suffix below {entry.root.name}"
+                problem = Problem("missing_file", message, row.name, row.line, expected=read.published)
                 absent += 1
         elif is_url(path):
             root, path = stores[store_of(path)], path.removeprefix(store_of(path)).lstrip("/")
@@ -213,13 +213,13 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
             continue
         request = Request("video", root, path, row.path or path, row.labels, entry.path, row.line)
         request.start_s, request.stop_s, request.split = row.start_s, row.stop_s, row.split
-        collected.wanted.append(Wanted(request, loose=read.published))
+        collected.candidates.append(VideoCandidate(request, loose=read.published))
     if absent:
-        collected.tell(f"{entry.path}: {absent} of {len(read.rows)} rows have no file below {entry.root.name}")
+        collected.note(f"{entry.path}: {absent} of {len(read.rows)} rows have no file below {entry.root.name}")
 
 
 def _refused(root: Root, row: ListRow, reading: Reading) -> Problem | None:
-    """Absolute paths are the user's own in a list of this machine; `..` is refused."""
+    """Return why a path is refused: `..` is, absolute paths in a list of this machine are the user's."""
     absolute = PurePosixPath(row.path).is_absolute()
     if absolute and not isinstance(root, Folder):
         return Problem("unsafe_name", "an absolute path in a list that is behind a URL", row.path, row.line)

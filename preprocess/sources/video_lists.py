@@ -1,4 +1,4 @@
-"""Lists of videos ─► rows: which file, which part of it, its labels and split.
+"""Lists of videos are parsed into rows: the file, the part of it, its labels and split.
 
     read = read_list(data, "train.csv")
     print(read.dialect)         # train.csv: commas, a header (path, label), 7 rows
@@ -45,7 +45,7 @@ _PUBLISHED_LABEL = str.maketrans("", "", "[]")
 
 @dataclass(slots=True)
 class ListRow:
-    """One row; `path` is empty where the row names a video: its file is the first there is of `stems`."""
+    """A row; `path` is empty if the row names a video: its file is the first that exists of `stems`."""
 
     line: int
     path: str
@@ -59,7 +59,7 @@ class ListRow:
 
 @dataclass(frozen=True)
 class VideoList:
-    """A list as it was understood; `dialect` says how, in words."""
+    """A parsed list; `dialect` describes how it was understood."""
 
     rows: list[ListRow]
     problems: list[Problem]
@@ -68,7 +68,7 @@ class VideoList:
 
 
 def read_list(data: bytes, source: str, *, delimiter: Delimiter = "auto", header: Header = "auto") -> VideoList:
-    """Reads a list in whichever dialect it is written.
+    """Read a list in the dialect that its lines show.
 
     Args:
         data: the file's bytes.
@@ -94,7 +94,7 @@ def read_list(data: bytes, source: str, *, delimiter: Delimiter = "auto", header
         if not known:
             raise LedgerError(f"{source}, line 1: no column is called path; name it, or give --header no")
         published = {"youtube_id", "start", "stop"}.issubset(columns)
-        if character == " ":  # blanks lie within paths as well: columns cannot be told apart
+        if character == " ":  # blanks lie within paths as well: columns cannot be distinguished
             if columns[:1] != ["path"] or set(columns[1:]) - {"label"}:
                 raise LedgerError(f"{source}, line 1: columns between blanks are ambiguous; separate them by commas")
         else:
@@ -166,7 +166,7 @@ def _row(
 
 
 def _something_something(data: bytes, source: str) -> VideoList:
-    """[{"id": "78687", "label": "...", "template": "Holding [something]"}, ...]; in a test set ids only.
+    """Parse [{"id": "78687", "label": "...", "template": "Holding [something]"}, ...]; a test set has ids only.
 
     The label is the template without brackets, as the published file of labels has it.
     """

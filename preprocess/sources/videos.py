@@ -1,7 +1,7 @@
-"""Videos in folders, tars and lists ─► requests for the plan, and problems for what is not there.
+"""Videos in folders, tars and lists become requests for the plan, and problems for missing ones.
 
 source = video_files(["clips", "s3://bucket/tars", "kinetics/train.csv"], settings=settings, workers=8)
-found = source.find()      # Found(requests, problems, notes)
+result = source.find()      # Found(requests, problems, notes)
 """
 
 import logging
@@ -32,7 +32,7 @@ from preprocess.sources.source import (
     same_names,
 )
 from preprocess.sources.tar_files import WithTars
-from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, Wanted, collect, store_of
+from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, VideoCandidate, collect, store_of
 from preprocess.sources.video_lists import read_list
 from preprocess.workers.executors import map_over_workers
 
@@ -47,7 +47,7 @@ def video_files(
     scratch: Scratch = SCRATCH,
     workers: int = 1,
 ) -> Source:
-    """Videos in folders (walked, sorted), in tars, in lists, or named one by one: a request for every piece of each.
+    """Return a request for every piece of videos in folders (walked, sorted), tars, lists, or named one by one.
 
     Args:
         given: paths or URLs.
@@ -90,7 +90,7 @@ def _is_list(path: str) -> bool:
 
 
 def _stores(entries: Sequence[Given]) -> dict[str, int]:
-    """The places that rows of lists name by URL, one for each host or bucket ─► the number of its root."""
+    """Return the stores that rows of lists name by URL, one per host or bucket, with the number of their root."""
     urls = {store_of(row.path) for entry in entries if entry.read for row in entry.read.rows if is_url(row.path)}
     return {url: len(entries) + i for i, url in enumerate(sorted(urls))}
 
@@ -98,42 +98,42 @@ def _stores(entries: Sequence[Given]) -> dict[str, int]:
 def _cut(
     collected: Collected, roots: Sequence[Root], settings: Settings, workers: int, label_names: tuple[str, ...]
 ) -> Found:
-    """Looks at the headers, as far as the cut needs them, and makes the pieces."""
-    requests, odd = encodable(one.request for one in collected.wanted)
+    """Probe the headers, as far as the cut needs them, and make the pieces."""
+    requests, odd = encodable(one.request for one in collected.candidates)
     problems = collected.problems + odd
     good = {id(request) for request in requests}
-    wanted = [one for one in collected.wanted if id(one.request) in good]
-    facts = _facts(wanted, roots, settings, workers)
+    candidates = [one for one in collected.candidates if id(one.request) in good]
+    facts = _facts(candidates, roots, settings, workers)
     made: list[Request] = []
     pieces: list[int] = []
-    for one in wanted:
+    for one in candidates:
         request = one.request
         known = facts.get((request.root, request.path))
         try:
             if isinstance(known, MediaError):
                 raise known
             if known is None:
-                several = [request]
+                cut = [request]
             else:
-                several = video_pieces(_settled(one, known.duration_s), known, settings)
+                cut = video_pieces(_settled(one, known.duration_s), known, settings)
         except MediaError as error:
             file = request.file if request.line > 0 else ""
             problems.append(Problem(error.reason, str(error), request.name, request.line, file))
             continue
-        pieces.append(len(several))
-        made += several
+        pieces.append(len(cut))
+        made += cut
     notes = [*collected.notes, *cut_notes(pieces), *same_names(made)]
     return Found(made, problems, notes, label_names)
 
 
 def _facts(
-    wanted: Sequence[Wanted], roots: Sequence[Root], settings: Settings, workers: int
+    candidates: Sequence[VideoCandidate], roots: Sequence[Root], settings: Settings, workers: int
 ) -> dict[tuple[int, str], Probed]:
-    """What the headers announce; nothing of files that are taken whole and are there."""
-    paths = dict.fromkeys((one.request.root, one.request.path) for one in wanted if one.loose or not settings.whole)
-    found = map_over_workers(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
-    facts: dict[tuple[int, str], Probed] = dict(zip(paths, found, strict=True))
-    for one in wanted:
+    """Return the headers' announcements; nothing for existing files that are not cut."""
+    paths = dict.fromkeys((one.request.root, one.request.path) for one in candidates if one.loose or not settings.whole)
+    probed = map_over_workers(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
+    facts: dict[tuple[int, str], Probed] = dict(zip(paths, probed, strict=True))
+    for one in candidates:
         where = roots[one.request.root]
         key = one.request.root, one.request.path
         if key not in facts and isinstance(where, Folder) and not (where.path / one.request.path).is_file():
@@ -141,8 +141,8 @@ def _facts(
     return facts
 
 
-def _settled(one: Wanted, duration_s: float) -> Request:
-    """The request with its span; without, if the file is shorter: then it is the span, cut out already."""
+def _settled(one: VideoCandidate, duration_s: float) -> Request:
+    """Return the request with its span; without, if the file is shorter, because then it is the span, already cut."""
     span_s = one.request.stop_s - one.request.start_s
     if one.loose and math.isfinite(one.request.stop_s):
         cut_out = not duration_s >= one.request.stop_s - 1 or duration_s <= span_s + 1

@@ -5,7 +5,7 @@ from PIL import Image
 
 from preprocess.__main__ import main
 from preprocess.dataset.index import DatasetError, open_dataset
-from preprocess.inspect.sample import find, tell
+from preprocess.inspect.sample import describe, find
 from tests.support.media import frame_number, make_dataset, make_numbered
 
 
@@ -24,7 +24,7 @@ def shards(tmp_path: Path) -> Path:
 
 def told(shards: Path, wanted: str) -> dict[str, str]:
     dataset = open_dataset(shards)
-    pairs = (line.split("  ", 1) for line in tell(dataset, find(dataset, wanted)))
+    pairs = (line.split("  ", 1) for line in describe(dataset, find(dataset, wanted)))
     return {name: value.strip() for name, value in pairs}
 
 
@@ -38,7 +38,7 @@ def test_all_that_is_known_is_told(shards: Path) -> None:
     assert facts["size"] == "64 x 48 pixels"
     assert facts["shard"].startswith("shard-00001.tar, bytes 0 to ")
     assert '"name": "a"' in facts["json"]
-    assert facts["asked for"] == "ledger.csv, line 3"
+    assert facts["requested by"] == "ledger.csv, line 3"
 
 
 def test_samples_lie_end_to_end(shards: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_number_is_a_key_and_a_name_may_have_several(shards: Path) -> None:
     dataset = open_dataset(shards)
     assert find(dataset, "3") == find(dataset, "000000003") == find(dataset, "c") == [2]
     assert find(dataset, "a") == [0, 1]
-    assert "000000002 (1 more)" in "\n".join(tell(dataset, [0, 1]))
+    assert "000000002 (1 more)" in "\n".join(describe(dataset, [0, 1]))
 
 
 @pytest.mark.parametrize(

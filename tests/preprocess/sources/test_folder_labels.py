@@ -1,6 +1,6 @@
 import pytest
 
-from preprocess.sources.folder_labels import place
+from preprocess.sources.folder_labels import infer_labels
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,11 @@ from preprocess.sources.folder_labels import place
     ],
 )
 def test_folders_are_splits_and_classes(paths: list[str], mode: str, labels: list[str], splits: list[str]) -> None:
-    placed = place(paths, labels=mode)  # type: ignore[arg-type]
+    placed = infer_labels(paths, labels=mode)  # type: ignore[arg-type]
     assert [" ".join(several) for several in placed.labels] == labels
     assert placed.splits == splits
 
 
 def test_what_was_found_is_told() -> None:
-    told = place(["train/cat/1.mp4", "val/dog/2.mp4"], labels="auto").told
+    told = infer_labels(["train/cat/1.mp4", "val/dog/2.mp4"], labels="auto").note
     assert told == "splits by folder: train, val; labels: the first folder, 2 classes (--labels none for none)"
