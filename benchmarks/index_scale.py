@@ -84,6 +84,7 @@ def make_tables(out: Path, number: int, samples: int, frames: int) -> None:
     table = out / f"shard-{number:05d}.parquet"
     metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": f"{number:064x}"}
     pq.write_table(pa.table(rows, schema=SHARD_SCHEMA.with_metadata(metadata)), table)
+    table.with_suffix(".idx").write_text("v1.2 0\n")
     with table.with_suffix(".tar").open("wb") as tar:
         tar.truncate(tar_bytes)
 

@@ -52,12 +52,16 @@ def parser() -> argparse.ArgumentParser:
     split.add_argument("--seed", type=int, default=0, metavar="K", help="of the draw (%(default)s)")
     split.add_argument("--table", default="", metavar="FILE", help=".csv or .parquet with COLUMN for every recording")
     split.add_argument("--key", default="name", metavar="COLUMN", help="of the table: the recording (%(default)s)")
-    verify = commands.add_parser("verify", help="check a finished dataset", allow_abbrev=False)
+    verify = commands.add_parser(
+        "verify", help="check a finished dataset (bytes of the tars: --full)", allow_abbrev=False
+    )
     verify.add_argument("out", metavar="OUT", help="the dataset's folder; of a URL the listing and the index")
-    verify.add_argument("--full", action="store_true", help="check every byte against its checksum")
-    verify.add_argument("--decode", action="store_true", help="decode every frame")
     verify.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes at most (%(default)s)"
+        "--full", action="store_true", help="read the tars too: finds damage in them that left their size as it was"
+    )
+    verify.add_argument("--decode", action="store_true", help="decode every frame; names the frames that are damaged")
+    verify.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads at most (%(default)s)"
     )
     report = commands.add_parser("report", help="one HTML page of what is in a dataset", allow_abbrev=False)
     report.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder")

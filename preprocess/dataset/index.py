@@ -28,7 +28,7 @@ import pyarrow.ipc
 
 from mae3d.io.files import sha256_of
 from preprocess.dataset.dataset import BLOCK, REJECTED_NAME, Dataset, FrameSpans, frame_offsets, mapped_numbers
-from preprocess.dataset.schema import FRAMES_SCHEMA, ROWS_SCHEMA, SCHEMA_VERSION, DatasetError, Shard
+from preprocess.dataset.schema import FRAMES_SCHEMA, READABLE_SCHEMAS, ROWS_SCHEMA, DatasetError, Shard
 
 __all__ = [  # what trainers and tools may use
     "BLOCK",
@@ -174,10 +174,11 @@ def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
         version, layout = meta["schema"], meta["layout"]
     except (ValueError, TypeError, KeyError) as error:
         raise DatasetError(f"{where}: cannot be read ({error}); run the build again") from error
-    if version != SCHEMA_VERSION or layout != LAYOUT:
+    if version not in READABLE_SCHEMAS or layout != LAYOUT:
         raise DatasetError(
-            f"{where}: schema {version!r}, layout {layout!r}; this program reads schema {SCHEMA_VERSION}, "
-            f"layout {LAYOUT!r}: build it again, or use the version that wrote it"
+            f"{where}: schema {version!r}, layout {layout!r}; this program reads schemas "
+            f"{' and '.join(map(str, READABLE_SCHEMAS))}, layout {LAYOUT!r}: build it again, or use the version that "
+            "wrote it"
         )
     if lacking := sorted((_META_KEYS - meta.keys()) | (_FILES - dict(meta.get("files", {})).keys())):
         raise DatasetError(f"{where}: has no {', '.join(lacking)}; run the build again")
@@ -187,7 +188,7 @@ def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
 def _fingerprint(meta: dict[str, Any]) -> str:
     files = meta["files"]
     parts = [
-        meta["schema"],
+        1,  # not the schema: a dataset of schema 1 keeps its fingerprint when a later one is written over it
         meta["layout"],
         files["rows"]["sha256"],
         files["index"]["sha256"],
@@ -215,5 +216,5 @@ def _map_table(path: Path, schema: pa.Schema) -> pa.Table:
     except pa.ArrowException as error:
         raise DatasetError(f"{path}: not an Arrow file ({error}); run the build again") from error
     if not table.schema.equals(schema):
-        raise DatasetError(f"{path}: its columns are not those of schema {SCHEMA_VERSION}; run the build again")
+        raise DatasetError(f"{path}: its columns are not those that this program reads; run the build again")
     return table

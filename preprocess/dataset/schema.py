@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from mae3d.io.files import replace_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_SCHEMAS = (1, 2)  # 2 adds the sizes and hashes of .idx, shard tables and plan, and a checksum of dataset.json
 
 # list[Any]: the stubs of pyarrow cannot join fields of two types.
 _SAMPLE_FIELDS: list[Any] = [
@@ -80,12 +81,16 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One finished tar, as dataset.json lists it."""
+    """A finished shard as dataset.json lists it: its tar, and the two files beside it."""
 
     name: str
     bytes: int
     sha256: str
     num_samples: int
+    idx_bytes: int | None = None  # None and "" from here on: a dataset of schema 1, which does not record them
+    idx_sha256: str = ""
+    table_bytes: int | None = None
+    table_sha256: str = ""
 
 
 def write_shard_table(path: Path, rows: list[dict[str, Any]], *, tar_bytes: int, tar_sha256: str) -> None:

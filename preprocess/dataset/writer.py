@@ -25,7 +25,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sha256_of
-from preprocess.dataset.index import LAYOUT, META_NAME, REJECTED_NAME
+from preprocess.dataset.index import LAYOUT, META_NAME, PLAN_NAME, REJECTED_NAME
 from preprocess.dataset.schema import (
     FRAMES_SCHEMA,
     INDEX_SCHEMA,
@@ -35,6 +35,9 @@ from preprocess.dataset.schema import (
     read_shard_table,
 )
 
+Digest = tuple[int, str]  # size and sha256 of a file
+
+_CHECKSUM = b'"checksum": '  # the last key of dataset.json
 _FRAMES_PER_BATCH = 1 << 22  # frames-<hash>.arrow: few, large batches, so that a reader finds a row quickly
 _ROWS_PER_GROUP = 1 << 15  # a reader of one name reads one group
 
@@ -48,6 +51,7 @@ def write_dataset(
     rejected: Sequence[dict[str, Any]] = (),
     splits: pa.DictionaryArray | None = None,
     split_rule: dict[str, Any] | None = None,
+    idx: Sequence[Digest] | None = None,
 ) -> dict[str, Any]:
     """Merges the tables of all shards into the index files and dataset.json.
 
@@ -58,13 +62,15 @@ def write_dataset(
         label_names: names of label ids 0, 1, ...; empty if the labels were numbers already.
         rejected: rows of REJECTED_SCHEMA for what was left out before any shard was planned.
         splits: of every planned sample by its number; None = as the tables say.
-        split_rule: what made them, for dataset.json.
+        split_rule: the rule that made them, for dataset.json.
+        idx: size and sha256 of the .idx of every shard; None = they lie beside the tables.
 
     Returns:
-        What was written to dataset.json.
+        The content of dataset.json.
 
     Raises:
         DatasetError: a table is missing or is not a shard's.
+        FileNotFoundError: an .idx is missing.
     """
     totals = _Totals()
     with ExitStack() as stack:
@@ -80,6 +86,8 @@ def write_dataset(
         with replace_file(root / REJECTED_NAME) as path:
             aside["rejected"].replace(path)
     files["rejected"] = _entry(root / REJECTED_NAME, sha256_of(root / REJECTED_NAME))
+    idx = idx or [digest_of(path.with_suffix(".idx")) for path in tables]
+    digests = zip(idx, map(digest_of, tables), strict=True)
     meta = {
         "schema": SCHEMA_VERSION,
         "layout": LAYOUT,
@@ -89,14 +97,32 @@ def write_dataset(
         "split_names": split_names,
         "totals": totals.told(),
         "files": files,
-        "shards": totals.shards,
+        "shards": [[*shard, *beside, *table] for shard, (beside, table) in zip(totals.shards, digests, strict=True)],
     }
     if split_rule:
         meta["split_rule"] = split_rule
+    if (root / PLAN_NAME).is_file():
+        meta["plan"] = _entry(root / PLAN_NAME, sha256_of(root / PLAN_NAME))
     with replace_file(root / META_NAME) as path:
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items()]
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        path.write_bytes(_sealed("{\n" + ",\n".join(lines) + ",\n"))
     return meta
+
+
+def digest_of(path: Path) -> Digest:
+    """Return the size and the sha256 of a file."""
+    return path.stat().st_size, sha256_of(path)
+
+
+def is_sealed(data: bytes) -> bool:
+    """Return whether dataset.json ends with the sha256 of the bytes before it."""
+    head, key, _ = data.rpartition(_CHECKSUM)
+    return data == _sealed(head.decode(errors="replace")) if key else False
+
+
+def _sealed(head: str) -> bytes:
+    data = head.encode()
+    return data + _CHECKSUM + f'"{hashlib.sha256(data).hexdigest()}"\n}}\n'.encode()
 
 
 def settings_hash(settings: dict[str, Any]) -> str:

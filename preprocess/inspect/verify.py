@@ -1,62 +1,67 @@
-"""A dataset ─► what is wrong with it, one line a finding with its remedy; an empty list means whole.
+"""A dataset is checked against the sizes and hashes in its dataset.json: folder or URL ─► findings, each with a remedy.
 
-    verify(Path("out/shards"))                            # sizes and structure
-    verify(Path("out/shards"), full=True, decode=True)    # every byte, every frame
+    verify(Path("out/shards"))                            # sizes of all files; bytes of all but the tars
+    verify(Path("out/shards"), full=True, decode=True)    # every byte; every frame
 
-Fast: dataset.json and the index in full; of every shard its table and .idx in full, of its tar the size, some headers
-and the end: it reads a few kilobytes of a tar, not the frames. Full: the sha256 of every file and the crc32 of every
-frame. Decode: every frame. What is behind a URL is checked as far as the listing and the index go.
+No findings mean that the dataset is complete. Fast: the size of every file, and the sha256 of every file but the tars:
+a tar that was damaged without changing its size is found by `full` only, wherever the damage lies. Full: the sha256 of
+every file. Decode: the crc32 and the decoding of every frame, which names the frames that are damaged. Of a URL the
+listing and the index are checked. A dataset of schema 1 records no hashes of .idx, plan and dataset.json: of these only
+what they show themselves is checked.
 """
 
-import json
-import math
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from mae3d.io.files import TEMPORARY_PREFIX, sha256_of
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import raise_unless_of_the_file
-from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, map_dataset, read_meta
-from preprocess.dataset.writer import settings_hash
-from preprocess.inspect.verify_shard import check_shard
+from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, Shard, read_meta
+from preprocess.dataset.schema import read_shard_table
+from preprocess.dataset.writer import is_sealed, settings_hash
+from preprocess.inspect.verify_shard import check_frames
 from preprocess.jobs.lock_store import LOCK_NAME
+from preprocess.plan.plan import read_plan
 from preprocess.workers.executors import map_over_workers
 
 _GENERATION = re.compile(r"(index|rows|frames)-[0-9a-f]{16}\.(parquet|arrow)")  # older ones may still be in use
 _SHARD = re.compile(r"shard-\d{5,}\.(tar|idx|parquet)")
 _AGAIN = "run the build again"
-_NEW_PLAN = "restore it from a copy, or build into a new folder: without it no build can go on here"
-_PLAN_METADATA = 1 << 30
-_FAST_AT_ONCE = 64  # shards that a process is sent at a time: each takes some milliseconds
+_NEW_PLAN = "restore it from a copy, or build into a new folder, because no build can go on here without it"
+_AT_WORK = f"of a run that is at work or was stopped; wait for its end, or {_AGAIN}"
+_SMALL_FILES_AT_ONCE = 64  # files that a worker is given at a time: each takes some milliseconds
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """The size and the sha256 that dataset.json records for a file; None and "" if it records none."""
+
+    bytes: int | None
+    sha256: str
 
 
 def verify(root: Path | str, *, full: bool = False, decode: bool = False, workers: int = 1) -> list[str]:
-    """Checks a dataset.
+    """Check a dataset.
 
     Args:
-        root: its folder, or a URL: then only what a listing and the index tell.
-        full: read every byte and compare the checksums.
-        decode: decode every frame strictly and compare its size.
-        workers: processes there may be; fewer where they would take longer to start than to be done.
+        root: its folder, or a URL, of which only the listing and the index are checked.
+        full: compare the sha256 of every file, the tars included.
+        decode: decode every frame strictly, and compare its size and crc32.
+        workers: the largest number of threads.
 
     Returns:
-        One line for each finding: the file, what is wrong with it, what to do.
+        One line per finding: the file, what is wrong with it, and the remedy.
 
     Raises:
         DatasetError: there is no dataset, or its dataset.json cannot be read.
         ValueError: a URL, and `full` or `decode`; fewer than one worker.
-        OSError: a file cannot be read.
+        OSError: the disk has gone.
     """
     if workers < 1:
         raise ValueError(f"workers = {workers} must be at least 1")
@@ -66,137 +71,134 @@ def verify(root: Path | str, *, full: bool = False, decode: bool = False, worker
         return _verify_url(str(root))
     root = Path(root)
     meta = read_meta(root)
-    sizes = {path.name: path.stat().st_size for path in root.iterdir()}
-    wrong = dict(_check_sizes(meta, sizes))
-    found = [f"{name}: {finding}; {_remedy(name)}" for name, finding in wrong.items()]
-    found += [*_check_foreign(meta, sizes), *_check_index(root, meta, wrong)]
-    if any(meta["files"][stem]["name"] in wrong for stem in ("index", "rows", "frames")):
-        return [*found, f"{root}: its index is not whole, so the shards were not looked into; {_AGAIN}, then verify"]
-    numbers = range(len(meta["shards"]))
-    check = partial(check_shard, root, full=full, decode=decode)
-    at_once = 1 if full or decode else _FAST_AT_ONCE
-    return found + list(
-        chain.from_iterable(map_over_workers(check, numbers, workers=workers, unit="shard", at_once=at_once))
-    )
+    if findings := _check_meta(root, meta):
+        return findings
+    entries = _entries(meta)
+    findings, wrong = _check_listing(entries, {path.name: path.stat().st_size for path in root.iterdir()})
+    to_read = [item for item in entries.items() if item[0] not in wrong and (full or not item[0].endswith(".tar"))]
+    at_once = 1 if full else _SMALL_FILES_AT_ONCE
+    check = partial(_check_file, root, meta)
+    findings += chain.from_iterable(map_over_workers(check, to_read, workers=workers, unit="file", at_once=at_once))
+    if decode:
+        damaged = {name for name in (finding.partition(":")[0] for finding in findings) if not name.endswith(".tar")}
+        findings += _check_shards(root, meta, wrong | damaged, workers=workers)
+    return findings
 
 
-def _check_sizes(meta: dict[str, Any], sizes: Mapping[str, int | None]) -> Iterator[tuple[str, str]]:
-    """(name, finding) of every file that dataset.json names and that is missing or of another size."""
-    wanted = [(entry["name"], entry["bytes"]) for entry in meta["files"].values()]
-    for name, num_bytes in [*wanted, *((name, num_bytes) for name, num_bytes, *_ in meta["shards"])]:
+def _entries(meta: dict[str, Any]) -> dict[str, _Entry]:
+    """Return the files of a dataset by name: the index, the plan, then each shard's table, .idx and tar."""
+    listed = [*meta["files"].values(), meta.get("plan", {"name": PLAN_NAME})]
+    entries = {entry["name"]: _Entry(entry.get("bytes"), entry.get("sha256", "")) for entry in listed}
+    for shard in (Shard(*fields) for fields in meta["shards"]):
+        stem = Path(shard.name).stem
+        entries[f"{stem}.parquet"] = _Entry(shard.table_bytes, shard.table_sha256)
+        entries[f"{stem}.idx"] = _Entry(shard.idx_bytes, shard.idx_sha256)
+        entries[shard.name] = _Entry(shard.bytes, shard.sha256)
+    return entries
+
+
+def _check_listing(entries: Mapping[str, _Entry], sizes: Mapping[str, int | None]) -> tuple[list[str], set[str]]:
+    """Return the findings of a listing, and the names of the files that are missing or of another size."""
+    findings: list[str] = []
+    wrong: set[str] = set()
+    for name, entry in entries.items():
         if name not in sizes:
-            yield name, f"missing, though {META_NAME} names it"
-        elif sizes[name] not in (None, num_bytes):
-            yield name, f"{sizes[name]} bytes, {META_NAME} says {num_bytes}"
+            wrong.add(name)
+            findings.append(f"{name}: missing; {_remedy(name)}")
+        elif None not in (sizes[name], entry.bytes) and sizes[name] != entry.bytes and name != PLAN_NAME:
+            wrong.add(name)
+            findings.append(f"{name}: {sizes[name]} bytes, {META_NAME} says {entry.bytes}; {_remedy(name)}")
+    for name in sorted(sizes.keys() - entries.keys() - {META_NAME}):
+        if name.startswith((LOCK_NAME, TEMPORARY_PREFIX)) or _SHARD.fullmatch(name):
+            findings.append(f"{name}: {_AT_WORK}")
+        elif not _GENERATION.fullmatch(name):
+            findings.append(f"{name}: does not belong to the dataset; remove it")
+    return findings, wrong
+
+
+def _check_meta(root: Path, meta: dict[str, Any]) -> list[str]:
+    """Return the finding of dataset.json against its checksum; in schema 1 only its settings have one."""
+    if meta["schema"] > 1 and not is_sealed((root / META_NAME).read_bytes()):
+        return [f"{META_NAME}: does not match its own checksum, so no other file was checked; {_AGAIN}"]
+    if settings_hash(meta["settings"]) != meta["settings_hash"]:
+        return [f"{META_NAME}: its settings do not match its settings_hash, so no other file was checked; {_AGAIN}"]
+    return []
+
+
+def _check_file(root: Path, meta: dict[str, Any], item: tuple[str, _Entry]) -> list[str]:
+    """Return the finding of one file's bytes, if there is one."""
+    name, entry = item
+    path = root / name
+    try:
+        if entry.sha256:
+            damage = "" if sha256_of(path) == entry.sha256 else f"its sha256 is not the one in {META_NAME}"
+        else:
+            damage = _damage_without_hash(path, meta)
+        if damage and name == PLAN_NAME and _is_ahead(path, meta):
+            return [f"{name}: {_AT_WORK}"]
+    except OSError as error:
+        raise_unless_of_the_file(error, path)
+        return [f"{name}: cannot be read ({error.strerror}); mend the disk or the rights, or restore it from a copy"]
+    return [f"{name}: {damage}; {_remedy(name)}"] if damage else []
+
+
+def _damage_without_hash(path: Path, meta: dict[str, Any]) -> str:
+    """Return the damage of a file whose hash dataset.json does not record, as far as the file itself shows it."""
+    try:
+        if path.name == PLAN_NAME:
+            read_plan(path)
+        elif path.suffix == ".parquet":
+            _, tar = read_shard_table(path)
+            if [tar.name, tar.bytes, tar.sha256, tar.num_samples] not in [fields[:4] for fields in meta["shards"]]:
+                return f"it is of another tar than {META_NAME} names"
+    except DatasetError as error:
+        return f"damaged ({error.__cause__})"
+    return ""
+
+
+def _is_ahead(path: Path, meta: dict[str, Any]) -> bool:
+    """Return whether a plan is that of an `--append` or `split` that has not come to its end."""
+    try:
+        plan = read_plan(path)
+    except DatasetError:
+        return False
+    return plan.num_shards > len(meta["shards"]) or plan.split_rule != meta.get("split_rule")
 
 
 def _remedy(name: str) -> str:
-    return f"restore it from a copy or {_AGAIN}" if name.endswith(".tar") else _AGAIN
+    if name == PLAN_NAME:
+        return _NEW_PLAN
+    return f"remove {Path(name).stem}.* and {_AGAIN}" if _SHARD.fullmatch(name) else _AGAIN
 
 
-def _check_foreign(meta: dict[str, Any], sizes: Mapping[str, int | None]) -> Iterator[str]:
-    """Files that do not belong there, and the plan, which must."""
-    known = {META_NAME, PLAN_NAME} | {entry["name"] for entry in meta["files"].values()}
-    for name, *_ in meta["shards"]:
-        known |= {str(Path(name).with_suffix(suffix)) for suffix in (".tar", ".idx", ".parquet")}
-    for name in sorted(sizes.keys() - known):
-        if name.startswith((LOCK_NAME, TEMPORARY_PREFIX)) or _SHARD.fullmatch(name):
-            yield f"{name}: of a build that is at work or was stopped; wait for its end, or {_AGAIN}"
-        elif not _GENERATION.fullmatch(name):
-            yield f"{name}: does not belong to the dataset; remove it"
-    if PLAN_NAME not in sizes:
-        yield f"{PLAN_NAME}: missing; {_NEW_PLAN}"
-
-
-def _check_index(root: Path, meta: dict[str, Any], wrong: dict[str, str]) -> Iterator[str]:
-    """Hashes of the index files, and dataset.json against them; what is not whole is added to `wrong`."""
-    for entry in meta["files"].values():
-        if entry["name"] not in wrong and _sha256(root / entry["name"]) != entry["sha256"]:
-            wrong[entry["name"]] = "damaged"
-            yield f"{entry['name']}: its sha256 is not the one in {META_NAME}; {_AGAIN}"
-    yield from _check_plan(root / PLAN_NAME, meta)
-    if settings_hash(meta["settings"]) != meta["settings_hash"]:
-        yield f"{META_NAME}: its settings are not those of its settings_hash; {_AGAIN}"
-    if all(meta["files"][stem]["name"] not in wrong for stem in ("index", "rows", "frames")):
-        dataset = map_dataset(root, meta)
-        there = _totals(dataset)
-        if REJECTED_NAME not in wrong:
-            there |= _problems(pq.ParquetFile(root / REJECTED_NAME).read(["reason", "num_frames"]))
-        for name, value in there.items():
-            told = meta["totals"].get(name)
-            if told != value and not (name == "seconds" and abs(told - value) < 0.01):  # the order of the sum
-                yield f"{META_NAME}: {name} = {told}, the files say {value}; {_AGAIN}"
-        counts = np.bincount(dataset.shard, minlength=len(dataset.shards)).tolist()
-        for shard, count in zip(dataset.shards, counts, strict=False):
-            if shard.num_samples != count:
-                yield f"{META_NAME}: {shard.num_samples} samples in {shard.name}, the index says {count}; {_AGAIN}"
-        if np.any(np.diff(dataset.shard) < 0) or len(counts) > len(dataset.shards):
-            yield f"{meta['files']['rows']['name']}: its samples are not in the order of the shards; {_AGAIN}"
-
-
-def _sha256(path: Path) -> str:
-    """ "" for a file that cannot be read; OSError if its disk has gone."""
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise_unless_of_the_file(error, path)
-        return ""
-
-
-def _check_plan(path: Path, meta: dict[str, Any]) -> Iterator[str]:
-    """Its pages against their own checksums; its label names."""
-    if not path.is_file():
+def _check_shards(root: Path, meta: dict[str, Any], unreadable: set[str], *, workers: int) -> Iterator[str]:
+    """Yield the findings of every frame of every tar that can be read."""
+    if index := sorted(unreadable & {meta["files"][stem]["name"] for stem in ("index", "rows", "frames")}):
+        yield f"{root}: no frame was decoded because {index[0]} is damaged; {_AGAIN}, then verify"
         return
-    try:
-        plan = pq.ParquetFile(path, page_checksum_verification=True, thrift_string_size_limit=_PLAN_METADATA)
-        for group in range(plan.num_row_groups):  # a plan of millions of samples does not fit everywhere
-            plan.read_row_group(group)
-        label_names = json.loads(plan.schema_arrow.metadata[b"label_names"])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        yield f"{PLAN_NAME}: damaged ({error}); {_NEW_PLAN}"
-        return
-    if label_names[: len(meta["label_names"])] != meta["label_names"]:  # one that was appended to may have more
-        yield f"{META_NAME}: its label_names are not those of {PLAN_NAME}; {_AGAIN}"
-
-
-def _totals(dataset: Dataset) -> dict[str, Any]:
-    timed = np.isfinite(dataset.fps)
-    seconds = math.fsum((dataset.num_frames[timed] / dataset.fps[timed]).tolist())
-    return {
-        "samples": len(dataset),
-        "frames": int(dataset.num_frames.sum(dtype=np.int64)),
-        "bytes": sum(shard.bytes for shard in dataset.shards),
-        "seconds": round(seconds, 3),
-        "samples_without_fps": int((~timed).sum()),
-    }
-
-
-def _problems(rejected: pa.Table) -> dict[str, Any]:
-    lost, kept = pc.field("num_frames") == 0, pc.field("num_frames") > 0
-    counts = {"rejected": rejected.filter(lost), "remarks": rejected.filter(kept)}
-    return {name: dict(sorted(Counter(table["reason"].to_pylist()).items())) for name, table in counts.items()}
+    shards = [number for number, (name, *_) in enumerate(meta["shards"]) if name not in unreadable]
+    check = partial(check_frames, root, meta)
+    yield from chain.from_iterable(map_over_workers(check, shards, workers=workers, unit="shard", at_once=1))
 
 
 def _verify_url(url: str) -> list[str]:
-    """The listing, and the index files, which are fetched for it."""
+    """Return the findings of the listing and of the index files, which are fetched."""
     storage = Storage(url.rstrip("/"))
     sizes = storage.sizes()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in (META_NAME, PLAN_NAME):
-            if name in sizes:
-                storage.get(name, root / name)
+        if META_NAME in sizes:
+            storage.get(META_NAME, root / META_NAME)
         try:
             meta = read_meta(root)
         except DatasetError as error:
             raise DatasetError(str(error).replace(folder, url)) from error
-        wrong = dict(_check_sizes(meta, sizes))
-        found = [f"{url}/{name}: {finding}; {_remedy(name)}" for name, finding in wrong.items()]
-        for name, *_ in meta["shards"]:
-            beside = (str(Path(name).with_suffix(suffix)) for suffix in (".idx", ".parquet"))
-            found += [f"{url}/{one}: missing; remove {name} and {_AGAIN}" for one in beside if one not in sizes]
-        for entry in meta["files"].values():
-            if entry["name"] not in wrong:
-                storage.get(entry["name"], root / entry["name"])
-        checks = [*_check_foreign(meta, sizes), *_check_index(root, meta, wrong)]
-        return [*found, *(f"{url}/{finding}" for finding in checks)]
+        if findings := _check_meta(root, meta):
+            return [f"{url}/{finding}" for finding in findings]
+        entries = _entries(meta)
+        findings, wrong = _check_listing(entries, sizes)
+        for name, entry in entries.items():
+            if name not in wrong and not _SHARD.fullmatch(name):
+                storage.get(name, root / name)
+                findings += _check_file(root, meta, (name, entry))
+        return [f"{url}/{finding}" for finding in findings]

@@ -8,6 +8,7 @@
 Outputs can be sent to other processes.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from typing import Protocol
 
 from mae3d.io.storage import Storage, is_url
 from preprocess.dataset.schema import DatasetError
+from preprocess.dataset.writer import Digest, digest_of
 from preprocess.jobs.lock_store import Board, FolderBoard, UrlBoard
 from preprocess.sources.roots import process_folder
 
@@ -46,6 +48,9 @@ class Output(Protocol):
 
     def publish(self, names: Sequence[str], folder: Path) -> None:
         """Puts files that were made in a folder that `work` gave, one after the other."""
+
+    def digests(self, names: Sequence[str]) -> list[Digest]:
+        """Return the sizes and hashes of small files."""
 
     def remove(self, names: Sequence[str]) -> None:
         """Removes files if they are there, one after the other."""
@@ -89,6 +94,9 @@ class FolderOutput:
     def publish(self, names: Sequence[str], folder: Path) -> None:
         pass
 
+    def digests(self, names: Sequence[str]) -> list[Digest]:
+        return [digest_of(self.path / name) for name in names]
+
     def remove(self, names: Sequence[str]) -> None:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
@@ -130,6 +138,14 @@ class UrlOutput:
     def publish(self, names: Sequence[str], folder: Path) -> None:
         for name in names:
             self.storage.put(folder / name, name)
+
+    def digests(self, names: Sequence[str]) -> list[Digest]:
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            return list(pool.map(self._digest, names))
+
+    def _digest(self, name: str) -> Digest:
+        data = self.storage.read(name)
+        return len(data), hashlib.sha256(data).hexdigest()
 
     def remove(self, names: Sequence[str]) -> None:
         for name in names:

@@ -89,6 +89,7 @@ def finish(plan: Plan, output: Output, folder: Path, lock: Lock) -> list[str]:
         rejected=rejected,
         splits=planned_splits(plan),
         split_rule=plan.split_rule,
+        idx=output.digests([shard_files(number)[1] for number in range(plan.num_shards)]),
     )
     output.publish([*(entry["name"] for entry in meta["files"].values()), META_NAME], folder)
     return summary_of(meta, output, folder)

@@ -1,6 +1,7 @@
 """An archive of frame folders, the command that builds it, and what came out, byte for byte."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from tests.support.media import make_frame_folder
@@ -22,6 +23,15 @@ def command(frames: Path, out: Path | str, *more: str, workers: int = 1) -> list
     """The arguments of `python -m preprocess` that build it in shards of five."""
     given = ["--frames", str(frames), "--out", str(out), "--shard-size", "5"]
     return ["build", *given, "--workers", str(workers), *more]
+
+
+def as_schema_1(root: Path) -> None:
+    """Rewrite dataset.json as earlier versions wrote it."""
+    meta = json.loads((root / "dataset.json").read_text())
+    del meta["checksum"], meta["plan"]
+    meta |= {"schema": 1, "shards": [shard[:4] for shard in meta["shards"]]}
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items()]
+    (root / "dataset.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def tree(root: Path) -> dict[str, str]:

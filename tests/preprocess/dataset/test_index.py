@@ -52,6 +52,7 @@ def root(tmp_path: Path) -> Path:
     for shard in range(2):
         tar = root / f"shard-{shard:05d}.tar"
         tar.write_bytes(bytes([shard]) * 4096)
+        tar.with_suffix(".idx").write_text("v1.2 0\n")
         rows = [sample_row(2 * shard + i, SIZES[2 * shard + i]) for i in range(2)]
         write_shard_table(tar.with_suffix(".parquet"), rows, tar_bytes=4096, tar_sha256=sha256_of(tar))
     write_dataset(

@@ -50,6 +50,7 @@ def make_tables(root: Path, samples: int, *, shard_size: int, seed: int = 0) -> 
     for shard, first in enumerate(range(0, samples, shard_size)):
         tar = root / f"shard-{shard:05d}.tar"
         tar.write_bytes(bytes(10_240))
+        tar.with_suffix(".idx").write_text("v1.2 0\n")
         some = rows[first : first + shard_size]
         write_shard_table(tar.with_suffix(".parquet"), some, tar_bytes=10_240, tar_sha256=f"{shard:064x}")
     return rows
@@ -113,6 +114,7 @@ def test_a_dataset_of_which_nothing_is_left_can_be_opened(tmp_path: Path) -> Non
     (tmp_path / "set").mkdir()
     tar = tmp_path / "set" / "shard-00000.tar"
     tar.write_bytes(bytes(10_240))
+    tar.with_suffix(".idx").write_text("v1.2 0\n")
     write_shard_table(tar.with_suffix(".parquet"), [row], tar_bytes=10_240, tar_sha256="0")
     dataset = merged(tmp_path / "set")
     assert len(dataset) == 0

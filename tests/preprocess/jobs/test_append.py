@@ -7,7 +7,7 @@ import pytest
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.plan.plan import read_plan
-from tests.support.builds import SMALL, command, make_archive, tree
+from tests.support.builds import SMALL, as_schema_1, command, make_archive, tree
 from tests.support.kills import inodes, kill_at_every, killed_at
 
 
@@ -132,3 +132,26 @@ def test_an_append_that_was_not_finished_is_finished_by_its_own_sources_only(
 
 def grown(out: Path) -> bool:
     return len(read_plan(out / "plan.parquet")) == 31
+
+
+def test_a_dataset_of_schema_1_stays_readable_and_ends_in_the_same_tree(archive: Path, tmp_path: Path) -> None:
+    more = make_archive(tmp_path / "more", first=24, clips=3, size=SMALL)
+    trees = {}
+    for schema in (1, 2):
+        out = tmp_path / f"schema_{schema}"
+        assert main(command(archive, out)) == 0
+        now, fingerprint = tree(out), open_dataset(out).fingerprint
+        if schema == 1:
+            as_schema_1(out)
+            assert open_dataset(out).meta["schema"] == 1
+            assert open_dataset(out).fingerprint == fingerprint  # a run that was trained on it goes on
+            assert {name for name, sha256 in tree(out).items() if now[name] != sha256} == {"dataset.json"}
+            assert main(["verify", str(out), "--full", "--decode"]) == 0
+        assert main(command(more, out, "--append")) == 0
+        assert main(["verify", str(out), "--full"]) == 0
+        trees[schema] = tree(out)
+        for finish in (["merge", str(out)], command(archive, out)):
+            as_schema_1(out)
+            assert main(finish) == 0
+            assert tree(out) == trees[schema]
+    assert trees[1] == trees[2]
