@@ -7,7 +7,7 @@ message = restore(Path("out/run"), "s3://bucket/run")  # before the run is opene
 
 Behind the URL lies what the folder holds, by the same names: config.yaml, metrics.jsonl, DONE or STOPPED, and complete
 checkpoints. A checkpoint is there when its manifest is, which is uploaded last; `latest` follows it. Any fsspec URL;
-credentials and endpoints come from the environment (store.py).
+credentials and endpoints come from the environment (mae3d/io/storage.py).
 """
 
 import logging
@@ -21,7 +21,7 @@ from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import MANIFEST, CheckpointError
 from mae3d.io.files import sha256_of, sync, write_text
-from mae3d.io.store import Store, remedy_of, words_of
+from mae3d.io.storage import Storage, access_remedy, describe_error
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run
 
 logger = logging.getLogger(__name__)
@@ -87,13 +87,13 @@ class Mirror:
             except Exception as error:  # any error of a store's library: it must not touch the training
                 self.failures += 1
                 logger.warning(
-                    "%s: cannot be mirrored to (%s)%s; training goes on, the next checkpoint tries again",
-                    self._url, words_of(error), remedy_of(self._url),
+                    "%s: cannot be mirrored to (%s); training goes on, the next checkpoint tries again; %s",
+                    self._url, describe_error(error), access_remedy(self._url),
                 )  # fmt: skip
 
     def _push(self) -> None:
         """Make the URL hold what the folder holds, the newest checkpoint first."""
-        store = Store(self._url)
+        store = Storage(self._url)
         there = store.sizes()
         if CONFIG not in self._sent:
             _check_same_run(self._run, store, there)
@@ -101,15 +101,15 @@ class Mirror:
         best = checkpoint.pointed(self._run, BEST)
         for name in reversed(names):
             if self._send_checkpoint(store, name, there) and name == names[-1]:
-                store.put_bytes(f"{CHECKPOINTS}/{LATEST}", f"{name}\n".encode())
+                store.write(f"{CHECKPOINTS}/{LATEST}", f"{name}\n".encode())
         if best in self._sent:
-            store.put_bytes(f"{CHECKPOINTS}/{BEST}", f"{best}\n".encode())
+            store.write(f"{CHECKPOINTS}/{BEST}", f"{best}\n".encode())
         for name in (*_SMALL, *_MARKERS):
             self._send_small(store, name, there)
         if names and names[-1] in self._sent:
             self._retain(store, there, latest=names[-1], best=best)
 
-    def _send_checkpoint(self, store: Store, name: str, there: Mapping[str, int | None]) -> bool:
+    def _send_checkpoint(self, store: Storage, name: str, there: Mapping[str, int | None]) -> bool:
         """Upload a checkpoint unless it is there; return whether it is there now."""
         folder, where = self._run / CHECKPOINTS / name, f"{CHECKPOINTS}/{name}"
         self._uploading = name
@@ -121,7 +121,7 @@ class Mirror:
             if f"{where}/{MANIFEST}" in there:
                 sizes = {file: there.get(f"{where}/{file}") for file in entries}
                 whole = sizes == {file: entry["bytes"] for file, entry in entries.items()}
-                if whole and store.text(f"{where}/{MANIFEST}") == manifest:
+                if whole and store.read_text(f"{where}/{MANIFEST}") == manifest:
                     self._sent[name] = manifest
                     return True
                 store.remove(f"{where}/{MANIFEST}")  # of the same step, of a course that was left
@@ -136,7 +136,7 @@ class Mirror:
         finally:
             self._uploading = ""
 
-    def _send_small(self, store: Store, name: str, there: Mapping[str, int | None]) -> None:
+    def _send_small(self, store: Storage, name: str, there: Mapping[str, int | None]) -> None:
         path = self._run / name
         if not path.exists():
             if name in _MARKERS and (name in there or name in self._sent):
@@ -146,10 +146,10 @@ class Mirror:
         state = path.stat()
         stamp = f"{state.st_mtime_ns} {state.st_size}"
         if self._sent.get(name) != stamp:
-            store.put_bytes(name, path.read_bytes())  # not the file, which may grow meanwhile
+            store.write(name, path.read_bytes())  # not the file, which may grow meanwhile
             self._sent[name] = stamp
 
-    def _retain(self, store: Store, there: Mapping[str, int | None], *, latest: str, best: str | None) -> None:
+    def _retain(self, store: Storage, there: Mapping[str, int | None], *, latest: str, best: str | None) -> None:
         """Apply the folder's retention to the URL, which may hold more than the folder after a restore."""
         names = [name for name in {*_complete(there), *self._sent} if name.startswith("step-") and name <= latest]
         for name in retention.superseded(names, best=best, keep_last=self._keep_last, keep_every=self._keep_every):
@@ -176,7 +176,7 @@ def restore(run: Path, url: str) -> str:
         ValueError: no such kind of URL.
         OSError: it cannot be reached, and the folder has no checkpoint.
     """
-    store = Store(url)
+    store = Storage(url)
     have = [path.name for path in checkpoint.up_to_latest(run) if _is_whole(path)]
     try:
         there = store.sizes()
@@ -184,12 +184,12 @@ def restore(run: Path, url: str) -> str:
         name = _fetch_newest(run, store, there, have)
         if name is None:
             return ""
-        best = store.text(f"{CHECKPOINTS}/{BEST}").strip() if f"{CHECKPOINTS}/{BEST}" in there else None
+        best = store.read_text(f"{CHECKPOINTS}/{BEST}").strip() if f"{CHECKPOINTS}/{BEST}" in there else None
         if best is not None and best != name and best in _complete(there):
             _fetch(run, store, best)
         for small in (*_SMALL, *_MARKERS):
             if small in there:
-                write_text(run / small, store.text(small))
+                write_text(run / small, store.read_text(small))
             else:
                 (run / small).unlink(missing_ok=True)
         if best is not None and checkpoint.step_folder(run, checkpoint.step_of(best)).is_dir():
@@ -202,7 +202,7 @@ def restore(run: Path, url: str) -> str:
     return f"restored {name} from {url}" + (f"; {run} had {have[-1]}" if have else "")
 
 
-def _fetch_newest(run: Path, store: Store, there: Mapping[str, int | None], have: list[str]) -> str | None:
+def _fetch_newest(run: Path, store: Storage, there: Mapping[str, int | None], have: list[str]) -> str | None:
     """Fetch the newest complete checkpoint that is newer than the folder's; return its name, or None."""
     failures = []
     for name in reversed(_up_to_latest(store, there)):
@@ -222,7 +222,7 @@ def _fetch_newest(run: Path, store: Store, there: Mapping[str, int | None], have
     return None
 
 
-def _fetch(run: Path, store: Store, name: str) -> None:
+def _fetch(run: Path, store: Storage, name: str) -> None:
     """Fetch a checkpoint, completely or not at all.
 
     Raises:
@@ -234,7 +234,7 @@ def _fetch(run: Path, store: Store, name: str) -> None:
         return
     staging = checkpoint.staging_folder(run, checkpoint.step_of(name))
     staging.mkdir(parents=True, exist_ok=True)
-    where, manifest = f"{store.url}/{CHECKPOINTS}/{name}", store.text(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+    where, manifest = f"{store.url}/{CHECKPOINTS}/{name}", store.read_text(f"{CHECKPOINTS}/{name}/{MANIFEST}")
     try:
         entries = checkpoint.parse_manifest(manifest)
     except ValueError as error:
@@ -259,7 +259,7 @@ def complete(url: str) -> list[str]:
         OSError: it cannot be reached.
         ValueError: no such kind of URL.
     """
-    return _complete(Store(url).sizes())
+    return _complete(Storage(url).sizes())
 
 
 def _complete(there: Mapping[str, int | None]) -> list[str]:
@@ -271,9 +271,9 @@ def _complete(there: Mapping[str, int | None]) -> list[str]:
     )
 
 
-def _up_to_latest(store: Store, there: Mapping[str, int | None]) -> list[str]:
+def _up_to_latest(store: Storage, there: Mapping[str, int | None]) -> list[str]:
     pointer = f"{CHECKPOINTS}/{LATEST}"
-    latest = store.text(pointer).strip() if pointer in there else ""
+    latest = store.read_text(pointer).strip() if pointer in there else ""
     return [name for name in _complete(there) if not latest or name <= latest]
 
 
@@ -286,7 +286,7 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _check_same_run(run: Path, store: Store, there: Mapping[str, int | None]) -> None:
+def _check_same_run(run: Path, store: Storage, there: Mapping[str, int | None]) -> None:
     """Refuse to mix two runs, because one would remove the other's checkpoints."""
     if CONFIG in there:
-        Run(run).check_same(yaml.safe_load(store.text(CONFIG)), where=store.url)
+        Run(run).check_same(yaml.safe_load(store.read_text(CONFIG)), where=store.url)

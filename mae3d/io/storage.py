@@ -1,4 +1,6 @@
-"""A URL ─► files below it by their relative names, through fsspec: input in an object store, output that goes there.
+"""Files in object stores, or behind any other URL, are listed, read and written through fsspec.
+
+A URL ─► the files below it, by their relative names: input, output, and the copy of a run.
 
     storage = Storage("s3://bucket/videos")
     storage.sizes()                        # {"a/1.mp4": 182736, ...}
@@ -14,16 +16,17 @@ import posixpath
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+BACK_OFF_S = (1.0, 4.0)  # seconds before a call is tried again
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}  # folders make themselves
 
 
 def is_url(text: str) -> bool:
-    """Whether a source or a target is a URL, not a path."""
+    """Return whether a source or a target is a URL, not a path."""
     return "://" in text
 
 
@@ -31,15 +34,15 @@ def is_url(text: str) -> bool:
 class Storage:
     """Files below a URL; every call is tried several times. Can be sent to other processes.
 
-    All methods raise FileNotFoundError for what is not there, an OSError that names the URL where the store cannot be
-    reached or refuses, and ValueError for a URL that is none or needs a package that is not installed.
+    All methods raise FileNotFoundError for a missing file, an OSError that names the URL if the store cannot be reached
+    or refuses, and ValueError for a URL that is none or needs a package that is not installed.
     """
 
     url: str
-    back_off_s: tuple[float, ...] = (1.0, 4.0)  # before a call is tried again
+    back_off_s: tuple[float, ...] = field(default_factory=lambda: BACK_OFF_S)
 
     def sizes(self, below: str = "") -> dict[str, int | None]:
-        """Bytes of every file by name, None where the store does not tell; empty if there is nothing."""
+        """Return the bytes of every file by name, from one listing; None if the store does not know."""
         path = self._path(below)
 
         def listed() -> dict[str, int | None]:
@@ -49,53 +52,63 @@ class Storage:
             return {str(name)[len(root) + 1 :]: entry.get("size") for name, entry in sorted(found.items())}
 
         try:
-            sizes: dict[str, int | None] = self._asked(listed, below)
+            sizes: dict[str, int | None] = self._call(listed, below)
         except FileNotFoundError:
             return {}
         return sizes
 
     def size(self, name: str) -> int | None:
-        """Bytes of one file."""
-        size: int | None = self._asked(lambda: self._files.info(self._path(name)), name).get("size")
+        """Return the bytes of one file, None if the store does not know."""
+        size: int | None = self._call(lambda: self._files.info(self._path(name)), name).get("size")
         return size
 
     def is_folder(self, name: str = "") -> bool:
-        """Whether there are files below a name, rather than one file; the store is not listed for it."""
-        kind: str = self._asked(lambda: self._files.info(self._path(name)), name).get("type", "file")
+        """Return whether there are files below a name, rather than one file; nothing is listed."""
+        kind: str = self._call(lambda: self._files.info(self._path(name)), name).get("type", "file")
         return kind == "directory"
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """A file's bytes, or some of them."""
-        data: bytes = self._asked(lambda: self._files.cat_file(self._path(name), start=start, end=stop), name)
+        """Return a file's bytes, or those from `start` up to `stop`."""
+        data: bytes = self._call(lambda: self._files.cat_file(self._path(name), start=start, end=stop), name)
         return data
 
+    def read_text(self, name: str) -> str:
+        """Return a text file's text."""
+        return self.read(name).decode()
+
     def get(self, name: str, path: Path) -> None:
-        """Downloads a file."""
-        self._asked(lambda: self._files.get_file(self._path(name), str(path)), name)
+        """Download a file."""
+        self._call(lambda: self._files.get_file(self._path(name), str(path)), name)
 
     def put(self, path: Path, name: str) -> None:
-        """Uploads a file."""
+        """Upload a file."""
 
         def upload() -> None:
-            path.stat()  # FileNotFoundError for what is missing here
+            path.stat()  # raises FileNotFoundError if it is missing here
             self._make_folder(name)
             self._files.put_file(str(path), self._path(name))
 
-        self._asked(upload, name)
+        self._call(upload, name)
 
     def write(self, name: str, data: bytes) -> None:
-        """Replaces a small file."""
+        """Replace a small file."""
 
         def upload() -> None:
             self._make_folder(name)
             self._files.pipe_file(self._path(name), data)
 
-        self._asked(upload, name)
+        self._call(upload, name)
 
     def remove(self, name: str) -> None:
-        """Removes a file if it is there."""
+        """Remove a file if it is there."""
         with suppress(FileNotFoundError):
-            self._asked(lambda: self._files.rm_file(self._path(name)), name)
+            self._call(lambda: self._files.rm_file(self._path(name)), name)
+
+    def remove_folder(self, name: str, *, first: str) -> None:
+        """Remove a folder after `first`, the file that makes it one."""
+        self.remove(f"{name}/{first}")
+        with suppress(FileNotFoundError):
+            self._call(lambda: self._files.rm(self._path(name), recursive=True), name)
 
     @property
     def _files(self) -> Any:
@@ -103,11 +116,11 @@ class Storage:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        """fsspec's filesystem, and the path there."""
+        """Return fsspec's filesystem, and the path there."""
         import fsspec
         from fsspec.registry import known_implementations
 
-        for library in ("botocore", "aiobotocore"):  # they would tell where they found the credentials
+        for library in ("botocore", "aiobotocore"):  # they log where they found the credentials
             logging.getLogger(library).setLevel(logging.WARNING)
         protocol = self.url.partition("://")[0].partition("::")[0]
         try:
@@ -127,14 +140,15 @@ class Storage:
         if self.url.partition("://")[0] not in _OBJECT_STORES:
             self._files.makedirs(posixpath.dirname(self._path(name)), exist_ok=True)
 
-    def _asked(self, ask: Callable[[], Any], name: str) -> Any:
-        url = f"{self.url}/{name}".rstrip("/")
+    def _call(self, call: Callable[[], Any], name: str) -> Any:
+        """Return what the store answers; try again after a while if it fails, and raise errors that name the URL."""
+        url = f"{self.url.rstrip('/')}/{name}".rstrip("/")
         _ = self._opened  # a wrong URL is not tried again
         for seconds in (*self.back_off_s, None):
             try:
-                return ask()
+                return call()
             except FileNotFoundError as error:
-                raise FileNotFoundError(errno.ENOENT, _words(error), url) from error
+                raise FileNotFoundError(errno.ENOENT, describe_error(error), url) from error
             except Exception as error:
                 if seconds is None or isinstance(error, PermissionError):
                     raise _as_os_error(error, url) from error
@@ -142,21 +156,22 @@ class Storage:
 
 
 def _as_os_error(error: Exception, url: str) -> OSError:
-    """What a store's library raised, with a number, words and the URL."""
+    """Return an error of a store's library with a number, words and the URL."""
     number = getattr(error, "errno", None)
     if isinstance(error, PermissionError):
         number = errno.EACCES
     elif isinstance(error, TimeoutError):
         number = errno.ETIMEDOUT
-    return OSError(number or errno.EIO, _words(error), url)
+    return OSError(number or errno.EIO, describe_error(error), url)
 
 
-def _words(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """Return an error of a store's library in one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 def access_remedy(url: str) -> str:
-    """What to see to where a store refuses."""
+    """Return what to do if a store refuses or cannot be reached."""
     if not url.startswith("s3"):
         return "see to it that this machine may use it"
     return (
