@@ -1,9 +1,6 @@
 """launch/embed.py: complete, keyed, the same whoever makes it and however often it was killed; times that are right."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -30,6 +27,7 @@ from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.stream import evaluation_clips
 from tests.conftest import ROOT
+from tests.support import launch
 from tests.support.damage import flip_a_bit, overwrite
 from tests.support.media import make_dataset, make_video
 
@@ -201,12 +199,9 @@ def test_fault_40_a_damaged_sample_has_a_row_without_a_vector(
         assert other == (one | {"vector": None} if i == 3 else one)
 
 
-def child(model: Path, out: Path, *options: str | Path, world: int = 1) -> list[str]:
-    # "--", because torchrun takes the script's --run for a beginning of its own --run-path, and refuses it.
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "--"]
-    start = torchrun if world > 1 else [sys.executable]
-    command = [*start, "launch/embed.py", "--run", model, "--out", out, "--device", "cpu", *SAMPLING, *options]
-    return list(map(str, command))
+def command(model: Path, out: Path, *options: str | Path) -> list[str | Path]:
+    script = ROOT / "launch" / "embed.py"
+    return [sys.executable, script, "--run", model, "--out", out, "--device", "cpu", *SAMPLING, *options]
 
 
 def test_fault_40_killed_and_started_again_on_two_processes(model: Path, timed: Path, tmp_path: Path) -> None:
@@ -216,17 +211,18 @@ def test_fault_40_killed_and_started_again_on_two_processes(model: Path, timed: 
     table = run(model, whole, *options)
     assert len(table) == 1 + 5 + 9 + 27 + 18
     parts = out.with_name("a.parquet.parts")
-    process = subprocess.Popen(child(model, out, *options), cwd=ROOT, stderr=subprocess.PIPE)
+    process = launch.Process(command(model, out, *options))
     while len(list(parts.glob("part-*"))) < 3:
-        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert process.poll() is None, process.output()
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     assert not out.exists()
     made = {part.name: part.stat().st_mtime_ns for part in parts.glob("part-*")}
     assert 3 <= len(made) < len(table)
-    done = subprocess.run(child(model, out, *options, world=2), cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    ranks = launch.Ranks(command(model, out, *options), world=2)
+    output, _ = ranks.communicate()
+    assert ranks.returncode == 0, output
     assert out.read_bytes() == whole.read_bytes()
     assert not parts.exists()
 

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +30,7 @@ from pipelines.config import DataConfig
 from pipelines.samples.corpus import open_corpus
 from pipelines.stream import Batch, evaluation_clips
 from tests.mae3d.model.test_upstream_parity import OUTPUT_TOLERANCE, cases, classifier, error
+from tests.support import launch
 from tests.support.damage import flip_a_bit, overwrite
 from tests.support.media import make_dataset
 
@@ -229,17 +228,18 @@ def test_fault_40_killed_and_gone_on_with_by_two_processes_it_ends_in_the_same_b
     """A real kill -9 in the middle, then torchrun with two ranks; against one process of other threads, left alone."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     options = command(model_file, shards, tmp_path / "cut")
-    child = subprocess.Popen([sys.executable, *options], env=environment, stderr=subprocess.DEVNULL)
+    child = launch.Process([sys.executable, *options], env=environment)
     folder, deadline = tmp_path / "cut" / "predictions.parquet.parts", time.monotonic() + 120
     while not list(folder.glob("part-*")) and time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.001)
-    child.send_signal(signal.SIGKILL)
+    child.kill()
     child.wait()
     left = {part.name: part.stat().st_mtime_ns for part in folder.glob("part-*")}
     assert 0 < len(left) < 9
     shutil.copytree(tmp_path / "cut", tmp_path / "kept")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-    subprocess.run([*torchrun, *options], env=environment, check=True, capture_output=True, timeout=200)
+    ranks = launch.Ranks([sys.executable, *options], world=2, env=environment)
+    output, _ = ranks.communicate()
+    assert ranks.returncode == 0, output
     torch.set_num_threads(3)
     assert evaluate.main(command(model_file, shards, tmp_path / "uncut")[1:]) == 0
     for name in ("predictions.parquet", "classes.csv", "confusion.csv"):

@@ -1,11 +1,8 @@
 """launch/finetune.py: weights and labelled shards in, a validated classifier out; killed, refused, few-shot."""
 
 import csv
-import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +27,7 @@ from mae3d.weights.files import load_classifier, save_model
 from pipelines.config import SelectConfig
 from pipelines.samples.corpus import corpus_of
 from pipelines.stream import evaluation_clips
+from tests.support import launch
 from tests.support.datasets import SAMPLES, build_named
 from tests.support.ranks import run_ranks
 
@@ -125,17 +123,17 @@ def test_killed_and_gone_on_with_it_is_the_uncut_run_to_the_last_bit(
     # The weights it starts from are gone by the time that it goes on: its checkpoints have them.
     init = shutil.copy(pretrained, tmp_path / "init.safetensors")
     config = into(base, tmp_path / "run", init=str(init))
-    job = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    job = launch.Process(command(config))
     deadline = time.monotonic() + 120
     while not any(row["step"] >= 4 for row in read_metrics(tmp_path / "run")):
-        assert job.poll() is None, job.stdout.read() if job.stdout else ""
+        assert job.poll() is None, job.output()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(job.pid, signal.SIGKILL)
-    job.communicate()
+    job.kill()
+    job.wait()
     assert not (tmp_path / "run" / "DONE").exists()
     Path(init).unlink()
-    done = subprocess.run(command(config), capture_output=True, text=True, check=False)
+    done = launch.run(command(config))
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stderr
     assert scored(tmp_path / "run") == scored(uncut)
@@ -329,7 +327,7 @@ def test_validation_on_the_training_shards_has_the_labels_of_the_training(base: 
 def test_few_shot_writes_one_table_and_goes_on_where_it_was(base: FinetuneConfig, tmp_path: Path) -> None:
     config = into(base, tmp_path / "run", train=replace(base.train, steps=2, global_batch=64))
     options = ["--few-shot", "1,2", "--seeds", "2"]
-    done = subprocess.run(command(config, *options), capture_output=True, text=True, check=False)
+    done = launch.run(command(config, *options))
     assert done.returncode == 0, done.stderr
     runs = sorted(path for path in (tmp_path / "run").iterdir() if path.is_dir())
     assert [run.name for run in runs] == [f"shots-{k:04d}-seed-{s}" for k in (1, 2) for s in (0, 1)]
@@ -348,7 +346,7 @@ def test_few_shot_writes_one_table_and_goes_on_where_it_was(base: FinetuneConfig
     assert "step:    4 samples x 2 views" in done.stdout  # one a class: a batch of 64 does not fit
     shutil.rmtree(runs[-1])
     stamps = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs[:-1]]
-    again = subprocess.run(command(config, *options), capture_output=True, text=True, check=False)
+    again = launch.run(command(config, *options))
     assert again.returncode == 0, again.stderr
     assert [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs[:-1]] == stamps
     assert read_metrics(runs[-1])[-1]["val_loss"] == losses[-1]

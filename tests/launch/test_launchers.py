@@ -14,7 +14,7 @@ import yaml
 
 from mae3d.tracking.run_dir import read_metrics
 from tests.support import fake_slurm
-from tests.support.jobs import PORT, ROOT, STEPS, Job, Launched, arguments, losses
+from tests.support.jobs import DEEPSPEED, PORT, ROOT, STEPS, Job, Launched, arguments, losses
 
 EXAMPLES = ROOT / "examples"
 SBATCH = EXAMPLES / "slurm.sbatch"
@@ -62,12 +62,24 @@ def test_fault_31_begun_under_slurm_and_ended_by_torchrun_a_run_has_the_losses_o
     assert exact(run) == exact(uncut)
 
 
+def test_deepspeed_and_its_ranks_write_the_same_losses_when_nothing_is_forked(
+    recipe: Path, shards: Path, uncut: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = Job(recipe, shards, run, "--train.steps", "2", launcher=[*DEEPSPEED, "2"], executed=True)
+    code, output = job.end()
+    assert code == 0, output
+    assert [(row["step"], row["loss"]) for row in exact(run)] == [
+        (row["step"], row["loss"]) for row in exact(uncut)[:2]
+    ]
+
+
 @pytest.mark.soak
 def test_fault_31_stopped_under_torchrun_and_queued_twice_by_slurm_a_run_has_the_losses_of_deepspeed(
     recipe: Path, shards: Path, uncut: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    job = Job(recipe, shards, run, launcher=[*ENTRY, *TORCHRUN, "2"])
+    job = Job(recipe, shards, run, launcher=[*ENTRY, *TORCHRUN, "2"], executed=True)
     ranks = job.wait_for_ranks(2)
     job.wait_for_step(2)
     assert len(ranks) == 2
@@ -102,7 +114,7 @@ def test_every_launcher_writes_the_same_losses(recipe: Path, shards: Path, uncut
     for world, starts in launchers.items():
         for name, launcher in starts.items():
             run = tmp_path / f"{name}-{world}"
-            code, output = Job(recipe, shards, run, launcher=launcher).end()
+            code, output = Job(recipe, shards, run, launcher=launcher, executed=True).end()
             assert code == 0, output
             assert f"(processes {world} x" in output
             written[world][name] = exact(run)
@@ -116,7 +128,7 @@ def test_every_launcher_writes_the_same_losses(recipe: Path, shards: Path, uncut
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_fault_31_entry_stops_the_ranks_of_deepspeed(name: str, recipe: Path, shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = Job(recipe, shards, run, launcher=[*ENTRY, "deepspeed", "--num_gpus", "2", "--master_port", PORT])
+    job = Job(recipe, shards, run, launcher=[*ENTRY, *DEEPSPEED, "2"], executed=True)
     job.wait_for_step(5)
     below = psutil.Process(job.process.pid).children(recursive=True)
     job.process.send_signal(signal.Signals[name])
@@ -132,10 +144,9 @@ def test_fault_29_entry_ends_the_ranks_of_a_killed_launcher(
     launcher: str, code: int, recipe: Path, shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    deepspeed = ["deepspeed", "--num_gpus", "2", "--master_port", PORT]
-    start = deepspeed if launcher.startswith("deepspeed") else [*TORCHRUN, "2"]
+    start = [*DEEPSPEED, "2"] if launcher.startswith("deepspeed") else [*TORCHRUN, "2"]
     slow = ("--train.steps", "100000", "--run.checkpoint_every", "1000")
-    job = Job(recipe, shards, run, *slow, launcher=[*ENTRY, *start])
+    job = Job(recipe, shards, run, *slow, launcher=[*ENTRY, *start], executed=True)
     job.wait_for_step(5)
     below = psutil.Process(job.process.pid).children(recursive=True)
     next(process for process in below if launcher in process.cmdline()).kill()

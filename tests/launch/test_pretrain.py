@@ -21,7 +21,7 @@ from pipelines.config import DataConfig
 from pipelines.loader import Loader
 from pipelines.samples.corpus import Corpus
 from tests.support.datasets import index_only, run_build, write_frames
-from tests.support.jobs import ROOT, STEPS, Job, losses, wait_until
+from tests.support.jobs import DEEPSPEED, ROOT, STEPS, Job, losses, wait_until
 from tests.support.ranks import run_ranks
 
 
@@ -83,7 +83,7 @@ def test_fault_31_a_stop_is_agreed_saved_and_gone_on_with_by_one_process(
     recipe: Path, shards: Path, uncut: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    job = Job(recipe, shards, run, processes=2)
+    job = Job(recipe, shards, run, launcher=[*DEEPSPEED, "2"])
     ranks = job.wait_for_ranks(2)
     job.wait_for_step(5)
     for rank in ranks:
@@ -233,7 +233,7 @@ def test_fault_20_a_shard_that_is_bad_on_one_node_only_stops_all_processes() -> 
 
 
 def test_under_the_launcher_an_error_is_told_once_with_its_exit_code(recipe: Path, tmp_path: Path) -> None:
-    code, output = Job(recipe, tmp_path / "nowhere", tmp_path / "run", processes=2).end()
+    code, output = Job(recipe, tmp_path / "nowhere", tmp_path / "run", launcher=[*DEEPSPEED, "2"], executed=True).end()
     assert code == 2, output
     assert output.count("error: ") == 1
     assert "error on process" not in output

@@ -1,7 +1,6 @@
 """benchmarks/gpu_loader.py: runs on the CPU, says one line without a GPU, makes frames as large as photographs'."""
 
 import io
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from benchmarks import gpu_loader
 from benchmarks.common import ROOT
+from tests.support import launch
 
 
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -34,7 +34,7 @@ def test_every_figure_is_printed_on_the_cpu(tmp_path: Path) -> None:
     shards = gpu_loader.make_shards(tmp_path, samples=2, length=16)
     command = [sys.executable, "benchmarks/gpu_loader.py", "--device", "cpu", "--shards", str(shards)]
     command += ["--batch", "1", "--batches", "2", "--soak", "2", "--threads", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = launch.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["decode", "decode", "pipeline", "pipeline", "soak"]

@@ -1,6 +1,5 @@
 """The lean step against a plain model of the same weights: equal results, and less kept for the backward pass."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from benchmarks.common import ROOT
 from benchmarks.step import Pair, saved_bytes, saved_tensors
 from mae3d.model.config import MAEConfig
 from mae3d.weights.convert import to_foreign
+from tests.support import launch
 
 # Scores weigh against the rest (heads x tokens over width) a little less than at the published sizes: 36 for 49.
 SMALL: dict[str, Any] = {
@@ -99,7 +99,7 @@ def test_comparing_prints_ratios(capsys: pytest.CaptureFixture) -> None:
 def test_the_engines_figures_are_printed_on_the_cpu() -> None:
     small = ["--size", "tiny", "--img-size", "64", "--frames", "4", "--device", "cpu", "--rounds", "1", "--steps", "1"]
     command = [sys.executable, "benchmarks/step.py", "mfu", *small]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = launch.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("mfu: CPU")

@@ -1,15 +1,16 @@
 """Small datasets built by the real preprocessing from frames that tell which sample and frame they are."""
 
 import hashlib
-import subprocess
-import sys
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from preprocess.__main__ import main
 from preprocess.dataset.index import Dataset, Shard
 
 # name, frames, height, width, label: two sizes, lengths from one frame to longer than any clip
@@ -107,8 +108,8 @@ def index_only(counts: Sequence[int], *, seed: int, root: str = "nowhere") -> Da
 
 
 def run_build(out: Path, *options: str | Path) -> Path:
-    """Runs `python -m preprocess build ... --out OUT` and returns OUT."""
-    command = [sys.executable, "-m", "preprocess", "build", *map(str, options), "--out", str(out), "--workers", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    """Run `preprocess build ... --out OUT` without its output and return OUT."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as errors:
+        code = main(["build", *map(str, options), "--out", str(out), "--workers", "1"])
+    assert code == 0, errors.getvalue()
     return out

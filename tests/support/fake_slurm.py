@@ -12,12 +12,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support import launch
+
 SRUN = """
 import os, subprocess, sys, time
 options, command = {}, sys.argv[1:]
 while command[0].startswith("-"):
     name, _, value = command.pop(0).partition("=")
     options[name] = value
+if "FAKE_PYTHON" in os.environ:
+    command[command.index("python")] = sys.executable
+    command.insert(1 + command.index(sys.executable), os.environ["FAKE_PYTHON"])
 nodes = os.environ["SLURM_JOB_NODELIST"].split(",")
 here = int(os.environ["FAKE_TASKS_PER_NODE"])
 step = {
@@ -89,7 +94,8 @@ def ended(folder: Path) -> list[str]:
 def batch(folder: Path, script: Path, *, nodes: Sequence[str], job: str, tasks_per_node: int = 1) -> list[str]:
     """The command that runs a batch script as SLURM's first node would, to be followed by the script's arguments."""
     path = f"PATH={_programs(folder)}"
-    return ["env", path, f"FAKE_SLURM={folder}", *allocation(nodes, job, tasks_per_node), "bash", str(script)]
+    forked = f"FAKE_PYTHON={launch.__file__}"
+    return ["env", path, forked, f"FAKE_SLURM={folder}", *allocation(nodes, job, tasks_per_node), "bash", str(script)]
 
 
 def _programs(folder: Path) -> str:

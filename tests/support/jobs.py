@@ -1,6 +1,6 @@
 """Trainings that tests launch as users do: started, watched, signalled.
 
-job = Job(recipe, shards, run, "--train.steps", "20", processes=2)      # under deepspeed
+job = Job(recipe, shards, run, "--train.steps", "20", processes=2)      # forked; or launcher=[*DEEPSPEED, "2"]
 job.wait_for_step(5)
 code, output = job.end()
 """
@@ -15,10 +15,12 @@ from pathlib import Path
 import psutil
 
 from mae3d.tracking.run_dir import read_metrics
+from tests.support import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "launch" / "pretrain.py")
 PORT = str(29600 + os.getpid() % 300)
+DEEPSPEED = ["deepspeed", "--master_port", PORT, "--num_gpus"]
 STEPS = 14  # the dataset of the fixture `shards` has 3 steps an epoch
 
 # A small model, what is tested is not it; and many views, so that a step leaves time to be killed in.
@@ -36,6 +38,8 @@ log: {every: 1}
 class Launched:
     """A command that trains, whose ranks can be found and signalled."""
 
+    process: "subprocess.Popen[str] | launch.Process | launch.Ranks"
+
     def __init__(self, command: Sequence[str | Path], run: Path, *, cwd: Path | None = None):
         self.run = run
         self.process = subprocess.Popen(
@@ -43,7 +47,7 @@ class Launched:
         )
 
     def ranks(self) -> list[psutil.Process]:
-        """The trainers, not their launchers and children; only those under a launcher."""
+        """Return the trainers below a launcher, without the launcher and the trainers' children."""
 
         def is_rank(process: psutil.Process | None) -> bool:
             try:
@@ -53,27 +57,36 @@ class Launched:
             except psutil.Error:  # launchers have helpers that end within the blink of an eye
                 return False
 
+        if isinstance(self.process, launch.Ranks):
+            return [psutil.Process(rank.pid) for rank in self.process.processes]
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if is_rank(child) and not is_rank(child.parent())]
 
     def wait_for_ranks(self, count: int) -> list[psutil.Process]:
-        """The trainers as soon as they all are there, long before their first step: the run is over in no time."""
+        """Return the trainers as soon as all are there, long before their first step: the run is over in no time."""
         wait_until(lambda: self.process.poll() is not None or len(self.ranks()) == count)
         assert self.process.poll() is None, f"it ended before it had {count} ranks: {self.end()}"
         return self.ranks()
 
     def wait_for_step(self, step: int) -> None:
+        """Wait until a step is in the metrics, or the command has ended."""
         wait_until(
             lambda: any(row["step"] >= step for row in read_metrics(self.run)) or self.process.poll() is not None
         )
 
     def end(self) -> tuple[int, str]:
-        output, _ = self.process.communicate(timeout=240)
-        return self.process.returncode, output
+        """Wait for the end and return the exit code and all output."""
+        output = self.process.communicate(timeout=240)[0]
+        code = self.process.poll()
+        assert code is not None
+        return code, output
 
 
 class Job(Launched):
-    """A pretraining, with `processes` under `deepspeed`, one under plain python, or what `launcher` starts."""
+    """A pretraining on `processes` ranks that are forked (tests.support.launch), or that a real launcher starts.
+
+    A launcher's ranks are forked as well, unless they are to be `executed`.
+    """
 
     def __init__(
         self,
@@ -83,11 +96,14 @@ class Job(Launched):
         *options: str,
         processes: int = 1,
         launcher: Sequence[str | Path] = (),
+        executed: bool = False,
     ):
-        if not launcher:
-            deepspeed = ["deepspeed", "--num_gpus", str(processes), "--master_port", PORT]
-            launcher = deepspeed if processes > 1 else [sys.executable]
-        super().__init__([*launcher, SCRIPT, *arguments(recipe, shards, run), *options], run)
+        command = [SCRIPT, *arguments(recipe, shards, run), *options]
+        if launcher:
+            super().__init__([*launcher, *([] if executed else [launch.__file__]), *command], run)
+        else:
+            self.run = run
+            self.process = launch.Ranks([sys.executable, *command], world=processes, cwd=run.parent)
 
 
 def arguments(recipe: Path, shards: Path, run: Path) -> list[str]:

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -15,21 +14,18 @@ import psutil
 
 from preprocess.__main__ import main
 from preprocess.encode.tar_writer import GrowingHash
+from tests.support import launch
 from tests.support.builds import tree
 
-ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """`python -m preprocess` in a process group of its own."""
-    run = [sys.executable, "-m", "preprocess", *arguments]
-    return subprocess.Popen(
-        run, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def start(*arguments: str) -> launch.Process:
+    """Start `python -m preprocess` in a process group of its own."""
+    return launch.Process([sys.executable, "-m", "preprocess", *arguments], cwd=launch.ROOT, merged=True)
 
 
-def kill_decoders(run: subprocess.Popen[str], folder: Path, pattern: str = "*shard-*.tar") -> None:
+def kill_decoders(run: launch.Process, folder: Path, pattern: str = "*shard-*.tar") -> None:
     """Kill the decoders of a build as soon as a tar in `folder` holds a sample."""
     while run.poll() is None:
         with suppress(FileNotFoundError):  # a tar that was moved to its final name

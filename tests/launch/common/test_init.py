@@ -1,5 +1,6 @@
 """`pretrain --init`: what is taken of which weights, in which words, and what is refused; a begun run needs no file."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,8 @@ from mae3d.tracking.run_dir import Run, read_metrics
 from mae3d.weights.convert import to_foreign
 from mae3d.weights.files import save_model
 from mae3d.weights.resize import TransferError, load_autoencoder
+from tests.support import launch
+from tests.support.jobs import SCRIPT
 from tests.support.ranks import run_ranks
 from tests.support.trainings import MODEL, Case, clips_and_noise, make_engine
 
@@ -170,45 +173,23 @@ def test_the_first_process_reads_and_all_start_alike(source: MAE, tmp_path: Path
             assert "/nowhere" in error
 
 
-# Forks for each command line: an import of DeepSpeed costs seconds.
-SEVERAL = """
-import json, os, shutil, sys
-import deepspeed, launch.pretrain, mae3d.training.engine, pipelines.loader
-for line in sys.stdin.read().splitlines():
-    arguments = json.loads(line)
-    if arguments[0] == "remove":
-        shutil.rmtree(arguments[1])
-    elif child := os.fork():
-        print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    else:
-        sys.exit(launch.pretrain.main(arguments))
-"""
-
-
 def test_a_run_from_weights_goes_on_without_them(shards: Path, tmp_path: Path) -> None:
-    import json
-
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     first, second = tmp_path / "first", tmp_path / "second"
     common = ["--config", str(tmp_path / "tiny.yaml"), "--data.shards", str(shards), "--device", "cpu"]
-    from_first = [*common, "--run.dir", str(second), "--init", str(first)]
-    calls = [
-        [*common, "--run.dir", str(first)],
-        from_first,
-        ["remove", str(first)],
-        [*from_first, "--train.steps", "4", "--extend", "true"],
-        [*common, "--run.dir", str(second), "--train.steps", "6", "--extend", "true"],
-    ]
-    lines = "".join(f"{json.dumps(call)}\n" for call in calls)
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL], input=lines, capture_output=True, text=True, timeout=240, check=False
-    )
-    output = done.stdout
-    assert [line for line in output.splitlines() if line.startswith("exit")] == [
-        "exit 0", "exit 0", "exit 0", "exit 2",
-    ], output + done.stderr  # fmt: skip
+    from_first = ["--run.dir", str(second), "--init", str(first)]
+
+    def train(*options: str) -> subprocess.CompletedProcess[str]:
+        return launch.run([sys.executable, SCRIPT, *common, *options])
+
+    done = [train("--run.dir", str(first)), train(*from_first)]
+    shutil.rmtree(first)
+    done.append(train(*from_first, "--train.steps", "4", "--extend", "true"))
+    done.append(train("--run.dir", str(second), "--train.steps", "6", "--extend", "true"))
+    output = "".join(run.stdout for run in done)
+    assert [run.returncode for run in done] == [0, 0, 0, 2], output + "".join(run.stderr for run in done)
     assert "init:    from scratch" in output
     assert f"init:    encoder and decoder of {first}; optimizer" in output
     assert f"init:    {first}, when the run began" in output
-    assert f"init: was '{first}', is ''" in done.stderr
+    assert f"init: was '{first}', is ''" in done[-1].stderr
     assert [row["step"] for row in read_metrics(second)] == [1, 2, 3, 4]

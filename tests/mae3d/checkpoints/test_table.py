@@ -1,6 +1,5 @@
 """`python -m mae3d.checkpoint inspect RUN`: what is there, what is damaged and why."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mae3d.checkpoints import retention
 from mae3d.checkpoints.mirror import Mirror
 from mae3d.tracking.run_dir import Run
 from tests.mae3d.checkpoints.test_format import save, save_scored
+from tests.support import launch
 
 
 @pytest.fixture
@@ -87,6 +87,6 @@ def test_bad_usage_is_exit_2(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_it_is_started_as_a_module(run: Path) -> None:
     command = [sys.executable, "-m", "mae3d.checkpoint", "inspect", str(run), "--step", "2000"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = launch.run(command)
     assert (done.returncode, done.stderr) == (0, "")
     assert "2,000" in done.stdout

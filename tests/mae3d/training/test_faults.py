@@ -6,7 +6,6 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +26,7 @@ from mae3d.training.engine import Engine
 from mae3d.training.loop import Plan, Validation, fit
 from mae3d.training.optim import pretrain_groups
 from mae3d.training.stop_request import Interrupted
+from tests.support import launch
 from tests.support.ranks import run_ranks
 
 MODEL = MAEConfig(
@@ -295,14 +295,9 @@ def test_fault_36_a_lost_process_ends_the_others_with_the_last_step_of_each(tmp_
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = get_context("spawn")
-    ranks = [context.Process(target=lose_a_peer, args=(rank, port, tmp_path, how)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    ranks[0].join(120)
+    ranks = [launch.call(lose_a_peer, rank, port, tmp_path, how, env={}) for rank in range(2)]
+    assert ranks[0].wait(120) == 1
     ranks[1].kill()
-    ranks[1].join()
-    assert ranks[0].exitcode == 1
     told = (tmp_path / "told-0").read_text()
     assert "another process is gone or hangs" in told
     assert "rank 1: step 3" in told

@@ -1,7 +1,6 @@
 import hashlib
 import math
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from preprocess.dataset import writer as merge
 from preprocess.dataset.index import Dataset, open_dataset
 from preprocess.dataset.schema import write_shard_table
 from preprocess.dataset.writer import write_dataset
+from tests.support import launch
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -185,9 +185,7 @@ def test_fault_15_a_merge_killed_anywhere_leaves_a_dataset_and_is_made_again(tmp
     make_tables(root, 12, shard_size=4)
     old = len(merged(root))
     make_tables(root, 23, shard_size=4)
-    done = subprocess.run(
-        [sys.executable, "-c", _KILL, str(root)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = launch.run([sys.executable, "-c", _KILL, str(root)], cwd=ROOT, check=True)
     *killed, (code, new) = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     assert code == 0
     assert len(killed) >= 12

@@ -13,6 +13,7 @@ import pytest
 
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
+from tests.support import launch
 from tests.support.builds import command, make_archive, tree
 from tests.support.media import frame_number, make_frame_folder, make_video
 
@@ -66,7 +67,7 @@ def test_fault_15_killed_and_rerun_it_ends_in_the_same_tree(frames: Path, tmp_pa
     assert main(command(frames, tmp_path / "whole")) == 0
     out = tmp_path / "killed"
     run = [sys.executable, "-m", "preprocess", *command(frames, out)]
-    process = subprocess.Popen(run, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = launch.Process(run, cwd=ROOT)
     while not (out / wait_for).exists() and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,7 +18,7 @@ from preprocess.dataset.index import open_dataset
 from preprocess.jobs import lock_store as boards
 from preprocess.jobs.lock_store import LOCK_NAME, UrlBoard
 from tests.support.builds import command, make_archive, tree
-from tests.support.kills import kill_decoders
+from tests.support.kills import kill_decoders, start
 from tests.support.media import make_video
 from tests.support.s3 import Server
 
@@ -54,10 +52,7 @@ def test_fault_16_from_s3_to_s3_with_a_decoder_and_then_the_run_killed_the_objec
     assert main(["build", "--videos", str(tmp_path / "archive"), "--out", str(tmp_path / "whole"), *options]) == 0
     (tmp_path / "scratch").mkdir()
     build = ["build", "--videos", "s3://videos/archive", "--out", "s3://shards/new", *options]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "preprocess", *build, "--workers", "2"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    run = start(*build, "--workers", "2")
 
     def shards_there() -> set[str]:
         return {name for name in Storage("s3://shards/new").sizes() if fnmatch(name, "shard-*.parquet")}

@@ -3,7 +3,6 @@
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from mae3d.io.storage import Storage
 from mae3d.video.errors import MediaError
 from preprocess.sources.roots import Folder, Remote, Root, Scratch, open_root
+from tests.support import launch
 from tests.support.s3 import Server
 
 FILES = {"a/1.mp4": b"1" * 1000, "a/.hidden.mp4": b"", "b/c/2.mp4": b"2" * 1000, "3.mp4": b"3" * 1000, ".x/4.mp4": b""}
@@ -132,7 +132,7 @@ Storage({remote.storage.url!r}).write("a", b"1")
 with Remote(Storage({remote.storage.url!r}), Scratch(Path({str(remote.scratch.folder)!r}), 2500)).local(["a"]):
     os.kill(os.getpid(), 9)
 """
-    child = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False)
+    child = launch.run([sys.executable, "-c", code], cwd=launch.ROOT)
     assert child.returncode == -signal.SIGKILL
     (left,) = remote.scratch.folder.iterdir()
     with remote.local(["b"]):

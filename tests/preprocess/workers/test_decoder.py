@@ -1,7 +1,6 @@
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from preprocess.encode.shard import build_shard
 from preprocess.plan.plan import PlannedSample, Settings
 from preprocess.sources.roots import Folder
 from preprocess.workers.decoder import Decoder, decoder
+from tests.support import launch
 from tests.support.fake_ffmpeg import with_fake_ffmpeg
 from tests.support.media import make_frame_folder, make_video
 
@@ -122,7 +122,7 @@ decoder().probe(Path(sys.argv[1]), settings=Settings())
 
 def test_fault_13_no_decoder_outlives_its_worker(tmp_path: Path, fresh: None) -> None:
     make_video(tmp_path / "hangs_at_once.mp4", 5)
-    worker = subprocess.Popen([sys.executable, "-c", HANG, str(tmp_path / "hangs_at_once.mp4")])
+    worker = launch.Process([sys.executable, "-c", HANG, str(tmp_path / "hangs_at_once.mp4")])
     try:
         until = time.monotonic() + 60
         while not (found := [pid for pid in children(worker.pid) if _sleeps_in_it(pid)]):

@@ -1,0 +1,453 @@
+"""Start commands in processes that have torch, DeepSpeed and DALI loaded: a server has imported them and forks itself.
+
+    command line ─► a server's child that runs it
+
+    done = launch.run([sys.executable, "launch/pretrain.py", "--config", "demo"], cwd=ROOT)    # as subprocess.run
+    job = launch.Process([sys.executable, "-m", "preprocess", "build", ...])                   # as subprocess.Popen
+
+    deepspeed tests/support/launch.py launch/pretrain.py ...   # a launcher's ranks: they hand over all but their pid
+
+The processes are real, as are their signals and exit codes; they lack only the three seconds of imports that each
+`python` takes. One server serves all pytest workers and ends with the last one. It has no GPU.
+"""
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import pickle
+import pkgutil
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("deepspeed", "matplotlib.figure", "nvidia.dali.fn", "nvidia.dali.types", "pytest", "sklearn.linear_model")
+OURS = ("mae3d", "pipelines", "preprocess", "launch")
+
+SERVER = "MAE3D_LAUNCH_SERVER"  # the name of its socket, for pytest's workers and for what they start
+os.environ.setdefault(SERVER, f"mae3d-launch-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}")
+
+cpu_seconds = 0.0  # used by the processes that have ended, with their children
+
+
+class Process:
+    """A forked command with the part of subprocess.Popen that tests use. Its output goes to files, not to pipes."""
+
+    def __init__(
+        self,
+        command: Sequence[str | Path] | bytes,
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        merged: bool = False,
+        files: Sequence[IO[bytes]] = (),
+    ):
+        """Start the process.
+
+        Args:
+            command: `python` and its arguments; or a pickled function with its arguments.
+            cwd: working directory.
+            env: environment instead of this process's.
+            merged: write standard error into standard output.
+            files: standard output, standard error and, for a function, the file of its pickled result.
+        """
+        self.args = command
+        self.returncode: int | None = None
+        self.files = list(files) or _files(1 if merged else 2) * (2 if merged else 1)
+        request: dict[str, Any] = {"cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
+        if isinstance(command, bytes):
+            request["call"] = command.hex()
+        else:
+            python, *arguments = map(str, command)
+            assert python == sys.executable, f"{python} cannot be forked"
+            request["argv"] = arguments
+        text = json.dumps(request).encode()
+        self._server = _connect()
+        socket.send_fds(self._server, [len(text).to_bytes(8, "big")], [file.fileno() for file in self.files])
+        self._server.sendall(text)
+        self._replies = self._server.makefile("r")
+        self.pid = int(self._replies.readline() or "0")
+        assert self.pid, "the launch server has ended: its error is on standard error"
+
+    def poll(self) -> int | None:
+        """Return the exit code, -N after signal N, or None while the process runs."""
+        global cpu_seconds
+        if self.returncode is None and _is_readable(self._server, 0):
+            self.returncode, cpu = json.loads(self._replies.readline())
+            cpu_seconds += cpu
+            self._close()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code once the process has ended."""
+        if self.returncode is None and not _is_readable(self._server, timeout):
+            raise subprocess.TimeoutExpired(str(self.args), timeout or 0)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def output(self) -> tuple[str, str]:
+        """Return what standard output and standard error hold so far."""
+        numbers = [file.fileno() for file in self.files[:2]]
+        out, err = [os.pread(number, os.fstat(number).st_size, 0).decode() for number in numbers]
+        return out, err
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end and return standard output and standard error."""
+        self.wait(timeout)
+        return self.output()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def _close(self) -> None:
+        self._replies.close()
+        self._server.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_replies"):
+            self._close()  # the server kills a process that nobody waits for any more
+        for file in self.files:
+            file.close()
+
+
+class Ranks:
+    """N forked ranks of one command, and the least that launchers have in common.
+
+    The ranks find the launcher's variables in their environment (one rank finds none) and write to one file. If one
+    fails, the others get SIGTERM, and SIGKILL half a minute later; the exit code is that of the first failure.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        world: int,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ):
+        self.files = _files(1)
+        self.processes = [
+            Process(command, cwd=cwd, env={**(env or os.environ), **place}, files=self.files * 2)
+            for place in (places(world) if world > 1 else [{}])
+        ]
+        self.returncode: int | None = None
+        self._failure = 0
+        self._patience = 0.0
+
+    def poll(self) -> int | None:
+        """Return the exit code once all ranks have ended, and end the others if one has failed."""
+        codes = [process.poll() for process in self.processes]
+        if not self._failure and any(codes):
+            self._failure = next(code for code in codes if code)
+            self._patience = time.monotonic() + 30
+            self.send_signal(signal.SIGTERM)
+        if self._failure and time.monotonic() > self._patience:
+            self.send_signal(signal.SIGKILL)
+        if None not in codes:
+            self.returncode = self._failure
+        return self.returncode
+
+    def communicate(self, timeout: float = 240) -> tuple[str, None]:
+        """Wait for the end and return what all ranks have written."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("ranks", timeout)
+            time.sleep(0.01)
+        return self.processes[0].output()[0], None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all ranks that run."""
+        for process in self.processes:
+            process.send_signal(number)
+
+    def kill(self) -> None:
+        """Send SIGKILL to all ranks."""
+        self.send_signal(signal.SIGKILL)
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 240,
+    check: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Run a `python` command to its end and return its exit code and output, which is always captured."""
+    process = Process(command, cwd=cwd, env=env)
+    out, err = process.communicate(timeout)
+    done = subprocess.CompletedProcess(command, process.wait(), out, err)
+    if check:
+        assert done.returncode == 0, f"exit code {done.returncode}\n{out}{err}"
+    return done
+
+
+def call(function: Callable[..., Any], *arguments: Any, env: Mapping[str, str]) -> Process:
+    """Start a process that calls a module's function; `result_of` gives what it returns."""
+    return Process(pickle.dumps((function, arguments)), env=os.environ | env, files=_files(3))
+
+
+def result_of(process: Process, timeout: float) -> Any:
+    """Wait for a called function and return its result.
+
+    Raises:
+        AssertionError: the function raised, or its process died; the message has its output.
+    """
+    code = process.wait(timeout)
+    out, err = process.output()
+    assert code == 0, f"exit code {code}\n{out}{err}"
+    result = process.files[2]
+    result.seek(0)
+    return pickle.load(result)
+
+
+def places(world: int) -> list[dict[str, str]]:
+    """Return the environment of every rank, as torchrun sets it on one node."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
+def _files(count: int) -> list[IO[bytes]]:
+    return [tempfile.TemporaryFile() for _ in range(count)]  # the process closes them
+
+
+def _is_readable(connection: socket.socket, timeout: float | None) -> bool:
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        return bool(selector.select(timeout))
+
+
+def _connect() -> socket.socket:
+    """Return a connection to the session's server. The first one starts it, and it ends with the last one."""
+    address = f"\0{os.environ[SERVER]}"
+    _stay(address, os.getpid())
+    return _connected(address)
+
+
+@cache
+def _stay(address: str, pid: int) -> None:
+    """Keep one connection until this process ends, so that the server does not end before it."""
+    atexit.register(_connected(address).close)
+
+
+def _connected(address: str) -> socket.socket:
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(address)
+            return connection
+        except ConnectionRefusedError:
+            connection.close()
+        with socket.socket(socket.AF_UNIX) as listener:
+            try:
+                listener.bind(address)
+            except OSError:  # another worker starts the server at this moment
+                time.sleep(0.01)
+                continue
+            listener.listen(64)
+            os.set_inheritable(listener.fileno(), True)
+            os.posix_spawn(
+                sys.executable,
+                [sys.executable, __file__, "serve", str(listener.fileno())],
+                os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+                file_actions=[(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)],
+            )
+
+
+def _serve(listener: socket.socket) -> dict[str, Any] | None:
+    """Fork a child per request. Return the request in the child, and None in the server after the last client."""
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    children: dict[socket.socket, tuple[int, int]] = {}  # the pid and the pidfd of every client's running child
+    clients: set[socket.socket] = set()
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                client, _ = listener.accept()
+                clients.add(client)
+                selector.register(client, selectors.EVENT_READ)
+            elif key.data:  # a child has ended
+                client = key.data
+                pid, pidfd = children.pop(client)
+                _, status, usage = os.wait4(pid, 0)
+                selector.unregister(pidfd)
+                os.close(pidfd)
+                reply = [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
+                if client in clients:
+                    _send(client, json.dumps(reply))
+            elif isinstance(client := key.fileobj, socket.socket):
+                header, files, *_ = socket.recv_fds(client, 8, 3)
+                if not header:
+                    if client in children:
+                        os.killpg(children[client][0], signal.SIGKILL)
+                    selector.unregister(client)
+                    clients.remove(client)
+                    client.close()
+                    if not clients:
+                        return None
+                    continue
+                request = json.loads(_exactly(client, int.from_bytes(header, "big")))
+                pid = os.fork()
+                if not pid:
+                    selector.close()
+                    for pidfd in [pidfd for _, pidfd in children.values()]:
+                        os.close(pidfd)
+                    for connection in (listener, *clients):
+                        connection.close()
+                    return request | {"files": files}
+                for file in files:
+                    os.close(file)
+                children[client] = (pid, os.pidfd_open(pid))
+                selector.register(children[client][1], selectors.EVENT_READ, client)
+                _send(client, str(pid))
+
+
+def _exactly(client: socket.socket, count: int) -> bytes:
+    received = b""
+    while len(received) < count:
+        received += client.recv(count - len(received))
+    return received
+
+
+def _send(client: socket.socket, line: str) -> None:
+    with suppress(BrokenPipeError):  # a client that has gone is noticed when its connection is read
+        client.sendall(f"{line}\n".encode())
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Make this child of the server a process as exec would have made it."""
+    os.setsid()
+    for number, file in enumerate(request["files"]):
+        os.dup2(file, number + 1 if number < 2 else 3)
+    os.closerange(4, 256)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+
+
+def _execute(argv: list[str]) -> None:
+    """Run a script, `-m MODULE` or `-c CODE`, as `python` does."""
+    first, *rest = argv
+    if first == "-m":
+        sys.argv = rest
+        sys.path[0] = str(Path.cwd())
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        sys.path[0] = ""
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), vars(module))
+    else:
+        sys.argv = argv
+        sys.path[0] = str(Path(first).resolve().parent)
+        runpy.run_path(first, run_name="__main__")
+
+
+def _call(pickled: str) -> None:
+    function, arguments = pickle.loads(bytes.fromhex(pickled))
+    result = function(*arguments)
+    with os.fdopen(3, "wb") as file:
+        pickle.dump(result, file)
+
+
+def _report(error: BaseException) -> int:
+    """Return the exit code of `python` for what its script raised, after printing it as `python` does."""
+    if not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1
+    if error.code is None or isinstance(error.code, int):
+        return (error.code or 0) & 0xFF
+    print(error.code, file=sys.stderr)
+    return 1
+
+
+def _exit(code: int) -> NoReturn:
+    """End this process as `python` does, but leave its memory to the kernel: 5,000 modules take half a second."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _preload() -> None:
+    for name in HEAVY:
+        importlib.import_module(name)
+    for package in OURS:
+        folder = importlib.import_module(package)
+        for module in pkgutil.walk_packages(folder.__path__, f"{package}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    threads = {path.read_text() for path in Path("/proc/self/task").glob("*/comm")}
+    others = threads - {Path("/proc/self/comm").read_text(), "jemalloc_bg_thd\n"}  # pyarrow's, which minds forks
+    assert not others, f"a process with threads cannot be forked: {others}"
+    gc.collect()
+    gc.freeze()
+
+
+def _relay(arguments: list[str]) -> NoReturn:
+    """Run a command in a forked process that has this one's environment, output and signals, and end as it does."""
+    while arguments[0].startswith("--local_rank"):  # deepspeed puts it first
+        arguments.append(arguments.pop(0))
+    process = Process([sys.executable, *arguments], files=[sys.stdout.buffer, sys.stderr.buffer])
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: os.kill(process.pid, number))
+    code = process.wait()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def _main() -> None:
+    sys.path[0] = str(ROOT)
+    if sys.argv[1] != "serve":
+        _relay(sys.argv[1:])
+    listener = socket.socket(fileno=int(sys.argv[2]))
+    _preload()
+    request = _serve(listener)
+    if request is None:
+        return
+    del listener
+    _become(request)
+    try:
+        if "call" in request:
+            _call(request["call"])
+        else:
+            _execute(request["argv"])
+        code = 0
+    except BaseException as error:
+        code = _report(error)
+    _exit(code)
+
+
+if __name__ == "__main__":
+    _main()
