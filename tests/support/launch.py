@@ -356,6 +356,8 @@ def _execute(argv: list[str]) -> None:
     if first == "-m":
         sys.argv = rest
         sys.path[0] = str(Path.cwd())
+        if not hasattr(sys.modules.get(rest[0]), "__path__"):
+            sys.modules.pop(rest[0], None)  # or runpy warns of the two copies
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif first == "-c":
         sys.argv = ["-c", *rest[1:]]
