@@ -1,12 +1,15 @@
 """launch/finetune.py: weights and labelled shards in, a validated classifier out; killed, refused, few-shot."""
 
 import csv
+import math
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from mae3d.model.mae import MAE
 from mae3d.tracking.config import LogConfig
 from mae3d.tracking.run_dir import read_metrics
 from mae3d.training.config import FinetuneOptimConfig, RunConfig, TrainConfig
+from mae3d.training.optim import lr_at
 from mae3d.weights.files import load_classifier, save_model
 from pipelines.config import SelectConfig
 from pipelines.samples.corpus import corpus_of
@@ -186,7 +190,13 @@ def test_weights_come_from_init_or_from_scratch_and_fit_another_size(
     configs = [
         into(base, tmp_path / "init", **at_zero),
         into(base, tmp_path / "resized", model=resized, **at_zero),
-        into(base, tmp_path / "scratch", init="", model=FinetuneModelConfig(img_size=32, num_frames=4, **scratch)),
+        into(
+            base,
+            tmp_path / "scratch",
+            init="",
+            model=FinetuneModelConfig(img_size=32, num_frames=4, **scratch),
+            optim=replace(base.optim, lr=None, blr=0.3, min_lr=0.0, warmup_steps=None, warmup_epochs=0.2),
+        ),
         into(base, tmp_path / "neither", init=""),
         into(base, tmp_path / "both", model=FinetuneModelConfig(preset="mae_vit_base_patch16")),
     ]
@@ -204,6 +214,11 @@ def test_weights_come_from_init_or_from_scratch_and_fit_another_size(
     assert weights["resized"].config.grid == (4, 3, 3)
     block = "blocks.0.mlp.fc1.weight"
     assert not torch.allclose(weights["scratch"].encoder.state_dict()[block], encoder[block], atol=0.01)
+    # Of blr, counted for 3 samples of 2 views; the warm-up of 0.2 epochs of 3 steps is over before the second step.
+    rate = partial(lr_at, lr=0.3 * 3 * 2 / 256, min_lr=0.0, warmup_steps=0.6, total_steps=STEPS)
+    rates = [row["lr"] for row in read_metrics(tmp_path / "scratch")]
+    assert rates == pytest.approx([rate(step) for step in range(STEPS)])
+    assert rates[0] == 0
 
 
 def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batch(base: FinetuneConfig) -> None:
@@ -219,6 +234,9 @@ def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batc
     class Place:
         rank, size = 0, 1
 
+    class OtherPlace:
+        rank, size = 1, 2
+
     own = ClassifierConfig.of(MAE_CONFIG, num_classes=4)
     loss_of = classified_loss(base, own, World(Place(), torch.device("cpu")))  # type: ignore[arg-type]
 
@@ -232,10 +250,34 @@ def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batc
         seen.append(clips)
         return torch.rand(6, 4)  # dropout's draws, as it were
 
-    losses = [float(loss_of(engine, Batch, step=step, micro=micro)) for step, micro in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    order = [(0, 0), (0, 1), (1, 0), (0, 0)]
+    losses = [float(loss_of(engine, Batch, step=step, micro=micro)) for step, micro in order]
     assert losses[0] == losses[3]
     assert len(set(losses)) == 3
     assert torch.equal(seen[0], seen[3])
+    other = classified_loss(base, own, World(OtherPlace(), torch.device("cpu")))  # type: ignore[arg-type]
+    other(engine, Batch, step=0, micro=0)
+    mixed = [seen[i] for i in (0, 1, 2, 4)]  # of one batch, in two micro-batches, two steps and on two ranks
+    assert all(not torch.equal(a, b) for a, b in combinations(mixed, 2))
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1 / 30, 0.05, 0.15, 0.25, 1.0, 1.37, 99.0])
+def test_a_warmup_of_any_part_of_a_step_counts(base: FinetuneConfig, warmup_epochs: float) -> None:
+    from launch.training.trainer import make_plan
+
+    class Epoch:
+        steps_per_epoch = 10
+
+    optim = FinetuneOptimConfig(lr=1.0, min_lr=0.0, warmup_epochs=warmup_epochs)
+    config = replace(base, optim=optim, train=replace(base.train, steps=20))
+    plan = make_plan(config, Epoch(), lr_batch=[3], flops_per_clip=1.0)  # type: ignore[arg-type]
+    warmup = min(10 * warmup_epochs, 20)  # a run may end in it
+    for step in range(20):
+        if step < warmup:
+            assert plan.lr(step) == pytest.approx(step / warmup)
+        else:
+            part = (step - warmup) / (20 - warmup)
+            assert plan.lr(step) == pytest.approx(0.5 + 0.5 * math.cos(math.pi * part))
 
 
 def test_what_cannot_be_trained_or_validated_is_refused_before_any_step(base: FinetuneConfig, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ class Outcome:
     norms: list[float]
     skipped: int
     evaluated: float  # the loss of other clips, with the weights to use, by the first process alone
+    evaluated_in_training: float  # the same clips' loss as a training step would have it, at the end
     names: tuple[str, ...]  # of the weights
     optimizer_step: int
 
@@ -129,12 +130,16 @@ def train(world: World, case: Case) -> Outcome:
     if case.save is not None:
         _save(engine, case.save, world, last=case.steps[-1] + 1)
     evaluated = 0.0
+    with torch.no_grad():
+        in_training = float(engine(*clips_and_noise(10_000)).loss)
     with engine.evaluating() as model:
         if world.is_first:
             evaluated = float(model(*clips_and_noise(10_000)).loss)
     weights = engine.weights()
     assert all(weights[name].shape == shape for name, shape in engine.shapes.items())
-    outcome = Outcome(losses, norms, engine.skipped_steps, evaluated, tuple(weights), engine.optimizer_step)
+    outcome = Outcome(
+        losses, norms, engine.skipped_steps, evaluated, in_training, tuple(weights), engine.optimizer_step
+    )
     engine.close()
     return outcome
 
@@ -176,4 +181,4 @@ def plain_training(
         losses.append(loss.item())
     with torch.no_grad():
         evaluated = float(model(*clips_and_noise(10_000)).loss)
-    return Outcome(losses, norms, 0, evaluated, tuple(dict(model.named_parameters())), done)
+    return Outcome(losses, norms, 0, evaluated, evaluated, tuple(dict(model.named_parameters())), done)

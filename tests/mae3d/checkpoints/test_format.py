@@ -19,6 +19,7 @@ from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.weights.files import find_model_file, load_model, save_model
 from mae3d.weights.tensors import save_tensors, stream_tensors
+from tests.support.disk import Disk
 
 KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
 CONFIG = MAEConfig(
@@ -64,6 +65,24 @@ def test_any_range_reads_back_whatever_the_layout(tmp_path: Path, world: int) ->
             start, stop = sorted(draw.sample(range(values.numel() + 1), 2))
             assert torch.equal(reader.read(name, kind, start, stop), values[start:stop])
             assert torch.equal(reader.whole(name, kind), values)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_latest_names_a_checkpoint_that_is_in_place_and_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """Also when a step is saved once more, after a rollback."""
+    save(tmp_path, 1)
+    if again:
+        save(tmp_path, 2, seed=9)
+    disk, latest = Disk(monkeypatch), tmp_path / "checkpoints" / "latest"
+    folder = save(tmp_path, 2)
+    assert latest.read_text() == f"{folder.name}\n"
+    *before, (last, _) = disk.renames
+    assert (before[-1], last) == ((folder.name, True), "latest")
+    assert all(was_synced for name, was_synced in disk.renames if not name.startswith("."))
+    assert disk.keeps(folder)
+    assert disk.keeps(latest)
 
 
 def test_the_weights_are_a_model_of_their_own(tmp_path: Path) -> None:

@@ -88,6 +88,16 @@ def test_sines_are_the_formula() -> None:
             assert table[position, 4 + i].item() == pytest.approx(math.cos(position / 10_000 ** (2 * i / 8)), abs=1e-6)
 
 
+@pytest.mark.parametrize("separable", [True, False])
+@pytest.mark.parametrize("grid", [(2, 3, 5), (4, 5, 2), (3, 4, 4)])
+def test_sines_are_of_the_row_column_and_time_of_each_token(grid: tuple[int, int, int], separable: bool) -> None:
+    positions = Positions(16, grid=grid, separable=separable, cls_token=True, sines=True)
+    table = positions(None)[1][0].view(*grid, 16)
+    for t, row, column in torch.cartesian_prod(*map(torch.arange, grid)).tolist():
+        place = torch.cat([sine_table(grid[1], 8)[row], sine_table(grid[2], 8)[column]])
+        torch.testing.assert_close(table[t, row, column], place + sine_table(grid[0], 16)[t])
+
+
 def test_initialisation_is_upstreams() -> None:
     torch.manual_seed(0)
     encoder = tiny()

@@ -18,13 +18,17 @@ from mae3d.model.patches import (
 COLOURS = [(0.45, 0.225), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.4, 0.5, 0.6), 0.2)]
 
 
-def clip_of(batch: int = 2, frames: int = 4, side: int = 12) -> Tensor:
-    return torch.randint(0, 256, (batch, frames, side, side, 3), dtype=torch.uint8)
+SIDES = [(12, 12), (12, 20), (20, 12)]  # height and width
 
 
-def test_tokens_run_over_t_h_w_and_values_over_u_p_q_c() -> None:
-    clip = clip_of(frames=6)
-    u, p, h, w = 3, 4, 3, 3
+def clip_of(batch: int = 2, frames: int = 4, sides: tuple[int, int] = (12, 12)) -> Tensor:
+    return torch.randint(0, 256, (batch, frames, *sides, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_tokens_run_over_t_h_w_and_values_over_u_p_q_c(sides: tuple[int, int]) -> None:
+    clip = clip_of(frames=6, sides=sides)
+    u, p, h, w = 3, 4, sides[0] // 4, sides[1] // 4
     patches = gather_patches(patch_view(clip, frames_per_patch=u, patch_size=p), None)
     for token, value in [(0, 0), (5, 17), (17, 143), (9, 100)]:
         t, row, column = token // (h * w), token // w % h, token % w
@@ -32,24 +36,27 @@ def test_tokens_run_over_t_h_w_and_values_over_u_p_q_c() -> None:
         assert patches[1, token, value] == clip[1, t * u + du, row * p + dp, column * p + dq, c]
 
 
-@pytest.mark.parametrize(("u", "p"), [(1, 4), (2, 3), (4, 12)])
-def test_unpatchify_undoes_patchify(u: int, p: int) -> None:
-    clip = clip_of()
+@pytest.mark.parametrize("sides", [*SIDES, (24, 12)])
+@pytest.mark.parametrize(("u", "p"), [(1, 4), (2, 2), (4, 12)])
+def test_unpatchify_undoes_patchify(u: int, p: int, sides: tuple[int, int]) -> None:
+    clip = clip_of(sides=tuple(-(-side // p) * p for side in sides))  # type: ignore[arg-type]
     view = patch_view(clip, frames_per_patch=u, patch_size=p)
     assert torch.equal(unpatchify(gather_patches(view, None), grid=tuple(view.shape[1:4]), patch_size=p), clip)
 
 
-def test_both_layouts_give_the_same_patches() -> None:
-    clip = clip_of()
+@pytest.mark.parametrize("sides", SIDES)
+def test_both_layouts_give_the_same_patches(sides: tuple[int, int]) -> None:
+    clip = clip_of(sides=sides)
     other = clip.permute(0, 4, 1, 2, 3).float().contiguous()
     ids = torch.tensor([[3, 0], [8, 17]])
     ours, theirs = (gather_patches(patch_view(x, frames_per_patch=2, patch_size=4), ids) for x in (clip, other))
     assert torch.equal(ours.float(), theirs)
 
 
-def test_gathering_equals_indexing_all_patches() -> None:
-    view = patch_view(clip_of(), frames_per_patch=2, patch_size=4)
-    ids = torch.stack([torch.randperm(18)[:7] for _ in range(2)])
+@pytest.mark.parametrize("sides", SIDES)
+def test_gathering_equals_indexing_all_patches(sides: tuple[int, int]) -> None:
+    view = patch_view(clip_of(sides=sides), frames_per_patch=2, patch_size=4)
+    ids = torch.stack([torch.randperm(2 * sides[0] * sides[1] // 16) for _ in range(2)])
     whole = gather_patches(view, None)
     assert torch.equal(gather_patches(view, ids), whole[torch.arange(2)[:, None], ids])
 
@@ -90,8 +97,9 @@ def test_floats_are_taken_as_normalised() -> None:
     assert torch.equal(normalise(values, mean=0.45, std=0.225), values)
 
 
-def test_patch_statistics_are_numpys_unbiased_ones() -> None:
-    patches = torch.randn(2, 5, 48) * 3 + 1
+@pytest.mark.parametrize("scale", [3, 1e-3, 1e-5])  # the 1e-6 in the root counts for flat patches
+def test_patch_statistics_are_numpys_unbiased_ones(scale: float) -> None:
+    patches = torch.randn(2, 5, 48, dtype=torch.float64) * scale + 1
     mean, deviation = patch_statistics(patches)
     np.testing.assert_allclose(mean[..., 0].numpy(), patches.numpy().mean(-1), atol=1e-5)
     np.testing.assert_allclose(deviation[..., 0].numpy(), np.sqrt(patches.numpy().var(-1, ddof=1) + 1e-6), rtol=1e-5)

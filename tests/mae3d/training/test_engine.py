@@ -87,6 +87,16 @@ def test_fault_33_stages_and_accumulation_equal_torch(on_two: dict[str, Outcome]
         assert on_two[name].evaluated == pytest.approx(plain.evaluated, abs=2e-2), name
 
 
+def test_validation_has_the_precision_of_training_to_the_last_bit(
+    on_two: dict[str, Outcome], on_one: dict[str, Outcome]
+) -> None:
+    outcomes = on_two | on_one
+    for name, outcome in outcomes.items():
+        assert outcome.evaluated == outcome.evaluated_in_training, name
+    exact, autocast, bf16 = (outcomes[name].evaluated for name in ("1", "1 autocast", "3 bf16"))
+    assert len({exact, autocast, bf16}) == 3
+
+
 def test_fault_33_a_run_goes_on_in_every_other_layout(
     on_two: dict[str, Outcome], on_one: dict[str, Outcome], on_two_again: dict[str, Outcome], plain: Outcome
 ) -> None:

@@ -55,7 +55,7 @@ class Samples:
     epoch = 0.0
 
     def __init__(self, world: World, at: Callable[[int], None] = lambda position: None):
-        self._world, self._at, self._position = world, at, 0
+        self._world, self._at, self._position, self._delivered = world, at, 0, 0
 
     def __next__(self) -> Any:
         self._at(self._position)
@@ -65,10 +65,11 @@ class Samples:
         clips = torch.stack([torch.randint(0, 256, (2, 16, 16, 3), generator=draw) for draw in draws]).to(torch.uint8)
         noise = torch.stack([torch.rand(MODEL.num_tokens, generator=draw) for draw in draws])
         self._position += BATCH
+        self._delivered += 1
         return SimpleNamespace(clips=clips, noise=noise, positions=positions)
 
     def counts(self) -> dict[str, int]:
-        return {}
+        return {"substituted": self._delivered}
 
     def judge(self, counts: dict[str, int]) -> None:
         pass
@@ -230,7 +231,10 @@ def stops(world: World, folder: Path) -> None:
     assert "the time limit after step 7" in (run.folder / "STOPPED").read_text()
     assert train(world, run.folder)
     train(world, folder / "even")
-    assert losses(run.folder) == losses(folder / "even")
+    cut, uncut = read_metrics(run.folder), read_metrics(folder / "even")
+    assert [row["substituted"] for row in uncut] == [10, 12]  # the first line holds losses and counts of three parts
+    for key in ("step", "loss", "substituted"):
+        assert [row[key] for row in cut] == [row[key] for row in uncut]
     assert (run.folder / "heartbeats" / "rank-00000").read_text() == "12\n"
 
 

@@ -1,6 +1,7 @@
 """mae3d.training.optim: upstream's schedule and its rule for weight decay."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,21 @@ def test_finetuning_groups_hold_every_parameter_once(layer_decay: float) -> None
     kinds = {(group["lr_scale"], group["weight_decay"]) for group in groups}
     assert len(kinds) == len(groups) == (10 if layer_decay < 1 else 2)
     assert {scale for scale, _ in kinds} == {layer_decay**i for i in range(5)}
+
+
+@pytest.mark.parametrize("separable", [True, False])
+def test_finetuning_decays_matrices_only(separable: bool) -> None:
+    model = Classifier(replace(CLASSIFIER, sep_pos_embed=separable))
+    groups = finetune_groups(model, weight_decay=0.05, layer_decay=1.0)
+    decayed = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
+    others = decayed.keys() - matrices
+    assert {n.removeprefix("encoder.positions.") for n in others if "positions" in n} == (
+        {"spatial", "temporal", "cls"} if separable else {"joint"}
+    )
+    assert "encoder.cls_token" in others
+    assert {decayed[name] for name in matrices} == {0.05}
+    assert {decayed[name] for name in others} == {0.0}
 
 
 def test_frozen_blocks_leave_the_rates_of_the_others() -> None:

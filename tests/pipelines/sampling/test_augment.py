@@ -1,7 +1,7 @@
 """Augmentation as data: in the asked ranges, of the asked frequency, the same number of draws whatever the data."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipelines.decoding.transforms import OPS
 from pipelines.sampling.augment import (
     RAND_AUGMENT_OPS,
     Crop,
+    Erase,
     draw_crop,
     draw_erase,
     draw_jitter,
@@ -106,6 +107,56 @@ def test_short_side_crops_are_the_models_size_after_scaling(height: int, width: 
     assert min(crop.left / (width - crop.width) for crop in crops) < 0.02
     assert max(crop.left / (width - crop.width) for crop in crops) > 0.98
     assert 150 < sum(crop.flip for crop in crops) < 250
+
+
+def room_shares(boxes: Sequence[Crop | Erase], *, height: int, width: int) -> np.ndarray:
+    """Return (N, 2): where in its vertical and horizontal room each box lies, in (0, 1), spread over its pixel."""
+    spread = np.random.default_rng(0).random((2, len(boxes)))
+    rows = [(box.top, height - box.height + 1, box.left, width - box.width + 1) for box in boxes]
+    top, free_rows, left, free_columns = np.array(rows, dtype=float).T
+    return np.stack([(top + spread[0]) / free_rows, (left + spread[1]) / free_columns], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("draw", "rules", "height", "width"),
+    [
+        (draw_crop, RULES | {"height": 240, "width": 340}, 240, 340),
+        (draw_crop, RULES | {"height": 340, "width": 240, "area": (0.08, 1.0)}, 340, 240),
+        (
+            draw_short_side_crop,
+            {"height": 240, "width": 340, "size": 32, "short_side": (64, 96), "flip": 0.5},
+            240,
+            340,
+        ),
+        (draw_erase, {"size": 224, "probability": 1.0}, 224, 224),
+    ],
+)
+def test_boxes_lie_uniformly_along_each_axis_whatever_the_other_one_is(
+    draw: Callable[..., Any], rules: dict[str, Any], height: int, width: int
+) -> None:
+    """Each cell of a 4 x 4 grid over the room that a box has gets 100 +- 5 sigma of 1,600 boxes."""
+    boxes = draws_of(draw, 1600, **rules)
+    shares = room_shares(boxes, height=height, width=width)
+    assert (shares >= 0).all()
+    assert (shares < 1).all()
+    cells = np.histogram2d(*shares.T, bins=4, range=[(0, 1), (0, 1)])[0]
+    assert 50 < cells.min() <= cells.max() < 150
+    if isinstance(boxes[0], Crop):  # mirrored or not, whatever the place
+        flipped = np.array([box.flip for box in boxes])
+        assert np.abs(shares[flipped].mean(axis=0) - shares[~flipped].mean(axis=0)).max() < 0.075
+
+
+def test_a_frame_of_another_shape_falls_back_as_often_as_torchvisions() -> None:
+    """Few of the ten tries fit a frame of 1 : 2; the largest centred box is what all others come to."""
+    torch.manual_seed(0)
+    reference = [
+        RandomResizedCrop.get_params(torch.empty(3, 120, 240), scale=[0.5, 1], ratio=[0.75, 4 / 3]) for _ in range(1000)
+    ]
+    fallback = (0, 40, 120, 160)
+    theirs = sum(tuple(box) == fallback for box in reference)
+    ours = sum(tuple(crop[:4]) == fallback for crop in draws_of(draw_crop, 1000, height=120, width=240, **RULES))
+    assert theirs > 50
+    assert abs(ours - theirs) < 5 * np.sqrt(2 * theirs)
 
 
 def test_the_full_short_side_leaves_no_room() -> None:
@@ -229,3 +280,11 @@ def test_erased_boxes_have_the_asked_area_aspect_and_frequency() -> None:
     assert abs(np.log(aspects).mean()) < 0.15
     assert all(0 <= box.top <= 224 - box.height and 0 <= box.left <= 224 - box.width for box in boxes)
     assert len({box.seed for box in boxes}) == len(boxes)
+
+
+@pytest.mark.parametrize("size", [2, 3, 224])
+def test_erasing_tries_until_a_box_fits(size: int) -> None:
+    """Most boxes drawn for a tiny view do not fit; one of 100 always does."""
+    boxes = draws_of(draw_erase, 1000, size=size, probability=1.0)
+    assert None not in boxes
+    assert all(0 < box.height < size and 0 < box.width < size for box in boxes)

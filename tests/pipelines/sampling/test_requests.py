@@ -142,6 +142,30 @@ NOTHING: tuple[tuple[str, Any], ...] = (("rand_augment", ""), ("colour_jitter", 
 CROPS_ONLY = replace(AUGMENTED, **dict(NOTHING))
 
 
+@pytest.mark.parametrize("changed", [{}, {"short_side": (40, 60)}, {"windows": "shared"}])
+def test_views_of_a_sample_are_drawn_independently(corpus: Corpus, changed: dict[str, Any]) -> None:
+    """The places of two views' boxes in 320 samples: none alike, and a view says nothing of its neighbour."""
+    row = 9  # 40 x 64 pixels
+    request = drawn(corpus, replace(AUGMENTED, **changed), rows=[row] * 320)
+    views = views_of(request)
+    assert len({view.crop for view in views}) > 0.95 * len(views)
+    places = np.array([(view.crop.top, view.crop.left, view.crop.height) for view in views], dtype=float)
+    first, second = places[::2], places[1::2]
+    assert (first == second).all(axis=1).mean() < 0.02
+    likeness = np.corrcoef(first.T, second.T)[:3, 3:]  # of the samples' first views with their second ones
+    assert np.abs(likeness).max() < 5 / np.sqrt(320)
+
+
+def test_windows_of_a_sample_and_their_segments_are_drawn_independently(corpus: Corpus) -> None:
+    """Two own windows of four segments in 320 samples of 33 frames: eight starts, each saying nothing of the others."""
+    config = replace(PLAIN, sampling="segments", num_segments=4, frames_per_segment=1)
+    request = drawn(corpus, config, rows=[9] * 320)
+    starts = np.array([clip.frames for clip in request.clips], dtype=float).reshape(320, 8)
+    assert all(set(column) == set(range(8 * (i % 4), 8 * (i % 4) + 8)) for i, column in enumerate(starts.T))
+    likeness = np.corrcoef(starts.T) - np.eye(8)
+    assert np.abs(likeness).max() < 5 / np.sqrt(320)
+
+
 def test_short_side_jitter_replaces_the_random_resized_crop(corpus: Corpus) -> None:
     config = replace(PLAIN, short_side=(40, 60))
     for view in views_of(drawn(corpus, config, rows=range(14))):

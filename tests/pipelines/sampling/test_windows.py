@@ -85,6 +85,19 @@ def test_training_segments_start_inside_their_own_stretch(length: int) -> None:
             assert (np.diff(frames, axis=1) == 1).all()
 
 
+def test_each_segments_draw_moves_its_own_run_only() -> None:
+    settings = {"num_segments": 4, "frames_per_segment": 2}
+    room = 199 // 4
+    starts = segment_window(200, **settings, start_draws=np.array([0.1, 0.9, 0.5, 0.0]))[::2]
+    assert (starts - room * np.arange(4)).tolist() == [int(0.1 * room), int(0.9 * room), int(0.5 * room), 0]
+    for segment in range(4):
+        draws = np.full(4, 0.25)
+        still = segment_window(200, **settings, start_draws=draws).reshape(4, 2)
+        draws[segment] = 0.75
+        moved = segment_window(200, **settings, start_draws=draws).reshape(4, 2)
+        assert (moved != still).any(axis=1).tolist() == [other == segment for other in range(4)]
+
+
 def test_stride_follows_the_frame_rate() -> None:
     assert clip_stride(7.5, sampling_rate=4, target_fps=30) == 1.0
     assert clip_stride(60.0, sampling_rate=4, target_fps=30) == 8.0

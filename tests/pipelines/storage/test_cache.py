@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from pipelines.storage import cache as cache_module
 from pipelines.storage.cache import Cache, DamagedFileError, RemoteFile
+from tests.support.disk import Disk
 
 SIZE = 10_000
 
@@ -91,6 +93,27 @@ def test_what_is_planned_goes_last_and_what_is_held_never(tmp_path: Path, monkey
     assert names(tmp_path) == ["000", "004", "005"]
     os.close(held[0])
     os.close(held[2])
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_of_planned_files_the_last_needed_goes_first(tmp_path: Path, order: tuple[int, ...]) -> None:
+    cache = Cache(tmp_path, limit_bytes=3 * SIZE)
+    for number in (0, 1, 2):
+        cache.fetch(file_of(number))
+    cache.plan([file_of(number) for number in order])
+    for needed, evicted in ((3, order[2]), (4, order[1])):
+        held = cache.hold(file_of(needed))
+        assert f"{evicted:03d}" not in names(tmp_path)
+        assert f"{order[0]:03d}" in names(tmp_path)
+        cache.plan([file_of(needed), *(file_of(number) for number in order)])  # what is needed now goes last
+        os.close(held)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing checks it again: a power cut must not leave a name over blocks that were never written."""
+    disk = Disk(monkeypatch)
+    Cache(tmp_path, limit_bytes=SIZE).fetch(file_of(1))
+    assert disk.renames == [("001", True)]
 
 
 def size_of(cache: Cache) -> int:
