@@ -19,6 +19,7 @@ from pipelines.reading.source import ClipSource, EncodedBatch, substitute
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.sampling.augment import Crop, View
 from pipelines.sampling.requests import BatchRequest, ClipRequest
+from preprocess.dataset.index import FrameSpans
 from tests.support.damage import flip_a_bit, overwrite, zero_a_block
 
 FRAMES = np.array([0, 2, 2, 5])
@@ -101,6 +102,19 @@ def test_every_gap_gives_the_same_bytes_and_the_count_of_what_was_read(corpus: C
         assert [piece.tobytes() for piece in reader.read(row, spans)] == expected
     assert reader.bytes_used <= reader.bytes_read
     assert (reader.bytes_read / reader.bytes_used == 1) == (gap == 0)
+
+
+@pytest.mark.parametrize("gap", [0, 1 << 20])
+def test_frames_beyond_32_bits_are_read(corpus: Corpus, gap: int) -> None:
+    """In a shard with a hole, which takes no room on the disk."""
+    offsets = [(1 << 31) + 512, 5 << 30, (5 << 30) + 2048]
+    with corpus.shard_path(int(corpus.shard[3])).open("r+b") as shard:
+        for number, offset in enumerate(offsets):
+            shard.seek(offset)
+            shard.write(bytes([number]) * 700)
+    spans = FrameSpans(np.array(offsets), np.full(3, 700), np.zeros(3, np.uint32))
+    pieces = ShardReader(corpus, gap=gap, retries=0).read(3, spans)
+    assert [piece.tobytes() for piece in pieces] == [bytes([number]) * 700 for number in range(3)]
 
 
 def test_a_frame_that_is_taken_twice_is_read_once(corpus: Corpus, store: Store) -> None:

@@ -11,6 +11,7 @@ from mae3d.io.files import replace_file, sha256_of
 from preprocess.dataset.index import DatasetError, frame_offsets, open_dataset
 from preprocess.dataset.schema import write_shard_table
 from preprocess.dataset.writer import write_dataset
+from tests.support.disk import Disk
 
 SIZES = [
     [100, 512, 513, 7],
@@ -106,6 +107,22 @@ def test_offsets_step_over_headers_and_padding() -> None:
     assert frame_offsets(sizes, start=512).tolist() == [512, 1024, 2048, 3072, 4096]
 
 
+def test_offsets_and_sizes_beyond_32_bits_come_back(root: Path) -> None:
+    """A shard of 6 GiB with a hole in it, whose samples lie beyond 5 GiB."""
+    tar = root / "shard-00001.tar"
+    with tar.open("r+b") as file:
+        file.truncate(6 << 30)
+    rows = [sample_row(2 + i, [900, 700]) | {"offset": (5 << 30) + i * (1 << 29)} for i in range(2)]
+    write_shard_table(tar.with_suffix(".parquet"), rows, tar_bytes=6 << 30, tar_sha256="0" * 64)
+    write_dataset(root, tables=sorted(root.glob("shard-*.parquet")), settings={})
+    dataset = open_dataset(root)
+    assert dataset.shards[1].bytes == 6 << 30
+    assert dataset.meta["totals"]["bytes"] == (6 << 30) + 4096
+    for i, row in enumerate((2, 3)):
+        start = (5 << 30) + i * (1 << 29)
+        assert dataset.frames(row, np.array([0, 1])).offset.tolist() == [start, start + 512 + 1024]
+
+
 def test_what_was_lost_is_listed_and_counted(root: Path) -> None:
     (row,) = pq.read_table(root / "rejected.parquet").to_pylist()
     assert (row["key"], row["line"], row["reason"], row["message"]) == (
@@ -153,6 +170,7 @@ def test_index_arrays_are_mapped_and_read_only(root: Path) -> None:
         (lambda root: edit_meta(root, "layout", "h264"), "'h264'"),
         (lambda root: (root / "shard-00001.tar").unlink(), "shard-00001.tar: missing"),
         (lambda root: (root / "shard-00001.tar").write_bytes(b"x"), "1 bytes, dataset.json says 4096"),
+        (lambda root: (root / "shard-00001.tar").write_bytes(bytes(4097)), "4097 bytes, dataset.json says 4096"),
         (lambda root: flip_last_byte(next(root.glob("frames-*.arrow"))), "sha256"),
         (lambda root: flip_last_byte(next(root.glob("index-*.parquet"))), "sha256"),
         (lambda root: next(root.glob("rows-*.arrow")).unlink(), "missing"),
@@ -170,8 +188,8 @@ def test_an_unknown_key_is_an_error(root: Path) -> None:
         open_dataset(root).find("000000002")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "file"
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, disk = tmp_path / "file", Disk(monkeypatch)
     path.write_text("old")
 
     def write_half() -> None:
@@ -185,6 +203,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with replace_file(path) as aside:
         aside.write_text("new")
     assert path.read_text() == "new"
+    assert disk.renames == [("file", True)]  # its bytes lay on the disk before it had its name
+    assert disk.keeps(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 

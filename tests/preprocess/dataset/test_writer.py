@@ -91,6 +91,35 @@ def test_everything_comes_through_in_order(tmp_path: Path, shard_size: int, monk
     assert totals["samples_without_fps"] == sum(math.isnan(row["fps"]) for row in kept)  # type: ignore[arg-type]
 
 
+def test_frames_within_one_batch_are_mapped_wherever_they_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a sample that lies over the border of two batches costs a copy."""
+    monkeypatch.setattr(merge, "_FRAMES_PER_BATCH", 7)
+    make_tables(tmp_path, 23, shard_size=4)
+    dataset = merged(tmp_path)
+    frames = int(dataset.num_frames.sum())
+    assert frames > 21
+    sizes, crc32s = dataset.frame_rows(0, frames)
+    for start in range(frames):
+        for stop in range(start + 1, min(start + 9, frames) + 1):
+            size, crc32 = dataset.frame_rows(start, stop)
+            assert np.array_equal(size, sizes[start:stop])
+            assert np.array_equal(crc32, crc32s[start:stop])
+            assert size.flags.owndata == crc32.flags.owndata == (start // 7 != (stop - 1) // 7)
+
+
+def test_a_rate_that_is_not_finite_is_no_rate(tmp_path: Path) -> None:
+    rows = make_tables(tmp_path, 5, shard_size=5)
+    for row, fps in zip(rows, (math.inf, 2.0, math.nan, 2.0, 4.0), strict=True):
+        row["fps"] = fps
+    tar = tmp_path / "shard-00000.tar"
+    write_shard_table(tar.with_suffix(".parquet"), rows, tar_bytes=10_240, tar_sha256="0" * 64)
+    totals = merged(tmp_path).meta["totals"]
+    assert totals["samples_without_fps"] == 2
+    assert totals["seconds"] == pytest.approx(len(rows[1]["sizes"]) / 2 + len(rows[4]["sizes"]) / 4)  # type: ignore[arg-type]
+
+
 def test_files_are_cut_by_rows_not_by_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merge, "_FRAMES_PER_BATCH", 7)
     monkeypatch.setattr(merge, "_ROWS_PER_GROUP", 3)

@@ -4,6 +4,7 @@ import json
 import math
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import wds2idx
 import webdataset
 from nvidia.dali import fn, pipeline_def
 
+from mae3d.video.errors import MediaError
 from preprocess.dataset.index import open_dataset
 from preprocess.encode.images import decode_image
 from preprocess.encode.shard import build_shard
@@ -19,6 +21,7 @@ from preprocess.jobs.output import FolderOutput
 from preprocess.jobs.output_state import survey
 from preprocess.plan.plan import PlannedSample, Settings
 from preprocess.sources.roots import Folder
+from preprocess.workers.decoder import Decoder
 from tests.support.media import frame_number, make_dataset, make_frame_folder
 
 
@@ -71,6 +74,35 @@ def test_members_are_plain_contiguous_and_anonymous(frames: Path, tmp_path: Path
         "width": 64,
         "height": 48,
     }
+
+
+@pytest.mark.parametrize("fails", ["first", "middle", "last"])
+def test_a_sample_that_fails_after_it_wrote_leaves_nothing_in_the_tar(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """A decoder that is killed cannot take back its bytes; the files are those of a sample that wrote none."""
+    write, at = Decoder.write, {"first": 0, "middle": 1, "last": 2}[fails]
+
+    def build_one(out: Path, junk: bytes) -> None:
+        def fails_at_it(self: Decoder, sample: PlannedSample, files: Any, **arguments: Any) -> Any:
+            if sample.number != at:
+                return write(self, sample, files, **arguments)
+            with arguments["tar"].open("r+b") as tar:
+                tar.seek(arguments["start"])
+                tar.write(junk)
+            raise MediaError("crashed", "the decoder died of SIGKILL")
+
+        monkeypatch.setattr(Decoder, "write", fails_at_it)
+        out.mkdir()
+        names = ["clips/one.two three", "lost", "naïve " + "x" * 200]
+        samples = [planned(number, name, 2) for number, name in enumerate(names)]
+        result = build_shard(0, samples, roots=[Folder(frames)], settings=Settings(), out=out)
+        assert [(name, reason) for name, reason, _ in result.rejected] == [(names[at], "crashed")]
+
+    build_one(tmp_path / "clean", b"")
+    build_one(tmp_path / "junk", b"left over" * 100_000)
+    for path in (tmp_path / "clean").iterdir():
+        assert path.read_bytes() == (tmp_path / "junk" / path.name).read_bytes(), path.name
 
 
 def test_the_table_holds_every_planned_sample(frames: Path, tmp_path: Path) -> None:

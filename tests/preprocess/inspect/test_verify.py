@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from mae3d.io.files import sha256_of
@@ -281,3 +282,18 @@ def test_the_command_ends_with_2_and_lists_all(shards: Path, capsys: pytest.Capt
     (shards / "dataset.json").write_text("{")
     assert main(["verify", str(shards), "--workers", "1"]) == 2
     assert "dataset.json: cannot be read" in capsys.readouterr().err
+
+
+def test_fault_20_an_index_out_of_order_is_found(shards: Path) -> None:
+    """Two samples of different shards change places in the rows; dataset.json names the file as it is."""
+    rows = next(shards.glob("rows-*.arrow"))
+    table = pa.ipc.open_file(pa.BufferReader(rows.read_bytes())).read_all()
+    at = table.schema.get_field_index("shard")
+    order = pa.array([0, 1, 2, 4, 3, 5])
+    swapped = table.set_column(at, table.schema.field(at), table["shard"].take(order)).combine_chunks()
+    with pa.OSFile(str(rows), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_batch(swapped.to_batches()[0])
+    entry = {"name": rows.name, "bytes": rows.stat().st_size, "sha256": sha256_of(rows)}
+    edit(shards, lambda meta: meta["files"].update(rows=entry))
+    findings = verify(shards)
+    assert any("order" in finding or "checksum" in finding for finding in findings), findings

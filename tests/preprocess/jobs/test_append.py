@@ -9,6 +9,7 @@ from preprocess.dataset.index import open_dataset
 from preprocess.plan.plan import read_plan
 from tests.support.builds import SMALL, as_schema_1, command, make_archive, tree
 from tests.support.kills import inodes, kill_at_every, killed_at
+from tests.support.media import make_video
 
 
 def test_appending_leaves_what_is_there_and_adds_samples_shards_and_labels(
@@ -67,6 +68,22 @@ def test_the_same_names_in_another_folder_are_other_samples(archive: Path, tmp_p
     for day in ("monday", "tuesday"):
         assert main(command(make_archive(tmp_path / day, clips=2, size=SMALL), out, "--append")) == 0
     assert [open_dataset(out).name(i) for i in range(4)] == ["v0", "v1", "v0", "v1"]
+
+
+def test_other_spans_of_a_video_are_other_samples(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_video(tmp_path / "in" / "v.mp4", 30, fps=10)
+    listed, out = tmp_path / "in" / "list.csv", tmp_path / "out"
+    nightly = ["build", "--videos", str(listed), "--out", str(out), "--workers", "1", "--append"]
+    spans = ["0,1", "1,2", "1,2.5", "0.5,2"]
+    for count in range(1, len(spans) + 1):
+        listed.write_text("path,start,end\n" + "".join(f"v.mp4,{span}\n" for span in spans[:count]))
+        assert main(nightly) == 0
+        assert ("appended: 1 samples" in capsys.readouterr().out) == (count > 1)
+        assert main(nightly) == 0
+        assert "nothing new to append" in capsys.readouterr().out
+    dataset = open_dataset(out)
+    assert dataset.num_frames.tolist() == [10, 10, 15, 15]
+    assert dataset.start_s.tolist() == pytest.approx([0, 1, 1, 0.5])
 
 
 def test_appending_with_other_settings_is_refused_by_name(

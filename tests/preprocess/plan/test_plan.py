@@ -38,6 +38,8 @@ def test_small_sets_still_make_several_shards() -> None:
     assert plan_of(*(request(f"v{i}") for i in range(5))).num_shards == 1
     assert plan_of(*(request(f"v{i}") for i in range(240))).num_shards == 15
     assert plan_of(*(request(f"v{i}") for i in range(3200))).num_shards == 16
+    for count in (255, 256, 257, 271, 272, 273, 3199, 3201, 3215):  # never a seventeenth for what is left over
+        assert plan_of(*(request(f"v{i}") for i in range(count))).num_shards <= 16
 
 
 def test_a_plan_is_the_same_after_it_was_written(tmp_path: Path) -> None:

@@ -66,6 +66,31 @@ def test_members_come_out_byte_for_byte(tmp_path: Path, video: bytes) -> None:
         pass
 
 
+@pytest.mark.parametrize("num_bytes", [1 << 31, 5 << 30])
+def test_members_beyond_31_and_32_bits_are_read(tmp_path: Path, video: bytes, num_bytes: int) -> None:
+    """In a file with a hole, which takes no room on the disk."""
+    path = tmp_path / "in" / "a.tar"
+    make_tar(path, {"1.mp4": video})
+    each = path.stat().st_size
+    with path.open("r+b") as file:
+        header = tarfile.TarInfo("hole.bin")
+        header.size = num_bytes
+        file.seek(512 + -(-len(video) // 512) * 512)
+        file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        file.seek(num_bytes, 1)
+        file.write(make_tar(tmp_path / "rest.tar", {"2.mp4": video + b"2", "2.cls": b"dog"}).read_bytes())
+    assert path.stat().st_blocks * 512 < 4 * each + (1 << 20)
+    archive = read_tar(path)
+    assert (archive.problems, [(one.name, one.labels) for one in archive.videos]) == (
+        [],
+        [("1.mp4", ()), ("2.mp4", ("dog",))],
+    )
+    root = WithTars(Folder(tmp_path / "in"), Scratch(tmp_path / "scratch", 1 << 20))
+    for name, data in (("1.mp4", video), ("2.mp4", video + b"2")):
+        with root.local([f"a.tar/{name}"]) as (member,):
+            assert member.read_bytes() == data
+
+
 def test_scratch_is_bounded(tmp_path: Path, video: bytes) -> None:
     make_tar(tmp_path / "in" / "a.tar", {f"{i}.mp4": video for i in range(5)})
     root = WithTars(Folder(tmp_path / "in"), Scratch(tmp_path / "scratch", 2 * len(video)))

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -76,6 +77,31 @@ def test_fault_13_a_decoder_that_hangs_or_dies_costs_one_sample(tmp_path: Path, 
         ("crashed", "the decoder died of SIGSEGV at 1.80 s"),
     ]
     assert list(children(os.getpid()).values()).count("Z") == 0
+
+
+@pytest.mark.parametrize("name", ["hangs_at_once.mp4", "abrt_at_once.mp4"])
+def test_fault_13_a_bad_sample_is_tried_twice_and_a_hang_lasts_as_long_as_the_timeout(
+    tmp_path: Path, fresh: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    started, popen = [], subprocess.Popen
+
+    def start(*arguments: Any, **named: Any) -> Any:
+        started.append(time.monotonic())
+        return popen(*arguments, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for video in ("good.mp4", name):
+        make_video(tmp_path / video, 5)
+    began = time.monotonic()
+    decoder().probe(tmp_path / "good.mp4", settings=SETTINGS)
+    start_s, began = time.monotonic() - began, time.monotonic()
+    with pytest.raises(MediaError) as caught:
+        decoder().probe(tmp_path / name, settings=SETTINGS)
+    assert caught.value.reason == ("timeout" if name.startswith("hangs") else "crashed")
+    assert len(started) == 2  # the child that was there, and one that has done nothing else
+    if name.startswith("hangs"):
+        assert started[1] - began >= SETTINGS.timeout_s
+        assert time.monotonic() - began < 2 * SETTINGS.timeout_s + 8 + 2 * start_s  # a busy machine is slow
 
 
 def test_fault_13_planning_survives_too(tmp_path: Path, fresh: None) -> None:
