@@ -6,6 +6,8 @@
 #
 # Into an environment of your own, without make and without the lock file: `pip install -e .` (or `pip install -e '.[dev]'`).
 
+# The versions that setup.cfg promises, oldest first.
+VERSIONS := 3.11 3.12 3.13 3.14
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
@@ -37,7 +39,7 @@ TORCH_LINES := torch|torchvision|triton|cuda-[a-z]+|nvidia-(cublas|cuda-[a-z]+|c
 LOCK_BLOCKS = awk '/^[^ ]/ { on = ($(1)) } on' requirements.lock >
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install deps demo test check soak lock clean FORCE
+.PHONY: help setup install deps demo test check soak docs matrix lock clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -110,6 +112,18 @@ check: install  ## lint, format and types
 soak: install  ## the long loops: kill points, real launchers
 	$(BIN)/python -m pytest -m soak
 
+docs: install  ## the documentation as a site in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "The site: $(abspath site)/index.html"
+
+# Each interpreter has an environment of its own below out/matrix; without one of them the others still run.
+matrix:  ## the quick tests under every Python of 3.11 to 3.14 that is installed
+	@status=0; for version in $(VERSIONS); do \
+		if ! command -v python$$version >/dev/null; then echo "python$$version: not installed, left out"; continue; fi; \
+		$(MAKE) quick PYTHON=python$$version VENV=out/matrix/$$version && result=passed || { result=FAILED; status=1; }; \
+		echo "python$$version: $$result"; \
+	done; exit $$status
+
 # The lock holds for every Python >= 3.11 on Linux, x86-64 and aarch64: versions that differ carry markers. Besides our own
 # requirements it pins what builds deepspeed, and nvidia-ml-py, which deepspeed asks for where it finds a GPU at build time.
 # No index is named in it: it works with whatever mirror pip is set up for.
@@ -119,5 +133,5 @@ lock: $(LOCKED)  ## resolve requirements.lock anew from setup.cfg
 		--python-version 3.11 --extra dev --generate-hashes --custom-compile-command "make lock" -o requirements.lock setup.cfg -
 
 clean:  ## remove caches, builds and the demo (not .venv, nor other runs below out/)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO)
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO)
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
