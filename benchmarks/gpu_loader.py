@@ -197,7 +197,7 @@ def make_shards(root: Path, *, samples: int, length: int = LENGTH) -> Path:
 def photograph(seed: int, *, height: int, width: int) -> np.ndarray:
     """(height, width, 3) uint8 noise, its amplitude falling a little faster than photographs' 1/f (Field, 1987).
 
-    So 340 x 256 pixels take about 25 kB at quality 90; real ones take 15 to 29 (reference/performance.md, dali.md).
+    So 340 x 256 pixels take about 25 kB at quality 90; frames of real videos take 15 to 29.
     """
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])

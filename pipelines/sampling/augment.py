@@ -121,8 +121,9 @@ def draw_short_side_crop(
 def evaluation_crops(*, height: int, width: int, num_crops: int) -> tuple[Crop, ...]:
     """Return squares of the frame's short side spread evenly along the long one; a single one is centred.
 
-    Three are left, centre and right, or top, centre and bottom. Places are rounded up, as mae_st does (upstream.md
-    3.2), but in pixels of the stored frame, not of the scaled one: a difference of less than one stored pixel.
+    Three are left, centre and right, or top, centre and bottom. Places are rounded up, as mae_st does
+    (docs/upstream.md), but in pixels of the stored frame, not of the scaled one: the difference is less than one stored
+    pixel.
     """
     side, room = min(height, width), abs(height - width)
     starts = [math.ceil(room * i / (num_crops - 1)) for i in range(num_crops)] if num_crops > 1 else [-(-room // 2)]

@@ -1,14 +1,171 @@
-"""The pictures in docs/ are what the code of today draws."""
+"""The documentation holds: links, pictures, blocks of Python, the fault table, the names of rooms and of the API."""
 
+import configparser
+import re
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+import yaml
 from PIL import Image
 
+import mae3d
 from mae3d.io.contact_sheet import filmstrip
+from tests.support.media import make_video
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+NOT_RUN = "# not run: "  # the first line of a block that needs more than the folder of `workplace`
+
+
+def python_blocks() -> list[pytest.ParameterSet]:
+    """Return the blocks of Python of all pages, each with the place where it begins."""
+    blocks = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, match.start(1)) + 1
+            blocks.append(pytest.param(match[1], id=f"{page.name}:{line}"))
+    return blocks
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Yield the current folder of the blocks: a model in runs/a, video.mp4, and a dataset in shards."""
+    sizes = {"img_size": 32, "num_frames": 4, "mask_ratio": 0.75}
+    small = {"embed_dim": 24, "depth": 6, "num_heads": 2, "decoder_embed_dim": 16, "decoder_depth": 1}
+    config = mae3d.MAEConfig(preset="mae_vit_tiny_patch16", decoder_num_heads=2, **sizes, **small)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    mae3d.save_model(mae3d.MAE(config), tmp_path / "runs" / "a" / "model.safetensors")
+    make_video(tmp_path / "video.mp4", 30)
+    (tmp_path / "shards").symlink_to(shards)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", python_blocks())
+def test_a_block_of_python_runs_as_it_stands(code: str, workplace: Path) -> None:
+    if code.startswith(NOT_RUN):
+        assert len(code.splitlines()[0]) > len(NOT_RUN) + 10, "say what the block needs"
+        return
+    torch.manual_seed(0)
+    exec(compile(code, "block", "exec"), {"__name__": "block"})
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert (ROOT / "README.md").stat().st_size <= 9000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.is_file(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    api = (tmp_path / "api.html").read_text(encoding="utf-8")
+    assert "The masked autoencoder" in api  # docstrings, not only names
+    assert (tmp_path / "benchmarks" / "motion.png").is_file()  # files from outside docs/
+
+
+def test_the_fault_table_has_a_row_per_fault_and_names_every_test() -> None:
+    faults = runpy.run_path(str(DOCS / "faults.py"))
+    text, tests = (DOCS / "failures.md").read_text(encoding="utf-8"), faults["tests_by_fault"]()
+    rows = [int(match[1]) for match in faults["ROW"].finditer(text)]
+    assert len(rows) == len(set(rows))
+    assert set(tests) <= set(rows), "a test has a number without a row in docs/failures.md"
+    assert faults["filled"](text, tests) == text, "update the table: python docs/faults.py"
+
+
+def test_the_architecture_names_every_room() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    for package in ("mae3d", "preprocess", "pipelines", "launch"):
+        for room in (ROOT / package).iterdir():
+            if (room / "__init__.py").is_file() or room.name == "recipes":
+                assert f"`{package}/{room.name}/`" in text
+    for path in re.findall(r"`((?:mae3d|preprocess|pipelines|launch|tests)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_api_has_every_public_name() -> None:
+    shown = re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    expected = {f"mae3d.{owner}.{name}" for name, owner in mae3d._OWNERS.items()}
+    assert {name for name in shown if name.startswith("mae3d.")} == expected
+
+
+def test_sources_name_only_pages_of_the_repository() -> None:
+    folders = ("mae3d", "pipelines", "preprocess", "launch", "tests", "benchmarks", "docker", "docs", "examples")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    paths += [path for path in ROOT.iterdir() if not path.name.startswith(".")]
+    kinds = ("", ".py", ".yaml", ".yml", ".md", ".cfg", ".toml", ".sbatch")
+    for path in paths:
+        if not path.is_file() or path.suffix not in kinds or path == Path(__file__):
+            continue
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
+        assert not re.search(r"\bFAULTS \d", text), f"{name}: write `row N of docs/failures.md`"
+        for page in re.findall(r"(?<![\w/.*-])((?:docs|benchmarks|tests|reference)/[\w/-]+\.md)\b", text):
+            assert (ROOT / page).is_file(), f"{name}: {page}"
+        assert path.parent == DOCS or path.name == "mkdocs.yml" or not re.search(r"(?<![\w/])upstream\.md", text), (
+            f"{name}: write docs/upstream.md"
+        )
+
+
+def test_the_promised_versions_of_python_are_those_that_are_tested() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    versions = re.findall(r"Python :: ([\d.]+)", config["metadata"]["classifiers"])
+    makefile = re.search(r"^VERSIONS := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert makefile is not None
+    assert makefile[1].split() == versions
+    assert config["options"]["python_requires"] == f">={versions[0]}"
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow["jobs"]["tests"]["strategy"]["matrix"]["python"] == versions
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_matrix_runs_what_is_installed_and_says_what_is_missing(tmp_path: Path) -> None:
+    """A Makefile with a `quick` that fails under 3.13 stands in for hours of installations."""
+    shutil.copy(ROOT / "Makefile", tmp_path / "real.mk")
+    (tmp_path / "Makefile").write_text(
+        "include real.mk\nquick:\n\t@echo $(PYTHON) $(VENV); test $(PYTHON) != python3.13\n"
+    )
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("python3", "python3.12", "python3.13"):
+        (programs / name).symlink_to(sys.executable)
+    command = [str(shutil.which("make")), "matrix"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PATH": str(programs)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    lines = [line for line in done.stdout.splitlines() if line.startswith("python")]
+    assert lines == [
+        "python3.11: not installed, left out",
+        "python3.12 out/matrix/3.12",
+        "python3.12: passed",
+        "python3.13 out/matrix/3.13",
+        "python3.13: FAILED",
+        "python3.14: not installed, left out",
+    ]
 
 
 def test_the_picture_of_the_masks_is_up_to_date() -> None:

@@ -116,7 +116,7 @@ def test_memory_falls_with_sharing_and_checkpointing() -> None:
     assert alone[0] / 317_731_584 == 16  # bf16 weights and gradients, fp32 master and two moments
     assert shared[0] < alone[0] / 2
     assert shared[1] < alone[1] / 10
-    assert alone[1] / 8 == pytest.approx(267e6, rel=0.3)  # measured for ViT-L (reference/performance.md)
+    assert alone[1] / 8 == pytest.approx(267e6, rel=0.3)  # bytes per clip, measured for ViT-L under autocast
 
 
 def test_counts_go_on_from_those_of_the_part_before() -> None:

@@ -59,7 +59,7 @@ def model_of(variant: dict[str, Any]) -> MAE:
 
 
 def videomae_checkpoint() -> dict[str, Tensor]:
-    """As VideoMAE's pretraining saves it: upstream.md 2.5, with some of its decoder."""
+    """Return a checkpoint as VideoMAE's pretraining saves it (docs/upstream.md), with some of its decoder."""
     torch.manual_seed(0)
     names: dict[str, tuple[int, ...]] = {"patch_embed.proj.weight": (48, 3, 2, 8, 8), "patch_embed.proj.bias": (48,)}
     for i in range(2):
@@ -107,7 +107,7 @@ def test_a_key_too_many_and_one_too_few_are_named(name: str, variant: dict[str, 
 
 
 def test_names_and_shapes_of_the_official_large_checkpoint() -> None:
-    """upstream.md 2.1: fused qkv, the decoder under pred_head, joint decoder positions, no class token of its own."""
+    """docs/upstream.md: fused qkv, the decoder under pred_head, joint decoder positions, no class token of its own."""
     with torch.device("meta"):
         config = MAEConfig(decoder_num_heads=8, **OFFICIAL)
         foreign = to_foreign(MAE(config).state_dict(), config, format="pyslowfast")
@@ -159,7 +159,7 @@ def test_an_official_checkpoint_with_a_class_token_needs_what_mae_st_cannot_say(
 
 @pytest.mark.parametrize("variant", [OFFICIAL, M3D, {"decoder_sep_pos_embed": False}])
 def test_the_decoder_sees_what_upstream_says(variant: dict[str, Any]) -> None:
-    """upstream.md 2.1 and 2.4 step by step: embed all, un-shuffle, class token first, add every position."""
+    """docs/upstream.md step by step: embed all, un-shuffle, class token first, add every position."""
     model = model_of(variant)
     config, decoder = model.config, model.decoder
     clip = torch.randint(256, (2, config.num_frames, config.img_size, config.img_size, 3), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""FAULTS 17: no room, or none to write to: exit code 3, the old data as they were, and on with it after space."""
+"""Row 17 of docs/failures.md: a full or read-only disk ends with exit code 3 and the old data as they were."""
 
 import os
 import subprocess

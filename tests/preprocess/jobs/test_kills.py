@@ -1,4 +1,4 @@
-"""FAULTS 15: a build that is killed anywhere and run again ends in the same tree."""
+"""Row 15 of docs/failures.md: a build that is killed anywhere and run again ends in the same tree."""
 
 import os
 import random
