@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.common import alternate, ratio
-from benchmarks.step import Pair, clock_of, config_of, saved_bytes
+from benchmarks.common import Pair, alternate, clock_of, config_of, ratio, saved_bytes
 from mae3d.model.blocks import Attention, Blocks
 from mae3d.model.encoder import Encoder
 from mae3d.model.mae import MAE, Decoder

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mae3d.io.random import philox
+from mae3d.io.random import Stream, philox
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -87,7 +87,7 @@ def requests_of(corpus: Corpus, *, clips: int, views: int) -> list[BatchRequest]
     """Batches of every sample equally often, in a shuffled order, drawn as a Loader draws them."""
     config = replace(CONFIG, repeat_aug=views)
     times = range(-(-clips // len(corpus)))
-    rows = np.concatenate([philox(0, 1, epoch=again).permutation(len(corpus)) for again in times])
+    rows = np.concatenate([philox(0, Stream.ORDER, epoch=again).permutation(len(corpus)) for again in times])
     return [
         training_request(
             corpus,

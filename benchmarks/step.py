@@ -18,23 +18,19 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.common import SIZES, Pair, clock_of, config_of, saved_bytes
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import ROOT, alternate, ratio, settle
+from benchmarks.common import ROOT, alternate, ratio
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-    from mae3d.model.config import MAEConfig
-
-SIZES = {name: f"mae_vit_{name}_patch16" for name in ("tiny", "small", "base", "large", "huge")}
-SIZES["huge14"] = "mae_vit_huge_patch14"
 MUST_SPEED = {"fp32": 1.35, "bf16": 1.15, "cast": 1.15}  # of the plain model, on the CPU
 MUST_LOSS = {"fp32": 1e-6, "bf16": 1e-3, "cast": 1e-3}  # relative difference
 MUST_BYTES = 0.45
@@ -64,63 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return ablate(options)
     return {"compare": compare, "memory": memory, "sdpa": attention_backends}[options.what](options)
-
-
-def config_of(options: argparse.Namespace) -> "MAEConfig":
-    """The published recipe at the size asked for."""
-    from mae3d.model.config import MAEConfig
-
-    config = MAEConfig(preset=SIZES[options.size], num_frames=options.frames, img_size=options.img_size)
-    return config if not options.heads else MAEConfig(**vars(config) | {"decoder_num_heads": options.heads})
-
-
-class Pair:
-    """Our model and the plain one with the same weights, and the same clips as each takes them."""
-
-    def __init__(self, config: "MAEConfig", *, batch: int, device: str, precision: str):
-        import torch
-
-        from benchmarks.plain_mae import PlainMAE
-        from mae3d.model.mae import MAE
-        from mae3d.model.patches import normalise
-        from mae3d.weights.convert import to_foreign
-
-        torch.manual_seed(0)
-        self.lean, self.plain = MAE(config), PlainMAE(config)
-        self.plain.load_state_dict(to_foreign(self.lean.state_dict(), config, format="mae_st"))
-        for model in (self.lean, self.plain):
-            model.to(device, torch.bfloat16 if precision == "cast" else torch.float32)
-        shape = (batch, config.num_frames, config.img_size, config.img_size, 3)
-        self.clip = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-        # Upstream's loader hands out normalised floats: that work is not counted against it.
-        pixels = normalise(self.clip, mean=config.mean, std=config.std)
-        self.normalised = pixels.permute(0, 4, 1, 2, 3).contiguous()
-        self.noise = torch.rand(batch, config.num_tokens, device=device)
-        self._cast: Callable[[], AbstractContextManager[Any]] = (
-            (lambda: torch.autocast(device, torch.bfloat16)) if precision == "bf16" else nullcontext
-        )
-
-    def lean_loss(self) -> "torch.Tensor":
-        """Ours."""
-        with self._cast():
-            loss: torch.Tensor = self.lean(self.clip, self.noise).loss
-        return loss
-
-    def plain_loss(self) -> "torch.Tensor":
-        """The plain model's."""
-        with self._cast():
-            loss: torch.Tensor = self.plain(self.normalised, self.noise)
-        return loss
-
-    def lean_step(self) -> None:
-        """Forward and backward."""
-        self.lean.zero_grad(set_to_none=True)
-        self.lean_loss().backward()
-
-    def plain_step(self) -> None:
-        """Forward and backward."""
-        self.plain.zero_grad(set_to_none=True)
-        self.plain_loss().backward()
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -165,28 +104,6 @@ def memory(options: argparse.Namespace) -> int:
         )
         missed |= int(lean / plain > MUST_BYTES)
     return missed
-
-
-def saved_tensors(loss_of: "Callable[[], torch.Tensor]", model: "torch.nn.Module") -> "list[torch.Tensor]":
-    """The tensors that autograd keeps of a forward pass for the backward pass, the model's parameters left out."""
-    from torch.autograd.graph import saved_tensors_hooks
-
-    kept: list[torch.Tensor] = []
-
-    def pack(tensor: "torch.Tensor") -> "torch.Tensor":
-        kept.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_of()
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    return [tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in parameters]
-
-
-def saved_bytes(loss_of: "Callable[[], torch.Tensor]", model: "torch.nn.Module") -> int:
-    """Memory behind all that is kept of a forward pass; views of one tensor count once."""
-    kept = saved_tensors(loss_of, model)
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
 
 
 def attention_backends(options: argparse.Namespace) -> int:
@@ -236,24 +153,6 @@ def seconds_of(block: Callable[[], None], options: argparse.Namespace, *, on_gpu
     clock, wait = clock_of("cuda" if on_gpu else "cpu")
     seconds = sorted(alternate({"block": many}, rounds=options.rounds, clock=clock, wait=wait)["block"])
     return seconds[len(seconds) // 2] / repeats
-
-
-def clock_of(device: str) -> tuple[Callable[[], float], Callable[[], None]]:
-    """A clock in seconds, and what to wait for: CPU seconds, or the GPU's own time from CUDA events."""
-    if device == "cpu":
-        return time.process_time, settle
-    import torch
-
-    first = torch.cuda.Event(enable_timing=True)
-    first.record()
-
-    def clock() -> float:
-        now = torch.cuda.Event(enable_timing=True)
-        now.record()
-        now.synchronize()
-        return first.elapsed_time(now) / 1e3
-
-    return clock, lambda: None  # the next event comes after all that was launched
 
 
 def run_all(options: argparse.Namespace) -> int:

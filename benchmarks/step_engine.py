@@ -27,9 +27,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.common import ROOT, alternate, ratio
+from benchmarks.common import ROOT, alternate, clock_of, config_of, ratio
 from benchmarks.gpu_loader import make_shards
-from benchmarks.step import clock_of, config_of
 from launch.pretrain import masked_loss
 from launch.training.config import PretrainConfig
 from mae3d.distributed import World, start_world

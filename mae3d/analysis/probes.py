@@ -206,7 +206,8 @@ def attentive_scores(
             return probe(_tokens(test, rows, device)).cpu()
 
     with one_thread() as spread:
-        spread = spread if on_cpu else map
+        if not on_cpu:
+            spread = lambda function, items: list(map(function, items))  # noqa: E731
         for step in range(steps):
             if step % an_epoch == 0:
                 order = generator.permutation(len(train))

@@ -126,8 +126,8 @@ def _encode_files(
             header = jpeg_header(data)
             width, height = announced_size(data, header)
             if width * height > settings.max_pixels:
-                size = f"{file.name}: {width}x{height} pixels, --max-pixels {settings.max_pixels} are allowed"
-                raise MediaError("too_large", size, frame=row.first + number)
+                message = f"{file.name}: {width}x{height} pixels, --max-pixels {settings.max_pixels} are allowed"
+                raise MediaError("too_large", message, frame=row.first + number)
             if size is None:
                 size = scaled_size(*natural_size(data, header), settings.short_side)
             stored, natural = stored_frame(data, header, size, quality=settings.quality, check=settings.check)

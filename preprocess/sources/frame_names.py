@@ -118,8 +118,8 @@ class FrameFolders:
                 raise FileNotFoundError(folder) from error
             inside = lambda name: self.root.inside(str(PurePosixPath(folder) / name))  # noqa: E731
             outside = next((name for name in sorted(links) if not inside(name)), "")
-            folder = scan_names(names)
-            return folder and replace(folder, outside=outside)
+            frames = scan_names(names)
+            return frames and replace(frames, outside=outside)
         if folder not in self._listed:
             raise FileNotFoundError(folder)
         return scan_names(self._listed[folder])

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from benchmarks import ablation, step
-from benchmarks.common import ROOT
-from benchmarks.step import Pair, saved_bytes, saved_tensors
+from benchmarks.common import ROOT, Pair, saved_bytes, saved_tensors
 from mae3d.model.config import MAEConfig
 from mae3d.weights.convert import to_foreign
 from tests.support import launch
