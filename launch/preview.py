@@ -24,7 +24,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
-    from mae3d.io.sheet import Strip
+    from mae3d.io.contact_sheet import Strip
     from pipelines.samples.corpus import Corpus
     from pipelines.sampling.augment import View
     from pipelines.sampling.requests import BatchRequest
@@ -94,7 +94,7 @@ def preview(config: PreviewConfig, out: Path) -> list[Path]:
         DataError: shards that cannot be read.
         OSError: a file that cannot be written.
     """
-    from mae3d.io.sheet import save_animation, save_sheet
+    from mae3d.io.contact_sheet import contact_sheet, save_grid
     from pipelines.loader import Loader
     from pipelines.samples.corpus import corpus_of
 
@@ -112,8 +112,8 @@ def preview(config: PreviewConfig, out: Path) -> list[Path]:
         for number in range(config.batches):
             strips = _strips(corpus, config, next(loader))
             stem = out / f"epoch-{config.epoch}-batch-{number:03d}"
-            save_sheet(strips, stem.with_suffix(".png"))
-            save_animation(strips, stem.with_suffix(".gif"), columns=data.repeat_aug)
+            contact_sheet(strips).save(stem.with_suffix(".png"))
+            save_grid(strips, stem.with_suffix(".gif"), columns=data.repeat_aug)
             written += [stem.with_suffix(".png"), stem.with_suffix(".gif")]
     finally:
         loader.close()
@@ -122,7 +122,7 @@ def preview(config: PreviewConfig, out: Path) -> list[Path]:
 
 def _strips(corpus: "Corpus", config: PreviewConfig, batch: "Batch") -> "list[Strip]":
     """The views of a batch, sample by sample; what was drawn for them is drawn again for the words."""
-    from mae3d.io.sheet import Strip
+    from mae3d.io.contact_sheet import Strip
     from pipelines.sampling.requests import training_request
 
     request = training_request(

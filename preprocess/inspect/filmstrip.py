@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mae3d.io.contact_sheet import side_by_side
 from mae3d.io.files import replace_file
 from preprocess.dataset.index import Dataset, DatasetError
 
-_GAP = 4  # pixels between frames
 _BACKGROUND = (225, 228, 233)
 _DAMAGED = (190, 60, 60)
 
@@ -38,12 +38,12 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
     stored = int(dataset.width[i]), int(dataset.height[i])
     scale = min(1.0, width / max(stored))
     size = max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale))
-    picture = Image.new("RGB", (len(chosen) * (size[0] + _GAP) - _GAP, size[1]), _BACKGROUND)
+    pictures = []
     with dataset.shard_path(int(dataset.shard[i])).open("rb") as tar:
-        for number, (offset, num_bytes) in enumerate(zip(spans.offset.tolist(), spans.size.tolist(), strict=True)):
+        for offset, num_bytes in zip(spans.offset.tolist(), spans.size.tolist(), strict=True):
             tar.seek(offset)
-            picture.paste(_frame(tar.read(num_bytes), size), (number * (size[0] + _GAP), 0))
-    return picture
+            pictures.append(_frame(tar.read(num_bytes), size))
+    return side_by_side(pictures, _BACKGROUND)
 
 
 def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:

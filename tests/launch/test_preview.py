@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from launch.preview import PreviewConfig, _in_words, _parse, _view_in_words, main, preview
-from mae3d.io.sheet import CELL, GAP, LETTERS, MARGIN, Strip, save_animation, save_sheet
+from mae3d.io.contact_sheet import CELL, GAP, MARGIN, Strip, contact_sheet
 from pipelines.config import DataConfig
 from pipelines.loader import Loader
 from pipelines.samples.corpus import open_corpus
@@ -71,20 +71,6 @@ def test_captions_say_what_was_done() -> None:
     assert _in_words([0, 4, 8, 12]) == "0, 4 ... 12"
     assert _in_words([0, 0, 0, 0]) == "0 (4 times)"
     assert _in_words([0, 4, 8, 11]) == "0, 4, 8, 11"
-
-
-def test_long_captions_are_wrapped_not_cut(tmp_path: Path) -> None:
-    """What is drawn stays off the margin: nothing runs out of the picture."""
-    frames = np.full((2, 16, 16, 3), 128, dtype=np.uint8)
-    strips = [Strip("key " + "a_very_long_name" * 9, "rotate -21.3; " * 30, frames)] * 3
-    save_sheet(strips, tmp_path / "sheet.png")
-    save_animation(strips, tmp_path / "sheet.gif", columns=2)
-    for name in ("sheet.png", "sheet.gif"):
-        with Image.open(tmp_path / name) as opened:
-            picture = np.asarray(opened.convert("RGB"))
-        assert picture[:, -MARGIN + 2 :].min() > 240
-        assert picture[-2:].min() > 240
-        assert picture.shape[0] > 3 * (16 * (CELL // 16) + 3 * LETTERS)
 
 
 def test_options_go_over_the_recipe(recipe: Path) -> None:
@@ -149,7 +135,12 @@ def test_substituted_samples_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             shard.seek(offset)
             shard.write(bytes(size))
     shown: list[Strip] = []
-    monkeypatch.setattr("mae3d.io.sheet.save_sheet", lambda strips, path: shown.extend(strips))
+
+    def recorded(strips: list[Strip]) -> Image.Image:
+        shown.extend(strips)
+        return contact_sheet(strips)
+
+    monkeypatch.setattr("mae3d.io.contact_sheet.contact_sheet", recorded)
     data = DataConfig(shards=str(shards), sampling_rate=1, repeat_aug=1)
     preview(PreviewConfig(data=data, num_frames=2, size=16, batch=14), tmp_path / "out")
     assert len(shown) == 14

@@ -8,7 +8,23 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from mae3d.io.contact_sheet import Frames, colour_scale, filmstrip, outline, overlay, psnr, save_animation
+from mae3d.io.contact_sheet import (
+    CELL,
+    GAP,
+    LETTERS,
+    MARGIN,
+    Frames,
+    Strip,
+    colour_scale,
+    contact_sheet,
+    filmstrip,
+    outline,
+    overlay,
+    psnr,
+    save_animation,
+    save_grid,
+    side_by_side,
+)
 
 SIDE = 300  # four do not fit on a page twice as large: no enlargement
 
@@ -129,3 +145,25 @@ def test_the_scale_runs_from_dark_to_bright() -> None:
     middle = scale[scale.shape[0] // 2]
     start = int(np.flatnonzero(middle < 5)[0])
     assert (np.diff(middle[start : start + 256]) >= 0).all()
+
+
+def test_long_captions_are_wrapped_not_cut(tmp_path: Path) -> None:
+    """Nothing runs into the margin or out of the picture."""
+    frames = np.full((2, 16, 16, 3), 128, dtype=np.uint8)
+    strips = [Strip("key " + "a_very_long_name" * 9, "rotate -21.3; " * 30, frames)] * 3
+    contact_sheet(strips).save(tmp_path / "sheet.png")
+    save_grid(strips, tmp_path / "sheet.gif", columns=2)
+    for name in ("sheet.png", "sheet.gif"):
+        with Image.open(tmp_path / name) as opened:
+            picture = np.asarray(opened.convert("RGB"))
+        assert picture[:, -MARGIN + 2 :].min() > 240
+        assert picture[-2:].min() > 240
+        assert picture.shape[0] > 3 * (16 * (CELL // 16) + 3 * LETTERS)
+
+
+def test_pictures_side_by_side_touch_only_their_gaps() -> None:
+    row = np.asarray(side_by_side([Image.new("RGB", (5, 3), colour) for colour in ("red", "blue")], (1, 2, 3)))
+    assert row.shape == (3, 5 + GAP + 5, 3)
+    assert (row[:, :5] == (255, 0, 0)).all()
+    assert (row[:, 5 : 5 + GAP] == (1, 2, 3)).all()
+    assert (row[:, 5 + GAP :] == (0, 0, 255)).all()
