@@ -7,17 +7,16 @@ Every text is escaped, images are read from the folder and written into the page
 fetched.
 """
 
-import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
 
+from mae3d.io.html import data_uri, escape, page, paragraph, table
 from mae3d.tracking.history import is_number, pictures, score_names
 from mae3d.tracking.plots import running_mean
 from mae3d.tracking.run_dir import read_metrics
@@ -29,34 +28,17 @@ _JPEG_QUALITY = 85
 T = TypeVar("T")
 
 _STYLE = """
-:root { color-scheme: light; --ink: #262a30; --soft: #6a717c; --line: #e1e4e9; --accent: #1f6feb; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f4f5f7; color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
-h2 { font-size: 24px; line-height: 1.25; margin: 52px 0 10px; letter-spacing: -0.01em; }
-h3 { font-size: 17px; margin: 0 0 14px; overflow-wrap: anywhere; }
 nav { margin: 18px 0 0; }
 nav a { color: var(--accent); margin-right: 20px; text-decoration: none; }
-p { max-width: 76ch; margin: 0 0 8px; color: var(--soft); }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin-top: 20px; }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.5fr); column-gap: 20px; }
 @media (max-width: 860px) { .pair { grid-template-columns: minmax(0, 1fr); } }
-table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 500; color: var(--soft); }
-tr:last-child > * { border-bottom: 0; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-right: 0; padding-left: 12px; }
 .numbers tbody tr:first-child > * { font-weight: 650; color: var(--ink); }
 .numbers td { white-space: nowrap; }
-h3 small { font-weight: 400; font-size: 14px; color: var(--soft); margin-left: 10px; }
-img { display: block; max-width: 100%; height: auto; }
 img + img { margin-top: 20px; padding-top: 20px; border-top: 1px solid var(--line); }
 p + img { margin-top: 14px; border-radius: 4px; }
-td { overflow-wrap: anywhere; }
-@media print { body { background: #fff; } section { break-inside: avoid; } }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; }
-""".strip()
+"""
 
 
 @dataclass(frozen=True)
@@ -130,29 +112,18 @@ def write_report(
     Raises:
         OSError: An image cannot be read, or the page cannot be written.
     """
-    about = f"<section><h3>About</h3><table>{''.join(map(_fact, facts.items()))}</table></section>"
+    about = f"<section><h3>About</h3>{table(list(facts.items()), row_names=True)}</section>"
     curve = f"<section><h3>Loss in training</h3>{loss_curve(losses)}</section>" if losses else ""
     links = "".join(f'<a href="#part{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
     body = [
         f"<h1>{escape(title)}</h1>",
-        *map(_paragraph, intro),
+        *map(paragraph, intro),
         f"<nav>{links}</nav>" if len(sections) > 1 else "",
         f'<div class="pair">{about}{curve}</div>' if curve else about,
         *(_section(folder, section, f"part{i}") for i, section in enumerate(sections)),
     ]
-    page = "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>",
-            f"<style>\n{_STYLE}\n</style></head><body><main>",
-            *body,
-            "</main></body></html>\n",
-        ]
-    )
     path = folder / PAGE
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page(title, body, style=_STYLE), encoding="utf-8")
     return path
 
 
@@ -253,29 +224,17 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#6a717c">{escape(text)}</text>'
 
 
-def _fact(item: tuple[str, str]) -> str:
-    return f"<tr><th>{escape(item[0])}</th><td>{escape(item[1])}</td></tr>"
-
-
-def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
-    rows = (
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(x)}</td>" for x in row[1:]) + "</tr>"
-        for row in table.rows
-    )
-    return f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
+def _numbers(numbers: Table) -> str:
+    rows = table(numbers.rows, columns=numbers.columns, row_names=True, css_class="numbers")
+    return f"<section><h3>{escape(numbers.caption)}</h3>{rows}</section>"
 
 
 def _section(folder: Path, section: Section, anchor: str) -> str:
     parts = [
         f'<h2 id="{anchor}">{escape(section.title)}</h2>',
-        *map(_paragraph, section.intro),
+        *map(paragraph, section.intro),
         _images(folder, section.images),
-        *(f"<section><h3>{escape(table.caption)}</h3>{_table(table)}</section>" for table in section.tables),
+        *map(_numbers, section.tables),
         *(_card(folder, card) for card in section.cards),
     ]
     return "\n".join(parts)
@@ -298,4 +257,4 @@ def _inlined(path: Path) -> str:
             image.convert("RGB").save(packed, "jpeg", quality=_JPEG_QUALITY)
             if len(packed.getvalue()) < len(data) / 2:
                 data, kind = packed.getvalue(), "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return data_uri(data, kind)

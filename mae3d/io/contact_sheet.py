@@ -120,7 +120,7 @@ def save_grid(strips: Sequence[Strip], path: Path, *, columns: int) -> None:
             _panel(title, strip.frames[i : i + 1], size, letters=LETTERS, width=width, lines=lines)
             for strip, title in zip(strips, titles, strict=True)
         ]
-        grids.append(_framed(_in_lines(panels, min(columns, COLUMNS))))
+        grids.append(_framed(_in_lines(panels, min(columns, COLUMNS), gap=MARGIN)))
     _save_gif(grids, path, frame_ms=FRAME_MS)
 
 
@@ -316,11 +316,11 @@ def _fitting(frames: Frames) -> Frames:
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
 
 
-def _in_lines(panels: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Return pictures of one size in lines of `columns`."""
-    across, down = panels[0].width + GAP, panels[0].height + GAP
+def _in_lines(panels: Sequence[Image.Image], columns: int, *, gap: int = GAP) -> Image.Image:
+    """Return pictures of one size in lines of `columns`, with a gap below each line."""
+    across, down = panels[0].width + GAP, panels[0].height + gap
     lines = -(-len(panels) // columns)
-    sheet = Image.new("RGB", (columns * across - GAP, lines * down - GAP), PAPER)
+    sheet = Image.new("RGB", (columns * across - GAP, lines * down - gap), PAPER)
     for i, panel in enumerate(panels):
         sheet.paste(panel, (i % columns * across, i // columns * down))
     return sheet

@@ -6,20 +6,19 @@ The page has all that it shows inside: no script, nothing fetched, every text es
 that must stay private, images can be left out and names replaced by the beginning of their sha256.
 """
 
-import base64
 import hashlib
 import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from mae3d.io.files import replace_file
+from mae3d.io.html import data_uri, escape, page, paragraph, table
 from preprocess.dataset.index import REJECTED_NAME, Dataset, open_dataset
 from preprocess.inspect.filmstrip import filmstrip
 from preprocess.inspect.statistics import Chart, Reason, look_over
@@ -32,27 +31,12 @@ _PATHLIKE = re.compile(r"\S*[/\\]\S*|\S+\.(?=\w*[A-Za-z])\w{1,5}(?!\w)")
 _QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
 
 _STYLE = """
-:root { color-scheme: light; --ink: #262a30; --soft: #6a717c; --line: #e1e4e9; --accent: #1f6feb; --bar: #b6d0f7; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f4f5f7; color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
-h2 { font-size: 24px; line-height: 1.25; margin: 52px 0 10px; letter-spacing: -0.01em; }
-h3 { font-size: 17px; margin: 0 0 10px; overflow-wrap: anywhere; }
-p { max-width: 76ch; margin: 0 0 8px; color: var(--soft); }
-small { font-weight: 400; font-size: 14px; color: var(--soft); margin-left: 8px; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px; margin-top: 20px; }
 .charts { columns: 2 440px; column-gap: 20px; margin-top: 20px; }
 .charts section { margin: 0 0 20px; break-inside: avoid; }
 .figures { display: flex; flex-wrap: wrap; gap: 12px 44px; }
 .figures div { font-size: 26px; font-weight: 650; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .figures span { display: block; font-size: 14px; font-weight: 400; color: var(--soft); }
-table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 500; color: var(--soft); }
-td { overflow-wrap: anywhere; }
 .reasons :is(th, td):not(:last-child) { width: 25%; }
-tr:last-child > * { border-bottom: 0; }
 .bars td { padding: 2px 12px 2px 0; border: 0; font-size: 14px; }
 .bars td:first-child { max-width: 13em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bars td:nth-child(2) { width: 50%; vertical-align: middle; }
@@ -62,10 +46,10 @@ figure { margin: 0; padding: 14px 0; border-bottom: 1px solid var(--line); }
 figure:last-child { border-bottom: 0; padding-bottom: 0; }
 figcaption { font-size: 14px; color: var(--soft); overflow-wrap: anywhere; margin-bottom: 6px; }
 figcaption b { font-weight: 600; color: var(--ink); }
-img { display: block; max-width: 100%; height: auto; border-radius: 3px; }
+img { border-radius: 3px; }
 pre { font: 13px/1.5 ui-monospace, monospace; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media print { body { background: #fff; } section, figure { break-inside: avoid; } }
-""".strip()
+@media print { figure { break-inside: avoid; } }
+"""
 
 
 @dataclass(frozen=True)
@@ -135,27 +119,18 @@ def write_report(
     empty = [f"{name}: {chart.note}." for name, chart in overview.charts.items() if not chart.bars]
     body = [
         f"<h1>{escape(title)}</h1>",
-        *(f"<p>{escape(text)}</p>" for text in _intro(dataset, hash_names)),
+        *map(paragraph, _intro(dataset, hash_names)),
         _figures(dataset),
         f'<div class="charts">{charts}</div>',
-        *(f"<p>{escape(text)}</p>" for text in empty),
+        *map(paragraph, empty),
         *_reasons("Left out", "Nothing was left out.", overview.rejected, names),
         *_reasons("Kept, with a remark", "", overview.remarks, names),
         f"<h2>{_count(min(samples, len(dataset)), 'sample')} drawn at random</h2>",
         f"<section>{''.join(_sheet(dataset, samples, seed, names, images=images))}</section>",
         f"<h2>Settings</h2><section><pre>{escape(_settings(dataset, names))}</pre></section>",
     ]
-    page = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title>",
-        f"<style>\n{_STYLE}\n</style></head><body><main>",
-        *body,
-        "</main></body></html>\n",
-    ]
     with replace_file(path) as aside:
-        aside.write_text("\n".join(page), encoding="utf-8")
+        aside.write_text(page(title, body, style=_STYLE), encoding="utf-8")
 
 
 def _intro(dataset: Dataset, hash_names: bool) -> Iterator[str]:
@@ -203,20 +178,18 @@ def _reasons(title: str, none: str, reasons: Sequence[Reason], names: _Names) ->
     if reasons or none:
         yield f"<h2>{escape(title)}</h2>"
     if not reasons:
-        yield f"<p>{escape(none)}</p>" if none else ""
+        yield paragraph(none) if none else ""
         return
-    yield f"<p>The first few of each reason; all of them are in {REJECTED_NAME}.</p>"
+    yield paragraph(f"The first few of each reason; all of them are in {REJECTED_NAME}.")
     for reason in reasons:
-        rows = "".join(_problem(row, names) for row in reason.first)
         head = f"<h3>{escape(reason.reason)}<small>{reason.count:,}</small></h3>"
-        table = f'<table class="reasons"><tr><th>what</th><th>asked for by</th><th>why</th></tr>{rows}</table>'
-        yield f"<section>{head}{table}</section>"
+        rows = [_problem(row, names) for row in reason.first]
+        yield f"<section>{head}{table(rows, columns=('what', 'asked for by', 'why'), css_class='reasons')}</section>"
 
 
-def _problem(row: dict[str, Any], names: _Names) -> str:
+def _problem(row: dict[str, Any], names: _Names) -> tuple[str, str, str]:
     where = names(row["file"]) + (f", line {row['line']:,}" if row["line"] > 0 else "")
-    why = names.message(row["message"], [row["name"], row["file"]])[:_TEXT]
-    return "".join(["<tr>", *(f"<td>{escape(text)}</td>" for text in (names(row["name"]), where, why)), "</tr>"])
+    return names(row["name"]), where, names.message(row["message"], [row["name"], row["file"]])[:_TEXT]
 
 
 def _sheet(dataset: Dataset, samples: int, seed: int, names: _Names, *, images: bool) -> Iterator[str]:
@@ -232,12 +205,11 @@ def _sheet(dataset: Dataset, samples: int, seed: int, names: _Names, *, images: 
             strip = filmstrip(dataset, i, frames=_FRAMES, width=_FRAME_WIDTH)
             strip.save(buffer, "JPEG", quality=_JPEG_QUALITY)
             room -= len(buffer.getvalue())
-            data = base64.b64encode(buffer.getvalue()).decode()
             size = f'width="{strip.width}" height="{strip.height}"'
-            picture = f'<img src="data:image/jpeg;base64,{data}" {size} alt="frames of this sample">'
+            picture = f'<img src="{data_uri(buffer.getvalue(), "jpeg")}" {size} alt="frames of this sample">'
         yield f"<figure><figcaption>{title}</figcaption>{picture}</figure>"
     if images and room <= 0:
-        yield "<p>The page would grow too large with more pictures.</p>"
+        yield paragraph("The page would grow too large with more pictures.")
 
 
 def caption(dataset: Dataset, i: int) -> list[str]:

@@ -1,0 +1,86 @@
+"""Pages hold all that they show: one file that can be mailed as it is, without scripts, and nothing is fetched.
+
+Texts, tables and pictures ─► the text of an HTML page; every text is escaped.
+
+    body = [f"<h1>{escape(title)}</h1>", paragraph(intro), f"<section>{table(rows, columns=columns)}</section>"]
+    text = page(title, body, style=".numbers td { text-align: right; }")
+"""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+__all__ = ["data_uri", "escape", "page", "paragraph", "table"]
+
+_STYLE = """
+:root { color-scheme: light; --ink: #262a30; --soft: #6a717c; --line: #e1e4e9; --accent: #1f6feb; --bar: #b6d0f7; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f4f5f7; color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1200px; margin: 0 auto; padding: 40px 24px 64px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h2 { font-size: 24px; line-height: 1.25; margin: 52px 0 10px; letter-spacing: -0.01em; }
+h3 { font-size: 17px; margin: 0 0 12px; overflow-wrap: anywhere; }
+p { max-width: 76ch; margin: 0 0 8px; color: var(--soft); }
+small { font-weight: 400; font-size: 14px; color: var(--soft); margin-left: 8px; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin-top: 20px; }
+table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 500; color: var(--soft); }
+td { overflow-wrap: anywhere; }
+tbody tr:last-child > * { border-bottom: 0; }
+img { display: block; max-width: 100%; height: auto; }
+@media print { body { background: #fff; } section { break-inside: avoid; } }
+""".strip()
+
+
+def page(title: str, body: Sequence[str], *, style: str = "") -> str:
+    """Return the text of a page.
+
+    Args:
+        title: The page's title, plain text.
+        body: HTML of the page's parts, in order.
+        style: CSS rules of these parts, after those that all pages share.
+    """
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>",
+            f"<style>\n{_STYLE}\n{style.strip()}\n</style></head><body><main>",
+            *body,
+            "</main></body></html>\n",
+        ]
+    )
+
+
+def paragraph(text: str) -> str:
+    """Return plain text as a paragraph."""
+    return f"<p>{escape(text)}</p>"
+
+
+def table(
+    rows: Sequence[Sequence[str]], *, columns: Sequence[str] = (), row_names: bool = False, css_class: str = ""
+) -> str:
+    """Return plain texts as a table.
+
+    Args:
+        rows: The cells of each row.
+        columns: The columns' names; empty for a table without a head.
+        row_names: Whether the first cell of each row names it.
+        css_class: The table's class, for rules of its own.
+    """
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    body = []
+    for cells in rows:
+        row = [f"<td>{escape(cell)}</td>" for cell in cells]
+        if row_names:
+            row[0] = f'<th scope="row">{escape(cells[0])}</th>'
+        body.append(f"<tr>{''.join(row)}</tr>")
+    opening = f'<table class="{escape(css_class)}">' if css_class else "<table>"
+    return opening + (f"<thead><tr>{head}</tr></thead>" if head else "") + f"<tbody>{''.join(body)}</tbody></table>"
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Return the bytes of an image of a `kind` ("png", "jpeg", ...) as a URI that holds them."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
