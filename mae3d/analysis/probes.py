@@ -10,6 +10,7 @@ width, L tokens, C classes; targets are (n, C) of 0 and 1, one 1 per row unless 
 """
 
 import warnings
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -206,20 +207,19 @@ def attentive_scores(
             return probe(_tokens(test, rows, device)).cpu()
 
     with one_thread() as spread:
-        if not on_cpu:
-            spread = lambda function, items: list(map(function, items))  # noqa: E731
+        compute: Callable[..., Iterable[Any]] = spread if on_cpu else map
         for step in range(steps):
             if step % an_epoch == 0:
                 order = generator.permutation(len(train))
             rows = np.sort(order[step % an_epoch * batch :][:batch])  # ascending: one pass over a mapped file
-            parts = spread(partial(gradients, batch_rows=len(rows)), _pieces(rows, piece))
+            parts = compute(partial(gradients, batch_rows=len(rows)), _pieces(rows, piece))
             loss, *summed = (sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True))
             for parameter, gradient in zip(parameters, summed, strict=True):
                 parameter.grad = gradient
             optimizer.step()
             schedule.step()
         probe.eval()
-        logits = torch.cat(list(spread(logits_of, _pieces(np.arange(len(test)), piece))))
+        logits = torch.cat(list(compute(logits_of, _pieces(np.arange(len(test)), piece))))
     return logits.numpy(), {"steps": steps, "last_loss": float(loss)}
 
 

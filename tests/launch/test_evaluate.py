@@ -194,7 +194,7 @@ def thin_files(tmp_path: Path) -> dict[str, Path]:
     """A classifier and an autoencoder so narrow that MKL's products differ between numbers of threads."""
     torch.manual_seed(3)
     narrow = SIZES | {"embed_dim": 24, "num_heads": 2}
-    models = {
+    models: dict[str, Classifier | MAE] = {
         "classification": Classifier(ClassifierConfig(**narrow, num_classes=7, class_names=NAMES, head_std=1.0)),
         "reconstruction": MAE(
             MAEConfig(
