@@ -128,16 +128,15 @@ class Decoder:
 
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Return the child's answer; raise MediaError if the child hangs or dies."""
-        if self._child is None:
+        if self._child is None and not self._stopped:
             self._child = _start()
         try:
-            if self._stopped:  # read after `_child` is set: `stop` either sees the child, or is seen here
+            # Read after `_child` is set: `stop` either sees the child, or is seen here.
+            if self._child is None or self._stopped:
                 raise ChildProcessError("the decoder was stopped")
             return self._child.request(request, timeout_s)
-        except BaseException as error:  # also if interrupted: its answer would be taken for that of the next request
+        except BaseException:  # also if interrupted: its answer would be taken for that of the next request
             self.close()
-            if self._stopped:
-                raise ChildProcessError("the decoder was stopped") from error
             raise
 
 

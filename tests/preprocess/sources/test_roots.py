@@ -4,7 +4,9 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -93,6 +95,28 @@ def test_a_file_that_is_there_is_not_fetched_again(remote: Remote) -> None:
         before = file.stat()
     with remote.local(["a"]) as (file,):
         assert file.stat() == before
+
+
+def test_each_thread_has_its_part_of_the_scratch_and_gives_it_back(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    Storage(url).write("a", b"1" * 1000)
+    roots = [Remote(Storage(url), Scratch(tmp_path / f"scratch_{number}", 1500)) for number in range(20)]
+    at_once = threading.Barrier(4, timeout=60)
+
+    def fetch(_: int) -> list[Path]:
+        paths = []
+        for root in roots:
+            at_once.wait()
+            with root.local(["a"]) as (file,):
+                at_once.wait()  # the others' first steps must not remove what this thread has fetched
+                assert file.read_bytes() == b"1" * 1000
+            paths.append(file)
+        return paths
+
+    with ThreadPoolExecutor(4) as pool:
+        paths = {path for fetched in pool.map(fetch, range(4)) for path in fetched}
+    assert len(paths) == 4 * len(roots)
+    assert [path for path in paths if path.exists()] == []
 
 
 def test_what_does_not_fit_is_refused_with_the_option(remote: Remote) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mae3d.io.storage import Storage
 from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Settings
-from preprocess.sources.roots import Folder, Scratch
+from preprocess.sources.roots import Folder, Remote, Scratch
 from preprocess.sources.source import Reading
 from preprocess.sources.tar_files import TarVideo, WithTars, read_tar, split_archive
 from preprocess.sources.videos import video_files
@@ -101,6 +102,19 @@ def test_scratch_is_bounded(tmp_path: Path, video: bytes) -> None:
     small = WithTars(Folder(tmp_path / "in"), Scratch(tmp_path / "small", len(video) - 1))
     with pytest.raises(MediaError, match="scratch"), small.local(["a.tar/0.mp4"]):
         pass
+
+
+def test_a_tar_behind_a_url_is_fetched_once_for_its_members(tmp_path: Path, video: bytes) -> None:
+    tar = make_tar(tmp_path / "a.tar", {"1.mp4": video, "2.mp4": video})
+    url = f"memory://{tmp_path}"
+    Storage(url).put(tar, "a.tar")
+    scratch = Scratch(tmp_path / "scratch", 1 << 20)
+    root = WithTars(Remote(Storage(url), scratch), scratch)
+    for name in ("1.mp4", "2.mp4"):
+        with root.local([f"a.tar/{name}"]) as (file,):
+            assert file.read_bytes() == video
+        Storage(url).remove("a.tar")
+    assert sum(path.name == "a.tar" for path in scratch.folder.rglob("*")) == 1
 
 
 def test_fault_07_no_member_leaves_the_tar(tmp_path: Path, video: bytes) -> None:
