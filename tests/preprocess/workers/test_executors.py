@@ -59,13 +59,17 @@ def test_a_task_that_the_cluster_gives_up_is_named() -> None:
 
     class Cluster(Executor):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            submitted.append(fn)
             future: Future[Any] = Future()
             future.set_exception(Died())
             return future
 
+    submitted: list[Any] = []
+
     workers = Workers(Cluster(), lambda: 2, "the cluster", (Died,))
     with pytest.raises(ChildProcessError, match=r"shard-00007: .* died .* memory"):
         list(run_tasks([7], lambda number: _slow_at_first, workers))  # type: ignore[arg-type, return-value]
+    assert len(submitted) == 1  # Dask has tried it again and again already
 
 
 def test_an_error_does_not_wait_for_the_other_threads_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
