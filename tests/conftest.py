@@ -1,22 +1,33 @@
-"""For every test: no launcher's environment leaks in, random states are restored, GPUs and footage are optional."""
+"""Set up every test: no launcher's environment leaks in, random states are restored, GPUs and footage are optional."""
 
+import fcntl
 import os
+import pickle
 import random
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+Result = TypeVar("Result")
 
 # A test that starts a trainer must not believe that it is a rank of the job in which the tests happen to run.
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+# Seconds of CPU that one test may use with all its processes, without fixtures that others share. A test of a real
+# launcher may use twice as much, because each of its interpreters imports torch and DeepSpeed.
+BUDGET_S = 20
+
+# The files that take longest come first, so that no worker begins one of them when the others are done.
+HEAVY = ()
+
 
 def pytest_configure() -> None:
-    """Sets the environment of the tests and of all that they start, before torch or DeepSpeed is imported."""
+    """Set the environment of the tests and of all that they start, before torch or DeepSpeed is imported."""
     _forget_launchers()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share few cores
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -27,12 +38,14 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Before a test and its fixtures: a command that an earlier test ran in this process has set `LAUNCHERS`."""
+    """Remove `LAUNCHERS`, which a command that an earlier test ran in this process has set."""
     _forget_launchers()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked `gpu` on a machine without one, unless MAE3D_REQUIRE_GPU=1 wants it to fail there."""
+    """Sort heavy files to the front; skip `gpu` tests without a GPU, unless MAE3D_REQUIRE_GPU=1 wants them to fail."""
+    order = {name: place for place, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if _gpu_is_there() or os.environ.get("MAE3D_REQUIRE_GPU") == "1":
         return
     for item in items:
@@ -46,13 +59,13 @@ def _forget_launchers() -> None:
 
 
 def _gpu_is_there() -> bool:
-    """Whether the kernel driver has a GPU; asking torch would cost every run of a single test a second."""
+    """Return whether the kernel driver has a GPU; asking torch would cost every run of a single test a second."""
     return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/dev/nvidia0").exists()
 
 
 @pytest.fixture(autouse=True)
 def restored_random_state() -> Iterator[None]:
-    """No test changes what the next one draws. Only libraries that are loaded already can have been drawn from."""
+    """Yield, and restore what the next test draws from. Only loaded libraries can have been drawn from."""
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
     states: list[Any] = [random.getstate(), numpy and numpy.random.get_state(), torch and torch.get_rng_state()]
     yield
@@ -63,9 +76,45 @@ def restored_random_state() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
+@pytest.fixture(autouse=True)
+def cpu_budget(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Yield, and fail the test if it has used more CPU than `BUDGET_S` with all processes that have ended."""
+    before = _cpu_seconds()
+    yield
+    used = _cpu_seconds() - before
+    limit = BUDGET_S * (2 if request.node.get_closest_marker("launch") else 1)
+    if used > limit and not request.node.get_closest_marker("soak"):
+        pytest.fail(f"it used {used:.0f} s of CPU; {limit} s are the limit (tests/conftest.py:BUDGET_S)")
+
+
+def _cpu_seconds() -> float:
+    launch = sys.modules.get("tests.support.launch")
+    return sum(os.times()[:4]) + (launch.cpu_seconds if launch else 0)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Any]:
+    """Return a function that lets the first of all workers build something in a folder, and gives it to every one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def built_once(name: str, build: Callable[[Path], Result]) -> Result:
+        done = folder / f"{name}.pickle"
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder / name, ignore_errors=True)  # of a worker that failed
+                (folder / name).mkdir()
+                done.write_bytes(pickle.dumps(build(folder / name)))
+        return pickle.loads(done.read_bytes())
+
+    return built_once
+
+
 @pytest.fixture(scope="session")
 def media() -> Path:
-    """The folder of real footage: MAE3D_MEDIA, or shared/media beside the checkout. Skips where there is none."""
+    """Return the folder of real footage: MAE3D_MEDIA, or shared/media beside the checkout. Skip without one."""
     folder = Path(os.environ.get("MAE3D_MEDIA", ROOT.parent / "shared" / "media"))
     if not folder.is_dir():
         pytest.skip(f"no footage in {folder}: set MAE3D_MEDIA")
@@ -73,55 +122,62 @@ def media() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small dataset of 14 samples in several shards, without a time base; see tests/support/datasets.py."""
+def shards(shared: Any) -> Path:
+    """Return a small dataset of 14 samples in four shards, without a time base; see tests/support/datasets.py."""
     from tests.support.datasets import build_shards
 
-    return build_shards(tmp_path_factory.mktemp("shards"), "--shard-size", "4")
+    return shared("shards", lambda folder: build_shards(folder, "--shard-size", "4"))
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe whose model is eight times nothing; see tests/support/jobs.py."""
+def recipe(shared: Any) -> Path:
+    """Return a recipe of a very small model; see tests/support/jobs.py."""
     from tests.support.jobs import TINY
 
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+    def write(folder: Path) -> Path:
+        (folder / "tiny.yaml").write_text(TINY)
+        return folder / "tiny.yaml"
+
+    return shared("recipe", write)
 
 
 @pytest.fixture(scope="session")
-def uncut(recipe: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happens to, on two processes."""
+def uncut(recipe: Path, shards: Path, shared: Any) -> Path:
+    """Return the run of two ranks that nothing happens to."""
     from tests.support.jobs import Job
 
-    run = tmp_path_factory.mktemp("uncut") / "run"
-    code, output = Job(recipe, shards, run, processes=2).end()
-    assert code == 0, output
-    return run
+    def train(folder: Path) -> Path:
+        code, output = Job(recipe, shards, folder / "run", processes=2).end()
+        assert code == 0, output
+        return folder / "run"
+
+    return shared("uncut", train)
 
 
 @pytest.fixture(scope="session")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 small clips as frame folders; see tests/support/builds.py."""
+def archive(shared: Any) -> Path:
+    """Return 24 small clips as frame folders; see tests/support/builds.py."""
     from tests.support.builds import SMALL, make_archive
 
-    return make_archive(tmp_path_factory.mktemp("archive") / "frames", size=SMALL)
+    return shared("archive", lambda folder: make_archive(folder / "frames", size=SMALL))
 
 
 @pytest.fixture(scope="session")
-def whole(archive: Path) -> dict[str, str]:
-    """The tree of the build of `archive` that nothing happens to; it lies beside it."""
+def whole(archive: Path, shared: Any) -> dict[str, str]:
+    """Return the tree of the build of `archive` that nothing happens to; it lies beside it."""
     from preprocess.__main__ import main
     from tests.support.builds import command, tree
 
-    assert main(command(archive, archive.parent / "whole")) == 0
-    return tree(archive.parent / "whole")
+    def build(folder: Path) -> dict[str, str]:
+        assert main(command(archive, archive.parent / "whole")) == 0
+        return tree(archive.parent / "whole")
+
+    return shared("whole", build)
 
 
 @pytest.fixture(scope="session")
 def s3_session() -> Iterator[Any]:
-    """One S3-protocol server for all tests; see tests/support/s3.py."""
+    """Yield one S3-protocol server for all tests; see tests/support/s3.py."""
     from tests.support.s3 import s3_server
 
     with s3_server() as server:
@@ -130,7 +186,7 @@ def s3_session() -> Iterator[Any]:
 
 @pytest.fixture
 def s3(s3_session: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A real S3-protocol server on the loopback (tests.support.s3.Server) that this process's clients find."""
+    """Yield a real S3-protocol server on the loopback (tests.support.s3.Server) that this process's clients find."""
     import fsspec
 
     for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
