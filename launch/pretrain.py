@@ -6,7 +6,6 @@ Starting the same command again resumes. torchrun, srun and plain python start i
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,112 +14,80 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.common.cli import parse
 from launch.training.config import PretrainConfig
-from launch.training.trainer import (
-    claim,
-    decode_of,
-    is_finished,
-    make_loader,
-    make_plan,
-    restore,
-    run_training,
-    summary,
-    tell_end,
-)
+from launch.training.trainer import run_task, run_training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from typing import Any
 
     import torch
 
+    from launch.training.pretrain_eval import Monitor
     from mae3d.distributed import World
+    from mae3d.model.mae import MAE
+    from mae3d.tracking.run_dir import Run
     from mae3d.training.engine import Engine
+    from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
     from pipelines.stream import Batch
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
+    """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     return run_training(parse(PretrainConfig, arguments, prog="pretrain.py", description=str(__doc__)), pretrain)
 
 
 def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:
-    """Trains to the end; False after an agreed stop.
+    """Train to the end, or to an agreed stop, as `run_task` does; False after a stop."""
+    return run_task(PretrainTask, config, corpus, world)
 
-    Raises:
-        ValueError: a setting, the data or the run's folder is not as it should be; the message says what to do.
-        TrainingError: the loss is not finite.
-        DataError: too much of the data is damaged.
-        OSError: a checkpoint or the log cannot be written.
-    """
-    import torch
 
-    from launch.common.init import Start
-    from launch.training.pretrain_eval import Monitor
-    from mae3d.model.mae import MAE
-    from mae3d.tracking.run_dir import Run
-    from mae3d.training.engine import Engine
-    from mae3d.training.loop import fit
-    from mae3d.training.metrics import step_flops
-    from mae3d.training.optim import pretrain_groups
+class PretrainTask:
+    """A masked autoencoder, its masked loss, and held-out clips."""
 
-    restore(config, world)
-    run, own, batch = Run(config.run.dir), config.model, config.train.global_batch
-    config = replace(config, data=replace(config.data, decode=decode_of(config, run, world)))
-    loader = make_loader(config, corpus, world, num_frames=own.num_frames, size=own.img_size)
-    plan = make_plan(config, loader, lr_batch=[batch], flops_per_clip=step_flops(own))
-    monitor = Monitor(config.eval, config.data, own, corpus, loader.rows, run, world)
-    start = Start(config.init, own, run, world, decoder=config.init_decoder)
-    claim(run, config, world)
-    if is_finished(run, world):
-        return True
-    torch.manual_seed(config.train.seed)
-    model = MAE(own)
-    start.load_into(model)
-    model.set_grad_checkpointing(config.train.grad_checkpointing)
-    if world.is_first:
-        told = summary(
-            config,
-            corpus,
-            loader,
-            plan,
-            world,
-            own=own,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            more=f"{own.num_kept} of {own.num_tokens} tokens visible",
-            lr_batch=[batch],
-        )
-        print(told)
-        print(f"{'init:':9}{start}")
-        print(f"{'eval:':9}{monitor}", flush=True)
-    engine = Engine(
-        model,
-        pretrain_groups(model, weight_decay=config.optim.weight_decay),
-        train=config.train,
-        optim=config.optim,
-        micro_batch=loader.micro_batch,
-        world=world,
-    )
-    try:
-        finished = fit(
-            engine,
-            loader,
-            masked_loss(config),
-            plan=plan,
-            run=run,
-            world=world,
-            model_config=own,
-            validation=monitor.of(engine),
-        )
-    finally:
-        loader.close()
-        engine.close()
-    tell_end(run, world, finished=finished)
-    return finished
+    ema = 0.0
+
+    def __init__(self, config: PretrainConfig, corpus: "Corpus", run: "Run", world: "World"):
+        """Open and check the initial weights; the arguments are `run_task`'s."""
+        from launch.common.init import InitialWeights
+
+        self._config, self._corpus, self._run, self._world = config, corpus, run, world
+        self.stored_config, self.model_config = config, config.model
+        self.lr_batch = [config.train.global_batch]
+        self.model_note = f"{config.model.num_kept} of {config.model.num_tokens} tokens visible"
+        self._initial = InitialWeights(config.init, config.model, run, world, decoder=config.init_decoder)
+        self.notes = {"init": str(self._initial)}
+
+    def open_evaluation(self, loader: "Loader") -> "Monitor":
+        """Open the clips of `--eval.*`."""
+        from launch.common.eval_set import EvalSet
+        from launch.training.pretrain_eval import Monitor
+
+        train = EvalSet(self._corpus, self._config.data, loader.rows)
+        return Monitor(self._config.eval, train, self.model_config, self._run, self._world)
+
+    def build_model(self) -> "MAE":
+        """Return the autoencoder with its initial weights."""
+        from mae3d.model.mae import MAE
+
+        model = MAE(self.model_config)
+        self._initial.load_into(model)
+        return model
+
+    def parameter_groups(self, model: "MAE") -> "Iterable[Any]":
+        """Return the groups with and without weight decay."""
+        from mae3d.training.optim import pretrain_groups
+
+        return pretrain_groups(model, weight_decay=self._config.optim.weight_decay)
+
+    def loss(self) -> "Callable[..., torch.Tensor]":
+        """Return `masked_loss`."""
+        return masked_loss(self._config)
 
 
 def masked_loss(config: PretrainConfig) -> "Callable[..., torch.Tensor]":
-    """The loss of a batch: every view is a clip of its own under a mask of its own, drawn by position."""
+    """Return the loss of a batch: each view is a clip of its own under a mask of its own, drawn by position."""
     from mae3d.model.masking import mask_noise
 
     def loss_of(engine: "Engine", batch: "Batch", *, step: int, micro: int) -> "torch.Tensor":

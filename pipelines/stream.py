@@ -28,6 +28,7 @@ from pipelines.reading.source import (
     EncodedBatch,
 )
 from pipelines.samples.corpus import Corpus
+from pipelines.samples.labels import many_hot
 from pipelines.sampling.requests import BatchRequest, evaluation_requests
 
 logger = logging.getLogger(__name__)
@@ -270,10 +271,7 @@ def labels_of(corpus: Corpus, rows: np.ndarray) -> torch.Tensor:
     labels = [corpus.labels_of(row) for row in rows.tolist()]
     if not corpus.has_several_labels:
         return torch.tensor([of_one[0] if of_one else -1 for of_one in labels], dtype=torch.int64)
-    many_hot = torch.zeros(len(rows), corpus.num_classes)
-    for i, of_one in enumerate(labels):
-        many_hot[i, of_one] = 1
-    return many_hot
+    return torch.from_numpy(many_hot(labels, corpus.num_classes, dtype=np.float32))
 
 
 def _share_of_cores(local_world: int) -> int:

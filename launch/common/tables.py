@@ -15,8 +15,14 @@ from typing import Any
 Columns = Mapping[str, Sequence[Any]]
 
 
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the table of the rows; a name that a row lacks is an empty cell."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
 def write_csv(path: Path, columns: Columns) -> None:
-    """Replaces a CSV file with a header line."""
+    """Replace a CSV file with a header line."""
     from mae3d.io.files import write_text
 
     text = io.StringIO()
@@ -25,7 +31,7 @@ def write_csv(path: Path, columns: Columns) -> None:
 
 
 def aligned(columns: Columns) -> list[str]:
-    """A line for the head and for each row; fractions are rounded to four digits behind the point."""
+    """Return a line for the head and for each row; fractions are rounded to four digits behind the point."""
     cells = [[name, *map(_cell, values)] for name, values in columns.items()]
     widths = [max(map(len, column)) for column in cells]
     return [

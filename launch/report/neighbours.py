@@ -194,11 +194,11 @@ def agreement(pool: Pool, corpus: "Corpus", sources: "np.ndarray", *, count: int
     import numpy as np
 
     from launch.report.page import Table
+    from pipelines.samples.labels import many_hot
 
-    many_hot = np.zeros((len(pool.rows), corpus.num_classes), dtype=np.float32)
-    for i, row in enumerate(pool.rows.tolist()):
-        many_hot[i, corpus.labels_of(row)] = 1
-    labelled = np.flatnonzero(many_hot.any(axis=1))
+    labels = [corpus.labels_of(row) for row in pool.rows.tolist()]
+    targets = many_hot(labels, corpus.num_classes, dtype=np.float32)
+    labelled = np.flatnonzero(targets.any(axis=1))
     _, source = np.unique(sources.astype(str), return_inverse=True)
     shares, nearest, chances = [], [], []
     queries = labelled[:: -(-len(labelled) // MOST_ASKED) or 1]
@@ -206,7 +206,7 @@ def agreement(pool: Pool, corpus: "Corpus", sources: "np.ndarray", *, count: int
         asked = queries[first : first + CHUNK]
         others = (source[asked][:, None] != source[labelled]).astype(bool)
         similar = np.where(others, pool.vectors[asked] @ pool.vectors[labelled].T, -np.inf)
-        agrees = (many_hot[asked] @ many_hot[labelled].T > 0) & others
+        agrees = (targets[asked] @ targets[labelled].T > 0) & others
         best = np.argsort(-similar, axis=1, kind="stable")[:, :count]
         there = np.take_along_axis(others, best, axis=1)
         right = np.take_along_axis(agrees, best, axis=1)

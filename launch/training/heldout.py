@@ -1,59 +1,35 @@
-"""`--val.*` or `--eval.*` ─► samples that are not trained on, and what a model says of each, from all processes.
+"""`--val.*` or `--eval.*` ─► samples that are not trained on, and the scores of a model on them, from all ranks.
 
-held = open_held_out(config.eval, config.data, corpus, loader.rows, option="eval", num_frames=16)
-found, losses = over_samples(held, losses_of, own=model.config, world=world, batch=8, stopping=stopping)
+held_out = open_held_out(config.eval, train, option="eval", num_frames=16)
+rows, losses = score_samples(held_out, losses_of, model_config=config.model, world=world, batch=8, stopping=stopping)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from launch.common.clip_options import ClipsConfig, clips_config
+from launch.common.eval_set import EvalSet, selected_rows
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
     from mae3d.model.config import EncoderConfig
-    from pipelines.samples.corpus import Corpus
     from pipelines.stream import Batch
 
-Asked = TypeVar("Asked", bound=ClipsConfig)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Samples to look at between steps.
-
-    Attributes:
-        corpus: The opened shards.
-        clips: How clips are sampled and decoded.
-        rows: (N,) rows of the corpus, ascending.
-    """
-
-    corpus: "Corpus"
-    clips: DataConfig
-    rows: np.ndarray
+Options = TypeVar("Options", bound=ClipsConfig)
 
 
 def open_held_out(
-    asked: ClipsConfig,
-    data: DataConfig,
-    train: "Corpus",
-    train_rows: np.ndarray,
-    *,
-    option: str,
-    num_frames: int,
-    classes: Sequence[str] | None = None,
-) -> HeldOut:
-    """Opens the shards and refuses what is trained on.
+    options: ClipsConfig, train: EvalSet, *, option: str, num_frames: int, classes: Sequence[str] | None = None
+) -> EvalSet:
+    """Open the held-out samples, and refuse samples that are trained on.
 
     Args:
-        asked: on the command line; without shards, others of the training shards are meant.
-        data: how the training clips are sampled, where nothing else is said; its decoder was tried.
-        train: the training datasets.
-        train_rows: rows of it that are trained on.
+        options: the command line's; without shards, they select among the training shards.
+        train: the training samples; their settings, with the decoder that was tried, hold if options gives none.
         option: `val` or `eval`, for messages.
         num_frames: of the model's clips.
         classes: names by number that labels are matched to; None leaves the labels as they are.
@@ -62,66 +38,59 @@ def open_held_out(
         ValueError: no sample is left, or samples are trained on.
     """
     from pipelines.samples.corpus import corpus_of
-    from pipelines.samples.selection import select_rows
-    from pipelines.sampling.requests import usable_rows
 
-    own_shards = bool(asked.shards)
-    if not own_shards:
-        asked = _of_training_shards(asked, data)
-    decode = data.decode if asked.decode == "auto" else asked.decode
-    clips = replace(clips_config(asked, asdict(data)), decode=decode)
+    has_shards = bool(options.shards)
+    if not has_shards:
+        options = _of_training_shards(options, train.clips)
+    decode = train.clips.decode if options.decode == "auto" else options.decode
+    clips = replace(clips_config(options, asdict(train.clips)), decode=decode)
     corpus = corpus_of(clips, classes=classes)
-    rows = select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=num_frames))
-    if not own_shards and np.isin(rows, train_rows).any():
-        what, off = ("validation", "null") if option == "val" else ("evaluation", "0")
+    rows = selected_rows(corpus, clips, num_frames=num_frames)
+    if not has_shards and np.isin(rows, train.rows).any():
+        kind, off = ("validation", "null") if option == "val" else ("evaluation", "0")
         raise ValueError(
-            f"{what} on samples that are trained on: give --{option}.shards FOLDER, or take others of the training "
+            f"{kind} on samples that are trained on: give --{option}.shards FOLDER, or take others of the training "
             f"shards with --{option}.select.split val and --data.select.split train; --{option}.every {off} goes "
             "without"
         )
     if not len(rows):
-        raise ValueError(f"{corpus}: no samples to look at; see {option}.select")
-    return HeldOut(corpus, clips, rows)
+        raise ValueError(f"{corpus}: no sample is held out; give another {option}.select")
+    return EvalSet(corpus, clips, rows)
 
 
-def over_samples(
-    held: HeldOut,
-    look: "Callable[[Batch], np.ndarray]",
+def score_samples(
+    samples: EvalSet,
+    score_batch: "Callable[[Batch], np.ndarray]",
     *,
-    own: "EncoderConfig",
+    model_config: "EncoderConfig",
     world: "World",
     batch: int,
     stopping: Callable[[], bool],
     num_clips: int = 1,
     num_crops: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `look` says of each sample that can be read; all processes call it, each looks at as many batches.
+    """Score each sample that can be read; all ranks call it, and score as many batches each.
 
     Args:
-        held: the samples.
-        look: a batch ─► (B, ...), on this process.
-        own: the model's config.
-        world: all processes.
-        batch: samples at a time.
-        stopping: whether to leave off, the same on all processes; asked after each batch.
+        samples: the samples.
+        score_batch: a batch ─► (B, ...), on this rank.
+        model_config: the model's.
+        world: all ranks.
+        batch: samples per batch.
+        stopping: whether to stop, the same on all ranks; called after each batch.
         num_clips: clips of each sample.
         num_crops: crops of each clip.
 
     Returns:
-        (n,) rows of the corpus, in order, and (n, ...) what was said of them: on every process, from all of them.
+        (n,) rows of the corpus, in order, and (n, ...) their scores: all of them, on every rank.
 
     Raises:
-        Interrupted: it was left off.
+        Interrupted: `stopping()` was true.
     """
     from mae3d.training.stop_request import Interrupted
-    from pipelines.stream import evaluation_clips
 
-    stream = evaluation_clips(
-        held.corpus,
-        held.clips,
-        rows=held.rows,
-        num_frames=own.num_frames,
-        size=own.img_size,
+    stream = samples.stream(
+        model_config,
         num_clips=num_clips,
         num_crops=num_crops,
         batch_size=batch,
@@ -130,29 +99,29 @@ def over_samples(
         local_world=world.place.local_size,
         device=world.device,
     )
-    positions, said = [], []
+    positions, scores = [], []
     try:
-        for some in stream:
-            whole = (some.status == 0).numpy()  # neither padding nor another sample in a damaged one's place
-            positions.append(some.positions.numpy()[whole])
-            said.append(look(some)[whole])
+        for clips in stream:
+            readable = (clips.status == 0).numpy()  # neither padding nor a substitute for a damaged sample
+            positions.append(clips.positions.numpy()[readable])
+            scores.append(score_batch(clips)[readable])
             if stopping():
                 raise Interrupted
     finally:
         stream.close()
-    parts = world.gather((np.concatenate(positions), np.concatenate(said)))
-    found = np.concatenate([part[0] for part in parts])
-    order = np.argsort(found)
-    return held.rows[found[order]], np.concatenate([part[1] for part in parts])[order]
+    parts = world.gather((np.concatenate(positions), np.concatenate(scores)))
+    position = np.concatenate([part[0] for part in parts])
+    order = np.argsort(position)
+    return samples.rows[position[order]], np.concatenate([part[1] for part in parts])[order]
 
 
-def _of_training_shards(asked: Asked, data: DataConfig) -> Asked:
-    """The training shards, opened and labelled as for training where nothing else is said."""
+def _of_training_shards(options: Options, data: DataConfig) -> Options:
+    """Return the options with the training shards, opened and labelled as for training if they give nothing else."""
     return replace(
-        asked,
+        options,
         shards=data.shards,
-        labels=asked.labels or data.labels,
-        exclude_bad_shards=asked.exclude_bad_shards or data.exclude_bad_shards,
-        cache=asked.cache or data.cache,
-        cache_gb=asked.cache_gb if asked.cache else data.cache_gb,
+        labels=options.labels or data.labels,
+        exclude_bad_shards=options.exclude_bad_shards or data.exclude_bad_shards,
+        cache=options.cache or data.cache,
+        cache_gb=options.cache_gb if options.cache else data.cache_gb,
     )

@@ -1,41 +1,106 @@
-"""What every training command does around its loop: open, join, check, plan, claim the run.
+"""A Task, its config and its shards ─► a trained model in RUN: the steps around the training loop, in their one order.
 
-return run_training(config, train)           # train(config, corpus, world) -> finished?
+return run_training(config, train)                   # opens the shards and joins the ranks; an exit code
+return run_task(PretrainTask, config, corpus, world)     # `train` of a command: finished?
 """
 
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from launch.common.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from launch.training.summary import report_end, report_finished, start_summary
 
 if TYPE_CHECKING:
+    import torch
+
     from launch.common.decode import Decode
     from mae3d.distributed import World
+    from mae3d.model.classifier import Classifier
     from mae3d.model.config import ClassifierConfig, MAEConfig
+    from mae3d.model.mae import MAE
     from mae3d.tracking.run_dir import Run
     from mae3d.training.config import OptimConfig
-    from mae3d.training.loop import Plan
-    from pipelines.config import DataConfig
+    from mae3d.training.engine import Engine
+    from mae3d.training.loop import Plan, Validation
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
 
 LR_REFERENCE_BATCH = 256  # the batch that optim.blr is given for (upstream's linear rule)
 
-
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 
 
+class Evaluation(Protocol):
+    """Held-out samples, opened and checked before any training; its text says how often they are scored."""
+
+    @property
+    def option(self) -> str:
+        """The group of options that configures it: `eval` or `val`."""
+
+    def validation(self, engine: "Engine") -> "Validation | None":
+        """Return the hook of the training loop; None if the evaluation is off."""
+
+
+class Task(Protocol):
+    """A kind of training: its model, loss and evaluation. It is made once the run's folder is up to date.
+
+    Attributes:
+        model_config: The model's, complete.
+        stored_config: The config that RUN/config.yaml keeps.
+        lr_batch: Factors of the batch that optim.blr is scaled by.
+        ema: Decay per step of the moving average of the weights; 0 for none.
+        model_note: One clause about the model, for the summary.
+        notes: Further lines of the summary by their heads.
+    """
+
+    @property
+    def model_config(self) -> "MAEConfig | ClassifierConfig": ...
+    @property
+    def stored_config(self) -> TrainingConfig: ...
+    @property
+    def lr_batch(self) -> Sequence[int]: ...
+    @property
+    def ema(self) -> float: ...
+    @property
+    def model_note(self) -> str: ...
+    @property
+    def notes(self) -> Mapping[str, str]: ...
+
+    def open_evaluation(self, loader: "Loader") -> Evaluation:
+        """Check the training samples, and open those held out.
+
+        Raises:
+            ValueError: samples or labels do not fit the model, or held-out samples are trained on.
+        """
+
+    def build_model(self) -> "MAE | Classifier":
+        """Return the model with its initial weights; random numbers come from torch's seeded generator."""
+
+    def parameter_groups(self, model: Any) -> Iterable[Any]:
+        """Return the trainable parameters, each group with weight_decay and lr_scale."""
+
+    def loss(self) -> "Callable[..., torch.Tensor]":
+        """Return `loss_of(engine, batch, step=, micro=)` ─► scalar loss."""
+
+
 def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]") -> int:
-    """Opens the shards, joins the processes and trains; the exit code. `train` returns False after an agreed stop.
+    """Open the shards, join the ranks and train.
+
+    Args:
+        config: the settings.
+        train: returns False after an agreed stop.
+
+    Returns:
+        The exit code.
 
     Raises:
-        SystemExit: what is wrong was told.
+        SystemExit: an error, which has been reported.
     """
     for option, value in (("--data.shards", config.data.shards), ("--run.dir", config.run.dir)):
         if not value:
@@ -48,7 +113,7 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
     from pipelines.samples.corpus import corpus_of
     from preprocess.dataset.index import DatasetError
 
-    try:  # before torch: a wrong path is told within a second
+    try:  # before torch is loaded: a wrong path is reported within a second
         corpus = corpus_of(config.data)
     except DatasetError as error:
         fail(str(error))
@@ -56,24 +121,117 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
         return EXIT_DONE if train(config, corpus, world) else EXIT_STOPPED
 
 
-def restore(config: TrainingConfig, world: "World") -> None:
-    """Brings the run back from run.remote if it is newer there; before anything looks into the run's folder.
+def run_task(
+    make_task: "Callable[[Config, Corpus, Run, World], Task]", config: Config, corpus: "Corpus", world: "World"
+) -> bool:
+    """Train to the last step or to an agreed stop; all ranks call it.
 
-    The first process does it, for all: run.dir is on storage that they share.
+    The order of the steps is a contract, and this function alone holds it:
+
+    1. restore: RUN comes back from run.remote if that is newer, before anything reads RUN;
+    2. decode, task, loader, schedule, evaluation: all that can be refused is refused before RUN is touched;
+    3. claim: RUN/config.yaml is compared and written;
+    4. finished: a run that is DONE ends here;
+    5. seed, then model: the seed comes right before the weights, so that they are the same however step 2 went;
+    6. summary, engine, `fit`, which resumes from the newest checkpoint.
+
+    Args:
+        make_task: config, corpus, run, world ─► the task; opens the initial weights unless a checkpoint replaces them.
+        config: the settings.
+        corpus: the training datasets.
+        world: all ranks.
+
+    Returns:
+        True at the last step, now or before; False after an agreed stop.
 
     Raises:
-        ValueError: what lies there is damaged, or another run.
-        OSError: it cannot be asked, and the folder has no checkpoint.
+        ValueError: a setting, the weights, the data or the run's folder is wrong; the message gives the remedy.
+        TrainingError: the loss is not finite.
+        DataError: too much of the data is damaged.
+        OSError: a checkpoint or the log cannot be written.
+    """
+    import torch
+
+    from mae3d.tracking.run_dir import Run
+    from mae3d.training.engine import Engine
+    from mae3d.training.loop import fit
+    from mae3d.training.metrics import step_flops
+
+    restore_from_remote(config, world)
+    run = Run(config.run.dir)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, decode=agreed_decode(config, run, world))
+    )
+    task = make_task(config, corpus, run, world)
+    model_config = task.model_config
+    with closing(make_loader(config, corpus, world, model_config=model_config)) as loader:
+        plan = make_plan(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
+        evaluation = task.open_evaluation(loader)
+        claim(run, task.stored_config, world)
+        if run.is_done:
+            report_finished(run, world)
+            return True
+        torch.manual_seed(config.train.seed)
+        model = task.build_model()
+        model.set_grad_checkpointing(config.train.grad_checkpointing)
+        if world.is_first:
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            rate = describe_rate(config.optim, task.lr_batch)
+            lines = start_summary(
+                config,
+                corpus,
+                loader,
+                plan,
+                world,
+                model_config,
+                parameters=parameters,
+                model_note=task.model_note,
+                rate=rate,
+            )
+            lines |= {**task.notes, evaluation.option: str(evaluation)}
+            print(*(f"{name + ':':9}{text}" for name, text in lines.items()), sep="\n", flush=True)
+        engine = Engine(
+            model,
+            list(task.parameter_groups(model)),
+            train=config.train,
+            optim=config.optim,
+            micro_batch=loader.micro_batch,
+            world=world,
+            ema=task.ema,
+        )
+        with closing(engine):
+            finished = fit(
+                engine,
+                loader,
+                task.loss(),
+                plan=plan,
+                run=run,
+                world=world,
+                model_config=model_config,
+                validation=evaluation.validation(engine),
+            )
+    report_end(run, world, finished=finished)
+    return finished
+
+
+def restore_from_remote(config: TrainingConfig, world: "World") -> None:
+    """Bring the run back from run.remote if it is newer there; must come before anything reads the run's folder.
+
+    Rank 0 does it, for all: run.dir is on storage that they share.
+
+    Raises:
+        ValueError: the copy is damaged, or of another run.
+        OSError: the URL cannot be read, and the folder has no checkpoint.
     """
     if not config.run.remote:
         return
-    from mae3d.checkpoints.mirror import restore as restored
+    from mae3d.checkpoints import mirror
 
     error: Exception | None = None
     if world.is_first:
         try:
-            if told := restored(Path(config.run.dir), config.run.remote):
-                print(told, flush=True)
+            if message := mirror.restore(Path(config.run.dir), config.run.remote):
+                print(message, flush=True)
         except ValueError as caught:
             error = ValueError(str(caught))
         except OSError as caught:
@@ -82,8 +240,8 @@ def restore(config: TrainingConfig, world: "World") -> None:
         raise error
 
 
-def decode_of(config: TrainingConfig, run: "Run", world: "World") -> "Decode":
-    """`data.decode` as it will be, on all processes alike; config.yaml keeps it."""
+def agreed_decode(config: TrainingConfig, run: "Run", world: "World") -> "Decode":
+    """Return `data.decode` as config.yaml will keep it, the same on all ranks."""
     from launch.common.decode import choose_decode
 
     stored = world.share(run.stored().get("data", {}).get("decode") if world.is_first else None)
@@ -93,20 +251,22 @@ def decode_of(config: TrainingConfig, run: "Run", world: "World") -> "Decode":
     return decode
 
 
-def make_loader(config: TrainingConfig, corpus: "Corpus", world: "World", *, num_frames: int, size: int) -> "Loader":
-    """The training clips of this process, the same data on all of them.
+def make_loader(
+    config: TrainingConfig, corpus: "Corpus", world: "World", *, model_config: "MAEConfig | ClassifierConfig"
+) -> "Loader":
+    """Return the training clips of this rank; all ranks have opened the same data.
 
     Raises:
-        ValueError: as `Loader`; or a process sees other data than the first one (a node without a shard): its order
-            would differ.
+        ValueError: the loader refuses its settings; or a rank sees other data than rank 0 (a node without a shard),
+            whose order would differ.
     """
     from pipelines.loader import Loader
 
     loader = Loader(
         corpus,
         config.data,
-        num_frames=num_frames,
-        size=size,
+        num_frames=model_config.num_frames,
+        size=model_config.img_size,
         seed=config.train.seed,
         global_batch=config.train.global_batch,
         rank=world.place.rank,
@@ -115,23 +275,23 @@ def make_loader(config: TrainingConfig, corpus: "Corpus", world: "World", *, num
         accumulation=config.train.accumulation,
         device=world.device,
     )
-    agree(loader, world)
+    check_same_data(loader, world)
     return loader
 
 
-def agree(loader: "Loader", world: "World") -> None:
-    """Refuses, on all processes alike, to train where they see other data."""
+def check_same_data(loader: "Loader", world: "World") -> None:
+    """Raise ValueError on all ranks if any of them sees other data than rank 0."""
     mine = loader.state_dict()["fingerprint"]
     first = world.share(mine)
     differing = [f"{key}: {mine.get(key)!r}" for key in sorted(first.keys() | mine) if mine.get(key) != first.get(key)]
     if differing:
-        logging.error("process %d sees other data than the first one: %s", world.place.rank, "; ".join(differing))
+        logging.error("rank %d sees other data than rank 0: %s", world.place.rank, "; ".join(differing))
     if world.any(bool(differing)):
-        raise ValueError("not all processes see the same data: make the same shards reachable on every node")
+        raise ValueError("not all ranks see the same data: make the same shards reachable on every node")
 
 
 def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[int], flops_per_clip: float) -> "Plan":
-    """Lengths, rates and intervals.
+    """Return the lengths, rates and intervals of the training.
 
     Args:
         config: the settings.
@@ -145,7 +305,7 @@ def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[in
     optim, train = config.optim, config.train
     total = max(train.steps or round(train.epochs * loader.steps_per_epoch), 1)
     warmup = optim.warmup_epochs * loader.steps_per_epoch if optim.warmup_steps is None else optim.warmup_steps
-    peak = _peak_lr(optim, lr_batch)
+    peak = peak_lr(optim, lr_batch)
 
     def lr(step: int) -> float:
         return lr_at(step, lr=peak, min_lr=optim.min_lr, warmup_steps=min(warmup, total), total_steps=total)
@@ -167,116 +327,29 @@ def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[in
     )
 
 
-def _peak_lr(optim: "OptimConfig", lr_batch: Sequence[int]) -> float:
+def peak_lr(optim: "OptimConfig", lr_batch: Sequence[int]) -> float:
+    """Return the learning rate after the warm-up: optim.lr, else optim.blr scaled by the batch."""
     return optim.blr * math.prod(lr_batch) / LR_REFERENCE_BATCH if optim.lr is None else optim.lr
 
 
+def describe_rate(optim: "OptimConfig", lr_batch: Sequence[int]) -> str:
+    """Return the peak learning rate, with the product that it comes from."""
+    rate = f"{peak_lr(optim, lr_batch):.3g}"
+    if optim.lr is not None:
+        return rate
+    return f"{optim.blr:.3g} x {' x '.join(map(str, lr_batch))}/{LR_REFERENCE_BATCH} = {rate}"
+
+
 def claim(run: "Run", config: TrainingConfig, world: "World") -> None:
-    """The first process checks and writes config.yaml; all fail alike if it cannot."""
+    """Check and write config.yaml on rank 0; all ranks raise RunError if it is refused."""
     from mae3d.tracking.run_dir import RunError
 
     refused = None
     if world.is_first:
         try:
-            values = dataclasses.asdict(config)
-            run.claim(values, extend=config.extend, defaults=defaults_of(config))
+            run.claim(dataclasses.asdict(config), extend=config.extend, defaults=defaults_of(config))
         except RunError as error:
             refused = str(error)
     refused = world.share(refused)
     if refused:
         raise RunError(refused)
-
-
-def is_finished(run: "Run", world: "World") -> bool:
-    """Whether the run has ended before; tells so."""
-    if run.is_done and world.is_first:
-        print(f"{run.folder}: finished already; --extend true with a larger train.steps goes on", flush=True)
-    return run.is_done
-
-
-def tell_end(run: "Run", world: "World", *, finished: bool) -> None:
-    """The last lines: what the run came to."""
-    from mae3d.tracking.history import summary as told
-
-    if world.is_first:
-        print(f"{'finished' if finished else 'stopped, the same command goes on'}: {run.folder}", flush=True)
-        with suppress(ValueError, OSError):  # stopped before the first line
-            print(told(run.folder), flush=True)
-
-
-def summary(
-    config: TrainingConfig,
-    corpus: "Corpus",
-    loader: "Loader",
-    plan: "Plan",
-    world: "World",
-    *,
-    own: "MAEConfig | ClassifierConfig",
-    parameters: int,
-    more: str,
-    lr_batch: Sequence[int],
-) -> str:
-    """What a person wants to know before a run starts, one subject a line.
-
-    Args:
-        config: the settings.
-        corpus: the datasets.
-        loader: their selection and order.
-        plan: lengths and rates.
-        world: all processes.
-        own: the model's config.
-        parameters: how many it has.
-        more: what else is to be said of the model.
-        lr_batch: factors of the batch that optim.blr is scaled by.
-    """
-    from mae3d.training.metrics import memory_estimate
-
-    data, train, place = config.data, config.train, world.place
-    rate = f"{_peak_lr(config.optim, lr_batch):.3g}"
-    if config.optim.lr is None:
-        rate = f"{config.optim.blr:.3g} x {' x '.join(map(str, lr_batch))}/{LR_REFERENCE_BATCH} = {rate}"
-    epochs = plan.total_steps / loader.steps_per_epoch
-    states, activations = memory_estimate(
-        own,
-        parameters=parameters,
-        clips=loader.micro_batch * data.repeat_aug,
-        bf16=train.precision == "bf16",
-        zero_stage=train.zero_stage,
-        world=place.size,
-        checkpointing=train.grad_checkpointing,
-    )
-    size = f"{own.num_frames}x{own.img_size}x{own.img_size}"
-    lines = {
-        "model": f"{own.preset}, {parameters / 1e6:.1f} M parameters, clips {size}, {more}",
-        **_data_lines(data, corpus, loader),
-        "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
-        f"(processes {place.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
-        "rate": rate,
-        "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {loader.steps_per_epoch}",
-        "memory": f"about {(states + activations) / 2**30:.1f} GiB a process ({states / 2**30:.1f} for weights and "
-        f"optimizer, some {activations / 2**30:.1f} for activations)",
-        "device": f"{world.device.type}, {train.precision}, ZeRO {train.zero_stage}; JPEG decoding: {data.decode}",
-    }
-    return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items())
-
-
-def _data_lines(data: "DataConfig", corpus: "Corpus", loader: "Loader") -> dict[str, str]:
-    """Which datasets, which of their samples, in which order."""
-    from pipelines.samples.selection import describe_selection
-
-    datasets = []
-    for dataset, (_, take) in zip(corpus.datasets, loader.order.shares, strict=True):
-        weighted = f", {take:,} of them an epoch" if data.weights else ""
-        frames = int(dataset.num_frames.sum())
-        datasets.append(f"{dataset.location}: {len(dataset):,} samples{weighted}, {frames:,} frames")
-    if data.weights:
-        datasets.append(f"mixed {' : '.join(f'{weight:g}' for weight in data.weights)}")
-    samples = [f"{loader.num_samples:,} take part"]
-    if lost := len(corpus) - len(corpus.readable_rows):
-        samples.append(f"{lost:,} are left out with bad shards")
-    if described := describe_selection(data.select):
-        samples.append(described)
-    if loader.num_short:
-        samples.append(f"{loader.num_short:,} of all are shorter than a clip: {data.short}")
-    lines = {"data": f"\n{'':9}".join(datasets), "samples": "; ".join(samples), "order": str(loader.order)}
-    return lines | ({"labels": corpus.labels.note} if corpus.labels.note else {})

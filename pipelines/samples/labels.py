@@ -44,6 +44,14 @@ class Labels:
         return np.diff(self.offsets)
 
 
+def many_hot(labels: Sequence[Sequence[int]], num_classes: int, *, dtype: Any = np.uint8) -> np.ndarray:
+    """Return (N, num_classes) of 0 and 1 for the labels of N samples."""
+    targets = np.zeros((len(labels), num_classes), dtype=dtype)
+    for row, numbers in enumerate(labels):
+        targets[row, list(numbers)] = 1
+    return targets
+
+
 def united_labels(datasets: Sequence[Dataset]) -> Labels:
     """Unite the datasets' labels by name: the first dataset's keep their numbers, new ones follow.
 

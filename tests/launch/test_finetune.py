@@ -344,12 +344,12 @@ def test_several_labels_may_be_asked_for_where_no_sample_has_more_than_one(
 
 
 def test_labels_of_a_batch_become_what_the_classifier_takes() -> None:
-    from launch.finetune import _fitted
+    from launch.finetune import fit_labels
 
     one, several = (ClassifierConfig.of(MAE_CONFIG, num_classes=2, multi_label=many) for many in (False, True))
-    assert _fitted(torch.tensor([1, 0]), one).tolist() == [1, 0]
-    assert _fitted(torch.tensor([1, -1, 0]), several).tolist() == [[0, 1], [0, 0], [1, 0]]
-    assert _fitted(torch.tensor([[1.0, 1, 0], [0, 0, 0]]), several).tolist() == [[1, 1], [0, 0]]
+    assert fit_labels(torch.tensor([1, 0]), one).tolist() == [1, 0]
+    assert fit_labels(torch.tensor([1, -1, 0]), several).tolist() == [[0, 1], [0, 0], [1, 0]]
+    assert fit_labels(torch.tensor([[1.0, 1, 0], [0, 0, 0]]), several).tolist() == [[1, 1], [0, 0]]
 
 
 def test_validation_on_the_training_shards_has_the_labels_of_the_training(base: FinetuneConfig, tmp_path: Path) -> None:

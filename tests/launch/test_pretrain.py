@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from launch.pretrain import main
-from launch.training import trainer as training
+from launch.training import trainer
 from mae3d.checkpoints.format import SliceReader
 from mae3d.distributed import World
 from mae3d.tracking.run_dir import read_metrics
@@ -230,9 +230,9 @@ def agree(world: World) -> str:
     loaders = [
         Loader(each, DataConfig(), num_frames=2, size=16, seed=0, global_batch=2) for each in (Corpus([whole]), corpus)
     ]
-    training.agree(loaders[0], world)
-    with pytest.raises(ValueError, match="not all processes see the same data") as refused:
-        training.agree(loaders[1], world)
+    trainer.check_same_data(loaders[0], world)
+    with pytest.raises(ValueError, match="the same data: make the same shards reachable") as refused:
+        trainer.check_same_data(loaders[1], world)
     return str(refused.value)
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from launch.common.cli import RECIPES, parse
 from launch.training.config import FinetuneConfig, PretrainConfig
-from launch.training.trainer import _peak_lr
+from launch.training.trainer import peak_lr
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -46,7 +46,7 @@ def test_pretraining_recipes_have_the_batch_and_the_rate_of_their_source(name: s
     samples, clips, rate = PRETRAINING[name]
     assert config.train.global_batch == samples
     assert samples * config.data.repeat_aug == clips
-    assert _peak_lr(config.optim, [samples]) == pytest.approx(rate)
+    assert peak_lr(config.optim, [samples]) == pytest.approx(rate)
     assert samples % config.train.accumulation == 0
 
 
@@ -56,7 +56,7 @@ def test_finetuning_recipes_have_the_batch_and_the_rate_of_their_source(name: st
     samples, clips, rate = FINETUNING[name]
     assert config.train.global_batch == samples
     assert samples * config.data.repeat_aug == clips
-    assert _peak_lr(config.optim, [samples, config.data.repeat_aug]) == pytest.approx(rate)
+    assert peak_lr(config.optim, [samples, config.data.repeat_aug]) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +83,7 @@ def test_settings_that_the_sources_list() -> None:
         assert (own.patch_size, own.depth, own.decoder_num_heads, own.decoder_cls) == (16, depth, 8, "encoder")
         assert (own.decoder_sep_pos_embed, own.target_rule, own.num_kept) == (False, "stride", 156)
         assert (config.train.epochs, config.optim.warmup_epochs) == (epochs, 60)
-        shards = _peak_lr(config.optim, [512]) / 1e-4
+        shards = peak_lr(config.optim, [512]) / 1e-4
         assert config.optim.min_lr == pytest.approx(shards * 1e-6)
 
 

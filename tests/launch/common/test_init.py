@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.common.init import Start
+from launch.common.init import InitialWeights
 from mae3d.distributed import World
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, MAEConfig
@@ -45,7 +45,7 @@ class Alone:
 
 def start(path: Path, own: MAEConfig = MODEL, *, decoder: bool = True) -> tuple[str, MAE, MAE]:
     """What is told, the model, and the same model from scratch."""
-    found = Start(str(path), own, Run(path.parent / "run"), Alone(), decoder=decoder)  # type: ignore[arg-type]
+    found = InitialWeights(str(path), own, Run(path.parent / "run"), Alone(), decoder=decoder)  # type: ignore[arg-type]
     torch.manual_seed(1)
     scratch = MAE(own)
     torch.manual_seed(1)
@@ -145,7 +145,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def first_loss(world: World, folder: Path, stage: int) -> tuple[float, str]:
     """The loss before any step of a model that the first process alone gave weights, and what a wrong path comes to."""
-    begin = Start(str(folder) if world.is_first else "/nowhere", MODEL, Run("no run"), world, decoder=True)
+    begin = InitialWeights(str(folder) if world.is_first else "/nowhere", MODEL, Run("no run"), world, decoder=True)
     engine = make_engine(world, Case(stage=stage), start=begin.load_into)
     clips, noise = (part.chunk(world.place.size)[world.place.rank] for part in clips_and_noise(0))
     loss = engine(clips, noise).loss
@@ -154,7 +154,7 @@ def first_loss(world: World, folder: Path, stage: int) -> tuple[float, str]:
     mean = float(world.mean(loss.detach().double()))
     engine.close()
     try:
-        Start("/nowhere", MODEL, Run("no run"), world, decoder=True)
+        InitialWeights("/nowhere", MODEL, Run("no run"), world, decoder=True)
     except ValueError as error:
         return mean, str(error)
     return mean, ""

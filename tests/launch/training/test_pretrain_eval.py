@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from launch.common.clip_options import clips_config
+from launch.common.eval_set import EvalSet
 from launch.pretrain import pretrain
 from launch.training.config import EvalConfig, PretrainConfig
-from launch.training.heldout import HeldOut, over_samples
+from launch.training.heldout import score_samples
 from launch.training.pretrain_eval import Monitor
 from mae3d.analysis.features import embed
 from mae3d.checkpoints.format import step_folder
@@ -172,7 +173,7 @@ class Still:
 
 
 def monitor_of(config: PretrainConfig, corpus: Corpus, rows: np.ndarray, folder: Path, world: World) -> Monitor:
-    return Monitor(config.eval, config.data, config.model, corpus, rows, Run(folder), world)
+    return Monitor(config.eval, EvalSet(corpus, config.data, rows), config.model, Run(folder), world)
 
 
 def scores_of(world: World, config: PretrainConfig, folder: Path) -> dict[str, float]:
@@ -203,7 +204,7 @@ def test_two_processes_say_the_same_as_one(base: PretrainConfig, tmp_path: Path)
 
 def test_each_sample_is_looked_at_once_by_one_of_three_processes_in_as_many_batches(base: PretrainConfig) -> None:
     corpus = corpus_of(base.data)
-    held = HeldOut(corpus, base.data, np.arange(1, 14))
+    held = EvalSet(corpus, base.data, np.arange(1, 14))
     parts: list[Any] = []
     batches = []
     for rank in (*range(3), 0):
@@ -216,7 +217,7 @@ def test_each_sample_is_looked_at_once_by_one_of_three_processes_in_as_many_batc
 
         whole = list(parts)  # of all three, when the first looks again
         world.gather = lambda value, whole=whole: (parts.append(value), whole or [value])[1]
-        rows, said = over_samples(held, look, own=base.model, world=world, batch=2, stopping=lambda: False)
+        rows, said = score_samples(held, look, model_config=base.model, world=world, batch=2, stopping=lambda: False)
         batches.append(looked)
     assert batches[0] == batches[1] == batches[2]
     assert rows.tolist() == said.tolist() == list(range(1, 14))

@@ -1,0 +1,105 @@
+"""A run that is about to start, or that has ended ─► what the console says of it, one line per subject."""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from launch.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from mae3d.distributed import World
+    from mae3d.model.config import ClassifierConfig, MAEConfig
+    from mae3d.tracking.run_dir import Run
+    from mae3d.training.loop import Plan
+    from pipelines.config import DataConfig
+    from pipelines.loader import Loader
+    from pipelines.samples.corpus import Corpus
+
+
+def start_summary(
+    config: TrainingConfig,
+    corpus: "Corpus",
+    loader: "Loader",
+    plan: "Plan",
+    world: "World",
+    model_config: "MAEConfig | ClassifierConfig",
+    *,
+    parameters: int,
+    model_note: str,
+    rate: str,
+) -> dict[str, str]:
+    """Return the lines that a person wants to read before a run starts, by their heads.
+
+    Args:
+        config: the settings.
+        corpus: the datasets.
+        loader: their selection and order.
+        plan: lengths and rates.
+        world: all ranks.
+        model_config: the model's.
+        parameters: how many it has.
+        model_note: a further clause about the model.
+        rate: the peak learning rate, described.
+    """
+    from mae3d.training.metrics import memory_estimate
+
+    data, train, place = config.data, config.train, world.place
+    epochs = plan.total_steps / loader.steps_per_epoch
+    states, activations = memory_estimate(
+        model_config,
+        parameters=parameters,
+        clips=loader.micro_batch * data.repeat_aug,
+        bf16=train.precision == "bf16",
+        zero_stage=train.zero_stage,
+        world=place.size,
+        checkpointing=train.grad_checkpointing,
+    )
+    size = f"{model_config.num_frames}x{model_config.img_size}x{model_config.img_size}"
+    return {
+        "model": f"{model_config.preset}, {parameters / 1e6:.1f} M parameters, clips {size}, {model_note}",
+        **_data_lines(data, corpus, loader),
+        "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
+        f"(processes {place.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
+        "rate": rate,
+        "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {loader.steps_per_epoch}",
+        "memory": f"about {(states + activations) / 2**30:.1f} GiB per rank ({states / 2**30:.1f} for weights and "
+        f"optimizer, about {activations / 2**30:.1f} for activations)",
+        "device": f"{world.device.type}, {train.precision}, ZeRO {train.zero_stage}; JPEG decoding: {data.decode}",
+    }
+
+
+def report_finished(run: "Run", world: "World") -> None:
+    """Print, on rank 0, that an earlier start took the last step."""
+    if world.is_first:
+        print(f"{run.folder}: finished already; --extend true with a larger train.steps goes on", flush=True)
+
+
+def report_end(run: "Run", world: "World", *, finished: bool) -> None:
+    """Print, on rank 0, how the run ended, and the summary of its history."""
+    from mae3d.tracking import history
+
+    if world.is_first:
+        print(f"{'finished' if finished else 'stopped, the same command goes on'}: {run.folder}", flush=True)
+        with suppress(ValueError, OSError):  # stopped before the first line of metrics.jsonl
+            print(history.summary(run.folder), flush=True)
+
+
+def _data_lines(data: "DataConfig", corpus: "Corpus", loader: "Loader") -> dict[str, str]:
+    """Return the datasets, the samples that take part, and their order."""
+    from pipelines.samples.selection import describe_selection
+
+    datasets = []
+    for dataset, (_, take) in zip(corpus.datasets, loader.order.shares, strict=True):
+        weighted = f", {take:,} of them an epoch" if data.weights else ""
+        frames = int(dataset.num_frames.sum())
+        datasets.append(f"{dataset.location}: {len(dataset):,} samples{weighted}, {frames:,} frames")
+    if data.weights:
+        datasets.append(f"mixed {' : '.join(f'{weight:g}' for weight in data.weights)}")
+    samples = [f"{loader.num_samples:,} take part"]
+    if lost := len(corpus) - len(corpus.readable_rows):
+        samples.append(f"{lost:,} are left out with bad shards")
+    if described := describe_selection(data.select):
+        samples.append(described)
+    if loader.num_short:
+        samples.append(f"{loader.num_short:,} of all are shorter than a clip: {data.short}")
+    lines = {"data": f"\n{'':9}".join(datasets), "samples": "; ".join(samples), "order": str(loader.order)}
+    return lines | ({"labels": corpus.labels.note} if corpus.labels.note else {})
