@@ -113,7 +113,7 @@ soak: install  ## the long loops: kill points, real launchers
 	$(BIN)/python -m pytest -m soak
 
 docs: install  ## the documentation as a site in site/; a link that leads nowhere is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "The site: $(abspath site)/index.html"
 
 # Each interpreter has an environment of its own below out/matrix; without one of them the others still run.
