@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+# Options of deepspeed, docker and pip, which the pages name beside ours.
+OTHERS_OPTIONS = {
+    *("--hostfile", "--master_addr", "--no_ssh", "--node_rank", "--num_gpus", "--nproc-per-node", "--no-deps"),
+    *("--gpus", "--ipc", "--read-only", "--rm", "--shm-size", "--tmpfs", "--user"),
+}
 NOT_RUN = "# not run: "  # the first line of a block that needs more than the folder of `workplace`
 
 
@@ -63,6 +69,24 @@ def test_a_block_of_python_runs_as_it_stands(code: str, workplace: Path) -> None
         return
     torch.manual_seed(0)
     exec(compile(code, "block", "exec"), {"__name__": "block"})
+
+
+def test_every_option_of_the_pages_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    mains: list[tuple[str, list[str]]] = [(f"launch.{path.stem}", []) for path in (ROOT / "launch").glob("[!_]*.py")]
+    mains += [
+        ("preprocess.__main__", [job]) for job in ("build", "merge", "split", "verify", "report", "inspect", "demo")
+    ]
+    mains += [("mae3d.metrics", ["plot"]), ("mae3d.checkpoint", ["inspect"])]
+    for module, arguments in mains:
+        with pytest.raises(SystemExit):
+            import_module(module).main([*arguments, "--help"])
+    known = set(re.findall(r"--[\w.-]+", capsys.readouterr().out)) | OTHERS_OPTIONS
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if page.name == "migration.md":  # the last column is ours
+            text = "\n".join(line.split("|")[-2] for line in text.splitlines() if line.startswith("| "))
+        used = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text))
+        assert used <= known, f"{page.name}: {sorted(used - known)}"
 
 
 def test_the_readme_fits_on_a_few_screens() -> None:
