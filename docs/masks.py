@@ -1,4 +1,4 @@
-"""The picture in masks.md: what each mask hides of a drawn clip.
+"""Draw the picture of masks.md: the parts of a drawn clip that each mask hides.
 
 python docs/masks.py          # writes docs/masks.png
 """
@@ -17,11 +17,11 @@ from mae3d.model.masking import Mask, make_mask, mask_noise, predicted_ids, runn
 from mae3d.model.patches import unpatchify
 
 SIZE, FRAMES, RATIO, DECODER_RATIO = 96, 16, 0.75, 0.5
-LEFT_OUT = 40  # how dark a hidden token is that the decoder leaves out
+LEFT_OUT = 40  # the grey of a hidden token that the decoder leaves out
 
 
 def draw_clip() -> Frames:
-    """A ball that bounces through a landscape: (FRAMES, SIZE, SIZE, 3)."""
+    """Return a ball that bounces through a landscape: (FRAMES, SIZE, SIZE, 3)."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
     clip = np.empty((FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
     for i, frame in enumerate(clip):
@@ -36,7 +36,7 @@ def draw_clip() -> Frames:
 
 
 def draw_masks() -> dict[str, Frames]:
-    """Caption -> the clip with its hidden tokens in grey."""
+    """Return a caption per row, with the clip and its hidden tokens in grey."""
     clip, rows = draw_clip(), {"the clip": draw_clip()}
     for kind in get_args(MaskType):
         config, mask = mask_of(kind)
@@ -47,12 +47,12 @@ def draw_masks() -> dict[str, Frames]:
     config, mask = mask_of("tube")
     decoded = predicted_ids(mask.ids_masked, running_cell(config.grid), config.num_predicted)[0]
     shade_L = torch.where(mask.mask[0].bool(), LEFT_OUT, 255).scatter(0, decoded, GREY)
-    told = f"tube with decoder_mask_ratio {DECODER_RATIO}: the dark ones are left out in training"
-    return rows | {told: hide(clip, shade_L)}
+    caption = f"tube with decoder_mask_ratio {DECODER_RATIO}: the dark ones are left out in training"
+    return rows | {caption: hide(clip, shade_L)}
 
 
 def mask_of(kind: MaskType) -> tuple[MAEConfig, Mask]:
-    """One clip's mask of this type."""
+    """Return the mask of one clip, of this type."""
     config = MAEConfig(
         img_size=SIZE, num_frames=FRAMES, mask_type=kind, mask_ratio=RATIO, decoder_mask_ratio=DECODER_RATIO
     )
@@ -61,7 +61,7 @@ def mask_of(kind: MaskType) -> tuple[MAEConfig, Mask]:
 
 
 def hide(clip: Frames, shade_L: torch.Tensor) -> Frames:
-    """The clip with tokens in a shade of grey; 255 shows what is there."""
+    """Return the clip with its tokens in a shade of grey; 255 leaves a token as it is."""
     config = MAEConfig(img_size=SIZE, num_frames=FRAMES)
     values = config.t_patch_size * config.patch_size**2 * 3
     shade = unpatchify(shade_L[None, :, None].expand(-1, -1, values), grid=config.grid, patch_size=config.patch_size)[0]
