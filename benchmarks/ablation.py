@@ -1,4 +1,4 @@
-"""What each exact trick of the lean step gives: one is taken back at a time, and the loss stays what it was.
+"""Each exact trick of the lean step is taken back, one at a time; the loss stays the same.
 
 python benchmarks/step.py ablation --size base --precision fp32
 """
@@ -20,7 +20,7 @@ from mae3d.model.patches import normalise
 
 
 def ablate(options: argparse.Namespace) -> int:
-    """Prints, for each trick, how much longer a step takes and how much more it keeps without it."""
+    """Print, per trick, how much longer a step takes and how much more it keeps without it."""
     for precision in options.precision:
         pair = Pair(config_of(options), batch=options.batch, device=options.device, precision=precision)
         expected = pair.lean_loss().item()
@@ -52,7 +52,7 @@ def _under(context: Callable[[], AbstractContextManager[None]], step: Callable[[
 
 @contextmanager
 def scores_written_out() -> Iterator[None]:
-    """softmax(Q K^T / sqrt(d)) V in place of the fused kernel."""
+    """Compute softmax(Q K^T / sqrt(d)) V in place of the fused kernel."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
@@ -63,7 +63,7 @@ def scores_written_out() -> Iterator[None]:
 
 @contextmanager
 def three_projections() -> Iterator[None]:
-    """Query, key and value as products of their own."""
+    """Compute query, key and value as separate products."""
     from mae3d.model.blocks import scaled_dot_product_attention as attend
 
     def forward(self: Attention, x: Tensor, asked: int | None = None) -> Tensor:
@@ -83,9 +83,9 @@ def three_projections() -> Iterator[None]:
 
 @contextmanager
 def queries_of_their_own() -> Iterator[None]:
-    """In the last block queries of the predicted tokens only, keys and values of all: two products (not a trick we
-    use: shows that the one product is right).
-    """
+    """Compute in the last block queries of the predicted tokens only, keys and values of all: two products.
+
+    Not a trick that we use: it shows that the one product is right."""
     from mae3d.model.blocks import scaled_dot_product_attention as attend
 
     whole = Attention.forward
@@ -107,7 +107,7 @@ def queries_of_their_own() -> Iterator[None]:
 
 @contextmanager
 def every_patch_embedded() -> Iterator[None]:
-    """All tokens normalised, embedded and given positions; then the visible ones are taken."""
+    """Normalise and embed all tokens and add positions; then take the visible ones."""
     lean = Encoder.embed
 
     def embed(self: Encoder, clip: Tensor, ids_keep: Tensor | None = None) -> Tensor:
@@ -123,7 +123,7 @@ def every_patch_embedded() -> Iterator[None]:
 
 @contextmanager
 def last_block_for_all() -> Iterator[None]:
-    """The decoder's last block attends, projects and mixes for every token."""
+    """Let the decoder's last block attend, project and mix for every token."""
     lean = Blocks.forward
 
     def forward(self: Blocks, x: Tensor, asked: int | None = None) -> Tensor:
@@ -136,7 +136,7 @@ def last_block_for_all() -> Iterator[None]:
 
 @contextmanager
 def last_block_and_head_for_all() -> Iterator[None]:
-    """As upstream: the prediction of every token is made."""
+    """Predict every token, as upstream does."""
     lean = Decoder.forward
 
     def forward(self: Decoder, latent: Tensor, ids_keep: Tensor, ids_masked: Tensor, *, full: bool) -> Tensor:
@@ -148,7 +148,7 @@ def last_block_and_head_for_all() -> Iterator[None]:
 
 @contextmanager
 def every_patch_a_target() -> Iterator[None]:
-    """Targets of all tokens, of which the hidden ones' are taken."""
+    """Make targets of all tokens, of which the hidden ones' are taken."""
     lean = MAE.targets
 
     def targets(self: MAE, clip: Tensor, ids: Tensor | None) -> Tensor:
@@ -161,7 +161,7 @@ def every_patch_a_target() -> Iterator[None]:
 
 @contextmanager
 def tokens_put_in_order() -> Iterator[None]:
-    """One more gather over all of the decoder's tokens."""
+    """Gather all of the decoder's tokens once more."""
     lean = Blocks.forward
 
     def forward(self: Blocks, x: Tensor, asked: int | None = None) -> Tensor:
@@ -175,7 +175,7 @@ def tokens_put_in_order() -> Iterator[None]:
 
 @contextmanager
 def clips_normalised_whole() -> Iterator[None]:
-    """float32 pixels of the whole clip first, as a loader would hand them out."""
+    """Normalise the entire clip to float32 first, as a loader would hand it out."""
     lean = MAE.forward
 
     def forward(self: MAE, clip: Tensor, noise: Tensor, full: bool = False) -> object:

@@ -42,7 +42,7 @@ def alternate(
     clock: Callable[[], float] = time.process_time,
     wait: Callable[[], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Runs every candidate once a round, in turn forwards and backwards, after one round that is not counted.
+    """Run every candidate once per round, in turn forwards and backwards, after one round that is not counted.
 
     Args:
         candidates: name ─► a block of work; blocks of one call must be of one size to be compared.
@@ -68,7 +68,7 @@ def alternate(
 
 
 def settle() -> None:
-    """Waits until no thread of this process has worked for 20 ms."""
+    """Wait until no thread of this process has worked for 20 ms."""
     quiet = 0
     while quiet < 2:
         before = time.process_time()
@@ -77,13 +77,13 @@ def settle() -> None:
 
 
 def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
-    """How many times as long `slower` took, round by round."""
+    """Return how many times as long `slower` took, round by round."""
     pairs = [a / b for a, b in zip(slower, faster, strict=True)]
     return Ratio(statistics.median(pairs), min(pairs), max(pairs))
 
 
 def build(out: Path, *options: object) -> None:
-    """`python -m preprocess build` with these options."""
+    """Run `python -m preprocess build` with these options."""
     command = [sys.executable, "-m", "preprocess", "build", "--out", out, *options]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
@@ -91,7 +91,7 @@ def build(out: Path, *options: object) -> None:
 
 
 def resident_mb() -> float:
-    """Memory of this process that is in RAM, in MB."""
+    """Return the memory of this process that is in RAM, in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
@@ -102,7 +102,7 @@ SIZES["huge14"] = "mae_vit_huge_patch14"
 
 
 def config_of(options: argparse.Namespace) -> "MAEConfig":
-    """The published recipe at the size asked for."""
+    """Return the published recipe at the requested size."""
     from mae3d.model.config import MAEConfig
 
     config = MAEConfig(preset=SIZES[options.size], num_frames=options.frames, img_size=options.img_size)
@@ -136,30 +136,30 @@ class Pair:
         )
 
     def lean_loss(self) -> "torch.Tensor":
-        """Ours."""
+        """Return our model's loss."""
         with self._cast():
             loss: torch.Tensor = self.lean(self.clip, self.noise).loss
         return loss
 
     def plain_loss(self) -> "torch.Tensor":
-        """The plain model's."""
+        """Return the plain model's loss."""
         with self._cast():
             loss: torch.Tensor = self.plain(self.normalised, self.noise)
         return loss
 
     def lean_step(self) -> None:
-        """Forward and backward."""
+        """Run our forward and backward pass."""
         self.lean.zero_grad(set_to_none=True)
         self.lean_loss().backward()
 
     def plain_step(self) -> None:
-        """Forward and backward."""
+        """Run the plain model's forward and backward pass."""
         self.plain.zero_grad(set_to_none=True)
         self.plain_loss().backward()
 
 
 def saved_tensors(loss_of: "Callable[[], torch.Tensor]", model: "torch.nn.Module") -> "list[torch.Tensor]":
-    """The tensors that autograd keeps of a forward pass for the backward pass, the model's parameters left out."""
+    """Return the tensors that autograd keeps of a forward pass for the backward pass, parameters left out."""
     from torch.autograd.graph import saved_tensors_hooks
 
     kept: list[torch.Tensor] = []
@@ -175,13 +175,13 @@ def saved_tensors(loss_of: "Callable[[], torch.Tensor]", model: "torch.nn.Module
 
 
 def saved_bytes(loss_of: "Callable[[], torch.Tensor]", model: "torch.nn.Module") -> int:
-    """Memory behind all that is kept of a forward pass; views of one tensor count once."""
+    """Return the bytes behind all that is kept of a forward pass; views of one tensor count once."""
     kept = saved_tensors(loss_of, model)
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
 
 
 def clock_of(device: str) -> tuple[Callable[[], float], Callable[[], None]]:
-    """A clock in seconds, and what to wait for: CPU seconds, or the GPU's own time from CUDA events."""
+    """Return a clock in seconds and its wait: CPU seconds, or the GPU's time from CUDA events."""
     if device == "cpu":
         return time.process_time, settle
     import torch

@@ -1,4 +1,4 @@
-"""How fast a GPU is fed: JPEG frames a second, clips a second, CPU cores in use, and memory over a thousand batches.
+"""The speed at which a GPU is fed: JPEG frames and clips per second, CPU cores in use, memory over 1,000 batches.
 
     python benchmarks/gpu_loader.py                        # makes its own frames
     python benchmarks/gpu_loader.py --shards out/shards --batch 64
@@ -33,7 +33,7 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class Speed:
-    """What a number of rounds took."""
+    """The cost of a number of rounds."""
 
     frames: int  # decoded
     clips: int  # handed out, views counted
@@ -48,7 +48,7 @@ class Speed:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the figures; 2 where there is no GPU."""
+    """Print the figures; return 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, help="a dataset; without it one is made")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(shards: Path, options: argparse.Namespace) -> None:
-    """All figures, one line each."""
+    """Return all figures, one line each."""
     import torch
     from nvidia.dali import __version__ as dali_version
 
@@ -99,7 +99,7 @@ def report(shards: Path, options: argparse.Namespace) -> None:
 def decoder_speed(
     corpus: Any, options: argparse.Namespace, *, decode: Any, resize: Any, hw_decoder_load: float
 ) -> Speed:
-    """DALI alone, on JPEGs that lie in memory."""
+    """Measure DALI alone, on JPEGs that lie in memory."""
     from pipelines.decoding.dali import DaliDecoder
     from pipelines.reading.source import ClipSource
 
@@ -127,7 +127,7 @@ def decoder_speed(
 
 
 def pipeline_speed(corpus: Any, options: argparse.Namespace, *, decode: str, views: int) -> Speed:
-    """The Loader, `views` crops of each decoded clip."""
+    """Measure the Loader with `views` crops of each decoded clip."""
     loader = _loader(corpus, options, decode=decode, views=views)
     speed = _timed_loader(loader, options, rounds=options.batches, views=views)
     loader.close()
@@ -135,7 +135,7 @@ def pipeline_speed(corpus: Any, options: argparse.Namespace, *, decode: str, vie
 
 
 def soak(corpus: Any, options: argparse.Namespace, *, decode: str) -> tuple[dict[str, float], dict[str, float], Speed]:
-    """Memory after the warm-up and at the end of many batches, in MB, and their speed."""
+    """Measure memory after the warm-up and at the end of many batches, in MB, and their speed."""
     loader = _loader(corpus, options, decode=decode, views=1)
     for _ in range(4 * WARM_UP):
         next(loader)
@@ -147,7 +147,7 @@ def soak(corpus: Any, options: argparse.Namespace, *, decode: str) -> tuple[dict
 
 
 def timed(work: Callable[[], Any], *, rounds: int, frames: int, clips: int) -> Speed:
-    """Runs it `rounds` times after a warm-up.
+    """Run a function `rounds` times after a warm-up.
 
     Args:
         work: one round; leaves its GPU work behind if it likes.
@@ -166,7 +166,7 @@ def timed(work: Callable[[], Any], *, rounds: int, frames: int, clips: int) -> S
 
 
 def memory_mb(device: str) -> dict[str, float]:
-    """Resident memory of this process; of the GPU all that is in use."""
+    """Return the resident memory of this process; of the GPU all that is in use."""
     memory = {"host": resident_mb()}
     if device == "cuda":
         import torch
@@ -177,7 +177,7 @@ def memory_mb(device: str) -> dict[str, float]:
 
 
 def make_shards(root: Path, *, samples: int, length: int = LENGTH) -> Path:
-    """Frame folders of synthetic photographs through `python -m preprocess build`; returns the dataset's folder."""
+    """Build frame folders of synthetic photographs by `python -m preprocess build`; return the dataset's folder."""
     from PIL import Image
 
     rows = []
@@ -195,7 +195,7 @@ def make_shards(root: Path, *, samples: int, length: int = LENGTH) -> Path:
 
 
 def photograph(seed: int, *, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8 noise, its amplitude falling a little faster than photographs' 1/f (Field, 1987).
+    """Return (height, width, 3) uint8 noise whose amplitude falls a little faster than photographs' 1/f (Field, 1987).
 
     So 340 x 256 pixels take about 25 kB at quality 90; frames of real videos take 15 to 29.
     """

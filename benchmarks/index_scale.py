@@ -1,4 +1,4 @@
-"""How far does the index go? Ten million samples, 300 million frames: size, merge, opening, memory of 8 processes.
+"""The index at its designed size, ten million samples of 300 million frames: size, merge, opening, memory.
 
     python benchmarks/index_scale.py out/scale         # some ten minutes and 11 GB of disk; then remove out/scale
 
@@ -31,7 +31,7 @@ PROCESSES, DRAWS, SPAN = 8, 1000, 16
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for everything")
     parser.add_argument("--shards", type=int, default=10_000)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def make_tables(out: Path, number: int, samples: int, frames: int) -> None:
-    """One shard without its frames: the table, and a tar that is only as large as it should be."""
+    """Make one shard without its frames: the table, and a sparse tar of the right size."""
     rng = np.random.default_rng(number)
     counts = rng.integers(frames // 2, frames + frames // 2 + 1, samples).astype(np.int32)
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -90,7 +90,7 @@ def make_tables(out: Path, number: int, samples: int, frames: int) -> None:
 
 
 def report(out: Path) -> None:
-    """Merges, opens and draws, each in processes of their own, and prints what it took."""
+    """Merge, open and draw, each in processes of their own, and print the cost."""
     merged = wait_for([start(out, "merge")])[0]
     meta = json.loads((out / "dataset.json").read_text())
     totals = meta["totals"]
@@ -109,13 +109,13 @@ def report(out: Path) -> None:
 
 
 def start(out: Path, step: str) -> subprocess.Popen[str]:
-    """One step in a process of its own."""
+    """Start one step in a process of its own."""
     command = [sys.executable, __file__, str(out), "--step", step]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(processes: list[subprocess.Popen[str]]) -> list[dict[str, float]]:
-    """What the processes found: once all are ready they look at their memory, and none ends before all have."""
+    """Return the processes' results: once all are ready they measure memory, and none ends before all have."""
     for process in processes:
         lines(process)[1].readline()
     for process in processes:
@@ -128,14 +128,14 @@ def wait_for(processes: list[subprocess.Popen[str]]) -> list[dict[str, float]]:
 
 
 def lines(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    """What a process reads, and what it writes."""
+    """Exchange lines with a process."""
     assert process.stdin is not None
     assert process.stdout is not None
     return process.stdin, process.stdout
 
 
 def answer(found: dict[str, float], **more: Callable[[], float]) -> None:
-    """Tells `wait_for`; `more` is looked up when all are ready."""
+    """Answer `wait_for`; `more` is measured when all are ready."""
     print("ready", flush=True)
     sys.stdin.readline()
     print(json.dumps(found | {name: look() for name, look in more.items()}), flush=True)
@@ -143,7 +143,7 @@ def answer(found: dict[str, float], **more: Callable[[], float]) -> None:
 
 
 def merge(out: Path) -> None:
-    """Merges, while a thread looks at the memory of this process."""
+    """Merge, while a thread measures the memory of this process."""
     peak, done = 0.0, threading.Event()
 
     def look() -> None:
@@ -162,7 +162,7 @@ def merge(out: Path) -> None:
 
 
 def draw(out: Path) -> None:
-    """Opens the dataset and asks for random spans of frames, as a trainer's source does."""
+    """Open the dataset and request random spans of frames, as a trainer's source does."""
     base = memory_mb("Anonymous")
     began, cpu = time.perf_counter(), time.process_time()
     dataset = open_dataset(out)
@@ -194,8 +194,10 @@ def draw(out: Path) -> None:
 
 
 def memory_mb(kind: str) -> float:
-    """Of this process: Anonymous is its own for good; Private_* counts mapped pages of files as well that no other
-    process has touched; Pss counts its share of those that others have."""
+    """Return the memory of this process by kind.
+
+    Anonymous is its own for good; Private_* also counts mapped pages of files that no other process has touched; Pss
+    counts its share of pages that others have as well."""
     text = Path("/proc/self/smaps_rollup").read_text()
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{kind}:")) / 1e3
 

@@ -1,4 +1,4 @@
-"""How fast clips come, beside what else there is: the same clips of the same bytes, in turn, in one process.
+"""The speed of clips beside other loaders: the same clips of the same bytes, in turn, in one process.
 
     python benchmarks/loader.py speed --videos FOLDER     # beside frame folders, webdataset, PyAV; decoding alone
     python benchmarks/loader.py latency --videos FOLDER   # with 2 ms more for every read of the storage
@@ -56,7 +56,7 @@ LATENCY_S = 0.002
 
 
 def main() -> None:
-    """Runs one of the benchmarks."""
+    """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "latency", "start", "memory"])
     parser.add_argument("--videos", type=Path, help="folder of videos")
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def requests_of(corpus: Corpus, *, clips: int, views: int) -> list[BatchRequest]:
-    """Batches of every sample equally often, in a shuffled order, drawn as a Loader draws them."""
+    """Return batches of every sample equally often, in a shuffled order, drawn as a Loader draws them."""
     config = replace(CONFIG, repeat_aug=views)
     times = range(-(-clips // len(corpus)))
     rows = np.concatenate([philox(0, Stream.ORDER, epoch=again).permutation(len(corpus)) for again in times])
@@ -104,7 +104,7 @@ def requests_of(corpus: Corpus, *, clips: int, views: int) -> list[BatchRequest]
 
 
 def ours(footage: Footage, requests: list[BatchRequest], *, views: int, threads: int) -> ClipStream:
-    """What a Loader reads from, without end: `requests` over and over."""
+    """Return the stream that a Loader reads from, without end: `requests` over and over."""
     return ClipStream(
         footage.corpus,
         replace(CONFIG, decode_threads=threads),
@@ -118,7 +118,7 @@ def ours(footage: Footage, requests: list[BatchRequest], *, views: int, threads:
 
 
 def decode_alone(footage: Footage, requests: list[BatchRequest], *, threads: int) -> DaliDecoder:
-    """DALI's decoder over bytes that lie in memory already, whole frames: what no pipeline around it can pass."""
+    """Run DALI's decoder over bytes in memory, complete frames: the limit of any pipeline around it."""
     source = ClipSource(footage.corpus, iter(requests), read_threads=2, prefetch=2)
     batches = list(iter(source.next, None))
     source.close()
@@ -137,7 +137,7 @@ def decode_alone(footage: Footage, requests: list[BatchRequest], *, threads: int
 def blocks_of(
     footage: Footage, requests: list[BatchRequest], *, views: int, threads: int, stack: contextlib.ExitStack
 ) -> dict[str, Callable[[], None]]:
-    """A block of each candidate: all `requests` once."""
+    """Return a block per candidate: all `requests` once."""
     clips = [clip for request in requests for clip in request.clips]
     by_key = defaultdict(list)
     for clip in clips:
@@ -171,7 +171,7 @@ def blocks_of(
 
 
 def drain(made: Iterable[Any]) -> None:
-    """Takes all and keeps none."""
+    """Consume all and keep none."""
     for _ in made:
         pass
 
@@ -180,7 +180,7 @@ def drain(made: Iterable[Any]) -> None:
 
 
 def speed(footage: Footage, *, clips: int, rounds: int) -> None:
-    """All candidates at one view and at four, by CPU time with one thread and by the clock with two."""
+    """Compare all candidates at one view and at four, by CPU time with one thread and by the clock with two."""
     corpus = footage.corpus
     sizes = {f"{w}x{h}" for w, h in zip(corpus.width.tolist(), corpus.height.tolist(), strict=True)}
     frame_bytes = sum(shard.bytes for shard in corpus.datasets[0].shards) / int(corpus.num_frames.sum())
@@ -201,7 +201,7 @@ def speed(footage: Footage, *, clips: int, rounds: int) -> None:
 
 
 def check_pixels(footage: Footage, requests: list[BatchRequest], *, views: int) -> None:
-    """Every candidate must make the same clips; the video is not what JPEG left of it, so it may only be near."""
+    """Check that every candidate makes the same clips; the video's may only be near, because JPEG is lossy."""
     stream = ours(footage, requests, views=views, threads=1)
     # A batch's memory is used again once it is dropped: `cat` copies while all of them are held.
     made = torch.cat([batch.clips for batch in itertools.islice(stream, len(requests))]).int()
@@ -237,7 +237,7 @@ def check_pixels(footage: Footage, requests: list[BatchRequest], *, views: int) 
 
 
 def latency(footage: Footage, *, clips: int, rounds: int) -> None:
-    """The clock with and without `LATENCY_S` more for every read, two threads; bytes read over bytes used."""
+    """Compare the clock with and without `LATENCY_S` more per read, two threads; and bytes read over bytes used."""
     for views in (1, 4):
         requests = requests_of(footage.corpus, clips=clips, views=views)
         slower = _lateness(footage, requests, views=views, rounds=rounds)
@@ -270,7 +270,7 @@ def _lateness(footage: Footage, requests: list[BatchRequest], *, views: int, rou
 
 
 def start(work: Path, *, shards: int = 1000) -> None:
-    """A new process and 1,000 shards: seconds to the first batch."""
+    """Measure the seconds to the first batch of a new process with 1,000 shards."""
     folder = small_dataset(work, samples=shards, shard_size=1)
     code = f"""
 import time
@@ -296,7 +296,7 @@ print(imported - begin, opened - imported, first - opened)
 
 
 def memory(work: Path, *, batches: int, told: int = 20) -> None:
-    """The process's resident memory over many small batches."""
+    """Measure the process's resident memory over many small batches."""
     corpus = open_corpus([small_dataset(work, samples=200, shard_size=20)])
     config = replace(CONFIG, repeat_aug=2, decode_threads=1)
     loader = Loader(corpus, config, num_frames=4, size=32, seed=0, global_batch=2)
@@ -312,7 +312,7 @@ def memory(work: Path, *, batches: int, told: int = 20) -> None:
 
 
 def small_dataset(work: Path, *, samples: int, shard_size: int) -> Path:
-    """Shards of clips of 20 frames of 96 x 64 pixels of smooth noise."""
+    """Build shards of clips of 20 frames of 96 x 64 pixels of smooth noise."""
     shards = work / f"small-{samples}"
     if not shards.exists():
         rng = np.random.default_rng(0)

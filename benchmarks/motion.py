@@ -1,4 +1,4 @@
-"""Does pretraining pay? The demo's motions, 2,000 clips of them: a small model from scratch and from a pretraining run.
+"""The value of pretraining on the demo's motions: 2,000 clips, a small model from scratch and pretrained.
 
     python benchmarks/motion.py out/motion             # an hour or more on two CPU cores; started again it goes on
 
@@ -37,7 +37,7 @@ SIZE = {
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for everything")
     parser.add_argument("--device", default="cpu")
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def make_clips(shards: Path, *options: str) -> None:
-    """Renders clips of 48 x 48 pixels and 16 frames, and their shards, unless they are there."""
+    """Render clips of 48 x 48 pixels and 16 frames, and build their shards, unless they exist."""
     frames = shards.with_name(f"{shards.name}-frames")
     if not (frames / "ledger.csv").exists():
         demo = [sys.executable, "-m", "preprocess", "demo", "--out", frames, "--size", "48", "--frames", "16"]
@@ -78,7 +78,7 @@ def make_clips(shards: Path, *options: str) -> None:
 
 
 def finetune(out: Path, start: str, rate: str, seed: int, *, device: str) -> list[float]:
-    """Validation accuracies, one an epoch."""
+    """Return validation accuracies, one per epoch."""
     folder = out / f"finetune-{'pretrained' if start == STARTS[1] else 'scratch'}-{rate}-{seed}"
     options: list[Any] = ["--init", out / "pre"] if start == STARTS[1] else []
     for name, value in SIZE.items() if start == STARTS[0] else ():
@@ -90,7 +90,7 @@ def finetune(out: Path, start: str, rate: str, seed: int, *, device: str) -> lis
 
 
 def run(script: str, *options: Any) -> None:
-    """A command of launch/, its output into OUT's log; a failure ends everything."""
+    """Run a command of launch/, its output into OUT's log; a failure ends everything."""
     command = [sys.executable, str(ROOT / "launch" / script), *map(str, options)]
     print(" ".join(command[1:]), flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
@@ -99,14 +99,14 @@ def run(script: str, *options: Any) -> None:
 
 
 def spread(values: Iterable[float]) -> str:
-    """Mean and standard deviation, in per cent, and the values."""
+    """Format mean and standard deviation, in per cent, and the values."""
     values = list(values)
     listed = ", ".join(f"{100 * value:.1f}" for value in values)
     return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} % ({listed})"
 
 
 def draw(curves: dict[str, list[list[float]]], path: Path) -> None:
-    """Validation accuracy by epoch: a thin line a run, a thick one their mean."""
+    """Draw validation accuracy by epoch: a thin line per run, a thick one for their mean."""
     import matplotlib as mpl
 
     mpl.use("Agg")

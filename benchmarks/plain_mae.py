@@ -1,4 +1,4 @@
-"""The masked autoencoder as its paper tells it, nothing left out: what the lean one is measured against.
+"""The masked autoencoder written out as in its paper: the baseline for the lean one.
 
     plain = PlainMAE(config)
     plain.load_state_dict(to_foreign(model.state_dict(), config, format="mae_st"))
@@ -31,7 +31,7 @@ class PlainAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+        """Attend, (B, N, D) -> (B, N, D)."""
         q, k, v = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
         scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5  # (B, heads, N, N)
         attended: Tensor = self.proj((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
@@ -49,14 +49,14 @@ class PlainBlock(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+        """Apply the block, (B, N, D) -> (B, N, D)."""
         x = x + self.attn(self.norm1(x))
         mixed: Tensor = self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](self.norm2(x))))
         return x + mixed
 
 
 class PlainMAE(nn.Module):
-    """Names of parameters are mae_st's, so that weights come through mae3d.weights.convert."""
+    """The plain autoencoder; its parameters have mae_st's names, so that weights come through mae3d.weights.convert."""
 
     cls_token: nn.Parameter
     mask_token: nn.Parameter
@@ -90,7 +90,7 @@ class PlainMAE(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros(1, *table)))
 
     def forward(self, clip: Tensor, noise: Tensor) -> Tensor:
-        """Normalised float (B, 3, T, H, W) and noise (B, L) -> the loss, float32."""
+        """Return the loss, float32, of a normalised float clip (B, 3, T, H, W) and noise (B, L)."""
         config, batch = self.config, len(clip)
         ids_shuffle = noise.argsort(dim=1, stable=True)
         ids_restore = ids_shuffle.argsort(dim=1)
@@ -117,7 +117,7 @@ class PlainMAE(nn.Module):
         return self._loss(clip, pred, mask)
 
     def _positions(self, prefix: str) -> Tensor:
-        """(1, L, D): space tiled over time, time repeated over space."""
+        """Return positions, (1, L, D): space tiled over time, time repeated over space."""
         t, h, w = self.config.grid
         space, time = getattr(self, f"{prefix}pos_embed_spatial"), getattr(self, f"{prefix}pos_embed_temporal")
         positions: Tensor = space.repeat(1, t, 1) + time.repeat_interleave(h * w, dim=1)

@@ -1,4 +1,4 @@
-"""How fast preprocessing is, beside the tools that would do a part of it, and how much memory it takes.
+"""The speed and memory of preprocessing, beside tools that do a part of it.
 
     python benchmarks/preprocess.py ffmpeg --videos FOLDER    # beside ffmpeg: decode, scale, MJPEG; CPU time
     python benchmarks/preprocess.py frames --videos FOLDER    # pass-through beside cp, and beside cp and one decoding
@@ -39,14 +39,14 @@ FLAGS = "bicubic+accurate_rnd+bitexact"  # those of preprocess.encode.video_fram
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took, its children's time included."""
+    """The cost of a command, its children's time included."""
 
     wall_s: float
     cpu_s: float
 
 
 def main() -> None:
-    """Runs one of the benchmarks."""
+    """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["ffmpeg", "frames", "workers", "memory", "scale"])
     parser.add_argument("--videos", type=Path, help="folder of videos")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def beside_ffmpeg(videos: Path, work: Path, *, rounds: int) -> None:
-    """Decoding, scaling and encoding of the same files; the quality of MJPEG that gives about as many bytes as ours."""
+    """Compare decoding, scaling and encoding of the same files with FFmpeg's MJPEG at about the same bytes."""
     print(
         subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True).stdout.partition(" Copy")[0]
     )
@@ -107,7 +107,7 @@ def beside_ffmpeg(videos: Path, work: Path, *, rounds: int) -> None:
 
 
 def beside_cp(frames: Path, work: Path, *, rounds: int) -> None:
-    """Pass-through by header beside `cp -r`, strictly decoded beside `cp -r` and one decoding with libjpeg-turbo."""
+    """Compare pass-through by header with `cp -r`, and strict decoding with `cp -r` plus one libjpeg-turbo decode."""
 
     def ours(out: Path, check: str) -> None:
         build(out, "--frames", frames, "--workers", 1, "--check", check)
@@ -130,7 +130,7 @@ def beside_cp(frames: Path, work: Path, *, rounds: int) -> None:
 
 
 def two_workers(videos: Path, work: Path, *, rounds: int) -> None:
-    """Two workers beside one; and what the machine gives two busy processes at that time: the most there is."""
+    """Compare two workers with one, and with the machine's own gain for two busy processes: the upper bound."""
     small = ("--shard-size", 4)  # many shards, so that no worker waits long for the other's last
     costs = paired(
         {
@@ -153,7 +153,7 @@ def two_workers(videos: Path, work: Path, *, rounds: int) -> None:
 
 
 def memory(videos: Path, work: Path) -> None:
-    """The most memory that each process had: the video cut as by default, and as one sample."""
+    """Measure each process's peak memory: the video cut as by default, and as one sample."""
     for extra in ((), ("--whole",)):
         peaks, cost = watched(build_command(work / f"out{len(extra)}", "--videos", videos, "--workers", 1, *extra))
         frames, num_bytes = totals(work / f"out{len(extra)}")
@@ -162,7 +162,7 @@ def memory(videos: Path, work: Path) -> None:
 
 
 def scale(work: Path, *, samples: int, distinct: int = 500, frames: int = 8) -> None:
-    """An archive of short frame folders; their files are hard links to those of `distinct` folders."""
+    """Build an archive of short frame folders; their files are hard links to those of `distinct` folders."""
     began = time.perf_counter()
     many_folders(work / "frames", samples=samples, distinct=distinct, frames=frames)
     print(f"{samples} folders of {frames} frames, made in {time.perf_counter() - began:.0f} s")
@@ -179,7 +179,7 @@ def scale(work: Path, *, samples: int, distinct: int = 500, frames: int = 8) -> 
 
 
 def paired(candidates: Mapping[str, Callable[[Path], None]], work: Path, *, rounds: int) -> dict[str, list[Cost]]:
-    """Runs every candidate once a round, forwards and backwards in turn, after one round that is not counted.
+    """Run every candidate once per round, forwards and backwards in turn, after one round that is not counted.
 
     Args:
         candidates: name ─► a command that writes to the path that it is given, which is not there yet.
@@ -200,7 +200,7 @@ def paired(candidates: Mapping[str, Callable[[Path], None]], work: Path, *, roun
 
 
 def report(costs: dict[str, list[Cost]], ours: str, *, frames: int, clock: str) -> None:
-    """A line for each candidate: its median time a frame, and how many times ours is as fast."""
+    """Print a line per candidate: its median time per frame, and how many times as fast ours is."""
     print("by the clock" if clock == "wall_s" else "CPU time")
     seconds = {name: [getattr(cost, clock) for cost in values] for name, values in costs.items()}
     for name, values in seconds.items():
@@ -209,24 +209,24 @@ def report(costs: dict[str, list[Cost]], ours: str, *, frames: int, clock: str) 
 
 
 def build_command(out: Path, *options: object) -> list[str]:
-    """`python -m preprocess build` with these options."""
+    """Return `python -m preprocess build` with these options."""
     return [sys.executable, "-m", "preprocess", "build", "--out", str(out), *map(str, options)]
 
 
 def build(out: Path, *options: object) -> None:
-    """Runs it."""
+    """Run a build."""
     run(*build_command(out, *options))
 
 
 def run(*command: object) -> None:
-    """Runs a command silently; what it says is shown if it fails."""
+    """Run a command silently; its output is shown if it fails."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         raise SystemExit(done.stderr)
 
 
 def copy(source: Path, out: Path) -> None:
-    """`cp -r`, which does not wait for the disk as ours does."""
+    """Run `cp -r`, which does not wait for the disk as ours does."""
     run("cp", "-r", source, out)
 
 
@@ -240,7 +240,7 @@ for path in Path(sys.argv[1]).rglob("*.jpg"):
 
 
 def mjpeg(videos: Path, out: Path, *, quality: int, huffman: str = "optimal") -> None:
-    """ffmpeg on one thread: every frame to JPEG, one file for a video, so that it opens none for every frame."""
+    """Run ffmpeg on one thread: every frame to JPEG, one file per video."""
     out.mkdir()
     size = f"'if(gt(iw,ih),-2,min({SHORT_SIDE},iw))':'if(gt(iw,ih),min({SHORT_SIDE},ih),-2)'"
     for video in sorted(videos.iterdir()):
@@ -252,14 +252,14 @@ def mjpeg(videos: Path, out: Path, *, quality: int, huffman: str = "optimal") ->
 
 
 def spin(processes: int) -> None:
-    """So many busy loops of some seconds at once."""
+    """Run so many busy loops of some seconds at once."""
     loop = [sys.executable, "-c", "n = 0\nwhile n < 30_000_000: n += 1"]
     for started in [subprocess.Popen(loop) for _ in range(processes)]:
         started.wait()
 
 
 def totals(out: Path) -> tuple[int, int]:
-    """(frames, bytes of them) of a dataset."""
+    """Return (frames, bytes of them) of a dataset."""
     from preprocess.dataset.index import open_dataset
 
     dataset = open_dataset(out)
@@ -268,7 +268,7 @@ def totals(out: Path) -> tuple[int, int]:
 
 
 def watched(command: Sequence[str]) -> tuple[dict[str, float], Cost]:
-    """Runs a command; the most memory (VmHWM, in MB) of the process, of any worker, and of any decoding child."""
+    """Run a command; return peak memory (VmHWM, in MB) of the process and of any decoding child."""
     peaks: dict[str, float] = {}
     used, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -309,7 +309,7 @@ def _peaks(parent: int) -> list[tuple[str, float]]:
 
 
 def copied(videos: Path, folder: Path, *, copies: int) -> Path:
-    """The videos, several times over."""
+    """Copy the videos, many times over."""
     folder.mkdir()
     for copy_number in range(copies):
         for video in sorted(videos.iterdir()):
@@ -318,7 +318,7 @@ def copied(videos: Path, folder: Path, *, copies: int) -> Path:
 
 
 def stored_frames(videos: Path, work: Path, *, copies: int) -> Path:
-    """Frame folders with a ledger, `copies` of each video's frames as we would store them; files of their own."""
+    """Make frame folders with a ledger, `copies` of each video's frames as we would store them."""
     from mae3d.video.reader import open_video
     from preprocess.encode.images import scaled_size
     from preprocess.encode.video_frames import FrameEncoder
@@ -342,7 +342,7 @@ def stored_frames(videos: Path, work: Path, *, copies: int) -> Path:
 
 
 def looped(videos: Path, folder: Path, *, hours: float) -> Path:
-    """The first video, its packets copied over and over until it is as long as asked for."""
+    """Copy the first video's packets over and over until it has the requested length."""
     folder.mkdir()
     source = min(videos.glob("*.mp4"))
     with av.open(str(source)) as given, av.open(str(folder / "long.mp4"), "w") as long:
@@ -362,7 +362,7 @@ def looped(videos: Path, folder: Path, *, hours: float) -> Path:
 
 
 def many_folders(root: Path, *, samples: int, distinct: int, frames: int) -> None:
-    """root/train/<name>/img_00001.jpg ..., and a ledger."""
+    """Make root/train/<name>/img_00001.jpg ..., and a ledger."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""The other ways to clips: the same request ─► the same pixels, from frame folders, from tars and from video files.
+"""The other ways to clips: the same request ─► the same pixels, from frame folders, from tars and from videos.
 
 Written anew for this comparison. Each takes one clip's request (`pipelines.sampling.requests.ClipRequest`) and gives
 its views.
@@ -32,7 +32,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 @dataclass(frozen=True)
 class Footage:
-    """One footage, stored three ways."""
+    """The same footage, stored three ways."""
 
     corpus: Corpus
     folders: Path  # folders/<key>/<member>.jpg, the shards' members
@@ -40,7 +40,7 @@ class Footage:
 
 
 def store(videos: Path, work: Path) -> Footage:
-    """Videos ─► H.264 of 340 x 256, shards of its frames, and the shards' members as loose files."""
+    """Store videos as H.264 of 340 x 256, as shards of its frames, and as loose files of the shards' members."""
     small, shards, folders = work / "videos", work / "shards", work / "folders"
     if not small.exists():
         small.mkdir(parents=True)
@@ -62,7 +62,7 @@ def store(videos: Path, work: Path) -> Footage:
 
 
 def _scale(source: Path, target: Path) -> None:
-    """Transcodes to H.264 as FFmpeg does by default (x264, crf 23, a keyframe at least every 250 frames)."""
+    """Transcode to H.264 as FFmpeg does by default (x264, crf 23, a keyframe at least every 250 frames)."""
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(av.open(str(source)))
         video = container.streams.video[0]
@@ -82,7 +82,7 @@ def _scale(source: Path, target: Path) -> None:
 
 
 def frame_folders(footage: Footage, clip: ClipRequest, *, size: int, normalise: bool) -> torch.Tensor:
-    """The frame-folder loader of the seeds: one file a frame, PIL; every view opens and decodes its frames again.
+    """Load as the seeds' frame-folder loader does: one file per frame, PIL; every view decodes its frames again.
 
     Args:
         footage: where the frames lie.
@@ -110,20 +110,20 @@ def frame_folders(footage: Footage, clip: ClipRequest, *, size: int, normalise: 
 
 
 def samples_of_tars(footage: Footage) -> Iterator[tuple[str, dict[str, Any]]]:
-    """webdataset over the same tars, one pass: key, and member ─► bytes."""
+    """Read the same tars by webdataset, one pass: key, and member ─► bytes."""
     tars = [str(footage.corpus.shard_path(number)) for number in range(len(footage.corpus.datasets[0].shards))]
     for sample in webdataset.WebDataset(tars, shardshuffle=False):
         yield sample["__key__"], sample
 
 
 def web_dataset(sample: dict[str, Any], clip: ClipRequest, *, size: int) -> torch.Tensor:
-    """webdataset's bytes, torchvision's decoder and crop ─► (R, T, size, size, C) uint8; views share one decode."""
+    """Decode and crop webdataset's bytes by torchvision ─► (R, T, size, size, C) uint8; views share one decode."""
     jpegs = [torch.frombuffer(bytearray(sample[f"{frame:06d}.jpg"]), dtype=torch.uint8) for frame in clip.frames]
     return _views(torch.stack([decode_jpeg(jpeg) for jpeg in jpegs]), clip, size=size)
 
 
 def video_file(footage: Footage, clip: ClipRequest, *, size: int) -> torch.Tensor:
-    """PyAV: seek to the keyframe before the clip, decode to its last frame ─► as `web_dataset`."""
+    """Seek by PyAV to the keyframe before the clip, decode to its last frame ─► as `web_dataset`."""
     dataset, row = footage.corpus.locate(clip.row)
     times = (dataset.start_s[row] + clip.frames / dataset.fps[row]).tolist()
     frames = {}

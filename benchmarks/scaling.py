@@ -1,4 +1,4 @@
-"""What goes over the network in a step, and from how many clips a GPU on it hides behind the backward pass.
+"""The network traffic of a step, and the clips per GPU from which it hides behind the backward pass.
 
     python benchmarks/scaling.py
 
@@ -34,14 +34,14 @@ BUCKET = 200_000  # elements, for a small model: DeepSpeed's own 500 million hol
 
 @dataclass(frozen=True)
 class Collective:
-    """One call: how many bytes the whole tensor has, and when it was made."""
+    """A collective call: the bytes of the entire tensor, and its time."""
 
     kind: str
     size: int
     phase: str  # forward, backward (gradients are still being made), drain (they are all there), step
 
     def wire(self, world: int) -> float:
-        """Bytes that a ring moves through each process."""
+        """Return the bytes that a ring moves through each process."""
         share = (world - 1) / world
         return self.size * {"all_reduce": 2 * share, "broadcast": 1.0, "reduce": 1.0}.get(self.kind, share)
 
@@ -55,12 +55,12 @@ class Traffic:
 
     @property
     def total(self) -> float:
-        """Both."""
+        """Return the sum of both."""
         return self.gradients + self.weights
 
 
 def formula(stage: int, precision: str) -> Traffic:
-    """Bytes a parameter, for a large world: (N - 1)/N is left to the caller."""
+    """Return bytes per parameter, for a large world: (N - 1)/N is left to the caller."""
     size = {"bf16": 2, "autocast": 4, "fp32": 4}[precision]
     gradient = 2 if precision == "autocast" else size  # products' gradients travel in bf16
     if stage == 3:
@@ -72,7 +72,7 @@ def formula(stage: int, precision: str) -> Traffic:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints both tables; 1 if a stage did not run."""
+    """Print both tables; return 1 if a stage did not run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--stages", type=int, nargs="*", default=[0, 1, 2, 3], help="to measure; none for the second table"
@@ -123,12 +123,12 @@ def _print_measured(stage: int, precision: str) -> int:
 
 
 def is_reduction(call: Collective) -> bool:
-    """Whether gradients travel: all else that is large moves weights."""
+    """Return whether gradients travel: all other large traffic moves weights."""
     return "reduce" in call.kind
 
 
 def count_step(world: "World", stage: Any, precision: Any) -> tuple[int, list[Collective]]:
-    """Three steps of a small model on this process; its parameters, and the collectives of the third."""
+    """Take three steps of a small model on this process; return its parameters, and the collectives of the third."""
     import torch
 
     calls: list[Collective] = []
@@ -175,7 +175,7 @@ def count_step(world: "World", stage: Any, precision: Any) -> tuple[int, list[Co
 
 
 def _watch(note: Callable[[str, int], None]) -> None:
-    """Tells of every collective that is called from now on: its kind, and the bytes of the whole tensor."""
+    """Record every collective that is called from now on: its kind, and the bytes of the entire tensor."""
     import torch.distributed as dist
 
     whole: dict[str, Callable[..., Any]] = {
@@ -208,7 +208,7 @@ def _noting(
 
 
 def print_computed(*, mfu: float, bandwidths: tuple[float, float]) -> None:
-    """For each published size: clips a GPU from which the traffic takes no longer than what it can hide behind."""
+    """Print per published size the clips per GPU from which the traffic hides behind the backward pass."""
     print(
         "| bf16 | M parameters | GPUs | stages 1, 2: gradients hide from | then the weights' gather adds | "
         "as much at 64 clips | stage 3: all hides from |"
@@ -235,7 +235,7 @@ def print_computed(*, mfu: float, bandwidths: tuple[float, float]) -> None:
 
 
 def size_of(preset: str) -> tuple[int, float]:
-    """Parameters, and FLOPs of a step for one clip."""
+    """Return parameters, and FLOPs of a step for one clip."""
     import torch
 
     from mae3d.model.config import MAEConfig

@@ -1,4 +1,4 @@
-"""How fast a training step is, forward and backward, and how near the device's limit.
+"""The speed of a training step, forward and backward, and its distance from the device's limit.
 
     python benchmarks/step.py compare --size base --precision fp32 bf16     # against the plain model, in turns
     python benchmarks/step.py memory --size base                            # bytes kept for the backward pass
@@ -37,7 +37,7 @@ MUST_BYTES = 0.45
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; 1 if a figure misses what it must reach, 2 where there is no GPU."""
+    """Run a subcommand; return 1 if a figure misses its bound, 2 without a GPU."""
     options = _options(argv)
     import torch
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Ours against the plain model: losses, then time."""
+    """Compare ours with the plain model: losses, then time."""
     missed = 0
     for precision in options.precision:
         pair = Pair(config_of(options), batch=options.batch, device=options.device, precision=precision)
@@ -88,7 +88,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def memory(options: argparse.Namespace) -> int:
-    """Bytes that autograd keeps for a clip, ours and the plain model's."""
+    """Compare the bytes that autograd keeps for a clip, ours and the plain model's."""
     missed = 0
     for precision in options.precision:
         per_clip = {}
@@ -107,7 +107,7 @@ def memory(options: argparse.Namespace) -> int:
 
 
 def attention_backends(options: argparse.Namespace) -> int:
-    """Forward and backward of attention alone at the decoder's shapes: 16 heads of 32, and 8 of 64."""
+    """Time forward and backward of attention alone at the decoder's shapes: 16 heads of 32, and 8 of 64."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
@@ -143,7 +143,7 @@ def attention_backends(options: argparse.Namespace) -> int:
 
 
 def seconds_of(block: Callable[[], None], options: argparse.Namespace, *, on_gpu: bool) -> float:
-    """Median seconds of a block."""
+    """Return the median seconds of a block."""
     repeats = 20 if on_gpu else 1
 
     def many() -> None:
@@ -156,7 +156,7 @@ def seconds_of(block: Callable[[], None], options: argparse.Namespace, *, on_gpu
 
 
 def run_all(options: argparse.Namespace) -> int:
-    """Every subcommand in a process of its own, so that one that fails leaves the rest; 1 if any did."""
+    """Run every subcommand in a process of its own, so that one that fails leaves the rest; return 1 if any did."""
     common = ["--device", options.device, "--rounds", options.rounds, "--threads", options.threads]
     common += ["--frames", options.frames, "--img-size", options.img_size]
     tiny = options.size == "tiny"

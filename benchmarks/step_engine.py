@@ -1,4 +1,4 @@
-"""The whole training step, as launch/pretrain.py takes it: DeepSpeed's engine, masks, clips.
+"""The complete training step, as launch/pretrain.py takes it: DeepSpeed's engine, masks, clips.
 
     python benchmarks/step.py mfu --size base --compile true
     python benchmarks/step.py input --size base --shards out/shards
@@ -53,7 +53,7 @@ _WAITS = (
 
 
 def main(options: argparse.Namespace) -> int:
-    """`mfu` or `input`."""
+    """Run `mfu` or `input`."""
     torch._dynamo.config.automatic_dynamic_shapes = False  # each batch size is compiled for itself
     world = start_world(options.device)
     try:
@@ -70,18 +70,18 @@ class Step:
     loss_of: Callable[..., torch.Tensor]
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The loss."""
+        """Return the loss."""
         return self.loss_of(self.engine, batch, step=0, micro=0)
 
     def __call__(self, batch: Batch) -> None:
-        """Forward, backward, optimizer."""
+        """Run forward, backward and the optimizer."""
         self.engine.backward(self.forward(batch))
         self.engine.step(1e-5)
 
 
 @contextmanager
 def stepping(options: argparse.Namespace, world: World, *, views: int = 1, compiled: bool) -> Iterator[Step]:
-    """A fresh model and engine: bf16 and ZeRO 1 on a GPU, fp32 on the CPU."""
+    """Yield a fresh model and engine: bf16 and ZeRO 1 on a GPU, fp32 on the CPU."""
     torch.manual_seed(0)
     config, on_gpu = config_of(options), world.device.type == "cuda"
     train = TrainConfig(precision="bf16" if on_gpu else "fp32", zero_stage=1, compile=compiled)
@@ -100,7 +100,7 @@ def stepping(options: argparse.Namespace, world: World, *, views: int = 1, compi
 
 
 def synthetic(config: MAEConfig, samples: int, *, views: int = 1, device: torch.device) -> Batch:
-    """A batch of noise that lies on the device."""
+    """Return a batch of noise that lies on the device."""
     size = config.img_size
     clips = torch.randint(0, 256, (samples, views, config.num_frames, size, size, 3), dtype=torch.uint8, device=device)
     numbers = torch.arange(samples)
@@ -108,7 +108,7 @@ def synthetic(config: MAEConfig, samples: int, *, views: int = 1, device: torch.
 
 
 def mfu(options: argparse.Namespace, world: World) -> int:
-    """The largest batch, and at it and at smaller ones: time, MFU, the optimizer's share; then the host's waits."""
+    """Measure at the largest batch and smaller ones: time, MFU, the optimizer's share; then the host's waits."""
     config, on_gpu = config_of(options), world.device.type == "cuda"
     limit = options.batch or (largest_batch(options, world) if on_gpu else 2)
     print(f"largest batch: {limit}" if not options.batch else f"batch: {limit}", flush=True)
@@ -138,7 +138,7 @@ def mfu(options: argparse.Namespace, world: World) -> int:
 
 
 def largest_batch(options: argparse.Namespace, world: World) -> int:
-    """The most clips that a step has memory for, to an eighth."""
+    """Return the most clips that a step has memory for, to an eighth."""
     config = config_of(options)
     with stepping(options, world, compiled=False) as step:
 
@@ -165,7 +165,7 @@ def largest_batch(options: argparse.Namespace, world: World) -> int:
 
 
 def time_steps(step: Step, batch: Batch, *, steps: int, device: str) -> tuple[float, float]:
-    """Median seconds of forward and backward, and of the whole step, each step on its own."""
+    """Return median seconds of forward and backward, and of the entire step, each step on its own."""
     clock, _ = clock_of(device)
     both, whole = [], []
     if device == "cpu":
@@ -196,7 +196,7 @@ def time_steps(step: Step, batch: Batch, *, steps: int, device: str) -> tuple[fl
 
 
 def matmul_speed(device: torch.device, size: int = 8192) -> float:
-    """FLOP/s of a square bf16 product: what can be reached at all."""
+    """Return FLOP/s of a square bf16 product, the device's practical limit."""
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     clock, _ = clock_of("cuda")
     for _ in range(3):
@@ -208,7 +208,7 @@ def matmul_speed(device: torch.device, size: int = 8192) -> float:
 
 
 def count_waits(step: Step, batch: Batch, *, on_gpu: bool) -> None:
-    """Prints what of a step makes the host wait for the device, and where in the code.
+    """Print the parts of a step that make the host wait for the device, with their lines of code.
 
     On a GPU torch's own debug mode tells; on the CPU reads of a tensor's value are counted, which are what would wait.
     """
@@ -235,7 +235,7 @@ def count_waits(step: Step, batch: Batch, *, on_gpu: bool) -> None:
 
 
 class _Reads(TorchDispatchMode):
-    """Counts reads of tensors' values by the line that asked."""
+    """A counter of reads of tensors' values by the line of code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class _Reads(TorchDispatchMode):
 
 
 def input_stall(options: argparse.Namespace, world: World) -> int:
-    """Blocks of steps on the Loader's clips and on clips that are there, in turns; wall time."""
+    """Time blocks of steps on the Loader's clips and on clips in memory, in turns; wall time."""
     with tempfile.TemporaryDirectory(prefix="mae3d-step-") as work:
         samples = options.batch or 64
         shards = options.shards or make_shards(Path(work), samples=2 * samples)
@@ -301,7 +301,7 @@ def _input_stall(options: argparse.Namespace, world: World, shards: Path) -> int
 
 
 def settle_device(*, on_gpu: bool) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if on_gpu:
         torch.cuda.synchronize()
 

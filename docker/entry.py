@@ -1,4 +1,4 @@
-"""A command line -> that command, run to its end, with every signal delivered to whoever can act on it.
+"""A command is run to its end, with every signal delivered to the processes that can act on it.
 
 `deepspeed` must not get a SIGTERM itself: it dies of it and leaves its ranks behind, and its launch.py (like
 torchrun) kills the ranks 30 seconds later, which may be in the middle of a checkpoint. The ranks agree on a stop,
@@ -33,7 +33,7 @@ PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 def descendants() -> dict[int, int]:
-    """All processes below this one, as pid -> parent's pid; orphans too, which become our own (`adopt_orphans`)."""
+    """Return all processes below this one, as pid -> parent's pid; orphans too, once adopted (`adopt_orphans`)."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -50,13 +50,13 @@ def descendants() -> dict[int, int]:
 
 
 def adopt_orphans() -> None:
-    """Outside of a container, too, what a killed launcher leaves becomes ours; torchrun's ranks have left its group."""
+    """Adopt the orphans of a killed launcher outside of a container, too; torchrun's ranks have left its group."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def is_rank(pid: int) -> bool:
-    """Whether a launcher started this process, or an ancestor of it, as a rank: deepspeed and torchrun set RANK."""
+    """Return whether a launcher started this process, or an ancestor, as a rank: deepspeed and torchrun set RANK."""
     try:
         environment = b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
@@ -65,7 +65,7 @@ def is_rank(pid: int) -> bool:
 
 
 def targets(command: int) -> list[int]:
-    """The processes that a signal is meant for: the ranks (not their children), else the command."""
+    """Return the processes that a signal is meant for: the ranks (not their children), else the command."""
     if is_rank(os.getpid()):  # started by a launcher outside of the container: the command is the rank
         return [command]
     below = descendants()
@@ -115,7 +115,7 @@ def _give_terminal(group: int) -> None:
 
 
 def _reap(command: int) -> int | None:
-    """Collect ended processes (process 1 inherits orphans); the command's exit code once it is among them."""
+    """Collect ended processes (process 1 inherits orphans); return the command's exit code once it is among them."""
     code = None
     while True:
         try:
@@ -130,7 +130,7 @@ def _reap(command: int) -> int | None:
 
 
 def _end_rest() -> bool:
-    """Nothing outlives the command: after 2 s what is left is asked to end, after 30 s more made to.
+    """End all processes that outlive the command: after 2 s by SIGTERM, after 30 s more by SIGKILL.
 
     Returns:
         Whether there were ranks among it, which their launcher should have waited for.
@@ -147,7 +147,7 @@ def _end_rest() -> bool:
 
 
 def _have_ended(seconds: float) -> bool:
-    """Waits until there is no process below this one; whether that came about."""
+    """Wait until there is no process below this one; return whether that came about."""
     deadline = time.monotonic() + seconds
     while True:
         _reap(0)
