@@ -119,7 +119,7 @@ docs: install  ## the documentation as a site in site/; a link that leads nowher
 # Each interpreter has an environment of its own below out/matrix; without one of them the others still run.
 matrix:  ## the quick tests under every Python of 3.11 to 3.14 that is installed
 	@status=0; for version in $(VERSIONS); do \
-		if ! command -v python$$version >/dev/null; then echo "python$$version: not installed, left out"; continue; fi; \
+		if ! python$$version -c "" 2>/dev/null; then echo "python$$version: not installed, left out"; continue; fi; \
 		$(MAKE) quick PYTHON=python$$version VENV=out/matrix/$$version && result=passed || { result=FAILED; status=1; }; \
 		echo "python$$version: $$result"; \
 	done; exit $$status

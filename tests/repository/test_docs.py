@@ -178,6 +178,9 @@ def test_make_matrix_runs_what_is_installed_and_says_what_is_missing(tmp_path: P
     programs.mkdir()
     for name in ("python3", "python3.12", "python3.13"):
         (programs / name).symlink_to(sys.executable)
+    shim = programs / "python3.14"  # as pyenv's for a version that is not active
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    shim.chmod(0o755)
     command = [str(shutil.which("make")), "matrix"]
     done = subprocess.run(command, cwd=tmp_path, env={"PATH": str(programs)}, capture_output=True, text=True)
     assert done.returncode == 2
