@@ -254,7 +254,7 @@ def test_what_cannot_be_jumped_in_is_not_tried_again(tmp_path: Path, monkeypatch
         container, stream = open_container(path, max_pixels)
         return Container(container), stream
 
-    monkeypatch.setattr("mae3d.video.reader.open_container", opened)
+    monkeypatch.setattr("mae3d.video.stream.open_container", opened)
     with open_video(path) as video:
         for first in (10, 20, 30):
             assert [number for _, number in read(video, first / 10, first / 10 + 0.15)] == list(
