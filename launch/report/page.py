@@ -1,4 +1,4 @@
-"""Pictures and figures -> one page, index.html, with all that it shows inside: it can be mailed as it is.
+"""Pictures and figures become one page, index.html, with all that it shows inside: it can be mailed as it is.
 
     section = Section("Reconstruction", intro, tables=[table], cards=cards)
     write_report(folder, title="runs/a", intro=intro, facts=facts, sections=[section], losses=losses)
@@ -43,12 +43,12 @@ svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-seri
 
 @dataclass(frozen=True)
 class Card:
-    """One sample on the page.
+    """A sample on the page.
 
     Attributes:
-        title: What it is called.
-        note: What else is to be said, in small letters.
-        images: Paths relative to the page -> what they show, for those who cannot see them.
+        title: The sample's name.
+        note: More about it, in small letters.
+        images: Paths relative to the page -> descriptions, for people who cannot see them.
     """
 
     title: str
@@ -70,11 +70,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One way of looking at the model.
+    """A way of looking at the model.
 
     Attributes:
         title: Its heading.
-        intro: Paragraphs that say what is seen, and how to read it.
+        intro: Paragraphs on how to read it.
         cards: The samples, in order.
         tables: Figures over all samples.
         images: As a card's; they stand below the introduction.
@@ -103,7 +103,7 @@ def write_report(
         title: The heading.
         intro: Paragraphs under it.
         facts: Name -> value, of the model and the clips.
-        sections: What is shown, in order.
+        sections: The sections, in order.
         losses: (step, loss) of the run; empty leaves the curve out.
 
     Returns:
@@ -128,13 +128,13 @@ def write_report(
 
 
 def read_losses(run: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a run's metrics, where the loss is a finite number; empty if there are none."""
+    """Return (step, loss) of a run's metrics whose loss is a finite number; empty if there are none."""
     losses = [(row["step"], row.get("loss")) for row in read_metrics(run)]
     return [(int(step), float(loss)) for step, loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
 
 
 def progress_section(run: Path) -> Section | None:
-    """How held-out samples fared while the run was trained, the newest first; None where nothing was looked at."""
+    """Return how held-out samples fared during training, newest first; None if none was evaluated."""
     rows = read_metrics(run)
     names = score_names(rows)
     scored = [row for row in rows[::-1] if any(name in row for name in names)]
@@ -152,14 +152,14 @@ def progress_section(run: Path) -> Section | None:
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:
-    """The first, the last and others between them, evenly."""
+    """Return the first, the last and others between them, evenly."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 640, height: int = 300) -> str:
-    """An inline SVG: the points as a thin line, their running mean as a thick one.
+    """Return an inline SVG: the points as a thin line, their running mean as a thick one.
 
     A long run's points are averaged in groups, so that the page stays small.
 
@@ -198,7 +198,7 @@ def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 640, height:
 
 
 def _grouped(losses: Sequence[tuple[int, float]], *, most: int) -> list[tuple[int, float]]:
-    """At most so many points: the last step and the mean loss of each group of neighbours."""
+    """Return at most so many points: the last step and the mean loss of each group of neighbours."""
     size = math.ceil(len(losses) / most)
     groups = [losses[i : i + size] for i in range(0, len(losses), size)]
     return [(group[-1][0], math.fsum(loss for _, loss in group) / len(group)) for group in groups]
@@ -210,7 +210,7 @@ def _smooth(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that span a range; it is widened to them."""
+    """Return about five round numbers that span a range, which is widened to them."""
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / 5
@@ -250,7 +250,7 @@ def _images(folder: Path, images: Mapping[str, str]) -> str:
 
 
 def _inlined(path: Path) -> str:
-    """An image as a data: URI; a PNG of footage, which PNG hardly compresses, as a JPEG."""
+    """Return an image as a data: URI; a PNG of footage, which PNG hardly compresses, as a JPEG."""
     data, kind = path.read_bytes(), path.suffix.removeprefix(".")
     if kind == "png":
         with Image.open(path) as image, io.BytesIO() as packed:

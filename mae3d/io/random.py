@@ -1,5 +1,4 @@
-"""Randomness that is a pure function of what it is drawn for: counter-based generators, and the tags that keep them
-apart.
+"""Randomness is a pure function of its purpose: counter-based generators, and the tags that keep them apart.
 
     rng = philox(seed, Stream.CROP, epoch=3, position=4096, view=1)
 

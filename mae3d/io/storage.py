@@ -48,8 +48,8 @@ class Storage:
         def listed() -> dict[str, int | None]:
             files, root = self._opened
             files.invalidate_cache()
-            found = files.find(path, detail=True)
-            return {str(name)[len(root) + 1 :]: entry.get("size") for name, entry in sorted(found.items())}
+            entries = files.find(path, detail=True)
+            return {str(name)[len(root) + 1 :]: entry.get("size") for name, entry in sorted(entries.items())}
 
         try:
             sizes: dict[str, int | None] = self._call(listed, below)

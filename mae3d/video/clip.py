@@ -107,7 +107,7 @@ def decode_squares(
     """Yield the time and the square picture of each frame of certain times; damaged frames are missing.
 
     Args:
-        video: The opened file; where it stands is made use of.
+        video: The opened file; it goes on from its position if it can.
         times: The frames' times, as `Video.frame_times` has them.
         start_s: Where decoding is to begin or to go on: none of the times is earlier.
         last_s: The last frame to be decoded.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import NamedTuple
 
-STEP_S = 0.04  # from a frame to the next if nothing says how far
+STEP_S = 0.04  # from a frame to the next if the distance is not known
 _RESTARTS_S = 0.25  # stamps that go back by so much begin anew; by less, they are out of place
 _A_MOMENT_S = 0.001  # from a frame to one whose stamp is not later
 
@@ -34,7 +34,7 @@ class FrameClock:
 
     @property
     def next_s(self) -> float:
-        """Where the next frame is expected, seconds."""
+        """The expected time of the next frame, seconds."""
         return max(self.latest_s + self._step_s, 0.0)
 
     def seconds(self, stamp: int | None) -> float:
@@ -53,7 +53,7 @@ class FrameClock:
 
 
 class PacketStamps(NamedTuple):
-    """What a packet says about the frame in it."""
+    """The stamps of a packet, which are those of the frame in it."""
 
     pts: int | None
     dts: int | None
@@ -75,7 +75,7 @@ def times_of_packets(packets: Iterable[PacketStamps], clock: FrameClock) -> Fram
         clock: A clock before its first frame.
 
     Returns:
-        The times; None if the packets do not tell: stamps are missing, come twice or begin anew.
+        The times; None if the packets do not have them: stamps are missing, come twice or begin anew.
     """
     is_key: dict[int, bool] = {}
     latest_dts = -math.inf

@@ -1,4 +1,6 @@
-"""A file ─► its container and video stream, opened in such a way that nothing else is: PyAV (FFmpeg in a wheel).
+"""Video files are opened in such a way that nothing else is, by PyAV (FFmpeg in a wheel).
+
+A file ─► its container and video stream.
 
     container, stream = open_container(Path("clip.mp4"), max_pixels=MAX_PIXELS)
 
@@ -32,7 +34,7 @@ _FORMATS = (
     "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,asf_o,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu,"
     "av1,apng,cavsvideo,dirac,dnxhd,gxf,h263,ivr,mjpeg,mjpeg_2000,nsv,nuv,smjpeg,vc1,vc1test,vvc,webp,wtv,yuv4mpegpipe"
 )
-# Where each frame stands alone a damaged one is left out; its missing parts would hold whatever was in memory before.
+# If each frame stands alone, damaged ones are left out: their missing parts would hold what was in memory before.
 _STRICT = "crccheck+bitstream+buffer+explode"
 _TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
 
@@ -40,19 +42,19 @@ MAX_PIXELS = 1 << 26  # of one frame, 8192 x 8192, unless a setting allows other
 
 
 def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
-    """Opens a file.
+    """Open a file.
 
     Args:
-        path: the file.
-        max_pixels: what announces larger frames is refused.
+        path: The file.
+        max_pixels: Files that announce larger frames are refused.
 
     Returns:
         The container (PyAV's), and its first real video stream, set up to be decoded.
 
     Raises:
-        MediaError: missing, not a video in a known container, no video stream (a cover picture is none), no
-            decoder, too large.
-        OSError: its disk has gone.
+        MediaError: The file is missing, not a video in a known container, without a video stream (a cover picture is
+            none) or a decoder for it, or too large.
+        OSError: The disk of the file has gone.
     """
     try:
         if not path.is_file():
@@ -63,12 +65,12 @@ def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
     # "file:" so that no part of a name is taken for a protocol.
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "enable_drefs": "0"}
     options["max_pixels"] = str(max_pixels)
-    with _ffmpeg_messages() as said:
+    with _ffmpeg_messages() as messages:
         try:
             container = av.open(f"file:{path}", options=options, metadata_errors="replace")
         except (av.error.FFmpegError, OSError) as error:
             raise_unless_of_the_file(error, path)
-            raise MediaError("unreadable", _explain(error, said)) from error
+            raise MediaError("unreadable", _explain(error, messages)) from error
     for stream in container.streams.video:
         if stream.disposition & Disposition.attached_pic:
             continue
@@ -76,8 +78,8 @@ def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
             container.close()
             raise MediaError("no_decoder", "this FFmpeg has no decoder for the video stream")
         size = f"{stream.codec_context.width}x{stream.codec_context.height}"
-        # A decoder that was refused its size while FFmpeg looked at the first frames says so, and forgets it.
-        refused = next((found[1] for _, _, words in said if (found := _TOO_LARGE.search(words))), None)
+        # A decoder that was refused its size while FFmpeg read the first frames logs it, and forgets it.
+        refused = next((match[1] for _, _, words in messages if (match := _TOO_LARGE.search(words))), None)
         if refused or stream.codec_context.width * stream.codec_context.height > max_pixels:
             container.close()
             raise MediaError("too_large", f"{refused or size} pixels, --max-pixels {max_pixels} are allowed")
@@ -91,10 +93,10 @@ def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
 
 
 def check_readable(path: Path) -> None:
-    """Looks at a file that seems to have ended: FFmpeg takes some errors of the disk for its end.
+    """Read the end of a file that seems to have ended: FFmpeg takes some errors of the disk for the file's end.
 
     Raises:
-        OSError: the disk has gone.
+        OSError: The disk has gone.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -106,16 +108,16 @@ def check_readable(path: Path) -> None:
 
 @contextmanager
 def _ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
-    """Collects what FFmpeg says; elsewhere it is silent."""
-    av.logging.set_skip_repeated(False)  # what is said of one file must not depend on the file before
+    """Yield a list of the messages that FFmpeg logs; elsewhere it is silent."""
+    av.logging.set_skip_repeated(False)  # the messages of one file must not depend on the file before
     av.logging.set_level(av.logging.ERROR)
     try:
-        with av.logging.Capture() as said:
-            yield said
+        with av.logging.Capture() as messages:
+            yield messages
     finally:
         av.logging.set_level(None)
 
 
-def _explain(error: av.error.FFmpegError | OSError, said: list[tuple[int, str, str]]) -> str:
-    words = [message.strip() for _, _, message in said if message.strip()]
+def _explain(error: av.error.FFmpegError | OSError, messages: list[tuple[int, str, str]]) -> str:
+    words = [message.strip() for _, _, message in messages if message.strip()]
     return f"{error.strerror}: {words[0]}" if words else str(error.strerror)

@@ -1,9 +1,9 @@
-"""Media that cannot be read, told apart from disks and machines that fail."""
+"""Media that cannot be read have errors of their own, apart from disks and machines that fail."""
 
 import errno
 from typing import Any
 
-# Of a disk that has gone or a machine that is short of something, never of one broken file.
+# Errors of a disk that has gone or of a machine that is short of something, never of one broken file.
 _NOT_OF_A_FILE = frozenset(
     (
         *(errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.ENOLINK, errno.EREMOTEIO, errno.ETIMEDOUT),
@@ -22,11 +22,11 @@ class MediaError(Exception):
         self.frame = frame
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """So that it can come back from another process."""
+        """Let the error come back from another process."""
         return type(self), (self.reason, str(self)), {"frame": self.frame}
 
 
 def raise_unless_of_the_file(error: BaseException, path: object) -> None:
-    """Raises OSError if an error of reading a file, FFmpeg's too, is that of its disk or of the machine."""
+    """Raise OSError if an error of reading a file, also FFmpeg's, is that of its disk or of the machine."""
     if (number := getattr(error, "errno", None)) in _NOT_OF_A_FILE:
         raise OSError(number, getattr(error, "strerror", ""), str(path)) from error

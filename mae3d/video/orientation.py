@@ -10,27 +10,27 @@ Orientation = tuple[bool, bool, bool]
 
 
 def orientation(frame: av.VideoFrame, known: dict[int, Orientation] | None = None) -> Orientation:
-    """(axes swapped, then mirrored in x, then mirrored in y): how a stored frame becomes upright.
+    """Return how a stored frame becomes upright: (axes swapped, then mirrored in x, then mirrored in y).
 
-    From the display matrix of the container (FFmpeg's libavutil/display.h): x' = a x + c y, y' = b x + d y.
+    It is read from the display matrix of the container (FFmpeg's libavutil/display.h): x' = a x + c y, y' = b x + d y.
 
     Args:
-        frame: a decoded frame.
-        known: by rotation, what was found for other frames of the video. Whoever looks at many frames must give it:
-            a frame whose side data was asked for lives until the garbage collector comes by.
+        frame: A decoded frame.
+        known: The orientations of other frames of the video, by rotation. Callers with many frames must give it,
+            because a frame whose side data was read lives until the garbage collector comes by.
     """
-    if known is not None and (found := known.get(frame.rotation)) is not None:
-        return found
+    if known is not None and frame.rotation in known:
+        return known[frame.rotation]
     side_data: Any = frame.side_data  # its stub says that it maps from str
     matrix = side_data.get(SideDataType.DISPLAYMATRIX)
     if matrix is None:
-        found = False, False, False
+        upright: Orientation = (False, False, False)
     else:
         a, b, _, c, d = np.frombuffer(bytes(matrix), "=i4")[:5].tolist()
-        found = (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
+        upright = (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
     if known is not None:
-        known[frame.rotation] = found
-    return found
+        known[frame.rotation] = upright
+    return upright
 
 
 def turned(pixels: np.ndarray, way: Orientation) -> np.ndarray:

@@ -75,22 +75,22 @@ class VideoStream:
 
     @property
     def has_stamps(self) -> bool:
-        """Whether packets carry times, by which the container can be searched: raw streams have none."""
+        """Return whether packets carry times, by which the container can be searched: raw streams have none."""
         return not self._container.format.flags & _NO_TIMESTAMPS and bool(self._stream.time_base)
 
     @property
     def has_index(self) -> bool:
-        """Whether a jump reaches any packet, not only keyframes."""
+        """Return whether a jump reaches any packet, not only keyframes."""
         return self._container.format.name in _INDEXED
 
     @property
     def has_few_stamps(self) -> bool:
-        """Whether few packets have a time, as in MPEG-PS: behind a jump some frames pass until the clock is right."""
+        """Return whether few packets have a time, as in MPEG-PS: behind a jump some frames pass until the clock is right."""
         return bool(self._container.format.name == "mpeg")
 
     @property
     def goes_by_dts(self) -> bool:
-        """Whether frames are timed by when they are decoded, as `choose_clock` has found out."""
+        """Return whether frames are timed by when they are decoded, as `choose_clock` has found out."""
         return self._first_dts is not None
 
     def choose_clock(self) -> None:

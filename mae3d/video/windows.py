@@ -7,7 +7,7 @@ Files ─► windows of their time ─► batches of clips, one window behind th
         mae3d.embed(model, torch.from_numpy(batch.clips).flatten(0, 1))
 
 Windows are planned from the times of all frames (`mae3d.video.reader.Video.frame_times`), which decodes next to
-nothing. Decoding goes on from window to window where they follow each other, and jumps where a keyframe lies between
+nothing. Decoding goes on from window to window if they follow each other, and jumps if a keyframe lies between
 them. B windows of K clips of T frames.
 """
 
@@ -193,7 +193,7 @@ class _Streamer:
         self._path = ""
         self._opened = ExitStack()
         self._video: Video | None = None
-        self._reached_s = 0.0  # frames up to here are decoded, or have been jumped over
+        self._reached_s = -np.inf  # frames up to here are decoded, or have been jumped over
         self._kept: dict[float, np.ndarray] = {}
 
     def pictures(self, window: Window, shared: set[float]) -> dict[float, np.ndarray]:

@@ -21,16 +21,16 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
     """Return frames of sample i, first and last among them, in one row.
 
     Args:
-        dataset: in a folder, its shards there.
-        i: the sample.
-        frames: how many; fewer if the sample has fewer.
-        width: of one frame in the picture, in pixels; a frame is never made larger.
+        dataset: A dataset in a folder, with its shards.
+        i: The sample's number.
+        frames: Number of frames; fewer if the sample has fewer.
+        width: Width of a frame in the picture, in pixels; a frame is never made larger.
 
     Returns:
         An RGB picture; a frame that does not decode is a red field.
 
     Raises:
-        OSError: the tar cannot be read.
+        OSError: The tar cannot be read.
     """
     count = int(dataset.num_frames[i])
     chosen = np.unique(np.linspace(0, count - 1, min(frames, count)).round().astype(np.int64))
@@ -50,9 +50,9 @@ def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
     """Write eight frames of sample i as a PNG.
 
     Raises:
-        DatasetError: its shard is missing or not whole.
-        ValueError: the file is to be no PNG.
-        OSError: it cannot be written.
+        DatasetError: The sample's shard is missing or not complete.
+        ValueError: The file's name does not end in .png.
+        OSError: The file cannot be written.
     """
     shard = int(dataset.shard[i])
     if shard in dataset.bad_shards:
@@ -66,7 +66,7 @@ def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
 def _frame(data: bytes, size: tuple[int, int]) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
-        image.draft("RGB", size)  # decodes at a fraction of the size where that is enough
+        image.draft("RGB", size)  # decodes at a fraction of the size if that is enough
         return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return Image.new("RGB", size, _DAMAGED)

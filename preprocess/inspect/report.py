@@ -80,11 +80,11 @@ class _Names:
         """Hash sources and text that looks like a path in the settings."""
         if isinstance(value, dict):
             return {
-                key: self.settings(one, source=(source or key == "sources") and key != "sha256")
-                for key, one in value.items()
+                key: self.settings(entry, source=(source or key == "sources") and key != "sha256")
+                for key, entry in value.items()
             }
         if isinstance(value, list | tuple):
-            return [self.settings(one, source=source) for one in value]
+            return [self.settings(entry, source=source) for entry in value]
         if isinstance(value, str) and (source or _PATHLIKE.search(value)):
             return self(value)
         return value
@@ -96,17 +96,18 @@ def write_report(
     """Write the page.
 
     Args:
-        root: the dataset's folder; bad shards are left out and counted.
-        path: where to.
-        samples: how many to show, drawn at random.
-        seed: of the draw.
-        images: whether to show their frames.
-        hash_names: show the beginning of the sha256 of names instead of names, in messages and settings, too.
+        root: The dataset's folder; bad shards are left out and counted.
+        path: The page's path.
+        samples: Number of samples to show, drawn at random.
+        seed: Seed of the draw.
+        images: Whether to show their frames.
+        hash_names: Whether to show the beginning of the sha256 of names instead of names, also in messages and
+            settings.
 
     Raises:
-        DatasetError: there is no dataset, or its index is not whole.
+        DatasetError: There is no dataset, or its index is not complete.
         ValueError: `samples` or `seed` is negative.
-        OSError: a shard cannot be read, or the page not be written.
+        OSError: A shard cannot be read, or the page cannot be written.
     """
     for option, value in (("--samples", samples), ("--seed", seed)):
         if value < 0:

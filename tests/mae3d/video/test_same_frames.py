@@ -129,7 +129,7 @@ def write_cut_short(path: Path) -> None:
 
 
 def write_without_its_start(path: Path) -> None:
-    """A recording that begins amid a group of pictures."""
+    """Write a recording that begins amid a group of pictures."""
     make_video(path, 60, codec="libx264", gop=20)
     data = path.read_bytes()
     path.write_bytes(data[len(data) // 188 // 5 * 188 :])
