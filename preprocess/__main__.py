@@ -1,4 +1,4 @@
-"""The command line: `python -m preprocess build | merge | verify | report | inspect | demo`.
+"""The command line of preprocessing is read and run: `python -m preprocess build | merge | split | verify | ...`.
 
 Exit codes: 0 done, 2 bad usage or input (damage that `verify` finds included), 3 the disk or the network failed.
 """
@@ -8,8 +8,12 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preprocess.jobs.options import add_build_options
+
+if TYPE_CHECKING:
+    from preprocess.jobs.build import BuildResult
 
 _DESCRIPTION = "Frame folders, videos or images to shards, once; shards to be trained on many times."
 _EPILOG = """examples:
@@ -24,7 +28,7 @@ _EPILOG = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of all commands; nothing heavy is imported for --help."""
+    """Return the parser of all commands; nothing heavy is imported for --help."""
     top = argparse.ArgumentParser(
         prog="python -m preprocess",
         description=_DESCRIPTION,
@@ -100,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Run one command and return the exit code."""
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -134,16 +138,39 @@ def _build(options: argparse.Namespace) -> int:
     from preprocess.jobs.options import run_of, settings_of, source_of
 
     settings, run = settings_of(options), run_of(options)
-    lines = build(source_of(options, settings), settings=settings, options=run, out=options.out)
+    result = build(source_of(options, settings), settings=settings, options=run, out=options.out)
     made = "plan, and nothing else yet" if options.plan_only else "dataset"
-    print("\n".join([*lines, f"{made}: {options.out}"]))
+    print("\n".join([*_result_lines(result), f"{made}: {options.out}"]))
     return 0
+
+
+def _result_lines(result: "BuildResult") -> list[str]:
+    """Return the outcome of a build or merge in a few lines for people."""
+    from preprocess.jobs.estimate import lines_of
+    from preprocess.jobs.output_state import planned_reject_lines, summary_lines
+
+    plan = result.plan
+    if result.estimate is not None:
+        estimate = lines_of(result.estimate, free_bytes=result.free_bytes)
+        return [*estimate, *planned_reject_lines(plan), *plan.notes]
+    if result.slice is not None:
+        num_shards, num_built = result.slice.num_shards, result.slice.num_built
+        return [
+            f"{num_shards} of {plan.num_shards} shards are of this slice, {num_built} were built now; `merge` is next"
+        ]
+    lines = summary_lines(result.summary) if result.summary is not None else []
+    if result.appended == (0, 0):
+        return [*lines, "nothing new to append"]
+    if result.appended is not None:
+        lines.append("appended: {} samples in {} shards".format(*result.appended))
+    return [*lines, *plan.notes]
 
 
 def _merge(options: argparse.Namespace) -> int:
     from preprocess.jobs.merge_slices import merge
 
-    print("\n".join([*merge(options.out, slices=options.slices, scratch=options.scratch), f"dataset: {options.out}"]))
+    result = merge(options.out, slices=options.slices, scratch=options.scratch)
+    print("\n".join([*_result_lines(result), f"dataset: {options.out}"]))
     return 0
 
 

@@ -1,11 +1,11 @@
-"""A plan that grew: the samples that were found later, after those that were there, in shards of their own.
+"""A plan is extended by the samples that its sources have now: new samples go to shards of their own, at the end.
 
-    plan = begun(make_plan(...), source, asked)          # a plan of one part
-    more = extended(plan, source, found, settings=settings, asked=asked)      # None: nothing new
+    plan = start_plan(make_plan(...), source, identity)                                  # a plan of one part
+    longer = extend_plan(plan, source, scan, settings=settings, identity=identity)       # None: nothing new
 
-A part is what one call asked for; plan.parquet keeps them in its settings. Old samples keep their numbers, shards and
-label ids, so that nothing that was written changes. A sample is new if no part has the same span of the same file
-below a root of the same name.
+A part holds the samples of one call; plan.parquet keeps the list of parts in its settings. Old samples keep their
+numbers, shards and label ids, so that no file that was written changes. A sample is new if no part has the same span
+of the same file below a root of the same name.
 """
 
 from collections.abc import Sequence
@@ -17,70 +17,80 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.dataset.schema import DatasetError
-from preprocess.plan.plan import Found, Plan, Settings, make_plan
+from preprocess.plan.plan import BuildPlan, ScanResult, Settings, make_plan
 from preprocess.sources.source import Source
 
-# What may differ from part to part: of the sources, not of the dataset.
+# Settings that may differ from part to part, because they belong to the sources, not to the dataset.
 OF_SOURCES = frozenset({"sources", "split", "source_fps", "shard_size"})
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one call added to a plan."""
+class BuildPart:
+    """The samples that one call added to a plan."""
 
-    asked: dict[str, Any]  # settings and sources
+    identity: dict[str, Any]  # settings and sources; its key in plan.parquet is "asked"
     roots: list[str]  # names of the roots that its rows count in
     num_samples: int
     num_shards: int
-    num_problems: int  # what could not become a sample
+    num_problems: int  # rows of the sources that could not become a sample
 
 
-def begun(plan: Plan, source: Source, asked: dict[str, Any]) -> Plan:
-    """A new plan, with its first part noted."""
-    return _with_parts(plan, [_part(plan, source, asked)])
+def start_plan(plan: BuildPlan, source: Source, identity: dict[str, Any]) -> BuildPlan:
+    """Return a new plan with its first part recorded."""
+    return _with_parts(plan, [_part(plan, source, identity)])
 
 
-def parts_of(plan: Plan) -> list[Part]:
-    """The parts of a plan that was read."""
-    return [Part(**part) for part in plan.settings["parts"]]
+def parts_of(plan: BuildPlan) -> list[BuildPart]:
+    """Return the parts of a plan that was read."""
+    return [BuildPart(part.pop("asked"), **part) for part in map(dict, plan.settings["parts"])]
 
 
-def shards_of(parts: Sequence[Part], number: int) -> range:
-    """The numbers of a part's shards."""
+def shards_of(parts: Sequence[BuildPart], number: int) -> range:
+    """Return the numbers of a part's shards."""
     start = sum(part.num_shards for part in parts[:number])
     return range(start, start + parts[number].num_shards)
 
 
-def dataset_settings(plan: Plan) -> dict[str, Any]:
-    """What dataset.json says was asked for."""
+def dataset_settings(plan: BuildPlan) -> dict[str, Any]:
+    """Return the settings that dataset.json records."""
     first, *later = parts_of(plan)
-    return first.asked | ({"appended": [part.asked["sources"] for part in later]} if later else {})
+    return first.identity | ({"appended": [part.identity["sources"] for part in later]} if later else {})
 
 
-def extended(plan: Plan, source: Source, found: Found, *, settings: Settings, asked: dict[str, Any]) -> Plan | None:
-    """The plan with the samples among `found` that it does not have; None if it has all of them.
+def extend_plan(
+    plan: BuildPlan, source: Source, scan: ScanResult, *, settings: Settings, identity: dict[str, Any]
+) -> BuildPlan | None:
+    """Return the plan with the scanned samples that it lacks at its end; None if it has all of them.
+
+    Args:
+        plan: the plan.
+        source: the sources that were scanned.
+        scan: their samples.
+        settings: the settings of this call.
+        identity: settings and sources, as `differences` compares them.
 
     Raises:
         DatasetError: settings that hold for the whole dataset differ, or the labels do not fit.
     """
     parts = parts_of(plan)
-    if differing := differences(parts[0].asked, asked, but=OF_SOURCES):
+    if differing := differences(parts[0].identity, identity, but=OF_SOURCES):
         raise DatasetError(f"--append: {differing}; append with the same settings, or build another dataset")
     known = _known(plan, parts)
     names = [root.name for root in source.roots]
     new = [
-        one
-        for one in found.requests
-        if _span(names[one.root], one.path, one.first, one.stop, one.start_s, one.stop_s) not in known
+        request
+        for request in scan.requests
+        if _span(names[request.root], request.path, request.first, request.stop, request.start_s, request.stop_s)
+        not in known
     ]
     if not new:
         return None
-    told = set(plan.problems)
-    found = replace(found, requests=new, problems=[problem for problem in found.problems if problem not in told])
+    listed = set(plan.problems)
+    scan = replace(scan, requests=new, problems=[problem for problem in scan.problems if problem not in listed])
     labelled = len(pc.list_flatten(plan.rows["labels"])) > 0
     label_names = plan.label_names if labelled else None
-    more = make_plan(found, source=source.list_name, settings=settings, asked=asked, label_names=label_names)
-    whole = replace(
+    more = make_plan(scan, source=source.list_name, settings=settings, identity=identity, label_names=label_names)
+    longer = replace(
         plan,
         rows=pa.concat_tables([plan.rows, _moved(more.rows, len(plan), plan.num_shards)]),
         problems=plan.problems + more.problems,
@@ -88,25 +98,26 @@ def extended(plan: Plan, source: Source, found: Found, *, settings: Settings, as
         label_names=more.label_names,
         notes=more.notes,
     )
-    return _with_parts(whole, [*parts, _part(more, source, asked)])
+    return _with_parts(longer, [*parts, _part(more, source, identity)])
 
 
-def differences(there: dict[str, Any], asked: dict[str, Any], *, but: frozenset[str] = frozenset()) -> str:
-    """Settings that are not the same, in words; "" if there are none."""
-    keys = sorted(key for key in (there.keys() | asked.keys()) - but if there.get(key) != asked.get(key))
-    return ", ".join(f"{key} = {there.get(key)} there, {asked.get(key)} asked for" for key in keys)
+def differences(planned: dict[str, Any], given: dict[str, Any], *, but: frozenset[str] = frozenset()) -> str:
+    """Return the settings that differ between a plan and a call, in words; "" if there are none."""
+    keys = sorted(key for key in (planned.keys() | given.keys()) - but if planned.get(key) != given.get(key))
+    return ", ".join(f"{key} = {planned.get(key)} there, {given.get(key)} given" for key in keys)
 
 
-def _part(plan: Plan, source: Source, asked: dict[str, Any]) -> Part:
-    return Part(asked, [root.name for root in source.roots], len(plan), plan.num_shards, len(plan.problems))
+def _part(plan: BuildPlan, source: Source, identity: dict[str, Any]) -> BuildPart:
+    return BuildPart(identity, [root.name for root in source.roots], len(plan), plan.num_shards, len(plan.problems))
 
 
-def _with_parts(plan: Plan, parts: list[Part]) -> Plan:
-    return replace(plan, settings=parts[0].asked | {"parts": [vars(part) for part in parts]})
+def _with_parts(plan: BuildPlan, parts: list[BuildPart]) -> BuildPlan:
+    listed = [{"asked" if name == "identity" else name: value for name, value in vars(part).items()} for part in parts]
+    return replace(plan, settings=parts[0].identity | {"parts": listed})
 
 
-def _known(plan: Plan, parts: Sequence[Part]) -> set[tuple[Any, ...]]:
-    """The spans of files that the plan has."""
+def _known(plan: BuildPlan, parts: Sequence[BuildPart]) -> set[tuple[Any, ...]]:
+    """Return the spans of files that the plan has."""
     columns: list[list[Any]] = [
         plan.rows[name].to_pylist() for name in ("root", "path", "first", "stop", "start_s", "stop_s")
     ]
@@ -119,12 +130,12 @@ def _known(plan: Plan, parts: Sequence[Part]) -> set[tuple[Any, ...]]:
 
 
 def _span(root: str, path: str, first: int, stop: int, start_s: float, stop_s: float) -> tuple[Any, ...]:
-    """What is read of a file: frames by their numbers, where there are any; else by their time."""
+    """Return the identity of a span of a file: frames by their numbers if there are any, else by their time."""
     return (root, path, first, stop) if stop > first else (root, path, start_s, stop_s)
 
 
 def _moved(rows: pa.Table, samples: int, shards: int) -> pa.Table:
-    """The rows with their numbers and shards after those that are there."""
+    """Return the rows with numbers and shards that follow those of the plan."""
     for name, by in (("number", np.int64(samples)), ("shard", np.int32(shards))):
         at = rows.schema.get_field_index(name)
         rows = rows.set_column(at, rows.schema.field(name), pa.array(rows[name].to_numpy() + by))

@@ -1,7 +1,7 @@
-"""A plan ─► what building it will come to: frames, bytes and hours, from a timed trial of some of its samples.
+"""The size and duration of a build are estimated from a timed trial of some samples: plan ─► frames, bytes, hours.
 
     estimate = estimate_of(plan, range(plan.num_shards), roots, settings, workers=8, folder=out)
-    print("\n".join(lines_of(estimate, settings, free_bytes=10 << 30)))
+    print("\n".join(lines_of(estimate, free_bytes=10 << 30)))
 
 Samples are drawn evenly over the plan and encoded for real, the first frames of each, until the time is over.
 """
@@ -23,21 +23,21 @@ import pyarrow.compute as pc
 from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.video.errors import MediaError
 from preprocess.encode.sample import media_files
-from preprocess.plan.plan import Plan, PlannedSample, Settings
+from preprocess.plan.plan import BuildPlan, PlannedSample, Settings
 from preprocess.sources.roots import Folder, Root
 from preprocess.sources.tar_files import WithTars
 from preprocess.workers.decoder import Written, decoder
 
 TRIAL_S = 20.0
-_FRAMES = 90  # of a sample that are tried at most
+_FRAMES = 90  # tried per sample at most
 _MOST_SAMPLES = 300
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill 0 ... 1 evenly, however many there are
-_ROOM = 0.95  # of the free space that is counted on
+_ROOM = 0.95  # share of the free space that is counted on
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What some samples came to."""
+    """The outcome of encoding some samples."""
 
     num_samples: int
     num_rejected: int
@@ -45,14 +45,13 @@ class Trial:
     frame_bytes: float  # in the tar
     margin: float  # of frame_bytes, two standard errors, as a fraction
     frame_s: float  # of one worker
-    short_side: int
-    length_s: float = math.nan  # of those whose length the plan does not know, in the mean; NaN = not announced
-    rate: float = math.nan  # frames to be stored a second of them
+    length_s: float = math.nan  # mean of the samples whose length the plan does not know; NaN = not announced
+    rate: float = math.nan  # frames per second that they will store
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What building some shards of a plan will come to."""
+    """The frames, bytes and hours of building some shards of a plan."""
 
     num_samples: int
     num_frames: float  # NaN = not known
@@ -63,22 +62,22 @@ class Estimate:
 
     @property
     def num_bytes(self) -> float:
-        """Of the shards."""
+        """Return the bytes of the shards."""
         return self.num_frames * self.trial.frame_bytes if self.trial else math.nan
 
     @property
     def hours(self) -> float:
-        """Until all is done, if workers do not slow each other down."""
+        """Return the hours of the build, if workers do not slow each other down."""
         return self.num_frames * self.trial.frame_s / self.workers / 3600 if self.trial else math.nan
 
     @property
     def fps(self) -> float:
-        """Stored frames a second."""
+        """Return the stored frames per second of footage."""
         return self.num_frames / self.seconds if self.seconds > 0 else math.nan
 
 
 def estimate_of(
-    plan: Plan,
+    plan: BuildPlan,
     shards: Collection[int],
     roots: Sequence[Root],
     settings: Settings,
@@ -87,16 +86,16 @@ def estimate_of(
     folder: Path,
     trial_s: float = TRIAL_S,
 ) -> Estimate:
-    """Tries samples for some seconds and counts the rest from the plan.
+    """Return the estimate from a trial of some seconds and the counts of the plan.
 
     Args:
         plan: all samples.
-        shards: the numbers of those that are to be built.
-        roots: where the rows' paths start, by their `root`.
+        shards: the numbers of the shards that are to be built.
+        roots: the roots of the rows' paths, by their `root`.
         settings: sizes, rates and quality.
-        workers: processes that there will be.
-        folder: for what the trial writes; on the disk that the shards will be on, if that is of this machine.
-        trial_s: when no further sample is begun.
+        workers: the number of workers.
+        folder: for the trial's file; on the disk of the shards, if it is one of this machine.
+        trial_s: seconds after which no further sample is begun.
     """
     rows = _rows_of(plan, shards)
     num_frames, seconds = frames_of(rows, settings)
@@ -115,7 +114,7 @@ def estimate_of(
 
 
 def frames_of(rows: pa.Table, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """How many frames every row of a plan will store, and the seconds that they show: float (N,); NaN = unknown."""
+    """Return the frames that every row of a plan will store, and their seconds: both float (N,); NaN = unknown."""
     first, stop, length_s, rate = (
         rows[name].to_numpy().astype(float) for name in ("first", "stop", "length_s", "rate")
     )
@@ -128,8 +127,8 @@ def frames_of(rows: pa.Table, settings: Settings) -> tuple[np.ndarray, np.ndarra
     return num_frames, np.where(is_video, length_s, (stop - first) / source_fps)
 
 
-def lines_of(estimate: Estimate, settings: Settings, *, free_bytes: int | None) -> list[str]:
-    """An estimate in a few lines for people; `free_bytes` None = not known."""
+def lines_of(estimate: Estimate, *, free_bytes: int | None) -> list[str]:
+    """Return an estimate in a few lines for people; a `free_bytes` of None is not known."""
     if not estimate.num_samples:
         return ["nothing is left to build"]
     footage = f", {estimate.seconds / 3600:.2f} hours of footage" if estimate.seconds > 0 else ""
@@ -141,75 +140,51 @@ def lines_of(estimate: Estimate, settings: Settings, *, free_bytes: int | None) 
     rejected = f", {trial.num_rejected} more cannot be used" if trial.num_rejected else ""
     lines.append(
         f"tried {trial.num_samples} samples ({trial.num_frames} frames{rejected}): {trial.frame_bytes / 1000:.1f} kB"
-        f" +- {trial.margin:.0%} a frame, {1 / trial.frame_s:.0f} frames/s a worker"
+        f" +- {trial.margin:.0%} per frame, {1 / trial.frame_s:.0f} frames/s per worker"
     )
     if not frames:
         return [*lines, "nothing announces how long they are, so nothing is known of bytes and hours"]
-    size = f"about {_size(estimate.num_bytes)} will be written"
+    times = ""
     if estimate.source_bytes:
         ratio = estimate.num_bytes / estimate.source_bytes
-        size += f", {ratio:.1f} times the size of the videos ({_size(estimate.source_bytes)})"
-        if estimate.fps > 0:
-            size += f" at {estimate.fps:.3g} frames/s; fewer --fps make it less in proportion"
-    lines.append(size)
+        times = f", {ratio:.1f} times the size of the videos ({_size(estimate.source_bytes)})"
+        times += f" at {estimate.fps:.3g} frames/s" if estimate.fps > 0 else ""
     each = "worker" if estimate.workers == 1 else "workers, if the machine has a core for each"
     lines.append(f"about {_duration(estimate.hours)} with {estimate.workers} {each}")
-    if free_bytes is None:
-        return [*lines, "how much room there is at the output is not known here"]
-    lines.append(f"free on the disk of the output: {_size(free_bytes)}")
-    if not fits(estimate, free_bytes):
-        lines.append(f"warning: that is too much: {remedy(estimate, settings, free_bytes=free_bytes)}")
+    free = "not known here" if free_bytes is None else _size(free_bytes)
+    lines.append(f"needs about {_size(estimate.num_bytes)}{times}; free on the disk of the output: {free}")
+    if free_bytes is not None and estimate.num_bytes > _ROOM * free_bytes:
+        lines.append(f"warning: that is too much: {_remedy(estimate, free_bytes)}")
     return lines
 
 
-def fits(estimate: Estimate, free_bytes: int) -> bool:
-    """Whether the shards have room; so if nothing is known."""
-    return not estimate.num_bytes > _ROOM * free_bytes
-
-
-def surely_fits(plan: Plan, shards: Collection[int], settings: Settings, free_bytes: int) -> bool:
-    """Whether shards would have room even if every pixel of every frame took a byte: then nothing need be tried."""
+def surely_fits(plan: BuildPlan, shards: Collection[int], settings: Settings, free_bytes: int) -> bool:
+    """Return whether shards have room even if every pixel of every frame takes a byte, so that no trial is needed."""
     num_frames, _ = frames_of(_rows_of(plan, shards), settings)
-    return bool(num_frames.sum() * settings.short_side**2 * 16 / 9 <= free_bytes)  # not so if a length is not known
+    return bool(num_frames.sum() * settings.short_side**2 * 16 / 9 <= free_bytes)  # False if a length is unknown
 
 
-def require_room(estimate: Estimate, settings: Settings, *, free_bytes: int, out: str) -> None:
-    """Refuses what is far from having room.
+def require_room(estimate: Estimate, *, free_bytes: int, out: str) -> None:
+    """Raise OSError if even the lower bound of the estimate is more than twice the free space.
 
     Raises:
-        OSError: the least that the estimate allows is more than twice what is free.
+        OSError: with ENOSPC, the figures, and the remedy.
     """
     trial = estimate.trial
-    if trial is None or not estimate.num_bytes * (1 - min(trial.margin, 0.5)) > 2 * free_bytes:
-        return
-    need = f"about {_size(estimate.num_bytes)} to be written, {_size(free_bytes)} free"
-    hint = f"{remedy(estimate, settings, free_bytes=free_bytes)}; --ignore-space builds all the same"
-    raise OSError(errno.ENOSPC, f"{need}: {hint}", out)
+    if trial is not None and estimate.num_bytes * (1 - min(trial.margin, 0.5)) > 2 * free_bytes:
+        need = f"needs about {_size(estimate.num_bytes)}, {_size(free_bytes)} free"
+        remedy = f"{_remedy(estimate, free_bytes)}; --ignore-space builds all the same"
+        raise OSError(errno.ENOSPC, f"{need}: {remedy}", out)
 
 
-def remedy(estimate: Estimate, settings: Settings, *, free_bytes: int) -> str:
-    """The settings with which it would fit."""
-    share = _ROOM * free_bytes / estimate.num_bytes
-    found = []
-    if (fps := _rounded_down(estimate.fps * share)) > 0:
-        found.append(f"--fps {fps:g}")
-    # Bytes grow somewhat slower than the area; a side that is cut by the root of the share is on the safe side only
-    # where frames are as large as the setting lets them be.
-    assert estimate.trial is not None
-    side = int(min(settings.short_side, estimate.trial.short_side) * math.sqrt(share) * 0.9) // 16 * 16
-    if side >= 64:
-        found.append(f"--short-side {side}")
-    return f"{' or '.join(found)} would fit" if found else "it needs another disk"
+def _remedy(estimate: Estimate, free_bytes: int) -> str:
+    fps = estimate.fps * _ROOM * free_bytes / estimate.num_bytes
+    fps = math.floor(fps) if fps >= 2 else math.floor(10 * fps) / 10 if fps > 0 else 0
+    return f"--fps {fps:g} would fit" if fps else "give another disk, or a smaller --short-side"
 
 
-def _rows_of(plan: Plan, shards: Collection[int]) -> pa.Table:
+def _rows_of(plan: BuildPlan, shards: Collection[int]) -> pa.Table:
     return plan.rows.filter(pc.is_in(plan.rows["shard"], pa.array(sorted(shards), pa.int32())))
-
-
-def _rounded_down(fps: float) -> float:
-    if not fps > 0:
-        return 0.0
-    return float(math.floor(fps)) if fps >= 2 else math.floor(10 * fps) / 10
 
 
 def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder: Path, trial_s: float) -> Trial | None:
@@ -221,7 +196,7 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
     try:
         aside.touch()
         with suppress(MediaError):
-            decoder().probe(aside, settings=settings)  # it is no video, but now the decoder has started
+            decoder().probe(aside, settings=settings)  # the file is no video, but now the decoder has started
         began = time.monotonic()
         for sample in _drawn(rows, settings):
             start = time.monotonic()
@@ -243,12 +218,12 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
         aside.unlink(missing_ok=True)
     if not done:
         return None
-    told = np.array([pair for pair in announced if min(pair) > 0], float).reshape(-1, 2)
-    length_s = float(told[:, 0].mean()) if len(told) else math.nan
+    lengths = np.array([pair for pair in announced if min(pair) > 0], float).reshape(-1, 2)
+    length_s = float(lengths[:, 0].mean()) if len(lengths) else math.nan
     frames = np.array([written.facts.num_frames for written in done], float)
     sizes = np.array([written.stop for written in done], float)
     frame_bytes = float(sizes.sum() / frames.sum())
-    # Of a ratio of sums (Cochran, Sampling Techniques, section 2.11), samples being drawn alike.
+    # The standard error of a ratio of sums (Cochran, Sampling Techniques, section 2.11).
     spread = np.sqrt(((sizes - frame_bytes * frames) ** 2).sum() / max(len(done) - 1, 1) / len(done)) / frames.mean()
     return Trial(
         num_samples=len(done),
@@ -257,14 +232,13 @@ def _tried(rows: pa.Table, roots: Sequence[Root], settings: Settings, *, folder:
         frame_bytes=frame_bytes,
         margin=2 * float(spread) / frame_bytes if len(done) > 1 else 0.5,
         frame_s=sum(seconds) / float(frames.sum()),
-        short_side=int(np.median([min(written.facts.width, written.facts.height) for written in done])),
         length_s=length_s,
-        rate=float((told[:, 0] * told[:, 1]).mean() / length_s) if len(told) else math.nan,
+        rate=float((lengths[:, 0] * lengths[:, 1]).mean() / length_s) if len(lengths) else math.nan,
     )
 
 
 def _drawn(rows: pa.Table, settings: Settings) -> Iterator[PlannedSample]:
-    """Samples from all over the plan, each cut to a few frames; the more are taken, the denser they lie."""
+    """Yield samples from all over the plan, each cut to a few frames; the more are taken, the denser they lie."""
     spread = (int((0.5 + number * _GOLDEN) % 1 * len(rows)) for number in range(_MOST_SAMPLES))
     rest = range(len(rows)) if len(rows) <= _MOST_SAMPLES else ()
     for row in dict.fromkeys(chain(spread if len(rows) else (), rest)):
@@ -280,7 +254,7 @@ def _beginning(sample: PlannedSample, settings: Settings) -> PlannedSample:
 
 
 def _source_bytes(rows: pa.Table, roots: Sequence[Root]) -> int | None:
-    """Bytes of the videos that rows are of; None if there are other things, in tars for example, or elsewhere."""
+    """Return the bytes of the videos of some rows; None if they are not all video files on this machine."""
     inner = [root.root if isinstance(root, WithTars) else root for root in roots]
     folders = [root.path for root in inner if isinstance(root, Folder)]
     if set(pc.unique(rows["kind"]).to_pylist()) != {"video"} or len(folders) < len(roots):
@@ -289,7 +263,7 @@ def _source_bytes(rows: pa.Table, roots: Sequence[Root]) -> int | None:
     try:
         return sum((folders[file["root"]] / file["path"]).stat().st_size for file in files)
     except OSError:
-        return None  # the build will tell
+        return None  # the build will report it
 
 
 def _size(num_bytes: float) -> str:

@@ -1,6 +1,6 @@
 """One writer at a time: a lock that says whose it is, and that is taken over when its owner has died.
 
-    with hold(FolderBoard(out), LOCK_NAME, job="build") as lock:
+    with hold(FolderLockStore(out), LOCK_NAME, job="build") as lock:
         ...
         lock.check()
 
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from preprocess.dataset.schema import DatasetError
-from preprocess.jobs.lock_store import LOCK_NAME, STALE_S, Board, Found, Owner
+from preprocess.jobs.lock_store import LOCK_NAME, STALE_S, HeldLock, LockStore, Owner
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ class Locked(DatasetError):
 class Lock:
     """A lock that this process holds."""
 
-    def __init__(self, board: Board, name: str, owner: Owner) -> None:
-        self._board, self._name, self._owner = board, name, owner
-        self._lost: Found | None = None
+    def __init__(self, store: LockStore, name: str, owner: Owner) -> None:
+        self._store, self._name, self._owner = store, name, owner
+        self._lost: HeldLock | None = None
         self._end = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="lock", daemon=True)
         self._heart.start()
@@ -41,34 +41,34 @@ class Lock:
     def check(self) -> None:
         """Raises Locked if another has taken it over: this process was silent for too long."""
         if self._lost:
-            raise Locked(f"{self._board}: taken over by {self._lost.told()}; this run ends, the other goes on")
+            raise Locked(f"{self._store}: taken over by {self._lost.told()}; this run ends, the other goes on")
 
     def release(self) -> None:
         """Gives it back."""
         self._end.set()
         self._heart.join()
-        found = self._board.read(self._name)
+        found = self._store.read(self._name)
         if found is not None and found.owner.token == self._owner.token:
-            self._board.remove(self._name)
+            self._store.remove(self._name)
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_S):
             try:
-                found = self._board.read(self._name)
+                found = self._store.read(self._name)
                 if found is not None and found.owner.token != self._owner.token:
                     self._lost = found
                     return
-                self._board.beat(self._name, self._owner)
+                self._store.beat(self._name, self._owner)
             except OSError as error:
-                log.warning("%s/%s: no sign of life could be given (%s)", self._board, self._name, error)
+                log.warning("%s/%s: no sign of life could be given (%s)", self._store, self._name, error)
 
 
 @contextmanager
-def hold(board: Board, name: str, *, job: str, excludes: bool = False, wait: bool = False) -> Iterator[Lock]:
+def hold(store: LockStore, name: str, *, job: str, excludes: bool = False, wait: bool = False) -> Iterator[Lock]:
     """Holds a lock for as long as the block lasts.
 
     Args:
-        board: where.
+        store: where.
         name: `LOCK_NAME` for all of a dataset, `LOCK_NAME` and more for a part of it; the two exclude each other.
         job: what this is, for the message that others get.
         excludes: whether no other lock may be held there, not only not that of all.
@@ -82,11 +82,11 @@ def hold(board: Board, name: str, *, job: str, excludes: bool = False, wait: boo
     said = False
     while True:
         try:
-            _acquire(board, name, owner)
+            _acquire(store, name, owner)
             try:
-                _exclude(board, name, owner, others=board.names() if excludes else [LOCK_NAME])
+                _exclude(store, name, owner, others=store.names() if excludes else [LOCK_NAME])
             except BaseException:
-                board.remove(name)
+                store.remove(name)
                 raise
             break
         except Locked as error:
@@ -96,57 +96,57 @@ def hold(board: Board, name: str, *, job: str, excludes: bool = False, wait: boo
                 log.info("%s; waiting for it", error)
             said = True
             time.sleep(_POLL_S)
-    for left in board.names():  # of takers that were killed in between
+    for left in store.names():  # of takers that were killed in between
         if left.startswith(f"{name}~") and not left.startswith(f"{name}~{owner.token}"):
-            board.remove(left)
-    lock = Lock(board, name, owner)
+            store.remove(left)
+    lock = Lock(store, name, owner)
     try:
         yield lock
     finally:
         lock.release()
 
 
-def _acquire(board: Board, name: str, owner: Owner) -> None:
+def _acquire(store: LockStore, name: str, owner: Owner) -> None:
     """Makes or takes over a lock; raises Locked if its owner lives.
 
     Only the holder of the lock `<name>~<token of the dead owner>` may replace a dead owner's lock, and only after it
     has seen that it is still there: whoever comes late finds another token and begins anew.
     """
-    while not board.create(name, owner):
-        found = board.read(name)
+    while not store.create(name, owner):
+        found = store.read(name)
         if found is None:
             continue
         if found.alive:
-            raise _locked(board, name, found)
+            raise _locked(store, name, found)
         guard = f"{name}~{found.owner.token}"
-        _acquire(board, guard, owner)
+        _acquire(store, guard, owner)
         try:
-            again = board.read(name)
+            again = store.read(name)
             if again is not None and again.owner.token == found.owner.token:
-                board.replace(name, owner)
-                log.info("%s: the lock of a dead process is taken over (%s)", board, found.told())
+                store.replace(name, owner)
+                log.info("%s: the lock of a dead process is taken over (%s)", store, found.told())
                 return
         finally:
-            board.remove(guard)
+            store.remove(guard)
 
 
-def _exclude(board: Board, name: str, owner: Owner, *, others: Iterable[str]) -> None:
+def _exclude(store: LockStore, name: str, owner: Owner, *, others: Iterable[str]) -> None:
     """Raises Locked if another lock is held; removes those of the dead that the holder of all has no use for."""
     for other in others:
-        if other == name or "~" in other or (found := board.read(other)) is None:
+        if other == name or "~" in other or (found := store.read(other)) is None:
             continue
         if found.alive:
-            raise _locked(board, other, found)
+            raise _locked(store, other, found)
         if name == LOCK_NAME:
-            _acquire(board, other, owner)
-            board.remove(other)
+            _acquire(store, other, owner)
+            store.remove(other)
 
 
-def _locked(board: Board, name: str, found: Found) -> Locked:
+def _locked(store: LockStore, name: str, found: HeldLock) -> Locked:
     remedy = "wait for its end, or end it"
     if not found.here:
         remedy += (
             f". Its last sign of life is {found.silent_s:.0f} s old; after {STALE_S:.0f} s it counts as dead and the "
-            f"same command takes over (at once if you remove {board}/{name})"
+            f"same command takes over (at once if you remove {store}/{name})"
         )
-    return Locked(f"{board}: in use by {found.told()}; {remedy}")
+    return Locked(f"{store}: in use by {found.told()}; {remedy}")

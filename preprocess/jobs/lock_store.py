@@ -1,8 +1,8 @@
 """Where locks are kept: as files in a folder, or as objects below a URL; and who holds one.
 
-    board = FolderBoard(out)                                        # or UrlBoard(Storage("s3://bucket/shards"))
-    board.create(".lock", Owner.here("build"))                      # False: there is one
-    board.read(".lock").alive                                       # whether its owner is still at work
+    store = FolderLockStore(out)                                        # or UrlLockStore(Storage("s3://bucket/shards"))
+    store.create(".lock", Owner.here("build"))                      # False: there is one
+    store.read(".lock").alive                                       # whether its owner is still at work
 
 What to do with them is `preprocess.jobs.lock`'s.
 """
@@ -50,7 +50,7 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Found:
+class HeldLock:
     """A lock that is there, and how long ago its owner gave a sign of life."""
 
     owner: Owner
@@ -74,13 +74,13 @@ class Found:
         return f"{owner.job} on {owner.host}, pid {owner.pid}, since {owner.since}"
 
 
-class Board(Protocol):
+class LockStore(Protocol):
     """Where locks are kept."""
 
     def names(self) -> list[str]:
         """Of all locks there."""
 
-    def read(self, name: str) -> Found | None:
+    def read(self, name: str) -> HeldLock | None:
         """The lock, or None."""
 
     def create(self, name: str, owner: Owner) -> bool:
@@ -97,7 +97,7 @@ class Board(Protocol):
 
 
 @dataclass(frozen=True)
-class FolderBoard:
+class FolderLockStore:
     """Locks as files in a folder; their time of modification is the sign of life."""
 
     folder: Path
@@ -108,7 +108,7 @@ class FolderBoard:
     def names(self) -> list[str]:
         return [path.name for path in self.folder.glob(f"{LOCK_NAME}*")]
 
-    def read(self, name: str) -> Found | None:
+    def read(self, name: str) -> HeldLock | None:
         path = self.folder / name
         try:
             text, modified = path.read_text(), path.stat().st_mtime
@@ -116,7 +116,7 @@ class FolderBoard:
             return None
         owner = _parsed(text)
         silent = 0.0 if owner.machine == _machine() else self._now() - modified
-        return Found(owner, silent)
+        return HeldLock(owner, silent)
 
     def create(self, name: str, owner: Owner) -> bool:
         aside = self._written(name, owner)
@@ -171,7 +171,7 @@ class FolderBoard:
 
 
 @dataclass(frozen=True)
-class UrlBoard:
+class UrlLockStore:
     """Locks as objects below a URL, written again as the sign of life.
 
     Two writers that begin within the same second may both believe that they have it until the next sign of life.
@@ -185,7 +185,7 @@ class UrlBoard:
     def names(self) -> list[str]:
         return [name for name in self.storage.sizes() if name.startswith(LOCK_NAME)]
 
-    def read(self, name: str) -> Found | None:
+    def read(self, name: str) -> HeldLock | None:
         try:
             text = self.storage.read(name).decode(errors="replace")
         except FileNotFoundError:
@@ -194,7 +194,7 @@ class UrlBoard:
             beat = float(json.loads(text)["beat"])
         except (ValueError, TypeError, KeyError):
             beat = 0.0
-        return Found(_parsed(text), time.time() - beat)
+        return HeldLock(_parsed(text), time.time() - beat)
 
     def create(self, name: str, owner: Owner) -> bool:
         if self.read(name) is not None:

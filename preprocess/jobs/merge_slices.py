@@ -1,8 +1,6 @@
-"""Shards that were built in slices ─► one dataset.
+"""Shards that were built in slices are merged: shards ─► one dataset, byte for byte that of a single run.
 
-    lines = merge("out/shards", slices=50)          # when all slices are there
-
-What one run would have written, byte for byte.
+result = merge("out/shards", slices=50)          # when all slices are there
 """
 
 import tempfile
@@ -10,20 +8,21 @@ from pathlib import Path
 
 from preprocess.dataset.index import PLAN_NAME, DatasetError
 from preprocess.dataset.schema import shard_name
+from preprocess.jobs.build import BuildResult
 from preprocess.jobs.lock import hold
 from preprocess.jobs.lock_store import LOCK_NAME
 from preprocess.jobs.output import open_output
-from preprocess.jobs.output_state import finish, survey, told_when_full
+from preprocess.jobs.output_state import explain_full_disk, finish, survey
 from preprocess.plan.plan import read_plan
-from preprocess.plan.rejects import TooManyBad, some
+from preprocess.plan.rejects import TooManyBad, first_names
 
 
-def merge(out: str | Path, *, slices: int | None = None, scratch: Path | None = None) -> list[str]:
-    """Writes the index of a dataset whose shards were built in slices.
+def merge(out: str | Path, *, slices: int | None = None, scratch: Path | None = None) -> BuildResult:
+    """Write the index of a dataset whose shards were built in slices.
 
     Args:
         out: the dataset's folder or URL.
-        slices: how many slices there were, to tell whose shards are missing.
+        slices: the number of slices, to name those whose shards are missing.
         scratch: for files on their way to a URL.
 
     Raises:
@@ -35,23 +34,23 @@ def merge(out: str | Path, *, slices: int | None = None, scratch: Path | None = 
     if PLAN_NAME not in output.sizes():
         raise DatasetError(f"{output}: no {PLAN_NAME}; `preprocess build` makes it, with or without --slice")
     with (
-        told_when_full(output),
-        hold(output.board, LOCK_NAME, job="merge", excludes=True) as lock,
+        explain_full_disk(output),
+        hold(output.locks, LOCK_NAME, job="merge", excludes=True) as lock,
         output.work() as folder,
     ):
         output.fetch([PLAN_NAME], folder)
         plan = read_plan(folder / PLAN_NAME)
         surveyed = list(survey(range(plan.num_shards), output, folder))
-        missing = [found.number for found in surveyed if found.kept is None]
+        missing = [shard.number for shard in surveyed if shard.num_samples is None]
         if missing:
             names = [
                 shard_name(number) + (f" (slice {number % slices}/{slices})" if slices else "") for number in missing
             ]
             raise DatasetError(
-                f"{output}: {len(missing)} of {plan.num_shards} shards are not there: {some(names)}; run "
+                f"{output}: {len(missing)} of {plan.num_shards} shards are not there: {first_names(names)}; run "
                 + ("these slices" if slices else "the slices that they belong to (their number modulo the slices)")
                 + " again, then merge"
             )
-        if not any(found.kept for found in surveyed):
-            raise TooManyBad(f"{output}: not one of {len(plan)} samples could be used; the slices tell why")
-        return [*finish(plan, output, folder, lock), *plan.notes]
+        if not any(shard.num_samples for shard in surveyed):
+            raise TooManyBad(f"{output}: not one of {len(plan)} samples could be used; the slices' logs say why")
+        return BuildResult(plan, finish(plan, output, folder, lock))

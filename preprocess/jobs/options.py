@@ -1,19 +1,25 @@
-"""The options of `python -m preprocess build` ─► what to read, what to write, how to run. Nothing heavy for --help."""
+"""The options of `python -m preprocess build` are declared and read: options ─► Source, Settings, Options.
+
+Nothing heavy is imported for --help.
+"""
 
 import argparse
 import os
 import tempfile
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from preprocess.jobs.build import Options
     from preprocess.plan.plan import Settings
-    from preprocess.sources.source import Reading, Source
+    from preprocess.sources.source import Source
+
+T = TypeVar("T")
 
 
 def add_build_options(build: argparse.ArgumentParser) -> None:
-    """The options of `build`."""
+    """Add the options of `build` to its parser."""
     _add_input(build.add_argument_group("what to read"))
     _add_output(build.add_argument_group("what to write"))
     _add_limits(build.add_argument_group("what is too much, or too bad"))
@@ -26,7 +32,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--frames",
         nargs="+",
         metavar="ROOT",
-        help="folders of frame folders (ROOT/<name> or ROOT/train/<name>); a folder a class if there is no ledger",
+        help="folders of frame folders (ROOT/<name> or ROOT/train/<name>); without a ledger one folder per class",
     )
     given.add_argument(
         "--videos",
@@ -48,7 +54,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         help="of trees: the first folder if all files lie in one (auto), or where there is one (folder)",
     )
     group.add_argument(
-        "--label-names", default="", metavar="FILE", help="names of ids 0, 1, ...: one a line, or a dataset.json"
+        "--label-names", default="", metavar="FILE", help="names of ids 0, 1, ...: one per line, or a dataset.json"
     )
     group.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
     group.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")
@@ -69,14 +75,14 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         default="decode",
         help="how JPEGs that can stay as they are show that they are whole: decoded strictly, or by header and end",
     )
-    group.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames a second (all)")
+    group.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames per second (all)")
     cut = group.add_mutually_exclusive_group()
     cut.add_argument(
         "--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds (60, 1800 frames)"
     )
     cut.add_argument("--segment-frames", type=int, metavar="N", help="cut into even pieces of at most N frames")
     cut.add_argument("--whole", action="store_true", help="cut nothing")
-    group.add_argument("--shard-size", type=int, metavar="N", help="samples a shard (1000; fewer for small sets)")
+    group.add_argument("--shard-size", type=int, metavar="N", help="samples per shard (1000; fewer for small sets)")
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
@@ -91,6 +97,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--timeout",
+        dest="timeout_s",
         type=float,
         default=60.0,
         metavar="S",
@@ -110,12 +117,16 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s: one a core)"
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="threads, each with a decoder (%(default)s: one per core)",
     )
     group.add_argument(
         "--plan-only",
         action="store_true",
-        help="write the plan, try some samples, tell frames, bytes and hours; no more",
+        help="write the plan, and print frames, bytes and hours from a trial of some samples",
     )
     group.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
     group.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
@@ -133,47 +144,27 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--scratch", default=tempfile.gettempdir(), metavar="DIR", help="for what is fetched or unpacked (%(default)s)"
     )
-    group.add_argument("--scratch-gb", type=float, default=20.0, metavar="GB", help="of all workers (%(default)s)")
+    group.add_argument("--scratch-gb", type=float, default=20.0, metavar="GB", help="for all workers (%(default)s)")
 
 
 def settings_of(options: argparse.Namespace) -> "Settings":
-    """What is to be written."""
+    """Return the settings of the dataset."""
     from preprocess.plan.plan import Settings
 
-    return Settings(
-        short_side=options.short_side,
-        quality=options.quality,
-        fps=options.fps,
-        source_fps=options.source_fps,
-        segment_seconds=options.segment_seconds,
-        segment_frames=options.segment_frames,
-        whole=options.whole,
-        shard_size=options.shard_size,
-        split=options.split,
-        max_pixels=options.max_pixels,
-        max_frames=options.max_frames,
-        max_gb=options.max_gb,
-        timeout_s=options.timeout,
-        check=options.check,
-    )
+    return _from_options(Settings, options)
 
 
 def run_of(options: argparse.Namespace) -> "Options":
-    """How to run; none of it changes what is written."""
+    """Return the way to run the build."""
     from preprocess.jobs.build import Options
 
-    return Options(
-        workers=options.workers,
-        on_error=options.on_error,
-        max_bad_fraction=options.max_bad_fraction,
-        overwrite=options.overwrite,
-        plan_only=options.plan_only,
-        ignore_space=options.ignore_space,
-        append=options.append,
-        slice=_slice(options.slice),
-        scheduler=options.scheduler,
-        scratch=Path(options.scratch),
-    )
+    return _from_options(Options, options, slice=_slice(options.slice), scratch=Path(options.scratch))
+
+
+def _from_options(kind: type[T], options: argparse.Namespace, **changed: object) -> T:
+    """Return a dataclass whose fields are the options of the same names."""
+    named = {field.name for field in fields(kind)} & vars(options).keys()  # type: ignore[arg-type]
+    return kind(**{name: getattr(options, name) for name in named} | changed)
 
 
 def _slice(text: str | None) -> tuple[int, int] | None:
@@ -186,40 +177,25 @@ def _slice(text: str | None) -> tuple[int, int] | None:
 
 
 def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
-    """What to read.
+    """Return the source that the options name.
 
     Raises:
-        ValueError: there is no such thing, or options do not go together.
+        ValueError: there is no such file or folder, or options do not go together.
     """
     from preprocess.sources.frame_folders import frame_folders
     from preprocess.sources.images import image_files
     from preprocess.sources.roots import Scratch
+    from preprocess.sources.source import Reading
     from preprocess.sources.videos import video_files
 
     if not options.frames and (options.ledger or options.source_fps or options.fill_gaps):
         raise ValueError("--ledger, --source-fps and --fill-gaps belong to --frames; videos have lists and a clock")
     if not options.videos and (options.root or options.label_key):
         raise ValueError("--root and --label-key belong to the lists and tars of --videos")
-    reading = reading_of(options)
+    reading = _from_options(Reading, options)
     scratch = Scratch(Path(options.scratch), round(options.scratch_gb * 1e9 / options.workers))
     if options.images:
         return image_files(options.images, settings=settings, reading=reading, scratch=scratch)
     if options.videos:
         return video_files(options.videos, settings=settings, reading=reading, scratch=scratch, workers=options.workers)
     return frame_folders(options.frames, options.ledger, settings=settings, reading=reading, scratch=scratch)
-
-
-def reading_of(options: argparse.Namespace) -> "Reading":
-    """How the input is to be understood."""
-    from preprocess.sources.source import Reading
-
-    return Reading(
-        delimiter=options.delimiter,
-        header=options.header,
-        labels=options.labels,
-        label_names=options.label_names,
-        label_key=options.label_key,
-        root=options.root,
-        fill_gaps=options.fill_gaps,
-        allow_outside=options.allow_outside,
-    )

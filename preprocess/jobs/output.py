@@ -21,7 +21,7 @@ from typing import Protocol
 from mae3d.io.storage import Storage, is_url
 from preprocess.dataset.schema import DatasetError
 from preprocess.dataset.writer import Digest, digest_of
-from preprocess.jobs.lock_store import Board, FolderBoard, UrlBoard
+from preprocess.jobs.lock_store import FolderLockStore, LockStore, UrlLockStore
 from preprocess.sources.roots import process_folder
 
 _AT_A_TIME = 16  # files that are fetched at the same time
@@ -31,7 +31,7 @@ class Output(Protocol):
     """A place that a dataset is written to; all methods raise an OSError that names it where it fails."""
 
     @property
-    def board(self) -> Board:
+    def locks(self) -> LockStore:
         """Where its locks are."""
 
     def prepare(self) -> None:
@@ -66,8 +66,8 @@ class FolderOutput:
         return str(self.path)
 
     @property
-    def board(self) -> Board:
-        return FolderBoard(self.path)
+    def locks(self) -> LockStore:
+        return FolderLockStore(self.path)
 
     def prepare(self) -> None:
         try:
@@ -113,8 +113,8 @@ class UrlOutput:
         return self.storage.url
 
     @property
-    def board(self) -> Board:
-        return UrlBoard(self.storage)
+    def locks(self) -> LockStore:
+        return UrlLockStore(self.storage)
 
     def prepare(self) -> None:
         pass

@@ -1,8 +1,8 @@
-"""What is at an output: shards that are whole, a dataset that is finished, leftovers, other people's files.
+"""An output is surveyed for finished shards, leftovers and other people's files, and finished: shards ─► dataset.
 
-for found in survey(range(plan.num_shards), output, folder):      # which shards are there
+for shard in survey(range(plan.num_shards), output, folder):      # the shards that are there
     ...
-lines = finish(plan, output, folder, lock)                        # all of them: the index, and a summary
+summary = finish(plan, output, folder, lock)                      # all shards are there: write the index
 """
 
 import errno
@@ -18,15 +18,15 @@ import numpy as np
 import pyarrow.compute as pc
 
 from mae3d.io.files import TEMPORARY_PREFIX
-from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, Dataset, DatasetError, map_dataset, parse_meta
+from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, DatasetError, map_dataset, parse_meta
 from preprocess.dataset.schema import read_shard_table, shard_files
 from preprocess.dataset.writer import write_dataset
 from preprocess.jobs.append import dataset_settings
 from preprocess.jobs.lock import Lock
 from preprocess.jobs.lock_store import LOCK_NAME
 from preprocess.jobs.output import Output
-from preprocess.plan.plan import Plan, read_plan
-from preprocess.plan.rejects import rejected_row, some
+from preprocess.plan.plan import BuildPlan, read_plan
+from preprocess.plan.rejects import first_names, rejected_row
 from preprocess.plan.splits import planned_splits
 from preprocess.problems import Problem, describe
 from preprocess.sources.source import long_samples, short_samples
@@ -43,39 +43,48 @@ _FULL = {
 
 
 @dataclass(frozen=True)
-class Surveyed:
-    """A shard: how many samples it has, or None if it is to be built; and what of it was rejected."""
+class SurveyedShard:
+    """The number of samples that a shard holds, None if it is to be built, and the samples that were rejected."""
 
     number: int
-    kept: int | None
-    lost: list[Problem]
+    num_samples: int | None
+    rejected: list[Problem]
 
 
-def survey(numbers: Sequence[int], output: Output, folder: Path) -> Iterator[Surveyed]:
-    """Looks which shards are whole; their tables are in `folder` afterwards."""
+@dataclass(frozen=True)
+class Summary:
+    """The totals of a dataset as dataset.json has them, and notes on samples that are short or long."""
+
+    totals: dict[str, Any]
+    num_shards: int
+    notes: list[str]
+
+
+def survey(numbers: Sequence[int], output: Output, folder: Path) -> Iterator[SurveyedShard]:
+    """Yield the state of each shard; the tables of finished ones are in `folder` afterwards."""
     sizes = output.sizes()
     tables = {number: shard_files(number)[-1] for number in numbers}
     output.fetch([name for name in tables.values() if name in sizes], folder)
     for number, name in tables.items():
         tar, idx, _ = shard_files(number)
         if not sizes.keys() >= {tar, idx, name}:
-            yield Surveyed(number, None, [])
+            yield SurveyedShard(number, None, [])
             continue
         try:
             table, shard = read_shard_table(folder / name)
         except DatasetError:
-            yield Surveyed(number, None, [])
+            yield SurveyedShard(number, None, [])
             continue
         if sizes[tar] not in (shard.bytes, None):
-            yield Surveyed(number, None, [])
+            yield SurveyedShard(number, None, [])
             continue
-        lost = table.filter(pc.field("num_frames") == 0).select(["reason", "message", "name", "line"])
-        yield Surveyed(number, shard.num_samples, [Problem(**row) for row in lost.to_pylist()])
+        rejected = table.filter(pc.field("num_frames") == 0).select(["reason", "message", "name", "line"])
+        yield SurveyedShard(number, shard.num_samples, [Problem(**row) for row in rejected.to_pylist()])
 
 
-def finish(plan: Plan, output: Output, folder: Path, lock: Lock) -> list[str]:
-    """Writes the index of a plan whose shards are all there."""
-    _sweep(output)  # what workers that were killed have left
+def finish(plan: BuildPlan, output: Output, folder: Path, lock: Lock) -> Summary:
+    """Write the index and dataset.json of a plan whose shards are all there."""
+    _sweep(output)  # files that killed workers have left
     tables = [shard_files(number)[-1] for number in range(plan.num_shards)]
     output.fetch(tables, folder)
     lock.check()
@@ -95,37 +104,46 @@ def finish(plan: Plan, output: Output, folder: Path, lock: Lock) -> list[str]:
     return summary_of(meta, output, folder)
 
 
-def summary_of(meta: dict[str, Any], output: Output, folder: Path) -> list[str]:
+def summary_of(meta: dict[str, Any], output: Output, folder: Path) -> Summary:
+    """Return the summary of the dataset that a dataset.json describes."""
     output.fetch([entry["name"] for entry in meta["files"].values()], folder)
-    return summary(map_dataset(folder, meta))
+    dataset = map_dataset(folder, meta)
+    seconds = np.nan_to_num(dataset.num_frames / dataset.fps)
+    notes = short_samples(dataset.num_frames) + long_samples(seconds, dataset.num_frames)
+    return Summary(meta["totals"], len(dataset.shards), notes)
 
 
-def is_finished(plan: Plan, output: Output, folder: Path) -> bool:
-    """Whether dataset.json is that of this plan."""
+def is_finished(plan: BuildPlan, output: Output, folder: Path) -> bool:
+    """Return whether dataset.json is there, readable, and that of this plan."""
     if META_NAME not in output.sizes():
         return False
     output.fetch([META_NAME], folder)
-    meta = parse_meta((folder / META_NAME).read_bytes(), where=f"{output}/{META_NAME}")
+    try:
+        meta = parse_meta((folder / META_NAME).read_bytes(), where=f"{output}/{META_NAME}")
+    except DatasetError:
+        return False
     return len(meta["shards"]) == plan.num_shards and bool(meta["settings"] == dataset_settings(plan))
 
 
 def refuse_foreign(output: Output) -> None:
-    """Raises DatasetError for a place that holds other things, or shards that no plan tells of."""
+    """Raise DatasetError for an output that holds other things, or shards without a plan."""
     names = [name for name in output.sizes() if not name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
     foreign = sorted(name for name in names if not _is_ours(name))
     if PLAN_NAME in names or not names:
         return
     if foreign:
-        raise DatasetError(f"{output}: holds other things ({some(foreign)}); give an empty or new folder as --out")
+        raise DatasetError(
+            f"{output}: holds other things ({first_names(foreign)}); give an empty or new folder as --out"
+        )
     raise DatasetError(f"{output}: shards without {PLAN_NAME}; give another --out, or --overwrite to remove them")
 
 
 def clear(output: Output, *, overwrite: bool) -> None:
-    """Sweeps what a killed run left, and removes the dataset if that is wanted; only under the lock."""
+    """Remove the temporary files of killed runs, and with `overwrite` the dataset; only under the lock."""
     _sweep(output)
     names = [name for name in output.sizes() if not name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
     if overwrite and (PLAN_NAME in names or all(map(_is_ours, names))):
-        # dataset.json first: without it nothing that is half removed passes for a dataset.
+        # dataset.json goes first: without it a folder that is half removed does not pass for a dataset.
         output.remove(sorted(filter(_is_ours, names), key=lambda name: name != META_NAME))
 
 
@@ -138,15 +156,15 @@ def _is_ours(name: str) -> bool:
 
 
 @contextmanager
-def told_when_full(output: Output) -> Iterator[None]:
-    """Says of a disk that is full how much more is needed, as far as that is known."""
+def explain_full_disk(output: Output) -> Iterator[None]:
+    """Add to the error of a full disk how much more is needed, as far as that is known."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL or error.filename == str(output):  # of a file in it; the estimate has told its own
+        if error.errno not in _FULL or error.filename == str(output):  # the estimate's own error names the output
             raise
-        what = f"{error.strerror or error}{_needed(output)}; {_FULL[error.errno]}"
-        raise OSError(error.errno, what, error.filename or str(output)) from error
+        message = f"{error.strerror or error}{_needed(output)}; {_FULL[error.errno]}"
+        raise OSError(error.errno, message, error.filename or str(output)) from error
 
 
 def _needed(output: Output) -> str:
@@ -161,23 +179,22 @@ def _needed(output: Output) -> str:
     return f": some {left * sum(tars) / len(tars) / 1e9:.3g} GB more are needed" if tars and left > 0 else ""
 
 
-def summary(dataset: Dataset) -> list[str]:
-    """A dataset in a few lines for people, with a warning if samples are too long to be stored and sampled well."""
-    totals = dataset.meta["totals"]
+def summary_lines(summary: Summary) -> list[str]:
+    """Return a summary in a few lines for people."""
+    totals = summary.totals
     hours = f"{totals['seconds'] / 3600:.2f} hours" if totals["seconds"] else "no time base"
-    size = f"{totals['bytes'] / 1e6:.1f} MB in {len(dataset.shards)} shards"
+    size = f"{totals['bytes'] / 1e6:.1f} MB in {summary.num_shards} shards"
     lines = [f"{totals['samples']} samples, {totals['frames']} frames, {hours}, {size}"]
     rejected = totals["rejected"]
     lines.append(f"rejected: {sum(rejected.values())}{_counts(rejected)} (each with its reason in {REJECTED_NAME})")
     if totals["remarks"]:
         counts = totals["remarks"]
         lines.append(f"kept with a remark: {sum(counts.values())}{_counts(counts)} (see {REJECTED_NAME})")
-    seconds = np.nan_to_num(dataset.num_frames / dataset.fps)
-    return lines + short_samples(dataset.num_frames) + long_samples(seconds, dataset.num_frames)
+    return lines + summary.notes
 
 
-def lost_already(plan: Plan) -> list[str]:
-    """A line about what could not become part of the plan, and an example; none if there is nothing."""
+def planned_reject_lines(plan: BuildPlan) -> list[str]:
+    """Return a line about the input that could not become part of the plan, with an example; none if all could."""
     if not plan.problems:
         return []
     counts = dict(sorted(Counter(problem.reason for problem in plan.problems).items()))

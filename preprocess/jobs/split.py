@@ -1,9 +1,9 @@
-"""`python -m preprocess split`: splits for a finished dataset: a rule in its plan, and a new generation of the index.
+"""A finished dataset is split into training and validation set: a rule in its plan, and new index files.
 
     lines = split("out/shards", fractions={"train": 0.9, "val": 0.1}, seed=0)
     lines = split("out/shards", fractions={...}, seed=0, by="patient", table="cases.csv", key="video")
 
-Shards are not touched. Killed anywhere and run again it ends in the same dataset.
+Shards are not touched. A run that was killed and is run again ends in the same dataset.
 """
 
 import io
@@ -24,8 +24,8 @@ from preprocess.jobs.lock import hold
 from preprocess.jobs.lock_store import LOCK_NAME
 from preprocess.jobs.merge_slices import merge
 from preprocess.jobs.output import Output, open_output
-from preprocess.plan.plan import Plan, read_plan, write_plan
-from preprocess.plan.splits import groups_of, split_rule, tell, with_groups
+from preprocess.plan.plan import BuildPlan, read_plan, write_plan
+from preprocess.plan.splits import count_lines, groups_of, split_rule, with_groups
 from preprocess.sources.source import SCRATCH, opened
 
 
@@ -39,14 +39,14 @@ def split(
     key: str = "name",
     scratch: Path | None = None,
 ) -> list[str]:
-    """Writes splits into a finished dataset.
+    """Write splits into a finished dataset.
 
     Args:
         out: its folder or URL.
         fractions: of the groups for each split.
         seed: of the draw.
         by: "name": a group is a recording; else a column of `table`, such as the patient.
-        table: path or URL of a .csv or .parquet with a row a recording.
+        table: path or URL of a .csv or .parquet with one row per recording.
         key: the column of `table` with the dataset's names.
         scratch: for files on their way to a URL.
 
@@ -65,12 +65,12 @@ def split(
     scratch = scratch or Path(tempfile.gettempdir())
     output = open_output(out, scratch=scratch)
     try:
-        there = output.sizes()
+        present = output.sizes()
     except (FileNotFoundError, NotADirectoryError):
-        there = {}
-    if PLAN_NAME not in there or META_NAME not in there:
+        present = {}
+    if PLAN_NAME not in present or META_NAME not in present:
         raise DatasetError(f"{output}: no finished dataset ({META_NAME}, {PLAN_NAME}); build it first")
-    with hold(output.board, LOCK_NAME, job="split", excludes=True), output.work() as folder:
+    with hold(output.locks, LOCK_NAME, job="split", excludes=True), output.work() as folder:
         output.fetch([PLAN_NAME], folder)
         plan = replace(read_plan(folder / PLAN_NAME), split_rule=rule)
         try:
@@ -81,11 +81,11 @@ def split(
         output.publish([PLAN_NAME], folder)
     merge(out, scratch=scratch)
     with output.work() as folder:
-        return _told(plan, output, folder)
+        return _split_lines(plan, output, folder)
 
 
 def _read_groups(table: str, key: str, by: str) -> dict[str, str]:
-    """The column `by` of a table by its column `key`; DatasetError if it has no such columns, or a key twice."""
+    """Return the column `by` of a table by its column `key`; raise DatasetError for a missing column or a double key."""
     root, path = opened(table, "--table takes a .csv or .parquet", scratch=SCRATCH)
     data = io.BytesIO(root.read(path))
     try:
@@ -100,15 +100,15 @@ def _read_groups(table: str, key: str, by: str) -> dict[str, str]:
     if missing := [name for name in (key, by) if name not in rows.column_names]:
         raise DatasetError(f"no column {missing[0]!r}; there are {', '.join(rows.column_names)}")
     columns: Any = (pc.cast(rows[name], pa.string()).to_pylist() for name in (key, by))
-    found: dict[str, str] = {}
+    group_of: dict[str, str] = {}
     for name, group in zip(*columns, strict=True):
-        if found.setdefault(name, group) != group:
-            raise DatasetError(f"{name} is there twice, as {found[name]} and as {group}")
-    return found
+        if group_of.setdefault(name, group) != group:
+            raise DatasetError(f"{name} is there twice, as {group_of[name]} and as {group}")
+    return group_of
 
 
-def _told(plan: Plan, output: Output, folder: Path) -> list[str]:
-    """What came of it, and a warning for splits without a sample."""
+def _split_lines(plan: BuildPlan, output: Output, folder: Path) -> list[str]:
+    """Return the counts of each split, and a warning for splits without a sample."""
     output.fetch([META_NAME], folder)
     meta = parse_meta((folder / META_NAME).read_bytes(), where=f"{output}/{META_NAME}")
     index = meta["files"]["index"]["name"]
@@ -116,7 +116,7 @@ def _told(plan: Plan, output: Output, folder: Path) -> list[str]:
     samples = pq.read_table(folder / index, columns=["key", "split", "num_frames", "fps"])
     numbers = pc.cast(samples["key"], pa.int64())
     groups: Any = groups_of(plan).take(numbers).to_pylist()
-    lines = tell(samples, groups)
+    lines = count_lines(samples, groups)
     shares = meta["split_rule"]["fractions"]
     empty = [name for name, share in shares.items() if share and name not in meta["split_names"]]
     if empty:

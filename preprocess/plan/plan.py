@@ -1,10 +1,10 @@
 """What is asked for ─► the plan: which sample is read from where and goes to which shard.
 
-In: a ledger over frame folders, video files and lists of them, or images. Out: `Plan`, made once and kept as
+In: a ledger over frame folders, video files and lists of them, or images. Out: `BuildPlan`, made once and kept as
 plan.parquet; everything after it is a function of the plan and the settings, so that any worker, today or
 after a crash, writes the same bytes.
 
-    plan = make_plan(source.find(), source=source.list_name, settings=settings, asked={...})
+    plan = make_plan(source.find(), source=source.list_name, settings=settings, identity={...})
     write_plan(plan, out / "plan.parquet")
     plan = read_plan(out / "plan.parquet")
     plan.shard(0)                                   # list[PlannedSample]
@@ -163,7 +163,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Found:
+class ScanResult:
     """What a look at the input gave; `notes` are lines for the summary."""
 
     requests: list[Request]
@@ -173,7 +173,7 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class BuildPlan:
     """All samples of a dataset, and what could not become one."""
 
     rows: pa.Table
@@ -204,13 +204,13 @@ class Plan:
 
 
 def make_plan(
-    found: Found,
+    found: ScanResult,
     *,
     source: str,
     settings: Settings,
-    asked: dict[str, Any],
+    identity: dict[str, Any],
     label_names: Sequence[str] | None = None,
-) -> Plan:
+) -> BuildPlan:
     """Numbers the samples, gives words among the labels their ids, and deals the samples out to shards.
 
     Args:
@@ -218,7 +218,7 @@ def make_plan(
         source: the name of the ledger or list.
         settings: of which the shard size and the split count here; a split that is set wins over those of folders
             and lists.
-        asked: what makes two builds the same, for `settings` in dataset.json.
+        identity: settings and sources that two builds of the same dataset share, for `settings` in dataset.json.
         label_names: those of the dataset that this one continues: they keep their ids, new names come after. None if
             nothing is continued, or what is has no label; empty if its labels are numbers.
 
@@ -244,7 +244,7 @@ def make_plan(
             f"warning: the labels of this {settings.split} set have ids of their own, in the order of their names; "
             "for the ids of another dataset give --label-names its dataset.json"
         )
-    return Plan(table, tuple(problems), source, ids.names, asked, tuple(notes))
+    return BuildPlan(table, tuple(problems), source, ids.names, identity, tuple(notes))
 
 
 def _table(requests: Sequence[Request], ids: dict[str, int], shard_size: int, split: str) -> pa.Table:
@@ -262,7 +262,7 @@ def _table(requests: Sequence[Request], ids: dict[str, int], shard_size: int, sp
     return pa.table(columns, PLAN_SCHEMA)
 
 
-def write_plan(plan: Plan, path: Path) -> None:
+def write_plan(plan: BuildPlan, path: Path) -> None:
     """Writes plan.parquet: the rows, and in its metadata all else."""
     metadata = {
         "problems": json.dumps([dataclasses.asdict(problem) for problem in plan.problems]),
@@ -276,7 +276,7 @@ def write_plan(plan: Plan, path: Path) -> None:
         pq.write_table(plan.rows.replace_schema_metadata(metadata), aside, write_page_checksum=True)
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> BuildPlan:
     """Reads plan.parquet; DatasetError if it is not one."""
     try:
         rows = pq.read_table(path, thrift_string_size_limit=_THRIFT_BYTES, page_checksum_verification=True)
@@ -284,7 +284,7 @@ def read_plan(path: Path) -> Plan:
         problems = tuple(Problem(**problem) for problem in json.loads(metadata["problems"]))
         names, settings = tuple(json.loads(metadata["label_names"])), json.loads(metadata["settings"])
         notes, rule = tuple(json.loads(metadata["notes"])), json.loads(metadata["split_rule"])
-        return Plan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings, notes, rule)
+        return BuildPlan(rows.replace_schema_metadata(None), problems, metadata["source"], names, settings, notes, rule)
     except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
             raise

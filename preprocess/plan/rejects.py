@@ -1,4 +1,4 @@
-"""What of the input cannot be used, and when that is too much of it; what is kept with a remark."""
+"""Samples that cannot be used are counted, and too many stop the build: problems ─► count, or TooManyBad."""
 
 import logging
 from collections import Counter
@@ -9,7 +9,7 @@ from preprocess.problems import Problem, describe
 
 log = logging.getLogger(__name__)
 
-# What is wrong with a ledger or list, not with the media it names: --max-bad-fraction is about these.
+# Faults of a ledger or list, not of the media that it names: --max-bad-fraction is about these.
 _LIST_FAULTS = {"bad_row", "duplicate_row", "unsafe_name", "missing_folder", "missing_file", "missing_frame"}
 _LISTED = 20  # problems shown by name; all of them are in rejected.parquet
 
@@ -19,15 +19,15 @@ class TooManyBad(ValueError):
 
 
 class Rejects:
-    """Counts what cannot be used, and stops where a list does not describe what is on disk, or where nothing is left.
+    """A count of the rows that cannot be used; it raises if a list does not fit the disk, or if nothing is left.
 
     An archive has broken files, and the summary counts them; a ledger of which a tenth is wrong is the wrong ledger.
     """
 
-    def __init__(self, asked: int, *, source: str, on_error: str, max_bad_fraction: float) -> None:
-        self._asked, self._source = asked, source
+    def __init__(self, num_requested: int, *, source: str, on_error: str, max_bad_fraction: float) -> None:
+        self._num_requested, self._source = num_requested, source
         self._strict = on_error == "fail"
-        self._allowed = int(max_bad_fraction * asked)
+        self._allowed = int(max_bad_fraction * num_requested)
         self._limit = f"--max-bad-fraction {max_bad_fraction:g} allows {self._allowed}: mend them, or allow more"
         self._all: list[Problem] = []
         self._wrong: list[Problem] = []
@@ -36,33 +36,36 @@ class Rejects:
         return len(self._all)
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Adds to them; raises TooManyBad."""
+        """Add problems; raise TooManyBad if they are too many."""
         for problem in problems:
             self._all.append(problem)
             if problem.reason in _LIST_FAULTS and not problem.expected:
                 self._wrong.append(problem)
         if self._strict and self._all:
             self._stop(self._all, "--on-error fail allows none")
-        if len(self) >= self._asked:
+        if len(self) >= self._num_requested:
             self._stop(self._all, "so nothing is left")
         if len(self._wrong) > self._allowed:
             self._stop(self._wrong, self._limit)
 
-    def _stop(self, told: Sequence[Problem], limit: str) -> None:
-        lines = [describe(problem, self._source) for problem in told[:_LISTED]]
-        if len(told) > _LISTED:
-            lines.append(f"... and {len(told) - _LISTED} more")
-        raise TooManyBad("\n".join([*lines, f"{len(told)} of {self._asked} rows cannot be used, {limit}"]))
+    def _stop(self, problems: Sequence[Problem], limit: str) -> None:
+        lines = [describe(problem, self._source) for problem in problems[:_LISTED]]
+        if len(problems) > _LISTED:
+            lines.append(f"... and {len(problems) - _LISTED} more")
+        raise TooManyBad("\n".join([*lines, f"{len(problems)} of {self._num_requested} rows cannot be used, {limit}"]))
 
 
 class Remarks:
-    """Tells what is kept with a remark, the first of each reason by name: a DV archive is interlaced throughout."""
+    """A log of the samples that are kept with a remark; of each reason only the first ones are named.
+
+    A whole archive may share one remark: DV is interlaced throughout.
+    """
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def tell(self, remarks: Iterable[tuple[str, str, str]]) -> None:
-        """Logs (name, reason, message) of samples."""
+    def log(self, remarks: Iterable[tuple[str, str, str]]) -> None:
+        """Log the (name, reason, message) of samples."""
         for name, reason, message in remarks:
             self._counts[reason] += 1
             if self._counts[reason] <= _LISTED:
@@ -72,11 +75,11 @@ class Remarks:
 
 
 def rejected_row(problem: Problem, source: str) -> dict[str, Any]:
-    """A row of rejected.parquet for what was left out of the plan.
+    """Return the row of rejected.parquet for a problem that kept a sample out of the plan.
 
     Args:
-        problem: what is wrong.
-        source: the ledger or list that asked for it, where the problem does not say.
+        problem: the problem.
+        source: the ledger or list that requested the sample, if the problem does not name it.
     """
     return {
         "key": "",
@@ -90,6 +93,6 @@ def rejected_row(problem: Problem, source: str) -> dict[str, Any]:
     }
 
 
-def some(names: Sequence[str]) -> str:
-    """The first of many names."""
+def first_names(names: Sequence[str]) -> str:
+    """Return the first of many names, and the number of the others."""
     return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

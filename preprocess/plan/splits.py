@@ -1,11 +1,11 @@
-"""Which samples are for training and which for validation: a rule over groups, kept in the plan.
+"""Samples are split into training and validation set by a rule over groups, which is kept in the plan.
 
     rule = split_rule({"train": 0.9, "val": 0.1}, seed=0)
     plan = with_groups(plan, {"video_1": "patient 7", ...})        # or the plan as it is: a group is a recording
     splits = planned_splits(replace(plan, split_rule=rule))        # of every sample
 
-The split of a group is a function of its name and the seed: never of the order, nor of what else there is. So a
-dataset that is appended to, rebuilt or merged again keeps its splits. Pieces of one recording are always together.
+The split of a group is a function of its name and the seed, never of the order or of other groups. So a dataset that
+is appended to, rebuilt or merged again keeps its splits. Pieces of one recording are always together.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.dataset.schema import DatasetError
-from preprocess.plan.plan import Plan
+from preprocess.plan.plan import BuildPlan
 
 _SHOWN = 5
 
 
 def split_rule(fractions: Mapping[str, float], *, seed: int, by: str = "name") -> dict[str, Any]:
-    """What the plan keeps.
+    """Return the rule as the plan keeps it.
 
     Args:
         fractions: of the groups for each split; they must add up to 1.
         seed: another one draws other splits.
-        by: what the groups are, for people.
+        by: the kind of group, for people.
 
     Raises:
         ValueError: the fractions do not add up to 1.
@@ -43,7 +43,7 @@ def split_rule(fractions: Mapping[str, float], *, seed: int, by: str = "name") -
 
 
 def parse_fractions(text: str) -> dict[str, float]:
-    """`train=0.9,val=0.1` as a mapping; ValueError if it is none."""
+    """Return `train=0.9,val=0.1` as a mapping; raise ValueError for other texts."""
     fractions: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
@@ -58,7 +58,7 @@ def parse_fractions(text: str) -> dict[str, float]:
 
 
 def split_of_group(group: str, rule: Mapping[str, Any]) -> str:
-    """The split of one group: its name and the seed, hashed to a number in [0, 1), against the fractions."""
+    """Return the split of one group: its name and the seed, hashed to a number in [0, 1), against the fractions."""
     digest = hashlib.sha256(f"{rule['seed']}:{group}".encode()).digest()
     drawn = int.from_bytes(digest[:7], "big") / (1 << 56)
     bound = 0.0
@@ -69,10 +69,10 @@ def split_of_group(group: str, rule: Mapping[str, Any]) -> str:
     return next(str(name) for name, share in reversed(rule["fractions"].items()) if share)  # rounding
 
 
-def planned_splits(plan: Plan) -> pa.DictionaryArray | None:
-    """The split of every sample of the plan; None if the plan has no rule.
+def planned_splits(plan: BuildPlan) -> pa.DictionaryArray | None:
+    """Return the split of every sample of the plan; None if the plan has no rule.
 
-    Where the rule is by the column of a table, samples that came after it, without a group, keep their own split.
+    If the rule is by the column of a table, samples that were appended later, without a group, keep their own split.
     """
     rule = plan.split_rule
     if rule is None:
@@ -87,14 +87,14 @@ def planned_splits(plan: Plan) -> pa.DictionaryArray | None:
     return pa.DictionaryArray.from_arrays(pa.array(chosen, pa.int32()), pa.array(list(codes), pa.string()))
 
 
-def groups_of(plan: Plan) -> pa.ChunkedArray:
-    """The group of every sample: the one that it was given, else its recording."""
+def groups_of(plan: BuildPlan) -> pa.ChunkedArray:
+    """Return the group of every sample: the one that it was given, else its recording."""
     given = plan.rows["group"]
     return pc.if_else(pc.equal(given, pa.scalar("")), plan.rows["name"], given)
 
 
-def with_groups(plan: Plan, group_of: Mapping[str, str] | None) -> Plan:
-    """The plan with the groups of its names; None: every recording is a group of its own.
+def with_groups(plan: BuildPlan, group_of: Mapping[str, str] | None) -> BuildPlan:
+    """Return the plan with the groups of its names; with None every recording is a group of its own.
 
     Raises:
         DatasetError: names have no group.
@@ -112,8 +112,8 @@ def with_groups(plan: Plan, group_of: Mapping[str, str] | None) -> Plan:
     return replace(plan, rows=plan.rows.set_column(at, plan.rows.schema.field(at), column))
 
 
-def tell(samples: pa.Table, groups: Sequence[str]) -> list[str]:
-    """Samples, groups and hours of each split, one line each.
+def count_lines(samples: pa.Table, groups: Sequence[str]) -> list[str]:
+    """Return one line per split with its samples, groups and hours.
 
     Args:
         samples: columns split, num_frames and fps of the index.

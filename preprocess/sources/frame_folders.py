@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from preprocess.plan.plan import Found, Request, Settings
+from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.frame_names import FrameFolder, FrameFolders, index_shift
@@ -119,7 +119,7 @@ def _find_rows(
     settings: Settings,
     reading: Reading,
     label_names: tuple[str, ...],
-) -> Found:
+) -> ScanResult:
     log.info("%s", ledger.dialect)
     names = sorted({row.name for row in ledger.rows})
     trees = [FrameFolders(root) for root in roots]
@@ -153,10 +153,12 @@ def _find_rows(
         f"{len(unlisted)} frame folders on disk are not in the ledger{shortened(unlisted)}",
     ]
     notes += cut_notes(pieces) + _gap_notes(requests)
-    return Found(requests, sorted(problems, key=lambda problem: problem.line), notes, label_names)
+    return ScanResult(requests, sorted(problems, key=lambda problem: problem.line), notes, label_names)
 
 
-def _find_trees(roots: Sequence[Root], settings: Settings, reading: Reading, label_names: tuple[str, ...]) -> Found:
+def _find_trees(
+    roots: Sequence[Root], settings: Settings, reading: Reading, label_names: tuple[str, ...]
+) -> ScanResult:
     requests: list[Request] = []
     problems: list[Problem] = []
     notes: list[str] = []
@@ -188,7 +190,7 @@ def _find_trees(roots: Sequence[Root], settings: Settings, reading: Reading, lab
             requests += made
     requests, odd = encodable(requests)
     notes += cut_notes(pieces) + _gap_notes(requests) + same_names(requests)
-    return Found(requests, problems + odd, notes, label_names)
+    return ScanResult(requests, problems + odd, notes, label_names)
 
 
 def _gaps(folder: FrameFolder, first: int, stop: int, reading: Reading) -> tuple[int, ...] | Problem:

@@ -1,7 +1,7 @@
 """Trees of images become requests for the plan, each image a sample of one frame.
 
     source = image_files(["imagenet/train"], settings=settings)
-    result = source.find()      # Found(requests, problems, notes)
+    result = source.find()      # ScanResult(requests, problems, notes)
 
 An image's label is the first folder below the root, as in ImageNet's trees, if every image lies in one. Training
 repeats the one frame to a clip.
@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from preprocess.plan.plan import Found, Request, Settings
+from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.roots import Listing, Root, Scratch
@@ -62,7 +62,7 @@ def image_files(
     return Source(tuple(root for root, _ in roots), "", identity, lambda: _request_images(roots, reading, names))
 
 
-def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_names: tuple[str, ...]) -> Found:
+def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_names: tuple[str, ...]) -> ScanResult:
     requests: list[Request] = []
     problems: list[Problem] = []
     notes: list[str] = []
@@ -81,4 +81,4 @@ def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_n
             timeless.split = split
             requests.append(timeless)
     requests, odd = encodable(requests)
-    return Found(requests, problems + odd, notes + same_names(requests), label_names)
+    return ScanResult(requests, problems + odd, notes + same_names(requests), label_names)

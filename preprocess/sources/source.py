@@ -3,7 +3,7 @@
     source = video_files(["clips", "s3://bucket/more.csv"], settings=settings)     # preprocess.sources.videos
     source = frame_folders(["dataset"], "ledger.csv", settings=settings)           # preprocess.sources.frame_folders
     source = image_files(["imagenet/train"], settings=settings)                    # preprocess.sources.images
-    result = source.find()      # Found(requests, problems, notes)
+    result = source.find()      # ScanResult(requests, problems, notes)
 
 What is decided on the way (dialect, layout, counting base) is logged; what is on one side only is noted as well.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.plan.label_ids import read_label_names
-from preprocess.plan.plan import Found, Request
+from preprocess.plan.plan import Request, ScanResult
 from preprocess.problems import Problem
 from preprocess.sources.folder_labels import Labels
 from preprocess.sources.ledger import Delimiter, Header
@@ -53,7 +53,7 @@ class Source:
     roots: tuple[Root, ...]  # where the paths of requests start, by their `root`
     list_name: str  # name of the ledger or list, for messages; "" if there is no single one
     identity: list[dict[str, str]]  # what was given, without where it lay: equal for equal input
-    find: Callable[[], Found]
+    find: Callable[[], ScanResult]
 
 
 def opened(given: str | Path, option: str, *, scratch: Scratch) -> tuple[Root, str]:

@@ -1,7 +1,7 @@
 """Videos in folders, tars and lists become requests for the plan, and problems for missing ones.
 
 source = video_files(["clips", "s3://bucket/tars", "kinetics/train.csv"], settings=settings, workers=8)
-result = source.find()      # Found(requests, problems, notes)
+result = source.find()      # ScanResult(requests, problems, notes)
 """
 
 import logging
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
-from preprocess.plan.plan import Found, Request, Settings
+from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.probing import Probed, probe
 from preprocess.sources.roots import Folder, Remote, Root, Scratch
@@ -76,7 +76,7 @@ def video_files(
     identity = [identified(entry.root, entry.path, entry.data) for entry in entries]
     list_name = entries[0].path if len(entries) == 1 and entries[0].read else ""
 
-    def find() -> Found:
+    def find() -> ScanResult:
         collected = Collected()
         for entry in entries:
             collect(entry, stores, reading, workers, collected)
@@ -97,7 +97,7 @@ def _stores(entries: Sequence[Given]) -> dict[str, int]:
 
 def _cut(
     collected: Collected, roots: Sequence[Root], settings: Settings, workers: int, label_names: tuple[str, ...]
-) -> Found:
+) -> ScanResult:
     """Probe the headers, as far as the cut needs them, and make the pieces."""
     requests, odd = encodable(one.request for one in collected.candidates)
     problems = collected.problems + odd
@@ -123,7 +123,7 @@ def _cut(
         pieces.append(len(cut))
         made += cut
     notes = [*collected.notes, *cut_notes(pieces), *same_names(made)]
-    return Found(made, problems, notes, label_names)
+    return ScanResult(made, problems, notes, label_names)
 
 
 def _facts(

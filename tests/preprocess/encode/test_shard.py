@@ -124,7 +124,7 @@ def test_the_idx_is_what_dali_would_write(frames: Path, tmp_path: Path) -> None:
 
 def kept(out: Path) -> list[int | None]:
     """How many samples the first two shards have; None = to be built."""
-    return [found.kept for found in survey(range(2), FolderOutput(out), out)]
+    return [shard.num_samples for shard in survey(range(2), FolderOutput(out), out)]
 
 
 def test_a_shard_is_done_when_all_its_files_are_there(frames: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`build --append`: what is there stays byte for byte, what is new comes after it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_appending_with_other_settings_is_refused_by_name(
     assert main(command(archive, out)) == 0
     there = tree(out)
     assert main(command(more, out, "--append", "--quality", "80")) == 2
-    assert "--append: quality = 90 there, 80 asked for" in capsys.readouterr().err
+    assert re.search("--append: quality = 90 .*80 ", capsys.readouterr().err)
     assert tree(out) == there
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.jobs import build as build_module
-from preprocess.jobs.estimate import Estimate, Trial, fits, frames_of, lines_of, remedy, require_room
+from preprocess.jobs.estimate import Estimate, Trial, frames_of, lines_of, require_room
 from preprocess.plan.plan import Settings, read_plan
 from tests.support.media import make_frame_folder, make_video
 
@@ -58,7 +59,7 @@ def test_bytes_are_foreseen_from_few_frames_of_each_sample(
 ) -> None:
     monkeypatch.setattr("preprocess.jobs.estimate._FRAMES", 10)
     seen: list[Estimate] = []
-    monkeypatch.setattr(build_module, "lines_of", lambda estimate, *_, **__: seen.append(estimate) or [])
+    monkeypatch.setattr("preprocess.jobs.estimate.lines_of", lambda estimate, *_, **__: seen.append(estimate) or [])
     assert main(command("videos", videos, tmp_path / "out", "--plan-only")) == 0
     assert main(command("videos", videos, tmp_path / "out")) == 0
     (estimate,) = seen
@@ -127,39 +128,42 @@ def test_a_sample_that_cannot_be_read_is_told_and_not_counted_as_a_frame(
 
 
 def estimate(**changed: Any) -> Estimate:
-    trial = Trial(40, 0, 4000, frame_bytes=20e3, margin=0.1, frame_s=2e-3, short_side=256)
+    trial = Trial(40, 0, 4000, frame_bytes=20e3, margin=0.1, frame_s=2e-3)
     facts: dict[str, Any] = {"num_samples": 1000, "num_frames": 3e6, "seconds": 1e5, "trial": trial, "workers": 4}
     return Estimate(**(facts | {"source_bytes": 3 * 10**9} | changed))
 
 
 def test_figures_follow_from_the_trial() -> None:
-    told = "\n".join(lines_of(estimate(), Settings(), free_bytes=10**12))
+    told = "\n".join(lines_of(estimate(), free_bytes=10**12))
     assert "about 3,000,000 frames, 27.78 hours of footage" in told
-    assert "20.0 kB +- 10% a frame, 500 frames/s a worker" in told
-    assert "about 60.0 GB will be written, 20.0 times the size of the videos (3.0 GB) at 30 frames/s" in told
+    assert "20.0 kB +- 10% per frame, 500 frames/s per worker" in told
+    assert "needs about 60.0 GB, 20.0 times the size of the videos (3.0 GB) at 30 frames/s" in told
+    assert "free on the disk of the output: 1.0 TB" in told
     assert "about 25.0 minutes with 4 workers" in told
     assert "warning" not in told
-    assert "not known" in lines_of(estimate(), Settings(), free_bytes=None)[-1]
-    assert "nothing is known of bytes" in lines_of(estimate(num_frames=math.nan), Settings(), free_bytes=None)[-1]
-    require_room(estimate(num_frames=math.nan), Settings(), free_bytes=1, out="out")
+    assert "not known" in lines_of(estimate(), free_bytes=None)[-1]
+    assert "nothing is known of bytes" in lines_of(estimate(num_frames=math.nan), free_bytes=None)[-1]
+    require_room(estimate(num_frames=math.nan), free_bytes=1, out="out")
 
 
 def test_what_does_not_fit_is_said_with_the_fps_that_does() -> None:
     free = 20 * 10**9
-    told = lines_of(estimate(), Settings(), free_bytes=free)[-1]
-    assert told == "warning: that is too much: --fps 9 or --short-side 128 would fit"
-    assert fits(estimate(num_frames=3e6 * 9 / 30), free)
-    assert not fits(estimate(num_frames=3e6 * 10 / 30), free)
-    assert remedy(estimate(seconds=math.nan), Settings(), free_bytes=free) == "--short-side 128 would fit"
-    assert remedy(estimate(seconds=math.nan), Settings(), free_bytes=1000) == "it needs another disk"
+    assert re.match("warning: .*--fps 9 would fit", lines_of(estimate(), free_bytes=free)[-1])
+    assert "warning" not in lines_of(estimate(num_frames=3e6 * 9 / 30), free_bytes=free)[-1]
+    assert "warning" in lines_of(estimate(num_frames=3e6 * 10 / 30), free_bytes=free)[-1]
+    for seconds, room in ((math.nan, free), (1e5, 1000)):  # no rate to change, and none that is low enough
+        told = lines_of(estimate(seconds=seconds), free_bytes=room)[-1]
+        assert "warning" in told
+        assert "--fps" not in told
+        assert "--short-side" in told
 
 
 def test_only_what_is_far_from_fitting_is_refused() -> None:
-    require_room(estimate(), Settings(), free_bytes=31 * 10**9, out="out")  # 60 GB, perhaps 54
-    with pytest.raises(OSError, match=r"about 60\.0 GB to be written, 26\.0 GB free: --fps 12") as caught:
-        require_room(estimate(), Settings(), free_bytes=26 * 10**9, out="out")
+    require_room(estimate(), free_bytes=31 * 10**9, out="out")  # 60 GB, perhaps 54
+    with pytest.raises(OSError, match=r"60\.0 GB.* 26\.0 GB free.*--fps 12") as caught:
+        require_room(estimate(), free_bytes=26 * 10**9, out="out")
     assert caught.value.errno == errno.ENOSPC
-    require_room(estimate(trial=None), Settings(), free_bytes=0, out="out")
+    require_room(estimate(trial=None), free_bytes=0, out="out")
 
 
 def test_fault_17_a_build_that_cannot_fit_does_not_begin(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.__main__ import main
-from preprocess.jobs.lock_store import LOCK_NAME, FolderBoard, Owner
+from preprocess.jobs.lock_store import LOCK_NAME, FolderLockStore, Owner
 from tests.support.builds import command, tree
 from tests.support.kills import inodes, kill_decoders, killed_at, start
 
@@ -94,7 +94,7 @@ def test_a_slice_waits_for_a_merge_and_a_merge_for_no_slice(
     assert main(["merge", str(tmp_path / "nothing")]) == 2
     assert "no plan.parquet" in capsys.readouterr().err
     assert main(command(archive, out, "--slice", "0/1")) == 0
-    FolderBoard(out).create(f"{LOCK_NAME}.slice-1-of-2", Owner.here("slice 1/2"))
+    FolderLockStore(out).create(f"{LOCK_NAME}.slice-1-of-2", Owner.here("slice 1/2"))
     assert main(["merge", str(out)]) == 2
     assert "in use by slice 1/2" in capsys.readouterr().err
 

@@ -18,21 +18,20 @@ import fsspec
 import pytest
 
 from mae3d.io.storage import Storage
-from preprocess.jobs import lock
-from preprocess.jobs import lock_store as boards
+from preprocess.jobs import lock, lock_store
 from preprocess.jobs.lock import Locked, hold
-from preprocess.jobs.lock_store import LOCK_NAME, Board, FolderBoard, Owner, UrlBoard
+from preprocess.jobs.lock_store import LOCK_NAME, FolderLockStore, LockStore, Owner, UrlLockStore
 
 SPAWN = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(params=["folder", "url"])
-def board(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
-    monkeypatch.setattr(boards, "SETTLE_S", 0.01)
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LockStore:
+    monkeypatch.setattr(lock_store, "SETTLE_S", 0.01)
     if request.param == "folder":
-        return FolderBoard(tmp_path)
+        return FolderLockStore(tmp_path)
     fsspec.filesystem("memory").store.clear()
-    return UrlBoard(Storage("memory://locks"))
+    return UrlLockStore(Storage("memory://locks"))
 
 
 def elsewhere(owner: Owner) -> Owner:
@@ -46,139 +45,141 @@ def gone(owner: Owner) -> Owner:
     return replace(owner, pid=int(process.stdout), started="1")
 
 
-def refused(board: Board, name: str, match: str) -> None:
+def refused(store: LockStore, name: str, match: str) -> None:
     """Another one asks for a lock and does not get it."""
-    with pytest.raises(Locked, match=match), hold(board, name, job="another"):
+    with pytest.raises(Locked, match=match), hold(store, name, job="another"):
         pass
 
 
-def test_fault_18_a_second_one_is_told_who_and_since_when_and_let_in_afterwards(board: Board) -> None:
-    with hold(board, LOCK_NAME, job="build") as held:
-        refused(board, LOCK_NAME, rf"in use by build on \S+, pid {os.getpid()}, since \d{{4}}-.*; wait for")
+def test_fault_18_a_second_one_is_told_who_and_since_when_and_let_in_afterwards(store: LockStore) -> None:
+    with hold(store, LOCK_NAME, job="build") as held:
+        refused(store, LOCK_NAME, rf"in use by build on \S+, pid {os.getpid()}, since \d{{4}}-.*; wait for")
         held.check()
-        assert board.names() == [LOCK_NAME]
-    with hold(board, LOCK_NAME, job="build"):
+        assert store.names() == [LOCK_NAME]
+    with hold(store, LOCK_NAME, job="build"):
         pass
-    assert board.names() == []
+    assert store.names() == []
 
 
-def test_fault_18_a_process_that_has_ended_is_succeeded_at_once(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_18_a_process_that_has_ended_is_succeeded_at_once(
+    store: LockStore, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     dead = gone(Owner.here("build"))
-    assert board.create(LOCK_NAME, dead)
-    with hold(board, LOCK_NAME, job="build"):
+    assert store.create(LOCK_NAME, dead)
+    with hold(store, LOCK_NAME, job="build"):
         assert f"the lock of a dead process is taken over (build on {dead.host}, pid {dead.pid}" in caplog.text
-    assert board.names() == []
+    assert store.names() == []
 
 
-def test_fault_18_a_process_id_that_is_another_processs_now_is_no_owner(board: Board) -> None:
-    board.create(LOCK_NAME, replace(Owner.here("build"), started="1"))  # this very pid, begun at another time
-    with hold(board, LOCK_NAME, job="build"):
+def test_fault_18_a_process_id_that_is_another_processs_now_is_no_owner(store: LockStore) -> None:
+    store.create(LOCK_NAME, replace(Owner.here("build"), started="1"))  # this very pid, begun at another time
+    with hold(store, LOCK_NAME, job="build"):
         pass
 
 
-def test_fault_18_silence_counts_on_another_machine(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    board.create(LOCK_NAME, elsewhere(gone(Owner.here("build"))))
+def test_fault_18_silence_counts_on_another_machine(store: LockStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.create(LOCK_NAME, elsewhere(gone(Owner.here("build"))))
     with (
         pytest.raises(
             Locked, match=r"on node7, .* after 300 s it counts as dead .* \(at once if you remove .*/\.lock\)"
         ),
-        hold(board, LOCK_NAME, job="build"),
+        hold(store, LOCK_NAME, job="build"),
     ):
         pass
-    monkeypatch.setattr(boards, "STALE_S", 0.2)
+    monkeypatch.setattr(lock_store, "STALE_S", 0.2)
     time.sleep(0.3)
-    with hold(board, LOCK_NAME, job="build"):
+    with hold(store, LOCK_NAME, job="build"):
         pass
 
 
 def test_fault_18_an_owner_that_beats_is_alive_and_one_that_lost_its_lock_is_told(
-    board: Board, monkeypatch: pytest.MonkeyPatch
+    store: LockStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "BEAT_S", 0.05)
-    with hold(board, LOCK_NAME, job="build") as held:
-        first = sign_of_life(board)
+    with hold(store, LOCK_NAME, job="build") as held:
+        first = sign_of_life(store)
         time.sleep(0.4)
-        assert sign_of_life(board) > first
+        assert sign_of_life(store) > first
         other = elsewhere(Owner.here("build"))
-        board.replace(LOCK_NAME, other)
+        store.replace(LOCK_NAME, other)
         time.sleep(0.2)
         with pytest.raises(Locked, match="taken over by build on node7"):
             held.check()
-    found = board.read(LOCK_NAME)
+    found = store.read(LOCK_NAME)
     assert found is not None
     assert found.owner == other  # not removed by him who lost it
 
 
-def sign_of_life(board: Board) -> float:
+def sign_of_life(store: LockStore) -> float:
     """When the owner of the lock gave the last one."""
-    if isinstance(board, FolderBoard):
-        return (board.folder / LOCK_NAME).stat().st_mtime
-    assert isinstance(board, UrlBoard)
-    return float(json.loads(board.storage.read(LOCK_NAME))["beat"])
+    if isinstance(store, FolderLockStore):
+        return (store.folder / LOCK_NAME).stat().st_mtime
+    assert isinstance(store, UrlLockStore)
+    return float(json.loads(store.storage.read(LOCK_NAME))["beat"])
 
 
 def test_fault_18_who_finds_the_dead_late_does_not_take_the_lock_from_the_successor(tmp_path: Path) -> None:
-    class Late(FolderBoard):
+    class Late(FolderLockStore):
         """Between its look at the lock and its next step, another process takes over."""
 
-        def read(self, name: str) -> boards.Found | None:
+        def read(self, name: str) -> lock_store.HeldLock | None:
             found = super().read(name)
             if found is not None and found.owner.token == dead.token and (tmp_path / LOCK_NAME).exists():
-                FolderBoard(tmp_path).replace(LOCK_NAME, successor)
+                FolderLockStore(tmp_path).replace(LOCK_NAME, successor)
             return found
 
     dead, successor = gone(Owner.here("build")), elsewhere(Owner.here("build"))
-    FolderBoard(tmp_path).create(LOCK_NAME, dead)
+    FolderLockStore(tmp_path).create(LOCK_NAME, dead)
     with pytest.raises(Locked, match="node7"), hold(Late(tmp_path), LOCK_NAME, job="build"):
         pass
-    found = FolderBoard(tmp_path).read(LOCK_NAME)
+    found = FolderLockStore(tmp_path).read(LOCK_NAME)
     assert found is not None
     assert found.owner == successor
 
 
 def test_fault_18_while_one_takes_over_no_other_does(tmp_path: Path) -> None:
-    class Slow(FolderBoard):
+    class Slow(FolderLockStore):
         """Just before it replaces the lock, another process tries to take over, too."""
 
         def replace(self, name: str, owner: Owner) -> None:
             with (
                 pytest.raises(Locked, match="in use by build on"),
-                hold(FolderBoard(tmp_path), LOCK_NAME, job="second"),
+                hold(FolderLockStore(tmp_path), LOCK_NAME, job="second"),
             ):
                 pass
             super().replace(name, owner)
 
-    FolderBoard(tmp_path).create(LOCK_NAME, gone(Owner.here("build")))
+    FolderLockStore(tmp_path).create(LOCK_NAME, gone(Owner.here("build")))
     with hold(Slow(tmp_path), LOCK_NAME, job="build"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_whole_run_and_slices_exclude_each_other(board: Board) -> None:
-    with hold(board, f"{LOCK_NAME}.slice-0-of-2", job="slice 0/2"):
-        with hold(board, f"{LOCK_NAME}.slice-1-of-2", job="slice 1/2"):
+def test_a_whole_run_and_slices_exclude_each_other(store: LockStore) -> None:
+    with hold(store, f"{LOCK_NAME}.slice-0-of-2", job="slice 0/2"):
+        with hold(store, f"{LOCK_NAME}.slice-1-of-2", job="slice 1/2"):
             pass
-        with pytest.raises(Locked, match="slice 0/2"), hold(board, LOCK_NAME, job="merge", excludes=True):
+        with pytest.raises(Locked, match="slice 0/2"), hold(store, LOCK_NAME, job="merge", excludes=True):
             pass
-    with hold(board, LOCK_NAME, job="merge", excludes=True):
-        refused(board, f"{LOCK_NAME}.slice-0-of-2", "merge")
-    board.create(f"{LOCK_NAME}.slice-0-of-2", gone(Owner.here("slice 0/2")))
-    with hold(board, LOCK_NAME, job="merge", excludes=True):
-        assert board.names() == [LOCK_NAME]  # a dead slice's lock is not left for ever
-    assert board.names() == []
+    with hold(store, LOCK_NAME, job="merge", excludes=True):
+        refused(store, f"{LOCK_NAME}.slice-0-of-2", "merge")
+    store.create(f"{LOCK_NAME}.slice-0-of-2", gone(Owner.here("slice 0/2")))
+    with hold(store, LOCK_NAME, job="merge", excludes=True):
+        assert store.names() == [LOCK_NAME]  # a dead slice's lock is not left for ever
+    assert store.names() == []
 
 
-def test_one_that_waits_gets_in_when_the_other_is_done(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_waits_gets_in_when_the_other_is_done(store: LockStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_POLL_S", 0.02)
     events: list[str] = []
 
     def second() -> None:
-        with hold(board, LOCK_NAME, job="second", wait=True):
+        with hold(store, LOCK_NAME, job="second", wait=True):
             events.append("second")
 
     thread = threading.Thread(target=second)
-    with hold(board, LOCK_NAME, job="first"):
+    with hold(store, LOCK_NAME, job="first"):
         thread.start()
         time.sleep(0.2)
         events.append("first")
@@ -194,35 +195,35 @@ def test_a_file_system_without_links_has_locks_too(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", no_links)
-    board = FolderBoard(tmp_path)
-    with hold(board, LOCK_NAME, job="build"):
-        refused(board, LOCK_NAME, "build on")
+    store = FolderLockStore(tmp_path)
+    with hold(store, LOCK_NAME, job="build"):
+        refused(store, LOCK_NAME, "build on")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / LOCK_NAME).write_text("{")  # created, and not written yet
-    with pytest.raises(Locked, match="another run on a machine"), hold(board, LOCK_NAME, job="build"):
+    with pytest.raises(Locked, match="another run on a machine"), hold(store, LOCK_NAME, job="build"):
         pass
 
 
 def test_a_lock_that_was_swept_while_it_was_made_is_not_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The owner sweeps what killed runs have left, and takes what another is writing for that."""
-    board = FolderBoard(tmp_path)
+    store = FolderLockStore(tmp_path)
 
     def swept(aside: Path, name: Path) -> None:
         aside.unlink()
         raise FileExistsError
 
-    with hold(board, LOCK_NAME, job="build"):
+    with hold(store, LOCK_NAME, job="build"):
         monkeypatch.setattr(os, "link", swept)
-        refused(board, LOCK_NAME, "build on")
+        refused(store, LOCK_NAME, "build on")
 
 
 def _contend(folder: Path, seed: int, seconds: float) -> None:
     """Takes and gives back the lock; some die with it. Two inside at once would be seen by `inside`."""
     rng, end = random.Random(seed), time.monotonic() + seconds
-    board, inside, entered = FolderBoard(folder / "locks"), folder / "inside", folder / f"entered-{seed}"
+    store, inside, entered = FolderLockStore(folder / "locks"), folder / "inside", folder / f"entered-{seed}"
     while time.monotonic() < end:
         try:
-            with hold(board, LOCK_NAME, job=str(seed)):
+            with hold(store, LOCK_NAME, job=str(seed)):
                 with (folder / "log").open("a") as file:
                     try:
                         inside.mkdir()
@@ -277,18 +278,18 @@ def test_fault_18_many_contend_for_long(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("at", range(1, 8))
 def test_fault_18_a_taker_that_dies_in_between_is_succeeded(tmp_path: Path, at: int) -> None:
     """A kill at every file operation of taking over a dead owner's lock."""
-    board = FolderBoard(tmp_path)
-    board.create(LOCK_NAME, gone(Owner.here("build")))
-    child = SPAWN.Process(target=_take_until_killed, args=(board, at))
+    store = FolderLockStore(tmp_path)
+    store.create(LOCK_NAME, gone(Owner.here("build")))
+    child = SPAWN.Process(target=_take_until_killed, args=(store, at))
     child.start()
     child.join()
-    with hold(board, LOCK_NAME, job="build"):
-        names = sorted(board.names())
+    with hold(store, LOCK_NAME, job="build"):
+        names = sorted(store.names())
     assert names[0] == LOCK_NAME
-    assert board.names() == names[1:] == []
+    assert store.names() == names[1:] == []
 
 
-def _take_until_killed(board: FolderBoard, at: int) -> None:
+def _take_until_killed(store: FolderLockStore, at: int) -> None:
     left = at
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -303,11 +304,11 @@ def _take_until_killed(board: FolderBoard, at: int) -> None:
 
     for name in ("link", "replace", "unlink"):
         setattr(os, name, counted(getattr(os, name)))
-    with hold(board, LOCK_NAME, job="build"):
+    with hold(store, LOCK_NAME, job="build"):
         os._exit(9)
 
 
 def test_what_a_lock_says_can_be_read(tmp_path: Path) -> None:
-    with hold(FolderBoard(tmp_path), LOCK_NAME, job="slice 3/8"):
+    with hold(FolderLockStore(tmp_path), LOCK_NAME, job="slice 3/8"):
         told = json.loads((tmp_path / LOCK_NAME).read_text())
     assert (told["job"], told["pid"]) == ("slice 3/8", os.getpid())

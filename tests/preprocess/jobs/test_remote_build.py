@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import time
 from fnmatch import fnmatch
@@ -15,8 +16,8 @@ from mae3d.io.storage import Storage
 from pipelines.samples.corpus import open_corpus
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
-from preprocess.jobs import lock_store as boards
-from preprocess.jobs.lock_store import LOCK_NAME, UrlBoard
+from preprocess.jobs import lock_store
+from preprocess.jobs.lock_store import LOCK_NAME, UrlLockStore
 from tests.support.builds import command, make_archive, tree
 from tests.support.kills import kill_decoders, start
 from tests.support.media import make_video
@@ -82,7 +83,7 @@ def test_fault_16_from_s3_to_s3_with_a_decoder_and_then_the_run_killed_the_objec
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> str:
     """A place in the memory of this process."""
-    monkeypatch.setattr(boards, "SETTLE_S", 0.01)
+    monkeypatch.setattr(lock_store, "SETTLE_S", 0.01)
     fsspec.filesystem("memory").store.clear()
     return "memory://bucket/shards"
 
@@ -102,7 +103,7 @@ def test_slices_appending_and_overwriting_behind_a_url_are_as_in_a_folder(
     assert main(["merge", url]) == 0
     assert objects(url) == tree(tmp_path / "whole")
     assert main(command(archive, url, "--quality", "80")) == 2
-    assert "quality = 90 there, 80 asked for" in capsys.readouterr().err
+    assert re.search("quality = 90 .*80 ", capsys.readouterr().err)
     for out in (url, str(tmp_path / "whole")):
         assert main(command(more, out, "--append")) == 0
         assert "appended: 7 samples" in capsys.readouterr().out
@@ -119,7 +120,7 @@ def test_fault_18_a_second_run_at_one_url_is_told_whose_it_is(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive = make_archive(tmp_path / "frames", clips=2, size=(48, 32))
-    UrlBoard(Storage(url)).create(LOCK_NAME, boards.Owner.here("build"))
+    UrlLockStore(Storage(url)).create(LOCK_NAME, lock_store.Owner.here("build"))
     assert main(command(archive, url)) == 2
     assert f"{url}: in use by build on {os.uname().nodename}, pid {os.getpid()}" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from preprocess.dataset.index import DatasetError
-from preprocess.plan.plan import Found, Plan, Request, Settings, make_plan, read_plan, write_plan
+from preprocess.plan.plan import BuildPlan, Request, ScanResult, Settings, make_plan, read_plan, write_plan
 from preprocess.problems import Problem
 
 
@@ -14,12 +14,12 @@ def request(name: str, *labels: str) -> Request:
     return Request("video", 0, name, name, labels, "list.csv", 1, length_s=2.0, rate=25.0)
 
 
-def plan_of(*requests: Request, **settings: int | str) -> Plan:
+def plan_of(*requests: Request, **settings: int | str) -> BuildPlan:
     return make_plan(
-        Found(list(requests), [Problem("bad_row", "2 columns", "x", 7)], ["a note"]),
+        ScanResult(list(requests), [Problem("bad_row", "2 columns", "x", 7)], ["a note"]),
         source="list.csv",
         settings=Settings(**settings),  # type: ignore[arg-type]
-        asked={"short_side": 256},
+        identity={"short_side": 256},
     )
 
 
@@ -100,16 +100,16 @@ def test_shards_of_any_length_are_found() -> None:
 
 
 def test_labels_that_are_not_among_the_fixed_names_cost_their_samples() -> None:
-    found = Found([request("a", "cat"), request("b", "bird"), request("c", "0")], [], [], ("dog", "cat"))
-    plan = make_plan(found, source="list.csv", settings=Settings(), asked={})
+    found = ScanResult([request("a", "cat"), request("b", "bird"), request("c", "0")], [], [], ("dog", "cat"))
+    plan = make_plan(found, source="list.csv", settings=Settings(), identity={})
     assert [(one.name, one.labels) for one in plan.shard(0)] == [("a", [1]), ("c", [0])]
     (problem,) = plan.problems
     assert (problem.name, problem.reason) == ("b", "unknown_label")
 
 
 def test_a_validation_set_with_ids_of_its_own_is_warned_of() -> None:
-    found = Found([request("a", "cat")], [], [])
+    found = ScanResult([request("a", "cat")], [], [])
     for split, fixed, warned in (("val", (), True), ("train", (), False), ("val", ("cat",), False)):
         again = replace(found, label_names=fixed)
-        plan = make_plan(again, source="list.csv", settings=Settings(split=split), asked={})
+        plan = make_plan(again, source="list.csv", settings=Settings(split=split), identity={})
         assert any("--label-names" in note for note in plan.notes) == warned

@@ -10,8 +10,8 @@ def test_the_first_remarks_of_a_reason_are_told_by_name_and_the_others_counted(
 ) -> None:
     remarks = Remarks()
     for shard in range(50):
-        remarks.tell([(f"{shard}-{i}.dv", "interlaced", "as it is") for i in range(10)])
-    remarks.tell([("late.mp4", "hdr", "PQ")])
+        remarks.log([(f"{shard}-{i}.dv", "interlaced", "as it is") for i in range(10)])
+    remarks.log([("late.mp4", "hdr", "PQ")])
     told = [record.getMessage() for record in caplog.records]
     assert told[0] == "0-0.dv: kept, but interlaced: as it is"
     assert told[19:] == [

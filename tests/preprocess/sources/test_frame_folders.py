@@ -9,7 +9,7 @@ from PIL import Image
 from mae3d.io.storage import Storage
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
-from preprocess.plan.plan import Found, Request, Settings
+from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.frame_folders import frame_folders
 from preprocess.sources.source import Reading
@@ -21,7 +21,7 @@ def find(root: Path, ledger: str, **settings: float) -> tuple[list[Request], lis
     return found.requests, found.problems
 
 
-def find_all(root: Path, ledger: str, **settings: float) -> Found:
+def find_all(root: Path, ledger: str, **settings: float) -> ScanResult:
     (root / "ledger.csv").write_text(ledger)
     return frame_folders([root], root / "ledger.csv", settings=Settings(**settings)).find()  # type: ignore[arg-type]
 
