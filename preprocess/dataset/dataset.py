@@ -1,7 +1,7 @@
-"""An opened dataset: where every frame of every sample lies, over mapped files. `preprocess.dataset.index` opens it.
+"""An opened dataset finds every frame of every sample, over mapped files; `preprocess.dataset.index` opens it.
 
 dataset = open_dataset("out/shards")
-spans = dataset.frames(7, np.array([0, 4, 8]))  # where three JPEGs lie in their tar
+spans = dataset.frames(7, np.array([0, 4, 8]))  # the positions of three JPEGs in their tar
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ BLOCK = 512  # tar block: a member is one header block and its data, padded to w
 
 @dataclass(frozen=True)
 class FrameSpans:
-    """Where frames lie in their shard: arrays of one length, `offset` in bytes from the start of the tar."""
+    """The positions of frames in their shard: arrays of one length, `offset` in bytes from the start of the tar."""
 
     offset: np.ndarray  # int64
     size: np.ndarray  # int64
@@ -64,26 +64,26 @@ class Dataset:
         return len(self.shard)
 
     def key(self, i: int) -> str:
-        """The key of sample i: its members in the tar are `<key>.json`, `<key>.000000.jpg`, ..."""
+        """Return the key of sample i: its members in the tar are `<key>.json`, `<key>.000000.jpg`, ..."""
         return self._text("key", "keys", i)
 
     def name(self, i: int) -> str:
-        """The ledger's name of sample i, or the path of its file below the root that was given."""
+        """Return the ledger's name of sample i, or the path of its file below the root that was given."""
         return self._text("name", "names", i)
 
     def find(self, key: str) -> int:
-        """The number of the sample with this key; DatasetError if there is none."""
+        """Return the number of the sample with this key; raise DatasetError if there is none."""
         i = self.keys.index(key).as_py()
         if i < 0:
             raise DatasetError(f"{self.location}: no sample has the key {key!r} (rejected? see {REJECTED_NAME})")
         return i
 
     def labels_of(self, i: int) -> list[int]:
-        """The labels of sample i: none, one, or several."""
+        """Return the labels of sample i: none, one, or several."""
         return self.label_values[self.label_offsets[i] : self.label_offsets[i + 1]].tolist()
 
     def frames(self, i: int, frame_indices: np.ndarray) -> FrameSpans:
-        """Where the given frames of sample i lie in its shard.
+        """Return the positions of the given frames of sample i in its shard.
 
         Args:
             i: the sample.
@@ -93,17 +93,19 @@ class Dataset:
             IndexError: a frame index is out of range.
         """
         count = int(self.num_frames[i])
-        wanted = np.asarray(frame_indices, np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
-            raise IndexError(f"frame indices {wanted.min()}..{wanted.max()} of sample {i}, which has {count} frames")
+        requested = np.asarray(frame_indices, np.int64)
+        if requested.size and (requested.min() < 0 or requested.max() >= count):
+            raise IndexError(
+                f"frame indices {requested.min()}..{requested.max()} of sample {i}, which has {count} frames"
+            )
         at = int(self.frames_at[i])
-        size, crc32 = self.frame_rows(at, at + int(wanted.max(initial=-1)) + 1)
+        size, crc32 = self.frame_rows(at, at + int(requested.max(initial=-1)) + 1)
         size = size.astype(np.int64)
         offset = frame_offsets(size, start=int(self.offset[i]))
-        return FrameSpans(offset[wanted], size[wanted], crc32[wanted])
+        return FrameSpans(offset[requested], size[requested], crc32[requested])
 
     def frame_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(sizes, crc32s) of the frames with numbers start ... stop of the whole dataset (`frames_at` counts them)."""
+        """Return the (sizes, crc32s) of frames start ... stop of the whole dataset (`frames_at` counts them)."""
         parts = []
         batch = int(np.searchsorted(self._batch_ends, start, side="right"))
         while start < stop:
@@ -120,7 +122,7 @@ class Dataset:
 
     @cached_property
     def _batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(sizes, crc32s) of every batch of the frames file, mapped."""
+        """Return the (sizes, crc32s) of every batch of the frames file, mapped."""
         return [(mapped_numbers(batch["size"]), mapped_numbers(batch["crc32"])) for batch in self._frames.to_batches()]
 
     @cached_property
@@ -129,15 +131,15 @@ class Dataset:
 
     @property
     def location(self) -> str:
-        """Where the dataset is: its folder, or its URL."""
+        """Return the folder or URL of the dataset."""
         return self.url or str(self.root)
 
     def shard_path(self, shard: int) -> Path:
-        """The tar with this number (a value of column `shard`), of a dataset in a folder."""
+        """Return the path of the tar with this number (a value of column `shard`), of a dataset in a folder."""
         return self.root / self.shards[shard].name
 
     def _text(self, column: str, whole: str, i: int) -> str:
-        """One text of the index; its row group is kept, not the column, which may be larger than all else together."""
+        """Return one text of the index; its row group is kept, but not the column, which may be the largest of all."""
         if whole in vars(self):
             return str(vars(self)[whole][i])
         group = int(np.searchsorted(self._group_ends, i, side="right"))
@@ -161,17 +163,17 @@ class Dataset:
 
     @cached_property
     def keys(self) -> pa.ChunkedArray:
-        """The keys of all samples; read when first asked for."""
+        """Return the keys of all samples; they are read at the first call."""
         return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["key"])["key"]
 
     @cached_property
     def names(self) -> pa.ChunkedArray:
-        """The names of all samples; read when first asked for."""
+        """Return the names of all samples; they are read at the first call."""
         return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["name"])["name"]
 
 
 def frame_offsets(sizes: np.ndarray, *, start: int) -> np.ndarray:
-    """Offsets of the data of consecutive tar members: one header block and whole data blocks apart.
+    """Return the offsets of the data of consecutive tar members: one header block and whole data blocks apart.
 
     Args:
         sizes: int64 (n,), bytes of each member's data.
@@ -182,7 +184,9 @@ def frame_offsets(sizes: np.ndarray, *, start: int) -> np.ndarray:
 
 
 def mapped_numbers(array: Any) -> np.ndarray:
-    """The numbers of an array without nulls as they lie in the file; `to_numpy` would import pandas, half a second."""
+    """Return the numbers of an array without nulls as they lie in the file.
+
+    `to_numpy` would import pandas, which takes half a second."""
     dtype = np.dtype(array.type.to_pandas_dtype())
     buffer = array.buffers()[1]
     if not len(array):

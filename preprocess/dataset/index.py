@@ -1,14 +1,14 @@
-"""The disk contract: what `preprocess` writes and everything else reads.
+"""The disk contract is read: a dataset's folder ─► an opened Dataset.
 
-A dataset is a folder. It opens in milliseconds whatever its size: all that grows with it is memory-mapped and
-shared by the ranks of a node:
+A dataset opens in milliseconds at any size, because all that grows with it is memory-mapped and shared by the ranks of
+a node:
 
     shard-00000.tar / .idx / .parquet   the frames; DALI's index; the shard's own rows (its presence = done)
-    index-<hash>.parquet                one row a sample, for people and tools; the keys and names
+    index-<hash>.parquet                one row per sample, for people and tools; the keys and names
     rows-<hash>.arrow                   the same rows without the strings, mapped
-    frames-<hash>.arrow                 one row a frame (size, crc32), mapped
-    rejected.parquet                    what was left out, where and why
-    dataset.json                        replaced last: what it names is the dataset
+    frames-<hash>.arrow                 one row per frame (size, crc32), mapped
+    rejected.parquet                    the samples that were left out, where and why
+    dataset.json                        replaced last: the files that it names are the dataset
 
     dataset = open_dataset("out/shards")
     spans = dataset.frames(7, np.array([0, 4, 8]))  # where three JPEGs lie in their tar
@@ -30,7 +30,7 @@ from mae3d.io.files import sha256_of
 from preprocess.dataset.dataset import BLOCK, REJECTED_NAME, Dataset, FrameSpans, frame_offsets, mapped_numbers
 from preprocess.dataset.schema import FRAMES_SCHEMA, READABLE_SCHEMAS, ROWS_SCHEMA, DatasetError, Shard
 
-__all__ = [  # what trainers and tools may use
+__all__ = [  # the names that trainers and tools may use
     "BLOCK",
     "META_NAME",
     "PLAN_NAME",
@@ -59,7 +59,7 @@ _HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash
 
 
 def open_dataset(root: str | Path, *, exclude_bad_shards: bool = False) -> Dataset:
-    """Opens the dataset in a folder, checking all that can be checked without reading the shards.
+    """Open the dataset in a folder, checking all that can be checked without reading the shards.
 
     The hashes of index files beyond 64 MiB are left to `python -m preprocess verify`.
 
@@ -73,7 +73,7 @@ def open_dataset(root: str | Path, *, exclude_bad_shards: bool = False) -> Datas
     """
     root = Path(root)
     meta = read_meta(root)
-    for stem in ("index", "rows", "frames"):  # what was rejected is no matter here
+    for stem in ("index", "rows", "frames"):  # rejected.parquet does not matter here
         entry = meta["files"][stem]
         check_file(root / entry["name"], entry["bytes"], entry["sha256"])
     sizes: dict[str, int | None] = {}
@@ -86,11 +86,11 @@ def open_dataset(root: str | Path, *, exclude_bad_shards: bool = False) -> Datas
 def check_shards(
     location: str, meta: dict[str, Any], sizes: Mapping[str, int | None], *, exclude_bad: bool
 ) -> dict[int, str]:
-    """The shards that are missing or of another size than dataset.json says: their numbers ─► what is wrong with them.
+    """Return the damage of each shard that is missing or of another size than dataset.json says, by its number.
 
     Args:
         location: the folder or URL, for messages.
-        meta: what `read_meta` or `parse_meta` returned.
+        meta: the result of `read_meta` or `parse_meta`.
         sizes: of the files that are there, in bytes; None = not known.
         exclude_bad: whether the dataset is used without them.
 
@@ -124,13 +124,13 @@ def _lines(listed: Sequence[str]) -> str:
 def map_dataset(
     root: Path, meta: dict[str, Any], *, url: str = "", bad_shards: Mapping[int, str] | None = None
 ) -> Dataset:
-    """A dataset over checked index files.
+    """Return a dataset over checked index files.
 
     Args:
         root: the folder of the index files.
-        meta: what `read_meta` or `parse_meta` returned.
-        url: where the shards are, if that is not `root`.
-        bad_shards: what `check_shards` returned.
+        meta: the result of `read_meta` or `parse_meta`.
+        url: the URL of the shards, if they are not in `root`.
+        bad_shards: the result of `check_shards`.
 
     Raises:
         DatasetError: an index file is none, or has other columns.
@@ -156,7 +156,7 @@ def map_dataset(
 
 
 def read_meta(root: Path) -> dict[str, Any]:
-    """dataset.json of a folder, its schema version and layout checked; raises DatasetError."""
+    """Return dataset.json of a folder, its schema version and layout checked; raise DatasetError."""
     path = root / META_NAME
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; `python -m preprocess build --out {root}` makes a dataset")
@@ -168,7 +168,7 @@ def read_meta(root: Path) -> dict[str, Any]:
 
 
 def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
-    """dataset.json from its bytes, schema version and layout checked; raises DatasetError, which names `where`."""
+    """Return dataset.json from its bytes, schema and layout checked; raise DatasetError, which names `where`."""
     try:
         meta = json.loads(text)
         version, layout = meta["schema"], meta["layout"]
@@ -198,19 +198,19 @@ def _fingerprint(meta: dict[str, Any]) -> str:
 
 
 def check_file(path: Path, num_bytes: int, sha256: str | None = None) -> None:
-    """Raises DatasetError unless a file is there with this size, and with this hash if it is not too large."""
+    """Raise DatasetError unless a file is there with this size, and with this hash if it is not too large."""
     try:
-        found = path.stat().st_size
+        size = path.stat().st_size
     except FileNotFoundError:
         raise DatasetError(f"{path}: missing, though {META_NAME} names it; restore it or run the build again") from None
-    if found != num_bytes:
-        raise DatasetError(f"{path}: {found} bytes, {META_NAME} says {num_bytes}; restore it or run the build again")
+    if size != num_bytes:
+        raise DatasetError(f"{path}: {size} bytes, {META_NAME} says {num_bytes}; restore it or run the build again")
     if sha256 and num_bytes <= _HASH_AT_OPEN and sha256_of(path) != sha256:
         raise DatasetError(f"{path}: its sha256 is not the one in {META_NAME}; restore it or run the build again")
 
 
 def _map_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """A mapped Arrow file: no bytes are read before they are used."""
+    """Return a mapped Arrow file: no bytes are read before they are used."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except pa.ArrowException as error:

@@ -1,4 +1,4 @@
-"""The columns of all files of the disk contract (`preprocess.dataset.index`), and the table beside each tar.
+"""The columns of all files of the disk contract are defined, and the table beside each tar is written and read.
 
 write_shard_table(out / "shard-00003.parquet", rows, tar_bytes=..., tar_sha256=...)
 table, shard = read_shard_table(out / "shard-00003.parquet")
@@ -94,7 +94,7 @@ class Shard:
 
 
 def write_shard_table(path: Path, rows: list[dict[str, Any]], *, tar_bytes: int, tar_sha256: str) -> None:
-    """Writes shard-NNNNN.parquet: every planned sample of the shard, kept or not (SHARD_SCHEMA)."""
+    """Write shard-NNNNN.parquet: every planned sample of the shard, kept or not (SHARD_SCHEMA)."""
     metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
     with replace_file(path) as aside:
         table = pa.Table.from_pylist(rows, SHARD_SCHEMA.with_metadata(metadata))
@@ -102,7 +102,7 @@ def write_shard_table(path: Path, rows: list[dict[str, Any]], *, tar_bytes: int,
 
 
 def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
-    """A finished shard's rows and its entry for dataset.json.
+    """Return a finished shard's rows and its entry for dataset.json.
 
     Raises:
         DatasetError: there is no such file, or it is no such table.
@@ -122,10 +122,10 @@ def read_shard_table(path: Path) -> tuple[pa.Table, Shard]:
 
 
 def shard_name(number: int) -> str:
-    """shard-00003: the stem of a shard's files."""
+    """Return the stem of a shard's files, as in shard-00003."""
     return f"shard-{number:05d}"
 
 
 def shard_files(number: int) -> list[str]:
-    """The names of a shard's files, in the order in which they are written."""
+    """Return the names of a shard's files, in the order in which they are written."""
     return [f"{shard_name(number)}{suffix}" for suffix in (".tar", ".idx", ".parquet")]

@@ -1,10 +1,10 @@
-"""Finished shards ─► one dataset: the tables beside the tars in; index files, rejects and dataset.json out.
+"""Finished shards are merged into one dataset: the tables beside the tars ─► index files, rejects, dataset.json.
 
     write_dataset(root, tables=sorted(root.glob("shard-*.parquet")), settings={...}, label_names=[])
 
 Shard by shard: memory does not grow with the dataset (ten million samples pass through some 300 MB). Index files carry
-their hash in the name, so a running trainer keeps the generation that it opened; dataset.json is replaced last. What
-one call writes depends on its arguments only, and a call that was killed is simply made again.
+their hash in the name, so a running trainer keeps the generation that it opened; dataset.json is replaced last. The
+bytes depend on the arguments only, and a call that was killed is simply made again.
 """
 
 import hashlib
@@ -53,15 +53,15 @@ def write_dataset(
     split_rule: dict[str, Any] | None = None,
     idx: Sequence[Digest] | None = None,
 ) -> dict[str, Any]:
-    """Merges the tables of all shards into the index files and dataset.json.
+    """Merge the tables of all shards into the index files and dataset.json.
 
     Args:
         root: the dataset's folder.
         tables: shard-NNNNN.parquet of every shard, in order.
-        settings: what the build was asked for (JSON values only).
+        settings: the settings and sources of the build (JSON values only).
         label_names: names of label ids 0, 1, ...; empty if the labels were numbers already.
-        rejected: rows of REJECTED_SCHEMA for what was left out before any shard was planned.
-        splits: of every planned sample by its number; None = as the tables say.
+        rejected: rows of REJECTED_SCHEMA for the samples that were left out of the plan.
+        splits: the split of every planned sample by its number; None = as the tables say.
         split_rule: the rule that made them, for dataset.json.
         idx: size and sha256 of the .idx of every shard; None = they lie beside the tables.
 
@@ -95,7 +95,7 @@ def write_dataset(
         "settings_hash": settings_hash(settings),
         "label_names": list(label_names),
         "split_names": split_names,
-        "totals": totals.told(),
+        "totals": totals.as_json(),
         "files": files,
         "shards": [[*shard, *beside, *table] for shard, (beside, table) in zip(totals.shards, digests, strict=True)],
     }
@@ -126,7 +126,7 @@ def _sealed(head: str) -> bytes:
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
-    """A hash that two builds share if and only if they were asked for the same."""
+    """Return a hash that two builds share if and only if they have the same settings and sources."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -137,7 +137,7 @@ def _write_files(
     splits: pa.DictionaryArray | None,
     totals: "_Totals",
 ) -> list[str]:
-    """Writes the four files, shard by shard; returns the names of the splits, in the order of their first samples."""
+    """Write the four files, shard by shard, and return the names of the splits in the order of their first samples."""
     split_codes: dict[str, int] = {}
     with ExitStack() as stack:
         rows = _Rows(aside["rows"].parent, stack)
@@ -180,7 +180,7 @@ def _write_files(
 class _Regrouped:
     """Tables of any length in, tables of `size` rows out: files do not depend on how samples lie in shards.
 
-    What is left over at the end may be shorter; at least one table, perhaps empty, goes out.
+    The last table may be shorter; at least one table, perhaps empty, goes out.
     """
 
     size: int
@@ -209,14 +209,14 @@ class _Regrouped:
 
 
 def _frames_batch(frames: pa.Table) -> pa.RecordBatch:
-    """In buffers of its own: those of a slice may hold more than the slice, and that would be written, too."""
+    """Return frames in new buffers: those of a slice may hold more than the slice, which would be written too."""
     return pa.record_batch(
         [pa.array(frames[name].to_numpy().copy()) for name in FRAMES_SCHEMA.names], schema=FRAMES_SCHEMA
     )
 
 
 def _with_splits(table: pa.Table, splits: pa.DictionaryArray) -> pa.Table:
-    """The samples of a shard with other splits; their keys are their numbers."""
+    """Return the samples of a shard with other splits; their keys are their numbers."""
     chosen = splits.take(pc.cast(table["key"].combine_chunks(), pa.int64())).cast(pa.string())
     return table.set_column(table.schema.get_field_index("split"), "split", chosen)
 
@@ -227,7 +227,7 @@ def _index_table(samples: pa.Table) -> pa.Table:
 
 
 class _Rows:
-    """The columns of rows-<hash>.arrow, which is to be one batch: they grow in files without names, then are mapped."""
+    """The columns of rows-<hash>.arrow, which is one batch: they grow in files without names, then are mapped."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         names = [*(name for name in ROWS_SCHEMA.names if name != "labels"), "label_offsets", "label_values"]
@@ -236,7 +236,7 @@ class _Rows:
         self._files["label_offsets"].write(np.int64(0).tobytes())
 
     def add(self, table: pa.Table, split_codes: dict[str, int]) -> None:
-        """Appends the samples of a shard."""
+        """Append the samples of a shard."""
         codes = pc.index_in(table["split"], pa.array(list(split_codes), pa.string()))
         lengths = pc.list_value_length(table["labels"]).to_numpy().astype(np.int64)
         columns = {name: table[name].to_numpy() for name in self._files if name in table.column_names}
@@ -249,7 +249,7 @@ class _Rows:
         self._labels += int(lengths.sum())
 
     def write(self, path: Path) -> None:
-        """Writes the file."""
+        """Write the file."""
         arrays: list[Any] = []
         for column in ROWS_SCHEMA:
             if column.name == "labels":
@@ -272,7 +272,7 @@ class _Rows:
 
 @dataclass
 class _Totals:
-    """What dataset.json says of all shards."""
+    """The totals of all shards for dataset.json."""
 
     shards: list[list[Any]] = field(default_factory=list)
     samples: int = 0
@@ -291,11 +291,11 @@ class _Totals:
         self._seconds.append(math.fsum((counts[timed] / fps[timed]).tolist()))
 
     def add_problems(self, problems: pa.Table) -> None:
-        """Counts rows of REJECTED_SCHEMA by reason; those with frames were kept, with a remark."""
+        """Count rows of REJECTED_SCHEMA by reason; rows with frames were kept, with a remark."""
         for reason, num_frames in zip(*(problems[name].to_pylist() for name in ("reason", "num_frames")), strict=True):
             (self._remarks if num_frames else self._rejected)[reason] += 1
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         return {
             "samples": self.samples,
             "frames": self.frames,
@@ -308,7 +308,7 @@ class _Totals:
 
 
 def _adopt(aside: Path, stem: str, suffix: str) -> dict[str, Any]:
-    """Moves a finished index file to the name that carries its hash."""
+    """Move a finished index file to the name that carries its hash."""
     sha256 = sha256_of(aside)
     final = aside.with_name(f"{stem}-{sha256[:16]}{suffix}")
     with replace_file(final) as path:

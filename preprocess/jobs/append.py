@@ -28,7 +28,7 @@ OF_SOURCES = frozenset({"sources", "split", "source_fps", "shard_size"})
 class BuildPart:
     """The samples that one call added to a plan."""
 
-    identity: dict[str, Any]  # settings and sources; its key in plan.parquet is "asked"
+    identity: dict[str, Any]  # settings and sources
     roots: list[str]  # names of the roots that its rows count in
     num_samples: int
     num_shards: int

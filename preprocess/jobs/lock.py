@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that says whose it is, and that is taken over when its owner has died.
+"""An output has one writer at a time: a lock names its owner, and is taken over when its owner has died.
 
     with hold(FolderLockStore(out), LOCK_NAME, job="build") as lock:
         ...
@@ -25,7 +25,7 @@ _POLL_S = 2.0
 
 
 class Locked(DatasetError):
-    """Somebody else is writing there; names who, where and since when."""
+    """An error that names the other process that is writing, and since when."""
 
 
 class Lock:
@@ -39,24 +39,24 @@ class Lock:
         self._heart.start()
 
     def check(self) -> None:
-        """Raises Locked if another has taken it over: this process was silent for too long."""
+        """Raise Locked if another process has taken the lock over because this one was silent for too long."""
         if self._lost:
-            raise Locked(f"{self._store}: taken over by {self._lost.told()}; this run ends, the other goes on")
+            raise Locked(f"{self._store}: taken over by {self._lost.owner_text()}; this run ends, the other goes on")
 
     def release(self) -> None:
-        """Gives it back."""
+        """Give the lock back."""
         self._end.set()
         self._heart.join()
-        found = self._store.read(self._name)
-        if found is not None and found.owner.token == self._owner.token:
+        held = self._store.read(self._name)
+        if held is not None and held.owner.token == self._owner.token:
             self._store.remove(self._name)
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_S):
             try:
-                found = self._store.read(self._name)
-                if found is not None and found.owner.token != self._owner.token:
-                    self._lost = found
+                held = self._store.read(self._name)
+                if held is not None and held.owner.token != self._owner.token:
+                    self._lost = held
                     return
                 self._store.beat(self._name, self._owner)
             except OSError as error:
@@ -65,12 +65,12 @@ class Lock:
 
 @contextmanager
 def hold(store: LockStore, name: str, *, job: str, excludes: bool = False, wait: bool = False) -> Iterator[Lock]:
-    """Holds a lock for as long as the block lasts.
+    """Yield a lock that is held for as long as the block lasts.
 
     Args:
-        store: where.
+        store: the store of the lock.
         name: `LOCK_NAME` for all of a dataset, `LOCK_NAME` and more for a part of it; the two exclude each other.
-        job: what this is, for the message that others get.
+        job: the name of this job, for the message that others get.
         excludes: whether no other lock may be held there, not only not that of all.
         wait: whether to wait until it is free.
 
@@ -107,46 +107,46 @@ def hold(store: LockStore, name: str, *, job: str, excludes: bool = False, wait:
 
 
 def _acquire(store: LockStore, name: str, owner: Owner) -> None:
-    """Makes or takes over a lock; raises Locked if its owner lives.
+    """Make or take over a lock; raise Locked if its owner lives.
 
     Only the holder of the lock `<name>~<token of the dead owner>` may replace a dead owner's lock, and only after it
-    has seen that it is still there: whoever comes late finds another token and begins anew.
+    has seen that it is still there: a process that comes late sees another token and begins anew.
     """
     while not store.create(name, owner):
-        found = store.read(name)
-        if found is None:
+        held = store.read(name)
+        if held is None:
             continue
-        if found.alive:
-            raise _locked(store, name, found)
-        guard = f"{name}~{found.owner.token}"
+        if held.alive:
+            raise _locked(store, name, held)
+        guard = f"{name}~{held.owner.token}"
         _acquire(store, guard, owner)
         try:
             again = store.read(name)
-            if again is not None and again.owner.token == found.owner.token:
+            if again is not None and again.owner.token == held.owner.token:
                 store.replace(name, owner)
-                log.info("%s: the lock of a dead process is taken over (%s)", store, found.told())
+                log.info("%s: the lock of a dead process is taken over (%s)", store, held.owner_text())
                 return
         finally:
             store.remove(guard)
 
 
 def _exclude(store: LockStore, name: str, owner: Owner, *, others: Iterable[str]) -> None:
-    """Raises Locked if another lock is held; removes those of the dead that the holder of all has no use for."""
+    """Raise Locked if another lock is held; remove locks of the dead that the holder of all has no use for."""
     for other in others:
-        if other == name or "~" in other or (found := store.read(other)) is None:
+        if other == name or "~" in other or (held := store.read(other)) is None:
             continue
-        if found.alive:
-            raise _locked(store, other, found)
+        if held.alive:
+            raise _locked(store, other, held)
         if name == LOCK_NAME:
             _acquire(store, other, owner)
             store.remove(other)
 
 
-def _locked(store: LockStore, name: str, found: HeldLock) -> Locked:
+def _locked(store: LockStore, name: str, held: HeldLock) -> Locked:
     remedy = "wait for its end, or end it"
-    if not found.here:
+    if not held.here:
         remedy += (
-            f". Its last sign of life is {found.silent_s:.0f} s old; after {STALE_S:.0f} s it counts as dead and the "
+            f". Its last sign of life is {held.silent_s:.0f} s old; after {STALE_S:.0f} s it counts as dead and the "
             f"same command takes over (at once if you remove {store}/{name})"
         )
-    return Locked(f"{store}: in use by {found.told()}; {remedy}")
+    return Locked(f"{store}: in use by {held.owner_text()}; {remedy}")

@@ -1,10 +1,10 @@
-"""Where locks are kept: as files in a folder, or as objects below a URL; and who holds one.
+"""Locks are kept as files in a folder or as objects below a URL: name ─► owner and time of the last sign of life.
 
     store = FolderLockStore(out)                                        # or UrlLockStore(Storage("s3://bucket/shards"))
     store.create(".lock", Owner.here("build"))                      # False: there is one
     store.read(".lock").alive                                       # whether its owner is still at work
 
-What to do with them is `preprocess.jobs.lock`'s.
+`preprocess.jobs.lock` decides who gets them.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.storage import Storage
 
 LOCK_NAME = ".lock"  # all locks of a dataset begin so
-STALE_S = 300.0  # of silence, after which an owner on another machine counts as dead
-# Of a file system that has no links: FAT, many that are mounted through FUSE, CIFS.
+STALE_S = 300.0  # seconds of silence after which an owner on another machine counts as dead
+# Errors of a file system that has no links: FAT, many that are mounted through FUSE, CIFS.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-SETTLE_S = 1.0  # how long a lock behind a URL is to stand before it is believed
+SETTLE_S = 1.0  # seconds that a lock behind a URL must stand before it is believed
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock."""
+    """The holder of a lock."""
 
     job: str
     host: str
@@ -44,56 +44,56 @@ class Owner:
 
     @classmethod
     def here(cls, job: str) -> "Owner":
-        """This process."""
+        """Return this process as the owner."""
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         return cls(job, socket.gethostname(), os.getpid(), since, _started(os.getpid()), _machine())
 
 
 @dataclass(frozen=True)
 class HeldLock:
-    """A lock that is there, and how long ago its owner gave a sign of life."""
+    """A lock that exists, and the seconds since its owner gave a sign of life."""
 
     owner: Owner
     silent_s: float
 
     @property
     def here(self) -> bool:
-        """Whether the owner can be looked up by its process id."""
+        """Return whether the owner can be looked up by its process id."""
         return bool(self.owner.machine) and self.owner.machine == _machine()
 
     @property
     def alive(self) -> bool:
-        """Whether the owner is still at work, as far as can be known from here."""
+        """Return whether the owner is still at work, as far as can be known from here."""
         if self.here:
             return _started(self.owner.pid) == self.owner.started
         return self.silent_s < STALE_S
 
-    def told(self) -> str:
-        """The owner in words."""
+    def owner_text(self) -> str:
+        """Return the owner in words."""
         owner = self.owner
         return f"{owner.job} on {owner.host}, pid {owner.pid}, since {owner.since}"
 
 
 class LockStore(Protocol):
-    """Where locks are kept."""
+    """A place that keeps locks."""
 
     def names(self) -> list[str]:
-        """Of all locks there."""
+        """Return the names of all locks."""
 
     def read(self, name: str) -> HeldLock | None:
-        """The lock, or None."""
+        """Return the lock, or None."""
 
     def create(self, name: str, owner: Owner) -> bool:
-        """Makes the lock unless there is one; whether it did."""
+        """Make the lock unless it exists; return whether it was made."""
 
     def replace(self, name: str, owner: Owner) -> None:
-        """Makes the lock this owner's."""
+        """Make the lock this owner's."""
 
     def beat(self, name: str, owner: Owner) -> None:
-        """Gives a sign of life."""
+        """Give a sign of life."""
 
     def remove(self, name: str) -> None:
-        """Removes the lock if it is there."""
+        """Remove the lock if it exists."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class FolderLockStore:
         return aside
 
     def _now(self) -> float:
-        """The time of the machine that keeps the files, which may differ from this one's."""
+        """Return the time of the machine that keeps the files, which may differ from this one's."""
         aside = self.folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-clock"
         try:
             aside.touch()
@@ -200,8 +200,8 @@ class UrlLockStore:
         if self.read(name) is not None:
             return False
         self.replace(name, owner)
-        found = self.read(name)
-        return found is not None and found.owner.token == owner.token
+        held = self.read(name)
+        return held is not None and held.owner.token == owner.token
 
     def replace(self, name: str, owner: Owner) -> None:
         self.beat(name, owner)
@@ -229,7 +229,7 @@ def _parsed(text: str) -> Owner:
 
 @cache
 def _machine() -> str:
-    """Within what process ids mean the same: a boot of a machine, and a namespace on it."""
+    """Return the scope of a process id: a boot of a machine, and a namespace on it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -238,7 +238,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in the kernel's ticks; "" if it is not there, or dead and not yet waited for."""
+    """Return the start of a process in the kernel's ticks; "" if it is gone, or dead and not yet waited for."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

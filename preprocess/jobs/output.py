@@ -1,4 +1,4 @@
-"""Where a dataset is written: a folder, or a URL that gets whole files which were made in local scratch.
+"""A dataset is written to a folder, or to a URL that gets complete files made in local scratch: files ─► output.
 
     output = open_output("s3://bucket/shards", scratch=Path("/tmp"))
     with output.work() as folder:                                  # a folder's own path; scratch for a URL
@@ -28,32 +28,32 @@ _AT_A_TIME = 16  # files that are fetched at the same time
 
 
 class Output(Protocol):
-    """A place that a dataset is written to; all methods raise an OSError that names it where it fails."""
+    """A place that a dataset is written to; if a method fails, its OSError names the place."""
 
     @property
     def locks(self) -> LockStore:
-        """Where its locks are."""
+        """Return the store of its locks."""
 
     def prepare(self) -> None:
-        """Makes it if it is not there; DatasetError if something else is."""
+        """Make the output if it does not exist; raise DatasetError if something else is in the way."""
 
     def sizes(self) -> dict[str, int | None]:
-        """Bytes of all files there by name; None = not known."""
+        """Return the bytes of all files by name; None = not known."""
 
     def work(self) -> AbstractContextManager[Path]:
-        """A folder on this machine to make files in, valid in the block."""
+        """Yield a folder of this machine to make files in."""
 
     def fetch(self, names: Sequence[str], folder: Path) -> None:
-        """Brings files that are there to a folder that `work` gave."""
+        """Fetch files to a folder that `work` gave."""
 
     def publish(self, names: Sequence[str], folder: Path) -> None:
-        """Puts files that were made in a folder that `work` gave, one after the other."""
+        """Put files that were made in a folder that `work` gave, one after the other."""
 
     def digests(self, names: Sequence[str]) -> list[Digest]:
         """Return the sizes and hashes of small files."""
 
     def remove(self, names: Sequence[str]) -> None:
-        """Removes files if they are there, one after the other."""
+        """Remove files if they exist, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,10 @@ class UrlOutput:
 
 
 def open_output(given: str | Path, *, scratch: Path) -> Output:
-    """The output of a path or URL.
+    """Return the output of a path or URL.
 
     Args:
-        given: where the dataset is to be.
-        scratch: a folder for what is on its way to a URL.
+        given: the path or URL of the dataset.
+        scratch: a folder for files on their way to a URL.
     """
     return UrlOutput(Storage(str(given).rstrip("/")), scratch) if is_url(str(given)) else FolderOutput(Path(given))

@@ -85,7 +85,7 @@ def split(
 
 
 def _read_groups(table: str, key: str, by: str) -> dict[str, str]:
-    """Return the column `by` of a table by its column `key`; raise DatasetError for a missing column or a double key."""
+    """Return the column `by` of a table by its column `key`; raise DatasetError for a missing column or double key."""
     root, path = opened(table, "--table takes a .csv or .parquet", scratch=SCRATCH)
     data = io.BytesIO(root.read(path))
     try:

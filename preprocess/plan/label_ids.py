@@ -1,6 +1,6 @@
-"""Labels as words ─► ids: numbers stay what they are, names get ids in sorted order, or in the order of a file.
+"""Labels get ids: words ─► numbers; numbers stay as they are, names are sorted, or keep the order of a file.
 
-names = read_label_names(data, "labels.txt")                      # one name a line, or a .json
+names = read_label_names(data, "labels.txt")                      # one name per line, or a .json
 ids = label_ids([("dog",), ("cat", "dog")], fixed=names)
 ids.number["dog"]                                                 # 1
 """
@@ -25,7 +25,7 @@ class LabelIds:
 def label_ids(
     labels: Iterable[Sequence[str]], *, fixed: Sequence[str] = (), continued: Sequence[str] | None = None
 ) -> LabelIds:
-    """Gives all labels their ids.
+    """Return the ids of all labels.
 
     Args:
         labels: the labels of each sample, as words.
@@ -36,7 +36,7 @@ def label_ids(
     Raises:
         DatasetError: words and numbers meet, or `fixed` does not begin with what is continued.
     """
-    words = {label for several in labels for label in several}
+    words = {label for of_sample in labels for label in of_sample}
     if continued and fixed and tuple(fixed[: len(continued)]) != tuple(continued):
         raise DatasetError("the label names given do not begin with those of the dataset; the ids would change")
     numeric = {word for word in words if word.isascii() and word.isdigit()}
@@ -54,7 +54,7 @@ def label_ids(
 
 
 def read_label_names(data: bytes, source: str) -> tuple[str, ...]:
-    """The names of ids 0, 1, ...: one a line, or from JSON: a dataset.json, a list, or {name: id}.
+    """Return the names of ids 0, 1, ...: one per line, or from JSON: a dataset.json, a list, or {name: id}.
 
     Args:
         data: the file's bytes.
@@ -67,9 +67,9 @@ def read_label_names(data: bytes, source: str) -> tuple[str, ...]:
         text = data.decode("utf-8-sig")
         names = _json_names(json.loads(text)) if text.lstrip()[:1] in ("{", "[") else _lines(text)
     except (ValueError, TypeError) as error:
-        raise DatasetError(f"{source}: no label names ({error}); one name a line, or a dataset.json") from error
+        raise DatasetError(f"{source}: no label names ({error}); give one name per line, or a dataset.json") from error
     if not names:
-        raise DatasetError(f"{source}: no label names in it; one name a line, or a dataset.json")
+        raise DatasetError(f"{source}: no label names in it; give one name per line, or a dataset.json")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DatasetError(f"{source}: the label name {twice[0]!r} occurs twice")
     return tuple(names)
@@ -80,7 +80,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _json_names(content: object) -> list[str]:
-    """A list of names; a dataset.json; or names with their ids, as Something-Something publishes them."""
+    """Return the names in a list, in a dataset.json, or with their ids as Something-Something publishes them."""
     if isinstance(content, dict) and "label_names" in content:
         content = content["label_names"]
     if isinstance(content, dict):

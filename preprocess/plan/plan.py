@@ -1,4 +1,4 @@
-"""What is asked for ─► the plan: which sample is read from where and goes to which shard.
+"""A build is planned: requested samples ─► numbers, label ids and shards.
 
 In: a ledger over frame folders, video files and lists of them, or images. Out: `BuildPlan`, made once and kept as
 plan.parquet; everything after it is a function of the plan and the settings, so that any worker, today or
@@ -53,7 +53,7 @@ _PLAN_FIELDS: list[Any] = [
     pa.field("length_s", pa.float64()),  # of this piece, as its source announces it; NaN = unknown
     pa.field("rate", pa.float64()),  # frames a second of its source, as announced; NaN = unknown
     pa.field("group", pa.string()),  # what `split` keeps on one side; "" = the recording, by its name
-    pa.field("file", pa.string()),  # the ledger or list that asked for it; the video itself if no list did
+    pa.field("file", pa.string()),  # the ledger or list that requested it; the video itself if no list did
     pa.field("line", pa.int32()),  # -1 = none
 ]
 PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
@@ -68,7 +68,7 @@ _POSITIVE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a build is asked for; two builds with equal settings and input write equal bytes."""
+    """The settings of a dataset; two builds with equal settings and input write equal bytes."""
 
     short_side: int = 256
     quality: int = 90
@@ -107,7 +107,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class PlannedSample:
-    """One row of the plan; the columns of PLAN_SCHEMA."""
+    """A row of the plan; the columns of PLAN_SCHEMA."""
 
     number: int
     shard: int
@@ -133,7 +133,7 @@ class PlannedSample:
 
     @property
     def key(self) -> str:
-        """The sample's key in its shard: digits only, so that no reader can stumble over a name."""
+        """Return the sample's key in its shard: digits only, so that no reader can stumble over a name."""
         return f"{self.number:09d}"
 
 
@@ -164,7 +164,7 @@ class Request:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What a look at the input gave; `notes` are lines for the summary."""
+    """The samples and problems that a scan of the input gave; `notes` are lines for the summary."""
 
     requests: list[Request]
     problems: list[Problem]
@@ -192,32 +192,31 @@ class BuildPlan:
         return len(self._bounds) - 1
 
     def shard(self, number: int) -> list[PlannedSample]:
-        """The samples of one shard, in order; takes as long in a plan of ten million rows as in a small one."""
+        """Return the samples of one shard, in order, in the same time for a plan of any length."""
         begin, end = self._bounds[number : number + 2].tolist()
         return [PlannedSample(**row) for row in self.rows.slice(begin, end - begin).to_pylist()]
 
     @cached_property
     def _bounds(self) -> np.ndarray:
-        """Where each shard's rows begin, and the end."""
+        """Return the first row of each shard, and the end."""
         shards = self.rows["shard"].to_numpy()
         return np.searchsorted(shards, np.arange(int(shards[-1]) + 2 if len(shards) else 1))
 
 
 def make_plan(
-    found: ScanResult,
+    scan: ScanResult,
     *,
     source: str,
     settings: Settings,
     identity: dict[str, Any],
     label_names: Sequence[str] | None = None,
 ) -> BuildPlan:
-    """Numbers the samples, gives words among the labels their ids, and deals the samples out to shards.
+    """Return the plan: samples get numbers and shards, words among their labels get ids.
 
     Args:
-        found: the requests, in the order that the dataset is to have, and what could not be requested.
+        scan: the requests, in the order of the dataset, and the problems.
         source: the name of the ledger or list.
-        settings: of which the shard size and the split count here; a split that is set wins over those of folders
-            and lists.
+        settings: give the shard size and the split; a split that is set wins over those of folders and lists.
         identity: settings and sources that two builds of the same dataset share, for `settings` in dataset.json.
         label_names: those of the dataset that this one continues: they keep their ids, new names come after. None if
             nothing is continued, or what is has no label; empty if its labels are numbers.
@@ -225,21 +224,21 @@ def make_plan(
     Raises:
         DatasetError: no sample is left, or the labels do not go with those that are there.
     """
-    ids = label_ids([request.labels for request in found.requests], fixed=found.label_names, continued=label_names)
-    requests, problems = found.requests, list(found.problems)
+    ids = label_ids([request.labels for request in scan.requests], fixed=scan.label_names, continued=label_names)
+    requests, problems = scan.requests, list(scan.problems)
     if ids.unknown:
         for request in requests:
             if strange := [label for label in request.labels if label in ids.unknown]:
-                told = f"label {', '.join(strange)} is not among the label names"
-                problems.append(Problem("unknown_label", told, request.name, request.line, request.file))
-        requests = [one for one in requests if not ids.unknown.intersection(one.labels)]
+                message = f"label {', '.join(strange)} is not among the label names"
+                problems.append(Problem("unknown_label", message, request.name, request.line, request.file))
+        requests = [request for request in requests if not ids.unknown.intersection(request.labels)]
     if not requests:
         listed = "\n".join(describe(problem, source) for problem in problems[:20])
         raise DatasetError(f"{source or 'the input'}: no usable sample\n{listed}".rstrip())
     size = settings.shard_size or min(1000, max(_SMALLEST_SHARD, math.ceil(len(requests) / _SHARDS_OF_A_SMALL_SET)))
     table = _table(requests, ids.number, size, settings.split)
-    notes = [*found.notes]
-    if settings.split not in ("", "train") and ids.names and not found.label_names and label_names is None:
+    notes = [*scan.notes]
+    if settings.split not in ("", "train") and ids.names and not scan.label_names and label_names is None:
         notes.append(
             f"warning: the labels of this {settings.split} set have ids of their own, in the order of their names; "
             "for the ids of another dataset give --label-names its dataset.json"
@@ -248,7 +247,7 @@ def make_plan(
 
 
 def _table(requests: Sequence[Request], ids: dict[str, int], shard_size: int, split: str) -> pa.Table:
-    """PLAN_SCHEMA, column by column."""
+    """Return the table of PLAN_SCHEMA, column by column."""
     count = len(requests)
     numbers = np.arange(count, dtype=np.int64)
     columns: dict[str, Any] = {"number": numbers, "shard": (numbers // shard_size).astype(np.int32)}
@@ -263,7 +262,7 @@ def _table(requests: Sequence[Request], ids: dict[str, int], shard_size: int, sp
 
 
 def write_plan(plan: BuildPlan, path: Path) -> None:
-    """Writes plan.parquet: the rows, and in its metadata all else."""
+    """Write plan.parquet: the rows, and in its metadata all else."""
     metadata = {
         "problems": json.dumps([dataclasses.asdict(problem) for problem in plan.problems]),
         "source": plan.source,
@@ -277,7 +276,7 @@ def write_plan(plan: BuildPlan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> BuildPlan:
-    """Reads plan.parquet; DatasetError if it is not one."""
+    """Read plan.parquet; raise DatasetError if it is not one."""
     try:
         rows = pq.read_table(path, thrift_string_size_limit=_THRIFT_BYTES, page_checksum_verification=True)
         metadata = {key.decode(): value.decode() for key, value in rows.schema.metadata.items()}
@@ -293,7 +292,7 @@ def read_plan(path: Path) -> BuildPlan:
 
 @dataclass(frozen=True)
 class Facts:
-    """What became of a sample; `remark` is (reason, message) if it is kept, but not as it was."""
+    """The properties of a stored sample; `remark` is (reason, message) if it was not stored as it was."""
 
     num_frames: int
     first: int  # number of the first frame in the source
@@ -306,5 +305,5 @@ class Facts:
 
 
 def frame_name(prefix: str, digits: int, suffix: str, number: int) -> str:
-    """The file name of frame `number` in a folder with this template."""
+    """Return the file name of frame `number` in a folder with this template."""
     return f"{prefix}{number:0{digits}d}{suffix}"

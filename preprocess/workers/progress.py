@@ -1,4 +1,4 @@
-"""How far a long job is, on stderr."""
+"""The progress of a long job is shown on stderr: counts ─► a bar on a terminal, else lines."""
 
 import logging
 import sys
@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str, *, done: int = 0) -> None:
         self._total, self._unit, self._count, self._before = total, unit, done, done
-        self._began = self._said = time.monotonic()
+        self._began = self._logged = time.monotonic()
         self._bar = tqdm(total=total, initial=done, unit=unit, desc="preprocess") if sys.stderr.isatty() else None
 
     def __enter__(self) -> Callable[..., None]:
@@ -38,9 +38,9 @@ class Progress:
             self._bar.update(count)
             return
         now = time.monotonic()
-        if now - self._said >= _LINE_EVERY_S or self._count == self._total:
-            self._said = now
+        if now - self._logged >= _LINE_EVERY_S or self._count == self._total:
+            self._logged = now
             rate = (self._count - self._before) / max(now - self._began, 1e-3)
             left = f"{(self._total - self._count) / rate:.0f}" if rate else "?"
-            line = f"{self._count} of {self._total} {self._unit}s, {rate:.1f} a second, {left} s left"
+            line = f"{self._count} of {self._total} {self._unit}s, {rate:.1f} per second, {left} s left"
             log.info("%s", f"{line}; {more}" if more else line)

@@ -113,7 +113,7 @@ def test_a_shard_of_the_first_build_that_was_lost_is_made_again_whatever_was_rej
 
 
 def append_to_copy(whole: Path, more: Path, out: Path) -> list[str]:
-    """A copy of a finished dataset, and the command that appends to it."""
+    """Copy a finished dataset and return the command that appends to it."""
     out.mkdir()
     for path in whole.iterdir():
         (out / path.name).write_bytes(path.read_bytes())

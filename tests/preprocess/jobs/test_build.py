@@ -45,7 +45,7 @@ def test_a_ledger_becomes_a_dataset(frames: Path, tmp_path: Path, capsys: pytest
 
 
 def shown(out: Path, i: int) -> list[int]:
-    """The numbers that the stored frames of sample i show."""
+    """Return the numbers that the stored frames of sample i show."""
     from preprocess.encode.images import decode_image
 
     dataset = open_dataset(out)
@@ -291,7 +291,7 @@ def test_real_frame_folders_and_videos(media: Path, tmp_path: Path) -> None:
 
 
 def count_frames(path: Path) -> int:
-    """Whole frames that PyAV decodes, asked in the plainest way."""
+    """Count the complete frames that PyAV decodes by its plainest calls."""
     count = 0
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1  # several flag damaged frames differently

@@ -15,7 +15,7 @@ from tests.support.kills import done, inodes
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterable[Path]:
-    """A folder on a disk of 600 kB of its own."""
+    """Yield a folder on a disk of 600 kB of its own."""
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)]

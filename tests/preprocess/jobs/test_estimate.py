@@ -1,4 +1,4 @@
-"""What a build will come to, said before it starts: against what it did come to."""
+"""The estimate of a build is compared with its outcome."""
 
 import errno
 import math

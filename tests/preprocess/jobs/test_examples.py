@@ -18,7 +18,7 @@ KUBERNETES = ROOT / "examples" / "preprocess-kubernetes.yaml"
 
 
 def submit(folder: Path, slices: int, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """The batch script on a login node of a fake SLURM."""
+    """Run the batch script on a login node of a fake SLURM."""
     return subprocess.run(
         ["bash", str(SBATCH), str(slices), str(out), *options],
         cwd=ROOT, env=fake_slurm.login(folder), capture_output=True, text=True, check=False,

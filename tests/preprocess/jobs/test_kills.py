@@ -19,7 +19,7 @@ from tests.support.kills import done, inodes, kill_at_every, killed_at, start
 
 
 def kill_once_more_each_time(points: Iterable[int], arguments: list[str], out: Path) -> int:
-    """One run, killed again and again at these operations of each start; how often, until it came to its end."""
+    """Kill one run again and again, at these operations of each start; return how often, until it came to its end."""
     kills = 0
     for at in points:
         kept = done(out)
@@ -86,7 +86,7 @@ def test_fault_15_kill_9_of_the_whole_process_group_with_two_workers(
 def test_fault_15_kill_9_at_random_times_with_two_workers(
     archive: Path, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """One output, whose runs are killed as a whole at any moment, until one comes to its end; and so again."""
+    """Kill the runs of one output as a whole at any moment until one comes to its end, and so again."""
     began = time.monotonic()
     start(*command(archive, tmp_path / "undisturbed", workers=2)).communicate()
     lasts_s = time.monotonic() - began

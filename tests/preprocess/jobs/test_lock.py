@@ -35,18 +35,18 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def elsewhere(owner: Owner) -> Owner:
-    """The same, on another machine."""
+    """Return the same owner on another machine."""
     return replace(owner, host="node7", machine="another boot")
 
 
 def gone(owner: Owner) -> Owner:
-    """The same, of a process that has ended."""
+    """Return the same owner as a process that has ended."""
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     return replace(owner, pid=int(process.stdout), started="1")
 
 
 def refused(store: LockStore, name: str, match: str) -> None:
-    """Another one asks for a lock and does not get it."""
+    """Assert that another process does not get the lock."""
     with pytest.raises(Locked, match=match), hold(store, name, job="another"):
         pass
 
@@ -218,7 +218,7 @@ def test_a_lock_that_was_swept_while_it_was_made_is_not_had(tmp_path: Path, monk
 
 
 def _contend(folder: Path, seed: int, seconds: float) -> None:
-    """Takes and gives back the lock; some die with it. Two inside at once would be seen by `inside`."""
+    """Take and give back the lock; some die with it. `inside` shows if two have it at once."""
     rng, end = random.Random(seed), time.monotonic() + seconds
     store, inside, entered = FolderLockStore(folder / "locks"), folder / "inside", folder / f"entered-{seed}"
     while time.monotonic() < end:

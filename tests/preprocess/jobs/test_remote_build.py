@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def bucket(s3: Server, name: str) -> None:
-    """A new, empty bucket."""
+    """Make a new, empty bucket."""
     client = boto3.client(
         "s3", endpoint_url=s3.endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
     )
@@ -82,7 +82,7 @@ def test_fault_16_from_s3_to_s3_with_a_decoder_and_then_the_run_killed_the_objec
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place in the memory of this process."""
+    """Return a URL in the memory of this process."""
     monkeypatch.setattr(lock_store, "SETTLE_S", 0.01)
     fsspec.filesystem("memory").store.clear()
     return "memory://bucket/shards"

@@ -90,7 +90,7 @@ def test_settings_out_of_range_name_the_setting(wrong: dict[str, float]) -> None
 
 
 def test_shards_of_any_length_are_found() -> None:
-    """As an append leaves them: the last one of the first part is partly filled."""
+    """Read a plan as an append leaves it: the last shard of the first part is partly filled."""
     plan = plan_of(*(request(f"v{i}") for i in range(9)), shard_size=4)
     lengths = [3, 1, 4, 1]
     shards = pa.array([number for number, length in enumerate(lengths) for _ in range(length)], pa.int32())

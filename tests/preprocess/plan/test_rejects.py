@@ -1,4 +1,4 @@
-"""What is told of samples that are kept with a remark."""
+"""Samples that are kept with a remark are logged."""
 
 import pytest
 

@@ -25,7 +25,7 @@ def command(folder: Path, *more: str) -> list[str]:
 
 
 def splits(out: Path) -> dict[str, set[str]]:
-    """The splits of every recording."""
+    """Return the splits of every recording."""
     dataset = open_dataset(out)
     found: dict[str, set[str]] = {}
     for i in range(len(dataset)):

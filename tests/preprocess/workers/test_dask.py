@@ -22,7 +22,7 @@ pytest.importorskip("distributed", reason="Dask is not installed: pip install 'm
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The scheduler file of a cluster of two workers, each a process."""
+    """Yield the scheduler file of a cluster of two workers, each a process."""
     folder = tmp_path_factory.mktemp("dask")
     file = folder / "scheduler.json"
     with ExitStack() as stack:

@@ -31,7 +31,7 @@ def planned(number: int, path: str, **fields: float) -> PlannedSample:
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The decoders of this thread are started with tests/support/fake_ffmpeg.py, and none outlives the test."""
+    """Yield with decoders of this thread that start with tests/support/fake_ffmpeg.py; none outlives the test."""
     with_fake_ffmpeg(tmp_path, monkeypatch)
     decoder().close()
     yield
