@@ -1,11 +1,11 @@
-"""A trained model and clips ─► vectors: a Parquet table, one row a sample or one every so many seconds, and a map.
+"""A trained model and clips ─► vectors: a Parquet table, one row per sample or per so many seconds, and a map.
 
 python launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --map map.png
 torchrun --nproc-per-node 8 -- launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --num_clips 4
 python launch/embed.py --run RUN --videos match.mp4 training.mp4 --every 2 --out seconds.parquet
 
-Killed and started again, on as many processes as may be, it goes on where it was, and ends with the same table.
-torchrun needs the `--`: it takes --run for an option of its own.
+Killed and started again, on any number of ranks, it goes on where it was, and ends with the same table.
+torchrun needs the `--`, because it has an option --run of its own.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from launch.inference.embeddings import Embedder
     from mae3d.distributed import World
 
-SHOWN = 20  # so many files that cannot be read are listed
+SHOWN = 20  # unreadable files that are listed
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,25 @@ class EmbedConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, or 1 where a video cannot be read; SystemExit 2: usage, 3: I/O."""
+    """Run the command line and return its exit code: 0, or 1 if a video cannot be read; SystemExit 2: usage, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(EmbedConfig, arguments, prog="embed.py", description=str(__doc__))
     set_threads()
     with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
         unreadable = embed(config, world)
         if world.is_first:
-            _tell(config, unreadable)
+            _report(config, unreadable)
         return EXIT_ERROR if unreadable else EXIT_DONE
 
 
 def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
-    """Make the table and the map; to be called by all processes.
+    """Make the table and the map; all ranks call it.
 
     Returns:
-        Video files that cannot be read, and why; their rows have no vector.
+        Video files that cannot be read, with the error; their rows have no vector.
 
     Raises:
-        ValueError: A setting, the model or the dataset is not as it should be; the message says what to do.
+        ValueError: A setting, the model or the dataset is wrong; the message gives the remedy.
         OSError: The table cannot be written.
     """
     from launch.inference.embeddings import Embedder
@@ -121,16 +121,14 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
 def _embed_shards(
     config: EmbedConfig, embedder: "Embedder", stored: dict[str, Any], *, model_sha256: str, world: "World"
 ) -> dict[str, str]:
-    from launch.inference.embeddings import shard_vectors
-    from launch.inference.samples import open_samples
+    from launch.inference.embeddings import embed_samples
+    from launch.inference.evaluate import open_samples
 
     samples = open_samples(config.data, stored, embedder.config, world)
-    shard_vectors(
+    embed_samples(
         Path(config.out),
         embedder,
-        samples.corpus,
-        samples.clips,
-        samples.rows,
+        samples,
         model_sha256=model_sha256,
         world=world,
         every_s=config.every,
@@ -144,11 +142,11 @@ def _embed_shards(
 def _embed_videos(
     config: EmbedConfig, embedder: "Embedder", stored: dict[str, Any], *, model_sha256: str, world: "World"
 ) -> dict[str, str]:
-    from launch.inference.embeddings import files_hash, video_vectors
+    from launch.inference.embeddings import embed_videos, files_hash
     from mae3d.video.windows import plan_windows
 
     videos = config.videos
-    # Of the settings for shards, only the sampling is used; segments of a whole sample are none of a window's.
+    # the settings for shards give the sampling alone; windows of a video have no segments
     as_shards = dataclasses.replace(config.data, shards=videos)
     clips = clips_config(as_shards, stored | {"sampling": "strided"})
     plan = files = None
@@ -167,7 +165,7 @@ def _embed_videos(
         "data": {"sampling_rate": clips.sampling_rate, "target_fps": clips.target_fps},
         "every_s": config.every,
     }
-    video_vectors(
+    embed_videos(
         Path(config.out),
         embedder,
         plan,
@@ -188,7 +186,7 @@ def _draw_map(config: EmbedConfig, label_names: Sequence[str]) -> None:
     print(f"map: {draw_map(Path(config.out), Path(config.map), label_names=label_names)}")
 
 
-def _tell(config: EmbedConfig, unreadable: dict[str, str]) -> None:
+def _report(config: EmbedConfig, unreadable: dict[str, str]) -> None:
     import pyarrow.parquet as pq
 
     from launch.inference.embeddings import count_failed, count_replaced

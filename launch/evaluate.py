@@ -1,11 +1,11 @@
-"""A trained model and shards ─► how good it is: one row a sample in a Parquet file, tables, plots and a summary.
+"""A trained model and shards ─► its scores: one row per sample in a Parquet file, tables, plots and a summary.
 
     deepspeed launch/evaluate.py --run FINE --data.shards VAL --out out/test
     torchrun --nproc-per-node 8 -- launch/evaluate.py --run FINE ...      # without -- torchrun takes --run as its own
     python launch/evaluate.py --task reconstruction --run RUN --data.shards VAL --mask prospective tube --out out/losses
 
-A classifier, or a masked autoencoder's prediction losses under chosen masks. Each sample counts once on any number of
-processes; starting the same command again goes on where it was killed. srun and plain python start it as well.
+A classifier's predictions, or a masked autoencoder's losses under chosen masks. Each sample counts once on any number
+of ranks; starting the same command again goes on where it was killed. srun and plain python start it as well.
 """
 
 import logging
@@ -21,7 +21,7 @@ from launch.inference.settings import EvaluateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O, 1: too much damage."""
+    """Run the command line and return its exit code: 0; SystemExit 2: usage or input, 3: I/O, 1: too much damage."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(EvaluateConfig, arguments, prog="evaluate.py", description=str(__doc__))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from launch.inference.reconstruction_loss import predict
 
     with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
-        told = (classify if config.task == "classification" else predict)(config, world)
+        report = (classify if config.task == "classification" else predict)(config, world)
         if world.is_first:
-            print(told)
+            print(report)
     return 0
 
 

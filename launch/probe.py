@@ -1,4 +1,4 @@
-"""A frozen model, labelled train and test clips ─► how well simple probes read the labels off its features.
+"""A frozen model, labelled train and test clips ─► the scores of simple probes that read the labels off its features.
 
 python launch/probe.py --run RUN --data.shards OUT --data.select.split train \\
     --test.shards OUT --test.select.split val --out DIR
@@ -6,7 +6,7 @@ torchrun --nproc-per-node 8 -- launch/probe.py --run RUN --data.shards TRAIN --t
 python launch/probe.py … --probes knn linear attentive --few_shot 1 10 50 --seeds 3
 python launch/probe.py … --random_init true --out CONTROL             # the same model before any training
 
-Features are computed once, on all processes, and kept in DIR as tables of launch/embed.py; started again it goes on.
+Features are computed once, on all ranks, and kept in DIR as tables of launch/embed.py; started again it goes on.
 """
 
 import json
@@ -21,10 +21,10 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.common.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
 from launch.common.clip_options import ClipsConfig, agreed_model_file, trained_data
-from launch.common.tables import aligned
+from launch.common.tables import aligned, columns_of
 
 if TYPE_CHECKING:
-    from launch.inference.samples import Samples
+    from launch.common.eval_set import EvalSet
     from mae3d.distributed import World
     from mae3d.model.config import EncoderConfig
     from mae3d.model.encoder import Encoder
@@ -86,29 +86,29 @@ class ProbeConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
+    """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(ProbeConfig, arguments, prog="probe.py", description=str(__doc__))
     set_threads()
     with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
         results = probe(config, world)
         if world.is_first:
-            _tell(results)
+            _report(results)
             print(Path(config.out) / RESULTS)
         return EXIT_DONE
 
 
 def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
-    """Compute the features, on all processes, and probe them, on the first.
+    """Compute the features, on all ranks, and probe them, on rank 0.
 
     Returns:
-        What probe.json holds; empty on other processes than the first.
+        The content of probe.json; empty on other ranks.
 
     Raises:
-        ValueError: A setting, the model or a dataset is not as it should be; the message says what to do.
+        ValueError: A setting, the model or a dataset is wrong; the message gives the remedy.
         OSError: The features cannot be written.
     """
-    from launch.inference.probing import Probed, compare
+    from launch.inference.probing import FeatureTables, compare
     from mae3d.analysis.features import check_pool
     from mae3d.io.files import sha256_of, write_text
     from mae3d.weights.files import open_encoder
@@ -123,21 +123,21 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     _embed(config, encoder, model, {"train": train, "test": test}, world)
     if not world.is_first:
         return {}
-    probed = Probed(
+    tables = FeatureTables(
         Path(config.out),
         num_classes=train.corpus.num_classes,
-        several=train.corpus.has_several_labels or test.corpus.has_several_labels,
+        multi_label=train.corpus.has_several_labels or test.corpus.has_several_labels,
         num_heads=encoder.config.num_heads,
         device=world.device,
     )
     results = {"model": model, "layer": config.layer, "pool": config.pool, "num_clips": config.num_clips}
-    results |= compare(probed, config.probes, few_shot=config.few_shot, seeds=config.seeds, seed=config.seed)
+    results |= compare(tables, config.probes, few_shot=config.few_shot, seeds=config.seeds, seed=config.seed)
     write_text(Path(config.out) / RESULTS, json.dumps(results, indent=1) + "\n")
     return results
 
 
 def _untrained(encoder: "Encoder", seed: int) -> "Encoder":
-    """The encoder as a pretraining run with this seed begins."""
+    """Return the encoder with which a pretraining run of this seed begins."""
     import torch
 
     from mae3d.model.encoder import Encoder
@@ -148,38 +148,38 @@ def _untrained(encoder: "Encoder", seed: int) -> "Encoder":
 
 
 def _open_sets(
-    config: ProbeConfig, trained: dict[str, Any], own: "EncoderConfig", world: "World"
-) -> "tuple[Samples, Samples]":
-    """Train and test samples that have a label, the test set's under the numbers of the train set."""
-    from launch.inference.samples import open_samples
+    config: ProbeConfig, trained: dict[str, Any], model_config: "EncoderConfig", world: "World"
+) -> "tuple[EvalSet, EvalSet]":
+    """Return the train and test samples that have a label, the test set's under the numbers of the train set."""
+    from launch.inference.evaluate import open_samples
     from pipelines.samples.corpus import check_labels
     from pipelines.samples.labels import numbered_as
 
-    train = open_samples(config.data, trained, own, world)
+    train = open_samples(config.data, trained, model_config, world)
     sampling = {name: getattr(train.clips, name) for name in ("sampling_rate", "target_fps")}
-    test = open_samples(config.test, trained | sampling, own, world)
+    test = open_samples(config.test, trained | sampling, model_config, world)
     sets = []
-    for what, samples in (("data", train), ("test", test)):
+    for option, samples in (("data", train), ("test", test)):
         labelled = samples.rows[samples.corpus.labels.per_sample[samples.rows] > 0]
         if not len(labelled):
-            raise ValueError(f"{samples.corpus}: no sample has a label; give some with --{what}.labels FILE")
+            raise ValueError(f"{samples.corpus}: no sample has a label; give labels with --{option}.labels FILE")
         if world.is_first and len(labelled) < len(samples.rows):
             print(
-                f"{what}: {len(samples.rows) - len(labelled):,} samples without a label are left out", file=sys.stderr
+                f"{option}: {len(samples.rows) - len(labelled):,} samples without a label are left out", file=sys.stderr
             )
         sets.append(replace(samples, rows=labelled))
     test.corpus.labels = numbered_as(test.corpus.labels, train.corpus.label_names, rows=test.rows)
-    several = train.corpus.has_several_labels or test.corpus.has_several_labels
+    multi_label = train.corpus.has_several_labels or test.corpus.has_several_labels
     for samples in sets:
         check_labels(
-            samples.corpus, samples.rows, num_classes=train.corpus.num_classes, several=several, training=False
+            samples.corpus, samples.rows, num_classes=train.corpus.num_classes, several=multi_label, training=False
         )
     return sets[0], sets[1]
 
 
-def _embed(config: ProbeConfig, encoder: "Encoder", model: str, sets: "dict[str, Samples]", world: "World") -> None:
-    """Vectors of both sets for knn and linear, tokens for the attentive probe; what is there already is left."""
-    from launch.inference.embeddings import Embedder, shard_vectors
+def _embed(config: ProbeConfig, encoder: "Encoder", model: str, sets: "dict[str, EvalSet]", world: "World") -> None:
+    """Write vectors of both sets for knn and linear, tokens for the attentive probe, unless they are there already."""
+    from launch.inference.embeddings import Embedder, embed_samples
     from launch.inference.probing import TOKENS, VECTORS
 
     pools: list[tuple[str, Any, int]] = []
@@ -192,30 +192,24 @@ def _embed(config: ProbeConfig, encoder: "Encoder", model: str, sets: "dict[str,
             encoder, world.device, layer=config.layer, pool=pool, num_clips=num_clips, precision=config.precision
         )
         for name, samples in sets.items():
-            shard_vectors(
+            embed_samples(
                 Path(config.out) / kind.format(name),
                 embedder,
-                samples.corpus,
-                samples.clips,
-                samples.rows,
+                samples,
                 model_sha256=model,
                 world=world,
                 batch_size=config.batch,
             )
 
 
-def _tell(results: dict[str, Any]) -> None:
+def _report(results: dict[str, Any]) -> None:
     for name in ("train", "test"):
         part = results[name]
         failed = f", {part['failed']:,} left out: not readable" if part["failed"] else ""
         print(f"{name}: {part['samples']:,} samples of {results['classes']} classes{failed}")
-    print(*aligned(_columns(results["probes"])), sep="\n")
+    print(*aligned(columns_of(results["probes"])), sep="\n")
     if results["few_shot"]:
-        print(*aligned(_columns(results["few_shot"])), sep="\n")
-
-
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+        print(*aligned(columns_of(results["few_shot"])), sep="\n")
 
 
 if __name__ == "__main__":

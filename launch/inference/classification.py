@@ -1,9 +1,9 @@
 """A classifier and samples ─► predictions.parquet, and from it metrics.json, classes.csv and a confusion matrix.
 
-told = classify(config, world)      # EvaluateConfig, World; what to print
+report = classify(config, world)      # EvaluateConfig, World; to print
 
-Scores of a sample: the softmax of each view (several labels: the sigmoid), averaged over clips x crops. Upstream sums
-them, which ranks alike.
+The scores of a sample are the softmax of each view (multi-label: the sigmoid), averaged over clips x crops. Upstream
+sums them, which ranks alike.
 """
 
 import json
@@ -19,7 +19,7 @@ from launch.common.tables import write_csv
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from launch.inference.samples import Samples
+    from launch.common.eval_set import EvalSet
     from launch.inference.settings import EvaluateConfig
     from mae3d.distributed import World
     from mae3d.model.classifier import Classifier
@@ -32,86 +32,76 @@ TOP = 5
 
 
 def classify(config: "EvaluateConfig", world: "World") -> str:
-    """Writes the results into `config.out`; to be called by all processes.
+    """Write the results into `config.out`; all ranks call it.
 
     Returns:
-        What to tell, on the first process; "" on others.
+        The report to print, on rank 0; "" on others.
 
     Raises:
-        ValueError: a setting, the model or the dataset is not as it should be; the message says what to do.
+        ValueError: a setting, the model or the dataset is wrong; the message gives the remedy.
         OSError: a file cannot be written.
     """
     import pyarrow.parquet as pq
 
     from launch.common.clip_options import agreed_model_file, trained_data
-    from launch.inference.samples import open_samples
-    from launch.inference.settings import common_settings
-    from launch.inference.sharded_table import Parts, fill, sample_keys
+    from launch.inference.evaluate import common_settings, describe_end, evaluate_into_table, open_samples
     from mae3d.io.files import write_text
     from mae3d.weights.files import load_classifier
-    from pipelines.stream import evaluation_clips
 
     file = agreed_model_file(config.run, world)
     model = load_classifier(file)
-    own, views = model.config, config.num_clips * config.num_crops
-    samples = open_samples(config.data, trained_data(file), own, world)
-    corpus, rows = samples.corpus, samples.rows
-    _number_labels(samples, own)
-    batch_size = max(1, config.batch // views)
-    parts = Parts(
-        Path(config.out) / PREDICTIONS,
-        num_rows=len(rows),
-        batch_size=batch_size,
-        settings=common_settings(config, file, samples, world)
-        | {"num_clips": config.num_clips, "num_crops": config.num_crops},
-    )
+    samples = open_samples(config.data, trained_data(file), model.config, world)
+    _number_labels(samples, model.config)
+    out, views = Path(config.out), {"num_clips": config.num_clips, "num_crops": config.num_crops}
+    settings = common_settings(config, file, samples, world) | views
     model.to(world.device)
-    made = fill(
-        parts,
+
+    def columns_of(batch: "Batch") -> "dict[str, pa.Array]":
+        scores = scores_of(model, batch, at_once=config.batch, precision=config.precision)
+        return _columns(scores, samples.corpus, batch, model.config)
+
+    table, is_new = evaluate_into_table(
+        out / PREDICTIONS,
+        samples,
+        model.config,
+        columns_of,
+        settings=settings,
         world=world,
-        open_stream=lambda chosen: evaluation_clips(
-            corpus,
-            samples.clips,
-            rows=rows[chosen],
-            num_frames=own.num_frames,
-            size=own.img_size,
-            num_clips=config.num_clips,
-            num_crops=config.num_crops,
-            batch_size=batch_size,
-            local_world=world.place.local_size,
-            device=world.device,
-        ),
-        keys_of=lambda chosen: sample_keys(corpus, rows[chosen]),
-        outputs_of=lambda batch: _outputs(
-            scores_of(model, batch, at_once=config.batch, precision=config.precision), corpus, batch, own
-        ),
-        what="samples",
+        batch_size=max(1, config.batch // (config.num_clips * config.num_crops)),
+        num_clips=config.num_clips,
+        num_crops=config.num_crops,
+        unit="samples",
     )
     if not world.is_first:
         return ""
-    out = Path(config.out)
-    metrics = summarise(pq.read_table(parts.path, columns=["labels", "scores"]), own, out)
-    facts = {"run": config.run, "num_clips": config.num_clips, "num_crops": config.num_crops}
-    write_text(out / METRICS, json.dumps(facts | metrics | {"settings": parts.settings}, indent=1) + "\n")
-    told = _told(metrics, own, views=f"{config.num_clips} x {config.num_crops}")
-    return f"{told}\n{'written' if made else 'finished already'}: {out}"
+    metrics = summarise(pq.read_table(table.path, columns=["labels", "scores"]), model.config, out)
+    facts = {"run": config.run, **views}
+    write_text(out / METRICS, json.dumps(facts | metrics | {"settings": table.settings}, indent=1) + "\n")
+    report = _report(metrics, model.config, views=f"{config.num_clips} x {config.num_crops}")
+    return f"{report}\n{describe_end(out, is_new=is_new)}"
 
 
-def _number_labels(samples: "Samples", own: "ClassifierConfig") -> None:
-    """The dataset's labels under the model's numbers, checked; a dataset without any label is none's to match."""
+def _number_labels(samples: "EvalSet", model_config: "ClassifierConfig") -> None:
+    """Give the dataset's labels the model's numbers, and check them; a dataset without any label is left as it is."""
     from pipelines.samples.corpus import check_labels
     from pipelines.samples.labels import numbered_as
 
     corpus, rows = samples.corpus, samples.rows
     if not len(corpus.labels.values):
         return
-    corpus.labels = numbered_as(corpus.labels, own.class_names, rows=rows)
+    corpus.labels = numbered_as(corpus.labels, model_config.class_names, rows=rows)
     labelled = rows[corpus.labels.per_sample[rows] > 0]
-    check_labels(corpus, labelled, num_classes=own.num_classes, several=own.multi_label, training=False)
+    check_labels(
+        corpus,
+        labelled,
+        num_classes=model_config.num_classes,
+        several=model_config.multi_label,
+        training=False,
+    )
 
 
 def scores_of(model: "Classifier", batch: "Batch", *, at_once: int, precision: str) -> np.ndarray:
-    """(B, classes) float32: probabilities averaged over the views of each sample.
+    """Return (B, classes) float32: probabilities averaged over the views of each sample.
 
     Args:
         model: in evaluation mode, on the batch's device.
@@ -134,48 +124,53 @@ def scores_of(model: "Classifier", batch: "Batch", *, at_once: int, precision: s
     return scores.cpu().numpy()
 
 
-def _outputs(scores: np.ndarray, corpus: "Corpus", batch: "Batch", own: "ClassifierConfig") -> "dict[str, pa.Array]":
-    """The columns of a batch: prediction, its name and score, whether it is right, all scores."""
+def _columns(
+    scores: np.ndarray, corpus: "Corpus", batch: "Batch", model_config: "ClassifierConfig"
+) -> "dict[str, pa.Array]":
+    """Return the columns of a batch: prediction, its name and score, whether it is right, all scores."""
     import pyarrow as pa
 
     labels = [corpus.labels_of(row) for row in batch.rows.tolist()]
     best = scores.argmax(axis=1)
-    names = own.class_names or [str(number) for number in range(own.num_classes)]
-    # Stable, so that of equal scores the smaller class comes first, as in mae3d.analysis.scores.
+    names = _class_names(model_config)
+    # stable, so that the smaller of two classes with equal scores comes first, as in mae3d.analysis.scores.
     ranked = np.argsort(-scores, axis=1, kind="stable")[:, :TOP].tolist()
     columns: dict[str, pa.Array] = {
         "prediction": pa.array(best, pa.int32()),
         "prediction_name": pa.array([names[number] for number in best.tolist()], pa.string()),
         "score": pa.array(scores[np.arange(len(best)), best], pa.float32()),
-        "correct": pa.array([top[0] in of if of else None for top, of in zip(ranked, labels, strict=True)], pa.bool_()),
+        "correct": pa.array(
+            [top[0] in true if true else None for top, true in zip(ranked, labels, strict=True)], pa.bool_()
+        ),
     }
-    if not own.multi_label:
-        hits = [of[0] in top if of else None for top, of in zip(ranked, labels, strict=True)]
+    if not model_config.multi_label:
+        hits = [true[0] in top if true else None for top, true in zip(ranked, labels, strict=True)]
         columns["hit5"] = pa.array(hits, pa.bool_())
     offsets = np.arange(len(scores) + 1, dtype=np.int32) * scores.shape[1]
     columns["scores"] = pa.ListArray.from_arrays(offsets, pa.array(scores.ravel(), pa.float32()))
     return columns
 
 
-def summarise(table: "pa.Table", own: "ClassifierConfig", out: Path) -> dict[str, Any]:
-    """Figures of the samples that were read and have labels; writes classes.csv and a confusion matrix.
+def summarise(table: "pa.Table", model_config: "ClassifierConfig", out: Path) -> dict[str, Any]:
+    """Return the figures of the samples that were read and have labels; write classes.csv and a confusion matrix.
 
-    A sample without a label is left out; of a model of several labels it counts as one of no class, as in finetuning,
-    unless no sample has any.
+    A sample without a label is left out; for a multi-label model it counts as one of no class, as in finetuning, unless
+    no sample has any.
 
     Args:
         table: columns labels and scores of predictions.parquet.
-        own: the classifier's config.
+        model_config: the classifier's.
         out: the folder.
     """
     import pyarrow.compute as pc
 
     from mae3d.analysis.scores import average_precisions
+    from pipelines.samples.labels import many_hot
 
     read = table.filter(table["scores"].is_valid())
     labels = read["labels"].to_pylist()
-    none_is_a_label = own.multi_label and any(labels)
-    scored = read.filter([bool(of) or none_is_a_label for of in labels])
+    none_is_a_label = model_config.multi_label and any(labels)
+    scored = read.filter([bool(true) or none_is_a_label for true in labels])
     counts = {
         "samples": len(table),
         "failed": len(table) - len(read),
@@ -185,16 +180,14 @@ def summarise(table: "pa.Table", own: "ClassifierConfig", out: Path) -> dict[str
     if not len(scored):
         return counts
     flat: Any = pc.list_flatten(scored["scores"])
-    scores = flat.to_numpy().reshape(-1, own.num_classes)
+    scores = flat.to_numpy().reshape(-1, model_config.num_classes)
     labels_of_scored: list[Any] = scored["labels"].to_pylist()
-    if own.multi_label:
-        targets = np.zeros(scores.shape, dtype=np.uint8)
-        for target, of in zip(targets, labels_of_scored, strict=True):
-            target[of] = 1
-        metrics, classes = _several_labels(scores, targets, own)
+    if model_config.multi_label:
+        targets = many_hot(labels_of_scored, model_config.num_classes)
+        metrics, classes = _multi_label_figures(scores, targets, model_config)
     else:
-        targets = np.array([of[0] for of in labels_of_scored], dtype=np.int64)
-        metrics, classes = _one_label(scores, targets, own, out)
+        targets = np.array([true[0] for true in labels_of_scored], dtype=np.int64)
+        metrics, classes = _single_label_figures(scores, targets, model_config, out)
     precisions = [None if math.isnan(value) else value for value in average_precisions(scores, targets).tolist()]
     classes["average_precision"] = precisions
     metrics["map"] = float(np.mean([value for value in precisions if value is not None]))
@@ -202,27 +195,32 @@ def summarise(table: "pa.Table", own: "ClassifierConfig", out: Path) -> dict[str
     return counts | metrics
 
 
-def _several_labels(
-    scores: np.ndarray, targets: np.ndarray, own: "ClassifierConfig"
+def _multi_label_figures(
+    scores: np.ndarray, targets: np.ndarray, model_config: "ClassifierConfig"
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Figures, and columns by class."""
+    """Return the figures, and columns by class."""
     from mae3d.analysis.scores import summary
 
-    names = list(own.class_names) or [str(number) for number in range(own.num_classes)]
-    classes = {"class": list(range(own.num_classes)), "name": names, "samples": targets.sum(axis=0).tolist()}
+    numbers = list(range(model_config.num_classes))
+    classes = {"class": numbers, "name": _class_names(model_config), "samples": targets.sum(axis=0).tolist()}
     return dict(summary(scores, targets)), classes
 
 
-def _one_label(
-    scores: np.ndarray, targets: np.ndarray, own: "ClassifierConfig", out: Path
+def _class_names(model_config: "ClassifierConfig") -> list[str]:
+    """Return the classes' names by number; the numbers if they have none."""
+    return list(model_config.class_names) or [str(number) for number in range(model_config.num_classes)]
+
+
+def _single_label_figures(
+    scores: np.ndarray, targets: np.ndarray, model_config: "ClassifierConfig", out: Path
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Likewise; writes the confusion matrix."""
+    """Return the figures, and columns by class; write the confusion matrix."""
     from mae3d.analysis.scores import class_table, confusion, summary
     from mae3d.tracking.plots import plot_confusion
 
-    names = list(own.class_names) or None
+    names = list(model_config.class_names) or None
     metrics: dict[str, Any] = dict(summary(scores, targets))
-    # Of a share of N samples, the binomial distribution's.
+    # the binomial distribution's, of a share of N samples
     metrics["top1_standard_error"] = (metrics["top1"] * (1 - metrics["top1"]) / len(scores)) ** 0.5
     classes = class_table(scores, targets, names=names, k=TOP)
     metrics["mean_class_top1"] = float(np.mean([share for share in classes["top1"] if share is not None]))
@@ -233,7 +231,7 @@ def _one_label(
     return metrics, classes
 
 
-def _told(metrics: Mapping[str, Any], own: "ClassifierConfig", *, views: str) -> str:
+def _report(metrics: Mapping[str, Any], model_config: "ClassifierConfig", *, views: str) -> str:
     lines = {"samples": f"{metrics['scored']:,} of {metrics['samples']:,} scored, {views} views each"}
     if metrics["unlabelled"]:
         lines["samples"] += f"; {metrics['unlabelled']:,} have no label: predicted, not scored"
@@ -241,10 +239,10 @@ def _told(metrics: Mapping[str, Any], own: "ClassifierConfig", *, views: str) ->
         lines["samples"] += f"; {metrics['failed']:,} could not be read: null in {PREDICTIONS}"
     if metrics["scored"]:
         figures = [f"mAP {metrics['map']:.2%}", f"loss {metrics['loss']:.4f}"]
-        if not own.multi_label:
-            top5 = [f"top-5 {metrics['top5']:.2%}"] if own.num_classes > TOP else []
+        if not model_config.multi_label:
+            top5 = [f"top-5 {metrics['top5']:.2%}"] if model_config.num_classes > TOP else []
             error = f"(standard error {metrics['top1_standard_error']:.2%})"
             figures = [f"top-1 {metrics['top1']:.2%} {error}", *top5, *figures]
-            lines["classes"] = f"{own.num_classes}, mean of their top-1 {metrics['mean_class_top1']:.2%}"
+            lines["classes"] = f"{model_config.num_classes}, mean of their top-1 {metrics['mean_class_top1']:.2%}"
         lines["result"] = ", ".join(figures)
     return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items())

@@ -1,16 +1,17 @@
-"""A frozen model and clips of shards, or of video files ─► a Parquet table of vectors, in parts, on all processes.
+"""A frozen model and clips of shards, or of video files ─► a Parquet table of vectors, made on all ranks.
 
 embedder = Embedder(model, world.device, layer=-1, pool="mean")
-table = shard_vectors(Path("vectors.parquet"), embedder, corpus, clips, rows, model_sha256=sha256, world=world)
+embed_samples(Path("vectors.parquet"), embedder, samples, model_sha256=sha256, world=world)
 
-Columns: key, name, labels, first_frame (its number in the sample or file), start_s, end_s (in the source; null where no
-frame rate is known), vector (a list of fixed size; null where nothing could be read), and of files replaced_frames. The
-metadata tells all that the vectors depend on, as JSON under `mae3d`. Commands import this late: it needs torch.
+Columns: key, name, labels, first_frame (its number in the sample or file), start_s, end_s (in the source; null if its
+frame rate is unknown), vector (a list of fixed size; null if the clip cannot be read), and replaced_frames for files.
+The metadata holds all settings that the vectors depend on, as JSON under `mae3d`.
 """
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,25 +21,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from launch.inference.sharded_table import Parts, fill, sample_keys, sample_settings
+from launch.inference.sharded_table import ShardedTable, fill_missing_shards, sample_keys, sample_settings
 from mae3d.analysis.exact import each_clip
 from mae3d.analysis.features import Pool, check_pool, embed, layer_of
 from mae3d.model.encoder import Encoder
 from mae3d.video.windows import VideoBatch, VideoClips, WindowPlan
 
 if TYPE_CHECKING:
+    from launch.common.eval_set import EvalSet
     from mae3d.distributed import World
     from mae3d.model.classifier import Classifier
     from mae3d.model.mae import MAE
-    from pipelines.config import DataConfig
-    from pipelines.samples.corpus import Corpus
-    from pipelines.stream import Batch, ClipStream
+    from pipelines.stream import Batch
 
 Array = Any  # a pa.Array; the stubs of pyarrow do not know which
 
 
 class Embedder:
-    """Clips ─► a column of vectors. The mean over a sample's clips is taken of their vectors."""
+    """A frozen encoder that turns clips into a column of vectors, averaged over the clips of a sample."""
 
     def __init__(
         self,
@@ -50,23 +50,25 @@ class Embedder:
         num_clips: int = 1,
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
-        """Moves the model to the device; arguments as of `mae3d.embed`, and K clips of each sample.
+        """Move the model to the device; the arguments are those of `mae3d.embed`, and K clips of each sample.
 
         Raises:
-            ValueError: there is no such layer or pooling in this model; or tokens of several clips were asked for.
+            ValueError: there is no such layer or pooling in this model; or tokens of more than one clip are requested.
         """
         encoder = model if isinstance(model, Encoder) else model.encoder
         self.layer = layer_of(encoder, layer)
         check_pool(encoder, pool)
         if num_clips < 1 or (pool == "tokens" and num_clips > 1):
-            raise ValueError(f"num_clips={num_clips}: give 1 or more; with pool=tokens 1, places differ between clips")
+            raise ValueError(
+                f"num_clips={num_clips}: give 1 or more, and 1 with pool=tokens, because positions differ between clips"
+            )
         self.encoder = encoder.to(device).eval()
         self.config, self.pool, self.num_clips, self.precision = encoder.config, pool, num_clips, precision
         self.device = device
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What vectors depend on beside weights and clips. Tokens lie in a vector by t, h, w, then their width."""
+        """Settings that vectors depend on beside weights and clips. Tokens lie in a vector by t, h, w, then width."""
         config = self.config
         return {
             "layer": self.layer,
@@ -80,7 +82,7 @@ class Embedder:
         }
 
     def __call__(self, clips: torch.Tensor) -> Array:
-        """uint8 (B, K, T, H, W, 3) ─► B lists of float32, of fixed size."""
+        """Return B lists of float32, of fixed size, for uint8 (B, K, T, H, W, 3)."""
         features = each_clip(self._features, clips.flatten(0, 1).to(self.device, non_blocking=True))
         vectors = features.unflatten(0, (len(clips), -1)).mean(dim=1).flatten(1).cpu().numpy()
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
@@ -90,79 +92,74 @@ class Embedder:
             return embed(self.encoder, clips, layer=self.layer, pool=self.pool)
 
 
-def shard_vectors(
+def embed_samples(
     path: Path,
     embedder: Embedder,
-    corpus: "Corpus",
-    clips: "DataConfig",
-    rows: np.ndarray,
+    samples: "EvalSet",
     *,
     model_sha256: str,
     world: "World",
     every_s: float = 0.0,
     batch_size: int = 8,
 ) -> bool:
-    """Vectors of samples of shards; to be called by all processes.
+    """Write the vectors of samples of shards; all ranks call it.
 
     Args:
-        path: of the table; the folder must be there.
-        embedder: what makes the vectors.
-        corpus: the opened shards.
-        clips: how clips are sampled and decoded.
-        rows: (n,) rows of the corpus.
-        model_sha256: of the model's file: a table that another model began is not gone on with.
-        world: all processes.
-        every_s: a row for each clip, one every so many seconds (`views.windows_every`); 0 = a row a sample.
-        batch_size: rows at a time.
+        path: of the table; the folder must exist.
+        embedder: makes the vectors.
+        samples: the samples.
+        model_sha256: of the model's file: a table that another model began is refused.
+        world: all ranks.
+        every_s: seconds between the clips of a sample, one row each (`requests.windows_every`); 0 = one row per sample.
+        batch_size: rows per batch.
 
     Returns:
-        False where the table was finished already.
+        False if the table was finished already.
 
     Raises:
-        ValueError: `PartsError`, or what `windows_every` refuses.
+        ValueError: `TableError`, or raised by `windows_every`.
         OSError: the table cannot be written.
     """
+    from launch.inference.evaluate import evaluate_into_table
     from pipelines.sampling.requests import windows_every
-    from pipelines.stream import evaluation_clips
 
-    num_frames, starts = embedder.config.num_frames, None
+    starts = None
     if every_s:
         if embedder.num_clips > 1:
             raise ValueError(f"num_clips={embedder.num_clips}: with a clip every {every_s:g} s each has its own row")
-        rows, starts = windows_every(corpus, clips, rows=rows, num_frames=num_frames, every_s=every_s)
-
-    def open_stream(of: np.ndarray) -> "ClipStream":
-        return evaluation_clips(
-            corpus,
-            clips,
-            rows=rows[of],
-            starts=None if starts is None else starts[of],
-            num_frames=num_frames,
-            size=embedder.config.img_size,
-            num_clips=embedder.num_clips,
-            batch_size=batch_size,
-            local_world=world.place.local_size,
-            device=world.device,
+        num_frames = embedder.config.num_frames
+        rows, starts = windows_every(
+            samples.corpus, samples.clips, rows=samples.rows, num_frames=num_frames, every_s=every_s
         )
+        samples = replace(samples, rows=rows)
 
-    def keys_of(of: np.ndarray) -> Mapping[str, Array]:
-        windows = [_sample_span(corpus, clips, embedder, int(rows[i]), starts, i) for i in of.tolist()]
-        return {**sample_keys(corpus, rows[of]), **_spans(windows)}
+    def keys_of(numbers: np.ndarray) -> Mapping[str, Array]:
+        spans = [
+            _sample_span(samples, embedder, int(samples.rows[i]), start=None if starts is None else int(starts[i]))
+            for i in numbers.tolist()
+        ]
+        return {**sample_keys(samples.corpus, samples.rows[numbers]), **_span_columns(spans)}
 
-    def outputs_of(batch: "Batch") -> Mapping[str, Array]:
+    def columns_of(batch: "Batch") -> Mapping[str, Array]:
         return {"vector": embedder(batch.clips)}
 
-    settings = {
-        "model": model_sha256,
-        **embedder.settings,
-        **sample_settings(corpus, clips, rows),
-        "every_s": every_s,
-    }
-    parts = Parts(path, num_rows=len(rows), batch_size=batch_size, settings=settings)
-    return fill(parts, world=world, open_stream=open_stream, keys_of=keys_of, outputs_of=outputs_of)
+    settings = {"model": model_sha256, **embedder.settings, **sample_settings(samples), "every_s": every_s}
+    _, is_new = evaluate_into_table(
+        path,
+        samples,
+        embedder.config,
+        columns_of,
+        settings=settings,
+        world=world,
+        batch_size=batch_size,
+        keys_of=keys_of,
+        starts=starts,
+        num_clips=embedder.num_clips,
+    )
+    return is_new
 
 
-def video_vectors(
+def embed_videos(
     path: Path,
     embedder: Embedder,
     plan: WindowPlan,
@@ -172,54 +169,55 @@ def video_vectors(
     world: "World",
     batch_size: int = 8,
 ) -> bool:
-    """Vectors of windows of video files, as `shard_vectors` makes them of samples.
+    """Write the vectors of windows of video files, as `embed_samples` does of samples.
 
     Args:
         path: of the table.
-        embedder: what makes the vectors.
+        embedder: makes the vectors.
         plan: the windows; keys are their numbers, names their files.
-        settings: of the sampling, and what tells the files from others.
+        settings: of the sampling, and a hash of the files.
         model_sha256: of the model's file.
-        world: all processes.
-        batch_size: windows at a time.
+        world: all ranks.
+        batch_size: windows per batch.
     """
     windows = plan.windows
 
-    def open_stream(of: np.ndarray) -> VideoClips:
-        return VideoClips([windows[i] for i in of.tolist()], size=embedder.config.img_size, batch_size=batch_size)
+    def open_stream(numbers: np.ndarray) -> VideoClips:
+        mine = [windows[i] for i in numbers.tolist()]
+        return VideoClips(mine, size=embedder.config.img_size, batch_size=batch_size)
 
-    def keys_of(of: np.ndarray) -> Mapping[str, Array]:
-        mine = [windows[i] for i in of.tolist()]
+    def keys_of(numbers: np.ndarray) -> Mapping[str, Array]:
+        mine = [windows[i] for i in numbers.tolist()]
         return {
-            "key": pa.array([f"{i:06d}" for i in of.tolist()], pa.string()),
+            "key": pa.array([f"{i:06d}" for i in numbers.tolist()], pa.string()),
             "name": pa.array([window.path for window in mine], pa.string()),
             "labels": pa.array([[] for _ in mine], pa.list_(pa.int32())),
-            **_spans([(window.first_frame, window.start_s, window.end_s) for window in mine]),
+            **_span_columns([(window.first_frame, window.start_s, window.end_s) for window in mine]),
         }
 
-    def outputs_of(batch: VideoBatch) -> Mapping[str, Array]:
+    def columns_of(batch: VideoBatch) -> Mapping[str, Array]:
         return {"replaced_frames": pa.array(batch.replaced), "vector": embedder(torch.from_numpy(batch.clips))}
 
-    parts = Parts(
+    table = ShardedTable(
         path,
         num_rows=len(windows),
         batch_size=batch_size,
         settings={"model": model_sha256, **embedder.settings, **settings},
     )
-    return fill(parts, world=world, open_stream=open_stream, keys_of=keys_of, outputs_of=outputs_of)
+    return fill_missing_shards(table, world=world, open_stream=open_stream, keys_of=keys_of, columns_of=columns_of)
 
 
 def files_hash(paths: Sequence[str]) -> str:
-    """Changes with the list of files, with their sizes and times of change."""
+    """Return a hash of the list of files, with their sizes and times of change."""
     digest = hashlib.sha256()
     for path in paths:
-        known = Path(path).stat() if Path(path).is_file() else None
-        digest.update(f"{path}\n{known and (known.st_size, known.st_mtime_ns)}\n".encode())
+        status = Path(path).stat() if Path(path).is_file() else None
+        digest.update(f"{path}\n{status and (status.st_size, status.st_mtime_ns)}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of a table that have been read: (n, width) float32, and their rows (n,)."""
+    """Return the vectors of a table that are not null, (n, width) float32, and their rows (n,)."""
     column: Any = pq.read_table(path, columns=["vector"])["vector"].combine_chunks()
     rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
     flat = column.drop_null().flatten().to_numpy(zero_copy_only=False)
@@ -227,39 +225,44 @@ def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def count_failed(path: Path) -> int:
-    """Rows of a table without a vector."""
+    """Return the number of rows without a vector."""
     with pq.ParquetFile(path) as file:
         return sum(batch.column(0).null_count for batch in file.iter_batches(columns=["vector"]))
 
 
 def count_replaced(path: Path) -> int:
-    """Damaged frames of a table of video files, for which others of their clip stand in."""
+    """Return the number of damaged frames in a table of video files, for which others of their clip stand in."""
     return int(pc.sum(pq.read_table(path, columns=["replaced_frames"])[0]).as_py() or 0)
 
 
-def _sample_span(
-    corpus: "Corpus", clips: "DataConfig", embedder: Embedder, row: int, starts: np.ndarray | None, i: int
-) -> tuple[int, float, float]:
-    """First frame in the sample, and the times in the source at which a row's clips begin and end."""
+def _sample_span(samples: "EvalSet", embedder: Embedder, row: int, *, start: int | None) -> tuple[int, float, float]:
+    """Return the first frame of a row's clips in the sample, and the seconds in the source at which they begin and end.
+
+    Args:
+        samples: the samples.
+        embedder: for the number of frames and clips.
+        row: of the corpus.
+        start: first frame of the one clip; None for clips spread over the sample.
+    """
     from pipelines.sampling.requests import evaluation_windows, window_at
 
-    num_frames = embedder.config.num_frames
-    if starts is None:
-        windows = evaluation_windows(corpus, clips, row, num_frames=num_frames, num_clips=embedder.num_clips)
+    corpus, num_frames = samples.corpus, embedder.config.num_frames
+    if start is None:
+        windows = evaluation_windows(corpus, samples.clips, row, num_frames=num_frames, num_clips=embedder.num_clips)
     else:
-        windows = [window_at(corpus, clips, row, start=int(starts[i]), num_frames=num_frames)]
+        windows = [window_at(corpus, samples.clips, row, start=start, num_frames=num_frames)]
     first, last = int(np.min(windows)), int(np.max(windows))
     dataset, number = corpus.locate(row)
     start_s, fps = float(dataset.start_s[number]), float(corpus.fps[row])
     return first, start_s + first / fps, start_s + (last + 1) / fps
 
 
-def _spans(windows: Sequence[tuple[int | None, float | None, float | None]]) -> dict[str, Array]:
-    def known(values: Sequence[float | None]) -> Array:
+def _span_columns(spans: Sequence[tuple[int | None, float | None, float | None]]) -> dict[str, Array]:
+    def seconds(values: Sequence[float | None]) -> Array:
         return pa.array([None if value is None or math.isnan(value) else value for value in values], pa.float64())
 
     return {
-        "first_frame": pa.array([first for first, _, _ in windows], pa.int64()),
-        "start_s": known([start for _, start, _ in windows]),
-        "end_s": known([end for _, _, end in windows]),
+        "first_frame": pa.array([first for first, _, _ in spans], pa.int64()),
+        "start_s": seconds([start for _, start, _ in spans]),
+        "end_s": seconds([end for _, _, end in spans]),
     }

@@ -1,7 +1,7 @@
-"""Tables of features with labels ─► the figures of each probe. The protocols are mae3d/analysis/probes.py's.
+"""Tables of features with labels ─► the figures of each probe, under the protocols of mae3d/analysis/probes.py.
 
-probed = Probed(Path("probe"), num_classes=400, several=False, num_heads=12, device=device)
-compare(probed, ["knn", "linear"], few_shot=[1, 10], seeds=3)["probes"]
+features = FeatureTables(Path("probe"), num_classes=400, multi_label=False, num_heads=12, device=device)
+compare(features, ["knn", "linear"], few_shot=[1, 10], seeds=3)["probes"]
 """
 
 import json
@@ -20,6 +20,7 @@ from launch.inference.embeddings import read_vectors
 from launch.inference.sharded_table import METADATA
 from mae3d.analysis.probes import attentive_scores, few_shot_rows, knn_scores, linear_scores
 from mae3d.analysis.scores import hits_at, mean_average_precision
+from pipelines.samples.labels import many_hot
 
 if TYPE_CHECKING:
     import torch
@@ -29,115 +30,119 @@ TOP = 5
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What is probed.
+class FeatureTables:
+    """The features that are tables.
 
     Attributes:
-        folder: Where the tables of features lie.
+        folder: The folder of the tables.
         num_classes: C.
-        several: Whether a sample may have any number of labels.
-        num_heads: Of the attentive probe's attention: the encoder's.
-        device: Where that probe is trained.
+        multi_label: Whether a sample may have any number of labels.
+        num_heads: The encoder's, for the attentive probe's attention.
+        device: The device on which that probe is trained.
     """
 
     folder: Path
     num_classes: int
-    several: bool
+    multi_label: bool
     num_heads: int
     device: "torch.device"
 
 
 def compare(
-    probed: Probed, probes: Sequence[str], *, few_shot: Sequence[int] = (), seeds: int = 3, seed: int = 0
+    tables: FeatureTables, probes: Sequence[str], *, few_shot: Sequence[int] = (), seeds: int = 3, seed: int = 0
 ) -> dict[str, Any]:
     """Run the probes.
 
     Args:
-        probed: the features.
-        probes: some of knn, linear, attentive.
-        few_shot: numbers of train samples a class.
+        tables: the features.
+        probes: one or more of knn, linear, attentive.
+        few_shot: numbers of train samples per class.
         seeds: draws of each.
-        seed: of all that is drawn; of few samples, the first draw's.
+        seed: of all draws; with few samples, of the first draw.
 
     Returns:
-        `train` and `test` (samples, failed), `classes`, `probes`: a row each, beginning with the share of the train
-        set's most frequent class, and `few_shot`: a row each of mean and standard deviation over the draws.
+        `train` and `test` (samples, failed), `classes`, `probes`: one row each, beginning with the share of the train
+        set's most frequent class, and `few_shot`: one row each of mean and standard deviation over the draws.
     """
     results: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    few: list[dict[str, Any]] = []
+    shot_rows: list[dict[str, Any]] = []
     if {"knn", "linear"} & set(probes):
-        sets = [_vectors(probed, name) for name in ("train", "test")]
-        results = _counted(probed, VECTORS, *sets)
-        rows += _simple(probed, probes, *sets, seed=seed)
+        sets = [_vectors(tables, name) for name in ("train", "test")]
+        results = _counted(tables, VECTORS, *sets)
+        rows += _simple(tables, probes, *sets, seed=seed)
         for shots in few_shot:
             draws = [
-                list(_simple(probed, probes, _few(sets[0], shots, draw), sets[1], seed=draw))
+                list(_simple(tables, probes, _first_shots(sets[0], shots, draw), sets[1], seed=draw))
                 for draw in range(seed, seed + seeds)
             ]
-            few += [{"shots": shots, **_spread(runs)} for runs in zip(*draws, strict=True)]
+            shot_rows += [{"shots": shots, **_spread(runs)} for runs in zip(*draws, strict=True)]
     if "attentive" in probes:
-        with TemporaryDirectory(dir=probed.folder) as aside:
-            sets = [_tokens(probed, name, Path(aside) / name) for name in ("train", "test")]
-            results = results or _counted(probed, TOKENS, *sets)
-            rows.append(_attentive(probed, *sets, seed=seed))
+        with TemporaryDirectory(dir=tables.folder) as aside:
+            sets = [_tokens(tables, name, Path(aside) / name) for name in ("train", "test")]
+            results = results or _counted(tables, TOKENS, *sets)
+            rows.append(_attentive(tables, *sets, seed=seed))
     frequent = np.broadcast_to(sets[0].targets.mean(axis=0), sets[1].targets.shape)
-    rows.insert(0, {"probe": "most frequent", **_measured(probed, frequent, sets[1])})
-    return results | {"classes": probed.num_classes, "probes": rows, "few_shot": few}
+    rows.insert(0, {"probe": "most frequent", **_measured(tables, frequent, sets[1])})
+    return results | {"classes": tables.num_classes, "probes": rows, "few_shot": shot_rows}
 
 
-class Set(NamedTuple):
-    """Samples that have been read."""
+class FeatureSet(NamedTuple):
+    """The features and labels of samples that could be read."""
 
     features: np.ndarray  # (n, D) float32, or (n, L, D) float16
     targets: np.ndarray  # (n, C) uint8 of 0 and 1
 
 
-def _simple(probed: Probed, probes: Sequence[str], train: Set, test: Set, *, seed: int) -> Iterator[dict[str, Any]]:
-    """A row for each k of the nearest neighbours, and one of the linear probe."""
+def _simple(
+    tables: FeatureTables, probes: Sequence[str], train: FeatureSet, test: FeatureSet, *, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each k of the nearest neighbours, and one of the linear probe."""
     if "knn" in probes:
         for k, scores in knn_scores(train.features, train.targets, test.features).items():
-            yield {"probe": f"knn, k={k}", **_measured(probed, scores, test)}
+            yield {"probe": f"knn, k={k}", **_measured(tables, scores, test)}
     if "linear" in probes:
-        scores, chosen = linear_scores(train.features, train.targets, test.features, several=probed.several, seed=seed)
-        yield {"probe": "linear", **_measured(probed, scores, test), **chosen}
+        scores, chosen = linear_scores(
+            train.features, train.targets, test.features, several=tables.multi_label, seed=seed
+        )
+        yield {"probe": "linear", **_measured(tables, scores, test), **chosen}
 
 
-def _attentive(probed: Probed, train: Set, test: Set, *, seed: int) -> dict[str, Any]:
+def _attentive(tables: FeatureTables, train: FeatureSet, test: FeatureSet, *, seed: int) -> dict[str, Any]:
     scores, trained = attentive_scores(
         train.features,
         train.targets,
         test.features,
-        several=probed.several,
-        num_heads=probed.num_heads,
-        device=probed.device,
+        several=tables.multi_label,
+        num_heads=tables.num_heads,
+        device=tables.device,
         seed=seed,
     )
-    return {"probe": "attentive", **_measured(probed, scores, test), **trained}
+    return {"probe": "attentive", **_measured(tables, scores, test), **trained}
 
 
-def _measured(probed: Probed, scores: np.ndarray, test: Set) -> dict[str, float]:
-    if probed.several:
+def _measured(tables: FeatureTables, scores: np.ndarray, test: FeatureSet) -> dict[str, float]:
+    if tables.multi_label:
         return {"map": mean_average_precision(scores, test.targets)}
     labels = test.targets.argmax(axis=1)
-    return {f"top{k}": float(hits_at(scores, labels, k=k).mean()) for k in (1, TOP) if k < probed.num_classes}
+    return {f"top{k}": float(hits_at(scores, labels, k=k).mean()) for k in (1, TOP) if k < tables.num_classes}
 
 
-def _counted(probed: Probed, kind: str, train: Set, test: Set) -> dict[str, Any]:
-    rows = {name: pq.read_metadata(probed.folder / kind.format(name)).num_rows for name in ("train", "test")}
+def _counted(tables: FeatureTables, kind: str, train: FeatureSet, test: FeatureSet) -> dict[str, Any]:
+    rows = {name: pq.read_metadata(tables.folder / kind.format(name)).num_rows for name in ("train", "test")}
     read = {"train": len(train.targets), "test": len(test.targets)}
     if not all(read.values()):
-        raise ValueError(f"{probed.folder}: none of the train or of the test samples could be read")
+        raise ValueError(f"{tables.folder}: none of the train or of the test samples could be read")
     return {name: {"samples": read[name], "failed": rows[name] - read[name]} for name in rows}
 
 
-def _few(train: Set, shots: int, seed: int) -> Set:
+def _first_shots(train: FeatureSet, shots: int, seed: int) -> FeatureSet:
     rows = few_shot_rows(train.targets, shots=shots, seed=seed)
-    return Set(train.features[rows], train.targets[rows])
+    return FeatureSet(train.features[rows], train.targets[rows])
 
 
 def _spread(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation of the figures of some runs of one probe."""
+    """Return mean and standard deviation of the figures over the runs of one probe."""
     row: dict[str, Any] = {"probe": runs[0]["probe"], "runs": len(runs)}
     for name in (name for name in ("top1", f"top{TOP}", "map") if name in runs[0]):
         values = [run[name] for run in runs]
@@ -146,16 +151,16 @@ def _spread(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _vectors(probed: Probed, name: str) -> Set:
-    path = probed.folder / VECTORS.format(name)
+def _vectors(tables: FeatureTables, name: str) -> FeatureSet:
+    path = tables.folder / VECTORS.format(name)
     vectors, rows = read_vectors(path)
     labels: Any = pq.read_table(path, columns=["labels"])["labels"]
-    return Set(vectors, _many_hot(labels.take(pa.array(rows)).to_pylist(), probed.num_classes))
+    return FeatureSet(vectors, many_hot(labels.take(pa.array(rows)).to_pylist(), tables.num_classes))
 
 
-def _tokens(probed: Probed, name: str, to: Path) -> Set:
-    """Features are mapped from the file `to`: they need not fit into memory."""
-    with pq.ParquetFile(probed.folder / TOKENS.format(name)) as file:
+def _tokens(tables: FeatureTables, name: str, to: Path) -> FeatureSet:
+    """Return the tokens, mapped from the file `to`: they need not fit into memory."""
+    with pq.ParquetFile(tables.folder / TOKENS.format(name)) as file:
         settings = json.loads(file.schema_arrow.metadata[METADATA])
         shape = (file.metadata.num_rows, int(np.prod(settings["grid"])), settings["width"])
         mapped = np.lib.format.open_memmap(to, mode="w+", dtype=np.float16, shape=shape)
@@ -165,11 +170,4 @@ def _tokens(probed: Probed, name: str, to: Path) -> Set:
             values = read["vector"].flatten().to_numpy(zero_copy_only=False)
             mapped[len(labels) : len(labels) + len(read)] = values.reshape(len(read), *shape[1:])
             labels += read["labels"].to_pylist()
-    return Set(mapped[: len(labels)], _many_hot(labels, probed.num_classes))
-
-
-def _many_hot(labels: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
-    targets = np.zeros((len(labels), num_classes), np.uint8)
-    for row, of_one in enumerate(labels):
-        targets[row, list(of_one)] = 1
-    return targets
+    return FeatureSet(mapped[: len(labels)], many_hot(labels, tables.num_classes))

@@ -1,20 +1,20 @@
 """A masked autoencoder and samples ─► losses.parquet: each clip's loss under chosen masks; a summary, pairs and a plot.
 
-told = predict(config, world)      # EvaluateConfig, World; what to print
+report = predict(config, world)      # EvaluateConfig, World; to print
 
-Clips are the middle of each sample. The masks of a sample depend on (seed, draw, row) alone: the same whatever else is
-evaluated, so that losses under two masks, or of two models, are of the same clips.
+Clips are the middle of each sample. The masks of a sample depend on (seed, draw, row) alone, not on the other
+samples, so that losses under two masks, or of two models, are of the same clips.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.common.tables import aligned, write_csv
+from launch.common.tables import aligned, columns_of, write_csv
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,73 +29,55 @@ LOSSES = "losses.parquet"
 
 
 def predict(config: "EvaluateConfig", world: "World") -> str:
-    """Writes the results into `config.out`; to be called by all processes.
+    """Write the results into `config.out`; all ranks call it.
 
     Returns:
-        What to tell, on the first process; "" on others.
+        The report to print, on rank 0; "" on others.
 
     Raises:
-        ValueError: a setting, the model or the dataset is not as it should be; the message says what to do.
+        ValueError: a setting, the model or the dataset is wrong; the message gives the remedy.
         OSError: a file cannot be written.
     """
     import pyarrow.parquet as pq
 
     from launch.common.clip_options import agreed_model_file, trained_data
-    from launch.inference.samples import open_samples
-    from launch.inference.settings import common_settings
-    from launch.inference.sharded_table import Parts, fill, sample_keys
+    from launch.inference.evaluate import common_settings, describe_end, evaluate_into_table, open_samples
     from mae3d.model.masking import other_masks
     from mae3d.weights.files import load_model
-    from pipelines.stream import evaluation_clips
 
     file = agreed_model_file(config.run, world)
     model = load_model(file)
-    own = model.config
-    masks, unfit = other_masks(own, config.mask, ratio=config.mask_ratio)
+    masks, unfit = other_masks(model.config, config.mask, ratio=config.mask_ratio)
     for problem in unfit if world.is_first else ():
         print(f"left out: {problem}", file=sys.stderr)
-    samples = open_samples(config.data, trained_data(file), own, world)
-    corpus, rows = samples.corpus, samples.rows
-    parts = Parts(
-        Path(config.out) / LOSSES,
-        num_rows=len(rows),
-        batch_size=config.batch,
-        settings=common_settings(config, file, samples, world)
-        | {
-            "masks": {name: masked.mask_ratio for name, masked in masks.items()},
-            "draws": config.draws,
-            "seed": config.seed,
-            "reverse": config.reverse,
-        },
-    )
+    samples = open_samples(config.data, trained_data(file), model.config, world)
+    settings = common_settings(config, file, samples, world) | {
+        "masks": {name: masked.mask_ratio for name, masked in masks.items()},
+        "draws": config.draws,
+        "seed": config.seed,
+        "reverse": config.reverse,
+    }
+    out = Path(config.out)
     model.to(world.device)
-    made = fill(
-        parts,
+    table, is_new = evaluate_into_table(
+        out / LOSSES,
+        samples,
+        model.config,
+        lambda batch: losses_of(model, masks, batch, config),
+        settings=settings,
         world=world,
-        open_stream=lambda chosen: evaluation_clips(
-            corpus,
-            samples.clips,
-            rows=rows[chosen],
-            num_frames=own.num_frames,
-            size=own.img_size,
-            batch_size=config.batch,
-            local_world=world.place.local_size,
-            device=world.device,
-        ),
-        keys_of=lambda chosen: sample_keys(corpus, rows[chosen]),
-        outputs_of=lambda batch: losses_of(model, masks, batch, config),
+        batch_size=config.batch,
     )
     if not world.is_first:
         return ""
-    out = Path(config.out)
-    told = summarise(pq.read_table(parts.path), masks, out, backwards=config.reverse)
-    return f"{told}\n{'written' if made else 'finished already'}: {out}"
+    report = summarise(pq.read_table(table.path), masks, out, backwards=config.reverse)
+    return f"{report}\n{describe_end(out, is_new=is_new)}"
 
 
 def losses_of(
     model: "MAE", masks: "Mapping[str, MAEConfig]", batch: "Batch", config: "EvaluateConfig"
 ) -> "dict[str, pa.Array]":
-    """The columns of a batch: `loss_MASK` and `psnr_MASK` (decibels) for each mask, means over the draws."""
+    """Return the columns of a batch: `loss_MASK` and `psnr_MASK` (decibels) for each mask, means over the draws."""
     import pyarrow as pa
     import torch
 
@@ -112,21 +94,21 @@ def losses_of(
             return torch.stack(clip_losses(model, clips, noise), dim=1)  # (b, 2)
 
     columns: dict[str, pa.Array] = {}
-    own = model.config
+    model_config = model.config
     for name, masked in masks.items():
         model.config = masked
-        of_draws = []
+        draws = []
         for draw in range(1 if name in FIXED else config.draws):
-            noise = mask_noise(seed=config.seed, epoch=draw, positions=rows, views=1, tokens=own.num_tokens)
-            of_draws.append(each_clip(loss_and_psnr, clips, noise.to(clips.device)))
-        loss, psnr = torch.stack(of_draws).mean(dim=0).T.cpu().numpy()
+            noise = mask_noise(seed=config.seed, epoch=draw, positions=rows, views=1, tokens=model_config.num_tokens)
+            draws.append(each_clip(loss_and_psnr, clips, noise.to(clips.device)))
+        loss, psnr = torch.stack(draws).mean(dim=0).T.cpu().numpy()
         columns |= {f"loss_{name}": pa.array(loss, pa.float32()), f"psnr_{name}": pa.array(psnr, pa.float32())}
-    model.config = own
+    model.config = model_config
     return columns
 
 
 def summarise(table: "pa.Table", masks: "Mapping[str, MAEConfig]", out: Path, *, backwards: bool) -> str:
-    """Writes summary.csv (a row a mask), differences.csv (a row for each two masks, paired by clip) and losses.png.
+    """Write summary.csv (one row per mask), differences.csv (one row per pair of masks, by clip) and losses.png.
 
     Args:
         table: losses.parquet.
@@ -141,11 +123,11 @@ def summarise(table: "pa.Table", masks: "Mapping[str, MAEConfig]", out: Path, *,
 
     read = table.filter(table[f"loss_{next(iter(masks))}"].is_valid())
     failed = len(table) - len(read)
-    told = f"{len(read):,} clips{' played backwards' if backwards else ''}"
+    heading = f"{len(read):,} clips{' played backwards' if backwards else ''}"
     if failed:
-        told += f"; {failed:,} could not be read: null in {LOSSES}"
+        heading += f"; {failed:,} could not be read: null in {LOSSES}"
     if not len(read):
-        return told
+        return heading
     losses = {name: read[f"loss_{name}"].to_numpy().astype(np.float64) for name in masks}
     summary = [
         {
@@ -160,18 +142,18 @@ def summarise(table: "pa.Table", masks: "Mapping[str, MAEConfig]", out: Path, *,
         {"a": a, "b": b, **_spread(losses[a] - losses[b]), "share_a_greater": float((losses[a] > losses[b]).mean())}
         for a, b in combinations(masks, 2)
     ]
-    lines = [told]
-    for file, rows, is_told in (("summary.csv", summary, True), ("differences.csv", differences, len(masks) <= 3)):
+    lines = [heading]
+    for file, rows, is_printed in (("summary.csv", summary, True), ("differences.csv", differences, len(masks) <= 3)):
         if rows:
-            write_csv(out / file, _columns(rows))
-        if rows and is_told:
-            lines += ["", *aligned(_columns(rows))]
-    plot_losses(losses, out / "losses.png", title=told)
+            write_csv(out / file, columns_of(rows))
+        if rows and is_printed:
+            lines += ["", *aligned(columns_of(rows))]
+    plot_losses(losses, out / "losses.png", title=heading)
     return "\n".join(lines)
 
 
 def _spread(values: np.ndarray) -> dict[str, float | int | None]:
-    """Count, mean, the samples' standard deviation and the mean's standard error; these need two clips."""
+    """Return count, mean, the samples' standard deviation and the mean's standard error; these need two clips."""
     deviation = float(values.std(ddof=1)) if len(values) > 1 else None
     return {
         "clips": len(values),
@@ -179,7 +161,3 @@ def _spread(values: np.ndarray) -> dict[str, float | int | None]:
         "std": deviation,
         "standard_error": deviation / len(values) ** 0.5 if deviation is not None else None,
     }
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in rows[0]}

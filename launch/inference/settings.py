@@ -1,14 +1,9 @@
-"""The configuration of an evaluation, and the settings that its table is keyed by."""
+"""`launch/evaluate.py`'s options, both tasks'."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from launch.common.clip_options import ClipsConfig
-
-if TYPE_CHECKING:
-    from launch.inference.samples import Samples
-    from mae3d.distributed import World
 
 
 @dataclass(frozen=True)
@@ -56,18 +51,3 @@ class EvaluateConfig:
                 raise ValueError(f"--{name} {getattr(self, name)}: give 1 or more")
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: give 0 or more")
-
-
-def common_settings(config: EvaluateConfig, file: Path, samples: "Samples", world: "World") -> dict[str, object]:
-    """What the results of either task depend on (`parts.Parts`); to be called by all processes."""
-    from launch.inference.sharded_table import sample_settings
-    from mae3d.io.files import sha256_of
-
-    return {
-        "task": config.task,
-        "model": world.share(sha256_of(file) if world.is_first else None),
-        "batch": config.batch,  # the last bits depend on it
-        "precision": config.precision,
-        "device": world.device.type,
-        **sample_settings(samples.corpus, samples.clips, samples.rows),
-    }

@@ -1,12 +1,11 @@
-"""A big table, one row a sample, that any number of processes make part by part, and that is the same however it came.
+"""Batches of samples, on any number of ranks ─► one big Parquet table, which comes out the same byte for byte.
 
-parts = Parts(out / "predictions.parquet", num_rows=len(rows), batch_size=8, settings={"model": sha256, ...})
-fill(parts, world=world, open_stream=open_stream, keys_of=keys_of, outputs_of=outputs_of)
-table = pq.read_table(parts.path)          # num_rows rows in order; with the settings in the file's metadata
+table = ShardedTable(out / "predictions.parquet", num_rows=len(rows), batch_size=8, settings={"model": sha256, ...})
+fill_missing_shards(table, world=world, open_stream=open_stream, keys_of=keys_of, columns_of=columns_of)
+rows = pq.read_table(table.path)          # num_rows rows in order; with the settings in the file's metadata
 
-Killed anywhere and started again, on as many processes as may be, the same call goes on with the parts that are
-missing. Batches hold the same rows whoever makes them, so that the finished file is the same, byte for byte.
-Commands import this late: it needs torch.
+Killed anywhere and started again, on any number of ranks, the same call goes on with the shards that are missing.
+Batches hold the same rows on any rank, so that the finished file is the same.
 """
 
 import hashlib
@@ -23,263 +22,254 @@ import pyarrow.parquet as pq
 from mae3d.io.files import replace_file, sync, write_text
 
 if TYPE_CHECKING:
+    from launch.common.eval_set import EvalSet
     from mae3d.distributed import World
-    from pipelines.config import DataConfig
     from pipelines.samples.corpus import Corpus
 
-MAX_PARTS = 1000  # so that a kill loses a thousandth of a long table at most, of each process
-ROW_GROUP_BYTES = 64 * 2**20  # what the merge holds in memory
+MAX_SHARDS = 1000  # a kill loses at most a thousandth of a long table per rank
+ROW_GROUP_BYTES = 64 * 2**20  # rows that the merge holds in memory
 METADATA = b"mae3d"  # key of the settings in the finished file
 SETTINGS = "settings.json"
 
 
-class PartsError(ValueError):
-    """A table was begun, or finished, with other settings; the message names them and says what to do."""
+class TableError(ValueError):
+    """An error because a table has other settings; the message names them and the remedy."""
 
 
-class Parts:
-    """The files: `PATH`, when it is finished, and until then a folder beside it with a file for each part."""
+class ShardedTable:
+    """The file `PATH` of a finished table; until then a folder beside it with one file per shard, a range of rows."""
 
     def __init__(self, path: Path, *, num_rows: int, batch_size: int, settings: Mapping[str, Any]) -> None:
-        """Nothing is touched yet.
+        """Describe the table; nothing is touched yet.
 
         Args:
             path: of the finished Parquet file.
-            num_rows: of the whole table, 1 or more.
-            batch_size: rows that are made at once; a part is whole batches, so that these never depend on which parts
-                are missing.
+            num_rows: of the complete table, 1 or more.
+            batch_size: rows per batch; a shard is a number of batches, which so never depend on the missing shards.
             settings: all that the rows depend on, as nested plain values: the model, the samples, the views.
         """
         self.path, self.num_rows = path, num_rows
         self.folder = path.with_name(f"{path.name}.parts")
-        self.part_rows = batch_size * -(-num_rows // (batch_size * MAX_PARTS))
-        self.num_parts = -(-num_rows // self.part_rows)
-        # As JSON gives them back: tuples become lists.
+        self.shard_rows = batch_size * -(-num_rows // (batch_size * MAX_SHARDS))
+        self.num_shards = -(-num_rows // self.shard_rows)
+        # through JSON, which stores them: tuples become lists
         self.settings: dict[str, Any] = json.loads(
             json.dumps({**settings, "rows": num_rows, "rows_at_once": batch_size})
         )
 
     @property
     def is_finished(self) -> bool:
-        """Whether the whole table is there, of whatever settings."""
+        """Return whether the complete table is there, of any settings."""
         return self.path.is_file()
 
     def begin(self) -> list[int]:
-        """Makes the folder, or finds what an earlier start left there.
+        """Make the folder, or list the shards that an earlier start left there.
 
         Returns:
-            The parts that are missing; none where the table is finished.
+            The numbers of the missing shards; none if the table is finished.
 
         Raises:
-            PartsError: the table has other settings than these, or is none of ours.
+            TableError: the table has other settings than these, or another program wrote it.
             OSError: the folder cannot be made.
         """
         if self.is_finished:
-            self._compare(_stored_settings(self.path), what=self.path)
-            shutil.rmtree(self.folder, ignore_errors=True)  # of a merge that was killed at its very end
+            self._compare(_stored_settings(self.path), file=self.path)
+            shutil.rmtree(self.folder, ignore_errors=True)  # left by a merge that was killed at its very end
             return []
-        file = self.folder / SETTINGS
+        settings = self.folder / SETTINGS
         done = {path.name for path in self.folder.glob("part-*.parquet")}
         if done:
-            self._compare(json.loads(file.read_text(encoding="utf-8")), what=self.folder)
-        else:  # nothing is lost by other settings
+            self._compare(json.loads(settings.read_text(encoding="utf-8")), file=self.folder)
+        else:  # no shard is lost by other settings
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps(self.settings, indent=1) + "\n")
-        return [part for part in range(self.num_parts) if self._file(part).name not in done]
+            write_text(settings, json.dumps(self.settings, indent=1) + "\n")
+        return [shard for shard in range(self.num_shards) if self._file(shard).name not in done]
 
-    def rows(self, part: int) -> range:
-        """The rows of a part."""
-        return range(part * self.part_rows, min((part + 1) * self.part_rows, self.num_rows))
+    def rows(self, shard: int) -> range:
+        """Return the row numbers of a shard."""
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.num_rows))
 
-    def write(self, part: int, table: pa.Table) -> None:
-        """Stores a part, whole or not at all, and with it the settings: another start may work in the same folder."""
-        assert len(table) == len(self.rows(part)), (len(table), self.rows(part))
-        with replace_file(self._file(part)) as aside:
-            pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(self.settings)}), aside)
+    def write(self, shard: int, rows: pa.Table) -> None:
+        """Store a shard, complete or not at all, with the settings: another start may work in the same folder."""
+        assert len(rows) == len(self.rows(shard)), (len(rows), self.rows(shard))
+        with replace_file(self._file(shard)) as aside:
+            pq.write_table(rows.replace_schema_metadata({METADATA: json.dumps(self.settings)}), aside)
 
     def merge(self) -> None:
-        """Joins all parts, in the order of the rows, into the finished file, and removes their folder.
+        """Join all shards, in the order of the rows, into the finished file, and remove their folder.
 
         Raises:
-            PartsError: a part is damaged, or of a start with other settings at the same time.
-            OSError: a part is not there; no space, ...
+            TableError: a shard is damaged, or of a start with other settings at the same time.
+            OSError: a shard is missing; no space, ...
         """
-        for part in range(self.num_parts):
-            if not self._file(part).is_file():
-                raise FileNotFoundError(
-                    f"{self._file(part)} is missing: several nodes need an --out that all of them see"
-                )
-        whole = self.folder / self.path.name
-        with replace_file(whole) as aside:
+        for shard in range(self.num_shards):
+            if not self._file(shard).is_file():
+                raise FileNotFoundError(f"{self._file(shard)} is missing: give an --out that all nodes share")
+        merged = self.folder / self.path.name
+        with replace_file(merged) as aside:
             schema = self._read(0).schema
             with pq.ParquetWriter(aside, schema) as writer:
                 for table in self._row_groups():
                     writer.write_table(table.cast(schema), row_group_size=len(table))
-        whole.replace(self.path)
+        merged.replace(self.path)
         sync(self.path.parent)
         shutil.rmtree(self.folder)
 
     def _row_groups(self) -> Iterator[pa.Table]:
         held: list[pa.Table] = []
-        for part in range(self.num_parts):
-            held.append(self._read(part))
-            if part == self.num_parts - 1 or sum(table.nbytes for table in held) >= ROW_GROUP_BYTES:
+        for shard in range(self.num_shards):
+            held.append(self._read(shard))
+            if shard == self.num_shards - 1 or sum(table.nbytes for table in held) >= ROW_GROUP_BYTES:
                 yield pa.concat_tables(held)
                 held.clear()
 
-    def _read(self, part: int) -> pa.Table:
-        file = self._file(part)
-        self._compare(_stored_settings(file), what=file)
+    def _read(self, shard: int) -> pa.Table:
+        file = self._file(shard)
+        self._compare(_stored_settings(file), file=file)
         try:
             return pq.read_table(file, partitioning=None)
         except pa.ArrowException as error:
-            raise PartsError(f"{file}: damaged ({error}); delete it: the next start makes it again") from error
+            raise TableError(f"{file}: damaged ({error}); delete it: the next start makes it again") from error
 
-    def _file(self, part: int) -> Path:
-        return self.folder / f"part-{part:05d}.parquet"
+    def _file(self, shard: int) -> Path:
+        return self.folder / f"part-{shard:05d}.parquet"
 
-    def _compare(self, stored: Mapping[str, Any], *, what: Path) -> None:
+    def _compare(self, stored: Mapping[str, Any], *, file: Path) -> None:
         before, now = _flat(stored), _flat(self.settings)
-        told = [
+        differences = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name)
         ]
-        if told:
-            raise PartsError(
-                f"{what} was made with other settings: {'; '.join(told)}. Give another --out, or delete this one"
+        if differences:
+            raise TableError(
+                f"{file} was made with other settings: {'; '.join(differences)}. Give another --out, or delete this one"
             )
 
 
-def fill(
-    parts: Parts,
+def fill_missing_shards(
+    table: ShardedTable,
     *,
     world: "World",
     open_stream: Callable[[np.ndarray], Any],
     keys_of: Callable[[np.ndarray], Mapping[str, pa.Array]],
-    outputs_of: Callable[[Any], Mapping[str, pa.Array]],
-    what: str = "clips",
+    columns_of: Callable[[Any], Mapping[str, pa.Array]],
+    unit: str = "clips",
 ) -> bool:
-    """Makes the parts that are missing, each on one of the processes, and the whole table of them.
+    """Make the missing shards, each on one rank, and merge all into the table; all ranks call it.
 
-    To be called by all processes. Row numbers count through the table.
+    Row numbers count through the table.
 
     Args:
-        parts: the table.
-        world: all processes; parts are dealt out in turn.
+        table: the table.
+        world: all ranks; shards are dealt out in turn.
         open_stream: (n,) row numbers ─► their batches in this order, of `batch_size` each (`evaluation_clips` with its
-            default rank and world; or anything with `close` whose batches have a `status`). Called once, for all parts
-            of this process.
+            default rank and world; or another object with `close` whose batches have a `status`). Called once, for all
+            shards of this rank.
         keys_of: (b,) row numbers ─► columns that hold for every row.
-        outputs_of: a batch ─► columns, one value a sample. Samples that could not be read, for which the batch holds
-            another one (status 2), get null instead.
-        what: is counted in the progress bar.
+        columns_of: a batch ─► columns, one value per sample. Samples that cannot be read, for which the batch holds a
+            substitute (status 2), get null instead.
+        unit: the progress bar's.
 
     Returns:
-        False where the table was finished already.
+        False if the table was finished already.
 
     Raises:
-        PartsError: see `Parts.begin`.
-        OSError: likewise, or a part cannot be written.
+        TableError: see `ShardedTable.begin`.
+        OSError: likewise, or a shard cannot be written.
     """
-    missing, finished = _begin_together(parts, world)
+    missing, finished = _begin_together(table, world)
     if finished:
         return False
     mine = missing[world.place.rank :: world.place.size]
     if mine:
-        rows = np.concatenate([np.array(parts.rows(part), dtype=np.int64) for part in mine])
+        rows = np.concatenate([np.array(table.rows(shard), dtype=np.int64) for shard in mine])
         stream = open_stream(rows)
         try:
-            _fill_mine(parts, mine, stream, keys_of, outputs_of, what=what, quiet=not world.is_first)
+            _fill_mine(table, mine, stream, keys_of, columns_of, unit=unit, quiet=not world.is_first)
         finally:
             stream.close()
     world.barrier()
     if world.is_first:
-        parts.merge()
+        table.merge()
     world.barrier()
     return True
 
 
-def _begin_together(parts: Parts, world: "World") -> tuple[list[int], bool]:
-    """What is missing, and whether all is finished, as the first process sees it; what it finds wrong, all raise."""
+def _begin_together(table: ShardedTable, world: "World") -> tuple[list[int], bool]:
+    """Return the missing shards, and whether the table is finished, as rank 0 sees it; all ranks raise its error."""
     missing: list[int] = []
     problem: Exception | None = None
     if world.is_first:
         try:
-            missing = parts.begin()
-        except (PartsError, OSError) as error:
+            missing = table.begin()
+        except (TableError, OSError) as error:
             problem = error
-    missing, finished, problem = world.share((missing, parts.is_finished, problem))
+    missing, finished, problem = world.share((missing, table.is_finished, problem))
     if problem is not None:
         raise problem
     return missing, finished
 
 
 def _fill_mine(
-    parts: Parts,
+    table: ShardedTable,
     mine: Sequence[int],
     stream: Any,
     keys_of: Callable[[np.ndarray], Mapping[str, pa.Array]],
-    outputs_of: Callable[[Any], Mapping[str, pa.Array]],
+    columns_of: Callable[[Any], Mapping[str, pa.Array]],
     *,
-    what: str,
+    unit: str,
     quiet: bool,
 ) -> None:
     from tqdm import tqdm
 
-    total = sum(len(parts.rows(part)) for part in mine)
-    with tqdm(total=total, unit=f" {what}", disable=True if quiet else None) as bar:
-        for part in mine:
-            rows, tables, made = np.array(parts.rows(part), dtype=np.int64), [], 0
+    total = sum(len(table.rows(shard)) for shard in mine)
+    with tqdm(total=total, unit=f" {unit}", disable=True if quiet else None) as bar:
+        for shard in mine:
+            rows, batches, made = np.array(table.rows(shard), dtype=np.int64), [], 0
             while made < len(rows):
                 batch = next(stream)
                 size = len(batch.status)
                 # take(null) is null, of columns of any type
                 read = pa.array(np.arange(size), pa.int64(), mask=np.asarray(batch.status) != 0)
-                outputs = {name: column.take(read) for name, column in outputs_of(batch).items()}
-                tables.append(pa.table({**keys_of(rows[made : made + size]), **outputs}))
+                columns = {name: column.take(read) for name, column in columns_of(batch).items()}
+                batches.append(pa.table({**keys_of(rows[made : made + size]), **columns}))
                 made += size
                 bar.update(size)
-            parts.write(part, pa.concat_tables(tables))
+            table.write(shard, pa.concat_tables(batches))
 
 
 def sample_keys(corpus: "Corpus", rows: np.ndarray) -> dict[str, pa.Array]:
-    """The columns that every such table begins with: key, name, labels (list of int32; empty = unlabelled).
+    """Return the columns that a table begins with: key, name, labels (list of int32; empty = unlabelled).
 
     Args:
         corpus: the opened shards.
         rows: (n,) rows of the corpus.
     """
-    every = rows.tolist()
+    numbers = rows.tolist()
     return {
-        "key": pa.array([corpus.key(row) for row in every], pa.string()),
-        "name": pa.array([corpus.name(row) for row in every], pa.string()),
-        "labels": pa.array([corpus.labels_of(row) for row in every], pa.list_(pa.int32())),
+        "key": pa.array([corpus.key(row) for row in numbers], pa.string()),
+        "name": pa.array([corpus.name(row) for row in numbers], pa.string()),
+        "labels": pa.array([corpus.labels_of(row) for row in numbers], pa.list_(pa.int32())),
     }
 
 
-def sample_settings(corpus: "Corpus", clips: "DataConfig", rows: np.ndarray) -> dict[str, Any]:
-    """What a table depends on of the data, for `Parts`: the datasets, labels, chosen samples and the sampling of clips.
-
-    Args:
-        corpus: the opened shards.
-        clips: how clips are sampled and decoded.
-        rows: (n,) rows of the corpus that take part.
-    """
-    labels = corpus.labels
+def sample_settings(samples: "EvalSet") -> dict[str, Any]:
+    """Return the settings of a table that come from its data: datasets, labels, samples, and the sampling of clips."""
+    labels = samples.corpus.labels
     names = ("decode", "sampling", "short", "sampling_rate", "target_fps", "num_segments", "frames_per_segment")
     return {
-        "dataset": corpus.fingerprint,
+        "dataset": samples.corpus.fingerprint,
         "labels": _hash(labels.offsets.astype(np.int64), labels.values.astype(np.int32), "\n".join(labels.names)),
-        "samples": _hash(rows.astype(np.int64)),
-        "data": {name: getattr(clips, name) for name in names},
+        "samples": _hash(samples.rows.astype(np.int64)),
+        "data": {name: getattr(samples.clips, name) for name in names},
     }
 
 
-def _hash(*of: np.ndarray | str) -> str:
+def _hash(*values: np.ndarray | str) -> str:
     digest = hashlib.sha256()
-    for one in of:
-        digest.update(one.encode() if isinstance(one, str) else one.tobytes())
+    for value in values:
+        digest.update(value.encode() if isinstance(value, str) else value.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -287,15 +277,15 @@ def _stored_settings(path: Path) -> dict[str, Any]:
     try:
         stored = (pq.read_schema(path).metadata or {}).get(METADATA)
     except pa.ArrowException as error:
-        raise PartsError(f"{path}: no Parquet file ({error}); give another --out, or delete it") from error
+        raise TableError(f"{path}: no Parquet file ({error}); give another --out, or delete it") from error
     if stored is None:
-        raise PartsError(f"{path}: not a table of ours, it tells no settings; give another --out, or delete it")
+        raise TableError(f"{path}: not a table of ours, because it has no settings; give another --out, or delete it")
     settings: dict[str, Any] = json.loads(stored)
     return settings
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data": {"decode": "cpu"}} ─► {"data.decode": "cpu"}"""
+    """Return dotted names: {"data": {"decode": "cpu"}} ─► {"data.decode": "cpu"}."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -254,7 +254,7 @@ def test_another_model_or_layer_does_not_go_on_with_a_table(
         (("--videos", "a", "a"), "given twice"),
         (("--videos", "a", "--every", "1", "--num_clips", "2"), "with --every each clip has a row of its own"),
         (("--videos", "a", "--pool", "tokens", "--map", "m.png"), "give --pool mean or cls"),
-        (("--videos", "a", "--pool", "tokens", "--num_clips", "2"), "with pool=tokens 1"),
+        (("--videos", "a", "--pool", "tokens", "--num_clips", "2"), "with pool=tokens"),
         (("--videos", "a", "--layer", "3"), "the encoder has 2 blocks"),
     ],
 )

@@ -130,7 +130,7 @@ def test_the_attentive_probe_sees_every_token(model: Path, train: Path, test_set
     assert row(results, "attentive")["top1"] == 1
     assert results["train"]["samples"] == 24
     assert not (tmp_path / "train.parquet").exists()
-    probed = probing.Probed(tmp_path, num_classes=3, several=False, num_heads=3, device=torch.device("cpu"))
+    probed = probing.FeatureTables(tmp_path, num_classes=3, multi_label=False, num_heads=3, device=torch.device("cpu"))
     tokens, _ = probing._tokens(probed, "test", tmp_path / "mapped")
     corpus = open_corpus([test_set])
     stream = evaluation_clips(

@@ -17,7 +17,15 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from launch.inference.sharded_table import MAX_PARTS, Parts, PartsError, fill, sample_keys, sample_settings
+from launch.common.eval_set import EvalSet
+from launch.inference.sharded_table import (
+    MAX_SHARDS,
+    ShardedTable,
+    TableError,
+    fill_missing_shards,
+    sample_keys,
+    sample_settings,
+)
 from pipelines.config import DataConfig, SelectConfig
 from pipelines.samples.corpus import corpus_of
 from pipelines.stream import Batch
@@ -64,19 +72,21 @@ def keys_of(rows: np.ndarray) -> Mapping[str, pa.Array]:
     return {"key": pa.array([f"{row:06d}" for row in rows.tolist()])}
 
 
-def outputs_of(batch: Batch) -> Mapping[str, pa.Array]:
+def columns_of(batch: Batch) -> Mapping[str, pa.Array]:
     values = batch.clips.tolist()
     several = pa.array([[value / 2, value / 4] for value in values], pa.list_(pa.float32()))
     return {"square": pa.array([value**2 for value in values], pa.int64()), "scores": several}
 
 
-def parts_of(folder: Path, *, num_rows: int = ROWS, batch_size: int = BATCH, **settings: Any) -> Parts:
+def table_in(folder: Path, *, num_rows: int = ROWS, batch_size: int = BATCH, **settings: Any) -> ShardedTable:
     settings = {"model": "abc", "views": {"clips": 2}} | settings
-    return Parts(folder / "t.parquet", num_rows=num_rows, batch_size=batch_size, settings=settings)
+    return ShardedTable(folder / "t.parquet", num_rows=num_rows, batch_size=batch_size, settings=settings)
 
 
-def make(parts: Parts, world: Any = None, open_stream: Callable[[np.ndarray], Any] = Counting) -> bool:
-    return fill(parts, world=world or Alone(), open_stream=open_stream, keys_of=keys_of, outputs_of=outputs_of)
+def make(table: ShardedTable, world: Any = None, open_stream: Callable[[np.ndarray], Any] = Counting) -> bool:
+    return fill_missing_shards(
+        table, world=world or Alone(), open_stream=open_stream, keys_of=keys_of, columns_of=columns_of
+    )
 
 
 def files(folder: Path) -> list[str]:
@@ -84,7 +94,7 @@ def files(folder: Path) -> list[str]:
 
 
 def test_the_table_holds_every_row_once_in_order_and_null_for_what_was_not_read(tmp_path: Path) -> None:
-    assert make(parts_of(tmp_path)) is True
+    assert make(table_in(tmp_path)) is True
     table = pq.read_table(tmp_path / "t.parquet")
     assert table.column_names == ["key", "square", "scores"]
     assert table["key"].to_pylist() == [f"{i:06d}" for i in range(ROWS)]
@@ -97,25 +107,25 @@ def test_a_table_of_failures_alone_keeps_its_types(tmp_path: Path) -> None:
     def all_failed(rows: np.ndarray) -> Counting:
         return Counting(np.full(len(rows), 6))
 
-    make(parts_of(tmp_path), open_stream=all_failed)
+    make(table_in(tmp_path), open_stream=all_failed)
     table = pq.read_table(tmp_path / "t.parquet")
     assert table["scores"].type == pa.list_(pa.float32())
     assert table["scores"].null_count == ROWS
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 23, MAX_PARTS * BATCH, MAX_PARTS * BATCH + 1, 50_000])
+@pytest.mark.parametrize("num_rows", [1, 3, 23, MAX_SHARDS * BATCH, MAX_SHARDS * BATCH + 1, 50_000])
 def test_parts_are_whole_batches_that_cover_the_rows_and_not_too_many(tmp_path: Path, num_rows: int) -> None:
-    parts = parts_of(tmp_path, num_rows=num_rows)
-    assert [row for part in range(parts.num_parts) for row in parts.rows(part)] == list(range(num_rows))
-    assert parts.part_rows % BATCH == 0
-    assert all(len(parts.rows(part)) == parts.part_rows for part in range(parts.num_parts - 1))
-    assert min(num_rows / BATCH, MAX_PARTS / 2) <= parts.num_parts <= MAX_PARTS
+    table = table_in(tmp_path, num_rows=num_rows)
+    assert [row for part in range(table.num_shards) for row in table.rows(part)] == list(range(num_rows))
+    assert table.shard_rows % BATCH == 0
+    assert all(len(table.rows(part)) == table.shard_rows for part in range(table.num_shards - 1))
+    assert min(num_rows / BATCH, MAX_SHARDS / 2) <= table.num_shards <= MAX_SHARDS
 
 
 def test_processes_share_the_parts_and_batches_never_change(tmp_path: Path) -> None:
-    alone, batches = parts_of(tmp_path / "alone"), []
+    alone, batches = table_in(tmp_path / "alone"), []
     make(alone, open_stream=lambda rows: batches.append(Counting(rows)) or batches[-1])
-    shared, of_rank = parts_of(tmp_path / "shared"), []
+    shared, of_rank = table_in(tmp_path / "shared"), []
     shared.begin()
     missing = shared.begin()
     for rank in (2, 1, 0):  # the first process merges
@@ -128,11 +138,11 @@ def test_processes_share_the_parts_and_batches_never_change(tmp_path: Path) -> N
 
 
 def _rank(world: Any, folder: str) -> bool:
-    return make(parts_of(Path(folder)), world)
+    return make(table_in(Path(folder)), world)
 
 
 def test_two_real_processes_give_the_same_bytes(tmp_path: Path) -> None:
-    make(parts_of(tmp_path / "one"))
+    make(table_in(tmp_path / "one"))
     assert run_ranks(_rank, str(tmp_path / "two"), world=2) == [True, True]
     assert (tmp_path / "two" / "t.parquet").read_bytes() == (tmp_path / "one" / "t.parquet").read_bytes()
 
@@ -140,12 +150,12 @@ def test_two_real_processes_give_the_same_bytes(tmp_path: Path) -> None:
 def _slowly(folder: Path) -> None:
     # tqdm's own lock is shared with forked children, and stays locked when one is killed inside it.
     tqdm.set_lock(threading.RLock())
-    make(parts_of(folder), open_stream=lambda rows: Counting(rows, lambda: time.sleep(0.004)))
+    make(table_in(folder), open_stream=lambda rows: Counting(rows, lambda: time.sleep(0.004)))
 
 
 def test_fault_40_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    """kill -9 at random moments, before, between and after the parts and the merge, until one start comes through."""
-    make(parts_of(tmp_path / "uncut"))
+    """kill -9 at random moments, before, between and after the shards and the merge, until one start comes through."""
+    make(table_in(tmp_path / "uncut"))
     expected, rng, kills = (tmp_path / "uncut" / "t.parquet").read_bytes(), random.Random(1), 0
     context = get_context("fork")
     for loop in range(6):
@@ -160,7 +170,7 @@ def test_fault_40_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path) -
                 kills += 1
             child.join()
             most += 0.01
-        make(parts_of(folder))
+        make(table_in(folder))
         assert (folder / "t.parquet").read_bytes() == expected
         assert files(folder) == ["t.parquet"]
     assert kills >= 12
@@ -179,103 +189,103 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
 
         return lambda rows: Counting(rows, on_batch)
 
-    parts = parts_of(tmp_path)
+    table = table_in(tmp_path)
     with pytest.raises(Stop):
-        make(parts, open_stream=fails_after(3))
-    assert files(parts.folder) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet", "settings.json"]
+        make(table, open_stream=fails_after(3))
+    assert files(table.folder) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet", "settings.json"]
     seen: list[Counting] = []
-    make(parts, open_stream=lambda rows: seen.append(Counting(rows)) or seen[0])
+    make(table, open_stream=lambda rows: seen.append(Counting(rows)) or seen[0])
     assert seen[0].seen[0] == [9, 10, 11]
 
 
 def test_a_merge_that_was_killed_is_done_again_and_a_finished_table_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = parts_of(tmp_path)
+    table = table_in(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(Parts, "merge", lambda self: None)
-        make(parts)
-    assert parts.begin() == []
-    assert not parts.is_finished
-    assert make(parts, open_stream=None) is True  # type: ignore[arg-type]
-    before = parts.path.stat()
-    parts.folder.mkdir()  # killed between the rename and the removal
-    assert make(parts, open_stream=None) is False  # type: ignore[arg-type]
-    assert parts.path.stat() == before
+        patched.setattr(ShardedTable, "merge", lambda self: None)
+        make(table)
+    assert table.begin() == []
+    assert not table.is_finished
+    assert make(table, open_stream=None) is True  # type: ignore[arg-type]
+    before = table.path.stat()
+    table.folder.mkdir()  # killed between the rename and the removal
+    assert make(table, open_stream=None) is False  # type: ignore[arg-type]
+    assert table.path.stat() == before
     assert files(tmp_path) == ["t.parquet"]
 
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_settings_are_refused_by_name(tmp_path: Path, finished: bool) -> None:
-    parts = parts_of(tmp_path)
+    table = table_in(tmp_path)
     if finished:
-        make(parts)
+        make(table)
     else:
-        parts.begin()
-        parts.write(0, pa.table({"key": ["a"] * BATCH}))
-    other = parts_of(tmp_path, model="xyz", views={"clips": 5}, batch_size=4)
-    with pytest.raises(PartsError) as refused:
+        table.begin()
+        table.write(0, pa.table({"key": ["a"] * BATCH}))
+    other = table_in(tmp_path, model="xyz", views={"clips": 5}, batch_size=4)
+    with pytest.raises(TableError) as refused:
         make(other)
     told = str(refused.value)
     assert "model was 'abc' and is 'xyz'; rows_at_once was 3 and is 4; views.clips was 2 and is 5. Give another" in told
-    assert str(parts.path if finished else parts.folder) in told
+    assert str(table.path if finished else table.folder) in told
     assert "rows was" not in told
 
 
 def test_before_the_first_part_other_settings_cost_nothing(tmp_path: Path) -> None:
-    parts_of(tmp_path).begin()
-    make(parts_of(tmp_path, model="xyz"))
+    table_in(tmp_path).begin()
+    make(table_in(tmp_path, model="xyz"))
     assert b'"xyz"' in pq.read_schema(tmp_path / "t.parquet").metadata[b"mae3d"]
 
 
 def test_two_starts_at_once_with_other_settings_never_mix(tmp_path: Path) -> None:
     """Before the first part is there, neither sees the other."""
-    ours, others = parts_of(tmp_path), parts_of(tmp_path, model="xyz")
+    ours, others = table_in(tmp_path), table_in(tmp_path, model="xyz")
     ours.begin()
     others.begin()
     others.write(2, pa.table({"key": ["a"] * BATCH}))
-    for part in {*range(ours.num_parts)} - {2}:
+    for part in {*range(ours.num_shards)} - {2}:
         ours.write(part, pa.table({"key": ["b"] * len(ours.rows(part))}))
-    with pytest.raises(PartsError, match=r"part-00002\.parquet was made with other settings: model was 'xyz'"):
+    with pytest.raises(TableError, match=r"part-00002\.parquet was made with other settings: model was 'xyz'"):
         ours.merge()
     assert not ours.is_finished
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data.replace(b"PAR1", b"XXXX"), lambda _: b""])
 def test_a_damaged_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any) -> None:
-    parts = parts_of(tmp_path)
+    table = table_in(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(Parts, "merge", lambda self: None)
-        make(parts)
-    file = parts.folder / "part-00003.parquet"
+        patched.setattr(ShardedTable, "merge", lambda self: None)
+        make(table)
+    file = table.folder / "part-00003.parquet"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(PartsError, match=r"part-00003\.parquet: .*delete it"):
-        make(parts)
+    with pytest.raises(TableError, match=r"part-00003\.parquet: .*delete it"):
+        make(table)
     file.unlink()
-    make(parts)
-    assert len(pq.read_table(parts.path)) == ROWS
+    make(table)
+    assert len(pq.read_table(table.path)) == ROWS
 
 
 def test_a_file_of_another_origin_is_not_replaced(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
-    with pytest.raises(PartsError, match="not a table of ours"):
-        make(parts_of(tmp_path))
+    with pytest.raises(TableError, match="not a table of ours"):
+        make(table_in(tmp_path))
     (tmp_path / "t.parquet").write_text("name,label\n")
-    with pytest.raises(PartsError, match="no Parquet file"):
-        make(parts_of(tmp_path))
+    with pytest.raises(TableError, match="no Parquet file"):
+        make(table_in(tmp_path))
 
 
 def test_a_part_that_the_first_process_cannot_see_is_named(tmp_path: Path) -> None:
-    parts = parts_of(tmp_path)
-    parts.begin()
-    with pytest.raises(FileNotFoundError, match=r"part-00000\.parquet is missing: several nodes need an --out"):
-        parts.merge()
-    assert not parts.is_finished
+    table = table_in(tmp_path)
+    table.begin()
+    with pytest.raises(FileNotFoundError, match=r"part-00000\.parquet is missing: .*--out"):
+        table.merge()
+    assert not table.is_finished
 
 
 def test_long_tables_are_merged_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launch.inference.sharded_table.ROW_GROUP_BYTES", 200)
-    make(parts_of(tmp_path))
+    make(table_in(tmp_path))
     metadata = pq.read_metadata(tmp_path / "t.parquet")
     assert metadata.num_row_groups > 2
     assert metadata.num_rows == ROWS
@@ -300,10 +310,12 @@ def test_settings_tell_other_samples_labels_and_sampling_but_not_where_they_lie(
 ) -> None:
     corpus, clips = corpus_and_clips
     rows = np.arange(14)
-    same = sample_settings(corpus, clips, rows)
-    assert sample_settings(corpus, DataConfig(shards="elsewhere", select=SelectConfig(split="x")), rows) == same
-    assert sample_settings(corpus, clips, rows[1:]) != same
-    assert sample_settings(corpus, DataConfig(shards=str(shards), sampling_rate=2), rows) != same
+    same = sample_settings(EvalSet(corpus, clips, rows))
+    assert (
+        sample_settings(EvalSet(corpus, DataConfig(shards="elsewhere", select=SelectConfig(split="x")), rows)) == same
+    )
+    assert sample_settings(EvalSet(corpus, clips, rows[1:])) != same
+    assert sample_settings(EvalSet(corpus, DataConfig(shards=str(shards), sampling_rate=2), rows)) != same
     (tmp_path / "labels.csv").write_text("name,label\nclip_03,2\n")
     relabelled = DataConfig(shards=str(shards), labels=str(tmp_path / "labels.csv"))
-    assert sample_settings(corpus_of(relabelled), relabelled, rows) != same
+    assert sample_settings(EvalSet(corpus_of(relabelled), relabelled, rows)) != same
