@@ -39,7 +39,7 @@ TORCH_LINES := torch|torchvision|triton|cuda-[a-z]+|nvidia-(cublas|cuda-[a-z]+|c
 LOCK_BLOCKS = awk '/^[^ ]/ { on = ($(1)) } on' requirements.lock >
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install deps demo test check soak docs matrix lock clean FORCE
+.PHONY: help setup install deps demo test quick check soak docs matrix lock clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -99,8 +99,14 @@ demo: install $(DEMO)/frames/ledger.csv  ## small dataset, preprocessing, pretra
 	$(DEMO_LOOK)
 	@echo "The reconstructions and the loss curve: $(abspath $(DEMO))/report/index.html"
 
+# Files stay together, because their tests share fixtures, and come in the order of tests/conftest.py, the heavy ones first.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: install  ## the tests, on the CPU in minutes; with a GPU its tests too
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST) --durations 25 --durations-min 1
+
+quick: install  ## the tests but for real launchers and slow ones, in a minute or two
+	$(PYTEST) -m "not launch and not slow and not soak"
 
 check: install  ## lint, format and types
 	$(BIN)/ruff check .

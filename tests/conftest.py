@@ -142,6 +142,23 @@ def recipe(shared: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_model(shared: Any) -> Path:
+    """Return the file of a random model of the size tests.support.trainings.TINY."""
+    import torch
+
+    from mae3d.model.mae import MAE
+    from mae3d.weights.files import save_model
+    from tests.support.trainings import TINY
+
+    def save(folder: Path) -> Path:
+        torch.manual_seed(0)
+        save_model(MAE(TINY), folder / "model.safetensors")
+        return folder / "model.safetensors"
+
+    return shared("tiny_model", save)
+
+
+@pytest.fixture(scope="session")
 def uncut(recipe: Path, shards: Path, shared: Any) -> Path:
     """Return the run of two ranks that nothing happens to."""
     from tests.support.jobs import Job

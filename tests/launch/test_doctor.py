@@ -169,6 +169,7 @@ def test_exit_code_follows_failures(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert doctor.main([]) == 1
 
 
+@pytest.mark.launch
 def test_this_machine_is_examined(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "launch" / "doctor.py"), "--json", "--dir", str(tmp_path)]
     child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

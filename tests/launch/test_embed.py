@@ -19,7 +19,6 @@ from launch.inference import embedding_map as vector_map
 from launch.inference import embeddings
 from launch.inference.embeddings import read_vectors
 from mae3d.analysis import features
-from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.video.clip import read_clip
 from mae3d.weights.files import load_model, save_model
@@ -30,18 +29,15 @@ from tests.conftest import ROOT
 from tests.support import launch
 from tests.support.damage import flip_a_bit, overwrite
 from tests.support.media import make_dataset, make_video
+from tests.support.trainings import TINY
 
-CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=2, decoder_depth=1, mask_ratio=0.5)
 SAMPLING = ("--data.sampling_rate", "1", "--data.target_fps", "10")
 FRAMES = [3, 8, 12, 30, 21]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(MAE(CONFIG), file)
-    return file
+def model(tiny_model: Path) -> Path:
+    return tiny_model
 
 
 def dataset(folder: Path) -> Path:
@@ -103,7 +99,7 @@ def test_vectors_are_those_of_a_plain_loop(
 @pytest.mark.usefixtures("restored_threads")
 def test_vectors_are_the_same_bytes_with_any_number_of_threads(timed: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)  # of a model so narrow that MKL's products differ between numbers of threads
-    save_model(MAE(replace(CONFIG, embed_dim=24, num_heads=2)), model := tmp_path / "model.safetensors")
+    save_model(MAE(replace(TINY, embed_dim=24, num_heads=2)), model := tmp_path / "model.safetensors")
     tables = set()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -231,7 +227,7 @@ def test_another_model_or_layer_does_not_go_on_with_a_table(
     model: Path, timed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.safetensors"
-    save_model(MAE(CONFIG), other)
+    save_model(MAE(TINY), other)
     out = tmp_path / "a.parquet"
     run(model, out, "--data.shards", timed)
     before = out.read_bytes()

@@ -35,6 +35,8 @@ from tests.support import launch
 from tests.support.datasets import SAMPLES, build_named
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MAE_CONFIG = MAEConfig(
     preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, embed_dim=24, depth=2, num_heads=2,

@@ -50,6 +50,7 @@ def stop_in_slurm(recipe: Path, shards: Path, run: Path) -> None:
     assert fake_slurm.requeued(run.parent) == [*before, JOB]
 
 
+@pytest.mark.launch
 def test_fault_31_begun_under_slurm_and_ended_by_torchrun_a_run_has_the_losses_of_deepspeed(
     recipe: Path, shards: Path, uncut: Path, tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_fault_31_begun_under_slurm_and_ended_by_torchrun_a_run_has_the_losses_o
     assert exact(run) == exact(uncut)
 
 
+@pytest.mark.launch
 def test_deepspeed_and_its_ranks_write_the_same_losses_when_nothing_is_forked(
     recipe: Path, shards: Path, uncut: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +158,7 @@ def test_fault_29_entry_ends_the_ranks_of_a_killed_launcher(
     assert "SIGTERM" in (run / "STOPPED").read_text()
 
 
+@pytest.mark.launch
 def test_a_failed_job_is_not_queued_again_though_an_earlier_start_was_stopped(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -66,6 +66,7 @@ def test_a_run_learns_and_leaves_what_the_contract_says(uncut: Path) -> None:
     assert load_model(uncut).config.embed_dim == 24
 
 
+@pytest.mark.slow
 def test_fault_29_a_killed_rank_and_a_restart_write_the_losses_of_an_uncut_run(
     recipe: Path, shards: Path, uncut: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_fault_29_a_killed_rank_and_a_restart_write_the_losses_of_an_uncut_run(
     assert torch.equal(*weights)
 
 
+@pytest.mark.launch
 def test_fault_31_a_stop_is_agreed_saved_and_gone_on_with_by_one_process(
     recipe: Path, shards: Path, uncut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +207,7 @@ def test_fault_20_a_bad_shard_is_refused_before_torch_is_loaded(shards: Path, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_fault_20_a_run_without_a_bad_shard_says_so_and_does_not_go_on_with_it(
     recipe: Path, shards: Path, tmp_path: Path
 ) -> None:
@@ -240,6 +243,7 @@ def test_fault_20_a_shard_that_is_bad_on_one_node_only_stops_all_processes() -> 
     assert len(run_ranks(agree, world=2)) == 2
 
 
+@pytest.mark.launch
 def test_under_the_launcher_an_error_is_told_once_with_its_exit_code(recipe: Path, tmp_path: Path) -> None:
     code, output = Job(recipe, tmp_path / "nowhere", tmp_path / "run", launcher=[*DEEPSPEED, "2"], executed=True).end()
     assert code == 2, output

@@ -17,25 +17,21 @@ from mae3d.analysis import probes
 from mae3d.analysis.features import embed
 from mae3d.analysis.probes import knn_scores
 from mae3d.analysis.scores import hits_at
-from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
-from mae3d.weights.files import load_model, save_model
+from mae3d.weights.files import load_model
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.stream import evaluation_clips
 from tests.support.damage import flip_a_bit, overwrite
 from tests.support.datasets import run_build
+from tests.support.trainings import TINY
 
-CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=2, decoder_depth=1, mask_ratio=0.5)
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(MAE(CONFIG), file)
-    return file
+def model(tiny_model: Path) -> Path:
+    return tiny_model
 
 
 def coloured(root: Path, words: list[str], *, seed: int, labels: list[str] | None = None) -> Path:
@@ -155,7 +151,7 @@ def test_a_finished_table_is_used_again_and_the_control_is_another_model(
     control = run(model, train, test_set, tmp_path / "control", "--random_init", "true", "--seed", "5")
     assert control["model"] == "untrained, seed 5"
     torch.manual_seed(5)
-    untrained = MAE(CONFIG)  # as pretraining begins
+    untrained = MAE(TINY)  # as pretraining begins
     corpus = open_corpus([test_set])
     stream = evaluation_clips(
         corpus, DataConfig(sampling_rate=1), rows=np.arange(10), num_frames=4, size=32, batch_size=10

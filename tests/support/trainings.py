@@ -34,6 +34,7 @@ MODEL = MAEConfig(
     decoder_num_heads=2,
     mask_ratio=0.75,
 )
+TINY = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=2, decoder_depth=1, mask_ratio=0.5)
 BATCH = 4
 LR = 3e-3
 SMALL_PARTS = {"zero_optimization": {"sub_group_size": 2000, "stage3_param_persistence_threshold": 100}}

@@ -85,5 +85,6 @@ def test_one_process_that_cannot_makes_all_decode_on_the_cpu() -> None:
     assert "killed by signal 11" in told_second
 
 
+@pytest.mark.slow
 def test_the_child_really_decodes() -> None:
     assert checks.dali_fault("cpu", 0) == ""

@@ -164,6 +164,7 @@ def both_stages(world: World, folder: Path) -> list[tuple[float, str]]:
     return [first_loss(world, folder, stage) for stage in (1, 3)]
 
 
+@pytest.mark.slow
 def test_the_first_process_reads_and_all_start_alike(source: MAE, tmp_path: Path) -> None:
     save_model(source, tmp_path / "model.safetensors")
     expected = source(*clips_and_noise(0)).loss.item()
@@ -173,6 +174,7 @@ def test_the_first_process_reads_and_all_start_alike(source: MAE, tmp_path: Path
             assert "/nowhere" in error
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_goes_on_without_them(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     first, second = tmp_path / "first", tmp_path / "second"

@@ -153,6 +153,7 @@ def _slowly(folder: Path) -> None:
     make(table_in(folder), open_stream=lambda rows: Counting(rows, lambda: time.sleep(0.004)))
 
 
+@pytest.mark.slow
 def test_fault_40_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     """kill -9 at random moments, before, between and after the shards and the merge, until one start comes through."""
     make(table_in(tmp_path / "uncut"))

@@ -7,21 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from launch import visualize
 from launch.report import neighbours
 from launch.report.neighbours import Pool, agreement
 from mae3d.analysis.features import embed
-from mae3d.model.config import MAEConfig
-from mae3d.model.mae import MAE
-from mae3d.weights.files import load_model, save_model
+from mae3d.weights.files import load_model
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.stream import evaluation_clips
 from tests.support.media import make_dataset, make_video
 
-CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1, decoder_depth=1, mask_ratio=0.5)
 LABELS = ["a", "a", "a", "b", "b", ""]
 
 
@@ -36,11 +32,8 @@ def corpus(shards: Path) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(MAE(CONFIG), file)
-    return file
+def model(tiny_model: Path) -> Path:
+    return tiny_model
 
 
 def look(model: Path, shards: Path, out: Path, *more: str) -> str:

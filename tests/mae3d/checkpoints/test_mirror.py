@@ -257,6 +257,7 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> N
     RunConfig(dir="x", remote="abfs://box@account.dfs.core.windows.net/run")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_deleted_goes_on_from_its_mirror_with_the_same_losses(
     recipe: Path, shards: Path, bucket: str, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def test_what_does_not_fit_is_refused_with_the_value(settings: dict[str, Any], t
         MAEConfig(**settings)
 
 
+@pytest.mark.launch
 def test_reading_the_config_does_not_import_torch() -> None:
     code = (
         "import sys, mae3d, mae3d.model.config; print('torch' in sys.modules); mae3d.MAE; print('torch' in sys.modules)"

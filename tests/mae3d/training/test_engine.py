@@ -10,6 +10,8 @@ from mae3d.checkpoints import format as checkpoint
 from tests.support.ranks import run_ranks
 from tests.support.trainings import MODEL, SMALL_PARTS, Case, Outcome, plain_training, train_all
 
+pytestmark = pytest.mark.slow
+
 HALF, END = 4, 8
 FIRST, SECOND = range(HALF), range(HALF, END)
 TO_BITS = {"fp32": 1e-5, "autocast": 2e-3, "bf16": 3e-3}  # absolute, of losses around 1

@@ -162,6 +162,7 @@ def one_rank_is_not_finite(world: World, folder: Path) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_fault_26_steps_that_are_not_finite_on_one_rank_are_left_out_by_all(tmp_path: Path) -> None:
     assert run_ranks(one_rank_is_not_finite, tmp_path, world=2) == [[], []]
 

@@ -18,6 +18,8 @@ from mae3d.training.optim import finetune_groups
 from mae3d.weights.files import load_classifier
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 MODEL = ClassifierConfig(
     preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=2, num_classes=4, dropout=0.3, drop_path=0.2
 )

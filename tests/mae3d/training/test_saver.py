@@ -406,6 +406,7 @@ class Trained(StandIn):
             yield Slice(name, 0, parameter.numel(), {kind: tensor.view(-1) for kind, tensor in kinds.items()})
 
 
+@pytest.mark.slow
 def test_training_is_blocked_for_a_tenth_of_a_hundred_steps_at_most(
     tmp_path: Path, world: World, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
