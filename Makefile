@@ -108,9 +108,10 @@ test: install  ## the tests, on the CPU in minutes; with a GPU its tests too
 quick: install  ## the tests but for real launchers and slow ones, in a minute or two
 	$(PYTEST) -m "not launch and not slow and not soak"
 
-check: install  ## lint, format and types
+check: install  ## lint, format, language and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.repository.language
 	$(BIN)/mypy
 	$(BIN)/mypy docker/entry.py
 	$(BIN)/mypy --explicit-package-bases benchmarks

@@ -85,7 +85,7 @@ class VideoStream:
 
     @property
     def has_few_stamps(self) -> bool:
-        """Return whether few packets have a time, as in MPEG-PS: behind a jump some frames pass until the clock is right."""
+        """Return whether few packets have a time, as in MPEG-PS: after a jump the clock is wrong for some frames."""
         return bool(self._container.format.name == "mpeg")
 
     @property
