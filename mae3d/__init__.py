@@ -1,4 +1,4 @@
-"""MAE3D: masked autoencoders on video. The model, how it learns, and its weights.
+"""MAE3D trains masked autoencoders on video; here are its model, its training and its weights.
 
     import mae3d
     model = mae3d.MAE(mae3d.MAEConfig(preset="mae_vit_base_patch16"))  # a new model
@@ -36,11 +36,12 @@ __all__ = ["__version__", *_OWNERS]
 
 
 def __getattr__(name: str) -> object:
-    """Import the module that owns a public name when the name is first asked for."""
+    """Import the module that owns a public name when the name is first used."""
     if name not in _OWNERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_OWNERS[name]}"), name)
 
 
 def __dir__() -> list[str]:
+    """Return the public names."""
     return sorted(__all__)

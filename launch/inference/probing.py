@@ -103,7 +103,7 @@ def _simple(
             yield {"probe": f"knn, k={k}", **_measured(tables, scores, test)}
     if "linear" in probes:
         scores, chosen = linear_scores(
-            train.features, train.targets, test.features, several=tables.multi_label, seed=seed
+            train.features, train.targets, test.features, multi_label=tables.multi_label, seed=seed
         )
         yield {"probe": "linear", **_measured(tables, scores, test), **chosen}
 
@@ -113,7 +113,7 @@ def _attentive(tables: FeatureTables, train: FeatureSet, test: FeatureSet, *, se
         train.features,
         train.targets,
         test.features,
-        several=tables.multi_label,
+        multi_label=tables.multi_label,
         num_heads=tables.num_heads,
         device=tables.device,
         seed=seed,

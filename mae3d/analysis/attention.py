@@ -1,13 +1,15 @@
-"""A clip and an encoder -> where it looks: attention of a chosen block, head by head, or rolled out over all blocks.
+"""Attention maps show the tokens that an encoder draws on: of a chosen block by head, or rolled out over all blocks.
+
+clip, query ─► maps (B, heads, N) or paths (B, N)
 
     query = query_of(model.encoder.config, "4,3,3")                # the token at slot 4, row 3, column 3; "cls", "mean"
     maps = layer_attention(model.encoder, clip, query, layer=-1)   # (B, heads, N), the last block
     paths = rollout(model.encoder, clip, query)                    # (B, N), over all blocks
 
-A query is a distribution over tokens: all on one of them, or even over all patches. What it attends to is a
-distribution over tokens as well: each row sums to 1. Every token is visible. The encoder runs with fused attention as
-ever; probabilities are made in float32 from the blocks' inputs, some queries at a time, so that no (N, N) matrix of all
-heads is ever held.
+A query is a distribution over tokens: all on one of them, or even over all patches. Its attention is a distribution
+over tokens as well: each row sums to 1. Every token is visible. The encoder runs with fused attention; probabilities
+are computed in float32 from the blocks' inputs, a chunk of queries at a time, so that no (N, N) matrix of all heads is
+ever held.
 
 B clips, N = num_prefix + L tokens (a class token first if there is one), t * h * w = L, D width.
 """
@@ -22,21 +24,21 @@ from mae3d.model.blocks import Attention
 from mae3d.model.config import EncoderConfig
 from mae3d.model.encoder import Encoder
 
-_MOST = 2**24  # probabilities that are held at a time, 64 MiB of float32
+_MAX_PROBABILITIES = 2**24  # held at a time: 64 MiB of float32
 
 
 def query_of(config: EncoderConfig, text: str) -> Tensor:
-    """The distribution over tokens that is meant by `cls`, `mean` (even over the patches) or `T,Y,X` (a patch).
+    """Parse a query: `cls`, `mean` (even over the patches) or `T,Y,X` (a patch) ─► a distribution over tokens.
 
     Args:
-        config: The encoder's.
-        text: One of these; T, Y and X count the grid's time slots, rows and columns from 0.
+        config: The encoder's config.
+        text: The query; T, Y and X count the grid's time slots, rows and columns from 0.
 
     Returns:
         (N,) float32, sums to 1.
 
     Raises:
-        ValueError: It is none of these, lies outside of the grid, or there is no class token.
+        ValueError: The text is no query, lies outside of the grid, or the encoder has no class token.
     """
     prefix = int(config.cls_embed)
     query = torch.zeros(prefix + config.num_tokens)
@@ -44,7 +46,7 @@ def query_of(config: EncoderConfig, text: str) -> Tensor:
         query[prefix:] = 1 / config.num_tokens
     elif text == "cls":
         if not prefix:
-            raise ValueError("query cls: this encoder has no class token (cls_embed is false); take mean or T,Y,X")
+            raise ValueError("query cls: this encoder has no class token (cls_embed is false): give mean or T,Y,X")
         query[0] = 1
     else:
         query[prefix + _token(config, text)] = 1
@@ -63,25 +65,25 @@ def _token(config: EncoderConfig, text: str) -> int:
 
 
 def block_of(config: EncoderConfig, layer: int) -> int:
-    """Which block `layer` means, counted from 0: layers are 1 to depth, or -1, the last, to -depth, as in features.py.
+    """Return the number of a layer's block from 0: layers are 1 to depth, or -1 (the last) to -depth.
 
     Raises:
         ValueError: There is no such layer.
     """
     depth = config.depth
     if not (1 <= layer <= depth or -depth <= layer <= -1):
-        raise ValueError(f"layer {layer}: the encoder has {depth} blocks, give 1 to {depth}, or -1 for the last")
+        raise ValueError(f"layer {layer}: the encoder has {depth} blocks: give 1 to {depth}, or -1 for the last")
     return layer - 1 if layer > 0 else depth + layer
 
 
 @torch.no_grad()
 def layer_attention(encoder: Encoder, clip: Tensor, query: Tensor, *, layer: int = -1) -> Tensor:
-    """What a query attends to in one block, head by head: softmax(q k^T / sqrt(D / heads)), averaged over the query.
+    """Compute a query's attention in one block by head: softmax(q k^T / sqrt(D / heads)), averaged over the query.
 
     Args:
-        encoder: On any device; its mode is left as it is.
+        encoder: The encoder on any device; its mode is left as it is.
         clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W), on the same device.
-        query: (N,), of `query_of`.
+        query: (N,), from `query_of`.
         layer: The block, 1 to depth, or -1, the last, to -depth.
 
     Returns:
@@ -99,12 +101,11 @@ def layer_attention(encoder: Encoder, clip: Tensor, query: Tensor, *, layer: int
 
 @torch.no_grad()
 def rollout(encoder: Encoder, clip: Tensor, query: Tensor) -> Tensor:
-    """Where a query's content comes from, through all blocks: attention rollout (Abnar & Zuidema, arXiv 2005.00928).
+    """Trace a query's content through all blocks: attention rollout (Abnar & Zuidema, arXiv 2005.00928).
 
-    The query's row of A_depth ... A_2 A_1, where A = 0.5 (mean of the heads' attention) + 0.5 I of each block: half of
-    a token is taken to pass by on the residual path. Rows of A sum to 1 as they are.
-
-    Args and errors as in `layer_attention`.
+    The result is the query's row of A_depth ... A_2 A_1 with each block's A = 0.5 (mean of the heads' attention) +
+    0.5 I: half of a token is taken to pass by on the residual path. Rows of A sum to 1 as they are. Arguments and
+    errors are those of `layer_attention`.
 
     Returns:
         (B, N) float32.
@@ -118,7 +119,7 @@ def rollout(encoder: Encoder, clip: Tensor, query: Tensor) -> Tensor:
 
 
 def _attention_inputs(encoder: Encoder, clip: Tensor, *, blocks: int) -> list[Tensor]:
-    """(B, N, D) that the attention of each of the first blocks is given; evaluation mode, without dropped paths."""
+    """Compute the inputs (B, N, D) of the first blocks' attention, in evaluation mode, without dropped paths."""
     was_training = encoder.training
     encoder.eval()
     try:
@@ -133,13 +134,13 @@ def _attention_inputs(encoder: Encoder, clip: Tensor, *, blocks: int) -> list[Te
 
 
 def _attend(attention: Attention, x_BND: Tensor, query_BN: Tensor) -> Tensor:
-    """(B, heads, N): the attention of each token, averaged with the query's weights."""
+    """Average the attention of each token with the query's weights: (B, N, D), (B, N) ─► (B, heads, N)."""
     batch, tokens, _ = x_BND.shape
     qkv = attention.qkv(x_BND).unflatten(-1, (3, attention.num_heads, -1))
     q, k = (part.transpose(1, 2).float() for part in qkv.unbind(2)[:2])  # (B, heads, N, D / heads)
     rows = query_BN.any(dim=0).nonzero()[:, 0]
     attended = q.new_zeros(batch, attention.num_heads, tokens)
-    for some in rows.split(max(1, _MOST // (batch * attention.num_heads * tokens))):
-        probabilities = (q[:, :, some] * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
-        attended += (query_BN[:, None, None, some] @ probabilities)[:, :, 0]
+    for chunk in rows.split(max(1, _MAX_PROBABILITIES // (batch * attention.num_heads * tokens))):
+        probabilities = (q[:, :, chunk] * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+        attended += (query_BN[:, None, None, chunk] @ probabilities)[:, :, 0]
     return attended

@@ -1,4 +1,6 @@
-"""A clip and a frozen model -> features: of any layer, pooled over the patches, of the class token, or of each token.
+"""A frozen model turns clips into features: of any layer, pooled over the patches, the class token's or each token's.
+
+clip ─► tokens of a layer ─► features
 
     model = mae3d.load_model("OUT")
     clip = mae3d.read_clip("talk.mp4", model.config, sampling_rate=4)
@@ -23,7 +25,7 @@ Pool = Literal["mean", "cls", "tokens"]
 
 @torch.no_grad()
 def embed(model: MAE | Classifier | Encoder, clip: Tensor, *, layer: int = -1, pool: Pool = "mean") -> Tensor:
-    """Features of clips; blocks behind the chosen layer are not run.
+    """Compute features of clips; blocks behind the chosen layer are not run.
 
     The encoder's norm is applied to the last layer alone, for which it was trained, and after the pooling, as in
     facebookresearch/mae_st's classifier; features of other layers are the residual stream as it is. The model
@@ -32,15 +34,15 @@ def embed(model: MAE | Classifier | Encoder, clip: Tensor, *, layer: int = -1, p
     Args:
         model: A masked autoencoder, a classifier or an encoder, on any device.
         clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W); moved to the model's device.
-        layer: How many blocks are run: 0 is the patch embedding with its positions, depth the last block; negative
-            numbers count from the end, -1 is the last block.
-        pool: `mean` of the patches' tokens, `cls`, the class token, or `tokens`, each patch's own.
+        layer: Number of blocks that are run: 0 is the patch embedding with its positions, depth the last block;
+            negative numbers count from the end, -1 is the last block.
+        pool: `mean` of the patches' tokens, `cls`, the class token, or `tokens`, each patch's token.
 
     Returns:
         float32 on the model's device: (B, D), or (B, L, D) for `tokens`, without the class token.
 
     Raises:
-        ValueError: There is no such layer or pooling, no class token, or the clip does not fit the model.
+        ValueError: The model has no such layer, pooling or class token, or the clip does not fit it.
     """
     encoder = model if isinstance(model, Encoder) else model.encoder
     blocks = layer_of(encoder, layer)
@@ -63,16 +65,16 @@ def embed(model: MAE | Classifier | Encoder, clip: Tensor, *, layer: int = -1, p
 
 
 def layer_of(encoder: Encoder, layer: int) -> int:
-    """The number of blocks that `layer` means, from 0 to depth; ValueError if there is no such layer."""
+    """Return the number of blocks that `layer` means, from 0 to depth; ValueError if there is no such layer."""
     depth = encoder.config.depth
     if not -depth - 1 <= layer <= depth:
-        raise ValueError(f"layer={layer}: the encoder has {depth} blocks, give 0 (patch embedding) to {depth}, or -1")
+        raise ValueError(f"layer={layer}: the encoder has {depth} blocks: give 0 (patch embedding) to {depth}, or -1")
     return layer if layer >= 0 else depth + 1 + layer
 
 
 def check_pool(encoder: Encoder, pool: str) -> None:
-    """Whether features can be pooled so; ValueError if not."""
+    """Refuse a pooling that is unknown or that the encoder lacks a class token for; ValueError."""
     if pool not in get_args(Pool):
         raise ValueError(f"pool={pool!r}: give {', '.join(get_args(Pool))}")
     if pool == "cls" and not encoder.num_prefix:
-        raise ValueError("pool='cls': the encoder has no class token (cls_embed is false); take the mean")
+        raise ValueError("pool='cls': the encoder has no class token (cls_embed is false): take the mean")

@@ -1,12 +1,14 @@
-"""Frozen features of a train and a test set -> scores: how much of the labels a simple probe finds in them.
+"""Simple probes measure how much of the labels the frozen features of a train and a test set contain.
+
+features, targets of the train set; features of the test set ─► scores of the test set
 
     scores = knn_scores(train, targets, test)[20]                              # (m, C)
-    scores, chosen = linear_scores(train, targets, test, several=False)        # chosen: {"C": 0.01, ...}
-    scores, chosen = attentive_scores(train_tokens, targets, test_tokens, several=False, device=device)
+    scores, chosen = linear_scores(train, targets, test, multi_label=False)        # chosen: {"C": 0.01, ...}
+    scores, chosen = attentive_scores(train_tokens, targets, test_tokens, multi_label=False, device=device)
 
-Every probe is fixed: what it chooses, it chooses on the train set, so that numbers of two models can be compared.
+Every probe is fixed and makes its choices on the train set, so that numbers of two models can be compared.
 mae3d.analysis.scores judges the scores. No number of threads changes a bit of them. n train and m test samples, D
-width, L tokens, C classes; targets are (n, C) of 0 and 1, one 1 per row unless `several`.
+width, L tokens, C classes; targets are (n, C) of 0 and 1, one 1 per row unless `multi_label`.
 """
 
 import warnings
@@ -24,13 +26,13 @@ from mae3d.analysis.scores import hits_at, mean_average_precision
 from mae3d.io.random import Stream
 
 KNN = (1, 5, 10, 20)  # k = 20 is DINO's (Caron et al. 2021, appendix F.1 and table 2)
-PAIRS = 2**24  # of a test and a train sample that are compared at a time, 16 bytes each
-TEMPERATURE = 0.07  # of the votes' weights: Wu et al. 2018, section 3.4
+PAIRS = 2**24  # pairs of a test and a train sample that are compared at a time, 16 bytes each
+TEMPERATURE = 0.07  # temperature of the votes' weights: Wu et al. 2018, section 3.4
 C_GRID = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: 1 / strength of the L2 penalty
-HELD_OUT = 0.2  # of the train set, to choose C on
-MAX_ITERATIONS = 1000  # of L-BFGS, as in CLIP's linear probes (Radford et al. 2021, appendix A.3)
-EPOCHS, MIN_STEPS, BATCH, PEAK_LR, WEIGHT_DECAY = 20, 500, 64, 1e-3, 0.01  # of the attentive probe
-PIECE = 8  # samples of a batch that one thread of a CPU computes, of any number of threads
+HELD_OUT = 0.2  # share of the train set on which C is chosen
+MAX_ITERATIONS = 1000  # limit of L-BFGS, as in CLIP's linear probes (Radford et al. 2021, appendix A.3)
+EPOCHS, MIN_STEPS, BATCH, PEAK_LR, WEIGHT_DECAY = 20, 500, 64, 1e-3, 0.01  # the attentive probe's
+PIECE = 8  # samples of a batch that one thread of a CPU computes
 
 Array = NDArray[Any]
 
@@ -38,14 +40,14 @@ Array = NDArray[Any]
 def knn_scores(
     train: Array, targets: Array, test: Array, *, ks: tuple[int, ...] = KNN, chunk: int = 1024
 ) -> dict[int, Array]:
-    """Weighted votes of the k nearest train samples: cosine similarity s, weight exp(s / 0.07) (Wu et al. 2018; DINO).
+    """Let the k nearest train samples vote: cosine similarity s, weight exp(s / 0.07) (Wu et al. 2018; DINO).
 
     Args:
         train: (n, D).
         targets: (n, C).
         test: (m, D).
-        ks: Numbers of neighbours; what is above n is n.
-        chunk: Test samples at a time, fewer where `PAIRS` says so; the result does not depend on it beyond rounding.
+        ks: Numbers of neighbours; a number above n means n.
+        chunk: Test samples at a time, fewer if they make more than `PAIRS`; the result depends on it by rounding only.
 
     Returns:
         (m, C) float64 by k, each row divided by its weights: shares of the votes.
@@ -57,11 +59,11 @@ def knn_scores(
         for start in range(0, len(test), chunk):
             similarity = _unit(test[start : start + chunk]) @ train.T
             nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
-            found = np.take_along_axis(similarity, nearest, axis=1)
-            order = np.argsort(-found, axis=1, kind="stable")
-            nearest, found = (np.take_along_axis(of, order, axis=1) for of in (nearest, found))
+            closest = np.take_along_axis(similarity, nearest, axis=1)
+            order = np.argsort(-closest, axis=1, kind="stable")
+            nearest, closest = (np.take_along_axis(values, order, axis=1) for values in (nearest, closest))
             # Weights are relative to the nearest one's: the same shares, and no overflow.
-            weights = np.exp((found.astype(np.float64) - found[:, :1]) / TEMPERATURE)
+            weights = np.exp((closest.astype(np.float64) - closest[:, :1]) / TEMPERATURE)
             for k in ks:
                 votes = np.einsum("mk,mkc->mc", weights[:, :k], targets[nearest[:, :k]].astype(np.float64))
                 scores[k][start : start + chunk] = votes / weights[:, :k].sum(axis=1, keepdims=True)
@@ -69,73 +71,74 @@ def knn_scores(
 
 
 def linear_scores(
-    train: Array, targets: Array, test: Array, *, several: bool, seed: int = 0
+    train: Array, targets: Array, test: Array, *, multi_label: bool, seed: int = 0
 ) -> tuple[Array, dict[str, Any]]:
-    """Logistic regression (scikit-learn, L-BFGS) on standardised features; one against the rest with `several`.
+    """Fit a logistic regression (scikit-learn, L-BFGS) on standardised features; one per class with `multi_label`.
 
-    C is the value of `C_GRID` that is best (accuracy, or mAP with `several`) on a fifth of the train set, of each class
-    alike, drawn by the seed; of equal ones the smallest. The final fit is on all of the train set. One sample a class
-    leaves nothing to choose on: C is 1.
+    C is the value of `C_GRID` that is best (accuracy, or mAP with `multi_label`) on a fifth of the train set, of each
+    class alike, drawn by the seed; the smallest of equal values. The final fit is on all of the train set. One sample
+    per class leaves nothing to choose on: C is 1.
 
     Args:
         train: (n, D).
         targets: (n, C).
         test: (m, D).
-        several: Whether a sample may have any number of labels.
-        seed: Of the fifth.
+        multi_label: Whether a sample may have any number of labels.
+        seed: Seed that draws the fifth.
 
     Returns:
-        (m, C) probabilities, 0 for classes without a train sample; and what was chosen: C, its score on the fifth, and
+        (m, C) probabilities, 0 for classes without a train sample; and the choice: C, its score on the fifth, and
         whether the last fit converged.
 
     Raises:
         ValueError: The train set has fewer than two classes.
     """
-    if not several and (targets.sum(axis=0) > 0).sum() < 2:
-        raise ValueError("the train set has one class: there is nothing to tell apart")
+    if not multi_label and (targets.sum(axis=0) > 0).sum() < 2:
+        raise ValueError("the train set has one class: give samples of two or more")
     from sklearn.exceptions import ConvergenceWarning
 
     held = held_out(targets, seed=seed)
-    measure = _mean_precision if several else _accuracy
+    measure = _mean_precision if multi_label else _accuracy
     measured: dict[float, float] = {}
     with one_thread() as spread, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ConvergenceWarning)
         if held.any():
             features = _standardised(train[~held], train[held])
-            fits = spread(lambda c: _fit(*features, targets[~held], c=c, several=several), C_GRID)
+            fits = spread(lambda c: _fit(*features, targets[~held], c=c, multi_label=multi_label), C_GRID)
             measured = {c: measure(scores, targets[held]) for c, scores in zip(C_GRID, fits, strict=True)}
             caught.clear()
         c = max(measured, key=lambda c: (measured[c], -c)) if measured else 1.0
-        scores = _fit(*_standardised(train, test), targets, c=c, several=several)
+        scores = _fit(*_standardised(train, test), targets, c=c, multi_label=multi_label)
     return scores, {"C": c, "held_out": measured.get(c), "converged": not caught}
 
 
 def held_out(targets: Array, *, seed: int = 0) -> NDArray[np.bool_]:
-    """(n,): a fifth of the samples of each class, rounded; at least one of two or more, none of one alone.
+    """Draw (n,): a fifth of the samples of each class, rounded; at least one of two or more, none of one alone.
 
-    With several labels a sample counts to its rarest; one without a label to a class of its own.
+    A sample with more than one label counts to its rarest; a sample without a label counts to a separate class.
     """
     rarity = np.where(targets > 0, targets.sum(axis=0), np.inf)
-    own = np.where((targets > 0).any(axis=1), rarity.argmin(axis=1), -1)
+    classes = np.where((targets > 0).any(axis=1), rarity.argmin(axis=1), -1)
     luck = np.random.Generator(np.random.Philox(key=[seed, Stream.PROBE])).random(len(targets))
     held = np.zeros(len(targets), dtype=bool)
-    for one in np.unique(own):
-        of_class = np.flatnonzero(own == one)
+    for number in np.unique(classes):
+        of_class = np.flatnonzero(classes == number)
         count = max(round(HELD_OUT * len(of_class)), 1) if len(of_class) > 1 else 0
         held[of_class[np.argsort(luck[of_class])[:count]]] = True
     return held
 
 
 def few_shot_rows(targets: Array, *, shots: int, seed: int) -> NDArray[np.int64]:
-    """Ascending rows of K samples of each class, all where there are fewer; K of one seed are among its K' > K."""
+    """Draw ascending rows of K samples of each class, all if there are fewer; a seed's K are among its K' > K."""
     luck = np.random.Generator(np.random.Philox(key=[seed, Stream.PROBE])).random(len(targets))
-    chosen = [of[np.argsort(luck[of])[:shots]] for of in (np.flatnonzero(column) for column in targets.T)]
+    by_class = (np.flatnonzero(column) for column in targets.T)
+    chosen = [rows[np.argsort(luck[rows])[:shots]] for rows in by_class]
     return np.unique(np.concatenate(chosen)).astype(np.int64)
 
 
 class AttentiveProbe(nn.Module):
-    """(B, L, D) tokens -> (B, C) logits: one learned query attends to all of them, then a norm and a linear head.
+    """A learned query that attends to all tokens, then a norm and a linear head: (B, L, D) ─► (B, C) logits.
 
     As in V-JEPA (Bardes et al. 2024, arXiv 2404.08471): cross-attention, an MLP with a residual, LayerNorm, a linear
     classifier; the pooling is timm's AttentionPoolLatent. Tokens are normalised first, for layers whose scale is free.
@@ -160,26 +163,26 @@ def attentive_scores(
     targets: Array,
     test: Array,
     *,
-    several: bool,
+    multi_label: bool,
     num_heads: int,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> tuple[Array, dict[str, Any]]:
     """Train an `AttentiveProbe` for 20 epochs, 500 steps at least: AdamW, batches of 64, a cosine from 1e-3 to 0.
 
-    Nothing is chosen, the test set is looked at once. The same under a seed on the same machine and device.
+    Nothing is chosen, the test set is used once. A seed gives the same scores on the same machine and device.
 
     Args:
         train: (n, L, D) of any float type, may be mapped from a file: it is read batch by batch.
         targets: (n, C).
         test: (m, L, D).
-        several: Whether a sample may have any number of labels: binary cross-entropy instead of cross-entropy.
-        num_heads: Of the attention; it divides D.
-        device: Where the probe is trained.
-        seed: Of its weights and of the order.
+        multi_label: Whether a sample may have any number of labels: binary cross-entropy instead of cross-entropy.
+        num_heads: Number of attention heads; it divides D.
+        device: Device of the training.
+        seed: Seed of the weights and of the order.
 
     Returns:
-        (m, C) logits, and how it was trained.
+        (m, C) logits; and the number of steps and the last loss.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, Stream.PROBE]))
     with torch.random.fork_rng(devices=[]):
@@ -190,14 +193,14 @@ def attentive_scores(
     steps = max(EPOCHS * an_epoch, MIN_STEPS)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=PEAK_LR, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    loss_of = nn.functional.binary_cross_entropy_with_logits if several else nn.functional.cross_entropy
+    loss_of = nn.functional.binary_cross_entropy_with_logits if multi_label else nn.functional.cross_entropy
     many_hot = torch.from_numpy(targets.astype(np.float32)).to(device)
     parameters = list(probe.parameters())
     on_cpu = torch.device(device).type == "cpu"
     piece = PIECE if on_cpu else batch
 
     def gradients(rows: Array, *, batch_rows: int) -> list[Tensor]:
-        """Compute the share of some rows in their batch's loss, and its gradients."""
+        """Compute the rows' share in their batch's loss, and its gradients."""
         loss = loss_of(probe(_tokens(train, rows, device)), many_hot[torch.from_numpy(rows).to(device)])
         loss = loss * (len(rows) / batch_rows)
         return [loss.detach(), *torch.autograd.grad(loss, parameters)]
@@ -238,12 +241,12 @@ def _standardised(train: Array, test: Array) -> tuple[Array, Array]:
     return scaler.transform(train), scaler.transform(test)
 
 
-def _fit(train: Array, test: Array, targets: Array, *, c: float, several: bool) -> Array:
+def _fit(train: Array, test: Array, targets: Array, *, c: float, multi_label: bool) -> Array:
     """Fit a regression on standardised features and return its probabilities (m, C) for the test features."""
     from sklearn.linear_model import LogisticRegression
 
     scores = np.zeros((len(test), targets.shape[1]))
-    if not several:
+    if not multi_label:
         model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train, targets.argmax(axis=1))
         scores[:, model.classes_] = model.predict_proba(test)
         return scores
@@ -265,6 +268,6 @@ def _mean_precision(scores: Array, targets: Array) -> float:
 
 
 def _unit(vectors: Array) -> Array:
-    """float32, of length 1; zeros stay."""
+    """Scale vectors to length 1, in float32; zeros stay."""
     vectors = vectors.astype(np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,6 @@
-"""A model and clips -> what it sees, what it fills in and what was there, as uint8 frames for people to look at.
+"""Clips are reconstructed by a model, as uint8 frames for people to look at, and measured clip by clip.
+
+clip, noise ─► original, masked, predicted, pasted frames; or loss and PSNR
 
     result = reconstruct(model, clip_uint8, mask_noise(seed=0, epoch=0, positions=rows, views=1, tokens=L))
     result.pasted[0]                      # (F, H, W, 3): the first clip's hidden patches filled in
@@ -17,7 +19,7 @@ from mae3d.model.mae import MAE
 from mae3d.model.patches import denormalise, patch_statistics, unpatchify
 
 Frames = NDArray[np.uint8]  # (B, F, H, W, 3)
-GREY = 128  # what a hidden patch looks like
+GREY = 128  # value of a hidden patch's pixels
 
 
 class Reconstruction(NamedTuple):
@@ -26,10 +28,10 @@ class Reconstruction(NamedTuple):
     Attributes:
         original: The clip's target frames.
         masked: Hidden patches in grey.
-        predicted: What the model says of every patch, visible ones included (which it is never trained on).
-        pasted: Predicted where hidden, original where visible.
-        empty: What a prediction of zeros gives, the least that a model must beat: the data's mean colour, or with
-            norm_pix_loss each patch's own mean.
+        predicted: The model's prediction of every patch, visible ones included (which it is never trained on).
+        pasted: Predicted pixels in hidden patches, original ones in visible patches.
+        empty: The result of a prediction of zeros, the least that a model must beat: the data's mean colour, or with
+            norm_pix_loss each patch's mean.
         hidden: bool (B, F, H, W), the pixels of hidden patches.
     """
 
@@ -48,9 +50,9 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
     A model with norm_pix_loss predicts each patch up to its mean and contrast; these are then taken from the original.
 
     Args:
-        model: The model; its config's mask_type and mask_ratio say what is hidden.
+        model: The model; its config's mask_type and mask_ratio choose the hidden patches.
         clip: uint8 (B, T, H, W, 3), on the model's device.
-        noise: float32 (B, L), likewise.
+        noise: float32 (B, L), on the same device.
 
     Raises:
         ValueError: The clip does not fit the config.
@@ -84,7 +86,7 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
 
 
 class ClipLosses(NamedTuple):
-    """How well each of B clips was filled in, float32 (B,).
+    """Measures of the prediction of B clips, float32 (B,) each.
 
     Attributes:
         loss: The squared error's mean over the clip's hidden tokens; over a batch its mean is the training's loss.
@@ -98,7 +100,7 @@ class ClipLosses(NamedTuple):
 
 @torch.no_grad()
 def clip_losses(model: MAE, clip: Tensor, noise: Tensor) -> ClipLosses:
-    """The training's loss, of each clip on its own; arguments and errors as in `reconstruct`, on the same device."""
+    """Compute the training's loss and the PSNR of each clip alone; arguments and errors are those of `reconstruct`."""
     config = model.config
     out = model(clip, noise, full=True)
     target_BLP = model.targets(clip, None)
@@ -111,17 +113,17 @@ def clip_losses(model: MAE, clip: Tensor, noise: Tensor) -> ClipLosses:
     def over_hidden(values_BLP: Tensor) -> Tensor:
         return (values_BLP.mean(dim=2) * out.mask).sum(dim=1) / out.mask.sum(dim=1)
 
-    # Of pixels between 0 and 1, which the targets are but for mean and std.
+    # The error in pixels between 0 and 1: targets are these, less the mean and divided by the deviation.
     pixels = (error_BLP * contrast).unflatten(2, (-1, 3)) * torch.tensor(config.std, device=clip.device)
     return ClipLosses(over_hidden(error_BLP.square()), -10 * over_hidden(pixels.flatten(2).square()).log10())
 
 
 def nearest_visible(frames: Frames, hidden: NDArray[np.bool_]) -> Frames:
-    """Copy each pixel from the nearest frame that shows it, of two the earlier: what a model of motion must beat.
+    """Copy each pixel from the nearest frame that shows it, the earlier of two: the fill that a model must beat.
 
     Args:
         frames: uint8 (F, H, W, 3), one clip.
-        hidden: bool (F, H, W), some pixel visible; places that no frame shows get the visible pixels' mean colour.
+        hidden: bool (F, H, W), with a visible pixel; pixels that no frame shows get the visible pixels' mean colour.
 
     Returns:
         uint8 (F, H, W, 3); visible pixels are as they were.

@@ -1,12 +1,14 @@
-"""Scores and labels of samples -> accuracy, mean average precision, confusion, a table per class. numpy only.
+"""Scores are judged by the samples' labels: accuracy, mean average precision, confusion, a table by class.
+
+scores (N, C), labels ─► figures
 
     hits = hits_at(scores, labels, k=5)            # (N,) bool, each sample on its own: top-5 is hits.mean()
     counts += confusion(scores, labels)            # (C, C) int64: whole numbers add up exactly
-    precisions = average_precisions(scores, several_labels)    # (C,) float64, needs all samples at once
+    precisions = average_precisions(scores, targets)           # (C,) float64, needs all samples at once
 
-What counts a sample depends on that sample alone and counts are whole, average precision does not depend on the order
-of the samples: any grouping into batches or processes gives the same numbers, bit for bit. Leave out what has no
-scores (failed reads) and no label before; a score that is no number is refused. N samples, C classes.
+A hit depends on its sample alone, counts are whole numbers, and average precision does not depend on the order of the
+samples: any grouping into batches or ranks gives the same numbers, bit for bit. Leave out samples without scores
+(failed reads) or without a label; a score that is no number is refused. numpy only. N samples, C classes.
 """
 
 from collections.abc import Sequence
@@ -17,21 +19,20 @@ from numpy.typing import NDArray
 
 
 def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
-    """The figures of a validation.
+    """Compute the figures of a validation.
 
     Args:
         scores: (N, C): mean probabilities over a sample's views.
-        labels: (N,) class numbers; or (N, C) of 0 and 1, several a sample.
+        labels: (N,) class numbers; or (N, C) of 0 and 1, any number per sample.
 
     Returns:
-        `top1` and `top5` (of fewer than five classes, all count) and `loss`, the mean of -log of a label's score; of
-        several labels `map` and `loss`, binary cross-entropy averaged over classes and samples. NaN without samples.
+        `top1` and `top5` (with fewer than five classes, all count) and `loss`, the mean of -log of a label's score; for
+        (N, C) labels `map` and `loss`, binary cross-entropy averaged over classes and samples. NaN without samples.
 
     Raises:
         ValueError: As in `hits_at`.
     """
-    # Of probabilities in float32, smaller ones than this cannot be told from 0.
-    tiny = 1e-12
+    tiny = 1e-12  # probabilities in float32 below this count as 0
     if not len(labels):
         return dict.fromkeys(("map", "loss") if labels.ndim == 2 else ("top1", "top5", "loss"), float("nan"))
     if labels.ndim == 2:
@@ -40,37 +41,37 @@ def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
             "map": mean_average_precision(scores, labels),
             "loss": float(-np.log(right.clip(tiny)).mean()),
         }
-    own = np.take_along_axis(scores, labels[:, None], axis=1).astype(np.float64)
+    of_labels = np.take_along_axis(scores, labels[:, None], axis=1).astype(np.float64)
     return {
         "top1": float(hits_at(scores, labels, k=1).mean()),
         "top5": float(hits_at(scores, labels, k=5).mean()),
-        "loss": float(-np.log(own.clip(tiny)).mean()),
+        "loss": float(-np.log(of_labels.clip(tiny)).mean()),
     }
 
 
 def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.bool_]:
-    """Whether each sample's class is among its k highest scores.
+    """Return whether each sample's class is among its k highest scores.
 
     Args:
         scores: (N, C): logits, probabilities or their sums over views.
         labels: (N,) class numbers.
-        k: 1 for plain accuracy. Where scores tie, the class of the smaller number comes first, as with argmax.
+        k: 1 for plain accuracy. Of equal scores, the class of the smaller number comes first, as with argmax.
 
     Returns:
-        (N,); all true where k is C or more.
+        (N,); all true if k is C or more.
 
     Raises:
         ValueError: Scores are no numbers, or labels do not fit them.
     """
     scores, labels = _checked(scores, labels)
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    before = (scores == own) & (np.arange(scores.shape[1]) < labels[:, None])
-    hits: NDArray[np.bool_] = ((scores > own) | before).sum(axis=1) < k
+    of_labels = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = (scores == of_labels) & (np.arange(scores.shape[1]) < labels[:, None])
+    hits: NDArray[np.bool_] = ((scores > of_labels) | before).sum(axis=1) < k
     return hits
 
 
 def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
-    """Count (true class, predicted class).
+    """Count the samples by (true class, predicted class).
 
     Args:
         scores: (N, C).
@@ -91,18 +92,18 @@ def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
 def class_table(
     scores: NDArray[Any], labels: NDArray[Any], *, names: Sequence[str] | None = None, k: int = 5
 ) -> dict[str, list[Any]]:
-    """How each class fares: columns of equal length, as pyarrow.table takes them.
+    """Compute the figures of each class: columns of equal length, as pyarrow.table takes them.
 
     Args:
         scores: (N, C).
         labels: (N,) class numbers.
-        names: Of the C classes; None leaves them as numbers.
-        k: Of the column `top{k}`.
+        names: Names of the C classes; None leaves them as numbers.
+        k: Number of highest scores for the column `top{k}`.
 
     Returns:
-        `class`, `name`, `samples`, `predicted` (how often it was the highest), `top1` and `top{k}` (shares of its own
-        samples; None without samples), `precision` (share of `predicted` that was right; None where never predicted),
-        `taken_for` (the class that its samples are most often mistaken for; None without mistakes).
+        `class`, `name`, `samples`, `predicted` (number of samples it was highest for), `top1` and `top{k}` (shares of
+        the class's samples; None without samples), `precision` (share of `predicted` that was right; None if never
+        predicted), `taken_for` (the class that its samples are most often mistaken for; None without mistakes).
 
     Raises:
         ValueError: As in `hits_at`, or there are not C names.
@@ -111,7 +112,7 @@ def class_table(
     classes = len(matrix)
     names = [str(i) for i in range(classes)] if names is None else list(names)
     if len(names) != classes:
-        raise ValueError(f"{len(names)} names for {classes} classes: give one name a class")
+        raise ValueError(f"{len(names)} names for {classes} classes: give one name per class")
     right, samples, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     hits = np.bincount(labels[hits_at(scores, labels, k=k)], minlength=classes)
     mistakes = matrix - np.diag(right)
@@ -128,9 +129,9 @@ def class_table(
 
 
 def average_precisions(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
-    """Average precision of each class: the mean precision at its positives, samples sorted by score.
+    """Compute the average precision of each class: the mean precision at its positives, samples sorted by score.
 
-    sum over distinct scores, falling, of (recall gained) x (precision there), as scikit-learn's
+    It is the sum over distinct scores, falling, of (recall gained) x (precision there), as scikit-learn's
     average_precision_score: equal scores count as one step, so that their order does not matter.
 
     Args:
@@ -138,10 +139,10 @@ def average_precisions(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[n
         targets: (N, C) of 0 and 1; or (N,) class numbers.
 
     Returns:
-        (C,), NaN where a class has no positive. `mean_average_precision` leaves those out.
+        (C,), NaN for a class without a positive. `mean_average_precision` leaves those out.
 
     Raises:
-        ValueError: As in `hits_at`; targets other than 0 and 1.
+        ValueError: As in `hits_at`, or targets are other than 0 and 1.
     """
     if targets.ndim == 1:
         scores, targets = _checked(scores, targets)
@@ -154,7 +155,7 @@ def average_precisions(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[n
 
 
 def mean_average_precision(scores: NDArray[Any], targets: NDArray[Any]) -> float:
-    """mAP: the mean of `average_precisions` over the classes that have a positive; NaN if none has."""
+    """Compute mAP, the mean of `average_precisions` over the classes with a positive; NaN if there are none."""
     precisions = average_precisions(scores, targets)
     present = precisions[~np.isnan(precisions)]
     return float(present.mean()) if len(present) else float("nan")
@@ -164,10 +165,10 @@ def _average_precision(scores: NDArray[Any], positive: NDArray[np.bool_]) -> flo
     if not positive.any():
         return float("nan")
     order = np.argsort(-scores.astype(np.float64), kind="stable")
-    scores, found = scores[order], np.cumsum(positive[order])
-    last = np.append(scores[1:] != scores[:-1], True)  # of a run of equal scores
-    found, taken = found[last], np.flatnonzero(last) + 1
-    return float((np.diff(found, prepend=0) * (found / taken)).sum() / found[-1])
+    scores, positives = scores[order], np.cumsum(positive[order])
+    last = np.append(scores[1:] != scores[:-1], True)  # the end of each run of equal scores
+    positives, taken = positives[last], np.flatnonzero(last) + 1
+    return float((np.diff(positives, prepend=0) * (positives / taken)).sum() / positives[-1])
 
 
 def _shares(parts: NDArray[Any], wholes: NDArray[Any]) -> list[float | None]:
@@ -178,12 +179,12 @@ def _checked(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], 
     scores = _finite(scores)
     if labels.shape != scores.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"labels {labels.shape} of {labels.dtype} must be a class number for each of {len(scores)} samples"
+            f"labels {labels.shape} of {labels.dtype} must be class numbers, one for each of {len(scores)} samples"
         )
     wrong = labels[(labels < 0) | (labels >= scores.shape[1])]
     if len(wrong):
         raise ValueError(
-            f"labels {wrong[:8].tolist()} lie outside 0 to {scores.shape[1] - 1}; leave samples without a label out"
+            f"labels {wrong[:8].tolist()} lie outside 0 to {scores.shape[1] - 1}: leave samples without a label out"
         )
     return scores, labels.astype(np.int64)
 
@@ -194,6 +195,6 @@ def _finite(scores: NDArray[Any]) -> NDArray[Any]:
     wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(wrong):
         raise ValueError(
-            f"{len(wrong)} samples have scores that are no numbers (first: row {wrong[0]}); leave failed reads out"
+            f"{len(wrong)} samples have scores that are no numbers (first: row {wrong[0]}): leave failed reads out"
         )
     return scores

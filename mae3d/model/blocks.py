@@ -1,10 +1,10 @@
-"""Transformer blocks: attention and MLP, each after a norm and beside a residual.
+"""Transformer blocks mix tokens by attention and an MLP, each after a norm and beside a residual.
 
-    x = Blocks(512, depth=4, num_heads=16, mlp_ratio=4.0, qkv_bias=True)(x)     # (B, N, D) -> (B, N, D)
-    x = blocks(x, asked=1412)                                                    # -> the last 1412 tokens only
+    x_BND = Blocks(512, depth=4, num_heads=16, mlp_ratio=4.0, qkv_bias=True)(x_BND)     # (B, N, D) ─► (B, N, D)
+    x_BOD = blocks(x_BND, num_outputs=1412)                                              # ─► the last 1412 tokens only
 
 Numerics and initialisation are facebookresearch/mae_st's; names of parameters are timm's. Query, key and value are one
-matrix, attention is torch's scaled_dot_product_attention.
+matrix, attention is torch's scaled_dot_product_attention. Shapes: legend in patches.py; O = num_outputs.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's, with upstream's epsilon."""
+    """torch's layer norm with upstream's epsilon."""
 
     def __init__(self, width: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__(width, eps=1e-6, device=device, dtype=dtype)
@@ -30,18 +30,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, asked: int | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, asked, D): what the last tokens see of all."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads)
-        if asked is not None:
-            # Their queries could be a product of their own, but that costs a copy of x, and saves next to nothing.
-            q = q[:, :, -asked:]
+    def forward(self, x_BND: Tensor, num_outputs: int | None = None) -> Tensor:
+        """Attend to all tokens from all of them, or from the last `num_outputs`: (B, N, D) ─► (B, N or O, D)."""
+        qkv = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads)
+        if num_outputs is not None:
+            # A separate product for these queries would cost a copy of x, and save next to nothing.
+            q = q[:, :, -num_outputs:]
         attended: Tensor = self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return attended
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); `drop_path` is the rate of clips that skip a branch."""
+    """A transformer block: x + attention(norm(x)), then x + MLP(norm(x)).
+
+    `drop_path` is the share of the clips that skip a branch in training.
+    """
 
     def __init__(self, width: int, *, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -52,16 +56,16 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, asked: int | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, asked, D): all are attended to, but only the last go on."""
-        attended: Tensor = self.drop_path1(self.attn(self.norm1(x), asked))
-        x = attended + (x if asked is None else x[:, -asked:])
+    def forward(self, x_BND: Tensor, num_outputs: int | None = None) -> Tensor:
+        """Attend to all tokens and return all of them, or the last `num_outputs`: (B, N, D) ─► (B, N or O, D)."""
+        attended: Tensor = self.drop_path1(self.attn(self.norm1(x_BND), num_outputs))
+        x = attended + (x_BND if num_outputs is None else x_BND[:, -num_outputs:])
         mixed: Tensor = self.drop_path2(self.mlp(self.norm2(x)))
         return x + mixed
 
 
 class Blocks(nn.ModuleList):
-    """Transformer blocks one after the other, with activation checkpointing as an option."""
+    """A sequence of transformer blocks, with activation checkpointing as an option."""
 
     def __init__(
         self, width: int, *, depth: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float = 0.0
@@ -72,19 +76,19 @@ class Blocks(nn.ModuleList):
         )
         self.checkpointing = False
 
-    def forward(self, x: Tensor, asked: int | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D), or with `asked` (B, asked, D) of the last tokens: the last block does no more."""
+    def forward(self, x_BND: Tensor, num_outputs: int | None = None) -> Tensor:
+        """Run all blocks: (B, N, D) ─► (B, N or O, D); the last block computes no more than its outputs."""
+        x = x_BND
         for i, block in enumerate(self):
-            wanted = asked if i == len(self) - 1 else None
-            x = checkpoint(block, x, wanted, use_reentrant=False) if self.checkpointing else block(x, wanted)
-        return x if asked is None or len(self) else x[:, -asked:]
+            outputs = num_outputs if i == len(self) - 1 else None
+            x = checkpoint(block, x, outputs, use_reentrant=False) if self.checkpointing else block(x, outputs)
+        return x if num_outputs is None or len(self) else x[:, -num_outputs:]
 
 
 def init_linears(module: nn.Module, *, trunc: bool) -> None:
-    """Upstream's for every Linear inside: Xavier, or truncated normal .02; biases 0.
+    """Initialise every Linear inside as upstream does: Xavier, or a truncated normal of 0.02; biases 0.
 
-    Query, key and value are drawn as three matrices, as upstream has them: Xavier's bound depends on the
-    shape.
+    Query, key and value are drawn as three matrices, as upstream has them: Xavier's bound depends on the shape.
     """
     for name, linear in module.named_modules():
         if not isinstance(linear, nn.Linear):

@@ -1,8 +1,9 @@
-"""A clip -> logits: the encoder looks at every token, they are pooled, normalised and classified.
+"""The classifier encodes every token of a clip, pools and normalises them, and computes logits.
 
+    clip ─► tokens ─► features ─► logits
     model = Classifier(ClassifierConfig(preset="mae_vit_base_patch16", num_classes=174, drop_path=0.1))
-    load_encoder(model, open_encoder("RUN"))               # transfer.py, weights.py; without it: from scratch
-    torch.manual_seed(drop_seed(0, step=step, rank=rank))  # what dropout and drop path leave out
+    load_encoder(model, open_encoder("RUN"))               # without it: from scratch
+    torch.manual_seed(drop_seed(0, step=step, rank=rank))  # of dropout and drop path
     logits = model(clip_uint8)                             # (B, classes)
     loss = classification_loss(logits, targets, multi_label=model.config.multi_label)
 
@@ -19,7 +20,7 @@ from mae3d.model.encoder import Encoder
 
 
 class Classifier(nn.Module):
-    """facebookresearch/mae_st's classifier: the norm comes after the pooling and is the encoder's own."""
+    """facebookresearch/mae_st's classifier: the encoder's norm comes after the pooling."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -31,18 +32,18 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def features(self, clip: Tensor) -> Tensor:
-        """What the head sees: (B, D) pooled and normalised, of a clip as in `forward`."""
-        tokens = self.encoder(clip)
+        """Compute the head's input, (B, D) pooled and normalised, for a clip as in `forward`."""
+        tokens_BND = self.encoder(clip)
         if self.config.pooling == "cls":
-            pooled = tokens[:, 0]
+            pooled_BD = tokens_BND[:, 0]
         else:
-            # Upstream leaves the first token out even where it is no class token; weights finetuned there expect it.
-            pooled = tokens[:, 1:].mean(dim=1)
-        features: Tensor = self.encoder.norm(pooled)
-        return features
+            # Upstream leaves the first token out even if it is no class token; weights finetuned there expect it.
+            pooled_BD = tokens_BND[:, 1:].mean(dim=1)
+        features_BD: Tensor = self.encoder.norm(pooled_BD)
+        return features_BD
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Classify.
+        """Compute the logits of clips.
 
         Args:
             clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
@@ -62,33 +63,33 @@ class Classifier(nn.Module):
 
 
 def classification_loss(logits: Tensor, targets: Tensor, *, multi_label: bool) -> Tensor:
-    """The loss of a batch, float32 scalar.
+    """Compute the loss of a batch, a float32 scalar.
 
     Args:
         logits: (B, classes).
-        targets: float (B, classes), what mixing.py makes of labels: shares that sum to 1, or with `multi_label`
-            a probability for each class on its own.
-        multi_label: Binary cross-entropy, averaged over classes and clips; else cross-entropy with soft
-            targets, averaged over clips.
+        targets: float (B, classes) of mae3d.training.mixing: shares that sum to 1, or with `multi_label` one
+            independent probability per class.
+        multi_label: Whether the loss is binary cross-entropy, averaged over classes and clips; else it is
+            cross-entropy with soft targets, averaged over clips.
 
     Raises:
-        ValueError: The shapes differ: labels that are numbers go through `mixing.soft_targets` first.
+        ValueError: The shapes differ; class numbers go through `mixing.soft_targets` first.
     """
     if logits.shape != targets.shape:
         raise ValueError(
-            f"targets {tuple(targets.shape)} do not fit logits {tuple(logits.shape)}; mixing.soft_targets turns "
-            "labels into targets"
+            f"targets {tuple(targets.shape)} do not fit logits {tuple(logits.shape)}: turn labels into targets with "
+            "mixing.soft_targets"
         )
     loss = nn.functional.binary_cross_entropy_with_logits if multi_label else nn.functional.cross_entropy
     return loss(logits.float(), targets.float())
 
 
 def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
-    """Logits of several views of each sample -> the sample's scores, summed over views as upstream does.
+    """Turn the logits of each sample's views into the sample's scores, summed over views as upstream does.
 
     Args:
         logits: (B, V, C) of any dtype.
-        multi_label: Sigmoids; else softmax.
+        multi_label: Whether probabilities are sigmoids; else they are a softmax.
 
     Returns:
         (B, C) float32: sums of probabilities, V of them.
@@ -98,13 +99,13 @@ def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
 
 
 def drop_seed(seed: int, *, step: int, rank: int, micro: int = 0) -> int:
-    """What to seed torch's generators with before a forward pass in training, so that a resumed run drops the same.
+    """Compute the seed of torch's generators for a forward pass in training; a resumed run then drops the same.
 
     Args:
         seed: The run's seed, 0 or more.
         step: The optimizer step, 0 or more.
-        rank: The process.
-        micro: The micro-batch within the step, where gradients are accumulated.
+        rank: The rank of the process.
+        micro: The micro-batch within the step, if gradients are accumulated.
 
     Returns:
         63 bits, a pure function of the arguments (counter-based: Philox 4x64).

@@ -1,4 +1,6 @@
-"""Settings of the model: a preset's name and what differs from it -> a complete, checked, frozen dataclass.
+"""Settings of the model are completed from a preset, checked and frozen.
+
+preset and overrides ─► EncoderConfig, MAEConfig, ClassifierConfig
 
 Standard library only: command lines read this file to build `--help`, long before torch is imported.
 
@@ -11,8 +13,8 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-# A size that may be left out (None): __post_init__ derives it, so that readers of a config, and the type
-# checker, see an int; the command line sees that null may be said.
+# A size that may be left out (None): __post_init__ derives it, so that readers of a config, and the type checker, see
+# an int; the command line accepts null.
 if TYPE_CHECKING:
     Size = int
     Switch = bool
@@ -21,7 +23,7 @@ else:
     Switch = bool | None
 _DERIVED: Any = None
 
-# How masking.py hides tokens; docs/masks.md shows each.
+# Types of masks that masking.py makes; docs/masks.md shows each.
 MaskType = Literal["random", "tube", "frame", "block", "prospective", "retrospective", "interpolation"]
 
 
@@ -29,8 +31,7 @@ def _encoder(*, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> 
     return {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
 
 
-# The published sizes; the decoder is that of the published recipes (4 blocks, not upstream's class default of
-# 8).
+# The published sizes, with the decoder of the published recipes (4 blocks, not upstream's class default of 8).
 _DECODER = {"decoder_embed_dim": 512, "decoder_depth": 4, "decoder_num_heads": 16}
 _DECODER_TINY = {"decoder_embed_dim": 192, "decoder_depth": 2, "decoder_num_heads": 3}
 PRESETS: dict[str, dict[str, int]] = {
@@ -42,11 +43,11 @@ PRESETS: dict[str, dict[str, int]] = {
     "mae_vit_huge_patch16": _encoder(patch_size=16, embed_dim=1280, depth=32, num_heads=16) | _DECODER,
 }
 
-CELL_TOKENS = 4  # of a running cell: 2 x 2 in a time slot
+CELL_TOKENS = 4  # tokens of a running cell: 2 x 2 in a time slot
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """`did you mean ...?` for a misspelt name, or the list of what there is."""
+    """Return `did you mean ...?` for a misspelt name, or else the list of known names."""
     close = get_close_matches(name, known, n=3, cutoff=0.4)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
 
@@ -66,16 +67,16 @@ class EncoderConfig:
         num_heads: Attention heads.
         mlp_ratio: Hidden width of a block's MLP over its width.
         qkv_bias: Whether query, key and value have biases.
-        sep_pos_embed: Learned positions in a table for space plus one for time; else in one table for all
-            tokens.
+        sep_pos_embed: Whether learned positions are a table for space plus one for time; else they are one table for
+            all tokens.
         cls_embed: Whether a class token goes first.
-        trunc_init: Upstream's other initialisation: truncated normals, a deviation of 1 for the patch
-            embedding.
-        pos_init: What positions start from, encoder's and decoder's: `normal` (upstream: noise of 0.02, in which the
-            model must first learn where its tokens lie) or `sines` (Vaswani et al. 2017, learned from there on), with
+        trunc_init: Whether weights start as in upstream's other initialisation: truncated normals, a deviation of 1
+            for the patch embedding.
+        pos_init: Start of the encoder's and decoder's positions: `normal` (upstream: noise of 0.02, in which the model
+            must first learn where its tokens lie) or `sines` (Vaswani et al. 2017, learned from there on), with
             which small models and short runs learn in a fraction of the steps.
         mean: Mean of the pixels on [0, 1]: one value, or three for R, G, B.
-        std: Standard deviation of the pixels on [0, 1], likewise.
+        std: Standard deviation of the pixels on [0, 1]: one value, or three for R, G, B.
     """
 
     preset: str = "mae_vit_large_patch16"
@@ -154,7 +155,7 @@ class EncoderConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a clip, the class token not counted."""
+        """Number of tokens of a clip without the class token."""
         t, h, w = self.grid
         return t * h * w
 
@@ -169,21 +170,21 @@ class MAEConfig(EncoderConfig):
         decoder_num_heads: The decoder's attention heads: 16 as published in mae_st, 32 wide, or 8 as in PySlowFast, 64
             wide. Tables and FLOPs are the same and GPUs do wider heads faster, but the decoder is another function:
             weights trained with one number are no good with the other.
-        decoder_sep_pos_embed: As sep_pos_embed, for the decoder; None is as the encoder has it.
+        decoder_sep_pos_embed: sep_pos_embed of the decoder; None is the encoder's.
         decoder_cls: The class token that the decoder sees: its `own` learned one (mae_st), or the `encoder`'s, passed
             on (PySlowFast, where the official weights were trained, and cyrilzakka/MAE3D).
         norm_pix_loss: Whether each target patch is normalised by its own mean and deviation.
-        pred_t_dim: Frames of a clip that are predicted, spread evenly over it. None is one frame a token: 8
+        pred_t_dim: Frames of a clip that are predicted, spread evenly over it. None is one frame per token: 8
             of 16 frames at t_patch_size 2, as published.
-        target_rule: Which frames those are: spread from the first to the last, `even` (mae_st: 0, 2, ..., 12, 15), or
-            every n-th, `stride` (PySlowFast: 0, 2, ..., 12, 14).
-        mask_type: Which tokens are hidden: `random` ones (published), a `tube` of some places in all frames, whole
-            time slots (`frame`), cuboids (`block`), the future (`prospective`), the past (`retrospective`) or the
-            middle (`interpolation`).
-        mask_ratio: Share of the tokens that is hidden, to the nearest whole tube or time slot where the type has such.
+        target_rule: Choice of the predicted frames: spread from the first to the last, `even` (mae_st: 0, 2, ..., 12,
+            15), or every n-th, `stride` (PySlowFast: 0, 2, ..., 12, 14).
+        mask_type: Choice of the hidden tokens: `random` ones (published), a `tube` of the same positions in all frames,
+            whole time slots (`frame`), cuboids (`block`), the future (`prospective`), the past (`retrospective`) or
+            the middle (`interpolation`).
+        mask_ratio: Share of the tokens that is hidden, to the nearest whole tube or time slot if the type has such.
         decoder_mask_ratio: Share of the hidden tokens that the decoder leaves out, in quarters: 0 (published MAE-ST) or
-            0.25, 0.5 (VideoMAE V2), 0.75. Those that it predicts, and the loss counts, are running cells: the same part
-            of each 2 x 2 tokens, one place further each time slot. Less work a step; the method is another.
+            0.25, 0.5 (VideoMAE V2), 0.75. The tokens that it predicts, and the loss counts, are running cells: the same
+            part of each 2 x 2 tokens, one position further each time slot. Less work per step; the method is another.
     """
 
     decoder_embed_dim: Size = _DERIVED
@@ -247,16 +248,16 @@ class MAEConfig(EncoderConfig):
 
     @property
     def mask_unit(self) -> int:
-        """Tokens that the mask keeps or hides together: one, those of a tube, or those of a time slot."""
+        """Number of tokens that the mask keeps or hides together: 1, a tube's or a time slot's."""
         t, h, w = self.grid
         return {"random": 1, "block": 1, "tube": t}.get(self.mask_type, h * w)
 
     @property
     def num_kept(self) -> int:
-        """Visible tokens, the same number in every clip.
+        """Number of visible tokens, the same in every clip.
 
-        Of single tokens, upstream's truncation of a float product (1568 x 0.1 keeps 156); of tubes and time slots the
-        nearest whole number; of `interpolation` at least the first slot and the last.
+        Single tokens are counted by upstream's truncation of a float product (1568 x 0.1 keeps 156), tubes and time
+        slots to the nearest whole number; `interpolation` keeps at least the first slot and the last.
         """
         visible, unit = self.num_tokens * (1 - self.mask_ratio), self.mask_unit
         if self.mask_type in ("random", "block"):
@@ -266,30 +267,30 @@ class MAEConfig(EncoderConfig):
 
     @property
     def cell_predicted(self) -> int:
-        """How many of a running cell's tokens the decoder predicts."""
+        """Number of a running cell's tokens that the decoder predicts."""
         return int(CELL_TOKENS * (1 - self.decoder_mask_ratio) + 0.5)
 
     @property
     def num_predicted(self) -> int:
-        """Hidden tokens that the decoder predicts in training, the same number in every clip."""
+        """Number of hidden tokens that the decoder predicts in training, the same in every clip."""
         hidden = self.num_tokens - self.num_kept
         return max(1, int(hidden * self.cell_predicted / CELL_TOKENS + 0.5))
 
     @property
     def pred_u(self) -> int:
-        """Target frames of a token."""
+        """Number of target frames of a token."""
         return self.t_patch_size * self.pred_t_dim // self.num_frames
 
 
 @dataclass(frozen=True)
 class ClassifierConfig(EncoderConfig):
-    """The classifier's settings: the encoder's, and what lies between its tokens and the classes.
+    """The classifier's settings: the encoder's, the pooling's and the head's.
 
     Attributes:
-        num_classes: Classes, which are logits.
-        class_names: What they are called, by number; empty where labels are mere numbers. Other datasets' labels are
+        num_classes: Number of classes, which are logits.
+        class_names: Names of the classes by number; empty if labels are mere numbers. Other datasets' labels are
             matched by name.
-        multi_label: Whether a clip may have several of them: sigmoids and binary cross-entropy, not a softmax.
+        multi_label: Whether a clip may have any number of classes: sigmoids and binary cross-entropy, not a softmax.
         pooling: `mean` of the tokens (facebookresearch/mae_st), or `cls`, the class token (eminorhan/mae_st).
         dropout: Share of the pooled features that is dropped in training.
         drop_path: Share of the clips of a batch that skip a block's branch in training: 0 in the first block, rising
@@ -307,7 +308,7 @@ class ClassifierConfig(EncoderConfig):
 
     @classmethod
     def of(cls, encoder: EncoderConfig, **settings: Any) -> "ClassifierConfig":
-        """The encoder of another config (a MAE's, a classifier's) with `settings` of its own.
+        """Return the encoder's settings of another config (a MAE's, a classifier's) with the classifier's `settings`.
 
         Raises:
             ValueError: A setting is out of its range.
@@ -323,13 +324,15 @@ class ClassifierConfig(EncoderConfig):
         super()._check()
         self._check_positive("num_classes")
         if self.class_names and len(self.class_names) != self.num_classes:
-            raise ValueError(f"class_names has {len(self.class_names)} names for num_classes={self.num_classes}")
+            raise ValueError(
+                f"class_names has {len(self.class_names)} names for num_classes={self.num_classes}: give one per class"
+            )
         if self.pooling not in ("mean", "cls"):
             raise ValueError(f"pooling={self.pooling!r} must be mean or cls")
         if self.pooling == "cls" and not self.cls_embed:
-            raise ValueError("pooling=cls needs a class token (cls_embed=true); without one, set pooling=mean")
+            raise ValueError("pooling=cls needs a class token: set cls_embed=true or pooling=mean")
         if not self.cls_embed and self.num_tokens < 2:
-            raise ValueError("a clip of one token and no class token leaves nothing to pool; take a smaller patch_size")
+            raise ValueError("a clip of one token and no class token leaves nothing to pool: take a smaller patch_size")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
@@ -339,13 +342,14 @@ class ClassifierConfig(EncoderConfig):
 
 @dataclass(frozen=True)
 class MixConfig:
-    """How a batch's clips and labels are mixed with one another in training (mixing.py).
+    """Settings of mixing a batch's clips and labels with one another in training (mae3d.training.mixing).
 
     Attributes:
-        mixup: Alpha of mixup's Beta(alpha, alpha) of the share of a clip's own pixels; 0 for no mixup. Published: 0.8.
-        cutmix: Alpha of cutmix's, whose other share is a box of the partner's pixels; 0 for no cutmix. Published: 1.0.
+        mixup: Alpha of the Beta(alpha, alpha) that mixup draws the share of a clip's pixels from; 0 for no mixup.
+            Published: 0.8.
+        cutmix: Alpha of cutmix's Beta; the rest is a box of the partner's pixels; 0 for no cutmix. Published: 1.0.
         prob: Share of the batches that are mixed at all.
-        switch_prob: Share of the mixed batches that get cutmix, where both are on.
+        switch_prob: Share of the mixed batches that get cutmix, if both are on.
         smoothing: Share of a label that is spread over all classes.
     """
 
@@ -367,5 +371,5 @@ class MixConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether any batch is mixed."""
+        """True if any batch is mixed."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)

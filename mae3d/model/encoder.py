@@ -1,7 +1,8 @@
-"""The one vision transformer: a clip (and which tokens to look at) -> a token for each.
+"""The vision transformer embeds the patches of a clip, all or chosen ones, and lets them attend to one another.
 
+    clip, ids_keep ─► patches ─► tokens with positions ─► blocks ─► tokens
     encoder = Encoder(config)
-    tokens = encoder(clip)                # (B, 1 + L, D): all tokens, the class token first if there is one
+    tokens = encoder(clip)                # (B, 1 + L, D): all tokens, after the class token if the config has one
     tokens = encoder(clip, ids_keep)      # (B, 1 + K, D): only these are embedded and attended to
     features = encoder.norm(tokens[:, encoder.num_prefix:])
 
@@ -18,8 +19,7 @@ from mae3d.model.patches import gather_patches, normalise, patch_view
 
 
 class Positions(nn.Module):
-    """Learned positions of the tokens of a (t, h, w) grid: a table for space plus one for time, or one for
-    all.
+    """Learned positions of the tokens of a (t, h, w) grid: a table for space plus one for time, or a joint one.
 
     The names and shapes are upstream's: `spatial` (1, h*w, D), `temporal` (1, t, D) and `cls` (1, 1, D); or
     `joint` (1, [1 +] L, D), the class token's row first.
@@ -47,7 +47,7 @@ class Positions(nn.Module):
 
     @torch.no_grad()
     def _start_from_sines(self, grid: tuple[int, int, int], width: int) -> None:
-        """Rows in the first half of the width, columns in the second; time added over the whole width."""
+        """Fill the tables: rows in the first half of the width, columns in the second, time added over all of it."""
         t, h, w = grid
         rows, columns, times = sine_table(h, width // 2), sine_table(w, width // 2), sine_table(t, width)
         plane = torch.cat([rows.repeat_interleave(w, 0), columns.repeat(h, 1)], dim=1)
@@ -61,12 +61,12 @@ class Positions(nn.Module):
         """Look positions up.
 
         Args:
-            ids_BK: int64, tokens; None for all L in order.
+            ids_BK: int64 token numbers; None for all L in order.
 
         Returns:
-            The class token's position (1, 1, D), or None; and the tokens' (B, K, D), or (1, L, D) of all.
+            The class token's position (1, 1, D), or None; and the tokens' positions, (B, K, D), or (1, L, D) of all.
 
-        Both come from one call, because ZeRO-3 lets a module see its parameters inside its own forward only.
+        One call returns both, because ZeRO-3 gathers a module's parameters inside its forward only.
         """
         if not self.separable:
             cls, table = self.joint.split([self.num_prefix, self.joint.shape[1] - self.num_prefix], dim=1)
@@ -81,24 +81,25 @@ class Positions(nn.Module):
 
 
 def sine_table(length: int, width: int) -> Tensor:
-    """(length, width) sines, then cosines, of wavelengths from 2 pi to 10000 x 2 pi (Vaswani et al. 2017, 3.5)."""
+    """Compute (length, width) sines, then cosines, of wavelengths from 2 pi to 10000 x 2 pi (Vaswani et al. 2017)."""
     angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(width // 2) / (width / 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class PatchEmbed(nn.Linear):
-    """Upstream's Conv3d with stride = kernel, as a Linear over patch vectors.
+    """A Linear over patch vectors, which is upstream's Conv3d with stride = kernel.
 
     The cast to the weight's dtype comes after the gather and the normalisation, so that bfloat16 rounds a
     value once.
     """
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return super().forward(pixels.to(self.weight.dtype))
+    def forward(self, patches_BKP: Tensor) -> Tensor:
+        """Embed patches: (B, K, P) of any float dtype ─► (B, K, D)."""
+        return super().forward(patches_BKP.to(self.weight.dtype))
 
 
 class Encoder(nn.Module):
-    """ViT over space-time patches; `drop_path` is the last block's rate of skipped branches, for finetuning."""
+    """A ViT over space-time patches; `drop_path` is the last block's share of skipped branches, for finetuning."""
 
     def __init__(self, config: EncoderConfig, *, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -129,37 +130,37 @@ class Encoder(nn.Module):
         init_linears(self.blocks, trunc=config.trunc_init)
 
     def forward(self, clip: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Embed and attend.
+        """Embed the tokens and let them attend to one another.
 
         Args:
             clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
-            ids_keep: int64 (B, K), the tokens to look at; None for all L.
+            ids_keep: int64 (B, K), the visible tokens; None for all L.
 
         Returns:
             (B, num_prefix + K, D), before `norm`: the classifier pools first and normalises then, as upstream
             does.
 
         Raises:
-            ValueError: The clip's shape or dtype is not what the config says.
+            ValueError: The clip's shape or dtype does not fit the config.
         """
         return self.blocks(self.embed(clip, ids_keep))
 
     def embed(self, clip: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """What the first block gets: (B, num_prefix + K, D) tokens with their positions. Arguments as of `forward`."""
+        """Embed the tokens, (B, num_prefix + K, D) with their positions; arguments and errors as in `forward`."""
         config = self.config
         view = patch_view(clip, frames_per_patch=config.t_patch_size, patch_size=config.patch_size)
         if tuple(view.shape[1:4]) != config.grid:
             raise ValueError(
-                f"clip {tuple(clip.shape)} makes {tuple(view.shape[1:4])} tokens, not {config.grid}; the model takes "
+                f"clip {tuple(clip.shape)} makes {tuple(view.shape[1:4])} tokens, not {config.grid}: give a clip of "
                 f"{config.num_frames} frames, {config.img_size} x {config.img_size} pixels"
             )
-        pixels = normalise(gather_patches(view, ids_keep), mean=config.mean, std=config.std)
-        cls_position, positions = self.positions(ids_keep)
-        x = self.patch_embed(pixels) + positions
-        if cls_position is not None:
-            cls = self.cls_token + cls_position
-            x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        return x
+        patches_BKP = normalise(gather_patches(view, ids_keep), mean=config.mean, std=config.std)
+        cls_position, positions_BKD = self.positions(ids_keep)
+        x_BKD = self.patch_embed(patches_BKP) + positions_BKD
+        if cls_position is None:
+            return x_BKD
+        cls = self.cls_token + cls_position
+        return torch.cat([cls.expand(x_BKD.shape[0], -1, -1).to(x_BKD.dtype), x_BKD], dim=1)
 
     def set_grad_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the activations of each block in the backward pass: less memory, a third more work."""
@@ -167,7 +168,7 @@ class Encoder(nn.Module):
 
 
 def init_patch_embed(linear: nn.Linear, *, trunc: bool) -> None:
-    """Upstream's: Xavier, or a truncated normal of deviation 1; the bias keeps torch's default (uniform)."""
+    """Initialise as upstream does: Xavier, or a truncated normal of deviation 1; the bias keeps torch's uniform."""
     if trunc:
         nn.init.trunc_normal_(linear.weight)
     else:

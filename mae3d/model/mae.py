@@ -1,12 +1,13 @@
-"""Masked autoencoder: a clip and noise -> the loss of predicting its hidden patches.
+"""The masked autoencoder hides patches of a clip, encodes the visible ones and predicts the hidden ones' pixels.
 
+    clip, noise ─► mask ─► encoder ─► decoder ─► predicted patches ─► loss
     model = MAE(MAEConfig(preset="mae_vit_small_patch16", num_frames=16, img_size=112))
     out = model(clip_uint8, noise)           # noise: masking.mask_noise(...)
     out.loss.backward()
 
-The order of the tokens carries no meaning to attention, so the decoder works on [visible; hidden] as the
-shuffle left them, with each token's own position; nothing is put back in order, and the last block's own work
-and the head are done for hidden tokens only. Exact, and less work than upstream's. Shapes: legend in patches.py.
+The order of the tokens carries no meaning to attention, so the decoder works on [visible; hidden] as the shuffle left
+them, each with its position; nothing is put back in order, and the last block and the head compute hidden tokens only.
+The results are exactly upstream's, for less work. Shapes: legend in patches.py.
 """
 
 from typing import NamedTuple
@@ -22,12 +23,12 @@ from mae3d.model.patches import gather_patches, normalise, patch_statistics, pat
 
 
 class MAEOutput(NamedTuple):
-    """What a forward pass gives.
+    """The results of a forward pass.
 
     Attributes:
         loss: float32 scalar: the squared error's mean over the predicted hidden patches of the whole batch.
         pred: The predicted patches, in the model's dtype. `full=False`: (B, M, P) of the hidden tokens, in
-            the order of their noise (with a decoder_mask_ratio those of the running cell alone); `full=True`:
+            the order of their noise (with a decoder_mask_ratio only the running cell's tokens); `full=True`:
             (B, L, P) of every token, in token order.
         mask: float32 (B, L), 1 where hidden.
         ids_restore: int64 (B, L), as in masking.Mask.
@@ -75,15 +76,25 @@ class Decoder(nn.Module):
         init_linears(self, trunc=config.trunc_init)
 
     def forward(self, latent: Tensor, ids_keep: Tensor, ids_masked: Tensor, *, full: bool) -> Tensor:
-        """(B, num_passed + K, D) -> (B, M, P) of `ids_masked`, or with `full` (B, K + M, P), the visible first."""
+        """Predict the pixels of tokens.
+
+        Args:
+            latent: (B, num_passed + K, D).
+            ids_keep: int64 (B, K), the visible tokens.
+            ids_masked: int64 (B, M), the hidden tokens that are predicted.
+            full: Whether the visible tokens are predicted too.
+
+        Returns:
+            (B, M, P), or with `full` (B, K + M, P), the visible tokens first.
+        """
         cls_position, positions = self.positions(torch.cat([ids_keep, ids_masked], dim=1))
         passed, visible = self.embed(latent).split([self.num_passed, ids_keep.shape[1]], dim=1)
         x = torch.cat([visible, self.mask_token.expand(*ids_masked.shape, -1).to(visible.dtype)], dim=1) + positions
         if cls_position is not None:
             cls = (passed if self.num_passed else self.cls_token) + cls_position
             x = torch.cat([cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        asked = ids_masked.shape[1] + (ids_keep.shape[1] if full else 0)
-        prediction: Tensor = self.head(self.norm(self.blocks(x, asked)))
+        num_outputs = ids_masked.shape[1] + (ids_keep.shape[1] if full else 0)
+        prediction: Tensor = self.head(self.norm(self.blocks(x, num_outputs)))
         return prediction
 
 
@@ -98,13 +109,13 @@ class MAE(nn.Module):
         self.target_frames = target_frames(config.num_frames, config.pred_t_dim, rule=config.target_rule)
 
     def forward(self, clip: Tensor, noise: Tensor, full: bool = False) -> MAEOutput:
-        """Hide, encode, decode, compare.
+        """Hide patches, encode the others, predict the hidden ones and compute the loss.
 
         Args:
             clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
-            noise: float32 (B, L); which tokens stay visible follows from it and the config's mask_type.
-            full: Predict every token, for goldens and pictures, whatever decoder_mask_ratio is; training needs the
-                hidden ones only, or with that ratio the running cell's share of them.
+            noise: float32 (B, L), from which the visible tokens follow by the config's mask_type.
+            full: Whether every token is predicted, for goldens and pictures, at any decoder_mask_ratio; training needs
+                the hidden ones only, or with that ratio the running cell's share of them.
 
         Raises:
             ValueError: The clip does not fit the config.
@@ -124,13 +135,16 @@ class MAE(nn.Module):
         return MAEOutput(loss, pred, mask, ids_restore, latent[:, self.decoder.num_passed :])
 
     def targets(self, clip: Tensor, ids: Tensor | None) -> Tensor:
-        """Target patches of the tokens `ids` (None: all), float32 (B, K, P), before norm_pix_loss's step."""
+        """Gather the target patches of the tokens `ids` (None: all), float32 (B, K, P), before norm_pix_loss's step."""
         config = self.config
         view = patch_view(clip, frames_per_patch=config.pred_u, patch_size=config.patch_size, frames=self.target_frames)
         return normalise(gather_patches(view, ids), mean=config.mean, std=config.std)
 
     def loss(self, clip: Tensor, pred: Tensor, ids_masked: Tensor) -> Tensor:
-        """Mean squared error over the patches `ids_masked`, float32: upstream's masked sum over the mask's sum."""
+        """Compute the mean squared error over the patches `ids_masked`, a float32 scalar.
+
+        It equals upstream's masked sum over the mask's sum.
+        """
         with torch.no_grad():
             target = self.targets(clip, ids_masked)
             if self.config.norm_pix_loss:

@@ -1,14 +1,13 @@
-"""Which tokens are hidden: (seed, epoch, position, view) ─► noise ─► ids, the same on any machine.
+"""Masks choose the tokens that are hidden, from noise that is the same on any machine.
 
+    (seed, epoch, position, view) ─► noise ─► ids
     noise_BL = mask_noise(seed=0, epoch=3, positions=batch.positions, views=2, tokens=config.num_tokens)
     mask = make_mask(noise_BL, mask_type="tube", grid=config.grid, kept=config.num_kept)
     mask.ids_keep, mask.ids_masked         # (B, K), (B, L - K)
 
-Nothing here has a state: the same sample at the same place of the same epoch gets the same mask at every
-world size, batch size and after every resume. A type of mask is a score for each token; those with the smallest
-stay visible, so that a batch is dense whatever the type.
-
-Shapes: B clips, L = T x H x W tokens of the grid (t, h, w), K visible ones.
+Nothing here has a state: the same sample at the same position of the same epoch gets the same mask at every world size,
+batch size and after every resume. A type of mask is a score per token; the tokens with the smallest scores stay
+visible, so that a batch is dense under every type. Shapes: legend in patches.py.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,29 +44,29 @@ def random_mask(noise: Tensor, mask_ratio: float) -> Mask:
     """Keep the tokens with the smallest noise, agnostic of space and time (MAE-ST's random sampling).
 
     Args:
-        noise: float32 (B, L). Ties are common (24 random bits, L in the thousands); the sort is stable, so
-            that CPU and GPU break them alike.
-        mask_ratio: Share that is hidden; `int(L * (1 - mask_ratio))` stay visible, truncated as upstream
-            does.
+        noise: float32 (B, L). Ties are common (24 random bits, L in the thousands); the sort is stable, so that CPU
+            and GPU break them alike.
+        mask_ratio: Share of the tokens that is hidden; `int(L * (1 - mask_ratio))` stay visible, truncated as
+            upstream does.
     """
     assert noise.dtype == torch.float32, noise.dtype
     return _keep_smallest(noise, int(noise.shape[1] * (1 - mask_ratio)))
 
 
 def make_mask(noise: Tensor, *, mask_type: MaskType, grid: tuple[int, int, int], kept: int) -> Mask:
-    """Hide tokens in one of the ways of docs/masks.md.
+    """Hide tokens by one of the types of docs/masks.md.
 
-    `random` keeps single tokens (as `random_mask`), `tube` the same places in every time slot, `frame` whole time
+    `random` keeps single tokens (as `random_mask`), `tube` the same positions in every time slot, `frame` whole time
     slots, `block` cuboids a quarter as long as the grid along each axis. `prospective` keeps the first slots,
-    `retrospective` the last, `interpolation` both ends (the start has one more where their number is odd): these
+    `retrospective` the last, `interpolation` both ends (the start has one more if their number is odd): these
     three depend on the grid alone, every clip has the same mask.
 
     Args:
         noise: float32 (B, L).
-        mask_type: The way.
+        mask_type: The type.
         grid: Tokens along time, height and width; L = t h w.
-        kept: Visible tokens of each clip (K), `config.num_kept`: it is whole tubes or slots where the type has such.
-            Of blocks, one at most is cut short, so that the number is exact.
+        kept: Visible tokens of each clip (K), `config.num_kept`: it is whole tubes or slots if the type has such.
+            At most one block is cut short, so that the number is exact.
     """
     assert noise.dtype == torch.float32, noise.dtype
     score = noise if mask_type == "random" else _SCORES[mask_type](noise.unflatten(1, grid)).flatten(1)
@@ -75,35 +74,35 @@ def make_mask(noise: Tensor, *, mask_type: MaskType, grid: tuple[int, int, int],
 
 
 def running_cell(grid: tuple[int, int, int], *, predicted: int = 2, device: torch.device | None = None) -> Tensor:
-    """Which tokens a decoder predicts that leaves out some (VideoMAE V2's running cell, arXiv 2303.16727).
+    """Choose the tokens that a decoder with a share left out predicts (VideoMAE V2's running cell, arXiv 2303.16727).
 
     Each slot is tiled with cells of 2 x 2 tokens; the same part of every cell is predicted, and that part runs on by
-    one token a slot: in any four successive slots each place is predicted equally often.
+    one token per slot: in any four successive slots each position is predicted equally often.
 
     Args:
-        grid: Tokens along time, height and width; cells at the right and lower edge are cut where it is odd.
-        predicted: How many of a cell's four tokens are predicted, 1 to 3.
-        device: Where the result is made.
+        grid: Tokens along time, height and width; cells at the right and lower edge are cut if a side is odd.
+        predicted: Number of a cell's four tokens that are predicted, 1 to 3.
+        device: Device of the result.
 
     Returns:
-        bool (L,) in token order, True where predicted; to be combined with what is hidden from the encoder.
+        bool (L,) in token order, True where predicted; to be combined with the encoder's hidden tokens.
     """
     assert 0 < predicted < CELL_TOKENS, predicted
     t, h, w = (torch.arange(length, device=device) for length in grid)
-    place = (h % 2)[:, None] * 2 + w % 2
-    return ((place + t[:, None, None]) % CELL_TOKENS < predicted).flatten()
+    number_in_cell = (h % 2)[:, None] * 2 + w % 2
+    return ((number_in_cell + t[:, None, None]) % CELL_TOKENS < predicted).flatten()
 
 
 def predicted_ids(ids_masked: Tensor, cell: Tensor, count: int) -> Tensor:
-    """The hidden tokens that a decoder predicts: those in the running cell first, so many that batches are dense.
+    """Choose the hidden tokens that a decoder predicts, the running cell's first, equally many per clip.
 
-    How many of a random mask's hidden tokens lie in the cell differs by a few from clip to clip: the last in the
-    order of their noise are left out, or the first outside the cell are added.
+    The number of a random mask's hidden tokens in the cell differs by a few from clip to clip: the last in the order
+    of their noise are left out, or the first outside the cell are added.
 
     Args:
         ids_masked: int64 (B, M), hidden tokens.
         cell: bool (L,), from `running_cell`.
-        count: How many to take, `config.num_predicted`.
+        count: Number of tokens to take, `config.num_predicted`.
 
     Returns:
         int64 (B, count).
@@ -120,38 +119,38 @@ def _keep_smallest(score: Tensor, kept: int) -> Mask:
 
 
 def _ranks(noise: Tensor) -> Tensor:
-    """(B, N) -> int64 (B, N), 0 for the smallest. Unlike the noise they have no ties, which would cut two units."""
+    """Return int64 (B, N), 0 for the smallest noise. Ranks have no ties, which would cut two units short."""
     return torch.argsort(torch.argsort(noise, dim=1, stable=True), dim=1)
 
 
-def _tube(noise_BTHW: Tensor) -> Tensor:
-    first = noise_BTHW[:, :1]
-    return _ranks(first.flatten(1)).view_as(first).expand_as(noise_BTHW)
+def _tube(noise_Bthw: Tensor) -> Tensor:
+    first = noise_Bthw[:, :1]
+    return _ranks(first.flatten(1)).view_as(first).expand_as(noise_Bthw)
 
 
-def _frame(noise_BTHW: Tensor) -> Tensor:
-    return _ranks(noise_BTHW[:, :, 0, 0])[:, :, None, None].expand_as(noise_BTHW)
+def _frame(noise_Bthw: Tensor) -> Tensor:
+    return _ranks(noise_Bthw[:, :, 0, 0])[:, :, None, None].expand_as(noise_Bthw)
 
 
-def _block(noise_BTHW: Tensor) -> Tensor:
-    cuboid = torch.zeros((), dtype=torch.int64, device=noise_BTHW.device)  # each token's cuboid, t h w
+def _block(noise_Bthw: Tensor) -> Tensor:
+    cuboid = torch.zeros((), dtype=torch.int64, device=noise_Bthw.device)  # each token's cuboid, t h w
     cuboids = 1
-    for length in noise_BTHW.shape[1:]:
+    for length in noise_Bthw.shape[1:]:
         edge = -(-length // 4)
         along = -(-length // edge)
-        cuboid = cuboid[..., None] * along + torch.arange(length, device=noise_BTHW.device) // edge
+        cuboid = cuboid[..., None] * along + torch.arange(length, device=noise_Bthw.device) // edge
         cuboids *= along
-    return _ranks(noise_BTHW.flatten(1)[:, :cuboids])[:, cuboid]
+    return _ranks(noise_Bthw.flatten(1)[:, :cuboids])[:, cuboid]
 
 
-def _slots(noise_BTHW: Tensor) -> Tensor:
-    """Each token's time slot."""
-    return torch.arange(noise_BTHW.shape[1], device=noise_BTHW.device)[:, None, None].expand_as(noise_BTHW)
+def _slots(noise_Bthw: Tensor) -> Tensor:
+    """Return each token's time slot, (B, t, h, w)."""
+    return torch.arange(noise_Bthw.shape[1], device=noise_Bthw.device)[:, None, None].expand_as(noise_Bthw)
 
 
-def _interpolation(noise_BTHW: Tensor) -> Tensor:
-    slots = _slots(noise_BTHW)
-    return torch.minimum(slots, noise_BTHW.shape[1] - 1 - slots)
+def _interpolation(noise_Bthw: Tensor) -> Tensor:
+    slots = _slots(noise_Bthw)
+    return torch.minimum(slots, noise_Bthw.shape[1] - 1 - slots)
 
 
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -159,33 +158,36 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "frame": _frame,
     "block": _block,
     "prospective": _slots,
-    "retrospective": lambda noise_BTHW: -_slots(noise_BTHW),
+    "retrospective": lambda noise_Bthw: -_slots(noise_Bthw),
     "interpolation": _interpolation,
 }
 
 
-def other_masks(own: MAEConfig, kinds: Sequence[str], *, ratio: float | None) -> tuple[dict[str, MAEConfig], list[str]]:
-    """A model's settings under other masks than it was trained with.
+def other_masks(
+    trained: MAEConfig, kinds: Sequence[str], *, ratio: float | None
+) -> tuple[dict[str, MAEConfig], list[str]]:
+    """Return a model's settings under other masks than it was trained with.
 
     Args:
-        own: What it was trained with.
-        kinds: Types of masks, in order; none are the model's own alone, `all` every one that fits, its own first.
-        ratio: Share that is hidden; None is the model's.
+        trained: The settings of the training.
+        kinds: Types of masks, in order; an empty sequence means the training's type, `all` every type that fits, the
+            training's first.
+        ratio: Share of the tokens that is hidden; None is the training's.
 
     Returns:
-        Type -> settings; and which of `all` do not fit the model, and why.
+        The settings by type; and for each type of `all` that does not fit the model, its name and the reason.
 
     Raises:
-        ValueError: There is no such type, or one does not fit; of `all`, none does.
+        ValueError: A type is unknown or does not fit; with `all`, no type fits.
     """
-    ratio = own.mask_ratio if ratio is None else ratio
+    ratio = trained.mask_ratio if ratio is None else ratio
     if list(kinds) != ["all"]:
-        chosen: list[Any] = list(kinds) or [own.mask_type]  # the config refuses what is none
-        return {kind: replace(own, mask_type=kind, mask_ratio=ratio) for kind in chosen}, []
+        chosen: list[Any] = list(kinds) or [trained.mask_type]  # the config refuses an unknown type
+        return {kind: replace(trained, mask_type=kind, mask_ratio=ratio) for kind in chosen}, []
     masks, unfit = {}, []
-    for kind in sorted(get_args(MaskType), key=lambda kind: kind != own.mask_type):
+    for kind in sorted(get_args(MaskType), key=lambda kind: kind != trained.mask_type):
         try:
-            masks[kind] = replace(own, mask_type=kind, mask_ratio=ratio)
+            masks[kind] = replace(trained, mask_type=kind, mask_ratio=ratio)
         except ValueError as error:
             unfit.append(f"{kind}: {error}")
     if not masks:
@@ -194,7 +196,7 @@ def other_masks(own: MAEConfig, kinds: Sequence[str], *, ratio: float | None) ->
 
 
 def mask_noise(*, seed: int, epoch: int, positions: Iterable[int], views: int, tokens: int) -> Tensor:
-    """Uniform noise for the masks of a batch, a pure function of its arguments (counter-based: Philox 4x64).
+    """Draw uniform noise for the masks of a batch, a pure function of the arguments (counter-based: Philox 4x64).
 
     Args:
         seed: The run's seed, 0 or more.

@@ -1,16 +1,18 @@
-"""Clips <-> patch vectors: the shapes and orders that everything else relies on.
+"""Clips are cut into patch vectors and put together again, in the shapes and orders that everything else relies on.
 
-Legend, used by all files of this package:
+clip (B, T, H, W, C) ◄─► patches (B, L, P)
+
+Legend, used by all files of this room, also as suffixes of names (`patches_BLP`):
 
     B clips, T frames, H x W pixels, C = 3 colours       clip: uint8 (B, T, H, W, C), or normalised float
     u frames x p rows x q columns make a patch (q = p)         (B, C, T, H, W)
     t = T/u, h = H/p, w = W/p: the grid                  P = u*p*q*C values of a patch, ordered u, p, q, c
     L = t*h*w tokens, in the order t, h, w               D the encoder's width
-    K kept (visible) tokens, M = L - K masked (hidden)
+    K kept (visible) tokens, M = L - K masked (hidden)   N tokens of a block: K or L, plus the class token
 
     visible_BKP = gather_patches(patch_view(clip, frames_per_patch=2, patch_size=16), ids_keep)
 
-A view costs nothing; only the patches that are gathered are ever copied.
+A view costs nothing; only gathered patches are ever copied.
 """
 
 import torch
@@ -22,7 +24,7 @@ EPS = 1e-6  # inside the square root of a patch's deviation, as upstream has it
 
 
 def frames_last(clip: Tensor) -> Tensor:
-    """A view (B, T, H, W, C) of a clip in either layout: uint8 has it already, float is (B, C, T, H, W).
+    """Return a view (B, T, H, W, C) of a clip in either layout: uint8 has it already, float is (B, C, T, H, W).
 
     Raises:
         ValueError: The clip has neither layout.
@@ -32,15 +34,15 @@ def frames_last(clip: Tensor) -> Tensor:
     if clip.is_floating_point() and clip.ndim == 5 and clip.shape[1] == 3:
         return clip.permute(0, 2, 3, 4, 1)
     raise ValueError(
-        f"clip is {clip.dtype} {tuple(clip.shape)}; expected uint8 (B, T, H, W, 3) or normalised float (B, 3, T, H, W)"
+        f"clip is {clip.dtype} {tuple(clip.shape)}: give uint8 (B, T, H, W, 3) or normalised float (B, 3, T, H, W)"
     )
 
 
 def target_frames(num_frames: int, pred_t_dim: int, *, rule: str = "even") -> list[int]:
-    """The frames that are predicted: spread evenly, first to last, truncated (16, 8 -> 0, 2, ..., 12, 15).
+    """Return the frames that are predicted, spread evenly from first to last, truncated: 16, 8 ─► 0, 2, ..., 12, 15.
 
-    Computed in float32 by torch.linspace, as mae_st does, so that truncation falls on the same side. The rule
-    `stride` is PySlowFast's: every n-th frame (16, 8 -> 0, 2, ..., 12, 14).
+    torch.linspace computes them in float32, as mae_st does, so that truncation falls on the same side. The rule
+    `stride` is PySlowFast's: every n-th frame (16, 8 ─► 0, 2, ..., 12, 14).
     """
     if rule == "stride":
         return [i * num_frames // pred_t_dim for i in range(pred_t_dim)]
@@ -55,7 +57,7 @@ def patch_view(clip: Tensor, *, frames_per_patch: int, patch_size: int, frames: 
         clip: uint8 (B, T, H, W, 3) or float (B, 3, T, H, W).
         frames_per_patch: u.
         patch_size: p = q, pixels.
-        frames: Take these frames only (this copies, if they are not all of them).
+        frames: Frames to take; None for all. A choice is copied.
 
     Returns:
         (B, t, h, w, u, p, q, C), of the clip's dtype.
@@ -67,7 +69,7 @@ def patch_view(clip: Tensor, *, frames_per_patch: int, patch_size: int, frames: 
     if frames is not None and frames != list(range(x_BTHWC.shape[1])):
         x_BTHWC = torch.stack([x_BTHWC[:, i] for i in frames], dim=1)  # no index tensor: no copy to the device
     x = x_BTHWC.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size)).unflatten(1, (-1, frames_per_patch))
-    return x.permute(0, 1, 3, 5, 2, 4, 6, 7)  # (B, t, u, h, p, w, q, C) -> (B, t, h, w, u, p, q, C)
+    return x.permute(0, 1, 3, 5, 2, 4, 6, 7)  # (B, t, u, h, p, w, q, C) ─► (B, t, h, w, u, p, q, C)
 
 
 def gather_patches(view: Tensor, ids_BK: Tensor | None) -> Tensor:
@@ -89,7 +91,7 @@ def gather_patches(view: Tensor, ids_BK: Tensor | None) -> Tensor:
 
 
 def unpatchify(patches_BLP: Tensor, *, grid: tuple[int, int, int], patch_size: int) -> Tensor:
-    """All patches of a clip, in token order -> its frames; undoes `gather_patches(patch_view(...), None)`.
+    """Put all patches of a clip, in token order, together to frames; undoes `gather_patches(patch_view(...), None)`.
 
     Args:
         patches_BLP: Patch vectors; u follows from P.
@@ -107,7 +109,7 @@ def unpatchify(patches_BLP: Tensor, *, grid: tuple[int, int, int], patch_size: i
 
 
 def normalise(values: Tensor, *, mean: Pixel, std: Pixel) -> Tensor:
-    """uint8 (..., colours fastest) -> float32 (x/255 - mean) / std; floats are normalised already.
+    """Normalise uint8 (..., colours fastest) to float32 (x/255 - mean) / std; floats are normalised already.
 
     The constants stay Python numbers: a tensor of them would cost a copy to the device each step, and a
     buffer would be rounded when the module is cast to bfloat16.
@@ -118,13 +120,12 @@ def normalise(values: Tensor, *, mean: Pixel, std: Pixel) -> Tensor:
 
 
 def denormalise(values: Tensor, *, mean: Pixel, std: Pixel) -> Tensor:
-    """Model values (..., colours fastest) -> float32 pixels on [0, 255], not clipped; undoes `normalise`."""
+    """Turn model values (..., colours fastest) into float32 pixels on [0, 255], not clipped; undoes `normalise`."""
     return _per_colour(values.float(), [(255 * s, 255 * m) for m, s in _three(mean, std)])
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each patch for norm_pix_loss: unbiased variance, 1e-6 inside the root, as
-    upstream.
+    """Compute mean and deviation of each patch for norm_pix_loss: unbiased variance, 1e-6 inside the root.
 
     Args:
         patches: (..., P), float32.
@@ -137,7 +138,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _three(mean: Pixel, std: Pixel) -> list[tuple[float, float]]:
-    """(mean, std) of each colour; a single pair where one value serves all."""
+    """Return (mean, std) of each colour; a single pair if one value serves all."""
     if isinstance(mean, tuple) or isinstance(std, tuple):
         means = mean if isinstance(mean, tuple) else (mean,) * 3
         stds = std if isinstance(std, tuple) else (std,) * 3
@@ -146,7 +147,7 @@ def _three(mean: Pixel, std: Pixel) -> list[tuple[float, float]]:
 
 
 def _per_colour(x: Tensor, factors: list[tuple[float, float]]) -> Tensor:
-    """x * scale + shift, with one (scale, shift) for all or one for each colour; colours vary fastest."""
+    """Compute x * scale + shift, with one (scale, shift) for all or one per colour; colours vary fastest."""
     if len(factors) == 1:
         scale, shift = factors[0]
         return x * scale + shift

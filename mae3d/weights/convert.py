@@ -1,13 +1,14 @@
-"""Foreign state dicts <-> ours: mae_st (both), cyrilzakka/MAE3D, PySlowFast, and VideoMAE's encoder,
-also in the names of Hugging Face's transformers.
+"""State dicts are converted between our names and other projects'.
+
+mae_st (both), cyrilzakka/MAE3D, PySlowFast, VideoMAE's encoder (its names or Hugging Face transformers') ◄─► ours
 
     config, state = from_foreign(foreign)                     # the format and the sizes are read off the tensors
     foreign = to_foreign(state, config, format="pyslowfast")
     config, state = encoder_from_foreign(foreign)             # the encoder alone, of a whole checkpoint too
     config, state = classifier_from_foreign(foreign)          # finetuned: encoder and head
 
-Every key is accounted for: one that is left over or missing is an error that names it. There and back is the same
-bits; what a format cannot hold is refused by name. Which formats there are, and the names in them: foreign.py.
+Every key is accounted for: a key that is left over or missing is an error that names it. A conversion there and back
+gives the same bits; settings that a format cannot hold are refused by name. formats.py has the formats and their names.
 """
 
 import logging
@@ -49,7 +50,7 @@ __all__ = [
     "unmatched",
 ]
 
-# What is no part of an encoder: decoders and heads for classes, of all formats.
+# Beginnings of keys that are no part of an encoder: decoders and heads for classes, of all formats.
 _BESIDE_ENCODER = ("decoder", "dec_pos_embed_", "mask_token", "pred_head.", "encoder_to_decoder.", "head.")
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,9 @@ def from_foreign(
 
     Args:
         foreign: Names and tensors, possibly prefixed with `module.`.
-        config: What the model is; None reads it off the tensors (`infer_config`).
+        config: The model's config; None reads it off the tensors (`infer_config`).
         format: A key of FORMATS; None recognises it by the names.
-        hints: Settings that tensors do not tell, under upstream's names (the `args` of its checkpoints).
+        hints: Settings that tensors do not determine, under upstream's names (the `args` of its checkpoints).
 
     Returns:
         The config, and a state dict for `MAE(config)`. Tensors may share memory with `foreign`.
@@ -81,7 +82,7 @@ def from_foreign(
     name = _known(format) if format else recognise(foreign)
     if not FORMATS[name].decoder_blocks:
         raise ConvertError(
-            f"{name} ({FORMATS[name].title}) has another decoder and target: mae3d.open_encoder opens the encoder"
+            f"{name} ({FORMATS[name].title}) has another decoder and target: open the encoder with mae3d.open_encoder"
         )
     config = config or infer_config(foreign, hints=hints or {}, format=name)
     check_holds(name, config)
@@ -92,8 +93,8 @@ def to_foreign(state: State, config: MAEConfig, *, format: str) -> dict[str, Ten
     """Convert a state dict of `MAE(config)` into another project's names and shapes.
 
     Raises:
-        ConvertError: A key is missing or left over, or the format cannot hold this model; what stands in the way is
-            named.
+        ConvertError: A key is missing or left over, or the format cannot hold this model; the message names the keys
+            or settings.
     """
     check_holds(_known(format), config)
     return _undo(state, autoencoder_rules(format, config))
@@ -111,9 +112,9 @@ def encoder_from_foreign(
     Args:
         foreign: Names and tensors, possibly prefixed with `module.`; VideoMAE's also as Hugging Face's transformers
             names them.
-        config: What the encoder is; None reads it off the tensors.
+        config: The encoder's config; None reads it off the tensors.
         format: A key of FORMATS; None recognises it by the names.
-        hints: Settings that tensors do not tell: num_heads, img_size, num_frames.
+        hints: Settings that tensors do not determine: num_heads, img_size, num_frames.
 
     Returns:
         The config, and a state dict for `Encoder(config)`.
@@ -129,16 +130,19 @@ def encoder_from_foreign(
         logger.info("%d tensors beside the encoder are left out: %s, ...", len(beside), ", ".join(sorted(beside)[:3]))
     kept = {key: tensor for key, tensor in foreign.items() if key not in beside}
     if name == "videomae":
-        # Finetuned, its last norm is called fc_norm and comes after pooling, where our classifier has `norm`.
+        # A finetuned VideoMAE calls its last norm fc_norm; it comes after pooling, where our classifier has `norm`.
         kept = _renamed(strip_prefix(kept, "encoder."), lambda key: key.replace("fc_norm.", "norm."))
     if config is None:
         try:
             config = EncoderConfig(**encoder_settings(name, kept, hints=hints))
         except KeyError as error:
-            raise ConvertError(f"no tensor {error}: no encoder with the names of {name}") from None
+            raise ConvertError(f"no tensor {error}: not an encoder with the names of {name}") from None
         if name == "videomae" and not {"img_size", "num_frames"} <= hints.keys():
-            told = f"{config.num_frames} frames of {config.img_size} px"
-            logger.warning("VideoMAE's tensors do not tell the size of a clip: taken as %s", told)
+            logger.warning(
+                "VideoMAE's tensors do not determine the size of a clip: taken as %d frames of %d px",
+                config.num_frames,
+                config.img_size,
+            )
     check_holds(name, encoder_of(config))
     return config, _apply(kept, encoder_rules(name, config))
 
@@ -155,7 +159,7 @@ def encoder_to_foreign(state: State, config: EncoderConfig, *, format: str) -> d
 
 
 def is_classifier(foreign: State) -> bool:
-    """Whether a state dict is a finetuned classifier's: a head for classes and nothing that predicts pixels."""
+    """Return whether a state dict is a finetuned classifier's: it has a head for classes and predicts no pixels."""
     names = set(strip_prefix(foreign, "module."))
     return bool(names & {"head.weight", "head.projection.weight"}) and "decoder_embed.weight" not in names
 
@@ -171,10 +175,10 @@ def classifier_from_foreign(
 
     Args:
         foreign: Names and tensors, possibly prefixed with `module.`.
-        config: What the classifier is; None reads it off the tensors. They do not tell the pooling: facebookresearch's
-            mean is taken, eminorhan's weights want `cls`.
+        config: The classifier's config; None reads it off the tensors. They do not determine the pooling: it is taken
+            as facebookresearch's mean; eminorhan's weights need `cls`.
         format: `mae_st` or `pyslowfast`; None recognises it by the names.
-        hints: Settings that tensors do not tell.
+        hints: Settings that tensors do not determine.
 
     Returns:
         The config, and a state dict for `Classifier(config)`.
@@ -187,14 +191,14 @@ def classifier_from_foreign(
     foreign = _renamed(foreign, lambda key: key.replace("head.projection.", "head."))
     name = _classifying(format or recognise(foreign))
     if config is None:
-        untold = {key: hints[key] for key in ("pooling", "multi_label", "class_names") if key in hints}
-        if "pooling" not in untold:
-            logger.warning("pooling is not told by the checkpoint: taken as mean (facebookresearch/mae_st)")
+        settings = {key: hints[key] for key in ("pooling", "multi_label", "class_names") if key in hints}
+        if "pooling" not in settings:
+            logger.warning("pooling is not in the checkpoint: taken as mean (facebookresearch/mae_st)")
         try:
             encoder = EncoderConfig(**encoder_settings(name, foreign, hints=hints))
-            config = ClassifierConfig.of(encoder, num_classes=foreign["head.weight"].shape[0], **untold)
+            config = ClassifierConfig.of(encoder, num_classes=foreign["head.weight"].shape[0], **settings)
         except KeyError as error:
-            raise ConvertError(f"no tensor {error}: no classifier with the names of {name}") from None
+            raise ConvertError(f"no tensor {error}: not a classifier with the names of {name}") from None
     return config, _apply(foreign, classifier_rules(name, config))
 
 
@@ -208,7 +212,7 @@ def classifier_to_foreign(state: State, config: ClassifierConfig, *, format: str
 
 
 def encoder_of(config: EncoderConfig) -> EncoderConfig:
-    """The encoder's settings alone, of a config that has more."""
+    """Return the encoder's settings alone of a config that has more."""
     return EncoderConfig(**{field.name: getattr(config, field.name) for field in fields(EncoderConfig)})
 
 
@@ -217,12 +221,12 @@ def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae
 
     Args:
         foreign: Names and tensors, without `module.`.
-        hints: Upstream's `args`, as far as the file has them. They decide what leaves no trace in the
-            tensors: heads, the kind of target, the mask ratio, and the clip's size where positions are joint.
+        hints: Upstream's `args`, as far as the file has them. They determine the settings without a trace in the
+            tensors: heads, the kind of target, the mask ratio, and the clip's size if positions are joint.
         format: A key of FORMATS that has a decoder.
 
     Raises:
-        ConvertError: A tensor that tells a size is missing, or a setting can be known from neither.
+        ConvertError: A tensor that determines a size is missing, or a setting is in neither tensors nor hints.
     """
     form = FORMATS[format]
     try:
@@ -237,18 +241,18 @@ def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae
         ) from None
     for name in ("decoder_num_heads", "norm_pix_loss", "mask_ratio"):
         if name in form.defaults and name not in hints:
-            logger.warning("%s is not told by the checkpoint: taken as %s, as published", name, form.defaults[name])
-    untold = {name: hints.get(name, default) for name, default in form.defaults.items()}
+            logger.warning("%s is not in the checkpoint: taken as %s, as published", name, form.defaults[name])
+    hinted = {name: hints.get(name, default) for name, default in form.defaults.items()}
     return MAEConfig(
         **settings
         | {
             "decoder_embed_dim": decoder_width,
-            "decoder_num_heads": max(decoder_width // HEAD_WIDTH, 1),  # PySlowFast's; else `untold` has them
+            "decoder_num_heads": max(decoder_width // HEAD_WIDTH, 1),  # PySlowFast's; else `hinted` has them
             "decoder_depth": count_blocks(foreign, f"{form.decoder_blocks}."),
             "decoder_sep_pos_embed": f"{form.decoder_tables}spatial" in foreign,
             "pred_t_dim": pred_u * num_frames // u,
         }
-        | untold
+        | hinted
     )
 
 
@@ -258,11 +262,11 @@ def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
 
 
 def _renamed(state: State, rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """The same tensors under other names; two that come to the same name are an error, for one would be lost."""
+    """Rename tensors; two that come to the same name are an error, because one would be lost."""
     names: dict[str, str] = {}
     for name in state:
         if (first := names.setdefault(rename(name), name)) != name:
-            raise ConvertError(f"{first} and {name} are the same tensor by name: which one counts? Leave one out")
+            raise ConvertError(f"{first} and {name} are the same tensor by name: leave one out")
     return {new: state[old] for new, old in names.items()}
 
 
@@ -275,7 +279,8 @@ def _known(format: str) -> str:
 def _classifying(format: str) -> str:
     if _known(format) not in ("mae_st", "pyslowfast"):
         raise ConvertError(
-            f"{format} ({FORMATS[format].title}) has another classifier or none: mae3d.open_encoder opens the encoder"
+            f"{format} ({FORMATS[format].title}) has another classifier or none: open the encoder with "
+            "mae3d.open_encoder"
         )
     return format
 
@@ -290,16 +295,16 @@ def _undo(state: State, rules: list[Rule]) -> dict[str, Tensor]:
     return {name: part for rule in rules for name, part in zip(rule.theirs, rule.parts(state[rule.ours]), strict=True)}
 
 
-def _account(wanted: set[str], given: set[str], *, whose: str) -> None:
-    """Every wanted key must be there, and no other."""
-    if problems := unmatched(wanted, given):
+def _account(expected: set[str], given: set[str], *, whose: str) -> None:
+    """Refuse a state dict in which an expected key is missing or another is left over."""
+    if problems := unmatched(expected, given):
         raise ConvertError(f"{whose} does not fit the config; {problems}")
 
 
-def unmatched(wanted: set[str], given: set[str]) -> str:
-    """What is missing and what is left over, by name; "" where every wanted key is there and no other."""
+def unmatched(expected: set[str], given: set[str]) -> str:
+    """Name the keys that are missing and those left over; "" if exactly the expected keys are given."""
     problems = []
-    for kind, names in (("missing", sorted(wanted - given)), ("left over", sorted(given - wanted))):
+    for kind, names in (("missing", sorted(expected - given)), ("left over", sorted(given - expected))):
         if names:
             shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
             problems.append(f"{kind}: {shown}")

@@ -1,12 +1,13 @@
-"""A model <-> a file: one safetensors with the weights and, in its metadata, the config. Nothing else is
-needed.
+"""Models are saved to one safetensors file each, with the config in its metadata, and opened from any known file.
+
+model ◄─► model.safetensors; run, folder, foreign checkpoint ─► model
 
     save_model(model, "model.safetensors")
     model = load_model("RUN")         # a run, a checkpoint or exported folder, a model file, or a foreign .pth
-    model = load_classifier("RUN")    # likewise, of a finetuning run; open_model takes either kind
+    model = load_classifier("RUN")    # of a finetuning run; open_model takes either kind
     encoder = open_encoder("FILE")    # of any of these, and of foreign checkpoints without a decoder that we know
 
-Nothing is ever unpickled beyond tensors and plain values (torch.load with weights_only=True).
+Nothing but tensors and plain values is ever unpickled (torch.load with weights_only=True).
 """
 
 import argparse
@@ -33,11 +34,11 @@ from mae3d.weights.convert import classifier_from_foreign, encoder_from_foreign,
 from mae3d.weights.tensors import save_tensors
 
 MODEL_FILE = "model.safetensors"
-FOREIGN_FILE = "checkpoint.pth"  # an exported folder in another project's format
-CARD = "config.json"  # what an exported folder holds, for people and for a foreign file beside it
+FOREIGN_FILE = "checkpoint.pth"  # the model of an exported folder in another project's format
+CARD = "config.json"  # an exported folder's description, for people and for a foreign file beside it
 _KINDS: dict[str, type[MAEConfig] | type[ClassifierConfig]] = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
-_STATES = ("model", "model_state", "module")  # where checkpoints keep weights: mae_st, PySlowFast, DeepSpeed (VideoMAE)
+_STATES = ("model", "model_state", "module")  # keys of the weights: mae_st, PySlowFast, DeepSpeed (VideoMAE)
 _PICKLED = {".pth", ".pyth", ".pt", ".bin"}
 _SAFE_TORCH = (2, 6)  # before it, weights_only could be made to run code (CVE-2025-32434)
 
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class WeightsError(ValueError):
-    """A path holds no model that can be read; the message says what was looked for."""
+    """Failure to find or read a model at a path; the message names what was expected."""
 
 
 def save_model(model: MAE | Classifier, path: str | Path) -> None:
@@ -58,8 +59,8 @@ def save_weights(state: Mapping[str, Tensor], config: MAEConfig | ClassifierConf
 
     Args:
         state: A state dict of `MAE(config)` or `Classifier(config)`, of any dtype, on any device.
-        config: What the weights belong to.
-        path: Where to; an existing file is replaced.
+        config: The model's config.
+        path: The file; an existing one is replaced.
 
     Raises:
         OSError: The disk is full, read-only, or the folder is missing. An existing file is as it was.
@@ -68,7 +69,7 @@ def save_weights(state: Mapping[str, Tensor], config: MAEConfig | ClassifierConf
 
 
 def model_metadata(config: MAEConfig | ClassifierConfig) -> dict[str, str]:
-    """What a file of weights says of the model that they belong to."""
+    """Return the metadata by which a file of weights describes its model."""
     return {_METADATA_KEY: json.dumps({"model": _kind(config), "config": asdict(config)}, sort_keys=True)}
 
 
@@ -76,10 +77,10 @@ def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
     """Open a pretrained model, float32, on the CPU, in evaluation mode.
 
     Args:
-        path: A model file; a folder with model.safetensors, as launch/export.py makes it; a run, of which the best
-            checkpoint is taken where validation chose one, else the latest; or a foreign checkpoint (.pth, .pyth, .pt,
-            or a safetensors without our config) of a format in mae3d.weights.convert.FORMATS.
-        config: What a foreign checkpoint is, if its tensors do not tell. Our own files know.
+        path: A model file; a folder with model.safetensors, as launch/export.py makes it; a run, for its best
+            checkpoint if validation chose one, else the latest; or a foreign checkpoint (.pth, .pyth, .pt, or a
+            safetensors without our config) of a format in mae3d.weights.convert.FORMATS.
+        config: Config of a foreign checkpoint, if its tensors do not determine it. Our files have their config.
 
     Raises:
         WeightsError: There is no model at `path`, or it is damaged, of an unknown kind, unsafe to open, or a
@@ -87,7 +88,7 @@ def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
     """
     model = open_model(path, config=config)
     if isinstance(model, Classifier):
-        raise WeightsError(f"{path}: holds a classifier, not a masked autoencoder; load_classifier opens it")
+        raise WeightsError(f"{path} holds a classifier, not a masked autoencoder: open it with load_classifier")
     return model
 
 
@@ -95,17 +96,18 @@ def load_classifier(path: str | Path, *, config: ClassifierConfig | None = None)
     """Open a finetuned classifier as `load_model` opens a pretrained model.
 
     Args:
-        path: As there; of foreign checkpoints those in mae_st's or PySlowFast's names.
-        config: What a foreign checkpoint is, if its tensors do not tell: pooling="cls" for eminorhan/mae_st's.
+        path: A path as for `load_model`; a foreign checkpoint must have mae_st's or PySlowFast's names.
+        config: Config of a foreign checkpoint, if its tensors do not determine it: eminorhan/mae_st's needs
+            pooling="cls".
 
     Raises:
-        WeightsError: As there, or the model is a masked autoencoder.
+        WeightsError: As in `load_model`, or the model is a masked autoencoder.
     """
     model = open_model(path, config=config)
     if isinstance(model, MAE):
         raise WeightsError(
-            f"{path}: holds a masked autoencoder, not a classifier; load_model opens it, and finetuning makes a "
-            "classifier of it"
+            f"{path} holds a masked autoencoder, not a classifier: open it with load_model, or finetune it to a "
+            "classifier"
         )
     return model
 
@@ -113,7 +115,7 @@ def load_classifier(path: str | Path, *, config: ClassifierConfig | None = None)
 def open_model(path: str | Path, *, config: MAEConfig | ClassifierConfig | None = None) -> MAE | Classifier:
     """Open a model of either kind; arguments and errors as in `load_model`."""
     file = find_model_file(path)
-    with _told_by(file):
+    with _named_in_errors(file):
         tensors, stored, hints = _read(file)
         if stored is not None:
             return _build(stored, tensors)
@@ -127,17 +129,17 @@ def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> En
     """Open the encoder of anything that `open_model` opens, and of a checkpoint whose decoder is missing or not ours.
 
     Args:
-        path: As for `load_model`; also VideoMAE's checkpoints, and weights of an encoder alone.
-        config: What a foreign checkpoint is, if its tensors do not tell.
+        path: A path as for `load_model`; also VideoMAE's checkpoints, and weights of an encoder alone.
+        config: Config of a foreign checkpoint, if its tensors do not determine it.
 
     Returns:
-        float32, on the CPU, in evaluation mode; `transfer.encoder_state` fits it to clips of another size.
+        The encoder, float32, on the CPU, in evaluation mode; `resize.encoder_state` fits it to clips of another size.
 
     Raises:
         WeightsError: As in `load_model`.
     """
     file = find_model_file(path)
-    with _told_by(file):
+    with _named_in_errors(file):
         tensors, stored, hints = _read(file)
         if stored is not None:
             return _build(stored, tensors).encoder
@@ -149,8 +151,8 @@ def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> En
 
 
 @contextmanager
-def _told_by(file: Path) -> Iterator[None]:
-    """What is wrong with a file is a WeightsError that names it."""
+def _named_in_errors(file: Path) -> Iterator[None]:
+    """Raise the block's errors as a WeightsError that names the file."""
     try:
         yield
     except WeightsError:
@@ -160,7 +162,7 @@ def _told_by(file: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None, dict[str, Any]]:
-    """Tensors, our config if they are ours, and the settings that a foreign file tells."""
+    """Return tensors, the config if the file is ours, and the settings that a foreign file has."""
     if file.suffix in _PICKLED:
         tensors, hints = _read_pickled(file)
         return tensors, None, hints
@@ -168,17 +170,17 @@ def _read(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig |
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of any file of weights, under their own names; nothing is unpickled beyond tensors.
+    """Return the tensors of any file of weights, under the file's names; nothing but tensors is unpickled.
 
     Raises:
         WeightsError: The file is damaged, or unsafe to open.
     """
-    with _told_by(Path(file)):
+    with _named_in_errors(Path(file)):
         return _read(Path(file))[0]
 
 
 def _hints_beside(file: Path) -> dict[str, Any]:
-    """What config.json beside it tells of a model of Hugging Face's transformers, under upstream's names."""
+    """Return the settings in config.json beside a model of Hugging Face's transformers, under upstream's names."""
     card = file.parent / CARD
     described = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
     if described.get("model_type") != "videomae":
@@ -188,7 +190,7 @@ def _hints_beside(file: Path) -> dict[str, Any]:
 
 
 def _card_beside(file: Path) -> MAEConfig | ClassifierConfig | None:
-    """The config that launch/export.py wrote beside a file in another format."""
+    """Return the config that launch/export.py wrote beside a file in another format."""
     card = file.parent / CARD
     if file.name != FOREIGN_FILE or not card.is_file():
         return None
@@ -198,10 +200,10 @@ def _card_beside(file: Path) -> MAEConfig | ClassifierConfig | None:
 
 
 def find_model_file(path: str | Path) -> Path:
-    """The file that holds the model of a file, a folder, a checkpoint or a run.
+    """Find the file that holds the model of a file, a folder, a checkpoint or a run.
 
     Raises:
-        WeightsError: There is none.
+        WeightsError: There is no model.
     """
     path = Path(path)
     if path.is_file():
@@ -214,13 +216,13 @@ def find_model_file(path: str | Path) -> Path:
     pointer = next((p for p in (path / CHECKPOINTS / name for name in (BEST, LATEST)) if p.is_file()), None)
     if pointer is None:
         raise WeightsError(
-            f"{path}: neither {MODEL_FILE} nor {CHECKPOINTS}/{LATEST} is here; "
-            "expected a run with a checkpoint, a checkpoint's folder or a model file"
+            f"{path} has neither {MODEL_FILE} nor {CHECKPOINTS}/{LATEST}: "
+            "give a run with a checkpoint, a checkpoint's folder or a model file"
         )
     name = pointer.read_text().strip()
     file = path / CHECKPOINTS / name / MODEL_FILE
     if Path(name).name != name or not file.is_file():
-        raise WeightsError(f"{pointer} names {name!r}, but there is no {file}; write another checkpoint's name into it")
+        raise WeightsError(f"{pointer} names {name!r}, but there is no {file}: write another checkpoint's name into it")
     return file
 
 
@@ -248,11 +250,11 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], MAEConfig | Classi
 
 
 def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A foreign checkpoint's state dict, and its `args` as a dict (empty if it has none)."""
+    """Return a foreign checkpoint's state dict, and its `args` as a dict (empty if it has none)."""
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < _SAFE_TORCH:
         raise WeightsError(
-            f"{file}: refused, torch {torch.__version__} may run code from a pickled file; install torch 2.6 or later"
+            f"{file}: refused, torch {torch.__version__} may run code from a pickled file: install torch 2.6 or later"
         )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -260,7 +262,7 @@ def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (UnpicklingError, EOFError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{file}: refused, it holds more than tensors and plain values or is damaged ({reason}); "
+            f"{file}: refused, it holds more than tensors and plain values or is damaged ({reason}): "
             "open it where it came from and save its state dict alone"
         ) from error
     if not isinstance(content, dict):

@@ -1,10 +1,12 @@
-"""Other projects' checkpoints, in facts: which of their tensors make which of ours, and what their sizes tell.
+"""Rules and settings describe other projects' checkpoints: the tensors that make each of ours, and their sizes.
+
+format, config ─► rules; format, tensors ─► settings
 
     rules = autoencoder_rules("pyslowfast", config)     # for all weights of MAE(config)
     settings = encoder_settings("mae_st", state, hints={})
 
 The names and shapes are facts of those checkpoints; nothing of their code is here. A `Rule` re-indexes one tensor or
-joins several, so that what holds for weights holds for gradients and optimizer moments.
+joins two or three, so that it converts gradients and optimizer moments as well.
 """
 
 import math
@@ -22,12 +24,12 @@ State = Mapping[str, Tensor]
 
 
 class ConvertError(ValueError):
-    """A state dict is not what it was taken for, or a format cannot hold a model; the message names the keys."""
+    """Mismatch of a state dict and its format, or of a model and a format; the message names the keys."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One of our tensors and the foreign ones that it is made of; by default equal parts along the first axis."""
+    """A tensor of ours and the foreign ones that it is made of; by default equal parts along the first axis."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -35,21 +37,21 @@ class Rule:
     split: Callable[[Tensor], Sequence[Tensor]] | None = None
 
     def parts(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Our tensor -> the foreign ones, in the order of `theirs`."""
+        """Split our tensor into the foreign ones, in the order of `theirs`."""
         return self.split(tensor) if self.split else tensor.chunk(len(self.theirs))
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a project names what our model has too, and what its tensors do not tell.
+    """A project's names for the parts of our model, and the settings that its tensors do not determine.
 
     Attributes:
         title: The project.
         qkv: `split`: three matrices; `fused`: one, as ours; `biased`: one, with a bias for query and value only.
-        decoder_blocks: Names of the decoder's blocks, before their number; "" where its decoder is not ours.
-        decoder_norm: Its norm; {depth} stands for the number of blocks.
-        decoder_head: What predicts pixels.
-        decoder_tables: Separate decoder positions, before spatial, temporal and class.
+        decoder_blocks: Names of the decoder's blocks, before their number; "" if its decoder is not ours.
+        decoder_norm: Name of the decoder's norm; {depth} stands for the number of blocks.
+        decoder_head: Name of the layer that predicts pixels.
+        decoder_tables: Name of separate decoder positions, before spatial, temporal and class.
         defaults: Settings of MAEConfig, as that project publishes them.
     """
 
@@ -89,14 +91,14 @@ FORMATS = {
     "videomae": Format("MCG-NJU/VideoMAE, the encoder", qkv="biased", defaults=_IMAGENET),
 }
 _TRANSFORMERS_KEY = "embeddings.patch_embeddings.projection.weight"
-HEAD_WIDTH = 64  # of PySlowFast's decoder, whose heads follow from its width
+HEAD_WIDTH = 64  # width of a head of PySlowFast's decoder; the number of heads follows
 
 
 def recognise(foreign: State) -> str:
-    """The format of a state dict, by its keys.
+    """Return the name of a state dict's format, recognised by its keys.
 
     Raises:
-        ConvertError: It is none that is known.
+        ConvertError: The format is unknown.
     """
     if "encoder_to_decoder.weight" in foreign or any(
         name.endswith((".attn.q_bias", _TRANSFORMERS_KEY)) for name in foreign
@@ -109,7 +111,7 @@ def recognise(foreign: State) -> str:
     if "blocks.0.attn.qkv.weight" in foreign and "patch_embed.proj.weight" in foreign:
         return "m3d" if "decoder_embed.weight" in foreign else "pyslowfast"
     raise ConvertError(
-        f"no known names of tensors ({', '.join(sorted(foreign)[:3])}, ...); known are those of "
+        f"no known names of tensors ({', '.join(sorted(foreign)[:3])}, ...): give a checkpoint of "
         + "; ".join(f"{name} ({form.title})" for name, form in FORMATS.items())
     )
 
@@ -131,19 +133,19 @@ _TRANSFORMERS = (
 
 
 def from_transformers(foreign: State) -> dict[str, Tensor]:
-    """VideoMAE as Hugging Face's transformers saves it -> VideoMAE's own names; other state dicts as they are.
+    """Translate VideoMAE's names in Hugging Face's transformers to VideoMAE's; return other state dicts as they are.
 
-    Its query, key and value are three matrices and become one. Only the encoder's names and the head's are translated.
+    The query, key and value are three matrices and become one. Only the encoder's names and the head's are translated.
     """
     if not any(name.endswith(_TRANSFORMERS_KEY) for name in foreign):
         return dict(foreign)
     renamed: dict[str, Tensor] = {}
     for name, tensor in foreign.items():
-        for theirs, own in _TRANSFORMERS:
+        for theirs, original in _TRANSFORMERS:
             if not theirs.startswith("."):
-                name = own + name.removeprefix(theirs) if name.startswith(theirs) else name
+                name = original + name.removeprefix(theirs) if name.startswith(theirs) else name
             elif name.startswith("encoder.blocks."):
-                name = name.replace(theirs, own)
+                name = name.replace(theirs, original)
         renamed[name] = tensor
     for name in [name for name in renamed if name.startswith("encoder.") and name.endswith(".attn.query.weight")]:
         block = name.removesuffix("query.weight")
@@ -154,27 +156,27 @@ def from_transformers(foreign: State) -> dict[str, Tensor]:
 
 
 def check_holds(name: str, config: EncoderConfig) -> None:
-    """Whether a format can hold a model, bit for bit.
+    """Refuse a model that a format cannot hold bit for bit.
 
     Raises:
-        ConvertError: It cannot; every setting that stands in the way is named.
+        ConvertError: The format cannot hold it; the message names every setting that differs.
     """
-    wanted: dict[str, Any] = {}
+    required: dict[str, Any] = {}
     if name == "videomae":
-        wanted = {"cls_embed": False, "sep_pos_embed": False, "qkv_bias": True}
+        required = {"cls_embed": False, "sep_pos_embed": False, "qkv_bias": True}
     elif isinstance(config, MAEConfig):
         if name == "mae_st":
-            wanted = {"decoder_sep_pos_embed": config.sep_pos_embed}
-            wanted |= {"decoder_cls": "own"} if config.cls_embed else {}
+            required = {"decoder_sep_pos_embed": config.sep_pos_embed}
+            required |= {"decoder_cls": "own"} if config.cls_embed else {}
         elif name == "m3d":
-            wanted = {"cls_embed": True, "sep_pos_embed": True, "decoder_sep_pos_embed": True, "qkv_bias": True}
-            wanted |= {"decoder_cls": "encoder", "pred_t_dim": config.num_frames}
+            required = {"cls_embed": True, "sep_pos_embed": True, "decoder_sep_pos_embed": True, "qkv_bias": True}
+            required |= {"decoder_cls": "encoder", "pred_t_dim": config.num_frames}
         else:
-            wanted = {"decoder_num_heads": max(config.decoder_embed_dim // HEAD_WIDTH, 1)}
-            wanted |= {"decoder_cls": "encoder"} if config.cls_embed else {}
+            required = {"decoder_num_heads": max(config.decoder_embed_dim // HEAD_WIDTH, 1)}
+            required |= {"decoder_cls": "encoder"} if config.cls_embed else {}
     differing = [
         f"{key}={getattr(config, key)!r} (it has {value!r})"
-        for key, value in wanted.items()
+        for key, value in required.items()
         if getattr(config, key) != value
     ]
     if name == "videomae" and isinstance(config, MAEConfig):
@@ -184,7 +186,7 @@ def check_holds(name: str, config: EncoderConfig) -> None:
 
 
 def autoencoder_rules(name: str, config: MAEConfig) -> list[Rule]:
-    """What becomes of what, for the whole autoencoder."""
+    """Return the rules for all weights of the autoencoder."""
     form = FORMATS[name]
     tables = {"joint": "decoder_pos_embed"}
     if config.decoder_sep_pos_embed:
@@ -203,12 +205,12 @@ def autoencoder_rules(name: str, config: MAEConfig) -> list[Rule]:
 
 
 def classifier_rules(name: str, config: EncoderConfig) -> list[Rule]:
-    """What becomes of what, for a finetuned classifier."""
+    """Return the rules for all weights of a finetuned classifier."""
     return [*encoder_rules(name, config, prefix="encoder."), *_same("head", "head")]
 
 
 def encoder_rules(name: str, config: EncoderConfig, *, prefix: str = "") -> list[Rule]:
-    """What becomes of what, for the encoder; `prefix` goes before our names."""
+    """Return the rules for the weights of the encoder; `prefix` goes before our names."""
     rules = [*_patch_embed(prefix, config), *_same(f"{prefix}norm", "norm")]
     if name == "videomae":
         fixed = partial(_sinusoids, config)
@@ -237,7 +239,7 @@ def _same(ours: str, theirs: str) -> list[Rule]:
 def _patch_embed(prefix: str, config: EncoderConfig) -> list[Rule]:
     u, p = config.t_patch_size, config.patch_size
 
-    def flat(kernel: Sequence[Tensor]) -> Tensor:  # (D, c, u, p, q) -> (D, u*p*q*c)
+    def flat(kernel: Sequence[Tensor]) -> Tensor:  # (D, c, u, p, q) ─► (D, u*p*q*c)
         return kernel[0].permute(0, 2, 3, 4, 1).flatten(1)
 
     def kernel(flat: Tensor) -> Sequence[Tensor]:
@@ -255,10 +257,10 @@ def _block(qkv: str, ours: str, theirs: str, config: EncoderConfig) -> list[Rule
         rules += _same(f"{ours}.{part}", f"{theirs}.{part}")
     kinds = ("weight", "bias") if config.qkv_bias else ("weight",)
     if qkv == "split":
-        whole = [(kind, tuple(f"{theirs}.attn.{x}.{kind}" for x in "qkv")) for kind in kinds]
+        parts = [(kind, tuple(f"{theirs}.attn.{x}.{kind}" for x in "qkv")) for kind in kinds]
     else:
-        whole = [(kind, (f"{theirs}.attn.qkv.{kind}",)) for kind in kinds]
-    rules += [Rule(f"{ours}.attn.qkv.{kind}", names) for kind, names in whole]
+        parts = [(kind, (f"{theirs}.attn.qkv.{kind}",)) for kind in kinds]
+    rules += [Rule(f"{ours}.attn.qkv.{kind}", names) for kind, names in parts]
     if qkv == "biased":
         names = (f"{theirs}.attn.q_bias", f"{theirs}.attn.v_bias")
         rules[-1] = Rule(f"{ours}.attn.qkv.bias", names, _with_zero_key_bias, _without_key_bias)
@@ -272,12 +274,12 @@ def _with_zero_key_bias(parts: Sequence[Tensor]) -> Tensor:
 def _without_key_bias(bias: Tensor) -> Sequence[Tensor]:
     query, key, value = bias.chunk(3)
     if key.any():
-        raise ConvertError("VideoMAE has no bias of the keys, this model's is not 0")
+        raise ConvertError("VideoMAE has no bias of the keys, and this model's is not 0")
     return query, value
 
 
 def _sinusoids(config: EncoderConfig) -> Tensor:
-    """(1, L, D): VideoMAE's fixed positions: sines and cosines in turn (Vaswani et al. 2017, 3.5) of the token."""
+    """Compute VideoMAE's fixed positions (1, L, D): sines and cosines in turn of the token (Vaswani et al. 2017)."""
     width = config.embed_dim
     exponents = 2 * (torch.arange(width, dtype=torch.float64) // 2) / width
     angles = torch.arange(config.num_tokens, dtype=torch.float64)[:, None] / 10_000**exponents
@@ -287,22 +289,22 @@ def _sinusoids(config: EncoderConfig) -> Tensor:
 
 def _equal_to(fixed: Callable[[], Tensor], table: Tensor) -> Sequence[Tensor]:
     if not torch.equal(table.float().cpu(), fixed()):
-        raise ConvertError("VideoMAE's positions are fixed sines, this model's positions are learned")
+        raise ConvertError("VideoMAE's positions are fixed sines, and this model's positions are learned")
     return ()
 
 
 def encoder_settings(name: str, foreign: State, *, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an EncoderConfig, read off a state dict.
+    """Read the settings of an EncoderConfig off a state dict.
 
     Args:
         name: The format.
         foreign: Names and tensors.
-        hints: What the tensors do not tell, under upstream's names: num_heads, img_size, num_frames; mean and std, of
-            files that launch/export.py made.
+        hints: Settings that the tensors do not determine, under upstream's names: num_heads, img_size, num_frames; mean
+            and std of files that launch/export.py made.
 
     Raises:
-        KeyError: A tensor that tells a size is missing.
-        ConvertError: A setting can be known from neither.
+        KeyError: A tensor that determines a size is missing.
+        ConvertError: A setting is in neither tensors nor hints.
     """
     width, _, u, p, _ = foreign["patch_embed.proj.weight"].shape
     depth, cls = count_blocks(foreign, "blocks."), "cls_token" in foreign
@@ -310,7 +312,7 @@ def encoder_settings(name: str, foreign: State, *, hints: Mapping[str, Any]) -> 
     img_size, num_frames = _clip_size(foreign, hints, patch_size=p, t_patch_size=u, cls=cls)
     preset = _published(width, depth, p)
     if preset is None and "num_heads" not in hints:
-        raise ConvertError(f"width {width} with {depth} blocks is no published size: say num_heads in a config")
+        raise ConvertError(f"width {width} with {depth} blocks is no published size: give num_heads in a config")
     biases = ("blocks.0.attn.q.bias", "blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias")
     pixels = {**FORMATS[name].defaults, **hints}
     return {key: pixels[key] for key in _IMAGENET if key in pixels} | {
@@ -330,13 +332,13 @@ def encoder_settings(name: str, foreign: State, *, hints: Mapping[str, Any]) -> 
 
 
 def count_blocks(foreign: State, prefix: str) -> int:
-    """How many blocks there are under `prefix`; what is no block (a norm) has no attention."""
+    """Count the blocks under `prefix`, which have attention; a norm there has none."""
     blocks = (name for name in foreign if name.startswith(prefix) and ".attn." in name)
     return len({name.removeprefix(prefix).split(".")[0] for name in blocks})
 
 
 def _published(width: int, depth: int, patch_size: int) -> str | None:
-    """The preset of this width and depth, with this patch size if there are several."""
+    """Return the preset of this width and depth, if possible with this patch size."""
     fitting = [name for name, sizes in PRESETS.items() if (sizes["embed_dim"], sizes["depth"]) == (width, depth)]
     exact = [name for name in fitting if PRESETS[name]["patch_size"] == patch_size]
     return next(iter(exact + fitting), None)
@@ -345,7 +347,10 @@ def _published(width: int, depth: int, patch_size: int) -> str | None:
 def _clip_size(
     foreign: State, hints: Mapping[str, Any], *, patch_size: int, t_patch_size: int, cls: bool
 ) -> tuple[int, int]:
-    """(img_size, num_frames) from the tables of positions; a joint one tells only their product, VideoMAE has none."""
+    """Read (img_size, num_frames) off the tables of positions.
+
+    A joint table determines only their product, VideoMAE has none: hints and defaults serve.
+    """
     if "pos_embed_spatial" in foreign:
         side = math.isqrt(foreign["pos_embed_spatial"].shape[1])
         return side * patch_size, foreign["pos_embed_temporal"].shape[1] * t_patch_size
@@ -356,6 +361,6 @@ def _clip_size(
     t, rest = divmod(tokens, (img_size // patch_size) ** 2)
     if t == 0 or rest:
         raise ConvertError(
-            f"{tokens} joint positions are no whole number of {img_size} px frames: say img_size in a config"
+            f"{tokens} joint positions are no whole number of {img_size} px frames: give img_size in a config"
         )
     return img_size, t * t_patch_size

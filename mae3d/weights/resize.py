@@ -1,11 +1,13 @@
-"""A trained model -> a new classifier or autoencoder, for clips of the same or of another size.
+"""A new classifier or autoencoder takes over the weights of a trained model, for clips of any size.
 
-    encoder = open_encoder("RUN")             # weights.py: of a pretraining or finetuning run, or a foreign file
+trained model, config ─► resized positions ─► new model
+
+    encoder = open_encoder("RUN")             # files.py: of a pretraining or finetuning run, or a foreign file
     model = Classifier(ClassifierConfig.of(encoder.config, num_classes=174, img_size=256, num_frames=32))
     load_encoder(model, encoder)
     load_autoencoder(MAE(config), load_model("RUN"))      # with the decoder; of an Encoder: without
 
-In a classifier the decoder (or the old head) is left behind, the head stays as it was drawn. Tables of positions are
+A classifier leaves the decoder (or the old head) behind and keeps its head as it was drawn. Tables of positions are
 interpolated to the new grid: over height and width bicubic (eminorhan/mae_st's choice for `pos_embed_spatial`, and the
 field's for images), over time linear (the field's for video: upstream cannot change it); both as
 torch.nn.functional.interpolate without aligned corners. A joint table is treated as the sum that it generalises, so
@@ -27,7 +29,7 @@ from mae3d.weights.convert import unmatched
 logger = logging.getLogger(__name__)
 
 Grid = tuple[int, int, int]
-# What another size of clip does not touch; each changes the shape or the meaning of weights.
+# Settings that another size of clip leaves as they are; each changes the shape or the meaning of weights.
 _SAME = (
     "embed_dim",
     "depth",
@@ -39,7 +41,7 @@ _SAME = (
     "cls_embed",
     "sep_pos_embed",
 )
-# Likewise of a decoder: pred_u is the number of frames that a token predicts.
+# The same settings of a decoder; pred_u is the number of frames that a token predicts.
 _SAME_DECODER = (
     "decoder_embed_dim",
     "decoder_depth",
@@ -51,7 +53,7 @@ _SAME_DECODER = (
 
 
 class TransferError(ValueError):
-    """A model's weights do not fit another model; the message names the settings or the keys."""
+    """Mismatch of a model's weights and another model; the message names the settings or the keys."""
 
 
 def load_encoder(model: Classifier, encoder: Encoder) -> None:
@@ -64,33 +66,33 @@ def load_encoder(model: Classifier, encoder: Encoder) -> None:
 
 
 def check_autoencoder(model: MAE | Encoder, target: MAEConfig) -> None:
-    """Whether `load_autoencoder` can take this model, with its decoder if it has one, for one of `target`.
+    """Refuse a model that `load_autoencoder` cannot take, with its decoder if it has one, for a model of `target`.
 
     Raises:
-        TransferError: They differ in more than the size of the clip and the mask; names what.
+        TransferError: They differ in more than the size of the clip and the mask; the message names the settings.
     """
     source = model.config
-    _check_settings(source, target, hint=f"to go on with them: {_options(source, target, _SAME)}")
+    _check_settings(source, target, hint=f"to go on with them give {_options(source, target, _SAME)}")
     if isinstance(model, Encoder):
         return
     differing = [name for name in _SAME_DECODER if getattr(source, name) != getattr(target, name)]
     if differing:
         raise TransferError(
-            f"the weights are of another decoder: {_told(source, target, differing)}. To go on with it: "
-            f"{_options(source, target, _SAME_DECODER)}; without it: --init_decoder false"
+            f"the weights are of another decoder: {_differences(source, target, differing)}. To go on with it give "
+            f"{_options(source, target, _SAME_DECODER)}; without it --init_decoder false"
         )
     for name in ("norm_pix_loss", "target_rule"):
         if getattr(source, name) != getattr(target, name):
             logger.warning(
-                "%s is %s; the decoder has learned with %s", name, getattr(target, name), getattr(source, name)
+                "%s is %s, but the decoder was trained with %s", name, getattr(target, name), getattr(source, name)
             )
 
 
 def load_autoencoder(model: MAE, source: MAE | Encoder) -> None:
-    """Give an autoencoder the weights of a trained one, or of an encoder: the decoder stays as it is then.
+    """Give an autoencoder the weights of a trained one, or of an encoder, which leaves the decoder as it is.
 
     Raises:
-        TransferError: As `check_autoencoder`.
+        TransferError: As in `check_autoencoder`.
     """
     check_autoencoder(source, model.config)
     encoder = source.encoder if isinstance(source, MAE) else source
@@ -110,9 +112,9 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
     """Fit an encoder's state dict to another size of clip.
 
     Args:
-        state: Of `Encoder(source)`: names without `encoder.`.
-        source: What the weights were trained as.
-        target: What they shall serve as.
+        state: State dict of `Encoder(source)`: names without `encoder.`.
+        source: Config of the trained encoder.
+        target: Config of the new encoder.
 
     Returns:
         A state dict for `Encoder(target)`; tensors that do not change are those of `state`.
@@ -120,7 +122,7 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
     Raises:
         TransferError: Settings other than the clip's size differ, or keys are missing or left over.
     """
-    _check_settings(source, target, hint="ClassifierConfig.of(config of the weights, ...) takes the rest from them")
+    _check_settings(source, target, hint="take the rest with ClassifierConfig.of(config of the weights, ...)")
     with torch.device("meta"):
         names = set(Encoder(source).state_dict())
     if problems := unmatched(names, set(state)):
@@ -141,12 +143,12 @@ def resize_positions(table: Tensor, *, kind: str, old: Grid, new: Grid) -> Tenso
     Args:
         table: `spatial` (1, h*w, D), `temporal` (1, t, D), `joint` (1, [1 +] t*h*w, D), or `cls` (1, 1, D), which
             stays as it is.
-        kind: Which of these.
+        kind: The table's name among these.
         old: The table's grid.
-        new: The grid to be served.
+        new: The new grid.
 
     Returns:
-        The table itself where its part of the grid does not change; else a new one, in its dtype.
+        The table itself if its part of the grid does not change; else a new one, in its dtype.
     """
     (t, h, w), (new_t, new_h, new_w) = old, new
     if kind == "spatial":
@@ -162,7 +164,7 @@ def resize_positions(table: Tensor, *, kind: str, old: Grid, new: Grid) -> Tenso
 
 
 def _resize_grid(table: Tensor, *, old: Grid, new: Grid) -> Tensor:
-    """(1, t*h*w, D) -> (1, t'*h'*w', D): each slot of time over space, then each place over time."""
+    """Interpolate (1, t*h*w, D) ─► (1, t'*h'*w', D): each time slot over space, then each position over time."""
     grid = table.float().unflatten(1, old).squeeze(0)  # (t, h, w, D)
     if old[1:] != new[1:]:
         planes = nn.functional.interpolate(grid.permute(0, 3, 1, 2), size=new[1:], mode="bicubic", align_corners=False)
@@ -178,20 +180,22 @@ def _check_settings(source: EncoderConfig, target: EncoderConfig, *, hint: str) 
     differing = [name for name in _SAME if getattr(source, name) != getattr(target, name)]
     if differing:
         raise TransferError(
-            f"the weights are of another encoder: {_told(source, target, differing)}; only img_size and num_frames may "
-            f"change. {hint[:1].upper()}{hint[1:]}"
+            f"the weights are of another encoder: {_differences(source, target, differing)}; only img_size and "
+            f"num_frames may change. {hint[:1].upper()}{hint[1:]}"
         )
     for name in ("mean", "std"):
         if getattr(source, name) != getattr(target, name):
-            logger.warning("%s is %s, but the weights saw %s", name, getattr(target, name), getattr(source, name))
+            logger.warning(
+                "%s is %s, but the weights were trained with %s", name, getattr(target, name), getattr(source, name)
+            )
 
 
-def _told(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> str:
+def _differences(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> str:
     return ", ".join(f"{name} is {getattr(target, name)}, not {getattr(source, name)}" for name in names)
 
 
 def _options(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> str:
-    """The options of a command line that make the target's settings the source's."""
+    """Return the options of a command line that make the target's settings the source's."""
     given = []
     for name in names:
         value = getattr(source, name)

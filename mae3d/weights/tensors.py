@@ -1,4 +1,4 @@
-"""Tensors are written as safetensors files, whole or one tensor at a time."""
+"""Tensors are written as safetensors files, all at once or one tensor at a time."""
 
 import hashlib
 import json
@@ -15,16 +15,16 @@ from mae3d.io.files import replace_file
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file from tensors of any device.
+    """Write a safetensors file from tensors of any device.
 
     Raises:
-        OSError: the disk is full, read-only, or the folder is missing.
+        OSError: The disk is full, read-only, or the folder is missing.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with replace_file(path) as aside:
             save_file(on_cpu, aside, metadata=metadata)
-    except SafetensorError as error:  # safetensors' own wrapper around what the system said
+    except SafetensorError as error:  # safetensors wraps the system's error
         raise OSError(f"cannot write {path}: {error}") from error
 
 
@@ -35,19 +35,22 @@ def stream_tensors(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> str:
-    """Writes float32 tensors of the CPU, one held at a time: the bytes that `save_tensors` would write; their sha256.
+    """Write float32 tensors of the CPU, one held at a time: the bytes that `save_tensors` would write.
 
     The format: eight bytes with the header's length, the header as JSON, the tensors in the header's order, which is
     the library's for tensors of one dtype: by name (https://github.com/huggingface/safetensors#format).
 
     Args:
-        shapes: every tensor's, by name.
-        read: gives a tensor of that shape, or flat.
-        path: where to; an existing file is replaced.
-        metadata: stored with them.
+        shapes: Every tensor's shape by name.
+        read: Function of a name that returns the tensor in that shape, or flat.
+        path: The file; an existing one is replaced.
+        metadata: Text stored with the tensors.
+
+    Returns:
+        The file's sha256.
 
     Raises:
-        OSError: the disk is full, read-only, or the folder is missing; it names `path`.
+        OSError: The disk is full, read-only, or the folder is missing; it names `path`.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0

@@ -1,4 +1,4 @@
-"""Probabilities are those that the blocks apply, whatever the query, the chunk and the layer."""
+"""Probabilities are those that the blocks apply, for any query, chunk and layer."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def clip() -> Tensor:
 
 
 def naive(encoder: Encoder, clip: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Of each block the whole (B, heads, N, N) attention in float64, and what the block's own attention returned."""
+    """Compute each block's (B, heads, N, N) attention in float64, and record what the block's attention returned."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
@@ -92,14 +92,17 @@ def test_the_mean_is_that_of_the_patches_rows(encoder: Encoder, clip: Tensor) ->
 
 
 def test_chunks_change_nothing(encoder: Encoder, clip: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = layer_attention(encoder, clip, query_of(CONFIG, "mean")), rollout(encoder, clip, query_of(CONFIG, "cls"))
-    monkeypatch.setattr(attention, "_MOST", 2 * CONFIG.num_heads * 13 * 5)  # 5 queries at a time
+    unchunked = (
+        layer_attention(encoder, clip, query_of(CONFIG, "mean")),
+        rollout(encoder, clip, query_of(CONFIG, "cls")),
+    )
+    monkeypatch.setattr(attention, "_MAX_PROBABILITIES", 2 * CONFIG.num_heads * 13 * 5)  # 5 queries at a time
     pieces = layer_attention(encoder, clip, query_of(CONFIG, "mean")), rollout(encoder, clip, query_of(CONFIG, "cls"))
-    torch.testing.assert_close(pieces, whole, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(pieces, unchunked, atol=1e-7, rtol=1e-5)
 
 
 def test_no_matrix_of_all_queries_is_held(encoder: Encoder, clip: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_MOST", 2 * CONFIG.num_heads * 13 * 4)
+    monkeypatch.setattr(attention, "_MAX_PROBABILITIES", 2 * CONFIG.num_heads * 13 * 4)
     shapes = []
     softmax = Tensor.softmax
     monkeypatch.setattr(Tensor, "softmax", lambda self, dim: (shapes.append(self.shape), softmax(self, dim))[1])
@@ -125,7 +128,7 @@ def test_a_patch_is_found_at_its_slot_row_and_column() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("cls", "no class token"),
         ("3,2,2", "3 slots, 2 rows and 2 columns"),
@@ -134,13 +137,13 @@ def test_a_patch_is_found_at_its_slot_row_and_column() -> None:
         ("first", "give cls, mean or T,Y,X"),
     ],
 )
-def test_wrong_queries_are_told(text: str, told: str) -> None:
+def test_wrong_queries_are_refused(text: str, message: str) -> None:
     config = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=6, cls_embed=False)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         query_of(config, text)
 
 
 @pytest.mark.parametrize("layer", [0, 4, -4])
-def test_layers_that_there_are_not_are_told(layer: int) -> None:
-    with pytest.raises(ValueError, match=f"layer {layer}: the encoder has 3 blocks, give 1 to 3"):
+def test_missing_layers_are_refused(layer: int) -> None:
+    with pytest.raises(ValueError, match=f"layer {layer}: .* 3 blocks.*1 to 3"):
         block_of(CONFIG, layer)

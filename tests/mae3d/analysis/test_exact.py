@@ -96,10 +96,12 @@ def test_probes_have_the_same_bits_with_any_number_of_threads(
     )
     tokens = [features.reshape(-1, 3, 8).astype(np.float16) for features in (train, test)]
     assert_equal(with_threads(lambda: np.stack(list(knn_scores(train, targets, test).values()))))
-    assert_equal(with_threads(lambda: linear_scores(train, targets, test, several=multi_label)[0]))
+    assert_equal(with_threads(lambda: linear_scores(train, targets, test, multi_label=multi_label)[0]))
     assert_equal(
         with_threads(
-            lambda: attentive_scores(tokens[0], targets, tokens[1], several=multi_label, num_heads=2, device="cpu")[0]
+            lambda: attentive_scores(tokens[0], targets, tokens[1], multi_label=multi_label, num_heads=2, device="cpu")[
+                0
+            ]
         )
     )
 

@@ -1,4 +1,4 @@
-"""mae3d.analysis.features: the chosen layer, pooled as asked, of any model; nothing behind that layer is run."""
+"""mae3d.analysis.features: the chosen layer, pooled as requested, of any model; nothing behind that layer is run."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def encoder_of(model: MAE | Classifier | Encoder) -> Encoder:
 
 
 def truncated(encoder: Encoder, blocks: int) -> Tensor:
-    """All tokens after the first `blocks` blocks, from an encoder that has no more of them."""
+    """Return all tokens after the first `blocks` blocks, from an encoder that has no more of them."""
     short = Encoder(EncoderConfig(**{**SMALL, "depth": blocks}, cls_embed=True)) if blocks else None
     if short is None:
         return encoder.embed(CLIP)

@@ -1,4 +1,4 @@
-"""mae3d.analysis.probes: kNN as by hand, what is separable is separated, nothing is read out of shuffled labels."""
+"""mae3d.analysis.probes: kNN as by hand, separable classes are separated, nothing is read out of shuffled labels."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ Set = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 def blobs(n: int, *, seed: int, scale: float = 1.0) -> Set:
-    """Points around a centre a class, and the classes."""
+    """Draw points around one centre per class, and return them with their classes."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % CLASSES
     return (scale * (CENTRES[labels] + rng.standard_normal((n, WIDTH)))).astype(np.float32), labels
@@ -35,26 +35,26 @@ def top1(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
 def test_knn_is_the_weighted_vote_of_the_nearest(chunk: int) -> None:
     rng = np.random.default_rng(1)
     train, test = rng.standard_normal((30, 5)), rng.standard_normal((11, 5))
-    targets = (rng.random((30, 3)) < 0.4).astype(np.uint8)  # several labels, or none
+    targets = (rng.random((30, 3)) < 0.4).astype(np.uint8)  # any number of labels, or none
     scores = knn_scores(train, targets, test, ks=(1, 4, 100), chunk=chunk)
-    for k, found in scores.items():
+    for k, votes_of in scores.items():
         for i, point in enumerate(test):
             votes, weights = np.zeros(3), 0.0
             similarity = [point @ other / np.linalg.norm(point) / np.linalg.norm(other) for other in train]
             for j in sorted(range(30), key=lambda j: -similarity[j])[:k]:
                 votes += np.exp(similarity[j] / 0.07) * targets[j]
                 weights += np.exp(similarity[j] / 0.07)
-            np.testing.assert_allclose(found[i], votes / weights, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(votes_of[i], votes / weights, rtol=1e-4, atol=1e-7)
 
 
 def test_knn_compares_no_more_at_a_time_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     from mae3d.analysis import probes
 
     (train, labels), (test, _) = blobs(40, seed=1), blobs(20, seed=2)
-    whole, most, unit = knn_scores(train, one_hot(labels), test)[5], [], probes._unit
+    unchunked, most, unit = knn_scores(train, one_hot(labels), test)[5], [], probes._unit
     monkeypatch.setattr(probes, "PAIRS", 3 * len(train))
     monkeypatch.setattr(probes, "_unit", lambda vectors: most.append(len(vectors)) or unit(vectors))
-    np.testing.assert_allclose(knn_scores(train, one_hot(labels), test)[5], whole, rtol=1e-5)
+    np.testing.assert_allclose(knn_scores(train, one_hot(labels), test)[5], unchunked, rtol=1e-5)
     assert max(most[1:]) == 3
 
 
@@ -67,21 +67,21 @@ def test_knn_takes_no_notice_of_lengths() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e4])
 def test_separable_features_are_separated(scale: float) -> None:
-    (train, labels), (test, wanted) = blobs(80, seed=1, scale=scale), blobs(60, seed=2, scale=scale)
-    scores, chosen = linear_scores(train, one_hot(labels), test, several=False)
-    assert top1(scores, wanted) >= 0.95
+    (train, labels), (test, expected) = blobs(80, seed=1, scale=scale), blobs(60, seed=2, scale=scale)
+    scores, chosen = linear_scores(train, one_hot(labels), test, multi_label=False)
+    assert top1(scores, expected) >= 0.95
     assert chosen["C"] in C_GRID
     assert chosen["converged"]
-    assert top1(knn_scores(train, one_hot(labels), test)[20], wanted) >= 0.95
+    assert top1(knn_scores(train, one_hot(labels), test)[20], expected) >= 0.95
     np.testing.assert_allclose(scores.sum(axis=1), 1)
 
 
 def test_nothing_is_read_out_of_shuffled_labels() -> None:
-    (train, labels), (test, wanted) = blobs(400, seed=1), blobs(400, seed=2)
+    (train, labels), (test, expected) = blobs(400, seed=1), blobs(400, seed=2)
     shuffled = one_hot(np.random.default_rng(5).permutation(labels))
-    scores, _ = linear_scores(train, shuffled, test, several=False)
-    for found in (scores, knn_scores(train, shuffled, test)[20]):
-        assert abs(top1(found, wanted) - 1 / CLASSES) < 0.12  # deviation of 400 draws: 0.02; blobs fall together
+    scores, _ = linear_scores(train, shuffled, test, multi_label=False)
+    for probed in (scores, knn_scores(train, shuffled, test)[20]):
+        assert abs(top1(probed, expected) - 1 / CLASSES) < 0.12  # deviation of 400 draws: 0.02; blobs fall together
 
 
 def test_c_is_chosen_on_the_fifth_and_the_fit_is_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,13 +90,13 @@ def test_c_is_chosen_on_the_fifth_and_the_fit_is_on_all(monkeypatch: pytest.Monk
     fits: list[tuple[int, int, float]] = []
     fit = probes._fit
 
-    def seen(some: NDArray, others: NDArray, targets: NDArray, *, c: float, several: bool):  # type: ignore[no-untyped-def]
-        fits.append((len(some), len(others), c))
-        scores = fit(some, others, targets, c=c, several=several)
+    def seen(train: NDArray, others: NDArray, targets: NDArray, *, c: float, multi_label: bool):  # type: ignore[no-untyped-def]
+        fits.append((len(train), len(others), c))
+        scores = fit(train, others, targets, c=c, multi_label=multi_label)
         return scores if len(others) == len(test) or c == 1e-2 else scores[:, ::-1]  # every other C fails
 
     monkeypatch.setattr(probes, "_fit", seen)
-    _, chosen = linear_scores(train, one_hot(labels), test, several=False)
+    _, chosen = linear_scores(train, one_hot(labels), test, multi_label=False)
     held = len(labels) - fits[0][0]
     assert 8 <= held <= 12
     assert sorted(fits[:-1], key=lambda fit: fit[2]) == [(50 - held, held, c) for c in C_GRID]  # on several threads
@@ -113,31 +113,31 @@ def test_the_fifth_is_of_each_class_alike_and_the_seeds() -> None:
 
 
 def test_one_sample_a_class_leaves_nothing_to_choose_on() -> None:
-    (train, labels), (test, wanted) = blobs(CLASSES, seed=1), blobs(40, seed=2)
-    scores, chosen = linear_scores(train, one_hot(labels), test, several=False)
+    (train, labels), (test, expected) = blobs(CLASSES, seed=1), blobs(40, seed=2)
+    scores, chosen = linear_scores(train, one_hot(labels), test, multi_label=False)
     assert (chosen["C"], chosen["held_out"]) == (1.0, None)
-    assert top1(scores, wanted) > 0.6
+    assert top1(scores, expected) > 0.6
 
 
 def test_classes_without_a_train_sample_have_no_chance() -> None:
     (train, labels), (test, _) = blobs(40, seed=1), blobs(10, seed=2)
     left = labels != 2
-    scores, _ = linear_scores(train[left], one_hot(labels[left]), test, several=False)
+    scores, _ = linear_scores(train[left], one_hot(labels[left]), test, multi_label=False)
     assert (scores[:, 2] == 0).all()
     with pytest.raises(ValueError, match="one class"):
-        linear_scores(train[labels == 1], one_hot(labels[labels == 1]), test, several=False)
+        linear_scores(train[labels == 1], one_hot(labels[labels == 1]), test, multi_label=False)
 
 
-def test_several_labels_are_probed_one_against_the_rest() -> None:
+def test_many_labels_per_sample_are_probed_one_against_the_rest() -> None:
     def make(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         targets = (np.random.default_rng(seed).random((n, CLASSES)) < 0.4).astype(np.uint8)
         targets[:, 3] = 1  # of all: a constant
         noise = np.random.default_rng(seed + 1).standard_normal((n, WIDTH))
         return (targets @ CENTRES + 0.3 * noise).astype(np.float32), targets
 
-    (train, targets), (test, wanted) = make(120, 0), make(80, 10)
-    scores, chosen = linear_scores(train, targets, test, several=True)
-    assert mean_average_precision(scores[:, :3], wanted[:, :3]) > 0.95
+    (train, targets), (test, expected) = make(120, 0), make(80, 10)
+    scores, chosen = linear_scores(train, targets, test, multi_label=True)
+    assert mean_average_precision(scores[:, :3], expected[:, :3]) > 0.95
     assert (scores[:, 3] == 1).all()
     assert chosen["C"] in C_GRID
     assert held_out(targets, seed=0).sum() in range(15, 32)
@@ -153,27 +153,27 @@ def test_few_of_each_class_are_among_more_of_each() -> None:
 
 
 def tokens(n: int, seed: int) -> Set:
-    """The class is told by one token of six, anywhere; the mean over all hides it behind the others' noise."""
+    """Draw tokens of which one in six, anywhere, shows the class; the others' noise hides it in the mean."""
     rng = np.random.default_rng(seed)
-    found = 2 * rng.standard_normal((n, 6, WIDTH)).astype(np.float32)
-    found[..., -1] = 0
+    features = 2 * rng.standard_normal((n, 6, WIDTH)).astype(np.float32)
+    features[..., -1] = 0
     labels = np.arange(n) % CLASSES
     where = rng.integers(0, 6, n)
-    found[np.arange(n), where] = CENTRES[labels]
-    found[np.arange(n), where, -1] = 8
-    return found, labels
+    features[np.arange(n), where] = CENTRES[labels]
+    features[np.arange(n), where, -1] = 8
+    return features, labels
 
 
-def test_the_attentive_probe_finds_the_token_that_tells() -> None:
-    (train, labels), (test, wanted) = tokens(160, 0), tokens(80, 1)
-    settings = {"several": False, "num_heads": 2}
+def test_the_attentive_probe_finds_the_token_that_shows_the_class() -> None:
+    (train, labels), (test, expected) = tokens(160, 0), tokens(80, 1)
+    settings = {"multi_label": False, "num_heads": 2}
     random_state = torch.get_rng_state()
     scores, trained = attentive_scores(train.astype(np.float16), one_hot(labels), test, seed=1, **settings)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert top1(scores, wanted) > 0.9
+    assert top1(scores, expected) > 0.9
     assert trained["steps"] == 500
-    linear, _ = linear_scores(train.mean(axis=1), one_hot(labels), test.mean(axis=1), several=False)
-    assert top1(linear, wanted) < 0.8
+    linear, _ = linear_scores(train.mean(axis=1), one_hot(labels), test.mean(axis=1), multi_label=False)
+    assert top1(linear, expected) < 0.8
 
 
 def test_the_attentive_probe_is_the_same_under_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +181,8 @@ def test_the_attentive_probe_is_the_same_under_a_seed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(probes, "EPOCHS", 1)
     (train, labels), (test, _) = tokens(100, 0), tokens(20, 1)
     runs = [
-        attentive_scores(train, one_hot(labels), test, several=several, num_heads=2, seed=seed)[0]
-        for several, seed in ((False, 1), (False, 1), (False, 2), (True, 1))
+        attentive_scores(train, one_hot(labels), test, multi_label=multi_label, num_heads=2, seed=seed)[0]
+        for multi_label, seed in ((False, 1), (False, 1), (False, 2), (True, 1))
     ]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.allclose(runs[0], runs[2])

@@ -21,7 +21,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 class Oracle(MAE):
-    """Predicts the target exactly, times a factor."""
+    """A model that predicts the target exactly, times a factor."""
 
     factor = 1.0
 

@@ -1,4 +1,4 @@
-"""mae3d.analysis.scores: against scikit-learn and brute force; the same however the samples are grouped."""
+"""mae3d.analysis.scores: against scikit-learn and brute force; the same for any grouping of the samples."""
 
 from typing import Any
 

@@ -115,7 +115,7 @@ def test_a_config_is_taken_from_a_pretrained_one() -> None:
     [
         ({"num_classes": 0}, "num_classes=0 must be above 0"),
         ({"pooling": "max"}, "must be mean or cls"),
-        ({"pooling": "cls", "cls_embed": False}, "set pooling=mean"),
+        ({"pooling": "cls", "cls_embed": False}, "pooling=mean"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"drop_path": -0.1}, "drop_path=-0.1"),
         ({"head_std": -1.0}, "head_std=-1.0"),

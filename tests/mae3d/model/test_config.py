@@ -37,7 +37,7 @@ def test_three_colours_come_back_from_json_as_tuples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"preset": "mae_vit_larg_patch16"}, "did you mean mae_vit_large_patch16"),
         ({"img_size": 100}, "img_size=100 must be a multiple of patch_size=16; 112 is one"),
@@ -59,8 +59,8 @@ def test_three_colours_come_back_from_json_as_tuples() -> None:
         ({"mean": (0.5, 0.5)}, "three"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_value(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_does_not_fit_is_refused_with_the_value(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MAEConfig(**settings)
 
 

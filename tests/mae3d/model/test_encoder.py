@@ -26,11 +26,11 @@ def test_all_tokens_in_any_order_give_the_same_features(separable: bool, cls: bo
     encoder = tiny(sep_pos_embed=separable, cls_embed=cls)
     clip = clip_of()
     ids = torch.stack([torch.randperm(32) for _ in range(2)])
-    whole, shuffled = encoder(clip), encoder(clip, ids)
-    assert whole.shape == (2, 32 + cls, 192)
-    expected = whole[:, encoder.num_prefix :][torch.arange(2)[:, None], ids]
+    complete, shuffled = encoder(clip), encoder(clip, ids)
+    assert complete.shape == (2, 32 + cls, 192)
+    expected = complete[:, encoder.num_prefix :][torch.arange(2)[:, None], ids]
     torch.testing.assert_close(shuffled[:, encoder.num_prefix :], expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(shuffled[:, : int(cls)], whole[:, : int(cls)], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shuffled[:, : int(cls)], complete[:, : int(cls)], atol=1e-5, rtol=1e-5)
 
 
 def test_hidden_pixels_do_not_matter_and_visible_ones_do() -> None:
@@ -94,8 +94,8 @@ def test_sines_are_of_the_row_column_and_time_of_each_token(grid: tuple[int, int
     positions = Positions(16, grid=grid, separable=separable, cls_token=True, sines=True)
     table = positions(None)[1][0].view(*grid, 16)
     for t, row, column in torch.cartesian_prod(*map(torch.arange, grid)).tolist():
-        place = torch.cat([sine_table(grid[1], 8)[row], sine_table(grid[2], 8)[column]])
-        torch.testing.assert_close(table[t, row, column], place + sine_table(grid[0], 16)[t])
+        plane = torch.cat([sine_table(grid[1], 8)[row], sine_table(grid[2], 8)[column]])
+        torch.testing.assert_close(table[t, row, column], plane + sine_table(grid[0], 16)[t])
 
 
 def test_initialisation_is_upstreams() -> None:

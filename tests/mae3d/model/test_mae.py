@@ -146,29 +146,29 @@ def test_checkpointing_changes_no_gradient() -> None:
 
 def test_a_decoder_without_attention_predicts_the_same_for_the_tokens_that_it_is_left() -> None:
     """With no blocks each token is on its own: the loss is the full decoder's, over the running cell alone."""
-    whole, part = tiny(decoder_depth=0), tiny(decoder_depth=0, decoder_mask_ratio=0.5)
-    clip, noise = batch_of(whole)
-    assert part.state_dict().keys() == whole.state_dict().keys()
+    complete, part = tiny(decoder_depth=0), tiny(decoder_depth=0, decoder_mask_ratio=0.5)
+    clip, noise = batch_of(complete)
+    assert part.state_dict().keys() == complete.state_dict().keys()
     masked = random_mask(noise, 0.75).ids_masked
-    ids = predicted_ids(masked, running_cell(whole.config.grid), 24)
-    full, out = whole(clip, noise, full=True), part(clip, noise)
+    ids = predicted_ids(masked, running_cell(complete.config.grid), 24)
+    full, out = complete(clip, noise, full=True), part(clip, noise)
     assert out.pred.shape == (2, 24, 48)
     torch.testing.assert_close(out.pred, full.pred[torch.arange(2)[:, None], ids])
-    torch.testing.assert_close(out.loss, whole.loss(clip, out.pred, ids))
+    torch.testing.assert_close(out.loss, complete.loss(clip, out.pred, ids))
     assert not torch.isclose(out.loss, full.loss, rtol=1e-4)
     assert torch.equal(out.mask, full.mask)
 
 
 def test_decoder_masking_shortens_the_decoder_in_training_only() -> None:
-    whole, part = tiny(), tiny(decoder_mask_ratio=0.5)
-    clip, noise = batch_of(whole)
+    complete, part = tiny(), tiny(decoder_mask_ratio=0.5)
+    clip, noise = batch_of(complete)
     lengths = []
     part.decoder.norm.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     part.decoder.blocks.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     part(clip, noise).loss.backward()
     assert lengths == [1 + 16 + 24, 24]  # class token, visible, predicted
     assert [name for name, p in part.named_parameters() if p.grad is None or not p.grad.any()] == []
-    ours, theirs = part(clip, noise, full=True), whole(clip, noise, full=True)
+    ours, theirs = part(clip, noise, full=True), complete(clip, noise, full=True)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     compiled = torch.compile(part, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(clip, noise).loss, part(clip, noise).loss)

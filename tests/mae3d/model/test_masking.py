@@ -1,4 +1,4 @@
-"""Masks partition the tokens, each type in its own way; noise is a pure function of what it is for."""
+"""Masks partition the tokens, each type by its rule; noise is a pure function of seed, epoch, position and view."""
 
 from dataclasses import replace
 from typing import Any, get_args
@@ -53,9 +53,9 @@ def test_the_config_counts_as_the_mask_does() -> None:
 
 
 def test_noise_does_not_depend_on_how_a_batch_is_split() -> None:
-    whole = noise_of([5, 6, 7, 8, 9])
-    assert torch.equal(torch.cat([noise_of([5]), noise_of([6, 7]), noise_of([8, 9])]), whole)
-    assert torch.equal(mask_noise(seed=3, epoch=2, positions=torch.arange(5, 10), views=2, tokens=64), whole)
+    together = noise_of([5, 6, 7, 8, 9])
+    assert torch.equal(torch.cat([noise_of([5]), noise_of([6, 7]), noise_of([8, 9])]), together)
+    assert torch.equal(mask_noise(seed=3, epoch=2, positions=torch.arange(5, 10), views=2, tokens=64), together)
 
 
 def test_views_are_inside_samples_and_the_first_views_do_not_depend_on_their_number() -> None:
@@ -93,7 +93,7 @@ def mask_of(config: MAEConfig, noise: Tensor) -> Mask:
 
 
 def hidden(config: MAEConfig, *, clips: int = 6) -> Tensor:
-    """bool (B, T, H, W) under fixed noise."""
+    """Return the mask, bool (B, t, h, w), under fixed noise."""
     mask = mask_of(config, noise_of(list(range(clips)), views=1, tokens=config.num_tokens))
     return mask.mask.view(-1, *config.grid).bool()
 
@@ -129,9 +129,9 @@ def test_the_share_is_the_nearest_that_whole_units_allow(mask_type: MaskType, gr
 def test_a_clips_mask_depends_on_its_own_noise_alone(mask_type: MaskType) -> None:
     config = config_of(mask_type, 0.75)
     noise = noise_of([4, 5, 6], views=1, tokens=config.num_tokens)
-    whole = mask_of(config, noise).mask
-    assert torch.equal(mask_of(config, noise).mask, whole)
-    assert torch.equal(torch.cat([mask_of(config, noise[i : i + 1]).mask for i in range(3)]), whole)
+    together = mask_of(config, noise).mask
+    assert torch.equal(mask_of(config, noise).mask, together)
+    assert torch.equal(torch.cat([mask_of(config, noise[i : i + 1]).mask for i in range(3)]), together)
     drawn = mask_type in ("random", "tube", "frame", "block")
     assert (len({tuple(row.tolist()) for row in hidden(config).flatten(1)}) > 1) == drawn
 
@@ -177,7 +177,7 @@ def test_interpolation_hides_the_middle(ratio: float, first: int, last: int) -> 
 
 
 def cuboids_of(mask: Tensor, edges: tuple[int, int, int]) -> list[Tensor]:
-    """The parts of one clip's (T, H, W) mask, each one cuboid."""
+    """Split one clip's (t, h, w) mask into its parts, each one cuboid."""
     a, b, c = edges
     return [part for x in mask.split(a, 0) for y in x.split(b, 1) for part in y.split(c, 2)]
 
@@ -206,7 +206,7 @@ def test_every_token_is_hidden_as_often_as_any_other(mask_type: MaskType) -> Non
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"mask_type": "tubes"}, "did you mean tube"),
         ({"mask_type": "frame", "mask_ratio": 0.95}, "keeps 0 of 1568 tokens .mask_type=frame keeps or hides 196"),
@@ -216,8 +216,8 @@ def test_every_token_is_hidden_as_often_as_any_other(mask_type: MaskType) -> Non
         ({"mask_type": "retrospective", "num_frames": 2}, "at least one must stay visible"),
     ],
 )
-def test_what_hides_nothing_or_everything_is_refused(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_hides_nothing_or_everything_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MAEConfig(preset="mae_vit_tiny_patch16", **settings)
 
 

@@ -57,8 +57,8 @@ def test_both_layouts_give_the_same_patches(sides: tuple[int, int]) -> None:
 def test_gathering_equals_indexing_all_patches(sides: tuple[int, int]) -> None:
     view = patch_view(clip_of(sides=sides), frames_per_patch=2, patch_size=4)
     ids = torch.stack([torch.randperm(2 * sides[0] * sides[1] // 16) for _ in range(2)])
-    whole = gather_patches(view, None)
-    assert torch.equal(gather_patches(view, ids), whole[torch.arange(2)[:, None], ids])
+    all_patches = gather_patches(view, None)
+    assert torch.equal(gather_patches(view, ids), all_patches[torch.arange(2)[:, None], ids])
 
 
 def test_chosen_frames_are_the_ones_that_are_cut() -> None:
@@ -119,5 +119,5 @@ def test_a_flat_patch_has_a_finite_normalisation() -> None:
     ],
 )
 def test_another_layout_is_refused_with_its_shape(clip: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"expected uint8 \(B, T, H, W, 3\)"):
+    with pytest.raises(ValueError, match=r"uint8 \(B, T, H, W, 3\)"):
         patch_view(clip, frames_per_patch=2, patch_size=4)

@@ -31,7 +31,7 @@ def cases(kind: str) -> list[str]:
 
 
 def read(case: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """Facts, weights and values of one case."""
+    """Return facts, weights and values of one case."""
     facts = json.loads((GOLDEN / f"{case}.json").read_text())
     return (
         facts,
@@ -41,7 +41,7 @@ def read(case: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor
 
 
 def settings(facts: dict[str, Any]) -> dict[str, Any]:
-    """Upstream's constructor arguments under our names."""
+    """Translate upstream's constructor arguments to our names."""
     config = dict(facts["config"])
     assert config.pop("in_chans", 3) == 3
     config["qkv_bias"] = not config.pop("no_qkv_bias", False)
@@ -49,14 +49,14 @@ def settings(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def error(ours: Tensor, golden: Tensor) -> float:
-    """Largest difference, over the larger of 1 and the golden value."""
+    """Return the largest difference, over the larger of 1 and the golden value."""
     assert ours.shape == golden.shape
     ours = ours.detach()
     return float(((ours.double() - golden.double()).abs() / golden.double().abs().clamp_min(1)).max())
 
 
 def run(case: str) -> tuple[MAE, dict[str, float]]:
-    """Run a pretraining case; the errors of everything that it holds."""
+    """Run a pretraining case and return the errors of all its values."""
     facts, weights, golden = read(case)
     config = MAEConfig(**settings(facts), mask_ratio=facts["mask_ratio"])
     model = MAE(config)
@@ -113,7 +113,7 @@ def test_training_path_equals_the_full_one(case: str) -> None:
 
 
 def classifier(case: str) -> tuple[Classifier, dict[str, Any], dict[str, Tensor]]:
-    """A classification case: our model with its weights, its facts, its values."""
+    """Open a classification case: our model with its weights, its facts, its values."""
     facts, weights, golden = read(case)
     config = ClassifierConfig(**settings(facts))
     head = {f"head.{kind}": weights.pop(f"head.{kind}") for kind in ("weight", "bias")}

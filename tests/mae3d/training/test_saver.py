@@ -22,7 +22,7 @@ from torch import nn
 
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints.format import Slice, SliceReader
-from mae3d.distributed import Place, World
+from mae3d.distributed import RankInfo, World
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.tracking.run_dir import Run
@@ -70,7 +70,7 @@ class StandIn:
 def alone() -> World:
     """A world of this process only, joined."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    return World(Place(), torch.device("cpu"), dist.new_group(backend="gloo"))
+    return World(RankInfo(), torch.device("cpu"), dist.new_group(backend="gloo"))
 
 
 @pytest.fixture

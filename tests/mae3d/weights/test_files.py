@@ -74,14 +74,14 @@ def test_a_run_gives_its_latest_checkpoint(model: MAE, tmp_path: Path) -> None:
             find_model_file(tmp_path)
 
 
-def test_nothing_there_is_told(tmp_path: Path) -> None:
+def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file or folder"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(WeightsError, match="expected a run"):
+    with pytest.raises(WeightsError, match=r"checkpoints/latest.*run with a checkpoint"):
         load_model(tmp_path)
 
 
-def test_a_truncated_file_is_told(model: MAE, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(model: MAE, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_model(model, path)
     path.write_bytes(path.read_bytes()[:-100])
@@ -89,7 +89,7 @@ def test_a_truncated_file_is_told(model: MAE, tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_weights_that_do_not_fit_their_config_are_told(model: MAE, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_their_config_are_refused(model: MAE, tmp_path: Path) -> None:
     state = dict(model.state_dict())
     state["decoder.more"] = state.pop("decoder.mask_token")
     save_weights(state, model.config, tmp_path / "model.safetensors")
@@ -141,7 +141,7 @@ def test_a_foreign_key_that_is_left_over_is_named(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Removes a folder when unpickled."""
+    """An object that removes a folder when unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -192,7 +192,7 @@ def test_an_encoder_of_our_own_file(model: MAE, tmp_path: Path) -> None:
     assert not encoder.training
 
 
-def test_what_holds_no_tensors_is_told(tmp_path: Path) -> None:
+def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match=r"no tensors .* keys: \['epoch'\]"):

@@ -59,7 +59,7 @@ def model_of(variant: dict[str, Any]) -> MAE:
 
 
 def videomae_checkpoint() -> dict[str, Tensor]:
-    """Return a checkpoint as VideoMAE's pretraining saves it (docs/upstream.md), with some of its decoder."""
+    """Return a checkpoint as VideoMAE's pretraining saves it (docs/upstream.md), with a part of its decoder."""
     torch.manual_seed(0)
     names: dict[str, tuple[int, ...]] = {"patch_embed.proj.weight": (48, 3, 2, 8, 8), "patch_embed.proj.bias": (48,)}
     for i in range(2):
@@ -107,7 +107,7 @@ def test_a_key_too_many_and_one_too_few_are_named(name: str, variant: dict[str, 
 
 
 def test_names_and_shapes_of_the_official_large_checkpoint() -> None:
-    """docs/upstream.md: fused qkv, the decoder under pred_head, joint decoder positions, no class token of its own."""
+    """docs/upstream.md: fused qkv, the decoder under pred_head, joint decoder positions, none for a class token."""
     with torch.device("meta"):
         config = MAEConfig(decoder_num_heads=8, **OFFICIAL)
         foreign = to_foreign(MAE(config).state_dict(), config, format="pyslowfast")
@@ -151,8 +151,8 @@ def test_an_official_checkpoint_with_a_class_token_needs_what_mae_st_cannot_say(
     assert torch.isfinite(loss)
     assert loss != loss_of(replace(config, decoder_num_heads=4), state)
     assert loss != loss_of(replace(config, target_rule="even"), state)
-    own = replace(config, decoder_cls="own")
-    assert loss != loss_of(own, state | {"decoder.cls_token": torch.zeros(1, 1, 128)})
+    separate = replace(config, decoder_cls="own")
+    assert loss != loss_of(separate, state | {"decoder.cls_token": torch.zeros(1, 1, 128)})
     with pytest.raises(ConvertError, match=r"decoder_sep_pos_embed=False .* decoder_cls='encoder' \(it has 'own'\)"):
         to_foreign(model.state_dict(), model.config, format="mae_st")
 
@@ -198,7 +198,7 @@ def test_what_a_format_cannot_hold_is_refused_by_name() -> None:
         to_foreign(state, model.config, format="torch")
 
 
-def test_unknown_names_are_told() -> None:
+def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConvertError, match=r"no known names of tensors \(fc\.weight"):
         from_foreign({"fc.weight": torch.zeros(2, 2)})
 
@@ -265,7 +265,7 @@ def test_a_finetuned_classifier_there_and_back(name: str, caplog: pytest.LogCapt
     caplog.set_level("WARNING")
     again, state = classifier_from_foreign(foreign, hints={"num_heads": config.num_heads})
     assert replace(again, preset=config.preset) == config
-    assert "pooling is not told" in caplog.text
+    assert "pooling" in caplog.text
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
     official = {key.replace("head.", "head.projection."): tensor for key, tensor in foreign.items()}
@@ -279,14 +279,14 @@ def test_a_finetuned_classifier_there_and_back(name: str, caplog: pytest.LogCapt
 
 
 def test_what_is_no_classifier_of_ours_is_refused() -> None:
-    whole = model_of({})
-    assert not is_classifier(to_foreign(whole.state_dict(), whole.config, format="mae_st"))
+    autoencoder = model_of({})
+    assert not is_classifier(to_foreign(autoencoder.state_dict(), autoencoder.config, format="mae_st"))
     with pytest.raises(ConvertError, match=r"videomae .* has another classifier"):
         classifier_from_foreign({}, format="videomae")
 
 
 def in_transformers_names(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
-    """VideoMAE's state dict as transformers.VideoMAEForPreTraining saves it."""
+    """Make VideoMAE's state dict as transformers.VideoMAEForPreTraining saves it."""
     inner = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense"}
     inner |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
     outer = {"encoder.patch_embed.proj": "embeddings.patch_embeddings.projection", "encoder.norm": "layernorm"}

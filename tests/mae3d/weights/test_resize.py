@@ -1,5 +1,6 @@
 """mae3d.weights.resize: every key accounted for, positions interpolated, equal grids untouched."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def test_another_classifiers_head_is_left_behind(tmp_path: Path) -> None:
     opened = load_classifier(tmp_path)
     assert (opened.config, opened.training) == (source.config, False)
     assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), source.parameters(), strict=True))
-    with pytest.raises(WeightsError, match="load_classifier opens it"):
+    with pytest.raises(WeightsError, match="load_classifier"):
         load_model(tmp_path)
     model = classifier()
     load_encoder(model, open_encoder(tmp_path))
@@ -65,7 +66,7 @@ def test_another_classifiers_head_is_left_behind(tmp_path: Path) -> None:
 
 def test_a_masked_autoencoder_is_no_classifier(pretrained: MAE, tmp_path: Path) -> None:
     save_model(pretrained, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match="load_model opens it"):
+    with pytest.raises(WeightsError, match="load_model"):
         load_classifier(tmp_path)
 
 
@@ -101,11 +102,11 @@ def test_joint_and_separable_tables_agree(new: tuple[int, int, int], cls: bool) 
     if cls:
         joint = torch.cat([parts["cls"], joint], dim=1)
     resized = {name: resize_positions(table, kind=name, old=old, new=new) for name, table in parts.items()}
-    whole = resize_positions(joint, kind="joint", old=old, new=new)
+    resized_joint = resize_positions(joint, kind="joint", old=old, new=new)
     tokens = (resized["temporal"][:, :, None] + resized["spatial"][:, None]).flatten(1, 2)
-    torch.testing.assert_close(whole[:, int(cls) :], tokens, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(resized_joint[:, int(cls) :], tokens, atol=1e-6, rtol=1e-5)
     if cls:
-        assert torch.equal(whole[:, :1], parts["cls"])
+        assert torch.equal(resized_joint[:, :1], parts["cls"])
         assert torch.equal(resized["cls"], parts["cls"])
 
 
@@ -147,4 +148,4 @@ def test_settings_that_differ_are_named_and_other_pixels_warned_of(
     with pytest.raises(TransferError, match=r"patch_size is 16, not 8"):
         load_encoder(classifier(patch_size=16), pretrained.encoder)
     load_encoder(classifier(mean=0.5), pretrained.encoder)
-    assert "mean is 0.5, but the weights saw 0.45" in caplog.text
+    assert re.search(r"mean is 0\.5.* 0\.45", caplog.text)
