@@ -72,20 +72,15 @@ def check_autoencoder(model: MAE | Encoder, target: MAEConfig) -> None:
         TransferError: They differ in more than the size of the clip and the mask; the message names the settings.
     """
     source = model.config
-    _check_settings(source, target, hint=f"to go on with them give {_options(source, target, _SAME)}")
+    _check_settings(source, target, hint=f"To go on with them give {_options(source, target, _SAME)}")
     if isinstance(model, Encoder):
         return
-    differing = [name for name in _SAME_DECODER if getattr(source, name) != getattr(target, name)]
-    if differing:
+    if differences := _differences(source, target, _SAME_DECODER):
         raise TransferError(
-            f"the weights are of another decoder: {_differences(source, target, differing)}. To go on with it give "
+            f"the weights are of another decoder: {differences}. To go on with it give "
             f"{_options(source, target, _SAME_DECODER)}; without it --init_decoder false"
         )
-    for name in ("norm_pix_loss", "target_rule"):
-        if getattr(source, name) != getattr(target, name):
-            logger.warning(
-                "%s is %s, but the decoder was trained with %s", name, getattr(target, name), getattr(source, name)
-            )
+    _warn(source, target, ("norm_pix_loss", "target_rule"))
 
 
 def load_autoencoder(model: MAE, source: MAE | Encoder) -> None:
@@ -122,7 +117,7 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
     Raises:
         TransferError: Settings other than the clip's size differ, or keys are missing or left over.
     """
-    _check_settings(source, target, hint="take the rest with ClassifierConfig.of(config of the weights, ...)")
+    _check_settings(source, target, hint="Take the rest with ClassifierConfig.of(config of the weights, ...)")
     with torch.device("meta"):
         names = set(Encoder(source).state_dict())
     if problems := unmatched(names, set(state)):
@@ -177,21 +172,23 @@ def _resize_grid(table: Tensor, *, old: Grid, new: Grid) -> Tensor:
 
 
 def _check_settings(source: EncoderConfig, target: EncoderConfig, *, hint: str) -> None:
-    differing = [name for name in _SAME if getattr(source, name) != getattr(target, name)]
-    if differing:
+    if differences := _differences(source, target, _SAME):
         raise TransferError(
-            f"the weights are of another encoder: {_differences(source, target, differing)}; only img_size and "
-            f"num_frames may change. {hint[:1].upper()}{hint[1:]}"
+            f"the weights are of another encoder: {differences}; only img_size and num_frames may change. {hint}"
         )
-    for name in ("mean", "std"):
-        if getattr(source, name) != getattr(target, name):
-            logger.warning(
-                "%s is %s, but the weights were trained with %s", name, getattr(target, name), getattr(source, name)
-            )
+    _warn(source, target, ("mean", "std"))
 
 
 def _differences(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> str:
-    return ", ".join(f"{name} is {getattr(target, name)}, not {getattr(source, name)}" for name in names)
+    """Describe the settings that differ; "" if none does."""
+    pairs = ((name, getattr(target, name), getattr(source, name)) for name in names)
+    return ", ".join(f"{name} is {new}, not {old}" for name, new, old in pairs if new != old)
+
+
+def _warn(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> None:
+    """Log the settings that differ without hindering the transfer."""
+    if differences := _differences(source, target, names):
+        logger.warning("the weights were trained with other settings: %s", differences)
 
 
 def _options(source: EncoderConfig, target: EncoderConfig, names: Sequence[str]) -> str:

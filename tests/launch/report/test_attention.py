@@ -144,7 +144,7 @@ def test_a_classifier_shows_attention_and_what_it_predicts(files: dict[str, str]
     ("argv", "told"),
     [
         (["--show", "atention"], "did you mean attention"),
-        (["--show", "attention", "--layer", "0"], "layer 0: the encoder has 2 blocks, give 1 to 2"),
+        (["--show", "attention", "--layer", "0"], "layer 0: the encoder has 2 blocks"),
         (["--show", "attention", "--head", "3"], "--head 3: give 0 to 2, mean or all"),
         (["--show", "attention", "--query", "2,0,0"], "the grid has 2 slots"),
         (["--show", "attention", "--rollout", "true", "--head", "all"], "leave --head out"),
