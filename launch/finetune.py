@@ -132,7 +132,7 @@ def classified_loss(
     from mae3d.model.classifier import classification_loss, drop_seed
     from mae3d.training.mixing import draw_mix, mix_clips, mix_targets, soft_targets
 
-    seed, rank, size = config.train.seed, world.place.rank, model_config.img_size
+    seed, rank, size = config.train.seed, world.ranks.rank, model_config.img_size
 
     def loss_of(engine: "Engine", batch: "Batch", *, step: int, micro: int) -> "torch.Tensor":
         labels = fit_labels(batch.labels, model_config).repeat_interleave(batch.clips.shape[1], 0)

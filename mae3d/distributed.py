@@ -121,7 +121,7 @@ def choose_device(requested: str, *, local_rank: int) -> torch.device:
 class World:
     """All ranks of a run, seen from one."""
 
-    place: RankInfo
+    ranks: RankInfo
     device: torch.device
     # Flags travel over gloo, so that agreeing on them never waits for the GPU.
     control: Any = None
@@ -130,7 +130,7 @@ class World:
     @property
     def is_first(self) -> bool:
         """True on rank 0, which writes the files that are written once."""
-        return self.place.rank == 0
+        return self.ranks.rank == 0
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -156,14 +156,14 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, by rank, on every rank."""
-        values: list[Any] = [None] * self.place.size
+        values: list[Any] = [None] * self.ranks.size
         dist.all_gather_object(values, value, group=self.control)
         return values
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Average a tensor of the device over all ranks, in place."""
         dist.all_reduce(values)
-        return values.div_(self.place.size)
+        return values.div_(self.ranks.size)
 
     def close(self) -> None:
         """Leave the group; a process that does not may abort on exit (DeepSpeed's launcher then reports -6)."""

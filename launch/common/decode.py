@@ -47,7 +47,7 @@ def choose_decode(
         return "cpu", _changed(before, "cpu")
     fault = fault_of("mixed", world.device.index or 0)
     if fault:
-        print(f"process {world.place.rank}: the mixed decoder fails: {fault}", file=sys.stderr, flush=True)
+        print(f"process {world.ranks.rank}: the mixed decoder fails: {fault}", file=sys.stderr, flush=True)
     if not world.any(bool(fault)):
         return "mixed", _changed(before, "mixed")
     told = fault or "it fails on another process, see there"

@@ -110,7 +110,7 @@ def evaluate_into_table(
             num_clips=num_clips,
             num_crops=num_crops,
             batch_size=batch_size,
-            local_world=world.place.local_size,
+            local_world=world.ranks.local_size,
             device=world.device,
         )
 

@@ -181,7 +181,7 @@ def fill_missing_shards(
     missing, finished = _begin_together(table, world)
     if finished:
         return False
-    mine = missing[world.place.rank :: world.place.size]
+    mine = missing[world.ranks.rank :: world.ranks.size]
     if mine:
         rows = np.concatenate([np.array(table.rows(shard), dtype=np.int64) for shard in mine])
         stream = open_stream(rows)

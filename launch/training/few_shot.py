@@ -67,7 +67,7 @@ def _config_of_run(
 
     select = replace(config.data.select, per_class=shots, seed=seed)
     samples = len(select_rows(corpus, select, rows=corpus.readable_rows))
-    parts = world.place.size * config.train.accumulation
+    parts = world.ranks.size * config.train.accumulation
     batch = min(config.train.global_batch, samples // parts * parts)
     return replace(
         config,

@@ -94,9 +94,9 @@ def score_samples(
         num_clips=num_clips,
         num_crops=num_crops,
         batch_size=batch,
-        rank=world.place.rank,
-        world=world.place.size,
-        local_world=world.place.local_size,
+        rank=world.ranks.rank,
+        world=world.ranks.size,
+        local_world=world.ranks.local_size,
         device=world.device,
     )
     positions, scores = [], []

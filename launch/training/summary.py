@@ -42,7 +42,7 @@ def start_summary(
     """
     from mae3d.training.metrics import memory_estimate
 
-    data, train, place = config.data, config.train, world.place
+    data, train, ranks = config.data, config.train, world.ranks
     epochs = plan.total_steps / loader.steps_per_epoch
     states, activations = memory_estimate(
         model_config,
@@ -50,7 +50,7 @@ def start_summary(
         clips=loader.micro_batch * data.repeat_aug,
         bf16=train.precision == "bf16",
         zero_stage=train.zero_stage,
-        world=place.size,
+        world=ranks.size,
         checkpointing=train.grad_checkpointing,
     )
     size = f"{model_config.num_frames}x{model_config.img_size}x{model_config.img_size}"
@@ -58,7 +58,7 @@ def start_summary(
         "model": f"{model_config.preset}, {parameters / 1e6:.1f} M parameters, clips {size}, {model_note}",
         **_data_lines(data, corpus, loader),
         "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
-        f"(processes {place.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
+        f"(processes {ranks.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
         "rate": rate,
         "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {loader.steps_per_epoch}",
         "memory": f"about {(states + activations) / 2**30:.1f} GiB per rank ({states / 2**30:.1f} for weights and "

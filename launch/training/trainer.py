@@ -269,9 +269,9 @@ def make_loader(
         size=model_config.img_size,
         seed=config.train.seed,
         global_batch=config.train.global_batch,
-        rank=world.place.rank,
-        world=world.place.size,
-        local_world=world.place.local_size,
+        rank=world.ranks.rank,
+        world=world.ranks.size,
+        local_world=world.ranks.local_size,
         accumulation=config.train.accumulation,
         device=world.device,
     )
@@ -285,7 +285,7 @@ def check_same_data(loader: "Loader", world: "World") -> None:
     first = world.share(mine)
     differing = [f"{key}: {mine.get(key)!r}" for key in sorted(first.keys() | mine) if mine.get(key) != first.get(key)]
     if differing:
-        logging.error("rank %d sees other data than rank 0: %s", world.place.rank, "; ".join(differing))
+        logging.error("rank %d sees other data than rank 0: %s", world.ranks.rank, "; ".join(differing))
     if world.any(bool(differing)):
         raise ValueError("not all ranks see the same data: make the same shards reachable on every node")
 

@@ -100,7 +100,7 @@ class Engine:
         deepspeed.utils.logger.setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_init_required=False)
         self._groups = list(groups)
-        self._stage, self._rank, self._device = train.zero_stage, world.place.rank, world.device
+        self._stage, self._rank, self._device = train.zero_stage, world.ranks.rank, world.device
         self._clip, self._decay = optim.clip_grad, ema
         self._dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         self._autocast = train.precision == "autocast"

@@ -182,7 +182,7 @@ class _Training:
                 skipped = self.engine.skipped_steps
                 origin = self.take_step(step)
                 step += 1
-                self.folder.beat(self.world.place.rank, step)
+                self.folder.beat(self.world.ranks.rank, step)
                 if self.guard.stepped(self.engine.skipped_steps == skipped, origin=origin):
                     step = self.go_back(step)
                 elif not self.end_step(step):

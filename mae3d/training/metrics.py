@@ -159,7 +159,7 @@ class Meter:
         finite = [loss for loss in losses if math.isfinite(loss)]
         seconds = time.perf_counter() - self._since
         clips_per_s = self._steps * self._clips / seconds
-        size = self._world.place.size
+        size = self._world.ranks.size
         row = {
             "loss": math.fsum(finite) / len(finite) if finite else math.nan,
             "clips_per_s": clips_per_s,

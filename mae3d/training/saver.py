@@ -234,7 +234,7 @@ class Saver:
         try:
             self._snapshot.wait()
             staging = checkpoint.staging_folder(self._run.folder, job.step)
-            return None, checkpoint.write_rank(staging, self._world.place.rank, job.slices)
+            return None, checkpoint.write_rank(staging, self._world.ranks.rank, job.slices)
         except Exception as error:
             return _portable_error(error), {}
 

@@ -192,12 +192,12 @@ def on_rank(world: World, cases: list[tuple[Path, dict[str, Any]]]) -> list[list
     for path, settings in cases:
         one = Loader(
             open_corpus([path]), DataConfig(sampling_rate=1, repeat_aug=1, decode_threads=1, **settings), num_frames=2,
-            size=16, seed=0, global_batch=4, rank=world.place.rank, world=world.place.size, local_world=2,
+            size=16, seed=0, global_batch=4, rank=world.ranks.rank, world=world.ranks.size, local_world=2,
         )  # fmt: skip
         steps = []
         for _ in range(2 * one.steps_per_epoch):
             batch = next(one)
-            assert world.total(1) == world.place.size
+            assert world.total(1) == world.ranks.size
             steps.append((batch.epoch, batch.rows.tolist()))
         one.close()
         taken.append(steps)

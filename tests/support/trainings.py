@@ -82,7 +82,7 @@ def optim_of(case: Case) -> OptimConfig:
 
 
 def make_engine(world: World, case: Case, *, start: Callable[[MAE], None] | None = None) -> Engine:
-    torch.manual_seed(world.place.rank)  # what the first process has drawn is broadcast
+    torch.manual_seed(world.ranks.rank)  # what the first process has drawn is broadcast
     model = MAE(MODEL)
     if start is not None:
         start(model)
@@ -100,7 +100,7 @@ def make_engine(world: World, case: Case, *, start: Callable[[MAE], None] | None
             deepspeed=case.deepspeed,
         ),
         optim=optim,
-        micro_batch=BATCH // (world.place.size * case.accumulation),
+        micro_batch=BATCH // (world.ranks.size * case.accumulation),
         world=world,
         ema=case.ema,
     )
@@ -114,13 +114,13 @@ def train(world: World, case: Case) -> Outcome:
         engine.load(checkpoint.SliceReader(case.load), optimizer_step=state["optimizer_step"])
     losses, norms = [], []
     for step in case.steps:
-        clips, noise = (t.chunk(world.place.size * case.accumulation) for t in clips_and_noise(step))
+        clips, noise = (t.chunk(world.ranks.size * case.accumulation) for t in clips_and_noise(step))
         total = torch.zeros((), dtype=torch.float64)
         for part in range(case.accumulation):
-            mine = world.place.rank * case.accumulation + part
+            mine = world.ranks.rank * case.accumulation + part
             loss = engine(clips[mine], noise[mine]).loss
             assert loss.dtype == torch.float32
-            if step == case.poisoned and world.place.rank == world.place.size - 1:
+            if step == case.poisoned and world.ranks.rank == world.ranks.size - 1:
                 loss = loss * torch.nan
             engine.backward(loss)
             total += loss.detach() / case.accumulation
@@ -150,7 +150,7 @@ def train_all(world: World, cases: dict[str, Case]) -> dict[str, Outcome]:
 
 
 def _save(engine: Engine, run: Path, world: World, *, last: int) -> None:
-    checkpoint.write_rank(checkpoint.staging_folder(run, last), world.place.rank, engine.slices())
+    checkpoint.write_rank(checkpoint.staging_folder(run, last), world.ranks.rank, engine.slices())
     world.barrier()
     if world.is_first:
         state = {"step": last, "optimizer_step": engine.optimizer_step}

@@ -31,7 +31,7 @@ def works(device: str, index: int) -> str:
 
 
 def world(device: str = "cuda:0") -> Any:
-    return SimpleNamespace(device=torch.device(device), place=SimpleNamespace(rank=0), any=bool)
+    return SimpleNamespace(device=torch.device(device), ranks=SimpleNamespace(rank=0), any=bool)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_nothing_is_tried_on_the_cpu() -> None:
 
 
 def _on_each_rank(started: World, failing: int) -> tuple[str, str]:
-    on_gpus = dataclasses.replace(started, device=torch.device("cuda", started.place.rank))
+    on_gpus = dataclasses.replace(started, device=torch.device("cuda", started.ranks.rank))
 
     def fault_of(device: str, index: int) -> str:
         return crashes(device, index) if index == failing else ""

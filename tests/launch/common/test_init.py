@@ -147,7 +147,7 @@ def first_loss(world: World, folder: Path, stage: int) -> tuple[float, str]:
     """The loss before any step of a model that the first process alone gave weights, and what a wrong path comes to."""
     begin = InitialWeights(str(folder) if world.is_first else "/nowhere", MODEL, Run("no run"), world, decoder=True)
     engine = make_engine(world, Case(stage=stage), start=begin.load_into)
-    clips, noise = (part.chunk(world.place.size)[world.place.rank] for part in clips_and_noise(0))
+    clips, noise = (part.chunk(world.ranks.size)[world.ranks.rank] for part in clips_and_noise(0))
     loss = engine(clips, noise).loss
     engine.backward(loss)
     engine.step(0.0)

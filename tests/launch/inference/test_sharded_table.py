@@ -38,7 +38,7 @@ class Alone:
     """A world of which this process is one of `size`, none of which waits for another."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.place = type("Place", (), {"rank": rank, "size": size})
+        self.ranks = type("Place", (), {"rank": rank, "size": size})
         self.is_first = rank == 0
 
     def barrier(self) -> None:

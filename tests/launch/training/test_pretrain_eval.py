@@ -187,7 +187,7 @@ def scores_of(world: World, config: PretrainConfig, folder: Path) -> dict[str, f
 def one_process(rank: int = 0, size: int = 1) -> Any:
     """A World without a process group, which asks the others nothing."""
     return SimpleNamespace(
-        place=SimpleNamespace(rank=rank, size=size, local_size=1),
+        ranks=SimpleNamespace(rank=rank, size=size, local_size=1),
         device=torch.device("cpu"),
         is_first=True,
         gather=lambda value: [value],

@@ -59,8 +59,8 @@ class Samples:
 
     def __next__(self) -> Any:
         self._at(self._position)
-        share = BATCH // self._world.place.size
-        positions = [self._position + self._world.place.rank * share + i for i in range(share)]
+        share = BATCH // self._world.ranks.size
+        positions = [self._position + self._world.ranks.rank * share + i for i in range(share)]
         draws = [torch.Generator().manual_seed(position) for position in positions]
         clips = torch.stack([torch.randint(0, 256, (2, 16, 16, 3), generator=draw) for draw in draws]).to(torch.uint8)
         noise = torch.stack([torch.rand(MODEL.num_tokens, generator=draw) for draw in draws])
@@ -98,7 +98,7 @@ def train(
     config = TrainConfig(global_batch=BATCH, zero_stage=stage, precision=precision)
     optim = OptimConfig(clip_grad=1.0)
     groups = pretrain_groups(model, weight_decay=0.05)
-    micro = BATCH // world.place.size
+    micro = BATCH // world.ranks.size
     engine = Engine(model, groups, train=config, optim=optim, micro_batch=micro, world=world)
 
     def loss_of(engine: Engine, batch: Any, *, step: int, micro: int) -> Tensor:

@@ -35,7 +35,7 @@ def train(world: World, steps: range, load: Path | None, save: Path | None) -> l
     engine = Engine(
         model,
         finetune_groups(model, weight_decay=OPTIM.weight_decay, layer_decay=0.75),
-        train=TrainConfig(global_batch=BATCH * world.place.size, precision="fp32"),
+        train=TrainConfig(global_batch=BATCH * world.ranks.size, precision="fp32"),
         optim=OPTIM,
         micro_batch=BATCH,
         world=world,
@@ -47,15 +47,15 @@ def train(world: World, steps: range, load: Path | None, save: Path | None) -> l
         generator = torch.Generator().manual_seed(step)
         labels = torch.randint(0, 4, (BATCH,), generator=generator)
         clips = (labels * 60).to(torch.uint8)[:, None, None, None, None].expand(-1, 4, 32, 32, 3).clone()
-        mix = draw_mix(MIX, seed=0, step=step, rank=world.place.rank, height=32, width=32)
+        mix = draw_mix(MIX, seed=0, step=step, rank=world.ranks.rank, height=32, width=32)
         targets = mix_targets(soft_targets(labels, num_classes=4, smoothing=0.1), mix)
-        torch.manual_seed(drop_seed(0, step=step, rank=world.place.rank))
+        torch.manual_seed(drop_seed(0, step=step, rank=world.ranks.rank))
         loss = classification_loss(engine(mix_clips(clips, mix)), targets, multi_label=False)
         engine.backward(loss)
         engine.step(1e-3)
         losses.append(float(world.mean(loss.detach().double())))
     if save is not None:
-        checkpoint.write_rank(checkpoint.staging_folder(save, len(steps)), world.place.rank, engine.slices())
+        checkpoint.write_rank(checkpoint.staging_folder(save, len(steps)), world.ranks.rank, engine.slices())
         world.barrier()
         if world.is_first:
             state = {"step": len(steps), "optimizer_step": engine.optimizer_step}
@@ -92,7 +92,7 @@ def averages(world: World, stage: int, accumulation: int, folder: Path) -> tuple
 
     decay, batch = 0.8, 2
     config = TrainConfig(
-        global_batch=batch * accumulation * world.place.size, accumulation=accumulation, precision="fp32",
+        global_batch=batch * accumulation * world.ranks.size, accumulation=accumulation, precision="fp32",
         zero_stage=stage,
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def averages(world: World, stage: int, accumulation: int, folder: Path) -> tuple
         assert not model.training
         assert distance(dict(model.named_parameters()), expected) < 1e-6
     assert engine.module.training
-    checkpoint.write_rank(folder, world.place.rank, engine.slices())
+    checkpoint.write_rank(folder, world.ranks.rank, engine.slices())
     world.barrier()
     engine.close()
     again = engine_of(1)

@@ -246,7 +246,7 @@ def test_fault_37_the_last_save_is_tried_again_before_the_run_fails(
 
 def _two(world: World, run: str) -> list[Any]:
     """Saves while the training's own collectives go on; each process fails at times."""
-    engine, rank = StandIn(rank=world.place.rank, size=2), world.place.rank
+    engine, rank = StandIn(rank=world.ranks.rank, size=2), world.ranks.rank
     saving = make(Path(run), world)
     write_rank, told = checkpoint.write_rank, []
 
