@@ -10,6 +10,7 @@ from PIL import Image
 
 from mae3d.model.config import EncoderConfig
 from mae3d.model.encoder import Encoder
+from mae3d.video import clip as module
 from mae3d.video.clip import VideoError, clip_frames, read_clip
 from mae3d.video.reader import open_video
 from pipelines.sampling.windows import strided_windows
@@ -19,7 +20,7 @@ CONFIG = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=64, num_frames=4,
 
 
 def numbers(clip: torch.Tensor) -> list[int]:
-    """Frame numbers; of a square cut from a square nothing is lost."""
+    """Return the frame numbers that a clip shows; a square cut from a square loses nothing."""
     return [frame_number(Image.fromarray(frame)) for frame in clip[0].numpy()]
 
 
@@ -37,7 +38,7 @@ def test_the_middle_of_a_video_at_the_stride(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 5, 13, 14, 40, 301])
 @pytest.mark.parametrize("stride", [1.0, 3.0, 4.0, 2.5, 0.4])
 def test_frames_are_those_of_the_testing_clips(count: int, stride: float) -> None:
-    """At a steady rate; elsewhere only times make sense."""
+    """The rate is steady: else only times make sense."""
     frames = clip_frames([7 + i / 25 for i in range(count)], num_frames=8, step_s=stride / 25)
     if count == 1:  # a rate cannot be measured
         assert frames == [0] * 8
@@ -91,7 +92,7 @@ def test_real_footage_gives_a_clip(media: Path, kind: str) -> None:
         assert clip.float().std() > 5 or path.name == "unordered.mov", path  # which is white
 
 
-def test_what_is_no_video_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(VideoError, match=r"a\.mp4: Invalid data"):
         read_clip(tmp_path / "a.mp4", CONFIG)
@@ -99,3 +100,10 @@ def test_what_is_no_video_is_told(tmp_path: Path) -> None:
         read_clip(tmp_path / "b.mp4", CONFIG)
     with pytest.raises(ValueError, match="sampling_rate=0 must be above 0"):
         read_clip(tmp_path / "a.mp4", CONFIG, sampling_rate=0)
+
+
+def test_a_giant_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(tmp_path / "a.mp4", 3)
+    monkeypatch.setattr(module, "open_video", lambda path: open_video(path, max_pixels=64 * 48 - 1))
+    with pytest.raises(VideoError, match=r"a\.mp4: too large.*scale the video down"):
+        read_clip(path, CONFIG)

@@ -1,3 +1,5 @@
+"""mae3d.video.reader: frames in order at their times, from any container, whatever is damaged."""
+
 import errno
 import gc
 import math
@@ -25,7 +27,7 @@ SIZE = (64, 48)
 
 
 def read(video: Video, start_s: float = 0.0, stop_s: float = math.inf) -> list[tuple[float, int]]:
-    """(time, number shown) of the frames of a span."""
+    """Return (time, number shown) of the frames of a span."""
     pairs = video.frames(start_s, stop_s)
     return [(round(t, 3), frame_number(picture_of(frame, SIZE))) for t, frame in pairs]
 
@@ -154,8 +156,8 @@ def test_a_damaged_picture_that_stands_alone_is_left_out(tmp_path: Path, codec: 
         assert video.damage.packets + video.damage.frames == 1
 
 
-def test_flipped_bits_of_a_picture_that_stands_alone_are_looked_for(tmp_path: Path) -> None:
-    """FFmpeg keeps most of such pictures unless it is asked to be strict; of libjpeg's codes few are impossible."""
+def test_flipped_bits_of_a_picture_that_stands_alone_are_noticed(tmp_path: Path) -> None:
+    """FFmpeg keeps most of such pictures unless it is strict; few of libjpeg's codes are impossible."""
     path = make_video(tmp_path / "a.avi", 12, codec="mjpeg", pixel_format="yuvj420p")
     with av.open(str(path)) as container:
         broken = [packet for packet in container.demux(video=0) if packet.size][5]
@@ -234,8 +236,8 @@ def test_fault_12_a_video_without_frames_is_refused_whatever_its_container(
     assert (caught.value.reason, stored) == (reason, [])
 
 
-def test_what_cannot_be_jumped_in_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One keyframe, said to be nowhere: a span costs the frames before it, and jumps are tried for the first only."""
+def test_a_container_that_cannot_jump_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span costs the frames before it, and a jump is tried for the first span only."""
     path = make_video(tmp_path / "a.mp4", 40, gop=400)
     jumps = []
 
@@ -288,7 +290,7 @@ def test_fault_12_what_is_no_video_is_refused_with_the_reason(
 def test_fault_37_a_disk_that_goes_while_a_video_is_read_is_not_the_end_of_the_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FFmpeg takes some errors of the disk for the end of the file: then the file is looked at once more."""
+    """FFmpeg takes some errors of the disk for the end of the file: then the file is read once more."""
     path = make_video(tmp_path / "a.mp4", 9)
 
     def fails(number: int) -> Callable[..., Any]:

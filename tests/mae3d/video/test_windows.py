@@ -1,5 +1,7 @@
 """mae3d.video.windows: the right frames of every window, of a file that is opened once and decoded once."""
 
+import errno
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def all_numbers(plan: WindowPlan) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """20 s at 10 frames a second, a keyframe every 0.8 s."""
+    """Return a video of 20 s at 10 frames per second, with a keyframe every 0.8 s."""
     return str(make_video(tmp_path_factory.mktemp("video") / "a.mp4", 200, size=(SIZE, SIZE), fps=10))
 
 
@@ -57,7 +59,7 @@ def test_one_window_is_what_read_clip_reads(video: str) -> None:
     assert (plan.windows[0].first_frame, plan.windows[0].start_s) == (96, pytest.approx(9.6))
 
 
-def test_several_clips_are_spread_from_the_first_to_the_last(video: str) -> None:
+def test_the_clips_of_a_window_are_spread_from_the_first_to_the_last(video: str) -> None:
     plan = plan_windows([video], num_frames=4, step_s=0.3, num_clips=3)
     (batch,) = decoded(plan)
     assert [numbers(clip)[0] for clip in batch.clips[0]] == [0, 95, 190]
@@ -102,16 +104,16 @@ def test_a_file_is_opened_once_and_streamed(video: str, every: float, monkeypatc
         assert len(frames) < 4 * (10 + 8) + 8  # the windows' own, and what lies before them from a keyframe on
 
 
-def test_some_windows_are_the_same_as_all(video: str) -> None:
-    """What one of several processes gets: here and there a few."""
+def test_a_selection_of_windows_has_the_same_clips(video: str) -> None:
+    """A rank of several gets a few windows here and there."""
     plan = plan_windows([video], num_frames=4, step_s=0.3, every_s=0.5)
     every = np.concatenate([batch.clips for batch in decoded(plan)])
     mine = [*range(3, 6), *range(11, 14), 30]
-    some = decoded(WindowPlan([plan.windows[i] for i in mine], {}))
-    assert np.array_equal(np.concatenate([batch.clips for batch in some]), every[mine])
+    selection = decoded(WindowPlan([plan.windows[i] for i in mine], {}))
+    assert np.array_equal(np.concatenate([batch.clips for batch in selection]), every[mine])
 
 
-def test_what_cannot_be_read_is_told_and_has_a_row_without_a_clip(video: str, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_and_has_a_row_without_a_clip(video: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 100)
     files = [str(broken), video, str(tmp_path / "missing.mp4")]
@@ -144,7 +146,7 @@ def test_damage_in_the_middle_costs_its_frames_alone(tmp_path: Path) -> None:
 
 
 def test_the_frame_behind_a_damaged_last_one_is_the_next_windows(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is met while the last one is looked for, and no keyframe leads to it again."""
+    """It is decoded in search of the last one, and no keyframe leads to it again."""
     decode = Video._decode
     plan = plan_windows([video], num_frames=4, step_s=0.1, every_s=0.4)
     lost = plan.windows[6].seconds[0, 3]  # number 27; keyframes are 24 and 32
@@ -159,3 +161,17 @@ def test_a_file_that_vanished_meanwhile_gives_no_clip(tmp_path: Path) -> None:
     plan = plan_windows([str(path)], num_frames=4, step_s=0.3, every_s=1)
     path.unlink()
     assert {int(status) for batch in decoded(plan) for status in batch.status} == {2}
+
+
+def test_a_disk_that_goes_stops_the_clips_and_leaves_no_empty_rows(video: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row without a vector would stay so after the disk has come back."""
+    plan = plan_windows([video], num_frames=4, step_s=0.3, every_s=5.0)
+
+    def fails(path: Path) -> AbstractContextManager[Video]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(clip, "open_video", fails)
+    for call in (lambda: decoded(plan), lambda: plan_windows([video], num_frames=4, step_s=0.3)):
+        with pytest.raises(OSError) as raised:
+            call()
+        assert raised.value.errno == errno.ESTALE
