@@ -136,10 +136,15 @@ def finish(
 def put_in_place(staging: Path, final: Path) -> None:
     """Rename a folder that is complete."""
     sync(staging)
-    if final.exists():  # a step that is saved again after a rollback; the old one goes aside first, whole
-        remove(final)
+    aside = final.with_name(f"{STAGED}old-{final.name}")
+    if aside.exists():
+        remove(aside)
+    if final.exists():  # a step that is saved again after a rollback: the old one goes aside, for two renames only
+        final.rename(aside)
     staging.rename(final)
     sync(final.parent)
+    if aside.exists():
+        remove(aside)
 
 
 def _entry(path: Path, sha256: str) -> Entries:

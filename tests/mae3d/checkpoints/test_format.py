@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -76,7 +77,11 @@ def test_latest_names_a_checkpoint_that_is_in_place_and_on_the_disk(
     if again:
         save(tmp_path, 2, seed=9)
     disk, latest = Disk(monkeypatch), tmp_path / "checkpoints" / "latest"
-    folder = save(tmp_path, 2)
+    folder, rmtree = checkpoint.step_folder(tmp_path, 2), shutil.rmtree
+    removed: list[bool] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (removed.append(folder.exists()), rmtree(path)))
+    assert save(tmp_path, 2) == folder
+    assert removed == [True] * again  # a removal takes its time: what `latest` names is in place all the while
     assert latest.read_text() == f"{folder.name}\n"
     *before, (last, _) = disk.renames
     assert (before[-1], last) == ((folder.name, True), "latest")
