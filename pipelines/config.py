@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mae3d.io.resume import free
+
 
 @dataclass(frozen=True)
 class SelectConfig:
@@ -130,14 +132,14 @@ class DataConfig:
         cache_gb: most that the cache may hold, in GB.
     """
 
-    shards: str | tuple[str, ...] = ""
+    shards: str | tuple[str, ...] = free("")
     weights: tuple[float, ...] = ()
     labels: str = ""
     select: SelectConfig = field(default_factory=SelectConfig)
-    exclude_bad_shards: bool = False
-    order: Literal["auto", "global", "shards"] = "auto"
-    mix_shards: int = 16
-    on_change: Literal["refuse", "new-epoch"] = "refuse"
+    exclude_bad_shards: bool = free(False)
+    order: Literal["auto", "global", "shards"] = free("auto")
+    mix_shards: int = free(16)
+    on_change: Literal["refuse", "new-epoch"] = free("refuse")
     sampling: Literal["strided", "segments"] = "strided"
     sampling_rate: float = 4
     target_fps: float = 30
@@ -153,15 +155,15 @@ class DataConfig:
     rand_augment: str = ""
     colour_jitter: float = 0
     erase: float = 0
-    decode: Literal["auto", "mixed", "cpu"] = "auto"
-    read_threads: int = 16
-    decode_threads: int = 0
-    prefetch: int = 4
-    read_gap: int = -1
-    retries: int = 5
-    max_bad: int = 100
-    cache: str = ""
-    cache_gb: float = 100
+    decode: Literal["auto", "mixed", "cpu"] = free("auto")
+    read_threads: int = free(16)
+    decode_threads: int = free(0)
+    prefetch: int = free(4)
+    read_gap: int = free(-1)
+    retries: int = free(5)
+    max_bad: int = free(100)
+    cache: str = free("")
+    cache_gb: float = free(100)
 
     def __post_init__(self) -> None:
         positive = ("sampling_rate", "target_fps", "num_segments", "frames_per_segment", "repeat_aug")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mae3d.io.resume import free
 from pipelines.config import DataConfig, SelectConfig
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ class ClipsConfig:
         target_fps: Frame rate that sampling_rate refers to; null likewise, or 30.
     """
 
-    shards: str | tuple[str, ...] = ""
+    shards: str | tuple[str, ...] = free("")
     labels: str = ""
     select: SelectConfig = field(default_factory=SelectConfig)
-    exclude_bad_shards: bool = False
-    cache: str = ""
-    cache_gb: float = DataConfig.cache_gb
-    decode: Literal["auto", "mixed", "cpu"] = "auto"
+    exclude_bad_shards: bool = free(False)
+    cache: str = free("")
+    cache_gb: float = free(DataConfig.cache_gb)
+    decode: Literal["auto", "mixed", "cpu"] = free("auto")
     sampling_rate: float | None = None
     target_fps: float | None = None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from launch.common.clip_options import ClipsConfig
+from mae3d.io.resume import free
 from mae3d.model.config import MAEConfig, MixConfig
 from mae3d.tracking.config import LogConfig
 from mae3d.training.config import FinetuneOptimConfig, OptimConfig, RunConfig, TrainConfig
@@ -66,13 +67,13 @@ class PretrainConfig:
     init: str = ""
     init_decoder: bool = True
     data: DataConfig = field(default_factory=DataConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: EvalConfig = free(default_factory=EvalConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    device: str = "auto"
-    extend: bool = False
+    run: RunConfig = free(default_factory=RunConfig)
+    log: LogConfig = free(default_factory=LogConfig)
+    device: str = free("auto")
+    extend: bool = free(False)
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class ValConfig(ClipsConfig):
     every: float | None = 1.0
     num_clips: int = 1
     num_crops: int = 1
-    batch: int = 8
+    batch: int = free(8)
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 0:
@@ -194,12 +195,12 @@ class FinetuneConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=50))
-    run: RunConfig = field(default_factory=RunConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    run: RunConfig = free(default_factory=RunConfig)
+    log: LogConfig = free(default_factory=LogConfig)
     few_shot: tuple[int, ...] = ()
     seeds: int = 3
-    device: str = "auto"
-    extend: bool = False
+    device: str = free("auto")
+    extend: bool = free(False)
 
     def __post_init__(self) -> None:
         if any(shots < 1 for shots in self.few_shot) or self.seeds < 1:

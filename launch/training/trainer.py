@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from launch.common.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from launch.training.summary import report_end, report_finished, start_summary
+from mae3d.io.resume import resume_rules
 
 if TYPE_CHECKING:
     import torch
@@ -158,7 +159,7 @@ def run_task(
     from mae3d.training.metrics import step_flops
 
     restore_from_remote(config, world)
-    run = Run(config.run.dir)
+    run = Run(config.run.dir, resume_rules(config))
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, decode=agreed_decode(config, run, world))
     )
@@ -230,7 +231,7 @@ def restore_from_remote(config: TrainingConfig, world: "World") -> None:
     error: Exception | None = None
     if world.is_first:
         try:
-            if message := mirror.restore(Path(config.run.dir), config.run.remote):
+            if message := mirror.restore(Path(config.run.dir), config.run.remote, resume_rules(config)):
                 print(message, flush=True)
         except ValueError as caught:
             error = ValueError(str(caught))

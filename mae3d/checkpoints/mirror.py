@@ -21,6 +21,7 @@ from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import MANIFEST, CheckpointError
 from mae3d.io.files import sha256_of, sync, write_text
+from mae3d.io.resume import ALL_FIXED, ResumeRules
 from mae3d.io.storage import Storage, access_remedy, describe_error
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run
 
@@ -34,7 +35,7 @@ _MARKERS = (DONE, STOPPED)
 class Mirror:
     """Uploads on a thread of its own; failures are logged, counted and tried again with the next checkpoint."""
 
-    def __init__(self, run: Path, url: str, *, keep_last: int, keep_every: int):
+    def __init__(self, run: Path, url: str, *, keep_last: int, keep_every: int, rules: ResumeRules = ALL_FIXED):
         """Keep the settings; the store is not contacted yet.
 
         Args:
@@ -44,6 +45,7 @@ class Mirror:
             keep_every: checkpoints at multiples of this many steps stay for good; 0 for none.
         """
         self._run, self._url, self._keep_last, self._keep_every = run, url, keep_last, keep_every
+        self._rules = rules
         self.failures = 0
         self._uploading = ""
         self._sent: dict[str, str] = {}  # what lies there for sure: a file's stamp, a checkpoint's manifest
@@ -96,7 +98,7 @@ class Mirror:
         store = Storage(self._url)
         there = store.sizes()
         if CONFIG not in self._sent:
-            _check_same_run(self._run, store, there)
+            _check_same_run(Run(self._run, self._rules), store, there)
         names = [path.name for path in checkpoint.up_to_latest(self._run)]
         best = checkpoint.pointed(self._run, BEST)
         for name in reversed(names):
@@ -157,7 +159,7 @@ class Mirror:
             self._sent.pop(name, None)
 
 
-def restore(run: Path, url: str) -> str:
+def restore(run: Path, url: str, rules: ResumeRules = ALL_FIXED) -> str:
     """Fetch the newest complete checkpoint behind a URL, if it is newer than the folder's, with its run's files.
 
     One that the folder has as well is not newer: a person who writes an older name into RUN/checkpoints/latest has the
@@ -166,6 +168,7 @@ def restore(run: Path, url: str) -> str:
     Args:
         run: the run's folder; need not exist.
         url: where it is mirrored to.
+        rules: settings that may differ between the copy and the folder, if that has a config already.
 
     Returns:
         A message for people; empty if nothing was done.
@@ -180,7 +183,7 @@ def restore(run: Path, url: str) -> str:
     have = [path.name for path in checkpoint.up_to_latest(run) if _is_whole(path)]
     try:
         there = store.sizes()
-        _check_same_run(run, store, there)
+        _check_same_run(Run(run, rules), store, there)
         name = _fetch_newest(run, store, there, have)
         if name is None:
             return ""
@@ -286,7 +289,7 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _check_same_run(run: Path, store: Storage, there: Mapping[str, int | None]) -> None:
+def _check_same_run(run: Run, store: Storage, there: Mapping[str, int | None]) -> None:
     """Refuse to mix two runs, because one would remove the other's checkpoints."""
     if CONFIG in there:
-        Run(run).check_same(yaml.safe_load(store.read_text(CONFIG)), where=store.url)
+        run.check_same(yaml.safe_load(store.read_text(CONFIG)), where=store.url)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from mae3d.io.files import write_text
+from mae3d.io.resume import ALL_FIXED, ResumeRules
 
 CONFIG, METRICS, DONE, STOPPED = "config.yaml", "metrics.jsonl", "DONE", "STOPPED"
 STOP = "STOP"  # made by a person: the run stops at the next step, and does not start while it is there
@@ -23,44 +24,7 @@ SPIKES, BEATS = "spikes.jsonl", "heartbeats"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"  # a folder, and the files in it that name a checkpoint
 PICTURES = "eval"  # a folder with a picture of each evaluation
 
-# What does not touch the sequence of losses beyond the order of a sum.
-_MAY_CHANGE = (
-    "run.",
-    "log.",
-    "extend",
-    "device",
-    # The loader compares fingerprints: of the datasets' content, of the order as it is resolved.
-    "data.shards",
-    "data.exclude_bad_shards",
-    "data.order",
-    "data.mix_shards",
-    "data.on_change",
-    "data.read_",
-    "data.decode",  # and data.decode_threads; the launcher keeps the decoder, or logs a change
-    "data.prefetch",
-    "data.retries",
-    "data.max_bad",
-    "data.cache",
-    "eval.",
-    "val.shards",
-    "val.exclude_bad_shards",
-    "val.decode",
-    "val.batch",
-    "val.cache",
-    "train.accumulation",
-    "train.max_skipped",
-    "train.max_rollbacks",
-    "train.zero_stage",
-    "train.grad_checkpointing",
-    "train.deepspeed.zero_optimization.",  # of what may be given there, nothing else
-    "train.deepspeed.comms_logger.",
-    "train.deepspeed.wall_clock_breakdown",
-    "train.deepspeed.memory_breakdown",
-    "train.deepspeed.dump_state",
-    "train.deepspeed.steps_per_print",
-)
 _LISTED = 16  # ranks that a message lists
-_LENGTH = ("train.steps", "train.epochs")
 
 
 class RunError(ValueError):
@@ -70,8 +34,14 @@ class RunError(ValueError):
 class Run:
     """A run's folder, written by rank 0."""
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, rules: ResumeRules = ALL_FIXED):
+        """Name the folder; nothing is touched yet.
+
+        Args:
+            folder: need not exist.
+            rules: which settings may differ between two starts; `claim` and `check_same` need them.
+        """
+        self.folder, self.rules = Path(folder), rules
 
     @property
     def is_done(self) -> bool:
@@ -122,17 +92,18 @@ class Run:
         mine, other = _flat(self.stored()), _flat(config)
         shared = mine.keys() & other.keys()  # the rest is newer than one of them
         changed = [key for key in sorted(shared) if mine[key] != other[key]]
-        refused = [key for key in changed if not key.startswith(_MAY_CHANGE) and key not in _LENGTH]
+        refused = [key for key in changed if not self.rules.is_free(key) and key not in self.rules.length]
         if refused:
             both = "; ".join(f"{key}: {other[key]!r} there, {mine[key]!r} here" for key in refused)
             raise RunError(f"{where} holds another run than {self.folder} ({both}): give another run.remote or run.dir")
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any], *, extend: bool) -> None:
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-        refused = [key for key in changed if not key.startswith(_MAY_CHANGE) and not (extend and key in _LENGTH)]
+        length = self.rules.length
+        refused = [key for key in changed if not self.rules.is_free(key) and not (extend and key in length)]
         if refused:
             both = "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in refused)
-            hint = " (--extend true allows another length)" if set(refused) & set(_LENGTH) else ""
+            hint = " (--extend true allows another length)" if set(refused) & set(length) else ""
             raise RunError(
                 f"{self.folder} was started with other settings: {both}. Restore them{hint}, or give another run.dir"
             )

@@ -3,10 +3,11 @@
 TrainConfig(global_batch=512, epochs=100, precision="bf16", zero_stage=1)
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mae3d.training.deepspeed_config import check_settings, read_settings
+from mae3d.io.resume import free, length
+from mae3d.training.deepspeed_config import FREE_KEYS, check_settings, read_settings
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,17 @@ class TrainConfig:
     """
 
     global_batch: int = 512
-    accumulation: int = 1
-    epochs: float = 100
-    steps: int | None = None
+    accumulation: int = free(1)
+    epochs: float = length(100)
+    steps: int | None = length(None)
     seed: int = 0
     precision: Literal["bf16", "autocast", "fp32"] = "bf16"
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    grad_checkpointing: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = free(1)
+    grad_checkpointing: bool = free(False)
     compile: bool = False
-    max_skipped: int = 10
-    max_rollbacks: int = 3
-    deepspeed: dict[str, Any] | str = field(default_factory=dict)
+    max_skipped: int = free(10)
+    max_rollbacks: int = free(3)
+    deepspeed: dict[str, Any] | str = free(default_factory=dict, below=FREE_KEYS)
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "accumulation", "epochs"):

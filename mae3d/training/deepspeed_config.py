@@ -41,7 +41,7 @@ _REFUSED = {
     "zero_allow_untested_optimizer": "it is set",
 }
 
-# What may be given. Those in zero_optimization touch speed and memory only (run.py lets them change).
+# settings that may be given
 _ALLOWED = {
     "zero_optimization.contiguous_gradients",
     "zero_optimization.reduce_scatter",
@@ -70,6 +70,16 @@ _ALLOWED = {
     "dump_state",
     "steps_per_print",
 }
+
+# Settings that touch speed, memory and logs alone: they may differ between two starts of a run.
+FREE_KEYS = (
+    "zero_optimization",
+    "comms_logger",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "steps_per_print",
+)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

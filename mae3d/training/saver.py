@@ -95,7 +95,7 @@ class Saver:
         self._remote = remote
         self._mirror: Mirror | None = None
         if remote and world.is_first:
-            self._mirror = Mirror(run.folder, remote, keep_last=keep_last, keep_every=keep_every)
+            self._mirror = Mirror(run.folder, remote, keep_last=keep_last, keep_every=keep_every, rules=run.rules)
 
     def __enter__(self) -> "Saver":
         return self

@@ -19,6 +19,7 @@ from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import CheckpointError
 from mae3d.checkpoints.mirror import Mirror, complete, restore
 from mae3d.io import storage
+from mae3d.io.resume import ResumeRules
 from mae3d.tracking.run_dir import Run, RunError, read_metrics
 from mae3d.training.config import RunConfig
 from mae3d.weights.files import load_model
@@ -232,7 +233,7 @@ def test_another_runs_url_is_refused_and_left_alone(run: Path, tmp_path: Path) -
     assert mirrored(other, str(there)).failures > 0
     assert tree(there) == before
     Run(tmp_path / "longer").claim({**CONFIG, "train": {"steps": 900}}, extend=False)
-    assert restore(tmp_path / "longer", str(there)).startswith("restored")
+    assert restore(tmp_path / "longer", str(there), ResumeRules(length=("train.steps",))).startswith("restored")
 
 
 def test_a_store_that_cannot_be_asked_stops_only_a_run_without_checkpoints(

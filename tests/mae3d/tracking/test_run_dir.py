@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mae3d.io.resume import ResumeRules
 from mae3d.tracking.run_dir import DONE, STOPPED, Run, RunError, read_metrics
 
 CONFIG = {
@@ -12,6 +13,7 @@ CONFIG = {
     "run": {"dir": "here"},
     "data": {"shards": "a", "flip": 0.5},
 }
+RULES = ResumeRules(free=("run", "data.shards", "train.zero_stage"), length=("train.steps",))
 
 
 def changed(section: str, key: str, value: object) -> dict:
@@ -19,7 +21,7 @@ def changed(section: str, key: str, value: object) -> dict:
 
 
 def test_the_same_config_goes_on_and_may_lie_elsewhere(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = Run(tmp_path / "run", RULES)
     run.claim(CONFIG, extend=False)
     run.end(STOPPED, "")
     for config in (
@@ -36,7 +38,7 @@ def test_the_same_config_goes_on_and_may_lie_elsewhere(tmp_path: Path) -> None:
     ("section", "key", "value"), [("model", "depth", 3), ("data", "flip", 0.0), ("train", "seed", 1)]
 )
 def test_fault_33_other_settings_are_refused_by_name(tmp_path: Path, section: str, key: str, value: object) -> None:
-    run = Run(tmp_path / "run")
+    run = Run(tmp_path / "run", RULES)
     run.claim(CONFIG, extend=False)
     with pytest.raises(RunError, match=rf"{section}\.{key}: was .*, is {value}"):
         run.claim(changed(section, key, value), extend=True)
@@ -44,7 +46,7 @@ def test_fault_33_other_settings_are_refused_by_name(tmp_path: Path, section: st
 
 
 def test_a_setting_that_is_newer_than_the_run_had_its_default(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = Run(tmp_path / "run", RULES)
     run.claim(CONFIG, extend=False)
     defaults = {"model": {"mask_type": "random"}}
     with pytest.raises(RunError, match=r"model\.mask_type: was 'random', is 'tube'"):
@@ -53,7 +55,7 @@ def test_a_setting_that_is_newer_than_the_run_had_its_default(tmp_path: Path) ->
 
 
 def test_another_length_needs_extend(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = Run(tmp_path / "run", RULES)
     run.claim(CONFIG, extend=False)
     run.end(DONE, "10 steps")
     with pytest.raises(RunError, match=r"train\.steps: was 10, is 20.*--extend"):

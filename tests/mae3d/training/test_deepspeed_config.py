@@ -10,6 +10,8 @@ import yaml
 
 from launch.common.cli import parse
 from launch.training.config import PretrainConfig
+from mae3d.io.resume import resume_rules
+from mae3d.model.config import MAEConfig
 from mae3d.tracking.run_dir import Run, RunError
 from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.deepspeed_config import merged, read_settings
@@ -86,7 +88,8 @@ def test_the_command_line_and_config_yaml_give_the_same_settings(tmp_path: Path)
 
 
 def test_a_resumed_run_may_change_sizes_of_buckets_but_nothing_that_losses_depend_on(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    rules = resume_rules(PretrainConfig(model=MAEConfig()))
+    run = Run(tmp_path / "run", rules)
 
     def claim(settings: dict[str, Any]) -> None:
         run.claim({"train": asdict(TrainConfig(deepspeed=settings))}, extend=False)
