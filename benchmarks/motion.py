@@ -73,7 +73,7 @@ def make_clips(shards: Path, *options: str) -> None:
     frames = shards.with_name(f"{shards.name}-frames")
     if not (frames / "ledger.csv").exists():
         demo = [sys.executable, "-m", "preprocess", "demo", "--out", frames, "--size", "48", "--frames", "16"]
-        subprocess.run([*map(str, demo), "--motions", "12", *options], check=True, cwd=ROOT)
+        subprocess.run([*map(str, demo), "--motions", "12", "--objects", "digits", *options], check=True, cwd=ROOT)
     build(shards, "--frames", frames, "--ledger", frames / "ledger.csv")
 
 

@@ -80,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--to", type=Path, metavar="FILE.png", help="writes some of its frames, side by side")
     demo = commands.add_parser("demo", help="render a small labelled dataset of frame folders", allow_abbrev=False)
     demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; gets train/ and ledger.csv")
-    demo.add_argument("--clips", type=int, default=240, metavar="N", help="number of clips (%(default)s)")
-    demo.add_argument("--size", type=int, default=112, metavar="PIXELS", help="height and width (%(default)s)")
+    demo.add_argument("--clips", type=int, default=600, metavar="N", help="number of clips (%(default)s)")
+    demo.add_argument("--size", type=int, default=64, metavar="PIXELS", help="height and width (%(default)s)")
     demo.add_argument("--frames", type=int, default=24, metavar="F", help="frames of a clip (%(default)s)")
     demo.add_argument("--seed", type=int, default=0, metavar="K", help="of all that is random (%(default)s)")
     demo.add_argument(
@@ -95,10 +95,13 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--textures",
         nargs="+",
-        default=["china", "flower"],
+        default=["waves"],
         metavar="NAME",
-        help="what the camera looks at: the photographs china and flower, 8 drawn pictures each of noise and shapes,"
-        " others with another seed (china flower)",
+        help="what the camera sees: soft waves of colour, others in every clip; the photographs china and flower; 8"
+        " drawn pictures each of noise and shapes, others with another seed (waves)",
+    )
+    demo.add_argument(
+        "--objects", choices=["shapes", "digits"], default="shapes", help="what drifts over it (%(default)s)"
     )
     return top
 
@@ -225,7 +228,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from preprocess.demo import MOTIONS, render_demo
+    from preprocess.demo.camera import MOTIONS
+    from preprocess.demo.clips import render_demo
 
     motions = options.motions
     if len(motions) == 1 and motions[0].isdecimal():
@@ -240,6 +244,7 @@ def _demo(options: argparse.Namespace) -> int:
         seed=options.seed,
         motions=motions,
         textures=options.textures,
+        objects=options.objects,
     )
     print(f"{options.clips} clips of {options.frames} frames, {options.size}x{options.size}: {options.out}/ledger.csv")
     return 0

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -6,19 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.config import SelectConfig
+from pipelines.samples.corpus import open_corpus
+from pipelines.samples.selection import select_rows
 from preprocess.__main__ import main
-from preprocess.demo import (
-    DEFAULT_MOTIONS,
-    MOTIONS,
-    PHOTOGRAPHS,
-    TEXTURES,
-    camera_path,
-    load_pictures,
-    render_clip,
-    render_demo,
-)
+from preprocess.demo.camera import DEFAULT_MOTIONS, MOTIONS, camera_path
+from preprocess.demo.clips import render_clip, render_demo
+from preprocess.demo.objects import SHAPE_KINDS, Shape, object_drawer
+from preprocess.demo.pictures import DRAWN, PHOTOGRAPHS, draw_waves, load_pictures, look
 from preprocess.sources.ledger import read_ledger
 
+ROOT = Path(__file__).resolve().parents[3]
 PERIOD = (640, 427)
 
 
@@ -82,10 +81,11 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
         {"motions": []},
         {"textures": ["china", "bricks"]},
         {"textures": []},
+        {"objects": "ducks"},
     ],
 )
-def test_names_that_are_unknown_or_double_are_refused(tmp_path: Path, wrong: dict[str, list[str]]) -> None:
-    with pytest.raises(ValueError, match=r"need different ones of (left|china)"):
+def test_names_that_are_unknown_or_double_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"need different ones of (left|china|shapes)"):
         render(tmp_path, **wrong)
 
 
@@ -106,12 +106,11 @@ def test_the_command_takes_motions_by_number_and_by_name(tmp_path: Path, capsys:
 
 
 def test_every_texture_is_another_picture_and_the_seed_draws_the_drawn_ones() -> None:
-    names = [name for name in TEXTURES if name not in PHOTOGRAPHS]
-    drawn = [np.asarray(picture) for seed in (0, 1) for picture in load_pictures(names, seed=seed)]
+    drawn = [np.asarray(picture) for seed in (0, 1) for picture in load_pictures(DRAWN, seed=seed)]
     assert len(drawn) == 32
     assert len({pixels.tobytes() for pixels in drawn}) == 32
     assert min(pixels.std() for pixels in drawn) > 20  # there is something to see
-    again = load_pictures(names, seed=1)
+    again = load_pictures(DRAWN, seed=1)
     assert all(np.array_equal(np.asarray(a), b) for a, b in zip(again, drawn[16:], strict=True))
     photographs = [np.asarray(picture) for picture in load_pictures(PHOTOGRAPHS, seed=0)]
     assert not np.array_equal(photographs[0], photographs[1])
@@ -160,9 +159,9 @@ def test_orientations_are_spread_over_the_circle_only_where_a_label_turns() -> N
 def test_a_turned_view_shows_what_the_upright_one_does_turned() -> None:
     """A camera turned clockwise by a quarter: what was above is on the left."""
     texture = load_pictures(["china"], seed=0)[0]
+    assert texture is not None
     path = np.array([[300.0, 200.0, 128.0, angle] for angle in (0.0, 1e-9, np.pi / 2)])
-    nothing = np.zeros((1, 8, 8), np.uint8)
-    upright, hardly, quarter = render_clip(texture, path, nothing, size=64, rng=np.random.default_rng(0))
+    upright, hardly, quarter = (look(texture, view, 64) for view in path)
     expected = np.asarray(upright.transpose(Image.Transpose.ROTATE_90)).astype(float)
     spread = expected.std()
     assert np.abs(np.asarray(quarter) - expected).mean() < 0.25 * spread
@@ -180,5 +179,72 @@ def test_paths_stay_inside_the_tiled_texture() -> None:
 def test_a_turned_view_is_filled_to_its_corners() -> None:
     white = Image.new("RGB", (1280 + 600, 1280 + 400), (255, 255, 255))
     path = np.array([[300.0, 200.0, 150.0, angle] for angle in np.linspace(0, 2 * np.pi, 9)])
-    for picture in render_clip(white, path, np.zeros((1, 8, 8), np.uint8), size=16, rng=np.random.default_rng(0)):
-        assert np.asarray(picture).min() == 255
+    for view in path:
+        assert np.asarray(look(white, view, 16)).min() == 255
+
+
+def waves_of(seed: int) -> np.ndarray:
+    return np.asarray(look(draw_waves(np.random.default_rng(seed)), np.array([9.0, 5.0, 200.0, 0.0]), 32))
+
+
+def test_waves_are_other_ones_in_every_clip_and_seen_through_the_same_camera() -> None:
+    """A camera that moves right by half a view shows the right half of its view on the left; turned, as photographs."""
+    assert np.array_equal(waves_of(0), waves_of(0))
+    assert not np.array_equal(waves_of(0), waves_of(1))
+    assert min(waves_of(seed).std(axis=(0, 1)).max() for seed in range(8)) > 10  # there is something to see
+    waves = draw_waves(np.random.default_rng(2))
+    views = np.array([[300.0, 200.0, 128.0, 0.0], [364.0, 200.0, 128.0, 0.0], [300.0, 200.0, 128.0, np.pi / 2]])
+    upright, moved, quarter = (np.asarray(look(waves, view, 64)).astype(int) for view in views)
+    assert np.abs(upright[:, 32:] - moved[:, :32]).max() <= 1
+    assert np.abs(np.rot90(upright) - quarter).max() <= 1
+
+
+@pytest.mark.parametrize(("kind", "least"), [("shapes", 0.03), ("digits", 0)])
+def test_objects_drift_over_the_picture(kind: str, least: float) -> None:
+    """They cover other pixels at every frame; shapes never leave the picture, digits come back on the other side."""
+    grey, path = Image.new("RGB", (1280 + 600, 1280 + 400), (90, 90, 90)), np.tile([300.0, 200.0, 150.0, 0.0], (60, 1))
+    for seed in range(6):
+        clip = render_clip(grey, path, object_drawer(kind), size=48, rng=np.random.default_rng(seed))
+        covered = np.stack([(np.asarray(picture) != 90).any(axis=2) for picture in clip])
+        assert len(np.unique(covered, axis=0)) > 4
+        assert least <= covered.mean(axis=(1, 2)).min()
+        assert covered.mean(axis=(1, 2)).max() < 0.9
+
+
+def test_every_kind_of_shape_is_filled_inside_and_leaves_the_outside_as_it_was() -> None:
+    for kind in SHAPE_KINDS:
+        picture = Image.new("RGB", (65, 65))
+        Shape(kind, (255, 0, 0), 0.3, np.array([0.5, 0.5]), np.zeros(2), 0.0, 0.0).paste(picture, 0)
+        red = np.asarray(picture)[..., 0]
+        assert (red[26:39, 26:39] == 255).all()
+        assert not red[0].any()
+        assert not red[:, 0].any()
+        assert 0.15 < (red > 127).mean() < 0.3
+
+
+def test_the_demos_held_out_clips_are_not_trained_on(tmp_path: Path) -> None:
+    """`make demo` trains on one split and shows the other; no sample, and no frame, is in both."""
+    commands = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    split = re.search(r"-m preprocess split \$\(DEMO\)/shards (.*)", commands)
+    trained, shown = (
+        re.search(rf"launch/{name}\.py .*--data\.select\.split (\w+)", commands) for name in ("pretrain", "visualize")
+    )
+    assert split
+    assert trained
+    assert shown
+    render(tmp_path / "frames", clips=60, size=16, frames=2)
+    frames, out = tmp_path / "frames", tmp_path / "shards"
+    assert main(["build", "--frames", str(frames), "--ledger", str(frames / "ledger.csv"), "--out", str(out)]) == 0
+    assert main(["split", str(out), *split[1].split()]) == 0
+    corpus = open_corpus([out])
+    rows_of = [
+        select_rows(corpus, SelectConfig(split=name), rows=np.arange(60)).tolist() for name in (trained[1], shown[1])
+    ]
+    assert sorted(rows_of[0] + rows_of[1]) == list(range(60))
+    assert 1 <= len(rows_of[1]) < 15
+    bytes_of = [
+        {path.read_bytes() for row in rows for path in (frames / "train" / corpus.name(row)).iterdir()}
+        for rows in rows_of
+    ]
+    assert [len(files) for files in bytes_of] == [2 * len(rows) for rows in rows_of]
+    assert not bytes_of[0] & bytes_of[1]

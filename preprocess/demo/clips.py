@@ -1,0 +1,100 @@
+"""A small labelled dataset that needs no download: frame folders and a ledger.
+
+    render_demo(Path("out/demo/frames"), clips=240, size=64, frames=24, seed=0)
+    # out/demo/frames/train/clip_0000/img_00001.jpg ...; out/demo/frames/ledger.csv: clip_0000 1 24 zoom_in
+
+Soft waves of colour, photographs or drawn pictures, seen through a camera that moves, zooms or turns, with two objects
+drifting over them. The label is the camera's motion, and no frame alone gives it away: picture and objects are drawn in
+the same way for every label (camera.py has the rest). Waves and shapes are drawn anew for every clip.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from preprocess.demo.camera import DEFAULT_MOTIONS, MOTIONS, TURNS, camera_path
+from preprocess.demo.objects import OBJECTS, SHAPES, Drifting, object_drawer
+from preprocess.demo.pictures import TEXTURES, WAVES, Texture, draw_waves, load_pictures, look, period_of
+from preprocess.encode.images import encode_jpeg
+
+_QUALITY = 90
+
+
+def render_demo(
+    out: Path,
+    *,
+    clips: int,
+    size: int,
+    frames: int,
+    seed: int,
+    motions: Sequence[str] = DEFAULT_MOTIONS,
+    textures: Sequence[str] = (WAVES,),
+    objects: str = SHAPES,
+) -> None:
+    """Render the dataset; the same arguments give the same bytes.
+
+    Args:
+        out: the folder that gets train/ and ledger.csv.
+        clips: number of clips; labels are as even as they can be.
+        size: height and width of a frame in pixels.
+        frames: number of frames per clip.
+        seed: decides everything that is drawn, the pictures of "noise" and "shapes" included.
+        motions: the labels, of MOTIONS.
+        textures: what the camera sees, of TEXTURES; a drawn kind brings 8 pictures, and all pictures are as likely.
+        objects: what drifts over it, of OBJECTS.
+
+    Raises:
+        ValueError: a number is out of range, a name is unknown or given twice, or `out` has a ledger already.
+    """
+    if clips < 1 or size < 16 or frames < 2 or seed < 0:
+        raise ValueError(f"clips={clips} size={size} frames={frames} seed={seed}: need >= 1, >= 16, >= 2, >= 0")
+    _check_names("motion", motions, MOTIONS)
+    _check_names("texture", textures, TEXTURES)
+    _check_names("object", [objects], OBJECTS)
+    ledger = out / "ledger.csv"
+    if ledger.exists():
+        raise ValueError(f"{ledger} exists; remove it or give another --out")
+    pictures, draw_objects = load_pictures(textures, seed=seed), object_drawer(objects)
+    turned = any(motion in TURNS for motion in motions)
+    order = np.random.default_rng([seed, 0]).permutation(clips)
+    rows = []
+    for clip in range(clips):
+        motion = motions[order[clip] % len(motions)]
+        name = f"clip_{clip:04d}"
+        folder = out / "train" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([seed, 1, clip])
+        texture = pictures[rng.integers(len(pictures))] or draw_waves(rng)
+        path = camera_path(motion, frames=frames, period=period_of(texture), turned=turned, rng=rng)
+        rendered = render_clip(texture, path, draw_objects, size=size, rng=rng)
+        for number, picture in enumerate(rendered, start=1):
+            (folder / f"img_{number:05d}.jpg").write_bytes(encode_jpeg(picture, _QUALITY))
+        rows.append(f"{name} 1 {frames} {motion}\n")
+    ledger.write_text("".join(rows), encoding="ascii")
+
+
+def render_clip(
+    texture: Texture,
+    path: np.ndarray,
+    draw_objects: Callable[..., list[Drifting]],
+    *,
+    size: int,
+    rng: np.random.Generator,
+) -> list[Image.Image]:
+    """Return one clip: a picture of size x size per row of a camera's path, with objects that drift over it."""
+    drifting = draw_objects(size=size, rng=rng)
+    pictures = []
+    for frame, view in enumerate(path):
+        picture = look(texture, view, size)
+        for thing in drifting:
+            thing.paste(picture, frame)
+        pictures.append(picture)
+    return pictures
+
+
+def _check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if not names or unknown or len(set(names)) < len(names):
+        raise ValueError(f"{what}s {' '.join(names) or 'none'}: need different ones of {' '.join(known)}")
