@@ -92,18 +92,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(VisualizeConfig, arguments, prog="visualize.py", description=str(__doc__))
     with telling():
-        page = visualize(config)
-    print(
-        f"report: {page} ({page.stat().st_size / 1e6:.1f} MB, everything in one file; pictures: {page.parent / IMAGES})"
-    )
+        page, summary = visualize(config)
+    print(f"pictures: {page.parent / IMAGES}")
+    size = f"{page.stat().st_size / 1e6:.1f} MB, everything in one file"
+    print(f"report: {page} ({size})" + (f": {summary}" if summary else ""))
     return 0
 
 
-def visualize(config: VisualizeConfig) -> Path:
+def visualize(config: VisualizeConfig) -> tuple[Path, str]:
     """Write the pictures and the page.
 
     Returns:
-        The page's path.
+        The page's path, and its main figures in a sentence; "" if there are none.
 
     Raises:
         ValueError: A setting, the model or the dataset is not as it should be; the message says what to do.
@@ -143,7 +143,8 @@ def visualize(config: VisualizeConfig) -> Path:
     losses = read_losses(run) if run else []
     if run and (progress := progress_section(run)):
         sections.append(progress)
-    return write_report(out, title=title, intro=intro, facts=facts | more, sections=sections, losses=losses)
+    page = write_report(out, title=title, intro=intro, facts=facts | more, sections=sections, losses=losses)
+    return page, "; ".join(section.summary for section in sections if section.summary)
 
 
 _KINDS = {

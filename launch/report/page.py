@@ -78,6 +78,8 @@ class Section:
         cards: The samples, in order.
         tables: Figures over all samples.
         images: As a card's; they stand below the introduction.
+        lead: The sample that the page opens with.
+        summary: The section's main figures in one sentence, for the command line.
     """
 
     title: str
@@ -85,6 +87,8 @@ class Section:
     cards: Sequence[Card]
     tables: Sequence[Table] = ()
     images: Mapping[str, str] = field(default_factory=dict)
+    lead: Card | None = None
+    summary: str = ""
 
 
 def write_report(
@@ -118,6 +122,7 @@ def write_report(
     body = [
         f"<h1>{escape(title)}</h1>",
         *map(paragraph, intro),
+        *(_card(folder, section.lead) for section in sections if section.lead),
         f"<nav>{links}</nav>" if len(sections) > 1 else "",
         f'<div class="pair">{about}{curve}</div>' if curve else about,
         *(_section(folder, section, f"part{i}") for i, section in enumerate(sections)),

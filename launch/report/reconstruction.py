@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mae3d.model.mae import MAE
 
 OURS = "reconstruction"
+FILLED = "filled in by the model"
+BEST = "best.png"  # the filmstrip that the page opens with, beside the page
+BEST_WIDTH = 1030  # of its frames side by side, at most, pixels
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ def reconstruction_section(
     for sample in _reconstructions(model, clips, masks, seed=seed, device=device):
         shown.append(sample)
         cards.append(draw(sample, out, frame_ms=frame_ms))
-    return Section("Reconstruction", describe(model.config, unfit=unfit), cards, [table_of(shown)])
+    intro = describe(model.config, unfit=unfit)
+    return Section(
+        "Reconstruction", intro, cards, [table_of(shown)], lead=draw_best(shown, out), summary=summarise(shown)
+    )
 
 
 def _reconstructions(
@@ -150,6 +156,37 @@ def _best_fill(scores: Mapping[str, float]) -> float:
     return max(value for name, value in scores.items() if name != OURS)
 
 
+def draw_best(shown: Sequence[Shown], out: Path) -> "Card":
+    """Write the filmstrip of the clip that gains most over its best fill, under the first mask; return its card."""
+    from launch.report.page import Card
+    from mae3d.io.contact_sheet import filmstrip
+
+    kind = next(iter(shown[0].scores))
+    best = max(shown, key=lambda sample: sample.scores[kind][OURS] - _best_fill(sample.scores[kind]))
+    result, ours, fill = best.results[kind], best.scores[kind][OURS], _best_fill(best.scores[kind])
+    rows = {"original": result.original, f"{result.hidden.mean():.0%} hidden": result.masked, FILLED: result.pasted}
+    frames, _, width, _ = result.original.shape
+    scale = max(1, BEST_WIDTH // (min(frames, 8) * width))
+    filmstrip({name: row.repeat(scale, axis=1).repeat(scale, axis=2) for name, row in rows.items()}).save(out / BEST)
+    title = f"Best of {len(shown)}: {ours:.1f} dB on hidden patches, best fill without a model {fill:.1f} dB"
+    return Card(title, best.clip.title, {BEST: "rows: " + ", ".join(rows)})
+
+
+def summarise(shown: Sequence[Shown]) -> str:
+    """Return a sentence with the mean PSNR under the first mask beside that of the best fill without a model."""
+    kind = next(iter(shown[0].scores))
+    means = mean_scores(shown, kind)
+    return (
+        f"reconstruction {means[OURS]:.1f} dB, best fill without a model {_best_fill(means):.1f} dB: "
+        f"mean PSNR on the hidden patches of {len(shown)} clips"
+    )
+
+
+def mean_scores(shown: Sequence[Shown], kind: str) -> dict[str, float]:
+    """Return each method's PSNR under one type of mask, its mean over the clips, decibels."""
+    return {name: sum(sample.scores[kind][name] for sample in shown) / len(shown) for name in shown[0].scores[kind]}
+
+
 def describe(config: "MAEConfig", *, unfit: Sequence[str] = ()) -> list[str]:
     """How to read the section."""
     paragraphs = [
@@ -196,10 +233,7 @@ def table_of(shown: Sequence[Shown]) -> "Table":
         return f"{won} of {len(shown)}"
 
     kinds = list(shown[0].scores)
-    means = {
-        kind: {name: sum(sample.scores[kind][name] for sample in shown) / len(shown) for name in shown[0].scores[kind]}
-        for kind in kinds
-    }
+    means = {kind: mean_scores(shown, kind) for kind in kinds}
     if len(kinds) == 1:
         (kind,) = kinds
         rows = [(n, f"{mean:.2f} dB", "" if n == OURS else wins(kind, n)) for n, mean in means[kind].items()]

@@ -1,5 +1,7 @@
 """launch/visualize.py: real shards and a model in, pictures and a page out; what is wrong is told with exit code 2."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -69,7 +71,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 def test_a_run_gives_pictures_a_page_and_the_loss_curve(run: Path, shards: Path, tmp_path: Path) -> None:
     page = look(run, shards, tmp_path, "--samples", "5", "--device", "cpu")
     assert len(images(tmp_path)) == 15
-    assert page.count('<img src="data:image/') == 10
+    assert page.count('<img src="data:image/') == 11  # two of each sample, and the best one's
     for name in images(tmp_path):
         with Image.open(tmp_path / "images" / name) as image:
             image.load()
@@ -120,6 +122,37 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = MAEConfig(**(asdict(CONFIG) | {"num_frames": 8, "pred_t_dim": 4, "mask_type": "tube"}))
     save_model(MAE(config), folder / "model.safetensors")
     return folder
+
+
+def gain(text: str) -> float:
+    """Return the decibels by which a card says that the reconstruction is closer than the best fill."""
+    found = re.search(r"(-?\d+\.\d) dB.*, best fill .*?(-?\d+\.\d) dB", text)
+    assert found, text
+    return float(found[1]) - float(found[2])
+
+
+def test_the_page_opens_with_the_sample_that_gains_most_and_the_last_line_has_the_means(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = look(run, shards, tmp_path, "--samples", "6")
+    cards = re.findall(r'<h3>([^<]*)<small>([^<]*)</small></h3><img src="([^"]*)"', page)
+    (title, best, image), *samples = cards
+    assert "Best of 6" in title
+    assert page.index(title) < page.index("<h3>About</h3>") < page.index(f"<h3>{samples[0][0]}<")
+    encoded = io.BytesIO(base64.b64decode(image.partition(",")[2]))
+    with Image.open(tmp_path / "best.png") as strip, Image.open(encoded) as shown:
+        assert shown.size == strip.size
+    gains = {name: gain(notes) for name, notes, _ in samples}
+    assert len(gains) == 6
+    assert max(gains.values()) - min(gains.values()) > 0.3  # so that the worst one would be noticed
+    assert gain(title) == pytest.approx(gains[best])
+    assert gains[best] > max(gains.values()) - 0.21  # four figures are rounded
+    fills = [float(row[1].removesuffix(" dB")) for row in table(page)]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"{tmp_path / 'index.html'} " in last
+    assert f"reconstruction {fills[0]:.1f} dB" in last
+    assert f"best fill without a model {max(fills[1:]):.1f} dB" in last
+    assert "6 clips" in last
 
 
 def test_all_masks_are_shown_one_under_the_other_the_models_own_first(

@@ -123,7 +123,7 @@ def test_a_loose_video_needs_no_dataset(files: dict[str, str], tmp_path: Path) -
     options = ("--show", "attention", "reconstruction", "--rollout", "true", "--data.sampling_rate", "1")
     page = look("--run", files["mae"], "--videos", str(video), *options, out=tmp_path / "out")
     assert page.index("Reconstruction</h2>") < page.index("Attention</h2>")
-    assert page.count("My talk.mp4") == 2
+    assert page.count("My talk.mp4") == 3
     assert str(tmp_path) not in page
     assert "rolled out over all 2 blocks" in page
     assert (tmp_path / "out" / "images" / "video_0_my_talk_attention.gif").is_file()
