@@ -83,9 +83,11 @@ $(INSTALLED): $(LOCKED) setup.cfg pyproject.toml
 DEMO := out/demo
 DEMO_FRAMES = $(BIN)/python -m preprocess demo --out $(DEMO)/frames
 DEMO_BUILD = $(BIN)/python -m preprocess build --frames $(DEMO)/frames --ledger $(DEMO)/frames/ledger.csv --out $(DEMO)/shards
+DEMO_SPLIT = $(BIN)/python -m preprocess split $(DEMO)/shards --by name --fractions train=0.95,val=0.05
 DEMO_TRAIN = $(BIN)/deepspeed $(DEMO_PROCS) launch/pretrain.py --config launch/recipes/demo.yaml \
-	--data.shards $(DEMO)/shards --run.dir $(DEMO)/run $(DEVICE_OPTION)
-DEMO_LOOK = $(BIN)/python launch/visualize.py --run $(DEMO)/run --data.shards $(DEMO)/shards --out $(DEMO)/report $(DEVICE_OPTION)
+	--data.shards $(DEMO)/shards --data.select.split train --run.dir $(DEMO)/run $(DEVICE_OPTION)
+DEMO_LOOK = $(BIN)/python launch/visualize.py --run $(DEMO)/run --data.shards $(DEMO)/shards --data.select.split val \
+	--samples 100 --out $(abspath $(DEMO))/report $(DEVICE_OPTION)
 HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 DEMO_PROCS = $(if $(PROCS),--num_gpus $(PROCS),$(if $(filter cpu,$(DEVICE)),--num_gpus 1,$$($(HAS_GPU) || echo --num_gpus 1)))
 
@@ -95,9 +97,9 @@ $(DEMO)/frames/ledger.csv: | install
 # A second time, the clips are there, the shards are checked, and a finished run is only shown again.
 demo: install $(DEMO)/frames/ledger.csv  ## small dataset, preprocessing, pretraining, reconstructions: ends with a report
 	$(DEMO_BUILD)
+	$(DEMO_SPLIT)
 	$(DEMO_TRAIN)
 	$(DEMO_LOOK)
-	@echo "The reconstructions and the loss curve: $(abspath $(DEMO))/report/index.html"
 
 # Files stay together, because their tests share fixtures, and come in the order of tests/conftest.py, the heavy ones first.
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -14,7 +14,7 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 # Name ─► samples a step, clips a step, highest rate: computed by hand from the sources that the recipes name.
 PRETRAINING = {
-    "demo": (8, 16, 2.5e-3),
+    "demo": (8, 8, 3e-3),
     "hvm_vit_huge14": (4, 64, 1e-4),
     "k400_vit_base": (512, 2048, 8 * 1e-4),  # 8 shards of 64 videos
     "k400_vit_huge": (512, 2048, 16 * 1e-4),  # 16 shards of 32

@@ -109,7 +109,7 @@ def test_the_launchers_local_rank_is_dropped_in_every_spelling() -> None:
 def test_a_resolved_config_repeats_from_its_own_values(tmp_path: Path) -> None:
     import json
 
-    first = config("--config", "demo", "--model.img_size", "64")
+    first = config("--config", "demo", "--model.img_size", "48")
     resolved = tmp_path / "config.yaml"
     resolved.write_text(json.dumps(asdict(first)))  # JSON is YAML
     assert config("--config", str(resolved)) == first
