@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from mae3d.video.container import MAX_PIXELS
@@ -113,9 +114,10 @@ def decode_squares(
         last_s: The last frame to be decoded.
         size: H and W, in pixels.
     """
+    reformatter = VideoReformatter()
     for seconds, frame in video.frames(start_s, last_s):
         if seconds in times:
-            yield seconds, square(frame, size, video.orientation(frame))
+            yield seconds, square(frame, size, video.orientation(frame), reformatter)
         if seconds >= last_s:
             return
 
@@ -153,9 +155,16 @@ def frame_duration(seconds: Sequence[float], default: float) -> float:
     return (seconds[-1] - seconds[0]) / (len(seconds) - 1) if len(seconds) > 1 else default
 
 
-def square(frame: av.VideoFrame, size: int, way: Orientation) -> np.ndarray:
-    """Return a frame's centred square, upright, scaled with Pillow's antialiased bilinear filter: uint8 (H, W, 3)."""
-    pixels = turned(frame.to_ndarray(format="rgb24"), way)
+def square(frame: av.VideoFrame, size: int, way: Orientation, reformatter: VideoReformatter) -> np.ndarray:
+    """Return a frame's centred square, upright, scaled with Pillow's antialiased bilinear filter: uint8 (H, W, 3).
+
+    Args:
+        frame: The frame.
+        size: H and W, in pixels.
+        way: The turn that makes it upright.
+        reformatter: Converts colours; one for many frames, because its tables cost more than a frame.
+    """
+    pixels = turned(reformatter.reformat(frame, format="rgb24").to_ndarray(), way)
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = -(-(height - side) // 2), -(-(width - side) // 2)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from mae3d.model.config import EncoderConfig
@@ -30,7 +31,10 @@ class Shown(NamedTuple):
 def preprocess_frames(path: Path) -> list[Shown]:
     """Return the frames that preprocessing stores, before they become JPEGs."""
     with open_video(path) as video:
-        frames = [Shown(max(t, 0.0), square(frame, SIZE, video.orientation(frame))) for t, frame in video.frames()]
+        frames = [
+            Shown(max(t, 0.0), square(frame, SIZE, video.orientation(frame), VideoReformatter()))
+            for t, frame in video.frames()
+        ]
     assert len(frames) == len(store(path)[1])
     return frames
 
