@@ -208,7 +208,7 @@ class _Streamer:
             if window.path != self._path:
                 self._open(window.path)
             self._kept = {seconds: picture for seconds, picture in self._kept.items() if seconds in requested | shared}
-            self._decode(window, requested | shared)
+            self._decode(window, (requested | shared) - self._kept.keys())
         except (VideoError, MediaError, av.error.FFmpegError):  # the file could be read when the windows were planned
             self.close()
             return {}
