@@ -18,6 +18,7 @@ from mae3d.video.container import open_container
 from mae3d.video.errors import MediaError
 from mae3d.video.orientation import orientation
 from mae3d.video.reader import Video, effective_fps, open_video
+from mae3d.video.stream import CLOCK_FRAMES
 from preprocess.encode.sample import encode_sample
 from preprocess.encode.video_frames import FrameEncoder
 from preprocess.plan.plan import PlannedSample, Settings
@@ -108,6 +109,33 @@ def test_fault_12_ten_bits_and_odd_sizes_become_plain_rgb(tmp_path: Path) -> Non
         picture = picture_of(frame, (65, 49))
     assert picture.mode == "RGB"
     assert psnr(picture, numbered_image(0, (65, 49))) > 25
+
+
+def test_the_times_of_frames_are_those_of_the_packets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only as many frames are decoded as it takes to check the clock."""
+    path = make_video(tmp_path / "a.mp4", 200, codec="libx264", fps=25, gop=20)
+    decoded: list[float] = []
+    decode = Video._decode
+    monkeypatch.setattr(Video, "_decode", lambda self: (decoded.append(pair[0]) or pair for pair in decode(self)))
+    with open_video(path) as video:
+        seconds, keyframes = video.frame_times()
+        assert len(decoded) <= CLOCK_FRAMES
+        assert seconds == [pair[0] for pair in video.frames()]
+    assert seconds == pytest.approx([i / 25 for i in range(200)])
+    assert keyframes == pytest.approx([i * 20 / 25 for i in range(10)])
+
+
+def test_an_order_that_is_made_up_is_not_believed(tmp_path: Path) -> None:
+    with open_video(make_video(tmp_path / "a.avi", 50, codec="libx264", fps=25)) as video:
+        times = video.frame_times()
+    assert times.seconds == pytest.approx([i / 25 for i in range(50)])
+    assert times.keyframes == []  # only the start of the file is sure
+
+
+def test_packets_before_an_edit_list_begins_are_no_frames(media: Path) -> None:
+    with open_video(media / "videos" / "odd" / "discard_first_keyframe.mp4") as video:
+        seconds, keyframes = video.frame_times()
+    assert (len(seconds), seconds[0], len(keyframes) > 0) == (25, 0.0, True)
 
 
 def test_broken_middle_keeps_the_rest_and_says_so(tmp_path: Path) -> None:
