@@ -23,7 +23,20 @@ LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE
 BUDGET_S = 20
 
 # The files that take longest come first, so that no worker begins one of them when the others are done.
-HEAVY = ()
+HEAVY = (
+    "test_launchers.py",
+    "test_pretrain.py",
+    "test_engine.py",
+    "test_build.py",
+    "test_finetune.py",
+    "test_remote.py",
+    "test_faults.py",
+    "test_packaging.py",
+    "test_sequence.py",
+    "test_layering.py",
+    "test_finetuning_engine.py",
+    "test_mirror.py",
+)
 
 
 def pytest_configure() -> None:

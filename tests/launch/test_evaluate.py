@@ -119,6 +119,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, model_file: Path, shards: Pat
     return out
 
 
+@pytest.mark.slow
 def test_predictions_equal_a_plain_loop(done: Path, model_file: Path, shards: Path) -> None:
     from mae3d.weights.files import load_classifier
 
@@ -221,6 +222,7 @@ def test_tables_are_the_same_bytes_with_any_number_of_threads(
     assert len(tables) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("restored_threads")
 def test_fault_40_killed_and_gone_on_with_by_two_processes_it_ends_in_the_same_bytes(
     model_file: Path, shards: Path, tmp_path: Path

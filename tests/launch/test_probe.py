@@ -161,6 +161,7 @@ def test_a_finished_table_is_used_again_and_the_control_is_another_model(
     np.testing.assert_allclose(read_vectors(tmp_path / "control" / "test.parquet")[0], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_samples_that_cannot_be_read_or_have_no_label_are_left_out_and_told(
     model: Path, test_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,6 +171,7 @@ def test_all_masks_are_shown_one_under_the_other_the_models_own_first(
         assert (strip.height + 4) % 15 == 0  # the original and two rows a mask
 
 
+@pytest.mark.slow
 def test_one_mask_is_the_one_of_the_table_of_all(long_run: Path, shards: Path, tmp_path: Path) -> None:
     more = ("--samples", "2", "--data.sampling_rate", "1", "--mask-ratio", "0.75")
     every = {row[0]: row[2] for row in table(look(long_run, shards, tmp_path / "all", "--mask", "all", *more))}
@@ -239,6 +240,7 @@ def test_fault_20_bad_shards_are_left_out_on_request(
     assert f"left out: {damaged}/shard-00000.tar (4 samples): missing\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_url_is_read_through_the_cache(run: Path, shards: Path, s3: Server, tmp_path: Path) -> None:
     s3.upload(shards, "looked-at/shards")
     look(

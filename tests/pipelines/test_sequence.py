@@ -111,6 +111,7 @@ def across_the_end(name: str, global_batch: int) -> list[list[Draw]]:
     return steps_of([at(one, one.steps_per_epoch - 1)], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "accumulation"), [*product(WORLDS, ACCUMULATIONS)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_sequence_is_the_same_in_every_world_across_an_epochs_end(name: str, world: int, accumulation: int) -> None:
@@ -123,6 +124,7 @@ def test_the_sequence_is_the_same_in_every_world_across_an_epochs_end(name: str,
     assert steps_of([at(rank, steps - 1) for rank in ranks], 2) == across_the_end(name, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_resuming_after_any_step_in_any_world_goes_on_exactly(name: str) -> None:
     uncut, steps = alone(name), loader(CONFIGS[name]).steps_per_epoch

@@ -30,6 +30,7 @@ def test_frames_of_its_own_compress_as_photographs_do() -> None:
     assert not np.array_equal(frame, gpu_loader.photograph(1, height=256, width=340))
 
 
+@pytest.mark.slow
 def test_every_figure_is_printed_on_the_cpu(tmp_path: Path) -> None:
     shards = gpu_loader.make_shards(tmp_path, samples=2, length=16)
     command = [sys.executable, "benchmarks/gpu_loader.py", "--device", "cpu", "--shards", str(shards)]

@@ -173,6 +173,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(
     ("package", "absent"),
     [

@@ -185,6 +185,7 @@ def test_help_works_from_anywhere(path: Path, tmp_path: Path) -> None:
         assert "usage" in child.stdout.lower()
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_help_is_quick_and_imports_nothing_heavy(path: Path, tmp_path: Path) -> None:
     # The best of a few: other programs share the machine's caches and clock.

@@ -83,6 +83,7 @@ def test_taking_a_trick_back_changes_the_work_but_not_the_loss(without: Callable
     assert [tuple(t.shape) for t in saved_tensors(both.lean_loss, both.lean)] == before
 
 
+@pytest.mark.slow
 def test_comparing_prints_ratios(capsys: pytest.CaptureFixture) -> None:
     small = ["--size", "tiny", "--img-size", "64", "--frames", "4", "--device", "cpu", "--rounds", "1"]
     step.main(["compare", "--precision", "fp32", *small])  # too small to be fast

@@ -100,6 +100,7 @@ def runs(base: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_the_training_is_bit_for_bit_the_one_that_nobody_looks_at(runs: Path) -> None:
     watched, alone = (
         [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(runs / name) if "loss" in row]

@@ -164,6 +164,7 @@ def tokens(n: int, seed: int) -> Set:
     return features, labels
 
 
+@pytest.mark.slow
 def test_the_attentive_probe_finds_the_token_that_shows_the_class() -> None:
     (train, labels), (test, expected) = tokens(160, 0), tokens(80, 1)
     settings = {"multi_label": False, "num_heads": 2}

@@ -186,6 +186,7 @@ def _save_for_ever(run: str) -> None:
         retention.prune(Path(run), keep_last=2, keep_every=0)
 
 
+@pytest.mark.slow
 def test_fault_30_kills_during_saves_leave_a_whole_checkpoint_no_older_than_the_last(tmp_path: Path) -> None:
     """The child is killed at random moments; what `latest` said before must be there."""
     context, draw, last = multiprocessing.get_context("fork"), random.Random(0), 0

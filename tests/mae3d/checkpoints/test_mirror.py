@@ -72,6 +72,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_deleted_run_comes_back_byte_for_byte(run: Path, bucket: str, s3: Server) -> None:
     Run(run).end("STOPPED", "on request")
     mirror = mirrored(run, bucket)
@@ -95,6 +96,7 @@ def test_what_is_there_is_not_uploaded_again(run: Path, bucket: str, s3: Server)
     assert names <= {"latest", "best", "config.yaml", "metrics.jsonl"}
 
 
+@pytest.mark.slow
 def test_the_url_keeps_what_the_folder_keeps_and_what_it_kept_before_a_restore(run: Path, bucket: str) -> None:
     mirror = Mirror(run, bucket, keep_last=2, keep_every=300)
     for step in (200, 300, 400, 500):

@@ -122,6 +122,7 @@ def test_autocast() -> None:
     assert out.loss.item() == pytest.approx(exact, rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS[1:4])
 def test_the_graph_is_whole(variant: dict[str, Any]) -> None:
     """`fullgraph=True` fails at any Python that depends on data; the backend does not matter for that."""
@@ -159,6 +160,7 @@ def test_a_decoder_without_attention_predicts_the_same_for_the_tokens_that_it_is
     assert torch.equal(out.mask, full.mask)
 
 
+@pytest.mark.slow
 def test_decoder_masking_shortens_the_decoder_in_training_only() -> None:
     complete, part = tiny(), tiny(decoder_mask_ratio=0.5)
     clip, noise = batch_of(complete)

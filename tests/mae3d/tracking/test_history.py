@@ -118,6 +118,7 @@ def has_colour(path: Path, colour: tuple[int, int, int]) -> bool:
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # matplotlib's first two
 
 
+@pytest.mark.slow
 def test_curves_of_two_runs_have_a_colour_each(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other, out = make_run(tmp_path / "runs" / "b", rows_to(60, scale=3.0)), tmp_path / "curves.png"
     assert main(["plot", str(run), str(other), "--out", str(out)]) == 0
@@ -161,6 +162,7 @@ def test_a_line_cut_short_by_a_kill_is_passed_over(run: Path) -> None:
     assert rows_of(run) == before
 
 
+@pytest.mark.slow
 def test_the_command_and_a_picture_that_cannot_be_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -339,6 +339,7 @@ def kill_at_every(run: Path, points: Iterator[int]) -> int:
     return kills
 
 
+@pytest.mark.slow
 def test_fault_30_a_kill_during_any_save_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
     assert kill_at_every(tmp_path, iter(range(5, 150, 13))) >= 8
 

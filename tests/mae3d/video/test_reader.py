@@ -203,6 +203,7 @@ def test_flipped_bits_of_a_picture_that_stands_alone_are_noticed(tmp_path: Path)
     assert left_out >= 3
 
 
+@pytest.mark.slow
 def test_frames_are_freed_at_once(tmp_path: Path) -> None:
     """PyAV's frames and their side data hold each other; hundreds of them wait for the garbage collector."""
     path = make_video(tmp_path / "a.mp4", 40)

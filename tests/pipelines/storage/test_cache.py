@@ -224,6 +224,7 @@ def test_killed_at_any_point_leaves_nothing_that_stops_the_next_start(tmp_path: 
     assert names(tmp_path) == ["000", "001", "002"]
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_whole_files_within_the_limit(tmp_path: Path) -> None:
     """Two processes read; one of them is killed, again and again, while the other goes on."""
     context, draw, folder = multiprocessing.get_context("fork"), random.Random(0), tmp_path / "cache"

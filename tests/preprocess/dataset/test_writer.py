@@ -208,6 +208,7 @@ def tree(root: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_fault_15_a_merge_killed_anywhere_leaves_a_dataset_and_is_made_again(tmp_path: Path) -> None:
     """kill -9 before every fsync and rename of a merge that adds shards: the old dataset or the new one opens."""
     root = tmp_path / "set"

@@ -120,6 +120,7 @@ def append_to_copy(whole: Path, more: Path, out: Path) -> list[str]:
     return command(more, out, "--append")
 
 
+@pytest.mark.slow
 def test_fault_15_an_append_killed_at_any_file_operation_ends_in_the_same_tree(
     archive: Path, whole: dict[str, str], tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_fault_15_an_append_killed_at_any_file_operation_ends_in_the_same_tree(
     assert trees == {repr(tree(tmp_path / "uncut"))}
 
 
+@pytest.mark.slow
 def test_an_append_that_was_not_finished_is_finished_by_its_own_sources_only(
     archive: Path, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -55,6 +55,7 @@ def shown(out: Path, i: int) -> list[int]:
     return [frame_number(decode_image(tar[offset : offset + size])) for offset, size in pairs]
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_bytes(frames: Path, tmp_path: Path) -> None:
     assert main(command(frames, tmp_path / "one")) == 0
     assert main(command(frames, tmp_path / "two", workers=2)) == 0
@@ -63,6 +64,7 @@ def test_any_number_of_workers_writes_the_same_bytes(frames: Path, tmp_path: Pat
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait_for", ["plan.parquet", "shard-00000.tar", "shard-00001.idx", "shard-00003.parquet"])
 def test_fault_15_killed_and_rerun_it_ends_in_the_same_tree(frames: Path, tmp_path: Path, wait_for: str) -> None:
     assert main(command(frames, tmp_path / "whole")) == 0
@@ -79,6 +81,7 @@ def test_fault_15_killed_and_rerun_it_ends_in_the_same_tree(frames: Path, tmp_pa
     assert all(path.stat().st_mtime_ns == before for path, before in finished.items())  # kept, not made again
 
 
+@pytest.mark.slow
 def test_fault_15_leftovers_of_a_kill_are_swept_or_made_again(frames: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(command(frames, out)) == 0
@@ -131,6 +134,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(
     assert tree(tmp_path / "out").keys() == {"thesis.tex"}
 
 
+@pytest.mark.slow
 def test_fault_03_few_bad_rows_are_counted_and_many_stop(
     frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +166,7 @@ def test_fault_03_a_plan_tells_what_is_rejected_already(
     )
 
 
+@pytest.mark.slow
 def test_fault_09_a_bad_frame_leaves_a_hole_and_shifts_nothing(frames: Path, tmp_path: Path) -> None:
     (frames / "train" / "v7" / "img_00003.jpg").write_bytes(b"")
     assert main(command(frames, tmp_path / "out")) == 0
@@ -189,6 +194,7 @@ def test_nothing_usable_is_an_error_whatever_is_allowed(
     assert "v1: bad_frame: img_00002.jpg: empty file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_videos_become_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for clip in range(3):
         make_video(tmp_path / "clips" / f"v{clip}.mp4", 30, fps=10)
@@ -209,6 +215,7 @@ def test_videos_become_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert set(dataset.fps) == {10.0}
 
 
+@pytest.mark.slow
 def test_a_damaged_video_is_kept_in_part_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_video(tmp_path / "a.mp4", 40, codec="libx264", gop=4)
     data = bytearray(path.read_bytes())
@@ -224,6 +231,7 @@ def test_a_damaged_video_is_kept_in_part_and_listed(tmp_path: Path, capsys: pyte
     assert "kept with a remark: 1: 1 damaged" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_long_samples_are_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_frame_folder(tmp_path / "train" / "v", 70, size=(16, 16))
     (tmp_path / "ledger.csv").write_text("v 1 70 0\n")
@@ -271,6 +279,7 @@ def test_nothing_of_the_machine_is_in_the_dataset(frames: Path, tmp_path: Path) 
     assert meta["settings"]["sources"][0]["name"] == "ledger.csv"
 
 
+@pytest.mark.slow
 def test_real_frame_folders_and_videos(media: Path, tmp_path: Path) -> None:
     """Footage of many kinds: every file is stored, with as many frames as an independent decoder counts."""
     frames, videos = tmp_path / "frames", tmp_path / "videos"

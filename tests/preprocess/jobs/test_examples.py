@@ -25,6 +25,7 @@ def submit(folder: Path, slices: int, out: Path, *options: str) -> subprocess.Co
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_batch_script_builds_in_an_array_and_merges_what_one_run_would_write(tmp_path: Path) -> None:
     archive, out = make_archive(tmp_path / "frames", clips=8, size=(48, 32)), tmp_path / "out"
     options = ["--frames", str(archive), "--shard-size", "2"]

@@ -30,6 +30,7 @@ def kill_once_more_each_time(points: Iterable[int], arguments: list[str], out: P
     return kills
 
 
+@pytest.mark.slow
 def test_fault_15_killed_at_any_file_operation_and_rerun_it_is_the_same_tree(
     archive: Path, whole: dict[str, str], tmp_path: Path
 ) -> None:
@@ -57,6 +58,7 @@ def test_fault_15_killed_at_every_single_file_operation(
     assert trees == {repr(whole)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wait_for",
     [

@@ -259,6 +259,7 @@ def contend(folder: Path, *, processes: int, rounds: int, seconds: float) -> tup
     return said.count("one"), said.count("two"), died
 
 
+@pytest.mark.slow
 def test_fault_18_many_contend_some_die_and_never_two_have_it(tmp_path: Path) -> None:
     got, twice, died = contend(tmp_path, processes=8, rounds=3, seconds=0.7)
     assert twice == 0

@@ -152,6 +152,7 @@ def test_broken_images_are_listed_with_their_reason(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_same_bytes_with_any_number_of_workers_and_after_a_rerun(tmp_path: Path) -> None:
     root = tmp_path / "images"
     for number in range(40):

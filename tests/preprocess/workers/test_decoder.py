@@ -51,6 +51,7 @@ def children(of: int) -> dict[int, str]:
     return found
 
 
+@pytest.mark.slow
 def test_fault_13_a_decoder_that_hangs_or_dies_costs_one_sample(tmp_path: Path, fresh: None) -> None:
     names = ["a.mp4", "hangs_after_6.mp4", "b.mp4", "raises_at_once.mp4", "c.mp4"]
     names += ["segv_after_20.mp4"]  # the last one leaves most behind
@@ -276,6 +277,7 @@ def test_an_interrupted_request_is_not_answered_by_the_next(tmp_path: Path, fres
     assert decoder().probe(tmp_path / "good.mp4", settings=Settings()).fps == 5.0
 
 
+@pytest.mark.slow
 def test_fault_13_a_crash_costs_the_same_on_any_number_of_workers(
     tmp_path: Path, fresh: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
