@@ -16,6 +16,7 @@ import torch
 from pipelines.config import DataConfig
 from pipelines.decoding.clips import CpuDecoding, GpuDecoding, cut_views
 from pipelines.decoding.crops import Cropper
+from pipelines.decoding.dali import DaliDecoder
 from pipelines.decoding.fallback import decode_again
 from pipelines.decoding.transforms import apply_views
 from pipelines.reading.shard_reader import DataError, read_gap
@@ -29,7 +30,7 @@ from pipelines.reading.source import (
 )
 from pipelines.samples.corpus import Corpus
 from pipelines.samples.labels import many_hot
-from pipelines.sampling.requests import BatchRequest, evaluation_requests
+from pipelines.sampling.requests import BatchRequest, evaluation_batches, evaluation_request
 
 logger = logging.getLogger(__name__)
 
@@ -92,28 +93,20 @@ class ClipStream:
         self._failure: DataError | None = None
         threads = config.decode_threads or _share_of_cores(local_world)
         self._cropper = Cropper(size=size, threads=threads)
-        self._decoding: CpuDecoding | GpuDecoding
-        max_frames = max_clips * num_frames
-        if device.type == "cuda":
-            self._decoding = GpuDecoding(
-                self._next_encoded,
-                # `auto` is resolved by the launcher: a decoder that can crash runs here only after a try in a child.
-                decode="mixed" if config.decode == "mixed" else "cpu",
-                max_frames=max_frames,
-                num_views=num_views,
-                size=size,
-                threads=threads,
-                device=device,
-            )
-        else:
-            self._decoding = CpuDecoding(
-                self._next_encoded,
-                self._cropper,
-                max_frames=max_frames,
-                num_views=num_views,
-                size=size,
-                threads=threads,
-            )
+        on_gpu = device.type == "cuda"
+        decoder = DaliDecoder(
+            self._next_encoded,
+            max_frames=max_clips * num_frames,
+            # `auto` is resolved by the launcher: a decoder that can crash runs here only after a try in a child.
+            decode="mixed" if on_gpu and config.decode == "mixed" else "cpu",
+            resize="gpu" if on_gpu else None,
+            num_views=num_views,
+            size=size,
+            threads=threads,
+            boxes=not on_gpu and num_views == 1,  # pixels outside of the only view are not decoded
+            device_id=(torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None,
+        )
+        self._decoding = GpuDecoding(decoder, device) if on_gpu else CpuDecoding(decoder, self._cropper)
         self.damage: list[DamagedFrame] = []  # of the batches delivered so far
         self._num_substituted = self._num_restarts = 0
         self._restarts_in_a_row = 0
@@ -238,17 +231,19 @@ def evaluation_clips(
         local_world: processes on this node, which share its cores.
         device: where clips are needed.
     """
-    requests = evaluation_requests(
-        corpus,
-        config,
-        rows=rows,
-        num_frames=num_frames,
-        num_clips=num_clips,
-        num_crops=num_crops,
-        starts=starts,
-        batch_size=batch_size,
-        rank=rank,
-        world=world,
+    requests = (
+        evaluation_request(
+            corpus,
+            config,
+            rows=rows[positions],
+            positions=positions,
+            num_frames=num_frames,
+            num_clips=num_clips,
+            num_crops=num_crops,
+            starts=None if starts is None else starts[positions],
+            num_padded=num_padded,
+        )
+        for positions, num_padded in evaluation_batches(len(rows), batch_size=batch_size, rank=rank, world=world)
     )
     return ClipStream(
         corpus,

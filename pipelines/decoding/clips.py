@@ -1,13 +1,12 @@
 """Encoded batches become views on the device: a decoder per kind of device, both with the same four methods.
 
-decoding = CpuDecoding(next_batch, cropper, max_frames=64, num_views=1, size=224, threads=2)
+decoding = CpuDecoding(decoder, cropper)       # a DaliDecoder of complete frames, or of boxes
 encoded, outputs = decoding.run()              # RuntimeError if DALI fails: `restart` gives the batch back
 clips = decoding.clips(encoded, outputs)       # (B, R, T, size, size, C) uint8 on the device
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,28 +16,13 @@ from pipelines.reading.source import EncodedBatch
 
 MAX_HELD = 2  # batches whose copies the GPU may be behind with: DALI's outputs take its memory until then
 
-NextBatch = Callable[[], EncodedBatch | None]
-
 
 class CpuDecoding:
     """DALI's JPEG decoder and torch's resize, on the CPU."""
 
-    def __init__(
-        self, next_batch: NextBatch, cropper: Cropper, *, max_frames: int, num_views: int, size: int, threads: int
-    ):
-        self._cropper = cropper
-        self._boxed = num_views == 1  # pixels outside of the only view are not decoded
-        self._decoder = DaliDecoder(
-            next_batch,
-            max_frames=max_frames,
-            decode="cpu",
-            resize=None,
-            num_views=num_views,
-            size=size,
-            threads=threads,
-            boxes=self._boxed,
-        )
-        self.restart, self.close = self._decoder.restart, self._decoder.close
+    def __init__(self, decoder: DaliDecoder, cropper: Cropper):
+        self._decoder, self._cropper = decoder, cropper
+        self.restart, self.close = decoder.restart, decoder.close
 
     def run(self) -> tuple[EncodedBatch, Any]:
         """Return the next batch and its decoded frames; errors as `DaliDecoder.run`."""
@@ -47,36 +31,16 @@ class CpuDecoding:
 
     def clips(self, encoded: EncodedBatch, frames: Any) -> torch.Tensor:
         """Cut the views out of the decoded frames, (B, R, T, size, size, C)."""
-        return cut_views(self._cropper, encoded, dense_clips(frames, len(encoded.clips)), boxed=self._boxed)
+        return cut_views(self._cropper, encoded, dense_clips(frames, len(encoded.clips)), boxed=self._decoder.boxes)
 
 
 class GpuDecoding:
     """DALI's decoder on the GPU or the CPU, its resize on the GPU."""
 
-    def __init__(
-        self,
-        next_batch: NextBatch,
-        *,
-        decode: Literal["cpu", "mixed"],
-        max_frames: int,
-        num_views: int,
-        size: int,
-        threads: int,
-        device: torch.device,
-    ):
-        self._device = device
+    def __init__(self, decoder: DaliDecoder, device: torch.device):
+        self._decoder, self._device = decoder, device
         self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
-        self._decoder = DaliDecoder(
-            next_batch,
-            max_frames=max_frames,
-            decode=decode,
-            resize="gpu",
-            num_views=num_views,
-            size=size,
-            threads=threads,
-            device_id=torch.cuda.current_device() if device.index is None else device.index,
-        )
-        self.restart = self._decoder.restart
+        self.restart = decoder.restart
 
     def run(self) -> tuple[EncodedBatch, tuple[Any, ...]]:
         """Return the next batch and its views, which are ready on torch's stream; errors as `DaliDecoder.run`."""

@@ -107,7 +107,7 @@ class DaliDecoder:
         """
         self._next_batch = next_batch
         assert not (boxes and (resize or num_views != 1 or decode == "mixed"))
-        self._boxes = boxes
+        self.boxes = boxes
         self._with_crops = resize is not None
         self._num_views = num_views
         self._again: deque[EncodedBatch] = deque()  # handed to a pipeline that is no more
@@ -169,7 +169,7 @@ class DaliDecoder:
         if batch is None:
             raise StopIteration
         self._pulled.append(batch)
-        if self._boxes:
+        if self.boxes:
             start, end, _ = self._crop_inputs(batch)
             return batch.frames, start.astype(np.int32), (end - start).astype(np.int32)
         return (batch.frames, *self._crop_inputs(batch)) if self._with_crops else (batch.frames,)

@@ -170,41 +170,23 @@ def _draw_window(
     return strided_window(length, num_frames=num_frames, stride=stride, start_draw=rng.random(), short=config.short)
 
 
-def evaluation_requests(
-    corpus: Corpus,
-    config: DataConfig,
-    *,
-    rows: np.ndarray,
-    num_frames: int,
-    num_clips: int = 1,
-    num_crops: int = 1,
-    starts: np.ndarray | None = None,
-    batch_size: int = 8,
-    rank: int = 0,
-    world: int = 1,
-) -> Iterator[BatchRequest]:
-    """Yield this rank's rows in batches: as many and as large on every rank, each row once but for padding.
+def evaluation_batches(
+    num_rows: int, *, batch_size: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield this rank's batches: as many and as large on every rank, each of `num_rows` positions once but for padding.
 
-    Every `world` batches hold consecutive rows, contiguous by rank. Where the rows of the last ones do not fill all
-    ranks' batches, the last row is repeated, counted in `num_padded`. Arguments as of `stream.evaluation_clips`.
+    Every `world` batches hold consecutive positions, contiguous by rank. If the rows of the last ones do not fill all
+    ranks' batches, the last position is repeated.
+
+    Yields:
+        (B,) int64 positions, and how many of them at the end are padding.
     """
-    for start in range(0, len(rows), batch_size * world):
-        positions = np.arange(start, min(start + batch_size * world, len(rows)), dtype=np.int64)
+    for start in range(0, num_rows, batch_size * world):
+        positions = np.arange(start, min(start + batch_size * world, num_rows), dtype=np.int64)
         share = -(-len(positions) // world)
         mine = positions[rank * share : (rank + 1) * share]
         num_padded = share - len(mine)
-        mine = np.append(mine, np.repeat(positions[-1:], num_padded))
-        yield evaluation_request(
-            corpus,
-            config,
-            rows=rows[mine],
-            positions=mine,
-            num_frames=num_frames,
-            num_clips=num_clips,
-            num_crops=num_crops,
-            starts=None if starts is None else starts[mine],
-            num_padded=num_padded,
-        )
+        yield np.append(mine, np.repeat(positions[-1:], num_padded)), num_padded
 
 
 def evaluation_request(

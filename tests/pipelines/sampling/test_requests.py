@@ -21,8 +21,8 @@ from pipelines.sampling.requests import (
     BatchRequest,
     ClipRequest,
     check_views,
+    evaluation_batches,
     evaluation_request,
-    evaluation_requests,
     training_request,
     windows_every,
 )
@@ -214,9 +214,7 @@ def test_testing_views_are_pils_pixels(footage: Corpus) -> None:
     (batch,) = evaluation_clips(
         footage, PLAIN, rows=rows, num_frames=FRAMES, size=64, num_clips=2, num_crops=3, batch_size=len(rows)
     )
-    (request,) = evaluation_requests(
-        footage, PLAIN, rows=rows, num_frames=FRAMES, num_clips=2, num_crops=3, batch_size=len(rows)
-    )
+    request = evaluation_request(footage, PLAIN, rows=rows, positions=rows, num_frames=FRAMES, num_clips=2, num_crops=3)
     source = ClipSource(footage, iter([request]), read_threads=1, prefetch=1)
     encoded = source.next()
     source.close()
@@ -238,23 +236,17 @@ def test_testing_views_are_pils_pixels(footage: Corpus) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("num_rows", [1, 4, 7, 12, 13])
-def test_every_row_counts_once_and_ranks_get_equal_batches(corpus: Corpus, world: int, num_rows: int) -> None:
-    rows = np.arange(num_rows)[::-1].copy()
-    ranks = [
-        list(evaluation_requests(corpus, PLAIN, rows=rows, num_frames=FRAMES, batch_size=2, rank=rank, world=world))
-        for rank in range(world)
-    ]
-    assert len({len(requests) for requests in ranks}) == 1
+def test_every_row_counts_once_and_ranks_get_equal_batches(world: int, num_rows: int) -> None:
+    ranks = [list(evaluation_batches(num_rows, batch_size=2, rank=rank, world=world)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
     counted = []
     for step in zip(*ranks, strict=True):
-        assert len({len(request.positions) for request in step}) == 1
-        for request in step:
-            assert len(request.positions) <= 2
-            real = len(request.positions) - request.num_padded
-            counted.extend(request.positions[:real].tolist())
-            assert [clip.row for clip in request.clips] == rows[request.positions].tolist()
+        assert len({len(positions) for positions, _ in step}) == 1
+        for positions, num_padded in step:
+            assert len(positions) <= 2
+            counted.extend(positions[: len(positions) - num_padded].tolist())
     assert counted == list(range(num_rows))  # in order, too
-    assert sum(request.num_padded for requests in ranks for request in requests) < world or num_rows < world
+    assert sum(num_padded for batches in ranks for _, num_padded in batches) < world or num_rows < world
 
 
 def test_padding_is_marked_and_of_the_same_shape(corpus: Corpus) -> None:
