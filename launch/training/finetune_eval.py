@@ -1,7 +1,7 @@
 """A classifier in training, and held-out samples ─► scores, the same on all ranks.
 
 validator = Validator(config.val, EvalSet(corpus, config.data, loader.rows), model_config, world, steps_per_epoch=100)
-fit(..., validation=validator.validation(engine))
+TrainingLoop(..., validation=validator.validation(engine)).run()
 """
 
 from typing import TYPE_CHECKING

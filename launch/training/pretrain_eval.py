@@ -1,7 +1,7 @@
 """A masked autoencoder in training, and held-out samples ─► its losses on them, a kNN score, and a picture.
 
 monitor = Monitor(config.eval, EvalSet(corpus, config.data, loader.rows), config.model, run, world)
-fit(..., validation=monitor.validation(engine))
+TrainingLoop(..., validation=monitor.validation(engine)).run()
 
 Everything is fixed: the same samples at the same positions under the same masks, at every step and under every seed of
 the training, of which no random number is drawn. So runs that differ in their training data alone can be compared.

@@ -134,7 +134,7 @@ def run_task(
     3. claim: RUN/config.yaml is compared and written;
     4. finished: a run that is DONE ends here;
     5. seed, then model: the seed comes right before the weights, so that they are the same however step 2 went;
-    6. summary, engine, `fit`, which resumes from the newest checkpoint.
+    6. summary, engine, `TrainingLoop`, which resumes from the newest checkpoint.
 
     Args:
         make_task: config, corpus, run, world ─► the task; opens the initial weights unless a checkpoint replaces them.
@@ -155,7 +155,7 @@ def run_task(
 
     from mae3d.tracking.run_dir import Run
     from mae3d.training.engine import Engine
-    from mae3d.training.loop import fit
+    from mae3d.training.loop import TrainingLoop
     from mae3d.training.metrics import step_flops
 
     restore_from_remote(config, world)
@@ -201,16 +201,8 @@ def run_task(
             ema=task.ema,
         )
         with closing(engine):
-            finished = fit(
-                engine,
-                loader,
-                task.loss(),
-                plan=plan,
-                run=run,
-                world=world,
-                model_config=model_config,
-                validation=evaluation.validation(engine),
-            )
+            validation = evaluation.validation(engine)
+            finished = TrainingLoop(engine, loader, task.loss(), plan, run, world, model_config, validation).run()
     report_end(run, world, finished=finished)
     return finished
 

@@ -1,7 +1,7 @@
 """An engine, a loader and a loss become a trained model: the one loop, with its log, checkpoints and stop.
 
-finished = fit(engine, loader, loss_of, plan=plan, run=Run("out/run"), world=world, model_config=config)
-finished = fit(..., validation=Validation(every=steps_per_epoch, scores=validate, best="top1"))     # keeps the best
+finished = TrainingLoop(engine, loader, loss_of, plan, Run("out/run"), world, model_config=config).run()
+finished = TrainingLoop(..., validation=Validation(every=epoch, scores=validate, best="top1")).run()  # keeps the best
 """
 
 import contextlib
@@ -95,84 +95,69 @@ class Validation:
         return -scores[self.best] if self.lower_is_better else scores[self.best]
 
 
-def fit(
-    engine: Engine,
-    loader: BatchLoader,
-    loss_of: Callable[..., Tensor],
-    *,
-    plan: Plan,
-    run: Run,
-    world: World,
-    model_config: MAEConfig | ClassifierConfig,
-    validation: Validation | None = None,
-) -> bool:
-    """Train to the last step, from the newest checkpoint if there is one.
+@dataclass
+class TrainingLoop:
+    """A training with its engine, loader, log and saver.
 
-    Args:
+    Attributes:
         engine: the model.
-        loader: endless micro-batches, `plan.accumulation` of them a step.
+        loader: endless micro-batches, `plan.accumulation` of them per step.
         loss_of: `loss_of(engine, batch, step=, micro=)` ─► scalar loss; `micro` counts the batches of a step.
         plan: lengths, rates, intervals.
-        run: where everything is written.
-        world: all processes.
+        folder: where everything is written.
+        world: all ranks.
         model_config: stored with the weights.
         validation: what to score the model by, and when.
-
-    Returns:
-        True at the last step; False after an agreed stop, with a checkpoint written.
-
-    Raises:
-        CheckpointError: no checkpoint of the run is whole.
-        TrainingError: too many steps in a row were not finite, the memory is too small, or another process is gone.
-        OSError: a checkpoint or the log cannot be written.
     """
-    training = _Training(
-        engine, loader, loss_of, plan=plan, run=run, world=world, model_config=model_config, validation=validation
-    )
-    try:
-        return training.run()
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(out_of_memory(str(error).splitlines()[0])) from error
-    except RuntimeError as error:
-        if isinstance(error, TrainingError) or not is_lost_peer(error):
-            raise
-        raise TrainingError(
-            f"another process is gone or hangs ({str(error).splitlines()[0]}). {run.told_beats()} Its own output, "
-            "above or on its node, says why; the same command goes on from the last checkpoint"
-        ) from error
 
+    engine: Engine
+    loader: BatchLoader
+    loss_of: Callable[..., Tensor]
+    plan: Plan
+    folder: Run
+    world: World
+    model_config: MAEConfig | ClassifierConfig
+    validation: Validation | None = None
 
-class _Training:
-    """The loop with its engine, loader, log and saver."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        loader: BatchLoader,
-        loss_of: Callable[..., Tensor],
-        *,
-        plan: Plan,
-        run: Run,
-        world: World,
-        model_config: MAEConfig | ClassifierConfig,
-        validation: Validation | None,
-    ):
-        self.engine, self.loader, self.loss_of = engine, loader, loss_of
-        self.plan, self.folder, self.world, self.validation = plan, run, world, validation
+    def __post_init__(self) -> None:
+        plan, world = self.plan, self.world
         self.meter = Meter(world, clips_per_step=plan.clips_per_step, flops_per_clip=plan.flops_per_clip)
         self.guard = Guard(max_skipped=plan.max_skipped, max_rollbacks=plan.max_rollbacks)
         self.saver = Saver(
-            run,
+            self.folder,
             world,
-            model_config=model_config,
+            model_config=self.model_config,
             keep_last=plan.keep_last,
             keep_every=plan.keep_every,
             remote=plan.remote,
         )
-        self.stop = StopRequest(world, file=run.folder / STOP, minutes=plan.time_limit)
+        self.stop = StopRequest(world, file=self.folder.folder / STOP, minutes=plan.time_limit)
 
     def run(self) -> bool:
-        """Run as `fit` documents."""
+        """Train to the last step, from the newest checkpoint if there is one.
+
+        Returns:
+            True at the last step; False after an agreed stop, with a checkpoint written.
+
+        Raises:
+            CheckpointError: no checkpoint of the run is whole.
+            TrainingError: too many steps in a row were not finite, the memory is too small, or another rank is gone.
+            OSError: a checkpoint or the log cannot be written.
+        """
+        try:
+            return self.take_steps()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(out_of_memory(str(error).splitlines()[0])) from error
+        except RuntimeError as error:
+            if isinstance(error, TrainingError) or not is_lost_peer(error):
+                raise
+            raise TrainingError(
+                f"another process is gone or hangs ({str(error).splitlines()[0]}). {self.folder.told_beats()} Its own "
+                "output, above or on its node, says why; the same command goes on from the last checkpoint"
+            ) from error
+
+    def take_steps(self) -> bool:
+        """Take all steps that are left; return as `run` does."""
         plan, step = self.plan, self.resume()
         self.journal = Journal(self.folder, self.world, first_step=step, total_steps=plan.total_steps, log=plan.log)
         with self.journal, self.stop, self.saver:

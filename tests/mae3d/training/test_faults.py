@@ -23,7 +23,7 @@ from mae3d.tracking.run_dir import Run, RunError, read_metrics
 from mae3d.training.anomalies import TrainingError
 from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.engine import Engine
-from mae3d.training.loop import Plan, Validation, fit
+from mae3d.training.loop import Plan, TrainingLoop, Validation
 from mae3d.training.optim import pretrain_groups
 from mae3d.training.stop_request import Interrupted
 from tests.support import launch
@@ -92,7 +92,7 @@ def train(
     at: Callable[[int], None] = lambda position: None,
     validation: Validation | None = None,
 ) -> bool:
-    """A run of `fit`; the loss is not a number where one of a rank's samples has a bad position."""
+    """A training; the loss is not a number where one of a rank's samples has a bad position."""
     torch.manual_seed(0)
     model = MAE(MODEL)
     config = TrainConfig(global_batch=BATCH, zero_stage=stage, precision=precision)
@@ -110,16 +110,7 @@ def train(
         run.claim({}, extend=False)
     world.barrier()
     try:
-        return fit(
-            engine,
-            Samples(world, at),
-            loss_of,
-            plan=plan,
-            run=run,
-            world=world,
-            model_config=MODEL,
-            validation=validation,
-        )
+        return TrainingLoop(engine, Samples(world, at), loss_of, plan, run, world, MODEL, validation).run()
     finally:
         engine.close()
 
