@@ -11,7 +11,7 @@ a command line must not wait for torch.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _OWNERS = {
     "Classifier": "model.classifier",
