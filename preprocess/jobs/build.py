@@ -10,10 +10,9 @@ kept. Any number of workers, slices and kills writes the same bytes.
 import dataclasses
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from preprocess.jobs.append import OF_SOURCES, BuildPart, differences, extend_pl
 from preprocess.jobs.estimate import TRIAL_S, Estimate, estimate_of, lines_of, require_room, surely_fits
 from preprocess.jobs.lock import Lock, hold
 from preprocess.jobs.lock_store import LOCK_NAME
+from preprocess.jobs.options import Options
 from preprocess.jobs.output import FolderOutput, Output, open_output
 from preprocess.jobs.output_state import (
     Summary,
@@ -47,34 +47,6 @@ from preprocess.workers.executors import dask_workers, local_workers, run_tasks
 from preprocess.workers.progress import Progress
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Options:
-    """The way to run a build; no option changes the bytes that are written."""
-
-    workers: int = 1
-    on_error: str = "skip"  # or "fail": the first unusable row or sample stops the build
-    max_bad_fraction: float = 0.05  # of rows of a ledger or list that do not fit what is on disk
-    overwrite: bool = False
-    append: bool = False  # add the samples that the sources have and the dataset has not
-    slice: tuple[int, int] | None = None  # (i, n): only shards i, i + n, i + 2 n, ..., and no merge
-    scheduler: str = ""  # address or scheduler file of the Dask cluster that builds the shards
-    scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))  # for files on their way to a URL
-    plan_only: bool = False  # write the plan, and estimate the rest from a trial of some samples
-    ignore_space: bool = False  # begin although the disk is too small by far
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers = {self.workers} must be at least 1")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction = {self.max_bad_fraction} must lie in 0 ... 1")
-        if self.slice and not 0 <= self.slice[0] < self.slice[1]:
-            raise ValueError(f"--slice {self.slice[0]}/{self.slice[1]}: slices of {self.slice[1]} count from 0")
-        if self.slice and (self.append or self.overwrite):
-            raise ValueError("--slice goes with neither --append nor --overwrite: give those to one run")
-        if self.append and self.overwrite:
-            raise ValueError("--append and --overwrite exclude each other")
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,43 @@ Nothing heavy is imported for --help.
 import argparse
 import os
 import tempfile
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from preprocess.jobs.build import Options
     from preprocess.plan.plan import Settings
     from preprocess.sources.source import Source
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The way to run a build; no option changes the bytes that are written."""
+
+    workers: int = 1
+    on_error: str = "skip"  # or "fail": the first unusable row or sample stops the build
+    max_bad_fraction: float = 0.05  # of rows of a ledger or list that do not fit what is on disk
+    overwrite: bool = False
+    append: bool = False  # add the samples that the sources have and the dataset has not
+    slice: tuple[int, int] | None = None  # (i, n): only shards i, i + n, i + 2 n, ..., and no merge
+    scheduler: str = ""  # address or scheduler file of the Dask cluster that builds the shards
+    scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))  # for files on their way to a URL
+    plan_only: bool = False  # write the plan, and estimate the rest from a trial of some samples
+    ignore_space: bool = False  # begin although the disk is too small by far
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers = {self.workers} must be at least 1")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction = {self.max_bad_fraction} must lie in 0 ... 1")
+        if self.slice and not 0 <= self.slice[0] < self.slice[1]:
+            raise ValueError(f"--slice {self.slice[0]}/{self.slice[1]}: slices of {self.slice[1]} count from 0")
+        if self.slice and (self.append or self.overwrite):
+            raise ValueError("--slice goes with neither --append nor --overwrite: give those to one run")
+        if self.append and self.overwrite:
+            raise ValueError("--append and --overwrite exclude each other")
 
 
 def add_build_options(build: argparse.ArgumentParser) -> None:
@@ -154,16 +181,14 @@ def settings_of(options: argparse.Namespace) -> "Settings":
     return _from_options(Settings, options)
 
 
-def run_of(options: argparse.Namespace) -> "Options":
+def run_of(options: argparse.Namespace) -> Options:
     """Return the way to run the build."""
-    from preprocess.jobs.build import Options
-
     return _from_options(Options, options, slice=_slice(options.slice), scratch=Path(options.scratch))
 
 
 def _from_options(kind: type[T], options: argparse.Namespace, **changed: object) -> T:
     """Return a dataclass whose fields are the options of the same names."""
-    named = {field.name for field in fields(kind)} & vars(options).keys()  # type: ignore[arg-type]
+    named = {one.name for one in fields(kind)} & vars(options).keys()  # type: ignore[arg-type]
     return kind(**{name: getattr(options, name) for name in named} | changed)
 
 

@@ -120,7 +120,8 @@ def make_dataset(
         shard_size: samples a shard.
         source_fps: the time base; None = unknown.
     """
-    from preprocess.jobs.build import Options, build
+    from preprocess.jobs.build import build
+    from preprocess.jobs.options import Options
     from preprocess.plan.plan import Settings
     from preprocess.sources.frame_folders import frame_folders
 

@@ -175,3 +175,15 @@ def test_a_dataset_of_schema_1_stays_readable_and_ends_in_the_same_tree(archive:
             assert main(finish) == 0
             assert tree(out) == trees[schema]
     assert trees[1] == trees[2]
+
+
+def test_an_append_mends_a_dataset_json_that_cannot_be_read(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert main(command(archive, out)) == 0
+    undamaged = tree(out)
+    (out / "dataset.json").write_text("{")
+    assert main(command(archive, out, "--append")) == 0
+    assert "nothing new" in capsys.readouterr().out
+    assert tree(out) == undamaged
