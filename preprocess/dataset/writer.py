@@ -103,10 +103,15 @@ def write_dataset(
         meta["split_rule"] = split_rule
     if (root / PLAN_NAME).is_file():
         meta["plan"] = _entry(root / PLAN_NAME, sha256_of(root / PLAN_NAME))
-    with replace_file(root / META_NAME) as path:
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items()]
-        path.write_bytes(_sealed("{\n" + ",\n".join(lines) + ",\n"))
+    _write_meta(root / META_NAME, meta)
     return meta
+
+
+def _write_meta(path: Path, meta: dict[str, Any]) -> None:
+    """Write dataset.json, one line per key, and its checksum."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items()]
+    with replace_file(path) as aside:
+        aside.write_bytes(_sealed("{\n" + ",\n".join(lines) + ",\n"))
 
 
 def digest_of(path: Path) -> Digest:
