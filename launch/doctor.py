@@ -1,4 +1,4 @@
-"""This machine ─► one line a check: ok, warn or FAIL, and what to do about it. Exit code 1 if anything failed.
+"""The machine ─► one line per check: ok, warn or FAIL, and the remedy. The exit code is 1 if a check failed.
 
 python -m launch.doctor --dir /data      # also: launch/doctor.py, mae3d-doctor
 """
@@ -26,19 +26,19 @@ GB = 1e9
 
 
 def check_shared_memory(gpus: Sequence[str], *, folder: Path = Path("/dev/shm")) -> Check:
-    """/dev/shm: NCCL passes data between the GPUs of a node through it; containers have 64 MB by default."""
-    several = len(gpus) > 1  # one process talks to nobody
+    """Check /dev/shm: NCCL passes data between the GPUs of a node through it; containers have 64 MB by default."""
+    is_shared = len(gpus) > 1  # a single process shares nothing
     if not folder.is_dir():
-        return Check("/dev/shm", WARN if several else OK, "not there", "mount a tmpfs there" if several else "")
+        return Check("/dev/shm", WARN if is_shared else OK, "not there", "mount a tmpfs there" if is_shared else "")
     size = shutil.disk_usage(folder).total
-    if several and size < GB:
+    if is_shared and size < GB:
         remedy = "docker run --ipc=host or --shm-size=8g; Kubernetes: an emptyDir with medium: Memory"
         return Check("/dev/shm", WARN, f"{size / GB:.2f} GB", remedy)
     return Check("/dev/shm", OK, f"{size / GB:.1f} GB")
 
 
 def check_disk(folder: Path, *, megabytes: int = 64) -> Check:
-    """Free space of a folder, and how fast it takes a file that is then flushed."""
+    """Check the free space of a folder, and how fast it takes a file that is then flushed."""
     name = f"disk {folder}"
     block = os.urandom(1 << 20)
     try:
@@ -67,22 +67,22 @@ def check_disk(folder: Path, *, megabytes: int = 64) -> Check:
 
 
 def check_cpus(gpus: Sequence[str], *, cores: int | None = None) -> Check:
-    """Cores that this process may use (its affinity): DALI's feeding threads need a few for each GPU."""
+    """Check the cores that this process may use (its affinity): DALI's feeding threads need a few for each GPU."""
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
     few = cores < 4 * len(gpus)
-    remedy = "ask the scheduler for 4 cores or more a GPU (--cpus-per-task, --cpus)" if few else ""
+    remedy = "request 4 cores or more per GPU from the scheduler (--cpus-per-task, --cpus)" if few else ""
     return Check("CPU cores", WARN if few else OK, f"{cores}", remedy)
 
 
 def check_open_files(limit: int | None = None) -> Check:
-    """How many files a process may have open: each rank keeps the shards that it reads open."""
+    """Check how many files a process may have open: each rank keeps the shards that it reads open."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
     few = 0 <= limit < 4096
     return Check("open files", WARN if few else OK, f"at most {limit}", "ulimit -n 65536" if few else "")
 
 
 def examine(folder: Path, *, device: str = "auto") -> list[Check]:
-    """All checks, at the same time, in the order of the report.
+    """Run all checks at the same time; return them in the order of the report.
 
     Args:
         folder: where shards or runs would lie.
@@ -108,7 +108,7 @@ def examine(folder: Path, *, device: str = "auto") -> list[Check]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the report; 0 if nothing failed, else 1."""
+    """Print the report; return 0 if no check failed, else 1."""
     parser = argparse.ArgumentParser(prog="doctor", description="Checks this machine and says what to do.")
     parser.add_argument("--dir", type=Path, default=Path(), help="folder whose disk is tried (default: here)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: leave GPUs alone")

@@ -40,10 +40,10 @@ class EmbedConfig:
         layer: Number of blocks that are run; 0 is the patch embedding, -1 the last block. The encoder's norm is applied
             to the last one alone.
         pool: `mean` over the patches' tokens, `cls`, the class token, or `tokens`, all of them (in one list, by time,
-            row and column; the metadata tells the grid).
+            row and column; the metadata has the grid).
         num_clips: Clips of each sample, spread evenly from its beginning to its end, whose vectors are averaged.
-        every: A row every so many seconds of each sample or file instead: one clip begins at each multiple, as long as
-            it ends within. What is shorter than a clip has one row, in which it begins again.
+        every: Seconds between the clips of a sample or file, which then have one row each: one clip begins at each
+            multiple, as long as it ends within. A sample shorter than a clip has one row, in which it begins again.
         map: Draw the vectors in two dimensions (PCA, then t-SNE from 32 on) to this PNG, by label, file or time; the
             coordinates are written beside it, `map.png` to `map_places.parquet`.
         batch: Rows at a time.

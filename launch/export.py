@@ -30,7 +30,7 @@ OWN = "mae3d"
 FORMATS = (OWN, "mae_st", "m3d", "pyslowfast")
 README = "README.md"
 
-# What is known of a licence that these weights inherit.
+# notes on the licence that weights inherit
 SCRATCH = "trained from scratch: there is no licence to inherit"
 UNKNOWN = "started from weights whose licence is not recorded here: look it up before you share these"
 _START = "started from weights in the names of {}, a project under CC BY-NC 4.0: look up theirs before you share these"
@@ -41,8 +41,8 @@ INHERITED = {
     "videomae": _START.format("VideoMAE"),
 }
 
-# What a card tells of the training. Named one by one: whatever else a config holds may be a path or a name.
-TOLD = {
+# Settings of the training that a card may show, named one by one: others may hold a path or a name.
+SHOWN = {
     "data": ("sampling", "sampling_rate", "target_fps", "num_segments", "frames_per_segment", "repeat_aug", "windows",
              "area", "aspect", "flip", "short_side", "rand_augment", "colour_jitter", "erase"),
     "optim": ("lr", "blr", "min_lr", "warmup_epochs", "warmup_steps", "betas", "weight_decay", "clip_grad",
@@ -61,7 +61,7 @@ class Clip:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
+    """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
     parser = argparse.ArgumentParser(
         prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -73,14 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--licence", default="", help="what the card says of it; default: what is known of the weights")
     parser.add_argument("--sampling_rate", type=float, help="distance of two frames at target_fps; default: the run's")
     parser.add_argument("--target_fps", type=float, help="default: the run's")
-    asked = parser.parse_args(argv)
-    clip = {name: value for name in ("sampling_rate", "target_fps") if (value := getattr(asked, name)) is not None}
+    options = parser.parse_args(argv)
+    clip = {name: value for name in ("sampling_rate", "target_fps") if (value := getattr(options, name)) is not None}
     try:
-        out = export(asked.run, asked.out, format=asked.format, licence=asked.licence, clip=clip)
+        out = export(options.run, options.out, format=options.format, licence=options.licence, clip=clip)
     except ValueError as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or asked.out}: {error.strerror or error}", EXIT_IO)
+        fail(f"{error.filename or options.out}: {error.strerror or error}", EXIT_IO)
     print(f"exported: {out}")
     return 0
 
@@ -138,7 +138,7 @@ def export(
 
 
 def _save_foreign(state: Mapping[str, Any], model: "MAE | Classifier", path: Path) -> None:
-    """As upstream's loaders expect it: tensors and plain values, which weights_only opens."""
+    """Save tensors and plain values in the layout of upstream's loaders, which weights_only opens."""
     import torch
 
     from mae3d.io.files import replace_file
@@ -153,7 +153,7 @@ def _save_foreign(state: Mapping[str, Any], model: "MAE | Classifier", path: Pat
 
 @contextmanager
 def _made_aside(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all is in it, or vanishes."""
+    """Yield a folder beside `out`, which is renamed to it when complete, or removed."""
     from mae3d.io.files import sync
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def _made_aside(out: Path) -> Iterator[Path]:
 
 
 def _facts(model: "MAE | Classifier", clip: Clip) -> dict[str, Any]:
-    """What config.json tells first; the whole config goes under `model`."""
+    """Return the first entries of config.json, and the complete config under `model`."""
     import mae3d
     from mae3d.model.config import PRESETS
 
@@ -197,21 +197,21 @@ def _clip_of(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str
 
 
 def _training(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """Group -> setting -> value, of what may be told."""
-    told = {
+    """Return group ─► setting ─► value of the settings that a card may show."""
+    shown = {
         group: {name: settings[group][name] for name in names if settings[group].get(name) not in (None, "")}
-        for group, names in TOLD.items()
+        for group, names in SHOWN.items()
         if settings.get(group)
     }
-    if told.get("data", {}).get("sampling") == "strided":
-        told["data"] = {name: value for name, value in told["data"].items() if "segment" not in name}
-    if told and file.parent.name.startswith("step-"):
-        told["train"] = told.get("train", {}) | {"steps_done": int(file.parent.name.removeprefix("step-"))}
-    return told
+    if shown.get("data", {}).get("sampling") == "strided":
+        shown["data"] = {name: value for name, value in shown["data"].items() if "segment" not in name}
+    if shown and file.parent.name.startswith("step-"):
+        shown["train"] = shown.get("train", {}) | {"steps_done": int(file.parent.name.removeprefix("step-"))}
+    return shown
 
 
 def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
-    """What is known of the licence of the weights that a run started from, or of a foreign file."""
+    """Return a note on the licence of the weights that a run started from, or of a foreign file."""
     from mae3d.weights.convert import recognise, strip_prefix
     from mae3d.weights.files import WeightsError, find_model_file, read_tensors
 
@@ -230,7 +230,7 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
 
 
 def card(facts: Mapping[str, Any]) -> str:
-    """The model card, Markdown, from what config.json holds."""
+    """Return the model card, Markdown, from the content of config.json."""
     config, training = facts["model"], facts["training"]
     is_classifier = facts["kind"] == "Classifier"
     what = f"a classifier of {config['num_classes']} classes" if is_classifier else "a masked autoencoder"
@@ -252,19 +252,21 @@ def card(facts: Mapping[str, Any]) -> str:
         lines += ["Trained on runs of consecutive frames (segments below), which `read_clip` does not make.", ""]
     if training:
         lines += ["## Training", "", "| setting | value |", "|---|---|"]
-        lines += [f"| {group}.{name} | {value} |" for group, told in training.items() for name, value in told.items()]
+        lines += [
+            f"| {group}.{name} | {value} |" for group, values in training.items() for name, value in values.items()
+        ]
         lines.append("")
     lines += ["## Licence", "", facts["licence"], ""]
     return "\n".join(lines)
 
 
 def _name_of(config: Mapping[str, Any]) -> str:
-    """For sizes that no preset has."""
+    """Return a name for sizes that no preset has."""
     return f"vit_{config['embed_dim']}x{config['depth']}_patch{config['patch_size']}"
 
 
 def _usage(facts: Mapping[str, Any]) -> list[str]:
-    """Three lines that turn a video into an answer."""
+    """Return the lines of Python that turn a video into an answer."""
     load = "load_classifier" if facts["kind"] == "Classifier" else "load_model"
     stride = f"sampling_rate={facts['sampling_rate']:g}, target_fps={facts['target_fps']:g}"
     embed = "vector = model.encoder.norm(model.encoder(clip)[:, model.encoder.num_prefix :].mean(dim=1))"

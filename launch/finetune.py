@@ -59,7 +59,7 @@ class FinetuneTask:
     """A classifier, its loss on mixed clips, and validation."""
 
     def __init__(self, config: FinetuneConfig, corpus: "Corpus", run: "Run", world: "World"):
-        """Number the labels, open the initial weights and complete the model's config.
+        """Open the initial weights, number the labels and complete the model's config.
 
         The arguments are `run_task`'s.
 
@@ -95,7 +95,7 @@ class FinetuneTask:
         from pipelines.samples.corpus import check_labels
 
         config, model = self._config, self.model_config
-        check_labels(self._corpus, loader.rows, num_classes=model.num_classes, several=model.multi_label)
+        check_labels(self._corpus, loader.rows, num_classes=model.num_classes, multi_label=model.multi_label)
         check_batch(config.mix, clips=loader.micro_batch * config.data.repeat_aug)
         train = EvalSet(self._corpus, config.data, loader.rows)
         return Validator(config.val, train, model, self._world, steps_per_epoch=loader.steps_per_epoch)
@@ -166,7 +166,7 @@ def complete_config(config: FinetuneConfig, corpus: "Corpus", encoder: EncoderCo
     given = {entry.name: getattr(config.model, entry.name) for entry in fields(config.model)}
     given = {name: value for name, value in given.items() if value is not None}
     given.setdefault("num_classes", corpus.num_classes)
-    given.setdefault("multi_label", corpus.has_several_labels)
+    given.setdefault("multi_label", corpus.has_multiple_labels)
     if not given["class_names"] and len(corpus.label_names) == given["num_classes"]:
         given["class_names"] = corpus.label_names
     preset = config.model.preset

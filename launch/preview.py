@@ -38,7 +38,7 @@ NUMBER_LISTS = {entry.name for entry in fields(DataConfig) if isinstance(entry.d
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """What is shown.
+    """The batches that are shown.
 
     Attributes:
         data: the clips, as in pretraining.
@@ -67,7 +67,7 @@ class PreviewConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, 2 for bad usage or input, 3 for I/O, 1 for damaged shards."""
+    """Run the command line and return its exit code: 0, 2: usage or input, 3: I/O, 1: damaged shards."""
     try:
         out, config = _parse(sys.argv[1:] if argv is None else argv)
         for path in preview(config, out):
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def preview(config: PreviewConfig, out: Path) -> list[Path]:
-    """Writes `epoch-E-batch-BBB.png` and `.gif` for each batch.
+    """Write `epoch-E-batch-BBB.png` and `.gif` for each batch.
 
     Returns:
         The files written.
@@ -121,7 +121,7 @@ def preview(config: PreviewConfig, out: Path) -> list[Path]:
 
 
 def _strips(corpus: "Corpus", config: PreviewConfig, batch: "Batch") -> "list[Strip]":
-    """The views of a batch, sample by sample; what was drawn for them is drawn again for the words."""
+    """Return the views of a batch, sample by sample; their draws are repeated for the captions."""
     from mae3d.io.contact_sheet import Strip
     from pipelines.sampling.requests import training_request
 
@@ -207,7 +207,7 @@ def _option(name: str, values: Sequence[str]) -> str:
 
 
 def _recipe_options(name: str) -> list[str]:
-    """The recipe's settings that matter here, as options."""
+    """Return the recipe's settings that matter here, as options."""
     path = RECIPES / f"{name}.yaml" if not Path(name).exists() else Path(name)
     if not path.is_file():
         recipes = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))

@@ -43,15 +43,16 @@ class ProbeConfig:
         test: The test set: shards, select and labels are its own, labels are matched to the train set's by name; the
             rest counts as in data where it is not given.
         out: Folder for the features, and probe.json.
-        probes: Some of `knn` (cosine similarity s, votes weighted by exp(s / 0.07), as DINO: k = 20 is the figure to
-            tell), `linear` (logistic regression; C is chosen on a fifth of the train set) and `attentive` (one learned
-            query over all tokens, as V-JEPA; keeps these on the disk: 4.8 MB a clip of ViT-B at 16 x 224 x 224).
+        probes: One or more of `knn` (cosine similarity s, votes weighted by exp(s / 0.07), as DINO: k = 20 is
+            reported), `linear` (logistic regression; C is chosen on a fifth of the train set) and `attentive` (one
+            learned query over all tokens, as V-JEPA; keeps these on the disk: 4.8 MB per clip of ViT-B at
+            16 x 224 x 224).
         layer: Number of blocks that are run; 0 is the patch embedding, -1 the last block.
         pool: Of knn and linear: `mean` over the patches' tokens, or `cls`, the class token.
         num_clips: Clips of each sample whose vectors are averaged; `attentive` sees the middle one alone.
         random_init: Probe the untrained model of the same settings instead: the control.
         few_shot: Also with so many train samples a class: `--few_shot 1 10 50`; knn and linear.
-        seeds: Draws of the few samples, whose mean and spread are told.
+        seeds: Draws of the few samples, whose mean and spread are reported.
         seed: Of the untrained model, the first few-shot draw, the choice of C and the attentive probe.
         batch: Samples at a time.
         precision: Of the features: `fp32`, or `bf16`, faster on a GPU.
@@ -126,7 +127,7 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     tables = FeatureTables(
         Path(config.out),
         num_classes=train.corpus.num_classes,
-        multi_label=train.corpus.has_several_labels or test.corpus.has_several_labels,
+        multi_label=train.corpus.has_multiple_labels or test.corpus.has_multiple_labels,
         num_heads=encoder.config.num_heads,
         device=world.device,
     )
@@ -169,10 +170,10 @@ def _open_sets(
             )
         sets.append(replace(samples, rows=labelled))
     test.corpus.labels = numbered_as(test.corpus.labels, train.corpus.label_names, rows=test.rows)
-    multi_label = train.corpus.has_several_labels or test.corpus.has_several_labels
+    multi_label = train.corpus.has_multiple_labels or test.corpus.has_multiple_labels
     for samples in sets:
         check_labels(
-            samples.corpus, samples.rows, num_classes=train.corpus.num_classes, several=multi_label, training=False
+            samples.corpus, samples.rows, num_classes=train.corpus.num_classes, multi_label=multi_label, training=False
         )
     return sets[0], sets[1]
 

@@ -1,4 +1,4 @@
-"""A trained model and clips -> one page that shows what it fills in, where it looks and what it finds alike.
+"""A trained model and clips ─► one page with its reconstructions, its attention and the nearest neighbours.
 
 python launch/visualize.py --run out/demo/run --data.shards out/demo/shards --out out/demo/report
 python launch/visualize.py --run runs/a --data.shards OUT --out DIR --mask all --mask_ratio 0.5 --keys 000017 000042
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.common.cli import parse, telling
+from launch.common.cli import parse, reporting
 from launch.common.clip_options import ClipsConfig, clips_config, run_of, trained_data
-from launch.report.attention import Asked, attention_section, check_asked, default_query
+from launch.common.eval_set import draw_rows, selected_rows
+from launch.report.attention import AttentionQuery, attention_section, check_query, default_query
 from launch.report.clips import IMAGES, Clip, read_clips, read_videos
 from launch.report.neighbours import neighbour_section, pool_of_dataset, pool_of_table
 from launch.report.reconstruction import mask_facts, reconstruction_section
@@ -88,10 +89,10 @@ class VisualizeConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0; SystemExit 2: bad usage or input, 3: I/O, 1: damaged shards."""
+    """Run the command line and return its exit code: 0; SystemExit 2: usage or input, 3: I/O, 1: damaged shards."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(VisualizeConfig, arguments, prog="visualize.py", description=str(__doc__))
-    with telling():
+    with reporting():
         page, summary = visualize(config)
     print(f"pictures: {page.parent / IMAGES}")
     size = f"{page.stat().st_size / 1e6:.1f} MB, everything in one file"
@@ -106,7 +107,7 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
         The page's path, and its main figures in a sentence; "" if there are none.
 
     Raises:
-        ValueError: A setting, the model or the dataset is not as it should be; the message says what to do.
+        ValueError: A setting, the model or the dataset is wrong; the message gives the remedy.
         OSError: A picture cannot be written.
     """
     from launch.report.page import progress_section, read_losses, write_report
@@ -119,9 +120,9 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
     run = run_of(file)
     model = open_model(file)
     show = _check(config, model)
-    # Of the settings for shards, videos use the rates alone.
-    asked = config.data if config.data.shards else replace(config.data, shards=config.videos)
-    data = clips_config(asked, trained_data(file))
+    # videos use the rates alone of the settings for shards
+    options = config.data if config.data.shards else replace(config.data, shards=config.videos)
+    data = clips_config(options, trained_data(file))
     corpus = corpus_of(data) if config.data.shards else None
     rows = _choose(corpus, config, data, num_frames=model.config.num_frames) if corpus and not config.videos else None
     for bad in corpus.left_out if corpus else ():
@@ -156,7 +157,7 @@ _KINDS = {
 
 
 def _check(config: VisualizeConfig, model: "MAE | Classifier") -> list[str]:
-    """What is shown; ValueError for settings that do not fit the model or one another, before anything is read."""
+    """Return the sections to show; raise ValueError for settings that do not fit the model or one another."""
     from mae3d.model.mae import MAE
     from mae3d.model.masking import other_masks
 
@@ -172,7 +173,7 @@ def _check(config: VisualizeConfig, model: "MAE | Classifier") -> list[str]:
             raise ValueError(f"{config.run}: a classifier fills nothing in; leave reconstruction out of --show")
         other_masks(model.config, config.mask, ratio=config.mask_ratio)
     if "attention" in show:
-        check_asked(model.config, _asked(config), config.query or default_query(model))
+        check_query(model.config, _attention_query(config), config.query or default_query(model))
     if "neighbours" in show and not config.data.shards:
         raise ValueError("--show neighbours: --data.shards is missing: give the dataset to search")
     if config.videos and config.keys:
@@ -183,8 +184,8 @@ def _check(config: VisualizeConfig, model: "MAE | Classifier") -> list[str]:
     return show
 
 
-def _asked(config: VisualizeConfig) -> Asked:
-    return Asked(config.layer, config.head, config.query, config.rollout)
+def _attention_query(config: VisualizeConfig) -> AttentionQuery:
+    return AttentionQuery(config.layer, config.head, config.query, config.rollout)
 
 
 def _sections(
@@ -198,7 +199,7 @@ def _sections(
     *,
     device: "torch.device",
 ) -> tuple[list["Section"], dict[str, str]]:
-    """What is shown, in order; and what the page's list of facts says besides."""
+    """Return the sections in order, and further entries of the page's list of facts."""
     from mae3d.model.mae import MAE
     from mae3d.model.masking import other_masks
 
@@ -214,13 +215,15 @@ def _sections(
             )
         )
     if "attention" in show:
-        sections.append(attention_section(model, clips, _asked(config), out, frame_ms=config.frame_ms, device=device))
+        sections.append(
+            attention_section(model, clips, _attention_query(config), out, frame_ms=config.frame_ms, device=device)
+        )
     if "neighbours" in show and corpus is not None:
         if config.embeddings:
             pool = pool_of_table(config.embeddings, corpus)
         else:
-            rows = _usable(corpus, data, num_frames=model.config.num_frames)
-            searched = _some(rows, config.pool, seed=config.seed, stream=Stream.POOL)
+            rows = selected_rows(corpus, data, num_frames=model.config.num_frames)
+            searched = draw_rows(rows, config.pool, seed=config.seed, stream=Stream.POOL)
             pool = pool_of_dataset(model, corpus, data, searched, device=device)
         sections.append(
             neighbour_section(
@@ -231,31 +234,17 @@ def _sections(
 
 
 def _choose(corpus: "Corpus", config: VisualizeConfig, data: DataConfig, *, num_frames: int) -> "np.ndarray":
-    """Rows of the keys that were asked for, or of some samples drawn by the seed, in the dataset's order."""
+    """Return the rows of the requested keys, or of samples drawn by the seed, in the dataset's order."""
     import numpy as np
 
     if config.keys:
         return np.array([corpus.find(key) for key in config.keys], dtype=np.int64)
-    return _some(_usable(corpus, data, num_frames=num_frames), config.samples, seed=config.seed, stream=Stream.SHOW)
-
-
-def _usable(corpus: "Corpus", data: DataConfig, *, num_frames: int) -> "np.ndarray":
-    from pipelines.samples.selection import select_rows
-    from pipelines.sampling.requests import usable_rows
-
-    return select_rows(corpus, data.select, rows=usable_rows(corpus, data, num_frames=num_frames))
-
-
-def _some(rows: "np.ndarray", count: int, *, seed: int, stream: int) -> "np.ndarray":
-    """At most so many rows, drawn by the seed, in order."""
-    import numpy as np
-
-    generator = np.random.Generator(np.random.Philox(key=[seed, stream]))
-    return np.sort(generator.choice(rows, size=min(count, len(rows)), replace=False))
+    rows = selected_rows(corpus, data, num_frames=num_frames)
+    return draw_rows(rows, config.samples, seed=config.seed, stream=Stream.SHOW)
 
 
 def facts_of(model: "MAE | Classifier", file: Path, run: Path | None, data: DataConfig) -> dict[str, str]:
-    """What the page says of the model and the clips."""
+    """Return the page's facts about the model and the clips."""
     from mae3d.model.mae import MAE
 
     config = model.config
@@ -264,8 +253,8 @@ def facts_of(model: "MAE | Classifier", file: Path, run: Path | None, data: Data
     if isinstance(model, MAE):
         rest = {"decoder": f"{model.config.decoder_embed_dim} wide, {model.config.decoder_depth} blocks; {in_all}"}
     else:
-        classes, several = model.config.num_classes, "several a clip" if model.config.multi_label else "one a clip"
-        rest = {"head": f"{model.config.pooling} pooling, {classes} classes, {several}; {in_all}"}
+        classes, labels = model.config.num_classes, "several a clip" if model.config.multi_label else "one a clip"
+        rest = {"head": f"{model.config.pooling} pooling, {classes} classes, {labels}; {in_all}"}
     rate = f"every {data.sampling_rate:g} frames at {data.target_fps:g} frames/s"
     strided = data.sampling == "strided"
     return {

@@ -1,6 +1,6 @@
 """The command `python -m mae3d.checkpoint` lists the checkpoints of a run and which of them are complete.
 
-python -m mae3d.checkpoint inspect RUN               # names and sizes: quick, whatever they weigh
+python -m mae3d.checkpoint inspect RUN               # names and sizes: quick for any size
 python -m mae3d.checkpoint inspect RUN --full        # reads every file and compares its sha256
 python -m mae3d.checkpoint inspect RUN --step 500    # the files of one
 """
@@ -44,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _remote_of(run: Path) -> tuple[str, list[str]] | None:
-    """Where the run is mirrored to, and what is complete there; told if it cannot be asked."""
+    """Return the run's mirror and the complete checkpoints there; print a warning if it cannot be reached."""
     url = Run(run).stored().get("run", {}).get("remote")
     if not url:
         return None
     try:
         return url, complete(url)
     except (OSError, ValueError) as error:
-        print(f"{url}: cannot be asked ({getattr(error, 'strerror', None) or error})", file=sys.stderr)
+        print(f"{url}: cannot be reached ({getattr(error, 'strerror', None) or error})", file=sys.stderr)
         return None
 
 

@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     plot = commands.add_parser("plot", help="curves of one or several runs, as a PNG")
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
     plot.add_argument("--out", type=Path, default=Path("curves.png"), help="the PNG (curves.png)")
-    plot.add_argument("--keys", nargs="+", help="what is drawn, as named in metrics.jsonl; default: what there is")
-    told = commands.add_parser("summary", help="what a run came to, in words")
-    told.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
+    plot.add_argument("--keys", nargs="+", help="names in metrics.jsonl to draw; default: all that there are")
+    described = commands.add_parser("summary", help="a run in words")
+    described.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "summary":

@@ -264,7 +264,7 @@ def labels_of(corpus: Corpus, rows: np.ndarray) -> torch.Tensor:
     (B, classes) float32 if any sample has several.
     """
     labels = [corpus.labels_of(row) for row in rows.tolist()]
-    if not corpus.has_several_labels:
+    if not corpus.has_multiple_labels:
         return torch.tensor([of_one[0] if of_one else -1 for of_one in labels], dtype=torch.int64)
     return torch.from_numpy(many_hot(labels, corpus.num_classes, dtype=np.float32))
 

@@ -1,4 +1,4 @@
-"""A dataclass, a YAML recipe and dotted overrides ─► a checked config; what is wrong is told in one line, exit 2.
+"""A dataclass, a YAML recipe and dotted overrides ─► a checked config; an error is one line, and exit code 2.
 
 config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data.shards out/shards
 """
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from mae3d.distributed import World
 
 EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_IO, EXIT_STOPPED = 0, 1, 2, 3, 75
-WAIT_MINUTES = 24 * 60  # where each process has its own work: one that is done waits so long for the slowest
+WAIT_MINUTES = 24 * 60  # that a rank which has done its share waits for the slowest
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 Config = TypeVar("Config")
 
 
 def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str, description: str) -> Config:
-    """Builds the config from defaults, then `--config FILE`, then the command line, each over the one before.
+    """Build the config from defaults, then `--config FILE`, then the command line, each over the one before.
 
     `--some-key` and `--some_key` are the same. Several values follow an option (`--data.weights 2 1`), or stand in a
     recipe as a list or as "2 1". Abbreviations are refused, `--local_rank` of the launchers is dropped
@@ -64,7 +64,7 @@ def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str
 
 
 def defaults_of(config: Any) -> dict[str, Any]:
-    """The default of every setting of a config (a dataclass of dataclasses) that has one, nested as the config is."""
+    """Return the default of each setting of a config (a dataclass of dataclasses) that has one, nested alike."""
     defaults = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -76,54 +76,54 @@ def defaults_of(config: Any) -> dict[str, Any]:
 
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
-    """Ends the process with `error: message` on standard error; what all processes find wrong, the first one tells."""
+    """End the process with `error: message` on standard error; rank 0 prints the error that all ranks have."""
     ranks = [os.environ[name] for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID") if name in os.environ]
     rank = int(ranks[0]) if ranks else 0
     if rank == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
         if code == EXIT_USAGE:
-            # A launcher ends all processes when one ends: the first one has spoken by then, if it failed as well.
+            # a launcher ends all ranks when one ends: rank 0 has printed by then, if it failed as well
             time.sleep(4)
         print(f"error on process {rank}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 
 @contextmanager
-def telling(where: str = "") -> Iterator[None]:
-    """Errors that we have words for end the process with them: exit 2 for usage and input, 3 for I/O, 1 for the rest.
+def reporting(where: str = "") -> Iterator[None]:
+    """Yield to a block whose errors end the process by one line: exit 2 for usage and input, 3 for I/O, 1 for others.
 
     Args:
-        where: what to name for an I/O error that names no file.
+        where: named by an I/O error that names no file.
     """
     try:
         yield
     except ValueError as error:  # our own checks: DatasetError, RunError, CheckpointError, ...
         fail(str(error))
     except OSError as error:
-        place = error.filename or where
-        fail(f"{place}: {error.strerror or error}" if place else str(error), EXIT_IO)
+        name = error.filename or where
+        fail(f"{name}: {error.strerror or error}" if name else str(error), EXIT_IO)
     except RuntimeError as error:
         if type(error) is RuntimeError:
-            raise  # not one that we have words for: the trace tells more
+            raise  # not one of ours: the traceback says more
         fail(str(error), EXIT_ERROR)
 
 
 @contextmanager
 def joined(device: str, *, where: str, timeout_minutes: float = 30) -> "Iterator[World]":
-    """All processes that the launcher started, until the end of the block; what goes wrong in it is told.
+    """Yield all ranks that the launcher started; errors in the block are reported as by `reporting`.
 
     Args:
         device: `auto`, `cuda` or `cpu`.
-        where: what to name for an I/O error that names no file.
-        timeout_minutes: how long a process waits for another.
+        where: named by an I/O error that names no file.
+        timeout_minutes: how long a rank waits for another.
     """
     from mae3d.distributed import start_world
 
-    with telling():  # the device, or where the nodes meet
+    with reporting():  # the device, or where the nodes meet
         world = start_world(device, timeout_minutes=timeout_minutes)
     try:
-        with telling(where):
+        with reporting(where):
             yield world
     finally:
         world.close()
@@ -147,13 +147,13 @@ def _known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
 
 @dataclass(frozen=True)
 class _ListOption:
-    """An option of several values: whether they are text, and whether one of them may also stand alone."""
+    """An option that takes a list: whether of text, and whether one value may stand alone."""
 
     of_text: bool
     or_one: bool
 
     def joined(self, values: Sequence[str]) -> str:
-        """The values as jsonargparse reads a list: "2 1", 2 1 or [2, 1] ─► [2, 1]."""
+        """Join the values as jsonargparse reads a list: "2 1", 2 1 or [2, 1] ─► [2, 1]."""
         is_list = self.of_text and len(values) == 1 and re.fullmatch(r"(?s)\[.*\]", values[0])
         if is_list or list(values) == ["null"]:
             return values[0]
@@ -165,21 +165,21 @@ class _ListOption:
 
 
 def _list_options(parser: jsonargparse.ArgumentParser) -> dict[str, _ListOption]:
-    """The options that take several values, by name; their help says so from here on."""
+    """Return the options that take lists, by name; their help shows it from here on."""
     options = {}
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
         alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        several = [kind for kind in alternatives if get_origin(kind) in (list, tuple)]
-        if several:
+        lists = [kind for kind in alternatives if get_origin(kind) in (list, tuple)]
+        if lists:
             action.metavar = "VALUE ..."
-            single = [kind for kind in alternatives if kind not in several and kind is not NoneType]
-            options[action.dest] = _ListOption(get_args(several[0])[0] is str, bool(single))
+            single = [kind for kind in alternatives if kind not in lists and kind is not NoneType]
+            options[action.dest] = _ListOption(get_args(lists[0])[0] is str, bool(single))
     return options
 
 
 def _normalised(argv: Sequence[str], *, known: set[str], lists: Mapping[str, _ListOption]) -> list[str]:
-    """Drops --local_rank, turns dashes in option names into underscores, joins lists, refuses what is not known."""
+    """Drop --local_rank, turn dashes in option names into underscores, join lists, refuse unknown options."""
     arguments: list[str] = []
     left = list(argv)
     while left:
@@ -253,7 +253,7 @@ def _keys_with_lines(node: yaml.Node, known: set[str], prefix: str = "") -> Iter
 
 
 def _is_mapping(name: str, known: set[str]) -> bool:
-    """Whether this is an option whose value is a mapping, not a section of options."""
+    """Return whether a name is an option whose value is a mapping, not a section of options."""
     return name in known and not any(other.startswith(f"{name}.") for other in known)
 
 
@@ -275,6 +275,6 @@ def _nearest(name: str, known: set[str], dashes: str) -> str:
 
 
 def _readable(error: Exception) -> str:
-    """jsonargparse's message without its repetition of the type's definition."""
+    """Return jsonargparse's message on one line, without the definition of the type."""
     message = str(error).strip()
     return " ".join(line.strip() for line in message.splitlines() if line.strip()) or repr(error)

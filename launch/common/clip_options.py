@@ -1,7 +1,7 @@
-"""`--data.*` of the commands that look at clips without training on them, and what a run says of its own.
+"""`--data.*` of the commands that only look at clips, and the settings of a run ─► how clips are sampled.
 
 file = find_model_file(config.run)
-clips = clips_config(config.data, run_of(file))       # a DataConfig: asked for, else as the run had it
+clips = clips_config(config.data, run_of(file))       # a DataConfig: the options, else the run's settings
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClipsConfig:
-    """The clips to look at, at fixed places and crops. Which samples is said here, not by the run.
+    """The clips to look at, at fixed positions and crops; the samples are chosen here, not by the run.
 
     Attributes:
         shards: Folders made by `python -m preprocess build`, or URLs of such.
@@ -44,9 +44,9 @@ class ClipsConfig:
 
 
 def agreed_model_file(run: str, world: "World") -> Path:
-    """`find_model_file`, the same file on all processes; to be called by all.
+    """Return `find_model_file`, the same file on all ranks; all of them call it.
 
-    A run that still trains may write its next checkpoint between one process's look and another's.
+    A run that still trains may write its next checkpoint between the search of one rank and of another.
     """
     from mae3d.weights.files import find_model_file
 
@@ -55,7 +55,7 @@ def agreed_model_file(run: str, world: "World") -> Path:
 
 
 def run_of(file: Path) -> Path | None:
-    """The run that a model file belongs to: RUN/checkpoints/step-.../model.safetensors; None for any other file."""
+    """Return the run of a model file, RUN/checkpoints/step-.../model.safetensors; None for any other file."""
     from mae3d.tracking.run_dir import CHECKPOINTS
 
     folder = file.resolve().parent.parent
@@ -63,14 +63,14 @@ def run_of(file: Path) -> Path | None:
 
 
 def stored_config(run: Path | None) -> dict[str, Any]:
-    """A run's config.yaml as nested plain values; empty without a run."""
+    """Return a run's config.yaml as nested plain values; empty without a run."""
     from mae3d.tracking.run_dir import Run
 
     return Run(run).stored() if run else {}
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """config.json of an exported folder; empty where there is none."""
+    """Return config.json of an exported folder; empty if there is none."""
     import json
 
     from mae3d.weights.files import CARD
@@ -83,27 +83,27 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def trained_data(file: Path) -> dict[str, Any]:
-    """How the clips were sampled that a model was trained on: `data` of its run, or of the card beside it."""
+    """Return the sampling of the clips that a model was trained on: `data` of its run, or of the card beside it."""
     card = read_card(file.parent)
     stride = {name: card[name] for name in ("sampling_rate", "target_fps") if name in card}
-    told: dict[str, Any] = card.get("training", {}).get("data", {}) | stride
-    return stored_config(run_of(file)).get("data", told)
+    described: dict[str, Any] = card.get("training", {}).get("data", {}) | stride
+    return stored_config(run_of(file)).get("data", described)
 
 
-def clips_config(asked: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig:
-    """Which clips: those that were asked for, sampled as in training where nothing else was asked.
+def clips_config(options: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig:
+    """Return the requested clips, sampled as in training unless the options say otherwise.
 
     Args:
-        asked: on this command line.
-        trained: settings of the training's DataConfig by name; unknown ones are passed over.
+        options: the command line's.
+        trained: settings of the training's DataConfig by name; unknown ones are ignored.
 
     Raises:
         ValueError: no shards were given, or a setting is out of its range.
     """
-    if not asked.shards:
+    if not options.shards:
         raise ValueError("--data.shards is missing: give the folder made by `python -m preprocess build`")
     known = {entry.name for entry in fields(DataConfig)}
     stored = {name: value for name, value in trained.items() if name in known}
-    values = {entry.name: getattr(asked, entry.name) for entry in fields(ClipsConfig)}
+    values = {entry.name: getattr(options, entry.name) for entry in fields(ClipsConfig)}
     given = {name: value for name, value in values.items() if value is not None}
     return DataConfig(**(stored | given))

@@ -1,8 +1,8 @@
-"""`data.decode` and the run so far ─► the decoder that all processes use: the GPU's only where a child has tried it.
+"""`data.decode` and the run so far ─► the decoder that all ranks use: the GPU's only if a child has tried it.
 
 decode, note = choose_decode("auto", stored=None, world=world)     # ("mixed", ""), or ("cpu", why)
 
-DALI's mixed decoder can crash the process (NVIDIA/nvImageCodec#55), so it is tried in a child of every process first.
+DALI's mixed decoder can crash the process (NVIDIA/nvImageCodec#55), so each rank tries it in a child first.
 """
 
 import sys
@@ -18,46 +18,46 @@ Decode = Literal["cpu", "mixed"]
 
 
 def choose_decode(
-    asked: str, *, stored: str | None, world: "World", fault_of: Callable[[str, int], str] = dali_fault
+    requested: str, *, stored: str | None, world: "World", fault_of: Callable[[str, int], str] = dali_fault
 ) -> tuple[Decode, str]:
-    """The same choice on every process; to be called by all of them. Nothing is tried on the CPU.
+    """Choose the same decoder on all ranks, which all call it; nothing is tried on the CPU.
 
     A run keeps the decoder that it began with: the two differ by a rounding in some pixels. Another one is used only if
-    it is asked for, and told.
+    it is requested, and the note says so.
 
     Args:
-        asked: `data.decode`.
-        stored: what the run was last started with; None for a new run.
-        world: all processes.
-        fault_of: tries DALI on a device in a child and says what went wrong.
+        requested: `data.decode`.
+        stored: the decoder of the run's last start; None for a new run.
+        world: all ranks.
+        fault_of: tries DALI on a device in a child and returns the error, "" if there is none.
 
     Returns:
-        The choice, and a line for the user where there is something to tell.
+        The choice, and a note for the user; "" if there is none.
 
     Raises:
-        ValueError: the mixed decoder was asked for, or the run began with it, and it cannot be used.
+        ValueError: the mixed decoder is requested, or the run began with it, and it cannot be used.
     """
     before = cast(Decode, stored) if stored in ("cpu", "mixed") else None
-    wanted = asked if asked != "auto" else before or "auto"
+    decode = requested if requested != "auto" else before or "auto"
     if world.device.type != "cuda":
-        if asked == "mixed":
+        if requested == "mixed":
             raise ValueError("data.decode=mixed decodes on a GPU, and the device is the CPU: give --data.decode auto")
         return "cpu", _changed(before, "cpu")
-    if wanted == "cpu":
+    if decode == "cpu":
         return "cpu", _changed(before, "cpu")
     fault = fault_of("mixed", world.device.index or 0)
     if fault:
-        print(f"process {world.ranks.rank}: the mixed decoder fails: {fault}", file=sys.stderr, flush=True)
+        print(f"rank {world.ranks.rank}: the mixed decoder fails: {fault}", file=sys.stderr, flush=True)
     if not world.any(bool(fault)):
         return "mixed", _changed(before, "mixed")
-    told = fault or "it fails on another process, see there"
-    if wanted == "mixed":
-        why = "was asked for" if asked == "mixed" else "is what this run began with"
+    reason = fault or "it fails on another rank, whose output says why"
+    if decode == "mixed":
+        why = "is requested" if requested == "mixed" else "is the decoder that this run began with"
         raise ValueError(
-            f"data.decode=mixed {why}, and cannot be used: {told}. `python -m launch.doctor` says more; "
+            f"data.decode=mixed {why}, but cannot be used: {reason}. `python -m launch.doctor` says more; "
             "--data.decode cpu decodes on the CPU (some pixels are rounded otherwise)"
         )
-    return "cpu", f"on the CPU, resized on the GPU: the mixed decoder cannot be used ({told})"
+    return "cpu", f"on the CPU, resized on the GPU: the mixed decoder cannot be used ({reason})"
 
 
 def _changed(before: Decode | None, now: Decode) -> str:

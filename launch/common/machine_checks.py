@@ -1,4 +1,4 @@
-"""The software and the GPUs of this machine ─► a Check each: status, what was found, what to do about it.
+"""The software and the GPUs of this machine ─► a Check each: status, detail and remedy.
 
 check_dali([])     # Check("DALI", "ok", "2.4.0 decodes JPEG (cpu)")
 """
@@ -26,13 +26,13 @@ UPDATE_DRIVER = "install an NVIDIA driver >= 525 (CUDA 12); --device cpu (make s
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report.
+    """A line of the report.
 
     Attributes:
-        name: what was looked at.
+        name: the thing that is checked.
         status: "ok", "warn" (it runs, less well) or "FAIL" (it does not run).
-        detail: what was found.
-        remedy: what to do about it; empty if nothing is to be done.
+        detail: its state.
+        remedy: what to do about it; empty if all is well.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Check:
 
 
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
-    """Python's version against the lowest that we run on."""
+    """Compare Python's version with the lowest that is supported."""
     status = OK if version >= (3, 11) else FAIL
     remedy = "" if status == OK else "make setup PYTHON=/path/to/python3.12"
     return Check("python", status, f"{'.'.join(map(str, version))} on {platform.machine()}", remedy)
 
 
 def driver_cuda(library: str = "libcuda.so.1") -> tuple[int, int] | None:
-    """The highest CUDA that the NVIDIA driver speaks, as (major, minor); None without a driver."""
+    """Return the highest CUDA that the NVIDIA driver supports, as (major, minor); None without a driver."""
     try:
         driver = ctypes.CDLL(library)
     except OSError:
@@ -62,7 +62,7 @@ def driver_cuda(library: str = "libcuda.so.1") -> tuple[int, int] | None:
 
 
 def gpu_names() -> list[str]:
-    """The GPUs that the kernel driver or nvidia-smi knows of, whether torch can use them or not."""
+    """Return the GPUs that the kernel driver or nvidia-smi lists, even those that torch cannot use."""
     smi = shutil.which("nvidia-smi")
     if smi is not None:
         try:
@@ -76,7 +76,7 @@ def gpu_names() -> list[str]:
 
 
 def hidden_gpus() -> bool:
-    """Whether the user hides the GPUs from CUDA programs."""
+    """Return whether the user hides the GPUs from CUDA programs."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
 
 
@@ -88,7 +88,7 @@ def judge_gpu(
     driver: tuple[int, int] | None,
     error: str | None,
 ) -> Check:
-    """What torch can do with the GPUs that are there.
+    """Judge whether torch can use the GPUs of the machine.
 
     Args:
         gpus: their names; none means that the CPU is used.
@@ -101,10 +101,10 @@ def judge_gpu(
     if not gpus:
         return Check("torch and GPU", OK, f"{built}; no NVIDIA GPU in use: the CPU does the work")
     speaks = ".".join(map(str, driver)) if driver else "unknown"
-    found = f"{built}, {len(gpus)} x {gpus[0]}, driver for CUDA {speaks}"
+    versions = f"{built}, {len(gpus)} x {gpus[0]}, driver for CUDA {speaks}"
     if error is None:
-        return Check("torch and GPU", OK, found)
-    detail = f"{found}: torch cannot use it ({error})"
+        return Check("torch and GPU", OK, versions)
+    detail = f"{versions}: torch cannot use it ({error})"
     if driver is None:
         remedy = "libcuda.so.1 is missing: install the driver, or start the container with --gpus all"
     elif driver < (12, 0):
@@ -121,7 +121,7 @@ def judge_gpu(
 
 
 def check_gpu(gpus: Sequence[str]) -> Check:
-    """torch, its CUDA against the driver, and a computation on each GPU."""
+    """Check torch, its CUDA against the driver, and a computation on each GPU."""
     try:
         import torch
     except ImportError as problem:
@@ -138,7 +138,7 @@ def check_gpu(gpus: Sequence[str]) -> Check:
 
 
 def run_child(code: str, *arguments: str) -> tuple[int, str, str]:
-    """Python code in a child, which may crash without us: exit code (< 0: signal), output, last line of errors."""
+    """Run Python code in a child, which may crash; return exit code (< 0: signal), output, last line of errors."""
     bootstrap = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
     command = [sys.executable, "-c", bootstrap + code, *arguments]
     try:
@@ -149,7 +149,7 @@ def run_child(code: str, *arguments: str) -> tuple[int, str, str]:
 
 
 def check_dali(gpus: Sequence[str], *, run: Callable[..., tuple[int, str, str]] = run_child) -> Check:
-    """DALI decodes a small JPEG as the pipelines would: mixed on a GPU, else on the CPU."""
+    """Check that DALI decodes a small JPEG as the pipelines would: mixed on a GPU, else on the CPU."""
     device = "mixed" if gpus else "cpu"
     version, problem = _try_dali(device, 0, run)
     if not problem:
@@ -161,7 +161,7 @@ def check_dali(gpus: Sequence[str], *, run: Callable[..., tuple[int, str, str]] 
 
 
 def dali_fault(device: str, index: int, *, run: Callable[..., tuple[int, str, str]] = run_child) -> str:
-    """What goes wrong when DALI decodes as training would: "" if nothing does; tried in a child, for it can crash.
+    """Return the error of DALI when it decodes as in training, "" if there is none; a child tries it, as it can crash.
 
     Args:
         device: "mixed" or "cpu".
@@ -172,7 +172,7 @@ def dali_fault(device: str, index: int, *, run: Callable[..., tuple[int, str, st
 
 
 def _try_dali(device: str, index: int, run: Callable[..., tuple[int, str, str]]) -> tuple[str, str]:
-    """DALI's version, or what went wrong."""
+    """Return (DALI's version, ""), or ("", the error)."""
     code = "from pipelines.decoding.dali import decode_self_test as test\n"
     code += "print(test(sys.argv[1], device_id=int(sys.argv[2])))"
     returned, output, error = run(code, device, str(index))
@@ -182,7 +182,7 @@ def _try_dali(device: str, index: int, run: Callable[..., tuple[int, str, str]])
 
 
 def check_deepspeed(*, run: Callable[..., tuple[int, str, str]] = run_child) -> Check:
-    """DeepSpeed imports, and is the version whose partitions mae3d/checkpoints/format.py knows how to read."""
+    """Check that DeepSpeed imports, and that mae3d/checkpoints/format.py can read this version's partitions."""
     code, output, error = run("import deepspeed; print(deepspeed.__version__)")
     if code != 0:
         return Check("DeepSpeed", FAIL, f"cannot be imported: {error}", "make setup")
@@ -198,7 +198,7 @@ def check_deepspeed(*, run: Callable[..., tuple[int, str, str]] = run_child) -> 
 
 
 def deepspeed_pin() -> str:
-    """The exact version that setup.cfg asks for (outside of a checkout: the package's metadata)."""
+    """Return the exact version that setup.cfg requires (outside of a checkout: the package's metadata)."""
     config = configparser.ConfigParser()
     if config.read(ROOT / "setup.cfg"):
         lines = config["options"]["install_requires"].splitlines()
@@ -208,7 +208,7 @@ def deepspeed_pin() -> str:
 
 
 def prebuilt_ops() -> tuple[str, ...]:
-    """DeepSpeed's CUDA operators compiled at its installation: its own note says so, no import is needed."""
+    """Return DeepSpeed's CUDA operators that were compiled at its installation, from its note of them, unimported."""
     spec = importlib.util.find_spec("deepspeed")
     note = Path(spec.origin).parent / "git_version_info_installed.py" if spec is not None and spec.origin else None
     if note is None or not note.is_file():
@@ -220,13 +220,13 @@ def prebuilt_ops() -> tuple[str, ...]:
 
 
 def check_fused_adam(gpus: Sequence[str], *, prebuilt: Sequence[str], nvcc: str | None, ninja: str | None) -> Check:
-    """Where the optimizer's kernel comes from. torch's own fused AdamW serves as well, a little slower.
+    """Check where the optimizer's kernel comes from; torch's own fused AdamW serves as well, a little slower.
 
     Args:
         gpus: names of the GPUs in use.
         prebuilt: operators that DeepSpeed was installed with.
         nvcc: the CUDA compiler.
-        ninja: what builds operators at the first start.
+        ninja: the program that builds operators at the first start.
     """
     if not gpus:
         return Check("FusedAdam", OK, "not needed on the CPU: torch's fused AdamW is used")
@@ -244,7 +244,7 @@ def check_fused_adam(gpus: Sequence[str], *, prebuilt: Sequence[str], nvcc: str 
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler as torch looks for it: CUDA_HOME, PATH, /usr/local/cuda."""
+    """Return the CUDA compiler, searched as torch does: CUDA_HOME, PATH, /usr/local/cuda."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home:
         return shutil.which("nvcc", path=str(Path(home) / "bin"))
@@ -252,7 +252,7 @@ def find_nvcc() -> str | None:
 
 
 def check_programs(folder: Path = Path(sys.executable).parent) -> Check:
-    """`deepspeed` and `ninja` are started by name, so they must be on PATH."""
+    """Check that `deepspeed` and `ninja`, which are started by name, are on PATH."""
     lost = [name for name in ("deepspeed", "ninja") if shutil.which(name) is None]
     if not lost:
         return Check("programs", OK, "deepspeed and ninja are on PATH")
@@ -267,7 +267,7 @@ def check_programs(folder: Path = Path(sys.executable).parent) -> Check:
 
 
 def check_communication(gpus: Sequence[str]) -> Check:
-    """The library through which ranks talk: NCCL on GPUs, gloo on the CPU."""
+    """Check the library through which ranks communicate: NCCL on GPUs, gloo on the CPU."""
     try:
         from torch import distributed
         from torch.cuda import nccl
@@ -292,6 +292,6 @@ def check_communication(gpus: Sequence[str]) -> Check:
 
 
 def _last_line(text: str) -> str:
-    """The last line that says something; a traceback's reason stands there."""
+    """Return the last line that is not blank, which has the error of a traceback."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no message"

@@ -95,7 +95,7 @@ def _number_labels(samples: "EvalSet", model_config: "ClassifierConfig") -> None
         corpus,
         labelled,
         num_classes=model_config.num_classes,
-        several=model_config.multi_label,
+        multi_label=model_config.multi_label,
         training=False,
     )
 

@@ -17,12 +17,12 @@ from mae3d.io.files import replace_file
 MAX_POINTS = 10_000  # t-SNE takes a minute for so many
 MIN_TSNE = 32  # points; of fewer there is no neighbourhood to speak of
 PCA_WIDTH = 50  # what t-SNE gets, as its authors did (van der Maaten & Hinton 2008, section 4.2)
-MAX_LEGEND = 20  # colours that one can tell apart
+MAX_LEGEND = 20  # colours that the eye can distinguish
 GREY = (0.75, 0.75, 0.75)
 
 
 def draw_map(table: Path, picture: Path, *, label_names: Sequence[str] = (), seed: int = 0) -> Path:
-    """Places vectors near those that they resemble, and draws them by label, by file, or of one file by time.
+    """Place vectors near those that they resemble, and draws them by label, by file, or of one file by time.
 
     Of more than `MAX_POINTS` rows, so many are taken at equal distances. Rows without a vector are left out, samples
     with several labels get their first one's colour.
@@ -56,12 +56,12 @@ def draw_map(table: Path, picture: Path, *, label_names: Sequence[str] = (), see
 
 
 def places_of(picture: Path) -> Path:
-    """map.png ─► map_places.parquet: never the table itself, which may well be called map.parquet."""
+    """Return map_places.parquet for map.png: never the table itself, which may be called map.parquet."""
     return picture.with_name(f"{picture.stem}_places.parquet")
 
 
 def project(vectors: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, str]:
-    """(n, width) ─► (n, 2) float32, and how: t-SNE of the principal components; of few vectors the first two alone."""
+    """Return (n, 2) float32 and the method: t-SNE of the principal components; of few vectors the first two alone."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -111,14 +111,14 @@ def _draw(places: np.ndarray, samples: pa.Table, label_names: Sequence[str], *, 
 
 
 def _groups(samples: pa.Table, label_names: Sequence[str]) -> list[str]:
-    """What each point is coloured by: its first label; where there are none at all and several files, its file."""
-    labels = [of_one[0] if of_one else None for of_one in samples["labels"].to_pylist()]
+    """Return the group that colours each point: its first label; its file if no row has a label and there are files."""
+    labels = [numbers[0] if numbers else None for numbers in samples["labels"].to_pylist()]
     if any(label is not None for label in labels):
         known = len(label_names)
         return ["" if one is None else label_names[one] if one < known else str(one) for one in labels]
     names = [str(name) for name in samples["name"].to_pylist()]
-    several = 1 < len(set(names)) < len(names)
-    return [Path(name).name for name in names] if several else [""] * len(names)
+    has_groups = 1 < len(set(names)) < len(names)
+    return [Path(name).name for name in names] if has_groups else [""] * len(names)
 
 
 def _natural(name: str) -> tuple[int, str]:

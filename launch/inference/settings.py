@@ -8,7 +8,7 @@ from launch.common.clip_options import ClipsConfig
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is evaluated, on what, and how.
+    """Evaluate a model on clips.
 
     Attributes:
         run: A run, a checkpoint's folder, a model file, or a foreign checkpoint; of a run the best checkpoint, if

@@ -1,7 +1,7 @@
-"""Where an encoder looks ─► overlays of heat on clips (PNG, GIF), and the texts of visualize.py's page.
+"""An encoder's attention ─► overlays of heat on clips (PNG, GIF), and the texts of visualize.py's page.
 
-asked = Asked(layer=-1, head="mean", query="4,3,3", rolled=False)
-section = attention_section(model, clips, asked, out, frame_ms=160, device=device)
+shown = AttentionQuery(layer=-1, head="mean", query="4,3,3", rolled=False)
+section = attention_section(model, clips, shown, out, frame_ms=160, device=device)
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ PREDICTIONS = 3  # classes that a card names
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Which attention is shown.
+class AttentionQuery:
+    """The attention that is shown.
 
     Attributes:
         layer: The block, 1 to depth, or -1, the last, to -depth.
@@ -43,7 +43,7 @@ class Asked:
 
 
 def default_query(model: "MAE | Classifier") -> str:
-    """What a classifier's head pools; of an autoencoder, whose class token may carry nothing, the middle patch."""
+    """Return the token that a classifier's head pools, or an autoencoder's middle patch: its class token is idle."""
     from mae3d.model.classifier import Classifier
 
     if isinstance(model, Classifier):
@@ -52,14 +52,20 @@ def default_query(model: "MAE | Classifier") -> str:
 
 
 def attention_section(
-    model: "MAE | Classifier", clips: Sequence[Clip], asked: Asked, out: Path, *, frame_ms: int, device: "torch.device"
+    model: "MAE | Classifier",
+    clips: Sequence[Clip],
+    shown: AttentionQuery,
+    out: Path,
+    *,
+    frame_ms: int,
+    device: "torch.device",
 ) -> "Section":
-    """Look, draw and tell.
+    """Compute and draw the attention of each clip.
 
     Args:
         model: On the device.
-        clips: What is shown.
-        asked: Which attention.
+        clips: The clips.
+        shown: The attention.
         out: The page's folder.
         frame_ms: How long a GIF shows a frame, milliseconds.
         device: Where to compute.
@@ -70,24 +76,24 @@ def attention_section(
     from launch.report.page import Section
     from mae3d.io.contact_sheet import colour_scale
 
-    query = asked.query or default_query(model)
-    heads = check_asked(model.encoder.config, asked, query)
+    query = shown.query or default_query(model)
+    heads = check_query(model.encoder.config, shown, query)
     colour_scale("no attention", f"as much as the {100 - BRIGHTEST:g} % of patches with most, or more").save(
         out / SCALE
     )
     cards = []
-    for some, pixels in batches(clips, device, doing="attention"):
-        maps = _maps(model, pixels, asked, query, heads)
+    for batch, pixels in batches(clips, device, doing="attention"):
+        maps = _maps(model, pixels, shown, query, heads)
         said = _predicted(model, pixels)
-        for i, clip in enumerate(some):
+        for i, clip in enumerate(batch):
             ours = {name: values[i] for name, values in maps.items()}
             cards.append(_draw(clip, ours, said[i], model.encoder.config, query, out, frame_ms=frame_ms))
-    intro = describe(model, asked, query)
+    intro = describe(model, shown, query)
     return Section("Attention", intro, cards, images={SCALE: "from dark, no attention, to bright yellow, most"})
 
 
-def check_asked(config: "EncoderConfig", asked: Asked, query: str) -> list[int]:
-    """The heads that are shown on their own; none where their mean is.
+def check_query(config: "EncoderConfig", shown: AttentionQuery, query: str) -> list[int]:
+    """Return the heads that are shown on their own; none if their mean is shown.
 
     Raises:
         ValueError: There is no such layer, head or query.
@@ -95,29 +101,29 @@ def check_asked(config: "EncoderConfig", asked: Asked, query: str) -> list[int]:
     from mae3d.analysis.attention import block_of, query_of
 
     query_of(config, query)
-    block_of(config, asked.layer)
-    if asked.rolled:
-        if asked.head != "mean":
-            raise ValueError(f"--head {asked.head}: a rollout goes through the mean of the heads; leave --head out")
+    block_of(config, shown.layer)
+    if shown.rolled:
+        if shown.head != "mean":
+            raise ValueError(f"--head {shown.head}: a rollout goes through the mean of the heads; leave --head out")
         return []
-    if asked.head in ("mean", "all"):
-        return list(range(config.num_heads)) if asked.head == "all" else []
-    if not asked.head.isdecimal() or int(asked.head) >= config.num_heads:
-        raise ValueError(f"--head {asked.head}: give 0 to {config.num_heads - 1}, mean or all")
-    return [int(asked.head)]
+    if shown.head in ("mean", "all"):
+        return list(range(config.num_heads)) if shown.head == "all" else []
+    if not shown.head.isdecimal() or int(shown.head) >= config.num_heads:
+        raise ValueError(f"--head {shown.head}: give 0 to {config.num_heads - 1}, mean or all")
+    return [int(shown.head)]
 
 
 def _maps(
-    model: "MAE | Classifier", pixels: "torch.Tensor", asked: Asked, query: str, heads: Sequence[int]
+    model: "MAE | Classifier", pixels: "torch.Tensor", shown: AttentionQuery, query: str, heads: Sequence[int]
 ) -> dict[str, "np.ndarray"]:
-    """Caption -> (B, N), what is attended to."""
+    """Return caption ─► (B, N), the attention to each token."""
     from mae3d.analysis.attention import layer_attention, query_of, rollout
 
     encoder = model.encoder
     weights = query_of(encoder.config, query).to(pixels.device)
-    if asked.rolled:
+    if shown.rolled:
         return {"rollout": rollout(encoder, pixels, weights).cpu().numpy()}
-    by_head = layer_attention(encoder, pixels, weights, layer=asked.layer).cpu().numpy()
+    by_head = layer_attention(encoder, pixels, weights, layer=shown.layer).cpu().numpy()
     mean = {} if len(heads) == 1 else {"mean of the heads": by_head.mean(axis=1)}
     return mean | {f"head {head}": by_head[:, head] for head in heads}
 
@@ -132,7 +138,7 @@ def _draw(
     *,
     frame_ms: int,
 ) -> "Card":
-    """Write one clip's PNG, GIF and WebP; what the page says of it."""
+    """Write one clip's PNG, GIF and WebP; return its card of the page."""
     import numpy as np
 
     from launch.report.page import Card
@@ -161,7 +167,7 @@ def _draw(
 
 
 def _patch(query: str) -> tuple[int, int, int] | None:
-    """The slot, row and column of a query that is a patch, of which mae3d.analysis.attention has approved."""
+    """Return slot, row and column of a query that is a patch, checked by mae3d.analysis.attention."""
     if query in ("cls", "mean"):
         return None
     slot, row, column = map(int, query.split(","))
@@ -169,7 +175,7 @@ def _patch(query: str) -> tuple[int, int, int] | None:
 
 
 def _predicted(model: "MAE | Classifier", pixels: "torch.Tensor") -> list[str]:
-    """What a classifier makes of each clip: its first classes, with probabilities; "" of an autoencoder."""
+    """Return a classifier's first classes for each clip, with probabilities; "" of an autoencoder."""
     import torch
 
     from mae3d.model.classifier import Classifier
@@ -188,22 +194,22 @@ def _predicted(model: "MAE | Classifier", pixels: "torch.Tensor") -> list[str]:
     ]
 
 
-def describe(model: "MAE | Classifier", asked: Asked, query: str) -> list[str]:
-    """How to read the section."""
+def describe(model: "MAE | Classifier", shown: AttentionQuery, query: str) -> list[str]:
+    """Return the paragraphs that say how to read the section."""
     from mae3d.analysis.attention import block_of
     from mae3d.model.mae import MAE
 
     config = model.encoder.config
-    if asked.rolled:
+    if shown.rolled:
         what = (
             f"Attention rolled out over all {config.depth} blocks (Abnar & Zuidema 2020): from which patches the "
             "content of the query came, if each block passes half of a token on as it is and mixes the other half as "
             "the mean of its heads attends."
         )
     else:
-        which = {"mean": "the mean of the heads", "all": "each head"}.get(asked.head, f"head {asked.head}")
+        which = {"mean": "the mean of the heads", "all": "each head"}.get(shown.head, f"head {shown.head}")
         what = (
-            f"Attention in block {block_of(config, asked.layer) + 1} of {config.depth}, {which}: the probabilities "
+            f"Attention in block {block_of(config, shown.layer) + 1} of {config.depth}, {which}: the probabilities "
             "with which the query gathers from the clip's patches."
         )
     token = _patch(query)

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from pipelines.samples.corpus import Corpus
 
 IMAGES = "images"  # the folder of pictures, beside the page
-BATCH = 4  # clips at a time
+BATCH = 4  # clips per batch
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip to look at.
+    """A clip to look at.
 
     Attributes:
         pixels: uint8 (T, H, W, 3), on the CPU.
-        number: Its row in the corpus, or its place among the videos: what its mask is drawn from.
+        number: Its row in the corpus, or its position among the videos; its mask is drawn from it.
         title: The sample's name, or the file's.
-        stem: What its pictures' names begin with.
-        notes: What else names it: the key, the labels.
+        stem: The beginning of its pictures' names.
+        notes: Further names: the key, the labels.
         row: Its row in the corpus; None for a video.
     """
 
@@ -52,7 +52,7 @@ class Clip:
 def read_clips(
     corpus: "Corpus", data: "DataConfig", rows: "np.ndarray", config: "EncoderConfig", *, device: "torch.device"
 ) -> list[Clip]:
-    """The middle clip of each row, in order; damaged samples are missing.
+    """Return the middle clip of each row, in order; damaged samples are missing.
 
     Args:
         corpus: The dataset.
@@ -91,13 +91,13 @@ def _clip_of(corpus: "Corpus", row: int, pixels: "torch.Tensor") -> Clip:
 
 
 def label_words(corpus: "Corpus", row: int) -> str:
-    """The names of a sample's labels; "" if it has none."""
+    """Return the names of a sample's labels; "" if it has none."""
     names = corpus.label_names
     return ", ".join(names[i] if i < len(names) else str(i) for i in corpus.labels_of(row))
 
 
 def read_videos(paths: Sequence[str], config: "EncoderConfig", data: "DataConfig") -> list[Clip]:
-    """The middle clip of each video file.
+    """Return the middle clip of each video file.
 
     Raises:
         ValueError: A file cannot be read; the message names it.
@@ -115,12 +115,12 @@ def read_videos(paths: Sequence[str], config: "EncoderConfig", data: "DataConfig
 def batches(
     clips: Sequence[Clip], device: "torch.device", *, doing: str
 ) -> Iterator[tuple[Sequence[Clip], "torch.Tensor"]]:
-    """Some clips at a time, with their pixels (B, T, H, W, 3) on the device; a bar says what is being done."""
+    """Yield batches of clips, with their pixels (B, T, H, W, 3) on the device; `doing` labels the progress bar."""
     import torch
     from tqdm import tqdm
 
     with tqdm(total=len(clips), desc=doing, unit="clip", disable=None) as bar:
         for first in range(0, len(clips), BATCH):
-            some = clips[first : first + BATCH]
-            yield some, torch.stack([clip.pixels for clip in some]).to(device)
-            bar.update(len(some))
+            batch = clips[first : first + BATCH]
+            yield batch, torch.stack([clip.pixels for clip in batch]).to(device)
+            bar.update(len(batch))

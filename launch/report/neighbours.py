@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from pipelines.config import DataConfig
     from pipelines.samples.corpus import Corpus
 
-BATCH = 8  # clips that are embedded at a time
-MOST_ASKED = 4096  # labelled samples whose neighbours' labels are counted
-CHUNK = 256  # of them at a time
+BATCH = 8  # clips that are embedded together
+MAX_QUERIES = 4096  # labelled samples whose neighbours' labels are counted
+CHUNK = 256  # of these per matrix product
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What neighbours are searched among.
+    """Samples that neighbours are searched among.
 
     Attributes:
         rows: (N,) rows of the corpus.
         vectors: (N, D) float32, of length 1.
-        told: Where the vectors are from, for the page.
-        own: Whether this model made them here: only then can clips outside of the pool be compared with them.
+        origin: Where the vectors are from, for the page.
+        made_here: Whether this model made them here: only then can clips outside of the pool be compared with them.
     """
 
     rows: "np.ndarray"
     vectors: "np.ndarray"
-    told: str
-    own: bool
+    origin: str
+    made_here: bool
 
 
 def pool_of_dataset(
@@ -64,15 +64,15 @@ def pool_of_dataset(
             vectors.append(_features(model, batch.clips[:, 0])[fine.numpy()])
             bar.update(len(fine))
     stream.close()
-    told = f"{sum(map(len, kept)):,} of the dataset's {len(corpus):,} samples, embedded here, one clip each"
-    return Pool(np.concatenate(kept), np.concatenate(vectors), told, own=True)
+    origin = f"{sum(map(len, kept)):,} of the dataset's {len(corpus):,} samples, embedded here, one clip each"
+    return Pool(np.concatenate(kept), np.concatenate(vectors), origin, made_here=True)
 
 
 def pool_of_table(path: str, corpus: "Corpus") -> Pool:
-    """The vectors of a table of launch/embed.py, one a sample.
+    """Return the vectors of a table of launch/embed.py, one per sample.
 
     Raises:
-        ValueError: The table is not of this dataset, or has several vectors or none a sample.
+        ValueError: The table is not of this dataset, or does not have one vector per sample.
     """
     import numpy as np
     import pyarrow as pa
@@ -91,7 +91,7 @@ def pool_of_table(path: str, corpus: "Corpus") -> Pool:
         raise ValueError(f"{path}: has {what}; give a table with one vector a sample (launch/embed.py without --every)")
     rows = np.array([corpus.find(key) for key in keys], dtype=np.int64)
     vectors = np.stack(list(table["vector"].to_numpy()))
-    return Pool(rows, _unit(vectors.astype(np.float32)), f"{len(rows):,} samples of {Path(path).name}", own=False)
+    return Pool(rows, _unit(vectors.astype(np.float32)), f"{len(rows):,} samples of {Path(path).name}", made_here=False)
 
 
 def neighbour_section(
@@ -111,7 +111,7 @@ def neighbour_section(
     Args:
         model: On the device.
         clips: The queries.
-        pool: What is searched.
+        pool: The samples that are searched.
         corpus: The pool's dataset.
         data: How its clips are read.
         out: The page's folder.
@@ -128,38 +128,38 @@ def neighbour_section(
 
     queries = _vectors_of(model, clips, pool, device)
     sources = _sources(corpus, pool.rows)
-    found = []
+    neighbours = []
     for clip, vector in zip(clips, queries, strict=True):
         similar = pool.vectors @ vector
         if clip.row is not None:
             similar[sources == _sources(corpus, np.array([clip.row]))[0]] = -np.inf
         best = np.argsort(-similar, kind="stable")[:count]
-        found.append([(int(pool.rows[i]), float(similar[i])) for i in best if np.isfinite(similar[i])])
-    wanted = np.unique([row for ones in found for row, _ in ones]).astype(np.int64)
-    pictures = {c.number: c for c in read_clips(corpus, data, wanted, model.encoder.config, device=device)}
+        neighbours.append([(int(pool.rows[i]), float(similar[i])) for i in best if np.isfinite(similar[i])])
+    rows = np.unique([row for nearest in neighbours for row, _ in nearest]).astype(np.int64)
+    pictures = {c.number: c for c in read_clips(corpus, data, rows, model.encoder.config, device=device)}
     cards = [
-        _draw(clip, [(pictures[row], s) for row, s in ones if row in pictures], out, frame_ms=frame_ms)
-        for clip, ones in zip(clips, found, strict=True)
+        _draw(clip, [(pictures[row], s) for row, s in nearest if row in pictures], out, frame_ms=frame_ms)
+        for clip, nearest in zip(clips, neighbours, strict=True)
     ]
     table = agreement(pool, corpus, sources, count=count)
     return Section("Nearest neighbours", describe(pool), cards, [table] if table else [])
 
 
 def _vectors_of(model: "MAE | Classifier", clips: Sequence[Clip], pool: Pool, device: "torch.device") -> "np.ndarray":
-    """(n, D) of the queries: the pool's own where it has them, so that a sample is compared as it lies there."""
+    """Return (n, D) of the queries: the pool's if it has them all, so that a sample is compared by its own vector."""
     import numpy as np
 
-    place = {row: i for i, row in enumerate(pool.rows.tolist())}
-    if all(clip.row in place for clip in clips):
-        return pool.vectors[[place[clip.row] for clip in clips if clip.row is not None]]
-    if not pool.own:
-        missing = next(clip for clip in clips if clip.row not in place)
+    position = {row: i for i, row in enumerate(pool.rows.tolist())}
+    if all(clip.row in position for clip in clips):
+        return pool.vectors[[position[clip.row] for clip in clips if clip.row is not None]]
+    if not pool.made_here:
+        missing = next(clip for clip in clips if clip.row not in position)
         raise ValueError(f"{missing.title}: has no vector in --embeddings; leave that out, to embed the dataset here")
     return np.concatenate([_features(model, pixels) for _, pixels in batches(clips, device, doing="embedding")])
 
 
 def _features(model: "MAE | Classifier", pixels: "torch.Tensor") -> "np.ndarray":
-    """(B, D) of length 1: the class token where the head reads it, else the mean of the patches."""
+    """Return (B, D) of length 1: the class token if the head reads it, else the mean of the patches."""
     from mae3d.analysis.features import embed
     from mae3d.model.classifier import Classifier
 
@@ -176,7 +176,7 @@ def _unit(vectors: "np.ndarray") -> "np.ndarray":
 
 
 def _sources(corpus: "Corpus", rows: "np.ndarray") -> "np.ndarray":
-    """(n,) text: which video each row is a piece of. Its other pieces are too easy to find."""
+    """Return (n,) text: the video that each row is a piece of. Its other pieces are too easy to find."""
     import numpy as np
 
     def source(row: int) -> str:
@@ -187,7 +187,7 @@ def _sources(corpus: "Corpus", rows: "np.ndarray") -> "np.ndarray":
 
 
 def agreement(pool: Pool, corpus: "Corpus", sources: "np.ndarray", *, count: int) -> "Table | None":
-    """How many neighbours share a label with their query; of many labelled samples some are asked, evenly spread.
+    """Return how many neighbours share a label with their query; many labelled samples are thinned out evenly.
 
     Chance is the share of all others (of other videos) that have it, averaged over the queries. None without labels.
     """
@@ -201,19 +201,19 @@ def agreement(pool: Pool, corpus: "Corpus", sources: "np.ndarray", *, count: int
     labelled = np.flatnonzero(targets.any(axis=1))
     _, source = np.unique(sources.astype(str), return_inverse=True)
     shares, nearest, chances = [], [], []
-    queries = labelled[:: -(-len(labelled) // MOST_ASKED) or 1]
+    queries = labelled[:: -(-len(labelled) // MAX_QUERIES) or 1]
     for first in range(0, len(queries), CHUNK):
-        asked = queries[first : first + CHUNK]
-        others = (source[asked][:, None] != source[labelled]).astype(bool)
-        similar = np.where(others, pool.vectors[asked] @ pool.vectors[labelled].T, -np.inf)
-        agrees = (targets[asked] @ targets[labelled].T > 0) & others
+        query = queries[first : first + CHUNK]
+        others = (source[query][:, None] != source[labelled]).astype(bool)
+        similar = np.where(others, pool.vectors[query] @ pool.vectors[labelled].T, -np.inf)
+        agrees = (targets[query] @ targets[labelled].T > 0) & others
         best = np.argsort(-similar, axis=1, kind="stable")[:, :count]
         there = np.take_along_axis(others, best, axis=1)
         right = np.take_along_axis(agrees, best, axis=1)
-        some = there[:, 0]  # those that have any other
-        shares += (right.sum(axis=1)[some] / there.sum(axis=1)[some]).tolist()
-        nearest += right[some, 0].tolist()
-        chances += (agrees.sum(axis=1)[some] / others.sum(axis=1)[some]).tolist()
+        has_others = there[:, 0]
+        shares += (right.sum(axis=1)[has_others] / there.sum(axis=1)[has_others]).tolist()
+        nearest += right[has_others, 0].tolist()
+        chances += (agrees.sum(axis=1)[has_others] / others.sum(axis=1)[has_others]).tolist()
     if not shares:
         return None
     return Table(
@@ -228,7 +228,7 @@ def agreement(pool: Pool, corpus: "Corpus", sources: "np.ndarray", *, count: int
 
 
 def _draw(clip: Clip, neighbours: Sequence[tuple[Clip, float]], out: Path, *, frame_ms: int) -> "Card":
-    """Write one query's PNG, GIF and WebP: it first, then its neighbours; what the page says of it."""
+    """Write one query's PNG, GIF and WebP, it first, then its neighbours; return its card of the page."""
     from launch.report.page import Card
     from mae3d.io.contact_sheet import filmstrip, save_animation
 
@@ -248,11 +248,11 @@ def _caption(clip: Clip) -> str:
 
 
 def describe(pool: Pool) -> list[str]:
-    """How to read the section."""
+    """Return the paragraphs that say how to read the section."""
     return [
         "Each clip with the samples of the dataset whose features are most like its own: the encoder's last layer, "
         "nothing hidden, pooled over the clip. The number is the cosine of the two vectors, 1 where they point the "
         "same way; compare these numbers with one another, as the vectors of any two clips may be alike. Pieces of the "
         "clip's own video are left out.",
-        f"Searched: {pool.told}.",
+        f"Searched: {pool.origin}.",
     ]

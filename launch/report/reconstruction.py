@@ -1,4 +1,4 @@
-"""What a masked autoencoder fills in ─► filmstrips, GIFs, texts and figures of visualize.py's page.
+"""A masked autoencoder and clips ─► filmstrips, GIFs, texts and figures of visualize.py's page.
 
 masks, unfit = other_masks(model.config, ["all"], ratio=0.5)
 section = reconstruction_section(model, clips, masks, unfit, out, seed=0, frame_ms=160, device=device)
@@ -28,11 +28,11 @@ BEST_WIDTH = 1030  # of its frames side by side, at most, pixels
 
 @dataclass(frozen=True)
 class Shown:
-    """One clip, looked at under one mask or several.
+    """A clip and its reconstructions under one or more masks.
 
     Attributes:
         clip: The clip.
-        results: Type of mask -> what the model made of it (arrays of one clip).
+        results: Type of mask -> the model's reconstruction (arrays of one clip).
         scores: Type of mask -> method -> PSNR on hidden patches, decibels.
     """
 
@@ -79,26 +79,26 @@ def reconstruction_section(
 def _reconstructions(
     model: "MAE", clips: Sequence[Clip], masks: Mapping[str, "MAEConfig"], *, seed: int, device: "torch.device"
 ) -> Iterator[Shown]:
-    """What the model makes of each clip under each mask. A clip keeps its mask, whichever others are shown with it."""
+    """Yield the reconstructions of each clip under each mask; its masks do not depend on the other clips."""
     from mae3d.analysis.reconstruct import Reconstruction, reconstruct
     from mae3d.model.masking import mask_noise
 
-    own = model.config
-    for some, pixels in batches(clips, device, doing="reconstructing"):
-        numbers = [clip.number for clip in some]
-        noise = mask_noise(seed=seed, epoch=0, positions=numbers, views=1, tokens=own.num_tokens).to(device)
+    model_config = model.config
+    for batch, pixels in batches(clips, device, doing="reconstructing"):
+        numbers = [clip.number for clip in batch]
+        noise = mask_noise(seed=seed, epoch=0, positions=numbers, views=1, tokens=model_config.num_tokens).to(device)
         results = {}
         for kind, masked in masks.items():
             model.config = masked
             results[kind] = reconstruct(model, pixels, noise)
-        model.config = own
-        for i, clip in enumerate(some):
+        model.config = model_config
+        for i, clip in enumerate(batch):
             ones = {kind: Reconstruction(*(field[i] for field in result)) for kind, result in results.items()}
-            yield Shown(clip, ones, {kind: scores_of(one, own) for kind, one in ones.items()})
+            yield Shown(clip, ones, {kind: scores_of(one, model_config) for kind, one in ones.items()})
 
 
 def scores_of(result: "Reconstruction", config: "MAEConfig") -> dict[str, float]:
-    """PSNR on hidden patches, decibels: the model first, then what needs no model."""
+    """Return PSNR on hidden patches, decibels: the model's first, then of fills that need no model."""
     import numpy as np
 
     from mae3d.analysis.reconstruct import nearest_visible
@@ -115,7 +115,7 @@ def scores_of(result: "Reconstruction", config: "MAEConfig") -> dict[str, float]
 
 
 def draw(sample: Shown, out: Path, *, frame_ms: int) -> "Card":
-    """Write one clip's PNG, GIF and WebP; what the page says of it."""
+    """Write one clip's PNG, GIF and WebP; return its card of the page."""
     from launch.report.page import Card
     from mae3d.io.contact_sheet import filmstrip, save_animation
 
@@ -126,18 +126,18 @@ def draw(sample: Shown, out: Path, *, frame_ms: int) -> "Card":
     save_animation(panels, out / animation, frame_ms=frame_ms)
     if len(sample.scores) == 1:
         (scores,) = sample.scores.values()
-        told = f"PSNR {scores[OURS]:.1f} dB, best fill {_best_fill(scores):.1f} dB"
+        note = f"PSNR {scores[OURS]:.1f} dB, best fill {_best_fill(scores):.1f} dB"
     else:
-        told = "PSNR " + ", ".join(f"{kind} {scores[OURS]:.1f}" for kind, scores in sample.scores.items()) + " dB"
+        note = "PSNR " + ", ".join(f"{kind} {scores[OURS]:.1f}" for kind, scores in sample.scores.items()) + " dB"
     return Card(
         clip.title,
-        " · ".join([*clip.notes, told]),
+        " · ".join([*clip.notes, note]),
         {animation: "as an animation: " + ", ".join(panels), strip: "rows: " + ", ".join(rows)},
     )
 
 
 def _rows(sample: Shown) -> tuple[dict[str, "np.ndarray"], dict[str, "np.ndarray"]]:
-    """The filmstrip's rows and the animation's panels: all that there is of one mask; of several, two rows each."""
+    """Return the filmstrip's rows and the animation's panels: all of a single mask; two rows each of more masks."""
     results = list(sample.results.values())
     rows = {"original": results[0].original}
     if len(results) == 1:
@@ -188,7 +188,7 @@ def mean_scores(shown: Sequence[Shown], kind: str) -> dict[str, float]:
 
 
 def describe(config: "MAEConfig", *, unfit: Sequence[str] = ()) -> list[str]:
-    """How to read the section."""
+    """Return the paragraphs that say how to read the section."""
     paragraphs = [
         "Part of each clip is hidden from the model, which fills it in from the rest. A clip is shown once as it is, "
         "once as the model sees it (hidden patches grey), once as the model predicts it, and with the prediction in "
@@ -209,23 +209,23 @@ def describe(config: "MAEConfig", *, unfit: Sequence[str] = ()) -> list[str]:
     return paragraphs + [f"Left out is the mask {problem}." for problem in unfit]
 
 
-def mask_facts(own: "MAEConfig", masks: Mapping[str, "MAEConfig"]) -> dict[str, str]:
-    """What the page says of what is hidden; `own` is what the model was trained with."""
+def mask_facts(model_config: "MAEConfig", masks: Mapping[str, "MAEConfig"]) -> dict[str, str]:
+    """Return the page's facts about the masks, and about those of `model_config`, the training."""
     config = next(iter(masks.values()))
     hidden = config.num_tokens - config.num_kept
     if len(masks) == 1:
-        told = f"{hidden} of {config.num_tokens} tokens (mask ratio {config.mask_ratio:g}), {config.mask_type}"
+        description = f"{hidden} of {config.num_tokens} tokens (mask ratio {config.mask_ratio:g}), {config.mask_type}"
     else:
-        told = f"in {len(masks)} ways, mask ratio {config.mask_ratio:g}"
+        description = f"in {len(masks)} ways, mask ratio {config.mask_ratio:g}"
     return {
-        "hidden": told,
-        "trained with": f"{own.mask_type} masks, ratio {own.mask_ratio:g}",
-        "target": "pixels, each patch normalised" if own.norm_pix_loss else "pixels",
+        "hidden": description,
+        "trained with": f"{model_config.mask_type} masks, ratio {model_config.mask_ratio:g}",
+        "target": "pixels, each patch normalised" if model_config.norm_pix_loss else "pixels",
     }
 
 
 def table_of(shown: Sequence[Shown]) -> "Table":
-    """Mean PSNR of each method, and in how many samples the model is the closer one; of several masks, a row each."""
+    """Return mean PSNR of each method, and in how many samples the model is closer; of more masks, one row each."""
     from launch.report.page import Table
 
     def wins(kind: str, name: str) -> str:
@@ -238,11 +238,11 @@ def table_of(shown: Sequence[Shown]) -> "Table":
         (kind,) = kinds
         rows = [(n, f"{mean:.2f} dB", "" if n == OURS else wins(kind, n)) for n, mean in means[kind].items()]
         return Table("How close, on hidden patches", ("filled in with", "PSNR, mean", f"{OURS} closer"), rows)
-    several = []
+    rows_of_masks = []
     for kind in kinds:
         fill = max((name for name in means[kind] if name != OURS), key=means[kind].__getitem__)
         hidden = sum(float(sample.results[kind].hidden.mean()) for sample in shown) / len(shown)
         ours, theirs = means[kind][OURS], means[kind][fill]
-        several.append((kind, f"{hidden:.1%}", f"{ours:.2f} dB", f"{theirs:.2f} dB", wins(kind, fill), fill))
+        rows_of_masks.append((kind, f"{hidden:.1%}", f"{ours:.2f} dB", f"{theirs:.2f} dB", wins(kind, fill), fill))
     columns = ("mask", "hidden", "PSNR, mean", "best fill, mean", f"{OURS} closer", "the best fill")
-    return Table("How close, on hidden patches; the model's own mask first", columns, several)
+    return Table("How close, on hidden patches; the model's own mask first", columns, rows_of_masks)

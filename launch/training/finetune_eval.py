@@ -65,7 +65,7 @@ class Validator:
             self._held_out.corpus,
             self._held_out.rows,
             num_classes=model_config.num_classes,
-            several=model_config.multi_label,
+            multi_label=model_config.multi_label,
             training=False,
         )
 

@@ -133,7 +133,7 @@ class Monitor:
             return vectors
 
         pool_rows, pool_features = self._score(pool, score_batch, stopping)
-        multi_label = pool.corpus.has_several_labels or self._held_out.corpus.has_several_labels
+        multi_label = pool.corpus.has_multiple_labels or self._held_out.corpus.has_multiple_labels
         classes = max(pool.corpus.num_classes, self._held_out.corpus.num_classes)
         pool_targets, targets = _targets(pool, pool_rows, classes), _targets(self._held_out, rows, classes)
         labelled = targets.any(axis=1)

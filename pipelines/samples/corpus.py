@@ -94,7 +94,7 @@ class Corpus:
         return self.labels.names
 
     @cached_property
-    def has_several_labels(self) -> bool:
+    def has_multiple_labels(self) -> bool:
         """Return whether any sample has more than one label."""
         return bool((self.labels.per_sample > 1).any())
 
@@ -173,7 +173,7 @@ class Corpus:
 
         Raises:
             OSError: it cannot be read, or fetched.
-            DamagedFileError: it was fetched, and is not the one of which dataset.json tells.
+            DamagedFileError: it was fetched, and its sha256 is not that of dataset.json.
         """
         which, number = self._locate_shard(shard)
         if which in self._remote:
@@ -284,14 +284,16 @@ def _joined(columns: list[np.ndarray]) -> np.ndarray:
     return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
-def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int, several: bool, training: bool = True) -> None:
+def check_labels(
+    corpus: "Corpus", rows: np.ndarray, *, num_classes: int, multi_label: bool, training: bool = True
+) -> None:
     """Check, before any training, that a classifier of `num_classes` can be trained or validated on these samples.
 
     Args:
         corpus: has the labels.
         rows: (n,) the training samples.
         num_classes: labels run from 0 to num_classes - 1.
-        several: whether a sample may have several labels, or none.
+        multi_label: whether a sample may have several labels, or none.
         training: whether every class must have a sample.
 
     Raises:
@@ -299,7 +301,7 @@ def check_labels(corpus: "Corpus", rows: np.ndarray, *, num_classes: int, severa
             sample, by name.
     """
     labels = corpus.labels
-    if not several:
+    if not multi_label:
         odd = rows[labels.per_sample[rows] != 1]
         if len(odd):
             bad = [

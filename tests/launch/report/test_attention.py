@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from launch import visualize
-from launch.report.attention import Asked, attention_section, default_query
+from launch.report.attention import AttentionQuery, attention_section, default_query
 from launch.report.clips import Clip
 from mae3d.analysis.attention import layer_attention, query_of, rollout
 from mae3d.io.contact_sheet import overlay
@@ -68,11 +68,15 @@ def frames_of(strip: Path, row: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("asked", "head"),
-    [(Asked(layer=1, head="2"), 2), (Asked(layer=-1), None), (Asked(rolled=True, query="mean"), None)],
+    [
+        (AttentionQuery(layer=1, head="2"), 2),
+        (AttentionQuery(layer=-1), None),
+        (AttentionQuery(rolled=True, query="mean"), None),
+    ],
 )
-def test_the_heat_is_the_attention(model: MAE, tmp_path: Path, asked: Asked, head: int | None) -> None:
+def test_the_heat_is_the_attention(model: MAE, tmp_path: Path, asked: AttentionQuery, head: int | None) -> None:
     clip = random_clip()
-    asked = Asked(asked.layer, asked.head, asked.query or "cls", asked.rolled)
+    asked = AttentionQuery(asked.layer, asked.head, asked.query or "cls", asked.rolled)
     (tmp_path / "images").mkdir()
     attention_section(model, [clip], asked, tmp_path, frame_ms=100, device=torch.device("cpu"))
     query = query_of(CONFIG, asked.query or "cls")
@@ -91,7 +95,7 @@ def test_the_heat_is_the_attention(model: MAE, tmp_path: Path, asked: Asked, hea
 def test_a_patch_that_asks_is_outlined_where_it_is(model: MAE, tmp_path: Path) -> None:
     clip = random_clip()
     (tmp_path / "images").mkdir()
-    attention_section(model, [clip], Asked(query="1,0,2"), tmp_path, frame_ms=100, device=torch.device("cpu"))
+    attention_section(model, [clip], AttentionQuery(query="1,0,2"), tmp_path, frame_ms=100, device=torch.device("cpu"))
     changed = (frames_of(tmp_path / "images" / "noise_attention.png", 0) != clip.frames).any(axis=-1)
     assert not changed[:2].any()
     for frame in changed[2:]:

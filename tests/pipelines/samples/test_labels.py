@@ -94,7 +94,7 @@ def test_a_file_replaces_the_labels_and_tells_what_did_not_match(plain: Corpus, 
         f"{path}: 5 rows, 1 match no sample, 1 repeat another; 3 samples labelled, 11 without a label"
     )
     corpus = open_corpus([plain.datasets[0].root], labels=path)
-    assert (corpus.num_classes, corpus.has_several_labels) == (3, False)
+    assert (corpus.num_classes, corpus.has_multiple_labels) == (3, False)
 
 
 def test_several_labels_a_sample_by_key(plain: Corpus, tmp_path: Path) -> None:
@@ -157,25 +157,25 @@ def _labelled(plain: Corpus, *samples: list[int]) -> Corpus:
 
 
 def test_fault_39_labels_out_of_range_and_missing_classes_are_refused_with_the_list(plain: Corpus) -> None:
-    check_labels(_labelled(plain, [0], [1, 2], []), np.arange(14), num_classes=3, several=True)
+    check_labels(_labelled(plain, [0], [1, 2], []), np.arange(14), num_classes=3, multi_label=True)
     corpus = _labelled(plain, [0], [5, 1], [], [2], [7])
     first, second = (f"{label} ({corpus.name(row)}, key {corpus.key(row)})" for label, row in ((5, 1), (7, 4)))
     told = f"2 labels are out of range for 4 classes (0 to 3): {first}, {second}."
     with pytest.raises(DatasetError, match=re.escape(told)):
-        check_labels(corpus, np.arange(14), num_classes=4, several=True)
+        check_labels(corpus, np.arange(14), num_classes=4, multi_label=True)
     with pytest.raises(DatasetError, match=r"3 of 8 classes have no training sample: 3 \(fall\), 4, 6\."):
-        check_labels(corpus, np.arange(14), num_classes=8, several=True)
+        check_labels(corpus, np.arange(14), num_classes=8, multi_label=True)
     # Samples that do not take part are no training samples, and are not checked.
     with pytest.raises(DatasetError, match=r"1 of 3 classes have no training sample: 1 \(run\)"):
-        check_labels(corpus, np.array([0, 3]), num_classes=3, several=False)
+        check_labels(corpus, np.array([0, 3]), num_classes=3, multi_label=False)
     # Validation need not have every class, but its labels must fit as well.
-    check_labels(corpus, np.array([0, 3]), num_classes=3, several=False, training=False)
+    check_labels(corpus, np.array([0, 3]), num_classes=3, multi_label=False, training=False)
     with pytest.raises(DatasetError, match=re.escape(told)):
-        check_labels(corpus, np.arange(14), num_classes=4, several=True, training=False)
+        check_labels(corpus, np.arange(14), num_classes=4, multi_label=True, training=False)
 
 
 def test_samples_without_one_label_each_are_refused_where_each_must_have_one(plain: Corpus) -> None:
     corpus = _labelled(plain, [0], [1, 2], [], [2])
     odd = ", ".join(f"{corpus.name(row)}, key {corpus.key(row)} ({count})" for row, count in ((1, 2), (2, 0)))
     with pytest.raises(DatasetError, match=re.escape(f"2 of 4 samples do not have one label each: {odd}.")):
-        check_labels(corpus, np.arange(4), num_classes=3, several=False)
+        check_labels(corpus, np.arange(4), num_classes=3, multi_label=False)
