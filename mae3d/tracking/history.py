@@ -24,6 +24,8 @@ _COUNTS = {  # of metrics.jsonl, in words
 }
 
 Row = Mapping[str, Any]
+Line = tuple[str, str]  # of a summary: its subject, and the text
+_BELOW = "\n" + 9 * " "  # further lines of a subject stand below its text
 
 
 class HistoryError(ValueError):
@@ -108,60 +110,58 @@ def summary(folder: str | Path) -> str:
     """
     run = Path(folder)
     rows, config = rows_of(run), Run(run).stored()
-    lines = dict(_length(run, rows))
-    lines |= _scores(rows)
-    lines |= _speed(rows, config)
-    lines["trouble"] = _trouble(rows[-1] if "loss" in rows[-1] else next((r for r in rows[::-1] if "loss" in r), {}))
-    lines |= _model(run, config)
-    return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items())
+    lines = [
+        *_length(run, rows),
+        *_scores(rows),
+        *_speed(rows, config),
+        ("trouble", _trouble(rows)),
+        *_model(run, config),
+    ]
+    return "\n".join(f"{name + ':':9}{text}" for name, text in lines)
 
 
-def _length(run: Path, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def _length(run: Path, rows: Sequence[Row]) -> Iterator[Line]:
+    state = "running, or killed: then the same command goes on"
     if (run / DONE).exists():
         state = "finished"
     elif (run / STOPPED).exists():
         state = f"{(run / STOPPED).read_text().strip()}; the same command goes on"
-    else:
-        state = "running, or killed: then the same command goes on"
     yield "run", f"{run} ({state})"
     yield "length", f"{rows[-1]['step']:,} steps, {rows[-1].get('epoch', math.nan):.1f} epochs"
     losses = [row for row in rows if is_number(row.get("loss"))]
     if losses:
         first, last = losses[0], losses[-1]
         step, lowest = best_of(losses, "loss") or (0, math.nan)
-        yield (
-            "loss",
-            f"{first['loss']:.4f} at step {first['step']:,}, {last['loss']:.4f} at step {last['step']:,}"
-            + (f"; lowest {lowest:.4f} at step {step:,}" if step != last["step"] else ""),
-        )
+        text = f"{first['loss']:.4f} at step {first['step']:,}, {last['loss']:.4f} at step {last['step']:,}"
+        yield "loss", text + (f"; lowest {lowest:.4f} at step {step:,}" if step != last["step"] else "")
 
 
-def _scores(rows: Sequence[Row]) -> dict[str, str]:
+def _scores(rows: Sequence[Row]) -> Iterator[Line]:
     lines = []
     for name in score_names(rows):
         if best := best_of(rows, name):
             last = next(row for row in reversed(rows) if is_number(row.get(name)))
             text = f"{name} {last[name]:.4f} at step {last['step']:,}"
             lines.append(text + ("" if best[1] == last[name] else f", best {best[1]:.4f} at step {best[0]:,}"))
-    return {"scores": "\n         ".join(lines)} if lines else {}
+    if lines:
+        yield "scores", _BELOW.join(lines)
 
 
-def _speed(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, str]:
+def _speed(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[Line]:
     clips = config.get("train", {}).get("global_batch", 1) * config.get("data", {}).get("repeat_aug", 1)
-    speed = speed_of(rows, clips_per_step=clips)
-    if not speed:
-        return {}
-    hours = speed["hours"]
-    text = f"{speed['clips_per_s']:.1f} clips/s, " + (f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min")
-    text += f" in steps, {speed.get('data_wait', 0):.1%} of it waiting for data"
-    return {"speed": text + (f", MFU {speed['mfu']:.1%}" if "mfu" in speed else "")}
+    if speed := speed_of(rows, clips_per_step=clips):
+        hours = speed["hours"]
+        text = f"{speed['clips_per_s']:.1f} clips/s, " + (f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min")
+        text += f" in steps, {speed.get('data_wait', 0):.1%} of it waiting for data"
+        yield "speed", text + (f", MFU {speed['mfu']:.1%}" if "mfu" in speed else "")
 
 
-def _trouble(row: Row) -> str:
-    return "; ".join(f"{row[name]:,} {what}" for name, what in _COUNTS.items() if row.get(name)) or "none"
+def _trouble(rows: Sequence[Row]) -> str:
+    last = next((row for row in reversed(rows) if "loss" in row), {})
+    return "; ".join(f"{last[name]:,} {what}" for name, what in _COUNTS.items() if last.get(name)) or "none"
 
 
-def _model(run: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _model(run: Path, config: Mapping[str, Any]) -> Iterator[Line]:
     folder = run / CHECKPOINTS
     best, latest = ((folder / name).read_text().strip() if (folder / name).is_file() else "" for name in (BEST, LATEST))
     if not latest:
@@ -171,16 +171,17 @@ def _model(run: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", f"{folder / (best or latest)} ({which}{', and the best' if best == latest else ''})"
     shards = config.get("data", {}).get("shards") or "SHARDS"
     shards = shards if isinstance(shards, str) else " ".join(shards)
-    commands = [f"python -m mae3d.metrics plot {run}"]
+    visualize = f"python launch/visualize.py --run {run} --data.shards {shards} --out {run}-report"
     if "few_shot" in config:  # of finetuning alone
-        commands += [
+        commands = [
             f"python launch/evaluate.py --run {run} --data.shards TEST --num_clips 5 --num_crops 3 --out {run}-test",
-            f"python launch/visualize.py --run {run} --data.shards {shards} --out {run}-report",
+            visualize,
         ]
     else:
-        commands += [
-            f"python launch/visualize.py --run {run} --data.shards {shards} --out {run}-report",
+        commands = [
+            visualize,
             f"python launch/probe.py --run {run} --data.shards {shards} --test.shards TEST --out {run}-probes",
             f"python launch/finetune.py --init {run} --data.shards {shards} --val.shards VAL --run.dir {run}-fine",
         ]
-    yield "next", "\n         ".join([*commands, f"python launch/export.py {run} {run}-model"])
+    plot, export = f"python -m mae3d.metrics plot {run}", f"python launch/export.py {run} {run}-model"
+    yield "next", _BELOW.join([plot, *commands, export])
