@@ -20,7 +20,7 @@ import yaml
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import MANIFEST, CheckpointError
-from mae3d.io.files import sha256_of, sync, write_text
+from mae3d.io.files import sync, write_text
 from mae3d.io.resume import ALL_FIXED, ResumeRules
 from mae3d.io.storage import Storage, access_remedy, describe_error
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run
@@ -121,9 +121,8 @@ class Mirror:
                 return True
             entries = checkpoint.parse_manifest(manifest)
             if f"{where}/{MANIFEST}" in there:
-                sizes = {file: there.get(f"{where}/{file}") for file in entries}
-                whole = sizes == {file: entry["bytes"] for file, entry in entries.items()}
-                if whole and store.read_text(f"{where}/{MANIFEST}") == manifest:
+                is_whole = all(there.get(f"{where}/{file}") == entry["bytes"] for file, entry in entries.items())
+                if is_whole and store.read_text(f"{where}/{MANIFEST}") == manifest:
                     self._sent[name] = manifest
                     return True
                 store.remove(f"{where}/{MANIFEST}")  # of the same step, of a course that was left
@@ -187,7 +186,7 @@ def restore(run: Path, url: str, rules: ResumeRules = ALL_FIXED) -> str:
         name = _fetch_newest(run, store, there, have)
         if name is None:
             return ""
-        best = store.read_text(f"{CHECKPOINTS}/{BEST}").strip() if f"{CHECKPOINTS}/{BEST}" in there else None
+        best = _pointed(store, there, BEST)
         if best is not None and best != name and best in _complete(there):
             _fetch(run, store, best)
         for small in (*_SMALL, *_MARKERS):
@@ -207,8 +206,8 @@ def restore(run: Path, url: str, rules: ResumeRules = ALL_FIXED) -> str:
 
 def _fetch_newest(run: Path, store: Storage, there: Mapping[str, int | None], have: list[str]) -> str | None:
     """Fetch the newest complete checkpoint that is newer than the folder's; return its name, or None."""
-    failures = []
-    for name in reversed(_up_to_latest(store, there)):
+    latest, failures = _pointed(store, there, LATEST), []
+    for name in reversed([name for name in _complete(there) if not latest or name <= latest]):
         folder = checkpoint.step_folder(run, checkpoint.step_of(name))
         if (have and name <= have[-1]) or _is_whole(folder):
             return None
@@ -247,9 +246,8 @@ def _fetch(run: Path, store: Storage, name: str) -> None:
             store.get(f"{CHECKPOINTS}/{name}/{file}", staging / file)
         except FileNotFoundError as error:
             raise CheckpointError(f"{where}/{file}: missing") from error
-        size = (staging / file).stat().st_size
-        if size != entry["bytes"] or sha256_of(staging / file) != entry["sha256"]:
-            raise CheckpointError(f"{where}/{file}: not the file that was written")
+        if damage := checkpoint.damage_of(staging / file, entry, full=True):
+            raise CheckpointError(f"{where}/{file}: {damage}")
         sync(staging / file)
     write_text(staging / MANIFEST, manifest)
     checkpoint.put_in_place(staging, final)
@@ -266,18 +264,14 @@ def complete(url: str) -> list[str]:
 
 
 def _complete(there: Mapping[str, int | None]) -> list[str]:
-    parts = [name.split("/") for name in there]
-    return sorted(
-        part[1]
-        for part in parts
-        if len(part) == 3 and part[0] == CHECKPOINTS and part[2] == MANIFEST and checkpoint.is_name(part[1])
-    )
+    names = [name.removeprefix(f"{CHECKPOINTS}/").removesuffix(f"/{MANIFEST}") for name in there]
+    return sorted(name for name in names if checkpoint.is_name(name) and f"{CHECKPOINTS}/{name}/{MANIFEST}" in there)
 
 
-def _up_to_latest(store: Storage, there: Mapping[str, int | None]) -> list[str]:
-    pointer = f"{CHECKPOINTS}/{LATEST}"
-    latest = store.read_text(pointer).strip() if pointer in there else ""
-    return [name for name in _complete(there) if not latest or name <= latest]
+def _pointed(store: Storage, there: Mapping[str, int | None], pointer: str) -> str | None:
+    """Return the name that `latest` or `best` holds behind the URL; None if there is no such file."""
+    name = f"{CHECKPOINTS}/{pointer}"
+    return store.read_text(name).strip() if name in there else None
 
 
 def _is_whole(folder: Path) -> bool:
