@@ -69,17 +69,14 @@ class Loader:
         check_views(config, num_frames=num_frames, size=size)
         self._corpus, self._config = corpus, config
         self._num_frames, self._size, self._device = num_frames, size, torch.device(device)
-        self._rank, self._world, self._local_world, self._accumulation = (
-            rank,
-            world,
-            local_world,
-            accumulation,
-        )
+        self._rank, self._world, self._local_world = rank, world, local_world
+        self._accumulation = accumulation
         self.micro_batch = micro_batch(global_batch, world=world, accumulation=accumulation)
-        self._rows = select_rows(corpus, config.select, rows=usable_rows(corpus, config, num_frames=num_frames))
+        usable = usable_rows(corpus, config, num_frames=num_frames)
+        self.rows = select_rows(corpus, config.select, rows=usable)  # (n,) the samples that take part
         self.num_short = int(short_rows(corpus, config, num_frames=num_frames).sum())
-        self.order = _make_order(corpus, config, self._rows, global_batch=global_batch, seed=seed)
-        self._fingerprint = fingerprint(corpus, config, self.order, self._rows, num_frames=num_frames, size=size)
+        self.order = _make_order(corpus, config, self.rows, global_batch=global_batch, seed=seed)
+        self._fingerprint = fingerprint(corpus, config, self.order, self.rows, num_frames=num_frames, size=size)
         self._steps_at_once = steps_read_at_once(prefetch=config.prefetch, accumulation=accumulation)
         check_cache(corpus, self.order, world=world, local_world=local_world, steps=self._steps_at_once)
         if rank == 0:
@@ -98,14 +95,9 @@ class Loader:
         return self.order.steps_per_epoch
 
     @property
-    def rows(self) -> np.ndarray:
-        """(n,) the samples that take part, rows of the corpus."""
-        return self._rows
-
-    @property
     def num_samples(self) -> int:
         """Samples that take part, of which an epoch takes what data.weights and the global batch leave."""
-        return len(self._rows)
+        return len(self.rows)
 
     @property
     def epoch(self) -> float:
@@ -134,7 +126,7 @@ class Loader:
                 size=self._size,
                 device=self._device,
                 local_world=self._local_world,
-                spares=self._rows,
+                spares=self.rows,
             )
         batch = next(self._stream)
         self._delivered += 1
@@ -191,7 +183,7 @@ class Loader:
                 logger.info(
                     "%s has grown: from epoch %d on there are %d samples to choose from, %d steps an epoch; the rest "
                     "of epoch %d is left out",
-                    self._corpus, self._start[0], len(self._rows), self.steps_per_epoch, state["epoch"],
+                    self._corpus, self._start[0], len(self.rows), self.steps_per_epoch, state["epoch"],
                 )  # fmt: skip
 
     def close(self) -> None:
@@ -222,7 +214,7 @@ class Loader:
                 yield training_request(
                     self._corpus,
                     self._config,
-                    rows=self._rows[self.order.samples(positions, epoch=epoch)],
+                    rows=self.rows[self.order.samples(positions, epoch=epoch)],
                     positions=positions,
                     epoch=epoch,
                     seed=self.order.seed,

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from pipelines.storage.remote import RemoteShards
 
 
+def _joined(columns: list[np.ndarray]) -> np.ndarray:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
+def _column(name: str) -> "cached_property[np.ndarray]":
+    """Return a property of a corpus: its datasets' columns of this name, one behind the other."""
+    return cached_property(lambda corpus: _joined([getattr(dataset, name) for dataset in corpus.datasets]))
+
+
 class Corpus:
     """Datasets one behind the other. Arrays have length N, all samples; one dataset's are its mapped columns."""
 
@@ -62,25 +71,9 @@ class Corpus:
             for number, what in dataset.bad_shards.items()
         ]
 
-    @cached_property
-    def num_frames(self) -> np.ndarray:
-        """(N,) int32."""
-        return _joined([dataset.num_frames for dataset in self.datasets])
-
-    @cached_property
-    def fps(self) -> np.ndarray:
-        """(N,) float64, NaN = unknown."""
-        return _joined([dataset.fps for dataset in self.datasets])
-
-    @cached_property
-    def width(self) -> np.ndarray:
-        """(N,) int32, in pixels."""
-        return _joined([dataset.width for dataset in self.datasets])
-
-    @cached_property
-    def height(self) -> np.ndarray:
-        """(N,) int32, in pixels."""
-        return _joined([dataset.height for dataset in self.datasets])
+    num_frames = _column("num_frames")  # (N,) int32
+    fps = _column("fps")  # (N,) float64, NaN = unknown
+    width, height = _column("width"), _column("height")  # (N,) int32, in pixels
 
     @cached_property
     def shard(self) -> np.ndarray:
@@ -278,10 +271,6 @@ def open_corpus(
         for i, root in enumerate(roots)
     ]
     return Corpus(datasets, remote=remote, labels=read_labels(labels, datasets) if labels else None)
-
-
-def _joined(columns: list[np.ndarray]) -> np.ndarray:
-    return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
 def check_labels(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,6 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from preprocess.dataset.index import Dataset, DatasetError
-
-if TYPE_CHECKING:
-    pass
 
 Array = Any  # a pa.Array; the stubs of pyarrow do not know which
 SHOWN = 10  # so many of a list stand in a message
