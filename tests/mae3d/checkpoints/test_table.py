@@ -9,6 +9,7 @@ from mae3d.checkpoint import main
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.mirror import Mirror
+from mae3d.io.resume import ResumeRules
 from mae3d.tracking.run_dir import Run
 from tests.mae3d.checkpoints.test_format import save, save_scored
 from tests.support import launch
@@ -64,7 +65,7 @@ def test_damage_is_named_and_exit_2_only_if_nothing_is_whole(run: Path, capsys: 
 
 def test_the_mirror_is_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     there = tmp_path / "there"
-    Run(run).claim({"run": {"remote": str(there)}}, extend=False)
+    Run(run, ResumeRules(free=("run",))).claim({"run": {"remote": str(there)}}, extend=False)
     mirror = Mirror(run, str(there), keep_last=2, keep_every=0)
     mirror.push()
     mirror.finish()

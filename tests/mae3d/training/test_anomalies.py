@@ -11,26 +11,26 @@ from mae3d.training.anomalies import Guard, TrainingError
 
 def feed(guard: Guard, losses: list[float], *, first: int = 0) -> None:
     for i in range(len(losses)):
-        assert not guard.stepped(True, place=(0, 4 * (first + i)))
+        assert not guard.stepped(True, origin=(0, 4 * (first + i)))
 
 
 def test_a_checkpoint_is_restored_after_so_many_in_a_row_and_only_so_often() -> None:
     guard = Guard(max_skipped=3, max_rollbacks=2)
     guard.start(0)
     for rollback in range(2):
-        asked = [guard.stepped(False, place=(0, i)) for i in range(3)]
+        asked = [guard.stepped(False, origin=(0, i)) for i in range(3)]
         assert asked == [False, False, True]
         guard.went_back(0)
         assert guard.rollbacks == rollback + 1
         assert guard.in_a_row == 0
     # One that works in between begins the row anew.
-    assert not guard.stepped(False, place=(1, 0))
-    assert not guard.stepped(False, place=(1, 4))
-    assert not guard.stepped(True, place=(1, 8))
-    assert not guard.stepped(False, place=(1, 12))
-    assert not guard.stepped(False, place=(1, 16))
+    assert not guard.stepped(False, origin=(1, 0))
+    assert not guard.stepped(False, origin=(1, 4))
+    assert not guard.stepped(True, origin=(1, 8))
+    assert not guard.stepped(False, origin=(1, 12))
+    assert not guard.stepped(False, origin=(1, 16))
     with pytest.raises(TrainingError, match=r"3 steps .* position 20 of epoch 1, after 2 restored checkpoints"):
-        guard.stepped(False, place=(1, 20))
+        guard.stepped(False, origin=(1, 20))
     assert guard.skipped == 11
 
 
@@ -38,9 +38,9 @@ def test_fault_28_steps_that_are_left_out_silently_are_told() -> None:
     guard = Guard(max_skipped=3, max_rollbacks=2)
     guard.start(100)
     for applied in (True, True, False, True):
-        guard.stepped(applied, place=(0, 0))
+        guard.stepped(applied, origin=(0, 0))
     guard.check(103)
-    guard.stepped(True, place=(0, 0))
+    guard.stepped(True, origin=(0, 0))
     with pytest.raises(TrainingError, match=r"told of 104 optimizer steps, AdamW counts 103.*8415"):
         guard.check(103)
 

@@ -48,7 +48,7 @@ class OneProcess:
     """A World of one, without a process group."""
 
     device = torch.device("cpu")
-    place = SimpleNamespace(size=1)
+    ranks = SimpleNamespace(size=1)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         return values
