@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mae3d.distributed import World
     from mae3d.model.config import ClassifierConfig, MAEConfig
     from mae3d.tracking.run_dir import Run
-    from mae3d.training.loop import Plan
+    from mae3d.training.loop import TrainSchedule
     from pipelines.config import DataConfig
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
@@ -19,7 +19,7 @@ def start_summary(
     config: TrainingConfig,
     corpus: "Corpus",
     loader: "Loader",
-    plan: "Plan",
+    schedule: "TrainSchedule",
     world: "World",
     model_config: "MAEConfig | ClassifierConfig",
     *,
@@ -33,7 +33,7 @@ def start_summary(
         config: the settings.
         corpus: the datasets.
         loader: their selection and order.
-        plan: lengths and rates.
+        schedule: lengths and rates.
         world: all ranks.
         model_config: the model's.
         parameters: how many it has.
@@ -43,7 +43,7 @@ def start_summary(
     from mae3d.training.metrics import memory_estimate
 
     data, train, ranks = config.data, config.train, world.ranks
-    epochs = plan.total_steps / loader.steps_per_epoch
+    epochs = schedule.total_steps / loader.steps_per_epoch
     states, activations = memory_estimate(
         model_config,
         parameters=parameters,
@@ -57,10 +57,10 @@ def start_summary(
     return {
         "model": f"{model_config.preset}, {parameters / 1e6:.1f} M parameters, clips {size}, {model_note}",
         **_data_lines(data, corpus, loader),
-        "step": f"{train.global_batch} samples x {data.repeat_aug} views = {plan.clips_per_step} clips "
+        "step": f"{train.global_batch} samples x {data.repeat_aug} views = {schedule.clips_per_step} clips "
         f"(processes {ranks.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
         "rate": rate,
-        "length": f"{plan.total_steps:,} steps = {epochs:.1f} epochs of {loader.steps_per_epoch}",
+        "length": f"{schedule.total_steps:,} steps = {epochs:.1f} epochs of {loader.steps_per_epoch}",
         "memory": f"about {(states + activations) / 2**30:.1f} GiB per rank ({states / 2**30:.1f} for weights and "
         f"optimizer, about {activations / 2**30:.1f} for activations)",
         "device": f"{world.device.type}, {train.precision}, ZeRO {train.zero_stage}; JPEG decoding: {data.decode}",

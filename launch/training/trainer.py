@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mae3d.tracking.run_dir import Run
     from mae3d.training.config import OptimConfig
     from mae3d.training.engine import Engine
-    from mae3d.training.loop import Plan, Validation
+    from mae3d.training.loop import TrainSchedule, Validation
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
 
@@ -166,7 +166,7 @@ def run_task(
     task = make_task(config, corpus, run, world)
     model_config = task.model_config
     with closing(make_loader(config, corpus, world, model_config=model_config)) as loader:
-        plan = make_plan(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
+        schedule = make_schedule(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
         evaluation = task.open_evaluation(loader)
         claim(run, task.stored_config, world)
         if run.is_done:
@@ -182,7 +182,7 @@ def run_task(
                 config,
                 corpus,
                 loader,
-                plan,
+                schedule,
                 world,
                 model_config,
                 parameters=parameters,
@@ -202,7 +202,7 @@ def run_task(
         )
         with closing(engine):
             validation = evaluation.validation(engine)
-            finished = TrainingLoop(engine, loader, task.loss(), plan, run, world, model_config, validation).run()
+            finished = TrainingLoop(engine, loader, task.loss(), schedule, run, world, model_config, validation).run()
     report_end(run, world, finished=finished)
     return finished
 
@@ -283,7 +283,9 @@ def check_same_data(loader: "Loader", world: "World") -> None:
         raise ValueError("not all ranks see the same data: make the same shards reachable on every node")
 
 
-def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[int], flops_per_clip: float) -> "Plan":
+def make_schedule(
+    config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[int], flops_per_clip: float
+) -> "TrainSchedule":
     """Return the lengths, rates and intervals of the training.
 
     Args:
@@ -292,7 +294,7 @@ def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[in
         lr_batch: factors of the batch that optim.blr is scaled by.
         flops_per_clip: of a forward and backward pass.
     """
-    from mae3d.training.loop import Plan
+    from mae3d.training.loop import TrainSchedule
     from mae3d.training.optim import lr_at
 
     optim, train = config.optim, config.train
@@ -303,7 +305,7 @@ def make_plan(config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[in
     def lr(step: int) -> float:
         return lr_at(step, lr=peak, min_lr=optim.min_lr, warmup_steps=min(warmup, total), total_steps=total)
 
-    return Plan(
+    return TrainSchedule(
         total_steps=total,
         accumulation=train.accumulation,
         clips_per_step=train.global_batch * config.data.repeat_aug,

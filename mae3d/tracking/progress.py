@@ -1,6 +1,6 @@
 """Rows of numbers are logged by rank 0: to metrics.jsonl, the terminal and the requested trackers.
 
-journal = Journal(run, world, first_step=0, total_steps=1000)
+journal = ProgressLogger(run, world, first_step=0, total_steps=1000)
 journal.write({"step": 10, "loss": 0.9, ...})
 """
 
@@ -20,7 +20,7 @@ from mae3d.tracking.trackers import open_trackers
 _HOURS_AFTER = 10  # steps after which the rest of the run can be foretold
 
 
-class Journal:
+class ProgressLogger:
     """The log of a run: a line of metrics.jsonl, a bar on a terminal, one plain line per row anywhere else."""
 
     def __init__(self, run: Run, world: World, *, first_step: int, total_steps: int, log: LogConfig):
@@ -71,7 +71,7 @@ class Journal:
         elif self._enabled:
             print(text, flush=True)
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "ProgressLogger":
         return self
 
     def __exit__(self, *_: object) -> None:

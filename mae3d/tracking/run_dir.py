@@ -20,7 +20,7 @@ from mae3d.io.resume import ALL_FIXED, ResumeRules
 
 CONFIG, METRICS, DONE, STOPPED = "config.yaml", "metrics.jsonl", "DONE", "STOPPED"
 STOP = "STOP"  # made by a person: the run stops at the next step, and does not start while it is there
-SPIKES, BEATS = "spikes.jsonl", "heartbeats"
+SPIKES, HEARTBEATS = "spikes.jsonl", "heartbeats"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"  # a folder, and the files in it that name a checkpoint
 PICTURES = "eval"  # a folder with a picture of each evaluation
 
@@ -73,8 +73,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(config, sort_keys=False))
         (self.folder / STOPPED).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / BEATS, ignore_errors=True)
-        (self.folder / BEATS).mkdir(exist_ok=True)
+        shutil.rmtree(self.folder / HEARTBEATS, ignore_errors=True)
+        (self.folder / HEARTBEATS).mkdir(exist_ok=True)
         if extend:
             (self.folder / DONE).unlink(missing_ok=True)
 
@@ -126,15 +126,15 @@ class Run:
         with (self.folder / SPIKES).open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def beat(self, rank: int, step: int) -> None:
+    def heartbeat(self, rank: int, step: int) -> None:
         """Record that a rank has taken `step` steps. A full disk or a lost mount is no reason to stop."""
         with contextlib.suppress(OSError):
-            (self.folder / BEATS / f"rank-{rank:05d}").write_text(f"{step}\n")
+            (self.folder / HEARTBEATS / f"rank-{rank:05d}").write_text(f"{step}\n")
 
-    def told_beats(self) -> str:
+    def describe_heartbeats(self) -> str:
         """Describe how far each rank has come."""
         beats = []
-        for path in sorted((self.folder / BEATS).glob("rank-*")):
+        for path in sorted((self.folder / HEARTBEATS).glob("rank-*")):
             with contextlib.suppress(OSError, ValueError):
                 seconds = max(time.time() - path.stat().st_mtime, 0)
                 beats.append((int(path.read_text()), int(path.name.removeprefix("rank-")), seconds))

@@ -1,6 +1,6 @@
 """Skipped steps and loss spikes lead to a decision, the same on every rank: go on, go back, or give up.
 
-guard = Guard(max_skipped=10, max_rollbacks=3)
+guard = AnomalyGuard(max_skipped=10, max_rollbacks=3)
 if guard.stepped(engine.applied, origin=(epoch, position)):  # too many in a row: restore the last checkpoint
     ...
 spikes = guard.judge(losses, step=step)                     # at a log step
@@ -41,7 +41,7 @@ class Spike:
     position: int
 
 
-class Guard:
+class AnomalyGuard:
     """A counter of steps that DeepSpeed skipped for a gradient that is not finite, and a watch on the losses.
 
     The optimizer leaves such a step out on all processes, whichever had the bad gradient: the weights stay as they were

@@ -1,6 +1,6 @@
 """An engine, a loader and a loss become a trained model: the one loop, with its log, checkpoints and stop.
 
-finished = TrainingLoop(engine, loader, loss_of, plan, Run("out/run"), world, model_config=config).run()
+finished = TrainingLoop(engine, loader, loss_of, schedule, Run("out/run"), world, model_config=config).run()
 finished = TrainingLoop(..., validation=Validation(every=epoch, scores=validate, best="top1")).run()  # keeps the best
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from mae3d.distributed import World
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.tracking.config import LogConfig
-from mae3d.tracking.progress import Journal
+from mae3d.tracking.progress import ProgressLogger
 from mae3d.tracking.run_dir import DONE, SPIKES, STOP, STOPPED, Run
-from mae3d.training.anomalies import Guard, TrainingError
+from mae3d.training.anomalies import AnomalyGuard, TrainingError
 from mae3d.training.engine import Engine
 from mae3d.training.metrics import Meter
 from mae3d.training.saver import Saver
@@ -45,7 +45,7 @@ class BatchLoader(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainSchedule:
     """The length, the rates and the sizes of a training, fixed before the first step."""
 
     total_steps: int
@@ -90,7 +90,7 @@ class Validation:
         """Return the scores under their names in metrics.jsonl."""
         return {f"{self.prefix}_{name}": score for name, score in scores.items()}
 
-    def merit(self, scores: Mapping[str, float]) -> float:
+    def selection_score(self, scores: Mapping[str, float]) -> float:
         """Return the score that selects the best checkpoint, the greater the better."""
         return -scores[self.best] if self.lower_is_better else scores[self.best]
 
@@ -101,9 +101,9 @@ class TrainingLoop:
 
     Attributes:
         engine: the model.
-        loader: endless micro-batches, `plan.accumulation` of them per step.
+        loader: endless micro-batches, `schedule.accumulation` of them per step.
         loss_of: `loss_of(engine, batch, step=, micro=)` ─► scalar loss; `micro` counts the batches of a step.
-        plan: lengths, rates, intervals.
+        schedule: lengths, rates, intervals.
         folder: where everything is written.
         world: all ranks.
         model_config: stored with the weights.
@@ -113,25 +113,25 @@ class TrainingLoop:
     engine: Engine
     loader: BatchLoader
     loss_of: Callable[..., Tensor]
-    plan: Plan
+    schedule: TrainSchedule
     folder: Run
     world: World
     model_config: MAEConfig | ClassifierConfig
     validation: Validation | None = None
 
     def __post_init__(self) -> None:
-        plan, world = self.plan, self.world
-        self.meter = Meter(world, clips_per_step=plan.clips_per_step, flops_per_clip=plan.flops_per_clip)
-        self.guard = Guard(max_skipped=plan.max_skipped, max_rollbacks=plan.max_rollbacks)
+        schedule, world = self.schedule, self.world
+        self.meter = Meter(world, clips_per_step=schedule.clips_per_step, flops_per_clip=schedule.flops_per_clip)
+        self.guard = AnomalyGuard(max_skipped=schedule.max_skipped, max_rollbacks=schedule.max_rollbacks)
         self.saver = Saver(
             self.folder,
             world,
             model_config=self.model_config,
-            keep_last=plan.keep_last,
-            keep_every=plan.keep_every,
-            remote=plan.remote,
+            keep_last=schedule.keep_last,
+            keep_every=schedule.keep_every,
+            remote=schedule.remote,
         )
-        self.stop = StopRequest(world, file=self.folder.folder / STOP, minutes=plan.time_limit)
+        self.stop = StopRequest(world, file=self.folder.folder / STOP, minutes=schedule.time_limit)
 
     def run(self) -> bool:
         """Train to the last step, from the newest checkpoint if there is one.
@@ -152,22 +152,25 @@ class TrainingLoop:
             if isinstance(error, TrainingError) or not is_lost_peer(error):
                 raise
             raise TrainingError(
-                f"another process is gone or hangs ({str(error).splitlines()[0]}). {self.folder.told_beats()} Its own "
+                f"another process is gone or hangs ({str(error).splitlines()[0]}). "
+                f"{self.folder.describe_heartbeats()} Its own "
                 "output, above or on its node, says why; the same command goes on from the last checkpoint"
             ) from error
 
     def take_steps(self) -> bool:
         """Take all steps that are left; return as `run` does."""
-        plan, step = self.plan, self.resume()
-        self.journal = Journal(self.folder, self.world, first_step=step, total_steps=plan.total_steps, log=plan.log)
-        with self.journal, self.stop, self.saver:
-            if self.owes_scores and not self.end_step(step, taken=False):
+        schedule, step = self.schedule, self.resume()
+        self.progress = ProgressLogger(
+            self.folder, self.world, first_step=step, total_steps=schedule.total_steps, log=schedule.log
+        )
+        with self.progress, self.stop, self.saver:
+            if self.validation_pending and not self.end_step(step, taken=False):
                 return False
-            while step < plan.total_steps:
+            while step < schedule.total_steps:
                 skipped = self.engine.skipped_steps
                 origin = self.take_step(step)
                 step += 1
-                self.folder.beat(self.world.ranks.rank, step)
+                self.folder.heartbeat(self.world.ranks.rank, step)
                 if self.guard.stepped(self.engine.skipped_steps == skipped, origin=origin):
                     step = self.go_back(step)
                 elif not self.end_step(step):
@@ -179,16 +182,16 @@ class TrainingLoop:
         """Do the work between two steps; return False after an agreed stop.
 
         `taken` is False for a step of an earlier part of the run."""
-        last = step == self.plan.total_steps
+        last = step == self.schedule.total_steps
         scores = self.score(step)
-        if taken and (step % self.plan.log.every == 0 or last):
+        if taken and (step % self.schedule.log.every == 0 or last):
             self.log(step, scores)
         elif scores:  # between two lines, whose losses it leaves as they are
-            self.journal.write({"step": step, "epoch": self.loader.epoch, **self.named(scores)})
-        self.journal.stepped(step)
+            self.progress.write({"step": step, "epoch": self.loader.epoch, **self.named(scores)})
+        self.progress.stepped(step)
         stopping = self.stop.agree() and not (last and (scores or not self.validation))
         # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
-        due = step % self.plan.checkpoint_every == 0 and not self.guard.in_a_row
+        due = step % self.schedule.checkpoint_every == 0 and not self.guard.in_a_row
         if due or last or scores or stopping:
             self.save(step, scores, final=last or stopping)
         if stopping:
@@ -199,24 +202,24 @@ class TrainingLoop:
         """Resume from the newest checkpoint, if there is one; return the step."""
         state = self.saver.resume(self.engine)
         self.guard.start(self.engine.optimizer_step)
-        self.owes_scores = False
+        self.validation_pending = False
         if state is None:
             return 0
         self.loader.load_state_dict(state["loader"])
         self.meter.load_state_dict(state["meter"], counts=state["counts"])
         self.guard.load_state_dict(state["guard"])
         step = int(state["step"])
-        self.owes_scores = self.is_validated(step) and "score" not in state  # it was stopped before or amid these
+        self.validation_pending = self.is_validated(step) and "score" not in state  # stopped before or amid these
         return step
 
     def is_validated(self, step: int) -> bool:
         """Return whether there is a validation after this step."""
-        return self.validation is not None and (step == self.plan.total_steps or self.validation.due(step))
+        return self.validation is not None and (step == self.schedule.total_steps or self.validation.due(step))
 
     def take_step(self, step: int) -> tuple[int, int]:
         """Take one optimizer step; return the epoch and position of its first sample."""
-        at, lr = self.loader.state_dict(), self.plan.lr(step)
-        for micro in range(self.plan.accumulation):
+        at, lr = self.loader.state_dict(), self.schedule.lr(step)
+        for micro in range(self.schedule.accumulation):
             with self.meter.waiting():
                 batch = next(self.loader)
             loss = self.loss_of(self.engine, batch, step=step, micro=micro)
@@ -240,7 +243,7 @@ class TrainingLoop:
             logger.warning(
                 "%d steps in a row had a gradient that is not finite: back from step %d to the checkpoint of step %d; "
                 "the data goes on where it is",
-                self.plan.max_skipped, step, state["step"],
+                self.schedule.max_skipped, step, state["step"],
             )  # fmt: skip
         return int(state["step"])
 
@@ -265,7 +268,7 @@ class TrainingLoop:
             "step": step,
             "epoch": self.loader.epoch,
             "loss": measured.pop("loss"),
-            "lr": self.plan.lr(step - 1),
+            "lr": self.schedule.lr(step - 1),
             "grad_norm": self.engine.grad_norm,
             **measured,
             "skipped_steps": self.guard.skipped,
@@ -273,7 +276,7 @@ class TrainingLoop:
             **counts,
             **self.named(scores),
         }
-        self.journal.write(row)
+        self.progress.write(row)
         for spike in self.guard.judge(losses, step=step):
             if self.world.is_first:
                 self.folder.write_spike(asdict(spike))
@@ -291,7 +294,7 @@ class TrainingLoop:
             "counts": self.counts(),
             "guard": self.guard.state_dict(),
         }
-        score = self.validation.merit(scores) if self.validation and scores else None
+        score = self.validation.selection_score(scores) if self.validation and scores else None
         self.saver.save(self.engine, state, step=step, score=score, final=final)
 
     def counts(self) -> dict[str, int]:

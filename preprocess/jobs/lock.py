@@ -58,7 +58,7 @@ class Lock:
                 if held is not None and held.owner.token != self._owner.token:
                     self._lost = held
                     return
-                self._store.beat(self._name, self._owner)
+                self._store.heartbeat(self._name, self._owner)
             except OSError as error:
                 log.warning("%s/%s: no sign of life could be given (%s)", self._store, self._name, error)
 

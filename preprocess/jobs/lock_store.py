@@ -89,7 +89,7 @@ class LockStore(Protocol):
     def replace(self, name: str, owner: Owner) -> None:
         """Make the lock this owner's."""
 
-    def beat(self, name: str, owner: Owner) -> None:
+    def heartbeat(self, name: str, owner: Owner) -> None:
         """Give a sign of life."""
 
     def remove(self, name: str) -> None:
@@ -143,7 +143,7 @@ class FolderLockStore:
     def replace(self, name: str, owner: Owner) -> None:
         self._written(name, owner).replace(self.folder / name)
 
-    def beat(self, name: str, owner: Owner) -> None:
+    def heartbeat(self, name: str, owner: Owner) -> None:
         os.utime(self.folder / name)
 
     def remove(self, name: str) -> None:
@@ -204,10 +204,10 @@ class UrlLockStore:
         return held is not None and held.owner.token == owner.token
 
     def replace(self, name: str, owner: Owner) -> None:
-        self.beat(name, owner)
+        self.heartbeat(name, owner)
         time.sleep(SETTLE_S)
 
-    def beat(self, name: str, owner: Owner) -> None:
+    def heartbeat(self, name: str, owner: Owner) -> None:
         self.storage.write(name, json.dumps({**asdict(owner), "beat": time.time()}).encode())
 
     def remove(self, name: str) -> None:

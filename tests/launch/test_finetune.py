@@ -224,13 +224,13 @@ def test_weights_come_from_init_or_from_scratch_and_fit_another_size(
 
 
 def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batch(base: FinetuneConfig) -> None:
-    from launch.training.trainer import make_plan
+    from launch.training.trainer import make_schedule
 
     class Epoch:
         steps_per_epoch = 3
 
     config = replace(base, optim=FinetuneOptimConfig(blr=1e-3, warmup_steps=0))
-    plan = make_plan(config, Epoch(), lr_batch=[3, 2], flops_per_clip=1.0)  # type: ignore[arg-type]
+    plan = make_schedule(config, Epoch(), lr_batch=[3, 2], flops_per_clip=1.0)  # type: ignore[arg-type]
     assert plan.lr(0) == pytest.approx(1e-3 * 3 * 2 / 256)
 
     class Place:
@@ -265,14 +265,14 @@ def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batc
 
 @pytest.mark.parametrize("warmup_epochs", [0, 1 / 30, 0.05, 0.15, 0.25, 1.0, 1.37, 99.0])
 def test_a_warmup_of_any_part_of_a_step_counts(base: FinetuneConfig, warmup_epochs: float) -> None:
-    from launch.training.trainer import make_plan
+    from launch.training.trainer import make_schedule
 
     class Epoch:
         steps_per_epoch = 10
 
     optim = FinetuneOptimConfig(lr=1.0, min_lr=0.0, warmup_epochs=warmup_epochs)
     config = replace(base, optim=optim, train=replace(base.train, steps=20))
-    plan = make_plan(config, Epoch(), lr_batch=[3], flops_per_clip=1.0)  # type: ignore[arg-type]
+    plan = make_schedule(config, Epoch(), lr_batch=[3], flops_per_clip=1.0)  # type: ignore[arg-type]
     warmup = min(10 * warmup_epochs, 20)  # a run may end in it
     for step in range(20):
         if step < warmup:

@@ -15,7 +15,7 @@ import pytest
 
 from mae3d.distributed import World
 from mae3d.tracking.config import LogConfig
-from mae3d.tracking.progress import Journal
+from mae3d.tracking.progress import ProgressLogger
 from mae3d.tracking.run_dir import Run, read_metrics
 from mae3d.tracking.trackers import MAX_WAITING, Tracker, open_trackers
 
@@ -210,9 +210,9 @@ def test_the_journal_writes_its_own_file_whatever_becomes_of_the_others(
     wandb.on_init = refuse
     log = LogConfig(wandb="films", every=1)
     row = {"loss": 0.5, "lr": 1e-3, "grad_norm": 1.25, "clips_per_s": 10.0, "mfu": 0.41, "data_wait": 0.02}
-    with Journal(run, ALONE, first_step=0, total_steps=3, log=log) as journal:
-        journal.write({"step": 1, **row})
-        journal.write({"step": 2, "eval_loss": 0.75})
+    with ProgressLogger(run, ALONE, first_step=0, total_steps=3, log=log) as log:
+        log.write({"step": 1, **row})
+        log.write({"step": 2, "eval_loss": 0.75})
     assert [line["step"] for line in read_metrics(run.folder)] == [1, 2]
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith(
@@ -224,8 +224,8 @@ def test_the_journal_writes_its_own_file_whatever_becomes_of_the_others(
 
 def test_other_processes_are_silent(run: Run, wandb: FakeWandb) -> None:
     other: World = SimpleNamespace(is_first=False)  # type: ignore[assignment]
-    with Journal(run, other, first_step=0, total_steps=3, log=LogConfig(wandb="films", tensorboard=True)) as journal:
-        journal.write({"step": 1, "loss": 0.5})
+    with ProgressLogger(run, other, first_step=0, total_steps=3, log=LogConfig(wandb="films", tensorboard=True)) as log:
+        log.write({"step": 1, "loss": 0.5})
     assert wandb.runs == []
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml"]
     assert json.dumps(read_metrics(run.folder)) == "[]"

@@ -23,7 +23,7 @@ from mae3d.tracking.run_dir import Run, RunError, read_metrics
 from mae3d.training.anomalies import TrainingError
 from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.engine import Engine
-from mae3d.training.loop import Plan, TrainingLoop, Validation
+from mae3d.training.loop import TrainingLoop, TrainSchedule, Validation
 from mae3d.training.optim import pretrain_groups
 from mae3d.training.stop_request import Interrupted
 from tests.support import launch
@@ -34,7 +34,7 @@ MODEL = MAEConfig(
     decoder_embed_dim=24, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
 )  # fmt: skip
 BATCH = 4  # samples a step
-PLAN = Plan(
+SCHEDULE = TrainSchedule(
     total_steps=12,
     accumulation=1,
     clips_per_step=BATCH,
@@ -88,7 +88,7 @@ def train(
     bad: range = range(0),
     stage: int = 1,
     precision: str = "fp32",
-    plan: Plan = PLAN,
+    schedule: TrainSchedule = SCHEDULE,
     at: Callable[[int], None] = lambda position: None,
     validation: Validation | None = None,
 ) -> bool:
@@ -110,7 +110,7 @@ def train(
         run.claim({}, extend=False)
     world.barrier()
     try:
-        return TrainingLoop(engine, Samples(world, at), loss_of, plan, run, world, MODEL, validation).run()
+        return TrainingLoop(engine, Samples(world, at), loss_of, schedule, run, world, MODEL, validation).run()
     finally:
         engine.close()
 
@@ -122,11 +122,11 @@ def losses(folder: Path) -> dict[int, float]:
 def one_rank_is_not_finite(world: World, folder: Path) -> list[str]:
     """Everything of row 26 in one start of two processes; what went wrong, by name."""
     wrong = []
-    each = replace(PLAN, log=replace(PLAN.log, every=1))
+    each = replace(SCHEDULE, log=replace(SCHEDULE.log, every=1))
     kinds = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
     for stage, precision in kinds:
         at = folder / f"{stage}-{precision}"
-        train(world, at, bad=range(10, 12), stage=stage, precision=precision, plan=each)  # step 3, on rank 1 only
+        train(world, at, bad=range(10, 12), stage=stage, precision=precision, schedule=each)  # step 3, on rank 1 only
         rows = read_metrics(at)
         finite = [row["loss"] == row["loss"] for row in rows]
         weights = checkpoint.SliceReader(checkpoint.newest(at)).whole("encoder.patch_embed.weight", "master")
@@ -137,7 +137,7 @@ def one_rank_is_not_finite(world: World, folder: Path) -> list[str]:
         world.barrier()
     # Steps 6, 7 and 8 in a row: back to the checkpoint of step 4, with the samples after them.
     back = folder / "back"
-    train(world, back, bad=range(20, 32), plan=each)
+    train(world, back, bad=range(20, 32), schedule=each)
     rows = read_metrics(back)
     if [row["step"] for row in rows] != list(range(1, 13)) or rows[-1]["rollbacks"] != 1:
         wrong.append(f"back: {rows}")
@@ -145,7 +145,7 @@ def one_rank_is_not_finite(world: World, folder: Path) -> list[str]:
         wrong.append("the data went back")
     world.barrier()
     try:
-        train(world, folder / "lost", bad=range(20, 1000), plan=each)
+        train(world, folder / "lost", bad=range(20, 1000), schedule=each)
         wrong.append("a run that is never finite ended")
     except TrainingError as error:
         if "after 1 restored checkpoints" not in str(error):
@@ -171,8 +171,8 @@ def what_is_told(world: World, folder: Path) -> None:
         with pytest.raises(TrainingError, match=r"2\.00 GiB\. The step .*\(train\.accumulation.*grad_checkpointing"):
             train(world, folder / "full")
 
-    long = replace(PLAN, total_steps=60, checkpoint_every=100, log=replace(PLAN.log, every=7))
-    train(world, folder / "even", plan=long)
+    long = replace(SCHEDULE, total_steps=60, checkpoint_every=100, log=replace(SCHEDULE.log, every=7))
+    train(world, folder / "even", schedule=long)
     assert not (folder / "even" / "spikes.jsonl").exists()
     original, calls = MAE.loss, []
 
@@ -182,7 +182,7 @@ def what_is_told(world: World, folder: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MAE, "loss", spoilt)
-        train(world, folder / "leap", plan=long)
+        train(world, folder / "leap", schedule=long)
     spike = json.loads((folder / "leap" / "spikes.jsonl").read_text().splitlines()[0])
     assert (spike["step"], spike["epoch"], spike["position"]) == (41, 0, 40 * BATCH)
     assert spike["loss"] > 10 * spike["usual"]
@@ -194,19 +194,19 @@ def test_faults_25_to_27_are_told_with_what_helps(tmp_path: Path) -> None:
 
 def stops(world: World, folder: Path) -> None:
     """Alone: stopped among bad steps, by a file, by the clock; what comes after is what an uncut run has."""
-    bad, each = range(20, 32), replace(PLAN, log=replace(PLAN.log, every=1))
+    bad, each = range(20, 32), replace(SCHEDULE, log=replace(SCHEDULE.log, every=1))
 
     def stop(position: int) -> None:
         if position == 6 * BATCH:  # the second of three bad steps in a row
             os.kill(os.getpid(), signal.SIGTERM)
 
-    train(world, folder / "uncut", bad=bad, plan=each)
-    assert not train(world, folder / "cut", bad=bad, plan=each, at=stop)
+    train(world, folder / "uncut", bad=bad, schedule=each)
+    assert not train(world, folder / "cut", bad=bad, schedule=each, at=stop)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ignored after an agreed stop, to the end of the process
-    assert train(world, folder / "cut", bad=bad, plan=each)
+    assert train(world, folder / "cut", bad=bad, schedule=each)
     cut, uncut = read_metrics(folder / "cut")[-1], read_metrics(folder / "uncut")[-1]
     assert (cut["skipped_steps"], cut["rollbacks"]) == (uncut["skipped_steps"], uncut["rollbacks"]) == (3, 1)
-    assert cut["step"] == uncut["step"] == PLAN.total_steps
+    assert cut["step"] == uncut["step"] == SCHEDULE.total_steps
 
     run = Run(folder / "run")
 
@@ -219,7 +219,7 @@ def stops(world: World, folder: Path) -> None:
     with pytest.raises(RunError, match="remove that file to go on"):
         train(world, run.folder)
     (run.folder / "STOP").unlink()
-    assert not train(world, run.folder, plan=replace(PLAN, time_limit=1e-6))
+    assert not train(world, run.folder, schedule=replace(SCHEDULE, time_limit=1e-6))
     assert "the time limit after step 7" in (run.folder / "STOPPED").read_text()
     assert train(world, run.folder)
     train(world, folder / "even")
@@ -242,13 +242,13 @@ def stops_while_validating(world: World, folder: Path) -> None:
             raise Interrupted
         return {"top1": 1 / (20 - step)}
 
-    each = replace(PLAN, log=replace(PLAN.log, every=3))
+    each = replace(SCHEDULE, log=replace(SCHEDULE.log, every=3))
     for _ in range(3):
-        assert not train(world, folder / "cut", plan=each, validation=Validation(3, scores, "top1"))
+        assert not train(world, folder / "cut", schedule=each, validation=Validation(3, scores, "top1"))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert train(world, folder / "cut", plan=each, validation=Validation(3, scores, "top1"))
+    assert train(world, folder / "cut", schedule=each, validation=Validation(3, scores, "top1"))
     assert not cut_at
-    train(world, folder / "uncut", plan=each, validation=Validation(3, scores, "top1"))
+    train(world, folder / "uncut", schedule=each, validation=Validation(3, scores, "top1"))
     found = []
     for name in ("cut", "uncut"):
         rows = read_metrics(folder / name)
