@@ -1,6 +1,6 @@
 """The batches that a trainer would see ─► a PNG sheet and a GIF each, to look at the crops and the augmentation.
 
-    python -m launch.preview OUT --config k400_vit_large --data.shards out/shards --data.rand_augment rand-m7-inc1
+    python launch/preview.py OUT --config k400_vit_large --data.shards out/shards --data.rand_augment rand-m7-inc1
 
 Of a recipe it takes `data`, model.num_frames, model.img_size and train.seed; options go over it. The batches come
 through the real Loader on the CPU (rank 0 of 1), from the start of an epoch. Under the order `global` they begin with
@@ -8,19 +8,16 @@ the trainer's own first samples and views; under `shards` with those of a run of
 """
 
 import itertools
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import jsonargparse
-import yaml
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from launch.common.cli import EXIT_DONE, parse, reporting
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -30,10 +27,8 @@ if TYPE_CHECKING:
     from pipelines.sampling.requests import BatchRequest
     from pipelines.stream import Batch
 
-RECIPES = Path(__file__).resolve().parent / "recipes"
-# Where a recipe has what is an option of its own here.
-FROM_RECIPE = {"num_frames": ("model", "num_frames"), "size": ("model", "img_size"), "seed": ("train", "seed")}
-NUMBER_LISTS = {entry.name for entry in fields(DataConfig) if isinstance(entry.default, tuple)}
+# Options that a recipe has in another section.
+FROM_RECIPE = {"num_frames": "model.num_frames", "size": "model.img_size", "seed": "train.seed"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,7 @@ class PreviewConfig:
     """The batches that are shown.
 
     Attributes:
+        out: folder for the pictures; as the first argument it needs no `--out`.
         data: the clips, as in pretraining.
         num_frames: T, frames of a clip.
         size: H and W of a view, in pixels.
@@ -50,6 +46,7 @@ class PreviewConfig:
         batches: how many.
     """
 
+    out: str
     data: DataConfig = field(default_factory=DataConfig)
     num_frames: int = 16
     size: int = 224
@@ -67,23 +64,15 @@ class PreviewConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2: usage or input, 3: I/O, 1: damaged shards."""
-    try:
-        out, config = _parse(sys.argv[1:] if argv is None else argv)
-        for path in preview(config, out):
+    """Run the command line and return its exit code: 0; SystemExit 2: usage or input, 3: I/O, 1: damaged shards."""
+    config = _parse(sys.argv[1:] if argv is None else argv)
+    with reporting(config.out):
+        for path in preview(config):
             print(path)
-    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        return _fail(str(error).replace("train.global_batch", "--batch"), 2)
-    except OSError as error:
-        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 3)
-    except RuntimeError as error:
-        if type(error) is RuntimeError:
-            raise
-        return _fail(str(error), 1)
-    return 0
+    return EXIT_DONE
 
 
-def preview(config: PreviewConfig, out: Path) -> list[Path]:
+def preview(config: PreviewConfig) -> list[Path]:
     """Write `epoch-E-batch-BBB.png` and `.gif` for each batch.
 
     Returns:
@@ -102,10 +91,14 @@ def preview(config: PreviewConfig, out: Path) -> list[Path]:
     if not data.roots:
         raise ValueError("which shards? Give --data.shards, a folder made by `python -m preprocess build`")
     corpus = corpus_of(data)
-    loader = Loader(
-        corpus, data, num_frames=config.num_frames, size=config.size, seed=config.seed, global_batch=config.batch
-    )
+    try:
+        loader = Loader(
+            corpus, data, num_frames=config.num_frames, size=config.size, seed=config.seed, global_batch=config.batch
+        )
+    except ValueError as error:
+        raise ValueError(str(error).replace("train.global_batch", "--batch")) from error
     loader.load_state_dict(loader.state_dict() | {"epoch": config.epoch})
+    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     try:
@@ -175,65 +168,10 @@ def _view_in_words(view: "View", frame_size: str) -> str:
     return "; ".join(words)
 
 
-def _parse(argv: Sequence[str]) -> tuple[Path, PreviewConfig]:
-    """Defaults, then the recipe, then the command line; unlike launch's, a recipe's other groups are left unread."""
-    parser = jsonargparse.ArgumentParser(prog="python -m launch.preview", description=str(__doc__), exit_on_error=False)
-    parser.add_argument("out", help="folder for the pictures")
-    parser.add_argument("--config", help="recipe: a YAML file, or the name of one in launch/recipes")
-    parser.add_class_arguments(PreviewConfig)
-    given = _joined(argv)
-    names = [argument.partition("=")[0] for argument in given]
-    recipe = _recipe_options(given[names.index("--config")].partition("=")[2]) if "--config" in names else []
-    settings = parser.instantiate(parser.parse_args([*recipe, *given])).as_dict()
-    return Path(settings.pop("out")), PreviewConfig(**{name: settings[name] for name in settings if name != "config"})
-
-
-def _joined(argv: Sequence[str]) -> list[str]:
-    """`--data.area 0.08 1` ─► `--data.area=[0.08, 1]`: an option has all values up to the next."""
-    groups: list[list[str]] = [[]]
-    for argument in argv:
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            groups.append([name[2:].replace("-", "_"), *([value] if equals else [])])
-        else:
-            groups[-1].append(argument)
-    return groups[0] + [_option(name, values) if values else f"--{name}" for name, *values in groups[1:]]
-
-
-def _option(name: str, values: Sequence[str]) -> str:
-    if name.removeprefix("data.") in NUMBER_LISTS and not values[0].startswith("["):
-        return f"--{name}=[{', '.join(' '.join(values).split())}]"
-    return f"--{name}={values[0] if len(values) == 1 else json.dumps(list(values))}"
-
-
-def _recipe_options(name: str) -> list[str]:
-    """Return the recipe's settings that matter here, as options."""
-    path = RECIPES / f"{name}.yaml" if not Path(name).exists() else Path(name)
-    if not path.is_file():
-        recipes = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-        raise ValueError(f"--config {name}: no such file, nor a recipe: {recipes}")
-    try:
-        groups = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
-    if not isinstance(groups, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of sections, like `model:`")
-    groups = {name: group for name, group in groups.items() if isinstance(group, dict)}  # no single settings of a run's
-    options = [
-        f"--{option}={groups[group][key]}"
-        for option, (group, key) in FROM_RECIPE.items()
-        if key in groups.get(group, {})
-    ]
-    data = groups.get("data", {})
-    select = {f"select.{key}": value for key, value in (data.pop("select", None) or {}).items()}
-    for key, value in (data | select).items():
-        options.append(_option(f"data.{key}", [value if isinstance(value, str) else json.dumps(value)]))
-    return options
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return code
+def _parse(argv: Sequence[str]) -> PreviewConfig:
+    if argv and not argv[0].startswith("-"):
+        argv = ["--out", *argv]
+    return parse(PreviewConfig, argv, prog="preview.py", description=str(__doc__), from_recipe=FROM_RECIPE)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 import jsonargparse
 import yaml
+
+from mae3d.io.resume import dotted
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
@@ -31,7 +33,14 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 Config = TypeVar("Config")
 
 
-def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str, description: str) -> Config:
+def parse(
+    config_class: Callable[..., Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    from_recipe: Mapping[str, str] = MappingProxyType({}),
+) -> Config:
     """Build the config from defaults, then `--config FILE`, then the command line, each over the one before.
 
     `--some-key` and `--some_key` are the same. Several values follow an option (`--data.weights 2 1`), or stand in a
@@ -43,6 +52,8 @@ def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str
         argv: arguments without the program's name.
         prog: name shown in the help.
         description: first lines of the help.
+        from_recipe: recipe key of another section by the option that it sets here, for a command that takes the
+            recipes of others; sections that `config_class` lacks are then ignored.
 
     Raises:
         SystemExit: 0 after `--help`, 2 for anything wrong.
@@ -54,7 +65,7 @@ def parse(config_class: Callable[..., Config], argv: Sequence[str], *, prog: str
     lists = _list_options(parser)
     config_file, rest = _take_config(_normalised(argv, known=known, lists=lists))
     try:
-        recipe = _read_recipe(config_file, known) if config_file else {}
+        recipe = _read_recipe(config_file, known, from_recipe) if config_file else {}
         # The recipe goes first as options of its own, so that both are checked against the types alike.
         namespace = parser.parse_args([*_as_options(recipe, known, lists), *rest])
         del namespace["config"]
@@ -220,7 +231,7 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return config, rest
 
 
-def _read_recipe(name: str, known: set[str]) -> dict[str, Any]:
+def _read_recipe(name: str, known: set[str], from_recipe: Mapping[str, str]) -> dict[str, Any]:
     path = Path(name)
     if not path.exists() and (RECIPES / f"{name}.yaml").exists():
         path = RECIPES / f"{name}.yaml"
@@ -238,9 +249,11 @@ def _read_recipe(name: str, known: set[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         fail(f"{path}: a recipe is a mapping of sections, like `model:`")
     for key, line in _keys_with_lines(tree, known):
-        if key not in known:
+        if key not in known and (not from_recipe or key.partition(".")[0] in known):
             fail(f"{path}, line {line}: unknown key {key}{_nearest(key, known, '')}")
-    return values
+    settings = dotted(values) if from_recipe else {}
+    renamed = {option: settings[key] for option, key in from_recipe.items() if key in settings}
+    return {name: value for name, value in values.items() if name in known} | renamed
 
 
 def _keys_with_lines(node: yaml.Node, known: set[str], prefix: str = "") -> Iterator[tuple[str, int]]:

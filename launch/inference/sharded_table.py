@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mae3d.io.files import replace_file, sync, write_text
+from mae3d.io.resume import dotted
 
 if TYPE_CHECKING:
     from launch.common.eval_set import EvalSet
@@ -135,7 +136,7 @@ class ShardedTable:
         return self.folder / f"part-{shard:05d}.parquet"
 
     def _compare(self, stored: Mapping[str, Any], *, file: Path) -> None:
-        before, now = _flat(stored), _flat(self.settings)
+        before, now = dotted(stored), dotted(self.settings)
         differences = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
@@ -282,11 +283,3 @@ def _stored_settings(path: Path) -> dict[str, Any]:
         raise TableError(f"{path}: not a table of ours, because it has no settings; give another --out, or delete it")
     settings: dict[str, Any] = json.loads(stored)
     return settings
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted names: {"data": {"decode": "cpu"}} ─► {"data.decode": "cpu"}."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -9,7 +9,7 @@ rules = resume_rules(config)
 rules.is_free("data.prefetch")       # True
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -53,6 +53,14 @@ class ResumeRules:
 
 
 ALL_FIXED = ResumeRules()
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted names: {"data": {"flip": 0}} ─► {"data.flip": 0}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def resume_rules(config: Any) -> ResumeRules:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mae3d.io.files import write_text
-from mae3d.io.resume import ALL_FIXED, ResumeRules
+from mae3d.io.resume import ALL_FIXED, ResumeRules, dotted
 
 CONFIG, METRICS, DONE, STOPPED = "config.yaml", "metrics.jsonl", "DONE", "STOPPED"
 STOP = "STOP"  # made by a person: the run stops at the next step, and does not start while it is there
@@ -68,8 +68,8 @@ class Run:
         # Tuples as lists, as they come back from the file.
         config, defaults = json.loads(json.dumps(config)), json.loads(json.dumps(dict(defaults)))
         if path.exists():
-            before = _flat(defaults) | _flat(self.stored())
-            self._compare(before, _flat(config), extend=extend)
+            before = dotted(defaults) | dotted(self.stored())
+            self._compare(before, dotted(config), extend=extend)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(config, sort_keys=False))
         (self.folder / STOPPED).unlink(missing_ok=True)
@@ -89,7 +89,7 @@ class Run:
         Raises:
             RunError: it is another run's: a setting differs that the losses depend on, the length aside.
         """
-        mine, other = _flat(self.stored()), _flat(config)
+        mine, other = dotted(self.stored()), dotted(config)
         shared = mine.keys() & other.keys()  # the rest is newer than one of them
         changed = [key for key in sorted(shared) if mine[key] != other[key]]
         refused = [key for key in changed if not self.rules.is_free(key) and key not in self.rules.length]
@@ -160,10 +160,3 @@ def _row(line: str) -> dict[str, Any] | None:
     except json.JSONDecodeError:  # the last line of a killed run
         return None
     return row if isinstance(row, dict) else None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

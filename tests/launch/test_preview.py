@@ -74,11 +74,12 @@ def test_captions_say_what_was_done() -> None:
 
 
 def test_options_go_over_the_recipe(recipe: Path) -> None:
-    out, config = _parse(["OUT", "--config", str(recipe)])
-    assert (out, config.num_frames, config.size, config.seed, config.batch) == (Path("OUT"), 4, 32, 7, 4)
+    config = _parse(["OUT", "--config", str(recipe)])
+    assert (config.out, config.num_frames, config.size, config.seed, config.batch) == ("OUT", 4, 32, 7, 4)
+    assert _parse(["--config", str(recipe), "--out", "OUT"]) == config
     assert config.data.area == (0.3, 1.0)
     argv = "OUT --data.area 0.08 1 --data.shards a b --data.weights 2 1 --size=64 --data.select.fraction 0.5"
-    _, config = _parse([*argv.split(), f"--config={recipe}"])
+    config = _parse([*argv.split(), f"--config={recipe}"])
     assert (config.size, config.data.area, config.data.roots, config.data.weights) == (
         64,
         (0.08, 1.0),
@@ -90,9 +91,19 @@ def test_options_go_over_the_recipe(recipe: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "launch/recipes").glob("*.yaml")))
 def test_every_recipe_can_be_shown(name: str) -> None:
-    _, config = _parse(["OUT", "--config", name, "--data.short_side", "256 320"])
+    config = _parse(["OUT", "--config", name, "--data.short_side", "256 320"])
     assert isinstance(config, PreviewConfig)
     assert config.data.short_side == (256, 320)
+
+
+def test_a_misspelt_key_is_refused_in_the_section_that_is_read(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(RECIPE.replace("repeat_aug", "repeat_augg"))
+    with pytest.raises(SystemExit) as stopped:
+        _parse(["OUT", "--config", str(recipe)])
+    assert stopped.value.code == 2
+    assert "line 3: unknown key data.repeat_augg; did you mean data.repeat_aug?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -112,7 +123,9 @@ def test_what_is_wrong_is_told(
     options: list[str], told: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = [str(shards) if option == "SHARDS" else option for option in options]
-    assert main([str(tmp_path / "out"), *argv]) == 2
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "out"), *argv])
+    assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
@@ -120,7 +133,9 @@ def test_what_is_wrong_is_told(
 
 def test_a_folder_that_cannot_be_made_is_an_io_error(shards: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").touch()
-    assert main([str(tmp_path / "file" / "out"), "--data.shards", str(shards), "--size", "16"]) == 3
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "file" / "out"), "--data.shards", str(shards), "--size", "16"])
+    assert stopped.value.code == 3
     assert "file" in capsys.readouterr().err
 
 
@@ -142,7 +157,7 @@ def test_substituted_samples_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("mae3d.io.contact_sheet.contact_sheet", recorded)
     data = DataConfig(shards=str(shards), sampling_rate=1, repeat_aug=1)
-    preview(PreviewConfig(data=data, num_frames=2, size=16, batch=14), tmp_path / "out")
+    preview(PreviewConfig(str(tmp_path / "out"), data, num_frames=2, size=16, batch=14))
     assert len(shown) == 14
     assert [strip.details.startswith("in place of a damaged sample") for strip in shown].count(True) == 1
 
