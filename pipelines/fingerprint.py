@@ -23,7 +23,6 @@ NOT_THE_SEQUENCE = {
     *("decode", "read_threads", "decode_threads", "prefetch", "read_gap", "retries", "max_bad", "cache", "cache_gb"),
 }
 
-
 _SHOWN = 5  # so many of a list stand in a message
 
 
@@ -76,7 +75,9 @@ def has_grown(
         ValueError: a dataset or a setting differs; the message names each with both values.
     """
     olds = before.get("datasets", [])
-    changed = [i for i, (old, new) in enumerate(zip(olds, now["datasets"], strict=False)) if not _same(old, new)]
+    changed = [
+        i for i, (old, new) in enumerate(zip(olds, now["datasets"], strict=False)) if old["content"] != new["content"]
+    ]
     grown = [i for i in changed if _only_grown(olds[i], datasets[i])]
     settings = {"datasets", "samples"} if changed else {"datasets"}  # other samples are other samples chosen
     changes = [
@@ -119,10 +120,6 @@ def _bad_shards(corpus: Corpus) -> str:
     ]
     listed = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     return f"{len(names)} left out ({listed})" if names else ""
-
-
-def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return bool(old["content"] == new["content"])
 
 
 def _only_grown(old: Mapping[str, Any], dataset: Dataset) -> bool:

@@ -6,7 +6,6 @@ The decoder is PIL's: slower than DALI's on the CPU, and to the same pixels (bot
 """
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -59,11 +58,6 @@ def _decode(fetched: FetchedClip) -> torch.Tensor | tuple[int, str]:
         try:
             image = np.array(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
         except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
-            return number, f"it does not decode ({_first_line(error)})"
+            return number, f"it does not decode ({next(iter(str(error).splitlines()), type(error).__name__)})"
         frames.append(torch.from_numpy(image))
     return torch.stack(frames)
-
-
-def _first_line(error: Exception) -> str:
-    lines: Sequence[str] = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

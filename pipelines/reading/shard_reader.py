@@ -137,7 +137,7 @@ class ShardReader:
 
     def _wait_or_stop(self, row: int, attempt: int, error: OSError) -> None:
         where = self._where(row)
-        if isinstance(error, FileNotFoundError) and self._is_there(row):
+        if isinstance(error, FileNotFoundError) and self._corpus.dataset_is_there(int(self._corpus.shard[row])):
             raise ShardVanishedError(where) from error  # no mount has gone: another try would find the same
         if attempt >= self._retries:
             raise DataError(
@@ -153,9 +153,6 @@ class ShardReader:
         )  # fmt: skip
         if self._closing.wait(seconds):
             raise DataError(f"{where}: closed before another try") from error
-
-    def _is_there(self, row: int) -> bool:
-        return self._corpus.dataset_is_there(int(self._corpus.shard[row]))
 
     def _where(self, row: int) -> str:
         return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {self._key(row)}"
