@@ -300,7 +300,8 @@ def _serve(listener: socket.socket) -> dict[str, Any] | None:
                 reply = [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
                 if client in clients:
                     _send(client, json.dumps(reply))
-            elif isinstance(client := key.fileobj, socket.socket):
+            elif isinstance(key.fileobj, socket.socket):
+                client = key.fileobj
                 header, files, *_ = socket.recv_fds(client, 8, 3)
                 if not header:
                     if client in children:
