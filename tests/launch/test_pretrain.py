@@ -34,6 +34,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_what_the_contract_says(uncut: Path) -> None:
     written = losses(uncut)
     assert written[-1] < 0.9 * written[0]

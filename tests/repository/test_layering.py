@@ -196,6 +196,7 @@ def test_package_imports_without(package: str, absent: tuple[str, ...]) -> None:
     assert child.returncode == 0, child.stderr
 
 
+@pytest.mark.slow
 def test_importing_a_command_runs_nothing() -> None:
     """Import all of launch, one module after the other, in one interpreter: any output or heavy import is at fault."""
     names = [

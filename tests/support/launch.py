@@ -24,7 +24,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import types
@@ -32,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("deepspeed", "matplotlib.figure", "nvidia.dali.fn", "nvidia.dali.types", "pytest", "sklearn.linear_model")
@@ -54,7 +53,7 @@ class Process:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         merged: bool = False,
-        files: Sequence[IO[bytes]] = (),
+        files: Sequence[int] = (),
     ):
         """Start the process.
 
@@ -63,11 +62,13 @@ class Process:
             cwd: working directory.
             env: environment instead of this process's.
             merged: write standard error into standard output.
-            files: standard output, standard error and, for a function, the file of its pickled result.
+            files: descriptors, which it closes: output, errors and, for a function, its pickled result.
         """
         self.args = command
         self.returncode: int | None = None
-        self.files = list(files) or _files(1 if merged else 2) * (2 if merged else 1)
+        self.files = list(files) or _files(2)
+        if merged:
+            os.dup2(self.files[0], self.files[1])
         request: dict[str, Any] = {"cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
         if isinstance(command, bytes):
             request["call"] = command.hex()
@@ -76,20 +77,19 @@ class Process:
             assert python == sys.executable, f"{python} cannot be forked"
             request["argv"] = arguments
         text = json.dumps(request).encode()
-        self._server = _connect()
-        socket.send_fds(self._server, [len(text).to_bytes(8, "big")], [file.fileno() for file in self.files])
-        self._server.sendall(text)
-        self._replies = self._server.makefile("r")
-        self.pid = int(self._replies.readline() or "0")
+        server = _connect()
+        socket.send_fds(server, [len(text).to_bytes(8, "big")], self.files)
+        server.sendall(text)
+        self._server = server.detach()  # descriptors alone: the collector of a failed test's objects has no order
+        self.pid = int(self._reply() or "0")
         assert self.pid, "the launch server has ended: its error is on standard error"
 
     def poll(self) -> int | None:
         """Return the exit code, -N after signal N, or None while the process runs."""
         global cpu_seconds
         if self.returncode is None and _is_readable(self._server, 0):
-            self.returncode, cpu = json.loads(self._replies.readline())
+            self.returncode, cpu = json.loads(self._reply())
             cpu_seconds += cpu
-            self._close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -102,9 +102,12 @@ class Process:
 
     def output(self) -> tuple[str, str]:
         """Return what standard output and standard error hold so far."""
-        numbers = [file.fileno() for file in self.files[:2]]
-        out, err = [os.pread(number, os.fstat(number).st_size, 0).decode() for number in numbers]
+        out, err = [os.pread(file, os.fstat(file).st_size, 0).decode() for file in self.files[:2]]
         return out, err
+
+    def result(self) -> Any:
+        """Return what a called function has returned."""
+        return pickle.loads(os.pread(self.files[2], os.fstat(self.files[2]).st_size, 0))
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for the end and return standard output and standard error."""
@@ -120,15 +123,17 @@ class Process:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
-    def _close(self) -> None:
-        self._replies.close()
-        self._server.close()
+    def _reply(self) -> str:
+        line = b""
+        while not line.endswith(b"\n") and (byte := os.read(self._server, 1)):
+            line += byte
+        return line.decode()
 
     def __del__(self) -> None:
-        if hasattr(self, "_replies"):
-            self._close()  # the server kills a process that nobody waits for any more
-        for file in self.files:
-            file.close()
+        # The server kills a process that nobody waits for any more.
+        for descriptor in (getattr(self, "_server", None), *getattr(self, "files", ())):
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 class Ranks:
@@ -146,11 +151,12 @@ class Ranks:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ):
-        self.files = _files(1)
+        (output,) = _files(1)
         self.processes = [
-            Process(command, cwd=cwd, env={**(env or os.environ), **place}, files=self.files * 2)
+            Process(command, cwd=cwd, env={**(env or os.environ), **place}, files=[os.dup(output), os.dup(output)])
             for place in (places(world) if world > 1 else [{}])
         ]
+        os.close(output)
         self.returncode: int | None = None
         self._failure = 0
         self._patience = 0.0
@@ -218,9 +224,7 @@ def result_of(process: Process, timeout: float) -> Any:
     code = process.wait(timeout)
     out, err = process.output()
     assert code == 0, f"exit code {code}\n{out}{err}"
-    result = process.files[2]
-    result.seek(0)
-    return pickle.load(result)
+    return process.result()
 
 
 def places(world: int) -> list[dict[str, str]]:
@@ -232,11 +236,11 @@ def places(world: int) -> list[dict[str, str]]:
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
-def _files(count: int) -> list[IO[bytes]]:
-    return [tempfile.TemporaryFile() for _ in range(count)]  # the process closes them
+def _files(count: int) -> list[int]:
+    return [os.memfd_create("output", os.MFD_CLOEXEC) for _ in range(count)]
 
 
-def _is_readable(connection: socket.socket, timeout: float | None) -> bool:
+def _is_readable(connection: int, timeout: float | None) -> bool:
     with selectors.DefaultSelector() as selector:
         selector.register(connection, selectors.EVENT_READ)
         return bool(selector.select(timeout))
@@ -420,7 +424,7 @@ def _relay(arguments: list[str]) -> NoReturn:
     """Run a command in a forked process that has this one's environment, output and signals, and end as it does."""
     while arguments[0].startswith("--local_rank"):  # deepspeed puts it first
         arguments.append(arguments.pop(0))
-    process = Process([sys.executable, *arguments], files=[sys.stdout.buffer, sys.stderr.buffer])
+    process = Process([sys.executable, *arguments], files=[1, 2])
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: os.kill(process.pid, number))
     code = process.wait()

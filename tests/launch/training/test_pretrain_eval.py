@@ -38,6 +38,8 @@ from tests.support.damage import flip_a_bit, overwrite
 from tests.support.datasets import SAMPLES
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 NAMES = [name for name, *_ in SAMPLES]
 TRAINED, HELD_OUT = 8, 6
 STEPS, EVERY = 8, 3
@@ -100,7 +102,6 @@ def runs(base: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.mark.slow
 def test_the_training_is_bit_for_bit_the_one_that_nobody_looks_at(runs: Path) -> None:
     watched, alone = (
         [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(runs / name) if "loss" in row]

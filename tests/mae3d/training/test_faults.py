@@ -29,6 +29,8 @@ from mae3d.training.stop_request import Interrupted
 from tests.support import launch
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 MODEL = MAEConfig(
     preset="mae_vit_tiny_patch16", img_size=16, num_frames=2, patch_size=8, embed_dim=24, depth=1, num_heads=2,
     decoder_embed_dim=24, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
@@ -153,7 +155,6 @@ def one_rank_is_not_finite(world: World, folder: Path) -> list[str]:
     return wrong
 
 
-@pytest.mark.slow
 def test_fault_26_steps_that_are_not_finite_on_one_rank_are_left_out_by_all(tmp_path: Path) -> None:
     assert run_ranks(one_rank_is_not_finite, tmp_path, world=2) == [[], []]
 

@@ -168,6 +168,7 @@ def test_odd_files(tmp_path: Path, name: str, write: Callable[[Path], object]) -
     assert first_difference(tmp_path / name) == ""
 
 
+@pytest.mark.slow
 def test_odd_real_files(media: Path) -> None:
     """Edit lists, ten bits, variable rates, rotations, damage."""
     odd = sorted((media / "videos" / "odd").iterdir())

@@ -38,6 +38,8 @@ from preprocess.dataset.writer import write_dataset
 from tests.support.datasets import build_many_shards
 from tests.support.s3 import Server
 
+pytestmark = pytest.mark.slow
+
 SHARDS, SAMPLES, BATCH = 120, 16, 16
 URL = "s3://many/shards"
 CONFIG = DataConfig(
@@ -101,7 +103,6 @@ def watched(caches: list[Cache]) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "local_world"), [(1, 1), (2, 2), (4, 1)])
 def test_an_epoch_through_a_tenth_of_the_dataset_fetches_each_shard_about_once_in_exact_order(
     url: str, many: Path, alone: list[Batch], s3: Server, tmp_path: Path, nodes: int, local_world: int
@@ -179,7 +180,6 @@ def test_a_trainer_keeps_its_index_while_others_fill_the_cache(url: str, tmp_pat
     assert len(list(tmp_path.glob("*/*.tar"))) < 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("root", "told"),
     [
@@ -363,7 +363,6 @@ def test_a_hanging_store_does_not_hold_up_the_end(shards: Path, tmp_path: Path) 
     hang.set()
 
 
-@pytest.mark.slow
 def test_what_cannot_be_fetched_ahead_is_left_to_the_read(
     url: str, alone: list[Batch], s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

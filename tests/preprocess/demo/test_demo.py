@@ -105,6 +105,7 @@ def test_the_command_takes_motions_by_number_and_by_name(tmp_path: Path, capsys:
     assert "2 to 12" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_texture_is_another_picture_and_the_seed_draws_the_drawn_ones() -> None:
     drawn = [np.asarray(picture) for seed in (0, 1) for picture in load_pictures(DRAWN, seed=seed)]
     assert len(drawn) == 32

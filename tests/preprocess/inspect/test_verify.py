@@ -81,6 +81,7 @@ def test_fault_20_a_random_flipped_bit_of_a_random_file_is_found(shards: Path, s
         assert verify(shards) == fast
 
 
+@pytest.mark.slow
 def test_every_bit_of_dataset_json_counts(shards: Path) -> None:
     path = shards / "dataset.json"
     data = path.read_bytes()

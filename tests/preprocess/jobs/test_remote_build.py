@@ -41,6 +41,7 @@ def objects(url: str) -> dict[str, str]:
     return {name: hashlib.sha256(storage.read(name)).hexdigest() for name in storage.sizes()}
 
 
+@pytest.mark.slow
 def test_fault_16_from_s3_to_s3_with_a_decoder_and_then_the_run_killed_the_objects_are_those_of_a_local_build(
     s3: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

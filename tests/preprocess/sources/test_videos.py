@@ -277,6 +277,7 @@ def _refuse(*_: object, **__: object) -> None:
     raise ConnectionError("refused")
 
 
+@pytest.mark.slow
 def test_fault_13_a_header_that_hangs_or_crashes_ffmpeg_costs_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,8 @@ import pytest
 from preprocess.__main__ import main
 from tests.support.builds import command, make_archive, tree
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 pytest.importorskip("distributed", reason="Dask is not installed: pip install 'mae3d[dask]'")
