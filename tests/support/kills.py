@@ -1,6 +1,5 @@
 """Builds that are killed on the way: at the n-th operation on their files, or as a whole process group."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -16,8 +15,6 @@ from preprocess.__main__ import main
 from preprocess.encode.tar_writer import GrowingHash
 from tests.support import launch
 from tests.support.builds import tree
-
-FORK = multiprocessing.get_context("fork")
 
 
 def start(*arguments: str) -> launch.Process:
@@ -84,12 +81,11 @@ def _run_until_killed(arguments: list[str], out: Path, at: int) -> None:
 
 
 def killed_at(arguments: list[str], out: Path, at: int) -> bool:
-    """Runs it in a child that is killed at its n-th operation; whether it came so far."""
-    child = FORK.Process(target=_run_until_killed, args=(arguments, out, at))
-    child.start()
-    child.join(120)
-    assert child.exitcode in (0, -signal.SIGKILL), child.exitcode
-    return child.exitcode != 0
+    """Run a build in a child that is killed at its n-th operation, and return whether it came so far."""
+    child = launch.call(_run_until_killed, arguments, out, at, env={})  # pytest itself may have threads, and hang
+    code = child.wait(120)
+    assert code in (0, -signal.SIGKILL), (code, child.output())
+    return code != 0
 
 
 def kill_at_every(points: Iterable[int], begin: Callable[[Path], list[str]], folder: Path) -> tuple[int, set[str]]:
