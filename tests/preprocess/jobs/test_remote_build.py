@@ -59,7 +59,7 @@ def test_fault_16_from_s3_to_s3_with_a_decoder_and_then_the_run_killed_the_objec
     def shards_there() -> set[str]:
         return {name for name in Storage("s3://shards/new").sizes() if fnmatch(name, "shard-*.parquet")}
 
-    kill_decoders(run, tmp_path / "scratch", "mae3d-out-*/*/*shard-*.tar")
+    assert kill_decoders(run, tmp_path / "scratch", "mae3d-out-*/*/*shard-*.tar")
     while len(shards_there()) < 2 and run.poll() is None:
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGKILL)

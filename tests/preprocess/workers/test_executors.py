@@ -15,7 +15,6 @@ from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Settings
 from preprocess.workers.decoder import decoder
 from preprocess.workers.executors import Workers, local_workers, map_over_workers, run_tasks
-from tests.support.builds import command
 from tests.support.fake_ffmpeg import with_fake_ffmpeg
 from tests.support.kills import start
 from tests.support.media import make_video
@@ -104,9 +103,26 @@ def test_an_error_does_not_wait_for_the_other_threads_decoders(tmp_path: Path, m
     assert new_children() == []
 
 
-def test_an_interrupted_build_ends_at_once_and_leaves_neither_lock_nor_process(archive: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_ends_at_once_and_leaves_neither_lock_nor_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Videos whose packets take 0.2 s each keep the build at work until any machine has interrupted it."""
+    with_fake_ffmpeg(tmp_path, monkeypatch)
+    for name in ("slow_a_after_0.mp4", "slow_b_after_0.mp4"):
+        make_video(tmp_path / "videos" / name, 100)
     out = tmp_path / "out"
-    run = start(*command(archive, out, workers=2))
+    run = start(
+        "build",
+        "--videos",
+        str(tmp_path / "videos"),
+        "--whole",
+        "--shard-size",
+        "1",
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+    )
     below: list[psutil.Process] = []
     while not (below and list(out.glob(".tmp-*-shard-*.tar"))) and run.poll() is None:
         below = psutil.Process(run.pid).children(recursive=True)
