@@ -4,6 +4,7 @@ dataset = open_dataset("out/shards")
 spans = dataset.frames(7, np.array([0, 4, 8]))  # the positions of three JPEGs in their tar
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,8 @@ from preprocess.dataset.schema import DatasetError, Shard
 
 REJECTED_NAME = "rejected.parquet"
 BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
+
+_TEXT_LOCK = threading.Lock()  # a pq.ParquetFile must not be read by two threads at once
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,11 @@ class Dataset:
         """Return one text of the index; its row group is kept, but not the column, which may be the largest of all."""
         if whole in vars(self):
             return str(vars(self)[whole][i])
-        group = int(np.searchsorted(self._group_ends, i, side="right"))
-        if column not in self._texts or self._texts[column][0] != group:
-            self._texts[column] = group, self._index_file.read_row_group(group, columns=[column])[column]
-        texts = self._texts[column][1]
+        with _TEXT_LOCK:
+            group = int(np.searchsorted(self._group_ends, i, side="right"))
+            if column not in self._texts or self._texts[column][0] != group:
+                self._texts[column] = group, self._index_file.read_row_group(group, columns=[column])[column]
+            texts = self._texts[column][1]
         return str(texts[i - int(self._group_ends[group]) + len(texts)])
 
     @cached_property

@@ -1,7 +1,10 @@
 import json
 import math
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -217,3 +220,24 @@ def flip_last_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+
+
+def test_one_thread_at_a_time_reads_texts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow's ParquetFile fails or crashes when two threads read it at once, but only now and then."""
+    read, at_once, most = pq.ParquetFile.read_row_group, [0], [0]
+
+    def watched(file: pq.ParquetFile, *arguments: Any, **named: Any) -> Any:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.01)
+        try:
+            return read(file, *arguments, **named)
+        finally:
+            at_once[0] -= 1
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", watched)
+    dataset = open_dataset(root)
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda number: dataset.key(0) if number % 2 else dataset.name(0), range(8)))
+    assert texts == [dataset.name(0), dataset.key(0)] * 4
+    assert most == [1]
