@@ -1,11 +1,15 @@
 """Files behind URLs ─► whole local copies in one bounded folder, shared by the processes of a node.
 
-cache = Cache(Path("/scratch/mae3d"), limit_bytes=100 * 10**9)
+cache = Cache(Path("/scratch"), limit_bytes=100 * 10**9)      # CACHE is /scratch/mae3d-cache
 descriptor = cache.open(file)        # a RemoteFile; fetched if it is not there, and what is needed least makes room
 
+    CACHE/OWNER                      the marker; a folder that has none, and holds anything else, is refused
     CACHE/lock                       held while room is made: the sum of all files' sizes never passes the limit
     CACHE/<dataset>/<file>           whole, checked by sha256; its modification time is its last use
     CACHE/<dataset>/<file>.part      being fetched, at its full size from the start; locked by its process
+
+The folder that users name may hold anything: the cache is a folder of its own inside it. There, only regular files of
+this user under names that the cache itself gives (`_NAME`) are counted and removed; links are never followed.
 
 All locks are flock's: they end with their process, however it ends. A part that nobody locks is a dead process's, and
 the next one that needs room removes it. Files under a shared lock (`hold`) are not evicted. Readers keep descriptors,
@@ -17,6 +21,8 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
+import stat
 import tempfile
 import threading
 import time
@@ -30,6 +36,12 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 16 << 20  # of one request to the store
 ROOM_SECONDS = 60.0  # how long a read waits while other processes fetch into all of the cache
 PART = ".part"
+FOLDER = "mae3d-cache"  # the cache's own folder inside the one that users name
+MARKER = "OWNER"
+_MARKER_TEXT = "MAE3D's cache of shards behind URLs. MAE3D deletes the files of this folder whenever it needs room.\n"
+# A shard's copy begins with its hash, an index file's name ends with it; the folder is a hash of the dataset's URL.
+_DATASET = re.compile(r"[0-9a-f]{16}")
+_NAME = re.compile(r"[0-9a-f]{16}/(?:[0-9a-f]{16}-[^/]+\.tar|(?:index|rows|frames)-[0-9a-f]{16}\.[a-z]+)")
 
 
 @dataclass(frozen=True)
@@ -44,9 +56,9 @@ class RemoteFile:
 
 
 def default_folder() -> Path:
-    """Return $XDG_CACHE_HOME/mae3d, or mae3d-<user id> in $TMPDIR (else /tmp): both lie on the node."""
+    """Return $XDG_CACHE_HOME, or mae3d-<user id> in $TMPDIR (else /tmp): both lie on the node."""
     if home := os.environ.get("XDG_CACHE_HOME"):
-        return Path(home) / "mae3d"
+        return Path(home)
     return Path(tempfile.gettempdir()) / f"mae3d-{os.getuid()}"
 
 
@@ -59,23 +71,31 @@ class Cache:
     """A folder of whole files, never larger than its limit; any number of processes and threads use it at once."""
 
     def __init__(self, folder: Path, *, limit_bytes: int):
-        """Make the folder if it is missing, and remove what killed processes left in it.
+        """Make the cache's own folder if it is missing, and remove what killed processes left in it.
+
+        Args:
+            folder: the folder that holds the cache's own, and may hold anything else.
+            limit_bytes: the largest sum of the files' sizes.
 
         Raises:
-            OSError: the folder cannot be made, or is another user's.
+            OSError: the folder cannot be made, is another user's, or holds files that are no cache's.
         """
-        self.folder, self.limit_bytes = folder, limit_bytes
+        self.folder, self.limit_bytes = folder / FOLDER, limit_bytes
         self.bytes_fetched = self.files_fetched = 0
         self._planned: dict[Path, int] = {}
         self._counting = threading.Lock()
         self._make_folder()
-        if folder.stat().st_uid != os.getuid():  # anybody can make folders in /tmp
-            raise PermissionError(errno.EPERM, "another user's folder; give one of your own as data.cache", str(folder))
+        if self.folder.stat().st_uid != os.getuid():  # anybody can make folders in /tmp
+            raise PermissionError(
+                errno.EPERM, "another user's cache; give a folder of your own as data.cache", str(self.folder)
+            )
         with self._locked():
             self._make_room(0)
 
     def path(self, file: RemoteFile) -> Path:
-        """Return the path at which the file is, or will be."""
+        """Return the path at which the file is, or will be; ValueError for a name that the cache would never evict."""
+        if not _NAME.fullmatch(file.local):
+            raise ValueError(f"{file.url}: its dataset.json gives it a name that no dataset of MAE3D has: {file.local}")
         return self.folder / file.local
 
     def plan(self, files: Sequence[RemoteFile]) -> None:
@@ -91,7 +111,7 @@ class Cache:
         """
         while True:
             try:
-                descriptor = os.open(self.path(file), os.O_RDONLY)
+                descriptor = os.open(self.path(file), os.O_RDONLY | os.O_NOFOLLOW)
             except FileNotFoundError:
                 self.fetch(file)
                 continue
@@ -196,7 +216,18 @@ class Cache:
             ) from error
 
     def _make_folder(self) -> None:
+        """Make the folder and its marker, unless it holds anything that no cache has made."""
+        marker = self.folder / MARKER
+        if marker.is_file():
+            return
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if path.name not in ("lock", MARKER) and not _DATASET.fullmatch(path.name):
+                text = (
+                    f"no cache of MAE3D because it holds {path.name}; move that, or give another folder as data.cache"
+                )
+                raise FileExistsError(errno.EEXIST, text, str(self.folder))
+        marker.write_text(_MARKER_TEXT, encoding="utf-8")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -208,6 +239,17 @@ class Cache:
         finally:
             os.close(descriptor)
 
+    def _own_files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the files, whole or parts, that this cache has made, with their properties."""
+        for dataset in self.folder.iterdir():
+            if dataset.is_dir() and not dataset.is_symlink():
+                for path in dataset.iterdir():
+                    with suppress(FileNotFoundError):
+                        status = path.lstat()
+                        is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
+                        if is_own and _NAME.fullmatch(f"{dataset.name}/{path.name.removesuffix(PART)}"):
+                            yield path, status
+
     def _make_room(self, num_bytes: int, *, spare_planned: bool = False) -> bool:
         """Evict until so many more bytes fit, and return whether they do; the caller holds the folder's lock.
 
@@ -215,11 +257,10 @@ class Cache:
         needed first.
         """
         excess, victims = num_bytes - self.limit_bytes, []
-        for path in self.folder.glob("*/*"):
+        for path, status in self._own_files():
             if path.name.endswith(PART) and _remove_unlocked(path):
                 continue  # a dead process's
-            with suppress(FileNotFoundError):  # a part that its process has just given up
-                status = path.stat()
+            if path.exists():  # else a part that its process has just given up
                 excess += status.st_size
                 turn = self._planned.get(path)
                 if not path.name.endswith(PART) and not (spare_planned and turn is not None):
@@ -259,7 +300,7 @@ def _wait_for_owner(part: Path) -> None:
 def _remove_unlocked(path: Path) -> bool:
     """Remove a file that no process has locked; return whether it was removed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import pytest
 
 from pipelines.storage import cache as cache_module
-from pipelines.storage.cache import Cache, DamagedFileError, RemoteFile
+from pipelines.storage.cache import FOLDER, Cache, DamagedFileError, RemoteFile
 from tests.support.disk import Disk
 
 SIZE = 10_000
+SET = "5e7" + 13 * "0"  # the folder of the dataset
 
 
 def content_of(number: int) -> bytes:
@@ -32,12 +34,17 @@ def file_of(number: int, *, read: Callable[[int, int], bytes] | None = None) -> 
     content = content_of(number)
     sha256 = hashlib.sha256(content).hexdigest()
     return RemoteFile(
-        f"test://store/{number}", SIZE, sha256, f"set/{number:03d}", read or (lambda start, stop: content[start:stop])
+        f"test://store/{number}",
+        SIZE,
+        sha256,
+        f"{SET}/{0:016x}-{number:03d}.tar",
+        read or (lambda start, stop: content[start:stop]),
     )
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*/*"))
+    """The files of a dataset in a cache, without what its names have in common."""
+    return sorted(path.name.partition("-")[2].replace(".tar", "") for path in folder.glob(f"**/{SET}/*"))
 
 
 def read(cache: Cache, file: RemoteFile) -> bytes:
@@ -67,7 +74,7 @@ def test_an_evicted_file_stays_readable_and_a_changed_one_is_never_served(tmp_pa
     assert names(tmp_path) == ["002"]
     assert os.pread(descriptor, SIZE, 0) == content_of(1)
     os.close(descriptor)
-    (tmp_path / "set/002").write_bytes(b"short")  # somebody else's doing
+    cache.path(file_of(2)).write_bytes(b"short")  # somebody else's doing
     assert read(cache, file_of(2)) == content_of(2)
 
 
@@ -113,7 +120,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     """Nothing checks it again: a power cut must not leave a name over blocks that were never written."""
     disk = Disk(monkeypatch)
     Cache(tmp_path, limit_bytes=SIZE).fetch(file_of(1))
-    assert disk.renames == [("001", True)]
+    assert disk.renames == [(f"{0:016x}-001.tar", True)]
 
 
 def size_of(cache: Cache) -> int:
@@ -146,7 +153,7 @@ def test_processes_share_files_and_never_pass_the_limit(tmp_path: Path) -> None:
     log, context = tmp_path / "log", multiprocessing.get_context("fork")
     cache = Cache(tmp_path / "cache", limit_bytes=4 * SIZE)
     readers = [
-        context.Process(target=_read_at_random, args=(str(cache.folder), str(log), seed, 60)) for seed in range(4)
+        context.Process(target=_read_at_random, args=(str(tmp_path / "cache"), str(log), seed, 60)) for seed in range(4)
     ]
     for reader in readers:
         reader.start()
@@ -196,7 +203,7 @@ def _killed_at(folder: str, point: str) -> None:
         cache_module._create_locked = _die
     if point == "unlocked":  # the part is there, its lock and size are not yet
         cache_module.fcntl.flock = lambda descriptor, kind: _die() if os.fstat(descriptor).st_size == 0 else None  # type: ignore[assignment]
-        (Path(folder) / "lock").write_text("not empty")
+        (Path(folder) / FOLDER / "lock").write_text("not empty")
     if point == "written":
         Path.rename = _die  # type: ignore[method-assign]
     if point == "renamed":
@@ -243,7 +250,7 @@ def test_kills_at_random_moments_leave_whole_files_within_the_limit(tmp_path: Pa
     stays.join(60)
     assert stays.exitcode == 0
     Cache(folder, limit_bytes=4 * SIZE)
-    assert all(path.read_bytes() == content_of(int(path.name)) for path in folder.glob("*/*"))
+    assert all(path.read_bytes() == content_of(int(path.stem[-3:])) for path in folder.glob("*/*/*"))
 
 
 def test_a_damaged_file_is_fetched_again_once(tmp_path: Path) -> None:
@@ -275,7 +282,7 @@ def test_fault_17_a_full_disk_is_told_with_the_folder(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match=r"No space left.* while test://store/1 .*data\.cache") as told:
         cache.open(file_of(1))
     assert told.value.errno == errno.ENOSPC
-    assert told.value.filename == str(tmp_path)
+    assert told.value.filename == str(cache.folder)
     assert names(tmp_path) == []
     monkeypatch.undo()
     assert read(cache, file_of(1)) == content_of(1)
@@ -309,12 +316,73 @@ def test_a_size_that_is_asked_for_is_enough_and_little_more(num_bytes: int) -> N
 
 def test_the_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    with pytest.raises(PermissionError, match="another user's folder"):
+    with pytest.raises(PermissionError, match="another user's cache"):
         Cache(tmp_path, limit_bytes=SIZE)
+
+
+def planted(folder: Path) -> dict[Path, bytes]:
+    """Files and links that are not the cache's, below `folder`: old ones, parts, and names like the cache's own."""
+    names = ["thesis.tex", "a/b/thesis.tex", "a/b/c.part", f"a/{SET}/thesis.tex", "lock", "dataset.json"]
+    names += [f"{SET}/{0:016x}-shard.tar", f"{SET}/{0:016x}-shard.tar.part", f"{SET}/index-{0:016x}.parquet"]
+    names += [
+        f"{FOLDER}/{SET}/{name}" for name in ("thesis.tex", "x.part", "shard-00000.tar", f"{0:016x}-shard.tar.bak")
+    ]
+    names += [f"{FOLDER}/{SET}/sub/{0:016x}-shard.tar"]
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode() * 1000)
+        os.utime(path, (1, 1))
+    (folder / FOLDER / ("1" * 16)).symlink_to(folder / SET)  # a folder of another disk
+    (folder / FOLDER / SET / f"{1:016x}-shard.tar").symlink_to(folder / "thesis.tex")
+    return {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
+
+
+def test_other_peoples_files_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    before = planted(tmp_path)
+    cache = Cache(tmp_path, limit_bytes=2 * SIZE)
+    for number in (0, 1, 2, 3):
+        assert read(cache, file_of(number)) == content_of(number)
+    assert Cache(tmp_path, limit_bytes=SIZE).files_fetched == 0
+    now = {path: path.read_bytes() for path in tmp_path.glob("**/*") if path.is_file()}
+    ours = {cache.path(file_of(3)), cache.folder / "lock", cache.folder / cache_module.MARKER}
+    assert now.keys() - before.keys() == ours
+    assert {path: now.get(path) for path in before} == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_folder_that_holds_anything_else_is_no_cache(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in" / "photos").mkdir(parents=True)
+    (tmp_path / "in" / "photos" / "x.part").write_bytes(b"x")
+    if kind == "folder":
+        (tmp_path / "in").rename(tmp_path / FOLDER)
+    elif kind == "link":
+        (tmp_path / FOLDER).symlink_to(tmp_path / "in")
+    else:
+        (tmp_path / FOLDER).write_bytes(b"")
+    with pytest.raises(FileExistsError) as caught:
+        Cache(tmp_path, limit_bytes=SIZE)
+    assert caught.value.filename == str(tmp_path / FOLDER)
+    assert kind == "file" or "photos" in str(caught.value)
+
+
+def test_a_marker_that_was_tidied_away_comes_back(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit_bytes=SIZE)
+    cache.fetch(file_of(1))
+    (cache.folder / cache_module.MARKER).unlink()  # /tmp is swept by age
+    assert read(Cache(tmp_path, limit_bytes=SIZE), file_of(1)) == content_of(1)
+    assert (cache.folder / cache_module.MARKER).exists()
+
+
+def test_a_dataset_cannot_give_a_file_any_other_name(tmp_path: Path) -> None:
+    cache, file = Cache(tmp_path, limit_bytes=SIZE), file_of(1)
+    for local in ("../x.tar", f"{SET}/../../thesis.tex", f"{SET}/x.tar", f"{SET}/{0:016x}-a/b.tar", "/etc/passwd"):
+        with pytest.raises(ValueError, match=r"dataset\.json"):
+            cache.open(replace(file, local=local))
 
 
 def test_the_default_folder_lies_on_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_module.default_folder() == tmp_path / "mae3d"
+    assert cache_module.default_folder() == tmp_path
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_module.default_folder().name == f"mae3d-{os.getuid()}"
