@@ -2,7 +2,6 @@
 
 import ast
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,8 @@ from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.html import page, refuse_other_page
 from mae3d.tracking.run_dir import Run, RunError
 from preprocess.__main__ import main
+from tests.support.calls import functions_with, name_of
 from tests.support.media import make_video
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("launch", "mae3d", "pipelines", "preprocess", "docker")
 
 METHODS = {"unlink", "rmtree", "rmdir", "removedirs", "rename", "renames", "move", "rm", "rm_file", "remove_folder"}
 METHODS |= {"truncate", "ftruncate", "write_bytes", "write_text", "replace_file", "copyfile", "copy", "copy2"}
@@ -136,7 +133,7 @@ PROOF = {
 
 
 def is_destructive(call: ast.Call) -> bool:
-    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    name = name_of(call)
     if name in METHODS:
         return not (name == "copy" and not call.args)
     if name == "replace" and isinstance(call.func, ast.Attribute):
@@ -148,26 +145,9 @@ def is_destructive(call: ast.Call) -> bool:
     return any(isinstance(part, ast.Attribute) and part.attr == "O_TRUNC" for part in ast.walk(call))
 
 
-def destructive_functions() -> Iterator[str]:
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            yield from _walk(ast.parse(path.read_text(encoding="utf-8")), module)
-
-
-def _walk(node: ast.AST, where: str) -> Iterator[str]:
-    for child in ast.iter_child_nodes(node):
-        inner = where
-        if isinstance(child, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            inner = f"{where}.{child.name}"
-        if isinstance(child, ast.Call) and is_destructive(child):
-            yield where
-        yield from _walk(child, inner)
-
-
 def test_every_deletion_says_what_proves_that_the_file_is_ours() -> None:
     listed = [function for functions in PROOF.values() for function in functions]
-    assert sorted(set(destructive_functions())) == sorted(listed)
+    assert sorted(functions_with(is_destructive)) == sorted(listed)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
