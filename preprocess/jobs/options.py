@@ -83,7 +83,22 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         help="of trees: the first folder if all files lie in one (auto), or where there is one (folder)",
     )
     group.add_argument(
-        "--label-names", default="", metavar="FILE", help="names of ids 0, 1, ...: one per line, or a dataset.json"
+        "--label-names",
+        default="",
+        metavar="FILE",
+        help="names of ids 0, 1, ...: one per line, with or without its number, or a dataset.json",
+    )
+    group.add_argument(
+        "--label-base",
+        choices=["auto", "0", "1"],
+        default="auto",
+        help="the number that lists give to the first of the label names (auto: the file's own)",
+    )
+    group.add_argument(
+        "--label-kind",
+        choices=["auto", "numbers", "words"],
+        default="auto",
+        help="whether labels are ids or names (auto: numbers are ids if all labels are)",
     )
     group.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
     group.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")

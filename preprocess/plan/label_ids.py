@@ -1,16 +1,28 @@
 """Labels get ids: words ─► numbers; numbers stay as they are, names are sorted, or keep the order of a file.
 
-names = read_label_names(data, "labels.txt")                      # one name per line, or a .json
+names = read_label_names(data, "classInd.txt")                    # LabelNames; `preprocess.plan.label_names`
 ids = label_ids([("dog",), ("cat", "dog")], fixed=names)
 ids.number["dog"]                                                 # 1
+
+A label that is a number is an id: of names without numbers the position, from 0, of names with numbers that number.
+Anything that can be read in two ways is an error that shows both.
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from preprocess.dataset.schema import DatasetError
+from preprocess.plan.label_names import LabelNames
+
+LabelKind = Literal["auto", "numbers", "words"]
+
+MAX_ID = 2**31 - 1
+_NUMBER = re.compile(r"\+?([0-9]+)(\.0*)?")  # a table with an empty cell has floats
+_MISSING = {"", "nan", "<na>", "-1", "-1.0"}
+_MISSING_AMONG_NUMBERS = {"none", "null", "na", "n/a"}  # among words they may be classes
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -20,74 +32,99 @@ class LabelIds:
     names: tuple[str, ...]
     number: dict[str, int]
     unknown: frozenset[str] = frozenset()  # labels that are not among the names that were given
+    missing: frozenset[str] = frozenset()  # labels that say that there is none: -1, nan, nothing
 
 
 def label_ids(
-    labels: Iterable[Sequence[str]], *, fixed: Sequence[str] = (), continued: Sequence[str] | None = None
+    labels: Iterable[Sequence[str]],
+    *,
+    fixed: LabelNames | None = None,
+    continued: Sequence[str] | None = None,
+    kind: LabelKind = "auto",
+    where: Callable[[str], str] = repr,
 ) -> LabelIds:
     """Return the ids of all labels.
 
     Args:
         labels: the labels of each sample, as words.
-        fixed: the names of ids 0, 1, ..., if the user gave them: any other label is unknown. A number is an id.
+        fixed: the names of ids 0, 1, ..., if the user gave them: any other label is unknown.
         continued: the names of a dataset that is appended to: they keep their ids, new names come after in sorted
             order. Empty if its labels are numbers; None if there is no such dataset, or it has no label.
+        kind: whether labels are numbers or words; by default what all of them are.
+        where: returns a label with the place where it stands, for messages.
 
     Raises:
-        DatasetError: words and numbers meet, or `fixed` does not begin with what is continued.
+        DatasetError: words and numbers meet, the ids can be read in two ways, or `fixed` does not begin with what is
+            continued.
     """
     words = {label for of_sample in labels for label in of_sample}
-    if continued and fixed and tuple(fixed[: len(continued)]) != tuple(continued):
-        raise DatasetError("the label names given do not begin with those of the dataset; the ids would change")
-    numeric = {word for word in words if word.isascii() and word.isdigit()}
+    missing = frozenset(word for word in words if word.strip().lower() in _MISSING)
+    missing -= set(fixed.names) if fixed else set()
+    words -= missing
     if fixed:
-        number = {name: i for i, name in enumerate(fixed)}
-        number |= {word: int(word) for word in numeric - number.keys() if int(word) < len(fixed)}
-        return LabelIds(tuple(fixed), number, frozenset(words - number.keys()))
-    if words == numeric and not continued:
-        return LabelIds((), {word: int(word) for word in words})
+        return _fixed_ids(words, fixed, continued, missing, kind)
+    numbers = {word: id for word in words if (id := number_of(word)) is not None} if kind != "words" else {}
+    if numbers or kind == "numbers":
+        empty = {word for word in words if word.lower() in _MISSING_AMONG_NUMBERS}
+        words, missing = words - empty, missing | empty
+    if words == numbers.keys() and not continued:
+        _check_numbers(numbers, where)
+        return LabelIds((), numbers, missing=missing)
     if continued is not None and not continued:
-        shown = ", ".join(sorted(words - numeric)[:5])
+        shown = ", ".join(sorted(words - numbers.keys())[:_SHOWN])
         raise DatasetError(f"the labels of the dataset are numbers, new ones are words ({shown}); give their numbers")
+    if kind == "numbers":
+        shown = ", ".join(map(where, sorted(words - numbers.keys())[:_SHOWN]))
+        raise DatasetError(f"labels are no numbers, as --label-kind numbers says: {shown}")
+    known = words.intersection(continued or ())
+    if numbers.keys() - known:
+        text = _mixture(numbers.keys() - known, words - numbers.keys(), continued or (), where)
+        raise DatasetError(
+            f"{text}: give the names of the ids as --label-names, or --label-kind words if all are names"
+        )
     names = (*(continued or ()), *sorted(words.difference(continued or ())))
-    return LabelIds(names, {name: i for i, name in enumerate(names)})
+    return LabelIds(names, {name: i for i, name in enumerate(names)}, missing=missing)
 
 
-def read_label_names(data: bytes, source: str) -> tuple[str, ...]:
-    """Return the names of ids 0, 1, ...: one per line, or from JSON: a dataset.json, a list, or {name: id}.
-
-    Args:
-        data: the file's bytes.
-        source: its name, for messages.
-
-    Raises:
-        DatasetError: it is none of these, or a name occurs twice.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-        names = _json_names(json.loads(text)) if text.lstrip()[:1] in ("{", "[") else _lines(text)
-    except (ValueError, TypeError) as error:
-        raise DatasetError(f"{source}: no label names ({error}); give one name per line, or a dataset.json") from error
-    if not names:
-        raise DatasetError(f"{source}: no label names in it; give one name per line, or a dataset.json")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DatasetError(f"{source}: the label name {twice[0]!r} occurs twice")
-    return tuple(names)
+def number_of(label: str) -> int | None:
+    """Return the id that a label is; None if it is none. 2.0 is 2, as tables with an empty cell have it."""
+    match = _NUMBER.fullmatch(label)
+    return int(match[1]) if match else None
 
 
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _fixed_ids(
+    words: set[str], fixed: LabelNames, continued: Sequence[str] | None, missing: frozenset[str], kind: LabelKind
+) -> LabelIds:
+    names = fixed.names
+    if continued and names[: len(continued)] != tuple(continued):
+        raise DatasetError("the label names given do not begin with those of the dataset; the ids would change")
+    number = {name: id for id, name in enumerate(names)} | {code: id for id, code in enumerate(fixed.codes)}
+    numbers = {word: value for word in words - number.keys() if (value := number_of(word)) is not None}
+    if numbers and kind != "words":
+        ids = fixed.ids_of(set(numbers.values()))
+        number |= {word: ids[value] for word, value in numbers.items() if value in ids}
+    return LabelIds(names, number, frozenset(words - number.keys()), missing)
 
 
-def _json_names(content: object) -> list[str]:
-    """Return the names in a list, in a dataset.json, or with their ids as Something-Something publishes them."""
-    if isinstance(content, dict) and "label_names" in content:
-        content = content["label_names"]
-    if isinstance(content, dict):
-        by_id = {int(number): str(name) for name, number in content.items()}
-        if sorted(by_id) != list(range(len(content))):
-            raise ValueError("its ids are not 0, 1, 2, ...")
-        return [by_id[i] for i in range(len(by_id))]
-    if not isinstance(content, list):
-        raise TypeError("neither a list nor {name: id}")
-    return [str(name) for name in content]
+def _check_numbers(numbers: dict[str, int], where: Callable[[str], str]) -> None:
+    """Raise DatasetError for ids that are too large, or that are spelled in two ways, as folders 1 and 01 are."""
+    spelled: dict[int, str] = {}
+    for word, number in sorted(numbers.items()):
+        if number > MAX_ID:
+            raise DatasetError(f"label {where(word)} is too large for an id; give --label-kind words if it is a name")
+        plain = word.partition(".")[0].removeprefix("+")
+        if spelled.setdefault(number, plain) != plain:
+            raise DatasetError(
+                f"labels {where(spelled[number])} and {where(word)} are one number in two spellings: "
+                "spell it in one way, or give --label-kind words if they are two names"
+            )
+
+
+def _mixture(
+    numbers: Iterable[str], words: Iterable[str], continued: Sequence[str], where: Callable[[str], str]
+) -> str:
+    some = [where(label) for label in sorted(numbers)[:_SHOWN]]
+    others = [where(label) for label in sorted(words)[:_SHOWN]] or [
+        f"{name!r} of the dataset" for name in continued[:1]
+    ]
+    return f"labels are numbers ({', '.join(some)}) and words ({', '.join(others)})"

@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 from mae3d.io.files import replace_file
 from mae3d.video.container import MAX_PIXELS
 from preprocess.dataset.schema import DatasetError
-from preprocess.plan.label_ids import label_ids
+from preprocess.plan.label_ids import LabelIds, LabelKind, label_ids
+from preprocess.plan.label_names import LabelNames
 from preprocess.problems import Problem, describe
 
 _PLAN_FIELDS: list[Any] = [
@@ -169,7 +170,8 @@ class ScanResult:
     requests: list[Request]
     problems: list[Problem]
     notes: list[str]
-    label_names: tuple[str, ...] = ()  # the order of the ids, if the user gave one
+    label_names: LabelNames | None = None  # those that the user gave
+    label_kind: LabelKind = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,8 +226,20 @@ def make_plan(
     Raises:
         DatasetError: no sample is left, or the labels do not go with those that are there.
     """
-    ids = label_ids([request.labels for request in scan.requests], fixed=scan.label_names, continued=label_names)
     requests, problems = scan.requests, list(scan.problems)
+
+    def where(label: str) -> str:
+        request = next(request for request in requests if label in request.labels)
+        place = f"{request.file or source}, line {request.line}" if request.line > 0 else request.name
+        return f"{label!r} ({place})"
+
+    ids = label_ids(
+        [request.labels for request in requests],
+        fixed=scan.label_names,
+        continued=label_names,
+        kind=scan.label_kind,
+        where=where,
+    )
     if ids.unknown:
         for request in requests:
             if strange := [label for label in request.labels if label in ids.unknown]:
@@ -236,8 +250,11 @@ def make_plan(
         listed = "\n".join(describe(problem, source) for problem in problems[:20])
         raise DatasetError(f"{source or 'the input'}: no usable sample\n{listed}".rstrip())
     size = settings.shard_size or min(1000, max(_SMALLEST_SHARD, math.ceil(len(requests) / _SHARDS_OF_A_SMALL_SET)))
-    table = _table(requests, ids.number, size, settings.split)
+    table = _table(requests, ids, size, settings.split)
     notes = [*scan.notes]
+    if ids.missing:
+        count = sum(bool(ids.missing.intersection(request.labels)) for request in requests)
+        notes.append(f"{count} samples have no label, for theirs is {' or '.join(map(repr, sorted(ids.missing)))}")
     if settings.split not in ("", "train") and ids.names and not scan.label_names and label_names is None:
         notes.append(
             f"warning: the labels of this {settings.split} set have ids of their own, in the order of their names; "
@@ -246,14 +263,16 @@ def make_plan(
     return BuildPlan(table, tuple(problems), source, ids.names, identity, tuple(notes))
 
 
-def _table(requests: Sequence[Request], ids: dict[str, int], shard_size: int, split: str) -> pa.Table:
+def _table(requests: Sequence[Request], ids: LabelIds, shard_size: int, split: str) -> pa.Table:
     """Return the table of PLAN_SCHEMA, column by column."""
     count = len(requests)
     numbers = np.arange(count, dtype=np.int64)
     columns: dict[str, Any] = {"number": numbers, "shard": (numbers // shard_size).astype(np.int32)}
     if split:
         columns["split"] = pa.repeat(split, count)
-    columns["labels"] = [[ids[label] for label in request.labels] for request in requests]
+    columns["labels"] = [
+        [ids.number[label] for label in request.labels if label not in ids.missing] for request in requests
+    ]
     for column in PLAN_SCHEMA:
         if column.name not in columns:
             columns[column.name] = list(map(attrgetter(column.name), requests))

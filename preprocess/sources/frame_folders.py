@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.folder_labels import infer_labels
@@ -118,7 +119,7 @@ def _find_rows(
     file: str,
     settings: Settings,
     reading: Reading,
-    label_names: tuple[str, ...],
+    label_names: LabelNames | None,
 ) -> ScanResult:
     log.info("%s", ledger.dialect)
     names = sorted({row.name for row in ledger.rows})
@@ -153,11 +154,13 @@ def _find_rows(
         f"{len(unlisted)} frame folders on disk are not in the ledger{shortened(unlisted)}",
     ]
     notes += cut_notes(pieces) + _gap_notes(requests)
-    return ScanResult(requests, sorted(problems, key=lambda problem: problem.line), notes, label_names)
+    return ScanResult(
+        requests, sorted(problems, key=lambda problem: problem.line), notes, label_names, reading.label_kind
+    )
 
 
 def _find_trees(
-    roots: Sequence[Root], settings: Settings, reading: Reading, label_names: tuple[str, ...]
+    roots: Sequence[Root], settings: Settings, reading: Reading, label_names: LabelNames | None
 ) -> ScanResult:
     requests: list[Request] = []
     problems: list[Problem] = []
@@ -190,7 +193,7 @@ def _find_trees(
             requests += made
     requests, odd = encodable(requests)
     notes += cut_notes(pieces) + _gap_notes(requests) + same_names(requests)
-    return ScanResult(requests, problems + odd, notes, label_names)
+    return ScanResult(requests, problems + odd, notes, label_names, reading.label_kind)
 
 
 def _gaps(folder: FrameFolder, first: int, stop: int, reading: Reading) -> tuple[int, ...] | Problem:

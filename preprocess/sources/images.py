@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.folder_labels import infer_labels
@@ -62,7 +63,7 @@ def image_files(
     return Source(tuple(root for root, _ in roots), "", identity, lambda: _request_images(roots, reading, names))
 
 
-def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_names: tuple[str, ...]) -> ScanResult:
+def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_names: LabelNames | None) -> ScanResult:
     requests: list[Request] = []
     problems: list[Problem] = []
     notes: list[str] = []
@@ -81,4 +82,4 @@ def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_n
             timeless.split = split
             requests.append(timeless)
     requests, odd = encodable(requests)
-    return ScanResult(requests, problems + odd, notes + same_names(requests), label_names)
+    return ScanResult(requests, problems + odd, notes + same_names(requests), label_names, reading.label_kind)

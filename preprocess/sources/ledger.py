@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
+from preprocess.plan.label_ids import MAX_ID
 from preprocess.problems import Problem
 
 Delimiter = Literal["auto", "comma", "space", "tab", "semicolon"]
@@ -23,7 +24,6 @@ Header = Literal["auto", "yes", "no"]
 
 DELIMITERS = {"comma": ",", "space": " ", "tab": "\t", "semicolon": ";"}
 _NAMES = {",": "commas", " ": "spaces", "\t": "tabs", ";": "semicolons"}
-_MAX_LABEL = 2**31 - 1
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
@@ -171,8 +171,8 @@ def _parse_row(line: int, fields: list[str], allow_outside: bool) -> LedgerRow |
     if first < 0 or last < first:
         return Problem("bad_row", f"frames {first} to {last}: negative or reversed", name, line)
     for label in labels:
-        if _is_number(label) and not 0 <= int(label) <= _MAX_LABEL:
-            return Problem("bad_row", f"label {label} is out of range; leave out unknown labels", name, line)
+        if _is_number(label) and not -1 <= int(label) <= MAX_ID:
+            return Problem("bad_row", f"label {label} is out of range; leave it out, or give -1 for none", name, line)
     return LedgerRow(line, name, first, last + 1, tuple(label for label in labels if label))
 
 

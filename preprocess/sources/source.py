@@ -12,12 +12,13 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from preprocess.plan.label_ids import read_label_names
+from preprocess.plan.label_ids import LabelKind
+from preprocess.plan.label_names import LabelNames, read_label_names
 from preprocess.plan.plan import Request, ScanResult
 from preprocess.problems import Problem
 from preprocess.sources.folder_labels import Labels
@@ -37,6 +38,8 @@ class Reading:
     header: Header = "auto"
     labels: Labels = "auto"  # whether the folders of a tree are the labels
     label_names: str = ""  # path or URL of the names of ids 0, 1, ...
+    label_base: str = "auto"  # the number that lists give to the first of them
+    label_kind: LabelKind = "auto"
     label_key: str = ""  # entry of the .json beside a video in a tar
     root: str = ""  # where relative paths of lists begin; "" = where the list is
     fill_gaps: bool = False
@@ -70,24 +73,28 @@ def identified(root: Root, path: str, data: bytes | None = None) -> dict[str, st
     return entry if data is None else entry | {"sha256": hashlib.sha256(data).hexdigest()}
 
 
-def reading_identity(reading: Reading, label_names: tuple[str, ...]) -> list[dict[str, str]]:
+def reading_identity(reading: Reading, label_names: LabelNames | None) -> list[dict[str, str]]:
     """Return the part of a source's identity that comes from `reading`: empty if all is as by default."""
     named = {one.name: getattr(reading, one.name) for one in fields(reading)}
     settings = {name: str(value) for name, value in named.items() if value != getattr(PLAIN, name)}
     if label_names:
-        settings["label_names"] = hashlib.sha256("\n".join(label_names).encode()).hexdigest()
+        # Numbers that are positions are left out, so that datasets of before they were read have the same identity.
+        own = label_names.numbers if label_names.numbers != tuple(range(len(label_names.names))) else ()
+        lines = [*label_names.names, *map(str, own), *label_names.codes]
+        settings["label_names"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     if reading.root:
         settings["root"] = reading.root.rstrip("/").rpartition("/")[2]  # its name, not where it lies
     return [settings] if settings else []
 
 
-def given_label_names(reading: Reading, *, scratch: Scratch) -> tuple[str, ...]:
-    """Return the label names that the user fixed; empty if there are none."""
+def given_label_names(reading: Reading, *, scratch: Scratch) -> LabelNames | None:
+    """Return the label names that the user fixed; None if there are none."""
     if not reading.label_names:
-        return ()
+        return None
     root, path = opened(reading.label_names, "--label-names takes a file", scratch=scratch)
     path = path or "dataset.json"
-    return read_label_names(root.read(path), f"{reading.label_names}")
+    names = read_label_names(root.read(path), reading.label_names)
+    return names if reading.label_base == "auto" else replace(names, base=int(reading.label_base))
 
 
 def staying(listing: Listing, names: Sequence[str], reading: Reading) -> tuple[list[str], list[Problem]]:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
+from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.probing import Probed, probe
@@ -80,7 +81,7 @@ def video_files(
         collected = Collected()
         for entry in entries:
             collect(entry, stores, reading, workers, collected)
-        return _cut(collected, roots, settings, workers, names)
+        return replace(_cut(collected, roots, settings, workers, names), label_kind=reading.label_kind)
 
     return Source(roots, list_name, [*identity, *reading_identity(reading, names)], find)
 
@@ -96,7 +97,7 @@ def _stores(entries: Sequence[Given]) -> dict[str, int]:
 
 
 def _cut(
-    collected: Collected, roots: Sequence[Root], settings: Settings, workers: int, label_names: tuple[str, ...]
+    collected: Collected, roots: Sequence[Root], settings: Settings, workers: int, label_names: LabelNames | None
 ) -> ScanResult:
     """Probe the headers, as far as the cut needs them, and make the pieces."""
     requests, odd = encodable(one.request for one in collected.candidates)

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from preprocess.dataset.index import DatasetError
+from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import BuildPlan, Request, ScanResult, Settings, make_plan, read_plan, write_plan
 from preprocess.problems import Problem
 
@@ -55,9 +56,17 @@ def test_numbers_stay_and_words_get_ids() -> None:
     plan = plan_of(request("a", "7", "2"), request("b", "0"), request("c"))
     assert plan.label_names == ()
     assert [sample.labels for sample in plan.shard(0)] == [[7, 2], [0], []]
-    plan = plan_of(request("a", "dog", "7"), request("b", "cat"))
-    assert plan.label_names == ("7", "cat", "dog")
+    plan = plan_of(request("a", "dog", "ant"), request("b", "cat"))
+    assert plan.label_names == ("ant", "cat", "dog")
     assert [sample.labels for sample in plan.shard(0)] == [[2, 0], [1]]
+    with pytest.raises(DatasetError, match=r"'7' \(list\.csv, line 1\).*'cat' \(list\.csv, line 1\)"):
+        plan_of(request("a", "dog", "7"), request("b", "cat"))
+
+
+def test_fault_45_a_label_that_says_there_is_none_leaves_its_sample_unlabelled() -> None:
+    plan = plan_of(request("a", "10"), request("b", "-1"), request("c", ""), request("d", "2.0"))
+    assert [sample.labels for sample in plan.shard(0)] == [[10], [], [], [2]]
+    assert "2 samples have no label, for theirs is '' or '-1'" in plan.notes
 
 
 def test_an_empty_plan_is_refused_with_the_reasons() -> None:
@@ -100,7 +109,9 @@ def test_shards_of_any_length_are_found() -> None:
 
 
 def test_labels_that_are_not_among_the_fixed_names_cost_their_samples() -> None:
-    found = ScanResult([request("a", "cat"), request("b", "bird"), request("c", "0")], [], [], ("dog", "cat"))
+    found = ScanResult(
+        [request("a", "cat"), request("b", "bird"), request("c", "0")], [], [], LabelNames(("dog", "cat"))
+    )
     plan = make_plan(found, source="list.csv", settings=Settings(), identity={})
     assert [(one.name, one.labels) for one in plan.shard(0)] == [("a", [1]), ("c", [0])]
     (problem,) = plan.problems
@@ -109,7 +120,7 @@ def test_labels_that_are_not_among_the_fixed_names_cost_their_samples() -> None:
 
 def test_a_validation_set_with_ids_of_its_own_is_warned_of() -> None:
     found = ScanResult([request("a", "cat")], [], [])
-    for split, fixed, warned in (("val", (), True), ("train", (), False), ("val", ("cat",), False)):
+    for split, fixed, warned in (("val", None, True), ("train", None, False), ("val", LabelNames(("cat",)), False)):
         again = replace(found, label_names=fixed)
         plan = make_plan(again, source="list.csv", settings=Settings(split=split), identity={})
         assert any("--label-names" in note for note in plan.notes) == warned

@@ -10,6 +10,7 @@ import pytest
 from mae3d.io.storage import Storage
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
+from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Settings
 from preprocess.sources.source import Reading, Source, long_samples, short_samples
 from preprocess.sources.videos import video_files
@@ -200,7 +201,7 @@ def test_something_something_with_its_labels(tmp_path: Path) -> None:
         ("sub/8.webm", ("Holding something",)),
         ("sub/7.webm", ("Dropping something",)),
     ]
-    assert found.label_names == ("Holding something", "Dropping something")
+    assert found.label_names == LabelNames(("Holding something", "Dropping something"), numbers=(0, 1))
 
 
 def test_names_that_two_sources_have_are_told(tmp_path: Path) -> None:
