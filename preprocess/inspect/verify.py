@@ -26,7 +26,7 @@ from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, Shard, 
 from preprocess.dataset.schema import read_shard_table
 from preprocess.dataset.writer import is_sealed, settings_hash
 from preprocess.inspect.verify_shard import check_frames
-from preprocess.jobs.lock_store import LOCK_NAME
+from mae3d.io.lock_store import LOCK_NAME
 from preprocess.plan.plan import read_plan
 from preprocess.workers.executors import map_over_workers
 

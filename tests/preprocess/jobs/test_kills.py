@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from preprocess.__main__ import main
-from preprocess.jobs.lock_store import LOCK_NAME
+from mae3d.io.lock_store import LOCK_NAME
 from tests.support.builds import command, tree
 from tests.support.kills import done, inodes, kill_at_every, killed_at, start
 
