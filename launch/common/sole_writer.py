@@ -92,17 +92,19 @@ def sole_writer(
 
 def _join(place: Place, store: LockStore, name: str, world: "World | None", *, job: str, is_first: bool) -> None:
     """Take a lock on rank 0, after a wait if need be, during which all ranks meet every second."""
-    succession, said = Succession(), ""
+    succession, said = Succession(), ("", False)
     while True:
-        waits, problem = False, None
+        waits = False
+        problem: Exception | None = None
         if is_first:
             try:
                 place.locks.append(take(store, name, job=job))
             except Locked as error:
                 reason = succession.wait(error.held)
                 waits, problem = bool(reason), None if reason else ValueError(str(error))
-                if reason and error.held.owner.token != said:
-                    said = error.held.owner.token
+                owner = error.held.owner
+                if reason and (owner.token, owner.ending) != said:
+                    said = owner.token, owner.ending
                     print(f"{store}: in use by {error.held.owner_text()}; {reason}", flush=True)
             except ValueError as error:
                 problem = ValueError(str(error))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from launch.common.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
+from launch.common.sole_writer import sole_writer
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from launch.training.summary import report_end, report_finished, start_summary
 from mae3d.io.resume import resume_rules
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mae3d.tracking.run_dir import Run
     from mae3d.training.config import OptimConfig
     from mae3d.training.engine import Engine
-    from mae3d.training.loop import TrainSchedule, Validation
+    from mae3d.training.loop import Place, TrainSchedule, Validation
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
 
@@ -129,12 +130,13 @@ def run_task(
 
     The order of the steps is a contract, and this function alone holds it:
 
-    1. restore: RUN comes back from run.remote if that is newer, before anything reads RUN;
-    2. decode, task, loader, schedule, evaluation: all that can be refused is refused before RUN is touched;
-    3. claim: RUN/config.yaml is compared and written;
-    4. finished: a run that is DONE ends here;
-    5. seed, then model: the seed comes right before the weights, so that they are the same however step 2 went;
-    6. summary, engine, `TrainingLoop`, which resumes from the newest checkpoint.
+    1. lock: this start becomes the only writer of RUN and of run.remote, or is refused;
+    2. restore: RUN comes back from run.remote if that is newer, before anything reads RUN;
+    3. decode, task, loader, schedule, evaluation: all that can be refused is refused before RUN is touched;
+    4. claim: RUN/config.yaml is compared and written;
+    5. finished: a run that is DONE ends here;
+    6. seed, then model: the seed comes right before the weights, so that they are the same however step 3 went;
+    7. summary, engine, `TrainingLoop`, which resumes from the newest checkpoint.
 
     Args:
         make_task: config, corpus, run, world ─► the task; opens the initial weights unless a checkpoint replaces them.
@@ -151,6 +153,18 @@ def run_task(
         DataError: too much of the data is damaged.
         OSError: a checkpoint or the log cannot be written.
     """
+    with sole_writer(Path(config.run.dir), world, job="training", remote=config.run.remote) as place:
+        return _train_alone(make_task, config, corpus, world, place)
+
+
+def _train_alone(
+    make_task: "Callable[[Config, Corpus, Run, World], Task]",
+    config: Config,
+    corpus: "Corpus",
+    world: "World",
+    place: "Place",
+) -> bool:
+    """Take the steps of `run_task` from the second on."""
     import torch
 
     from mae3d.tracking.run_dir import Run
@@ -202,7 +216,9 @@ def run_task(
         )
         with closing(engine):
             validation = evaluation.validation(engine)
-            finished = TrainingLoop(engine, loader, task.loss(), schedule, run, world, model_config, validation).run()
+            finished = TrainingLoop(
+                engine, loader, task.loss(), schedule, run, world, model_config, validation, place
+            ).run()
     report_end(run, world, finished=finished)
     return finished
 

@@ -7,7 +7,7 @@ finished = TrainingLoop(..., validation=Validation(every=epoch, scores=validate,
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +42,26 @@ class BatchLoader(Protocol):
     def judge(self, counts: dict[str, int]) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Place(Protocol):
+    """The folder and URL that this run alone writes; on rank 0, for the others have nothing to hold.
+
+    `check` raises if another start has taken it over; `end_soon` lets the next start wait for the end of this one.
+    """
+
+    def check(self) -> None: ...
+    def end_soon(self) -> None: ...
+
+
+class UnguardedPlace:
+    """A folder that nobody else knows of."""
+
+    def check(self) -> None:
+        """Do nothing."""
+
+    def end_soon(self) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +128,7 @@ class TrainingLoop:
         world: all ranks.
         model_config: stored with the weights.
         validation: what to score the model by, and when.
+        place: what guards the folder.
     """
 
     engine: Engine
@@ -118,6 +139,7 @@ class TrainingLoop:
     world: World
     model_config: MAEConfig | ClassifierConfig
     validation: Validation | None = None
+    place: Place = field(default_factory=UnguardedPlace)
 
     def __post_init__(self) -> None:
         schedule, world = self.schedule, self.world
@@ -131,7 +153,9 @@ class TrainingLoop:
             keep_every=schedule.keep_every,
             remote=schedule.remote,
         )
-        self.stop = StopRequest(world, file=self.folder.folder / STOP, minutes=schedule.time_limit)
+        self.stop = StopRequest(
+            world, file=self.folder.folder / STOP, minutes=schedule.time_limit, announce=self.place.end_soon
+        )
 
     def run(self) -> bool:
         """Train to the last step, from the newest checkpoint if there is one.
@@ -142,6 +166,7 @@ class TrainingLoop:
         Raises:
             CheckpointError: no checkpoint of the run is whole.
             TrainingError: too many steps in a row were not finite, the memory is too small, or another rank is gone.
+            Locked: another start has taken the run over, because this one seemed dead.
             OSError: a checkpoint or the log cannot be written.
         """
         try:
@@ -182,6 +207,7 @@ class TrainingLoop:
         """Do the work between two steps; return False after an agreed stop.
 
         `taken` is False for a step of an earlier part of the run."""
+        self.place.check()
         last = step == self.schedule.total_steps
         scores = self.score(step)
         if taken and (step % self.schedule.log.every == 0 or last):
@@ -192,6 +218,8 @@ class TrainingLoop:
         stopping = self.stop.agree() and not (last and (scores or not self.validation))
         # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
         due = step % self.schedule.checkpoint_every == 0 and not self.guard.in_a_row
+        if last:
+            self.place.end_soon()
         if due or last or scores or stopping:
             self.save(step, scores, final=last or stopping)
         if stopping:
