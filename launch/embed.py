@@ -20,6 +20,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.common.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
 from launch.common.clip_options import ClipsConfig, agreed_model_file, clips_config, trained_data
+from launch.common.sole_writer import sole_writer
 
 if TYPE_CHECKING:
     from launch.inference.embeddings import Embedder
@@ -82,7 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(EmbedConfig, arguments, prog="embed.py", description=str(__doc__))
     set_threads()
-    with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
+    out = Path(config.out).resolve()
+    with (
+        joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
+        sole_writer(out.parent, world, job="embedding", what=out.name),
+    ):
         unreadable = embed(config, world)
         if world.is_first:
             _report(config, unreadable)

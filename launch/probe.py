@@ -21,6 +21,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.common.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
 from launch.common.clip_options import ClipsConfig, agreed_model_file, trained_data
+from launch.common.sole_writer import sole_writer
 from launch.common.tables import aligned, columns_of
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(ProbeConfig, arguments, prog="probe.py", description=str(__doc__))
     set_threads()
-    with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
+    with (
+        joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
+        sole_writer(Path(config.out), world, job="probing", what="probes"),
+    ):
         results = probe(config, world)
         if world.is_first:
             _report(results)
