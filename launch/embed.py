@@ -21,6 +21,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 from launch.common.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
 from launch.common.clip_options import ClipsConfig, agreed_model_file, clips_config, trained_data
 from launch.common.sole_writer import sole_writer
+from mae3d.io.resume import free
 
 if TYPE_CHECKING:
     from launch.inference.embeddings import Embedder
@@ -63,7 +64,7 @@ class EmbedConfig:
     map: str = ""
     batch: int = 8
     precision: Literal["fp32", "bf16"] = "fp32"
-    device: str = "auto"
+    device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
         if bool(self.videos) == bool(self.data.shards):
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_threads()
     out = Path(config.out).resolve()
     with (
-        joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
+        joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
         sole_writer(out.parent, world, job="embedding", what=out.name),
     ):
         unreadable = embed(config, world)

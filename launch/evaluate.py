@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from launch.inference.reconstruction_loss import predict
 
     with (
-        joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
+        joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
         sole_writer(Path(config.out), world, job="evaluation", what=config.task),
     ):
         report = (classify if config.task == "classification" else predict)(config, world)

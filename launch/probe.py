@@ -23,6 +23,7 @@ from launch.common.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_thread
 from launch.common.clip_options import ClipsConfig, agreed_model_file, trained_data
 from launch.common.sole_writer import sole_writer
 from launch.common.tables import aligned, columns_of
+from mae3d.io.resume import free
 
 if TYPE_CHECKING:
     from launch.common.eval_set import EvalSet
@@ -74,7 +75,7 @@ class ProbeConfig:
     seed: int = 0
     batch: int = 8
     precision: Literal["fp32", "bf16"] = "fp32"
-    device: str = "auto"
+    device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
         unknown = [probe for probe in self.probes if probe not in PROBES]
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(ProbeConfig, arguments, prog="probe.py", description=str(__doc__))
     set_threads()
     with (
-        joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
+        joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
         sole_writer(Path(config.out), world, job="probing", what="probes"),
     ):
         results = probe(config, world)

@@ -121,18 +121,19 @@ def reporting(where: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def joined(device: str, *, where: str, timeout_minutes: float = 30) -> "Iterator[World]":
+def joined(config: Any, *, where: str, timeout_minutes: float = 30) -> "Iterator[World]":
     """Yield all ranks that the launcher started; errors in the block are reported as by `reporting`.
 
     Args:
-        device: `auto`, `cuda` or `cpu`.
+        config: the command's, with a `device`; all ranks have been started with the same one, or all end here.
         where: named by an I/O error that names no file.
         timeout_minutes: how long a rank waits for another.
     """
+    from launch.common.start_facts import start_facts
     from mae3d.distributed import start_world
 
     with reporting():  # the device, or where the nodes meet
-        world = start_world(device, timeout_minutes=timeout_minutes)
+        world = start_world(config.device, timeout_minutes=timeout_minutes, facts=lambda: start_facts(config))
     try:
         with reporting(where):
             yield world

@@ -32,12 +32,12 @@ class ClipsConfig:
         target_fps: Frame rate that sampling_rate refers to; null likewise, or 30.
     """
 
-    shards: str | tuple[str, ...] = free("")
+    shards: str | tuple[str, ...] = free("", local=True)
     labels: str = ""
     select: SelectConfig = field(default_factory=SelectConfig)
     exclude_bad_shards: bool = free(False)
-    cache: str = free("")
-    cache_gb: float = free(DataConfig.cache_gb)
+    cache: str = free("", local=True)
+    cache_gb: float = free(DataConfig.cache_gb, local=True)
     decode: Literal["auto", "mixed", "cpu"] = free("auto")
     sampling_rate: float | None = None
     target_fps: float | None = None

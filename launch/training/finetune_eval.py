@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.common.eval_set import EvalSet
+from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts
 from launch.training.config import ValConfig
 from launch.training.heldout import open_held_out, score_samples
 
@@ -68,6 +68,7 @@ class Validator:
             multi_label=model_config.multi_label,
             training=False,
         )
+        world.check_same(sample_facts(self._held_out, self.option), SAME_DATA)
 
     def __str__(self) -> str:
         config = self._config

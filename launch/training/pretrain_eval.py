@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.common.eval_set import EvalSet, draw_rows
+from launch.common.eval_set import SAME_DATA, EvalSet, draw_rows, sample_facts
 from launch.training.config import EvalConfig
 from launch.training.heldout import open_held_out, score_samples
 from mae3d.io.random import Stream
@@ -59,6 +59,7 @@ class Monitor:
             return
         held_out = open_held_out(config, train, option=self.option, num_frames=model_config.num_frames)
         self._held_out = replace(held_out, rows=_draw(held_out.rows, config.samples))
+        world.check_same(sample_facts(self._held_out, self.option), SAME_DATA)
         self._pool, self._no_neighbours = self._neighbour_pool(train)
 
     def __str__(self) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from launch.common.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
+from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts
 from launch.common.sole_writer import sole_writer
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from launch.training.summary import report_end, report_finished, start_summary
-from mae3d.io.resume import resume_rules
+from mae3d.io.resume import dotted, resume_rules
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
 
+SAME_INIT = "Make the same weights, and the same labels, reachable on every node"
 LR_REFERENCE_BATCH = 256  # the batch that optim.blr is given for (upstream's linear rule)
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
@@ -119,7 +121,7 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
         corpus = corpus_of(config.data)
     except DatasetError as error:
         fail(str(error))
-    with joined(config.device, where=config.run.dir, timeout_minutes=config.run.timeout) as world:
+    with joined(config, where=config.run.dir, timeout_minutes=config.run.timeout) as world:
         return EXIT_DONE if train(config, corpus, world) else EXIT_STOPPED
 
 
@@ -179,6 +181,7 @@ def _train_alone(
     )
     task = make_task(config, corpus, run, world)
     model_config = task.model_config
+    world.check_same(dotted({"model": dataclasses.asdict(model_config)}), SAME_INIT)
     with closing(make_loader(config, corpus, world, model_config=model_config)) as loader:
         schedule = make_schedule(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
         evaluation = task.open_evaluation(loader)
@@ -267,7 +270,7 @@ def make_loader(
 
     Raises:
         ValueError: the loader refuses its settings; or a rank sees other data than rank 0 (a node without a shard),
-            whose order would differ.
+            whose order would differ (DisagreementError).
     """
     from pipelines.loader import Loader
 
@@ -284,19 +287,16 @@ def make_loader(
         accumulation=config.train.accumulation,
         device=world.device,
     )
-    check_same_data(loader, world)
+    check_same_data(loader, EvalSet(corpus, config.data, loader.rows), world)
     return loader
 
 
-def check_same_data(loader: "Loader", world: "World") -> None:
-    """Raise ValueError on all ranks if any of them sees other data than rank 0."""
-    mine = loader.state_dict()["fingerprint"]
-    first = world.share(mine)
-    differing = [f"{key}: {mine.get(key)!r}" for key in sorted(first.keys() | mine) if mine.get(key) != first.get(key)]
-    if differing:
-        logging.error("rank %d sees other data than rank 0: %s", world.ranks.rank, "; ".join(differing))
-    if world.any(bool(differing)):
-        raise ValueError("not all ranks see the same data: make the same shards reachable on every node")
+def check_same_data(loader: "Loader", samples: EvalSet, world: "World") -> None:
+    """Raise ValueError on all ranks if any two would deal out other samples, labels, frames or crops."""
+    facts = dict(loader.state_dict()["fingerprint"])
+    for number, dataset in enumerate(facts.pop("datasets"), 1):  # wherever each rank has found it
+        facts[f"dataset {number}"] = "{samples:,} samples in {shards:,} shards ({content})".format(**dataset)
+    world.check_same(facts | sample_facts(samples, "data"), SAME_DATA)
 
 
 def make_schedule(
