@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.common.clip_options import ClipsConfig, clips_config
-from launch.common.eval_set import EvalSet, selected_rows
+from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts, selected_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ def open_samples(
         world: all ranks.
 
     Raises:
-        ValueError: a setting or the dataset is wrong; the message gives the remedy.
+        ValueError: a setting or the dataset is wrong, or ranks see different ones; the message gives the remedy.
     """
     from launch.common.decode import choose_decode
     from pipelines.samples.corpus import corpus_of
@@ -59,7 +59,9 @@ def open_samples(
     if world.is_first:
         for line in [*(f"left out: {reason}" for reason in left_out), *([f"decode: {note}"] if note else [])]:
             print(line, file=sys.stderr, flush=True)
-    return EvalSet(corpus, replace(clips, decode=decode), rows)
+    samples = EvalSet(corpus, replace(clips, decode=decode), rows)
+    world.check_same(sample_facts(samples, "data"), SAME_DATA)
+    return samples
 
 
 def evaluate_into_table(

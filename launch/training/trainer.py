@@ -9,13 +9,15 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from launch.common.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
+from launch.common.cli import EXIT_DONE, EXIT_STOPPED, fail, joined, set_threads
 from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts
 from launch.common.sole_writer import sole_writer
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from launch.training.resumption import claim
 from launch.training.summary import report_end, report_finished, start_summary
 from mae3d.io.resume import dotted, resume_rules
 
@@ -185,7 +187,7 @@ def _train_alone(
     with closing(make_loader(config, corpus, world, model_config=model_config)) as loader:
         schedule = make_schedule(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
         evaluation = task.open_evaluation(loader)
-        claim(run, task.stored_config, world)
+        change = claim(run, task.stored_config, loader, schedule, world)
         if run.is_done:
             report_finished(run, world)
             return True
@@ -206,7 +208,7 @@ def _train_alone(
                 model_note=task.model_note,
                 rate=rate,
             )
-            lines |= {**task.notes, evaluation.option: str(evaluation)}
+            lines |= {**task.notes, evaluation.option: str(evaluation)} | ({"change": change} if change else {})
             print(*(f"{name + ':':9}{text}" for name, text in lines.items()), sep="\n", flush=True)
         engine = Engine(
             model,
@@ -316,17 +318,20 @@ def make_schedule(
     optim, train = config.optim, config.train
     total = max(train.steps or round(train.epochs * loader.steps_per_epoch), 1)
     warmup = optim.warmup_epochs * loader.steps_per_epoch if optim.warmup_steps is None else optim.warmup_steps
-    peak = peak_lr(optim, lr_batch)
-
-    def lr(step: int) -> float:
-        return lr_at(step, lr=peak, min_lr=optim.min_lr, warmup_steps=min(warmup, total), total_steps=total)
+    rate = {
+        "lr": peak_lr(optim, lr_batch),
+        "min_lr": optim.min_lr,
+        "warmup_steps": min(warmup, total),
+        "total_steps": total,
+    }
 
     return TrainSchedule(
         total_steps=total,
         accumulation=train.accumulation,
         clips_per_step=train.global_batch * config.data.repeat_aug,
         flops_per_clip=flops_per_clip,
-        lr=lr,
+        lr=partial(lr_at, **rate),
+        rate=rate,
         log=config.log,
         checkpoint_every=config.run.checkpoint_every,
         keep_last=config.run.keep_last,
@@ -349,18 +354,3 @@ def describe_rate(optim: "OptimConfig", lr_batch: Sequence[int]) -> str:
     if optim.lr is not None:
         return rate
     return f"{optim.blr:.3g} x {' x '.join(map(str, lr_batch))}/{LR_REFERENCE_BATCH} = {rate}"
-
-
-def claim(run: "Run", config: TrainingConfig, world: "World") -> None:
-    """Check and write config.yaml on rank 0; all ranks raise RunError if it is refused."""
-    from mae3d.tracking.run_dir import RunError
-
-    refused = None
-    if world.is_first:
-        try:
-            run.claim(dataclasses.asdict(config), extend=config.extend, defaults=defaults_of(config))
-        except RunError as error:
-            refused = str(error)
-    refused = world.share(refused)
-    if refused:
-        raise RunError(refused)

@@ -81,6 +81,7 @@ class TrainSchedule:
     max_rollbacks: int = 3
     time_limit: float | None = None  # minutes
     remote: str = ""  # URL that the run is mirrored to
+    rate: Mapping[str, float] = field(default_factory=dict)  # what lr is made of, kept with every checkpoint
 
 
 @dataclass(frozen=True)
@@ -321,6 +322,7 @@ class TrainingLoop:
             "meter": self.meter.state_dict(),
             "counts": self.counts(),
             "guard": self.guard.state_dict(),
+            "rate": dict(self.schedule.rate),
         }
         score = self.validation.selection_score(scores) if self.validation and scores else None
         self.saver.save(self.engine, state, step=step, score=score, final=final)
