@@ -19,7 +19,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
-from launch.common.clip_options import ClipsConfig, agreed_model_file, clips_config, trained_data
+from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, clips_config, trained_data
 from launch.common.sole_writer import sole_writer
 from mae3d.io.resume import free
 
@@ -106,10 +106,10 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         OSError: The table cannot be written.
     """
     from launch.inference.embeddings import Embedder
-    from mae3d.io.files import sha256_of
     from mae3d.weights.files import open_encoder
 
     file = agreed_model_file(config.run, world)
+    model_sha256 = agreed_model_hash(file, world)
     stored = trained_data(file)
     embedder = Embedder(
         open_encoder(file),
@@ -121,7 +121,7 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
     )
     Path(config.out).resolve().parent.mkdir(parents=True, exist_ok=True)
     make = _embed_videos if config.videos else _embed_shards
-    return make(config, embedder, stored, model_sha256=sha256_of(file), world=world)
+    return make(config, embedder, stored, model_sha256=model_sha256, world=world)
 
 
 def _embed_shards(

@@ -20,7 +20,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
-from launch.common.clip_options import ClipsConfig, agreed_model_file, trained_data
+from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, trained_data
 from launch.common.sole_writer import sole_writer
 from launch.common.tables import aligned, columns_of
 from mae3d.io.resume import free
@@ -116,11 +116,11 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     """
     from launch.inference.probing import FeatureTables, compare
     from mae3d.analysis.features import check_pool
-    from mae3d.io.files import sha256_of, write_text
+    from mae3d.io.files import write_text
     from mae3d.weights.files import open_encoder
 
     file = agreed_model_file(config.run, world)
-    encoder, model = open_encoder(file), sha256_of(file)
+    model, encoder = agreed_model_hash(file, world), open_encoder(file)
     check_pool(encoder, config.pool)
     if config.random_init:
         encoder, model = _untrained(encoder, config.seed), f"untrained, seed {config.seed}"

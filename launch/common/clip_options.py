@@ -47,18 +47,24 @@ def agreed_model_file(run: str, world: "World") -> Path:
     """Return `find_model_file`, the same file on all ranks; all of them call it.
 
     A run that still trains may write its next checkpoint between the search of one rank and of another.
-
-    Raises:
-        ValueError: there is no model, or another one, or none, lies there on another node.
     """
-    from mae3d.io.files import sha256_of
     from mae3d.weights.files import find_model_file
 
     file: Path = world.share(find_model_file(run))
-    if world.ranks.size > 1:
-        content = sha256_of(file) if file.is_file() else "missing"
-        world.check_same({str(file): content}, "Make the same weights reachable on every node")
     return file
+
+
+def agreed_model_hash(file: Path, world: "World") -> str:
+    """Return the sha256 of a model file, which has the same content on all ranks; all of them call it.
+
+    Raises:
+        ValueError: a node has another file of that name, or none.
+    """
+    from mae3d.io.files import sha256_of
+
+    content = sha256_of(file) if file.is_file() else "missing"
+    world.check_same({str(file): content}, "Make the same weights reachable on every node")
+    return content
 
 
 def run_of(file: Path) -> Path | None:

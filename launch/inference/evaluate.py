@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.common.clip_options import ClipsConfig, clips_config
+from launch.common.clip_options import ClipsConfig, agreed_model_hash, clips_config
 from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts, selected_rows
 
 if TYPE_CHECKING:
@@ -131,11 +131,10 @@ def evaluate_into_table(
 def common_settings(config: "EvaluateConfig", file: Path, samples: EvalSet, world: "World") -> dict[str, object]:
     """Return the settings that the table of either task of evaluate.py depends on; all ranks call it."""
     from launch.inference.sharded_table import sample_settings
-    from mae3d.io.files import sha256_of
 
     return {
         "task": config.task,
-        "model": world.share(sha256_of(file) if world.is_first else None),
+        "model": agreed_model_hash(file, world),
         "batch": config.batch,  # the last bits depend on it
         "precision": config.precision,
         "device": world.device.type,

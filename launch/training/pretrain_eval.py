@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.common.eval_set import SAME_DATA, EvalSet, draw_rows, sample_facts
+from launch.common.eval_set import EvalSet, draw_rows, sample_facts
 from launch.training.config import EvalConfig
 from launch.training.heldout import open_held_out, score_samples
 from mae3d.io.random import Stream
@@ -59,7 +59,6 @@ class Monitor:
             return
         held_out = open_held_out(config, train, option=self.option, num_frames=model_config.num_frames)
         self._held_out = replace(held_out, rows=_draw(held_out.rows, config.samples))
-        world.check_same(sample_facts(self._held_out, self.option), SAME_DATA)
         self._pool, self._no_neighbours = self._neighbour_pool(train)
 
     def __str__(self) -> str:
@@ -67,6 +66,10 @@ class Monitor:
             return "never"
         neighbours = f"kNN among {len(self._pool.rows):,}" if self._pool else f"no kNN ({self._no_neighbours})"
         return f"every {self._config.every:,} steps, {len(self._held_out.rows):,} samples held out, {neighbours}"
+
+    def facts(self) -> dict[str, str]:
+        """Return what distinguishes the held-out samples from others; empty if there are none."""
+        return sample_facts(self._held_out, self.option) if self._config.every else {}
 
     def validation(self, engine: "Engine") -> "Validation | None":
         """Return the hook of the training loop; None if evaluation is off."""

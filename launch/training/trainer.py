@@ -49,6 +49,9 @@ class Evaluation(Protocol):
     def option(self) -> str:
         """The group of options that configures it: `eval` or `val`."""
 
+    def facts(self) -> Mapping[str, str]:
+        """Return what all ranks must have in common."""
+
     def validation(self, engine: "Engine") -> "Validation | None":
         """Return the hook of the training loop; None if the evaluation is off."""
 
@@ -187,6 +190,7 @@ def _train_alone(
     with closing(make_loader(config, corpus, world, model_config=model_config)) as loader:
         schedule = make_schedule(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
         evaluation = task.open_evaluation(loader)
+        world.check_same(evaluation.facts(), SAME_DATA)
         change = claim(run, task.stored_config, loader, schedule, world)
         if run.is_done:
             report_finished(run, world)

@@ -194,7 +194,6 @@ def one_process(rank: int = 0, size: int = 1) -> Any:
         is_first=True,
         gather=lambda value: [value],
         share=lambda value: value,
-        check_same=lambda facts, remedy: None,
     )
 
 
