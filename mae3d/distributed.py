@@ -243,6 +243,15 @@ def start_world(requested_device: str, *, timeout_minutes: float = 30, facts: Ca
     return World(ranks, device, dist.new_group(backend="gloo", timeout=timeout), timeout)
 
 
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Return whether a collective failed because another rank is gone: gloo raises plain RuntimeErrors."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        words in text
+        for words in ("connection closed by peer", "connection reset by peer", "timed out waiting", "gloo")
+    )
+
+
 def _meet(store: dist.Store, ranks: RankInfo, facts: Facts, where: str) -> None:
     """Compare the facts of all ranks over the store; all raise, or none.
 

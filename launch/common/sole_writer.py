@@ -1,8 +1,8 @@
 """A folder that a command writes, and the URL that it is mirrored to ─► this start is their only writer, on all ranks.
 
-with sole_writer(Path("out/run"), world, job="training", remote=config.run.remote) as place:
-    place.check()            # raises if another machine has taken the place over, because this one seemed dead
-    place.end_soon()         # who starts now waits for the end
+with sole_writer(Path("out/run"), world, job="training", remote=config.run.remote) as ownership:
+    ownership.check()            # raises if another machine has taken it over, because this one seemed dead
+    ownership.end_soon()         # who starts now waits for the end
 
 Rank 0 holds the locks (mae3d/io/lock.py), before anything is written, and all ranks hear of it or raise its error.
 """
@@ -27,8 +27,8 @@ POLL_S = 1.0
 
 
 @dataclass(frozen=True)
-class Place:
-    """What this start alone writes; ranks but the first hold no locks."""
+class Ownership:
+    """The locks of what this start alone writes; ranks but the first hold none."""
 
     locks: list[Lock] = field(default_factory=list)
 
@@ -46,7 +46,7 @@ class Place:
 @contextmanager
 def sole_writer(
     folder: Path, world: "World | None" = None, *, job: str, what: str = "", remote: str = ""
-) -> Iterator[Place]:
+) -> Iterator[Ownership]:
     """Yield to the only writer of a folder; all ranks call it.
 
     The folder is made for its lock, and removed again if nothing else has come into it. A start waits for a writer that
@@ -63,7 +63,7 @@ def sole_writer(
         ValueError: another process writes there (Locked), or there is no such kind of URL.
         OSError: the folder cannot be written.
     """
-    place, made = Place(), []
+    ownership, made = Ownership(), []
     is_first = world is None or world.is_first
     name = f"{LOCK_NAME}-{what}" if what else LOCK_NAME
     try:
@@ -80,17 +80,19 @@ def sole_writer(
 
             stores.append(UrlLockStore(Storage(remote)))
         for store in stores:
-            _join(place, store, name, world, job=job, is_first=is_first)
-        yield place
+            _join(ownership, store, name, world, job=job, is_first=is_first)
+        yield ownership
     finally:
-        for lock in reversed(place.locks):
+        for lock in reversed(ownership.locks):
             lock.release()
         for path in made:
             with suppress(OSError):  # it holds something by now
                 path.rmdir()
 
 
-def _join(place: Place, store: LockStore, name: str, world: "World | None", *, job: str, is_first: bool) -> None:
+def _join(
+    ownership: Ownership, store: LockStore, name: str, world: "World | None", *, job: str, is_first: bool
+) -> None:
     """Take a lock on rank 0, after a wait if need be, during which all ranks meet every second."""
     succession, said = Succession(), ("", False)
     while True:
@@ -98,7 +100,7 @@ def _join(place: Place, store: LockStore, name: str, world: "World | None", *, j
         problem: Exception | None = None
         if is_first:
             try:
-                place.locks.append(take(store, name, job=job))
+                ownership.locks.append(take(store, name, job=job))
             except Locked as error:
                 reason = succession.wait(error.held)
                 waits, problem = bool(reason), None if reason else ValueError(str(error))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mae3d.tracking.run_dir import Run
     from mae3d.training.config import OptimConfig
     from mae3d.training.engine import Engine
-    from mae3d.training.loop import Place, TrainSchedule, Validation
+    from mae3d.training.loop import Ownership, TrainSchedule, Validation
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
 
@@ -160,8 +160,8 @@ def run_task(
         DataError: too much of the data is damaged.
         OSError: a checkpoint or the log cannot be written.
     """
-    with sole_writer(Path(config.run.dir), world, job="training", remote=config.run.remote) as place:
-        return _train_alone(make_task, config, corpus, world, place)
+    with sole_writer(Path(config.run.dir), world, job="training", remote=config.run.remote) as ownership:
+        return _train_alone(make_task, config, corpus, world, ownership)
 
 
 def _train_alone(
@@ -169,7 +169,7 @@ def _train_alone(
     config: Config,
     corpus: "Corpus",
     world: "World",
-    place: "Place",
+    ownership: "Ownership",
 ) -> bool:
     """Take the steps of `run_task` from the second on."""
     import torch
@@ -226,7 +226,7 @@ def _train_alone(
         with closing(engine):
             validation = evaluation.validation(engine)
             finished = TrainingLoop(
-                engine, loader, task.loss(), schedule, run, world, model_config, validation, place
+                engine, loader, task.loss(), schedule, run, world, model_config, validation, ownership
             ).run()
     report_end(run, world, finished=finished)
     return finished

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from mae3d.distributed import World
+from mae3d.distributed import World, is_lost_peer
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.tracking.config import LogConfig
 from mae3d.tracking.progress import ProgressLogger
@@ -44,8 +43,8 @@ class BatchLoader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Place(Protocol):
-    """The folder and URL that this run alone writes; on rank 0, for the others have nothing to hold.
+class Ownership(Protocol):
+    """The hold of this run on the folder and the URL that it alone writes; ranks but the first hold nothing.
 
     `check` raises if another start has taken it over; `end_soon` lets the next start wait for the end of this one.
     """
@@ -54,8 +53,8 @@ class Place(Protocol):
     def end_soon(self) -> None: ...
 
 
-class UnguardedPlace:
-    """A folder that nobody else knows of."""
+class Unguarded:
+    """The ownership of a folder that nobody else knows of."""
 
     def check(self) -> None:
         """Do nothing."""
@@ -129,7 +128,7 @@ class TrainingLoop:
         world: all ranks.
         model_config: stored with the weights.
         validation: what to score the model by, and when.
-        place: what guards the folder.
+        ownership: guards the folder.
     """
 
     engine: Engine
@@ -140,7 +139,7 @@ class TrainingLoop:
     world: World
     model_config: MAEConfig | ClassifierConfig
     validation: Validation | None = None
-    place: Place = field(default_factory=UnguardedPlace)
+    ownership: Ownership = field(default_factory=Unguarded)
 
     def __post_init__(self) -> None:
         schedule, world = self.schedule, self.world
@@ -155,7 +154,7 @@ class TrainingLoop:
             remote=schedule.remote,
         )
         self.stop = StopRequest(
-            world, file=self.folder.folder / STOP, minutes=schedule.time_limit, announce=self.place.end_soon
+            world, file=self.folder.folder / STOP, minutes=schedule.time_limit, announce=self.ownership.end_soon
         )
 
     def run(self) -> bool:
@@ -208,7 +207,7 @@ class TrainingLoop:
         """Do the work between two steps; return False after an agreed stop.
 
         `taken` is False for a step of an earlier part of the run."""
-        self.place.check()
+        self.ownership.check()
         last = step == self.schedule.total_steps
         scores = self.score(step)
         if taken and (step % self.schedule.log.every == 0 or last):
@@ -220,7 +219,7 @@ class TrainingLoop:
         # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
         due = step % self.schedule.checkpoint_every == 0 and not self.guard.in_a_row
         if last:
-            self.place.end_soon()
+            self.ownership.end_soon()
         if due or last or scores or stopping:
             self.save(step, scores, final=last or stopping)
         if stopping:
@@ -336,15 +335,6 @@ class TrainingLoop:
         if self.world.is_first:
             self.folder.end(marker, text)
         self.world.barrier()
-
-
-def is_lost_peer(error: RuntimeError) -> bool:
-    """Return whether a collective failed because another rank is gone: gloo raises plain RuntimeErrors."""
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        words in text
-        for words in ("connection closed by peer", "connection reset by peer", "timed out waiting", "gloo")
-    )
 
 
 def out_of_memory(message: str) -> str:

@@ -50,6 +50,7 @@ COMMANDS = {
     "probe": (["--run", "no", "--data.shards", "no", "--test.shards", "no", "--out", "{out}"], f"{LOCK_NAME}-probes"),
     "embed": (["--run", "no", "--data.shards", "no", "--out", "{out}/a.parquet"], f"{LOCK_NAME}-a.parquet"),
     "visualize": (["--run", "no", "--out", "{out}"], f"{LOCK_NAME}-report"),
+    "export": (["no", "{out}/model"], f"{LOCK_NAME}-model"),
     "preview": (["{out}", "--data.shards", "no"], f"{LOCK_NAME}-preview"),
 }
 
@@ -63,7 +64,7 @@ def test_fault_41_a_second_start_of_any_command_is_refused_with_the_owner(
     out.mkdir()
     owner = Owner.here("somebody's job")
     FolderLockStore(out).create(lock_name, owner)
-    device = [] if name == "preview" else ["--device", "cpu"]
+    device = [] if name in ("preview", "export") else ["--device", "cpu"]
     argv = [option.format(shards=shards, recipe=recipe, out=out) for option in options]
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"launch.{name}").main([*argv, *device])
@@ -75,8 +76,8 @@ def test_fault_41_a_second_start_of_any_command_is_refused_with_the_owner(
 
 def test_fault_41_a_dead_owner_is_succeeded_at_once_and_an_empty_folder_does_not_stay(tmp_path: Path) -> None:
     out = tmp_path / "made" / "run"
-    with sole_writer(out, job="training") as place:
-        place.check()
+    with sole_writer(out, job="training") as ownership:
+        ownership.check()
         assert [path.name for path in out.iterdir()] == [LOCK_NAME]
     assert not out.parent.exists()
     out.mkdir(parents=True)
@@ -108,10 +109,10 @@ def test_fault_41_a_start_waits_for_an_owner_that_is_stopping_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(lock, "BEAT_S", 0.02)
-    with sole_writer(tmp_path, job="training") as place:
-        place.end_soon()
+    with sole_writer(tmp_path, job="training") as ownership:
+        ownership.end_soon()
         time.sleep(0.1)
-        held = place.locks[0]
+        held = ownership.locks[0]
         assert joins_after(tmp_path, held.release)
     assert "in use by training on " in (told := capsys.readouterr().out)
     assert "; it is stopping: waiting for that, up to 15 min\n" in told
