@@ -115,14 +115,13 @@ def reporting(where: str = "") -> Iterator[None]:
         name = error.filename or where
         fail(f"{name}: {error.strerror or error}" if name else str(error), EXIT_IO)
     except RuntimeError as error:
-        if type(error) is RuntimeError or type(error).__module__.startswith("torch"):
+        if type(error) is RuntimeError:
             from mae3d.distributed import is_lost_peer
 
             if not is_lost_peer(error):
                 raise  # not one of ours: the traceback says more
-            fail(
-                f"another process is gone or hangs ({str(error).splitlines()[0]}). Its own output says why", EXIT_ERROR
-            )
+            lost = str(error).splitlines()[0]
+            fail(f"another process is gone or hangs ({lost}). Its own output says why", EXIT_ERROR)
         fail(str(error), EXIT_ERROR)
 
 
