@@ -245,7 +245,7 @@ def agree(world: World) -> list[str]:
     return refusals
 
 
-def test_fault_20_42_a_shard_or_a_label_that_is_other_on_one_node_stops_all_processes() -> None:
+def test_fault_20_and_fault_42_a_shard_or_a_label_that_is_other_on_one_node_stops_all_processes() -> None:
     first, second = run_ranks(agree, world=2)
     assert first == second
     bad, relabelled = first

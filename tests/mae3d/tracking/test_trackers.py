@@ -148,6 +148,10 @@ COURSES = {
         [[*rows(1, 3), SCORED_TOO], [SCORED_TOO, *rows(5, 5)]],
         {"loss": [(n, 1 / n) for n in range(1, 6)], "val_top1": [(4, 0.5)]},
     ),
+    "killed, then back at a checkpoint amid steps that are known": (
+        [[*rows(1, 6)], [*rows(3, 6), *AGAIN]],
+        {"loss": [*((n, 1 / n) for n in range(1, 7)), (3, -3.0), (4, -4.0), (5, -5.0)]},
+    ),
     "back at a checkpoint, then killed": (
         [[*rows(1, 4), *AGAIN], [AGAIN[1], AGAIN[2], *rows(6, 6)]],
         {"loss": [*((n, 1 / n) for n in range(1, 5)), (3, -3.0), (4, -4.0), (5, -5.0), (6, 1 / 6)]},
