@@ -19,7 +19,9 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
-from launch.common.clip_options import ClipsConfig, agreed_model_file, clips_config, trained_data
+from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, clips_config, trained_data
+from launch.common.sole_writer import sole_writer
+from mae3d.io.resume import free
 
 if TYPE_CHECKING:
     from launch.inference.embeddings import Embedder
@@ -62,7 +64,7 @@ class EmbedConfig:
     map: str = ""
     batch: int = 8
     precision: Literal["fp32", "bf16"] = "fp32"
-    device: str = "auto"
+    device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
         if bool(self.videos) == bool(self.data.shards):
@@ -82,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(EmbedConfig, arguments, prog="embed.py", description=str(__doc__))
     set_threads()
-    with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
+    out = Path(config.out).resolve()
+    with (
+        joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
+        sole_writer(out.parent, world, job="embedding", what=out.name),
+    ):
         unreadable = embed(config, world)
         if world.is_first:
             _report(config, unreadable)
@@ -100,10 +106,11 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         OSError: The table cannot be written.
     """
     from launch.inference.embeddings import Embedder
-    from mae3d.io.files import refuse_foreign, sha256_of
+    from mae3d.io.files import refuse_foreign
     from mae3d.weights.files import open_encoder
 
     file = agreed_model_file(config.run, world)
+    model_sha256 = agreed_model_hash(file, world)
     stored = trained_data(file)
     embedder = Embedder(
         open_encoder(file),
@@ -117,7 +124,7 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         refuse_foreign(Path(config.map))
     Path(config.out).resolve().parent.mkdir(parents=True, exist_ok=True)
     make = _embed_videos if config.videos else _embed_shards
-    return make(config, embedder, stored, model_sha256=sha256_of(file), world=world)
+    return make(config, embedder, stored, model_sha256=model_sha256, world=world)
 
 
 def _embed_shards(

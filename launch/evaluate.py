@@ -17,6 +17,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import WAIT_MINUTES, joined, parse, set_threads
+from launch.common.sole_writer import sole_writer
 from launch.inference.settings import EvaluateConfig
 
 
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from launch.inference.classification import classify
     from launch.inference.reconstruction_loss import predict
 
-    with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
+    with (
+        joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
+        sole_writer(Path(config.out), world, job="evaluation", what=config.task),
+    ):
         report = (classify if config.task == "classification" else predict)(config, world)
         if world.is_first:
             print(report)

@@ -21,6 +21,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.common.cli import EXIT_IO, fail
 from launch.common.clip_options import read_card, run_of, stored_config
+from launch.common.sole_writer import sole_writer
 
 if TYPE_CHECKING:
     from mae3d.model.classifier import Classifier
@@ -75,8 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target_fps", type=float, help="default: the run's")
     options = parser.parse_args(argv)
     clip = {name: value for name in ("sampling_rate", "target_fps") if (value := getattr(options, name)) is not None}
+    folder = Path(options.out).absolute()
     try:
-        out = export(options.run, options.out, format=options.format, licence=options.licence, clip=clip)
+        with sole_writer(folder.parent, job="export", what=folder.name):
+            out = export(options.run, options.out, format=options.format, licence=options.licence, clip=clip)
     except ValueError as error:
         fail(str(error))
     except OSError as error:

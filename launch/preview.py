@@ -18,6 +18,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import EXIT_DONE, parse, reporting
+from launch.common.sole_writer import sole_writer
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class PreviewConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0; SystemExit 2: usage or input, 3: I/O, 1: damaged shards."""
     config = _parse(sys.argv[1:] if argv is None else argv)
-    with reporting(config.out):
+    with reporting(config.out), sole_writer(Path(config.out), job="a preview", what="preview"):
         for path in preview(config):
             print(path)
     return EXIT_DONE

@@ -20,8 +20,10 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
-from launch.common.clip_options import ClipsConfig, agreed_model_file, trained_data
+from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, trained_data
+from launch.common.sole_writer import sole_writer
 from launch.common.tables import aligned, columns_of
+from mae3d.io.resume import free
 
 if TYPE_CHECKING:
     from launch.common.eval_set import EvalSet
@@ -73,7 +75,7 @@ class ProbeConfig:
     seed: int = 0
     batch: int = 8
     precision: Literal["fp32", "bf16"] = "fp32"
-    device: str = "auto"
+    device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
         unknown = [probe for probe in self.probes if probe not in PROBES]
@@ -91,7 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(ProbeConfig, arguments, prog="probe.py", description=str(__doc__))
     set_threads()
-    with joined(config.device, where=config.out, timeout_minutes=WAIT_MINUTES) as world:
+    with (
+        joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,
+        sole_writer(Path(config.out), world, job="probing", what="probes"),
+    ):
         results = probe(config, world)
         if world.is_first:
             _report(results)
@@ -111,11 +116,11 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     """
     from launch.inference.probing import FeatureTables, compare
     from mae3d.analysis.features import check_pool
-    from mae3d.io.files import sha256_of, write_text
+    from mae3d.io.files import write_text
     from mae3d.weights.files import open_encoder
 
     file = agreed_model_file(config.run, world)
-    encoder, model = open_encoder(file), sha256_of(file)
+    model, encoder = agreed_model_hash(file, world), open_encoder(file)
     check_pool(encoder, config.pool)
     if config.random_init:
         encoder, model = _untrained(encoder, config.seed), f"untrained, seed {config.seed}"

@@ -18,6 +18,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 from launch.common.cli import parse, reporting
 from launch.common.clip_options import ClipsConfig, clips_config, run_of, trained_data
 from launch.common.eval_set import draw_rows, selected_rows
+from launch.common.sole_writer import sole_writer
 from launch.report.attention import AttentionQuery, attention_section, check_query, default_query
 from launch.report.clips import IMAGES, Clip, read_clips, read_videos
 from launch.report.neighbours import neighbour_section, pool_of_dataset, pool_of_table
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0; SystemExit 2: usage or input, 3: I/O, 1: damaged shards."""
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(VisualizeConfig, arguments, prog="visualize.py", description=str(__doc__))
-    with reporting():
+    with reporting(config.out), sole_writer(Path(config.out), job="a report", what="report"):
         page, summary = visualize(config)
     print(f"pictures: {page.parent / IMAGES}")
     size = f"{page.stat().st_size / 1e6:.1f} MB, everything in one file"

@@ -3,19 +3,24 @@
 environment, device ─► RankInfo ─► World
 
 world = start_world("auto")          # under deepspeed, torchrun, srun or plain python
+world.check_same({"shards": 12}, "give all nodes the same shards")     # on every rank, or all raise
 if world.any(stop_requested): ...    # true on every rank if it is on one
 """
 
 import datetime
+import json
 import os
 import re
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 
 class DeviceError(ValueError):
@@ -24,6 +29,20 @@ class DeviceError(ValueError):
 
 class MeetingError(RuntimeError):
     """Failure of the ranks to meet, perhaps a passing one: a node is late, a port is taken."""
+
+
+class DisagreementError(ValueError):
+    """An error because ranks differ in what they must have in common; the message has all values and their ranks."""
+
+
+Facts = Mapping[str, Any]  # values of JSON by name
+
+_OTHER_PORT = (
+    "If another run has that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
+)
+_SHOWN = 8  # facts that a message lists
+LATE_S = 3.0  # that it stays for ranks that are late: without it they would wait for as long as for a node
+_READ_S = 10.0  # that rank 0, which keeps the store, waits for the others to read why all end
 
 
 @dataclass(frozen=True)
@@ -160,6 +179,17 @@ class World:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    def check_same(self, facts: Facts, remedy: str) -> None:
+        """Return if the facts are the same on all ranks; a collective.
+
+        Raises:
+            DisagreementError: they differ, on all ranks; the message ends with the remedy.
+        """
+        first = self.share(facts if self.is_first else None)
+        everybody = self.gather((socket.gethostname(), _differing(first, facts)))
+        if text := _describe_differences(first, everybody):
+            raise DisagreementError(f"the processes differ: {text}. {remedy}")
+
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Average a tensor of the device over all ranks, in place."""
         dist.all_reduce(values)
@@ -170,14 +200,16 @@ class World:
         dist.destroy_process_group()
 
 
-def start_world(requested_device: str, *, timeout_minutes: float = 30) -> World:
+def start_world(requested_device: str, *, timeout_minutes: float = 30, facts: Callable[[], Facts] = dict) -> World:
     """Join the process group; to be called before deepspeed is imported, which chooses its accelerator then.
 
     Args:
         requested_device: `auto`, `cuda` or `cpu`.
         timeout_minutes: Longest wait of a rank for another.
+        facts: Returns what all ranks have in common, if they have been started alike.
 
     Raises:
+        DisagreementError: They have not, on all ranks, before the group is made: it would hang.
         DeviceError: The device cannot be used; see `choose_device`.
         ValueError: There are two nodes or more, and no variable names an address.
         MeetingError: The ranks do not meet at their address.
@@ -198,10 +230,97 @@ def start_world(requested_device: str, *, timeout_minutes: float = 30) -> World:
         if ranks.size == 1:  # a single rank takes no port from other runs on the machine
             dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
         else:
-            dist.init_process_group(backend, timeout=timeout)
-    except dist.DistNetworkError as error:
+            store, _, _ = next(rendezvous("env://", timeout=timeout))
+            store.set_timeout(timeout)
+            device_facts = {"device": device.type, "number of processes": ranks.size}
+            _meet(dist.PrefixStore("mae3d", store), ranks, {**facts(), **device_facts}, f"{address}:{port}")
+            group_store = dist.PrefixStore("default_pg", store)
+            dist.init_process_group(backend, timeout=timeout, store=group_store, rank=ranks.rank, world_size=ranks.size)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise MeetingError(
-            f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]} If another run on this "
-            "machine has that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
+            f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]} {_OTHER_PORT}"
         ) from error
     return World(ranks, device, dist.new_group(backend="gloo", timeout=timeout), timeout)
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Return whether a collective failed because another rank is gone: gloo raises plain RuntimeErrors."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        words in text
+        for words in ("connection closed by peer", "connection reset by peer", "timed out waiting", "gloo")
+    )
+
+
+def _meet(store: dist.Store, ranks: RankInfo, facts: Facts, where: str) -> None:
+    """Compare the facts of all ranks over the store; all raise, or none.
+
+    It works where no group can be made: among processes of two runs, with other devices, or of other numbers. Each rank
+    compares with rank 0, which collects what differs and passes judgement.
+
+    Raises:
+        DisagreementError: the facts differ.
+        MeetingError: another process has come as this rank, so that at least one of them is of another run.
+    """
+    if store.add(f"came as rank {ranks.rank}", 1) > 1:
+        raise MeetingError(f"another process has met at {where} as rank {ranks.rank}. {_OTHER_PORT}")
+    host = socket.gethostname()
+    if ranks.rank == 0:
+        store.set("first", json.dumps(facts, default=str))
+        others = [json.loads(store.get(f"rank {rank}")) for rank in range(1, ranks.size)]
+        text = _describe_differences(facts, [(host, {}), *((other["host"], other["facts"]) for other in others)])
+        store.set("judgement", text)
+    else:
+        mine = _differing(json.loads(store.get("first")), facts)
+        store.set(f"rank {ranks.rank}", json.dumps({"host": host, "facts": mine}, default=str))
+        text = store.get("judgement").decode()
+        store.add("read", 1)
+    if not text:
+        return
+    if ranks.rank == 0:
+        end = time.monotonic() + _READ_S
+        while store.add("read", 0) < ranks.size - 1 and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(LATE_S)
+    raise DisagreementError(
+        f"the processes that meet at {where} have not been started alike: {text}. Give all nodes the same command and "
+        f"the same code. {_OTHER_PORT}"
+    )
+
+
+def _differing(first: Facts, mine: Facts) -> dict[str, Any]:
+    """Return those of my facts that differ from rank 0's; None for one that I lack."""
+    names = [*first, *(name for name in mine if name not in first)]
+    texts = [{name: json.dumps(value, default=str) for name, value in facts.items()} for facts in (first, mine)]
+    return {name: mine.get(name) for name in names if texts[0].get(name) != texts[1].get(name)}
+
+
+def _describe_differences(first: Facts, everybody: Sequence[tuple[str, Facts]]) -> str:
+    """Return all facts that differ with their values and ranks; "" if none does.
+
+    Args:
+        first: rank 0's facts.
+        everybody: host and `_differing` of each rank, by rank.
+    """
+    lines = []
+    names = dict.fromkeys(name for _, differing in everybody for name in differing)
+    for name in list(names)[:_SHOWN]:
+        ranks_of: dict[str, list[int]] = {}
+        for rank, (_, differing) in enumerate(everybody):
+            ranks_of.setdefault(repr(differing.get(name, first.get(name))), []).append(rank)
+        values = (f"{value} on {_ranks_in_words(ranks, everybody)}" for value, ranks in ranks_of.items())
+        lines.append(f"{name}: {', '.join(values)}")
+    more = len(names) - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more else "")
+
+
+def _ranks_in_words(ranks: Sequence[int], everybody: Sequence[tuple[str, Facts]]) -> str:
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and runs[-1][-1] == rank - 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    numbers = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    hosts = list(dict.fromkeys(everybody[rank][0] for rank in ranks))
+    return f"rank{'s' if len(ranks) > 1 else ''} {numbers} ({hosts[0]}{', …' if len(hosts) > 1 else ''})"

@@ -132,7 +132,7 @@ class DataConfig:
         cache_gb: most that the cache may hold, in GB.
     """
 
-    shards: str | tuple[str, ...] = free("")
+    shards: str | tuple[str, ...] = free("", local=True)
     weights: tuple[float, ...] = ()
     labels: str = ""
     select: SelectConfig = field(default_factory=SelectConfig)
@@ -156,14 +156,14 @@ class DataConfig:
     colour_jitter: float = 0
     erase: float = 0
     decode: Literal["auto", "mixed", "cpu"] = free("auto")
-    read_threads: int = free(16)
-    decode_threads: int = free(0)
+    read_threads: int = free(16, local=True)
+    decode_threads: int = free(0, local=True)
     prefetch: int = free(4)
     read_gap: int = free(-1)
     retries: int = free(5)
     max_bad: int = free(100)
-    cache: str = free("")
-    cache_gb: float = free(100)
+    cache: str = free("", local=True)
+    cache_gb: float = free(100, local=True)
 
     def __post_init__(self) -> None:
         positive = ("sampling_rate", "target_fps", "num_segments", "frames_per_segment", "repeat_aug")

@@ -164,6 +164,19 @@ class Loader:
         epoch, step = self._place()
         return {"epoch": epoch, "position": step * self.order.global_batch, "fingerprint": self._fingerprint}
 
+    def check_state(self, state: dict[str, Any]) -> bool:
+        """Return whether going on from a state begins a new epoch, because the dataset has grown; nothing is changed.
+
+        Raises:
+            ValueError: as `load_state_dict`.
+        """
+        return has_grown(
+            state["fingerprint"],
+            self._fingerprint,
+            datasets=self._corpus.datasets,
+            on_change=self._config.on_change,
+        )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state, at any world size.
 
@@ -172,8 +185,7 @@ class Loader:
         Raises:
             ValueError: the dataset or a setting differs; the message names each with both values.
         """
-        before, position = state["fingerprint"], state["position"]
-        grown = has_grown(before, self._fingerprint, datasets=self._corpus.datasets, on_change=self._config.on_change)
+        grown, position = self.check_state(state), state["position"]
         self.close()
         self._start = (state["epoch"], position // self.order.global_batch)
         self._delivered = 0

@@ -116,23 +116,29 @@ def reporting(where: str = "") -> Iterator[None]:
         fail(f"{name}: {error.strerror or error}" if name else str(error), EXIT_IO)
     except RuntimeError as error:
         if type(error) is RuntimeError:
-            raise  # not one of ours: the traceback says more
+            from mae3d.distributed import is_lost_peer
+
+            if not is_lost_peer(error):
+                raise  # not one of ours: the traceback says more
+            lost = str(error).splitlines()[0]
+            fail(f"another process is gone or hangs ({lost}). Its own output says why", EXIT_ERROR)
         fail(str(error), EXIT_ERROR)
 
 
 @contextmanager
-def joined(device: str, *, where: str, timeout_minutes: float = 30) -> "Iterator[World]":
+def joined(config: Any, *, where: str, timeout_minutes: float = 30) -> "Iterator[World]":
     """Yield all ranks that the launcher started; errors in the block are reported as by `reporting`.
 
     Args:
-        device: `auto`, `cuda` or `cpu`.
+        config: the command's, with a `device`; all ranks have been started with the same one, or all end here.
         where: named by an I/O error that names no file.
         timeout_minutes: how long a rank waits for another.
     """
+    from launch.common.start_facts import start_facts
     from mae3d.distributed import start_world
 
     with reporting():  # the device, or where the nodes meet
-        world = start_world(device, timeout_minutes=timeout_minutes)
+        world = start_world(config.device, timeout_minutes=timeout_minutes, facts=lambda: start_facts(config))
     try:
         with reporting(where):
             yield world

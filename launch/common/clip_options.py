@@ -32,12 +32,12 @@ class ClipsConfig:
         target_fps: Frame rate that sampling_rate refers to; null likewise, or 30.
     """
 
-    shards: str | tuple[str, ...] = free("")
+    shards: str | tuple[str, ...] = free("", local=True)
     labels: str = ""
     select: SelectConfig = field(default_factory=SelectConfig)
     exclude_bad_shards: bool = free(False)
-    cache: str = free("")
-    cache_gb: float = free(DataConfig.cache_gb)
+    cache: str = free("", local=True)
+    cache_gb: float = free(DataConfig.cache_gb, local=True)
     decode: Literal["auto", "mixed", "cpu"] = free("auto")
     sampling_rate: float | None = None
     target_fps: float | None = None
@@ -52,6 +52,19 @@ def agreed_model_file(run: str, world: "World") -> Path:
 
     file: Path = world.share(find_model_file(run))
     return file
+
+
+def agreed_model_hash(file: Path, world: "World") -> str:
+    """Return the sha256 of a model file, which has the same content on all ranks; all of them call it.
+
+    Raises:
+        ValueError: a node has another file of that name, or none.
+    """
+    from mae3d.io.files import sha256_of
+
+    content = sha256_of(file) if file.is_file() else "missing"
+    world.check_same({str(file): content}, "Make the same weights reachable on every node")
+    return content
 
 
 def run_of(file: Path) -> Path | None:

@@ -5,6 +5,7 @@ for batch in samples.stream(model.config, batch_size=8, device=device):
     ...
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from mae3d.model.config import EncoderConfig
     from pipelines.samples.corpus import Corpus
     from pipelines.stream import ClipStream
+
+
+SAME_DATA = "Make the same shards and the same labels reachable on every node"
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,32 @@ def selected_rows(corpus: "Corpus", clips: DataConfig, *, num_frames: int) -> "n
     from pipelines.sampling.requests import usable_rows
 
     return select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=num_frames))
+
+
+def sample_facts(samples: EvalSet, option: str) -> dict[str, str]:
+    """Return what distinguishes samples and their labels from all others, by name, wherever the shards lie.
+
+    Args:
+        samples: the samples.
+        option: the group of options that chose them, for the names.
+    """
+    import numpy as np
+
+    labels = samples.corpus.labels
+    of_labels = (labels.offsets.astype(np.int64).tobytes(), labels.values.astype(np.int32).tobytes())
+    return {
+        f"{option}: datasets": samples.corpus.fingerprint,
+        f"{option}: labels": short_hash(*of_labels, "\n".join(labels.names).encode()),
+        f"{option}: samples": short_hash(samples.rows.astype(np.int64).tobytes()),
+    }
+
+
+def short_hash(*parts: bytes) -> str:
+    """Return the first digits of a hash over all bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def draw_rows(rows: "np.ndarray", count: int, *, seed: int, stream: "Stream") -> "np.ndarray":

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.common.clip_options import ClipsConfig, clips_config
-from launch.common.eval_set import EvalSet, selected_rows
+from launch.common.clip_options import ClipsConfig, agreed_model_hash, clips_config
+from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts, selected_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ def open_samples(
         world: all ranks.
 
     Raises:
-        ValueError: a setting or the dataset is wrong; the message gives the remedy.
+        ValueError: a setting or the dataset is wrong, or ranks see different ones; the message gives the remedy.
     """
     from launch.common.decode import choose_decode
     from pipelines.samples.corpus import corpus_of
@@ -59,7 +59,9 @@ def open_samples(
     if world.is_first:
         for line in [*(f"left out: {reason}" for reason in left_out), *([f"decode: {note}"] if note else [])]:
             print(line, file=sys.stderr, flush=True)
-    return EvalSet(corpus, replace(clips, decode=decode), rows)
+    samples = EvalSet(corpus, replace(clips, decode=decode), rows)
+    world.check_same(sample_facts(samples, "data"), SAME_DATA)
+    return samples
 
 
 def evaluate_into_table(
@@ -131,11 +133,10 @@ def evaluate_into_table(
 def common_settings(config: "EvaluateConfig", file: Path, samples: EvalSet, world: "World") -> dict[str, object]:
     """Return the settings that the table of either task of evaluate.py depends on; all ranks call it."""
     from launch.inference.sharded_table import sample_settings
-    from mae3d.io.files import sha256_of
 
     return {
         "task": config.task,
-        "model": world.share(sha256_of(file) if world.is_first else None),
+        "model": agreed_model_hash(file, world),
         "batch": config.batch,  # the last bits depend on it
         "precision": config.precision,
         "device": world.device.type,

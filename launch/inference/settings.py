@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launch.common.clip_options import ClipsConfig
+from mae3d.io.resume import free
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class EvaluateConfig:
     reverse: bool = False
     batch: int = 16
     precision: Literal["fp32", "bf16"] = "fp32"
-    device: str = "auto"
+    device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "num_crops", "draws", "batch"):

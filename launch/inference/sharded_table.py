@@ -8,7 +8,6 @@ Killed anywhere and started again, on any number of ranks, the same call goes on
 Batches hold the same rows on any rank, so that the finished file is the same.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from launch.common.eval_set import sample_facts
 from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sync, write_text
 from mae3d.io.resume import dotted
 
@@ -281,21 +281,14 @@ def sample_keys(corpus: "Corpus", rows: np.ndarray) -> dict[str, pa.Array]:
 
 def sample_settings(samples: "EvalSet") -> dict[str, Any]:
     """Return the settings of a table that come from its data: datasets, labels, samples, and the sampling of clips."""
-    labels = samples.corpus.labels
+    facts = sample_facts(samples, "data")
     names = ("decode", "sampling", "short", "sampling_rate", "target_fps", "num_segments", "frames_per_segment")
     return {
-        "dataset": samples.corpus.fingerprint,
-        "labels": _hash(labels.offsets.astype(np.int64), labels.values.astype(np.int32), "\n".join(labels.names)),
-        "samples": _hash(samples.rows.astype(np.int64)),
+        "dataset": facts["data: datasets"],
+        "labels": facts["data: labels"],
+        "samples": facts["data: samples"],
         "data": {name: getattr(samples.clips, name) for name in names},
     }
-
-
-def _hash(*values: np.ndarray | str) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(value.encode() if isinstance(value, str) else value.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _stored_settings(path: Path) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = free(default_factory=RunConfig)
     log: LogConfig = free(default_factory=LogConfig)
-    device: str = free("auto")
+    device: str = free("auto", local=True)
     extend: bool = free(False)
 
 
@@ -199,7 +199,7 @@ class FinetuneConfig:
     log: LogConfig = free(default_factory=LogConfig)
     few_shot: tuple[int, ...] = ()
     seeds: int = 3
-    device: str = free("auto")
+    device: str = free("auto", local=True)
     extend: bool = free(False)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.common.eval_set import EvalSet
+from launch.common.eval_set import EvalSet, sample_facts
 from launch.training.config import ValConfig
 from launch.training.heldout import open_held_out, score_samples
 
@@ -75,6 +75,10 @@ class Validator:
             return "never"
         when = f"every {config.every:g} epochs" if config.every else "at the end"
         return f"{when}, {len(self._held_out.rows):,} samples, {config.num_clips} clips x {config.num_crops} crops"
+
+    def facts(self) -> dict[str, str]:
+        """Return what distinguishes the held-out samples from others; empty if there are none."""
+        return {} if self._config.every is None else sample_facts(self._held_out, self.option)
 
     def validation(self, engine: "Engine") -> "Validation | None":
         """Return the hook of the training loop; None if validation is off."""

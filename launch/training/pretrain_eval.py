@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.common.eval_set import EvalSet, draw_rows
+from launch.common.eval_set import EvalSet, draw_rows, sample_facts
 from launch.training.config import EvalConfig
 from launch.training.heldout import open_held_out, score_samples
 from mae3d.io.random import Stream
@@ -66,6 +66,10 @@ class Monitor:
             return "never"
         neighbours = f"kNN among {len(self._pool.rows):,}" if self._pool else f"no kNN ({self._no_neighbours})"
         return f"every {self._config.every:,} steps, {len(self._held_out.rows):,} samples held out, {neighbours}"
+
+    def facts(self) -> dict[str, str]:
+        """Return what distinguishes the held-out samples from others; empty if there are none."""
+        return sample_facts(self._held_out, self.option) if self._config.every else {}
 
     def validation(self, engine: "Engine") -> "Validation | None":
         """Return the hook of the training loop; None if evaluation is off."""

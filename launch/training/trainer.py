@@ -9,13 +9,17 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from launch.common.cli import EXIT_DONE, EXIT_STOPPED, defaults_of, fail, joined, set_threads
+from launch.common.cli import EXIT_DONE, EXIT_STOPPED, fail, joined, set_threads
+from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts
+from launch.common.sole_writer import sole_writer
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from launch.training.resumption import claim
 from launch.training.summary import report_end, report_finished, start_summary
-from mae3d.io.resume import resume_rules
+from mae3d.io.resume import dotted, resume_rules
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +32,11 @@ if TYPE_CHECKING:
     from mae3d.tracking.run_dir import Run
     from mae3d.training.config import OptimConfig
     from mae3d.training.engine import Engine
-    from mae3d.training.loop import TrainSchedule, Validation
+    from mae3d.training.loop import Ownership, TrainSchedule, Validation
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
 
+SAME_INIT = "Make the same weights, and the same labels, reachable on every node"
 LR_REFERENCE_BATCH = 256  # the batch that optim.blr is given for (upstream's linear rule)
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
@@ -43,6 +48,9 @@ class Evaluation(Protocol):
     @property
     def option(self) -> str:
         """The group of options that configures it: `eval` or `val`."""
+
+    def facts(self) -> Mapping[str, str]:
+        """Return what all ranks must have in common."""
 
     def validation(self, engine: "Engine") -> "Validation | None":
         """Return the hook of the training loop; None if the evaluation is off."""
@@ -118,7 +126,7 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
         corpus = corpus_of(config.data)
     except DatasetError as error:
         fail(str(error))
-    with joined(config.device, where=config.run.dir, timeout_minutes=config.run.timeout) as world:
+    with joined(config, where=config.run.dir, timeout_minutes=config.run.timeout) as world:
         return EXIT_DONE if train(config, corpus, world) else EXIT_STOPPED
 
 
@@ -129,12 +137,13 @@ def run_task(
 
     The order of the steps is a contract, and this function alone holds it:
 
-    1. restore: RUN comes back from run.remote if that is newer, before anything reads RUN;
-    2. decode, task, loader, schedule, evaluation: all that can be refused is refused before RUN is touched;
-    3. claim: RUN/config.yaml is compared and written;
-    4. finished: a run that is DONE ends here;
-    5. seed, then model: the seed comes right before the weights, so that they are the same however step 2 went;
-    6. summary, engine, `TrainingLoop`, which resumes from the newest checkpoint.
+    1. lock: this start becomes the only writer of RUN and of run.remote, or is refused;
+    2. restore: RUN comes back from run.remote if that is newer, before anything reads RUN;
+    3. decode, task, loader, schedule, evaluation: all that can be refused is refused before RUN is touched;
+    4. claim: RUN/config.yaml is compared and written;
+    5. finished: a run that is DONE ends here;
+    6. seed, then model: the seed comes right before the weights, so that they are the same however step 3 went;
+    7. summary, engine, `TrainingLoop`, which resumes from the newest checkpoint.
 
     Args:
         make_task: config, corpus, run, world ─► the task; opens the initial weights unless a checkpoint replaces them.
@@ -151,6 +160,18 @@ def run_task(
         DataError: too much of the data is damaged.
         OSError: a checkpoint or the log cannot be written.
     """
+    with sole_writer(Path(config.run.dir), world, job="training", remote=config.run.remote) as ownership:
+        return _train_alone(make_task, config, corpus, world, ownership)
+
+
+def _train_alone(
+    make_task: "Callable[[Config, Corpus, Run, World], Task]",
+    config: Config,
+    corpus: "Corpus",
+    world: "World",
+    ownership: "Ownership",
+) -> bool:
+    """Take the steps of `run_task` from the second on."""
     import torch
 
     from mae3d.tracking.run_dir import Run
@@ -165,10 +186,12 @@ def run_task(
     )
     task = make_task(config, corpus, run, world)
     model_config = task.model_config
+    world.check_same(dotted({"model": dataclasses.asdict(model_config)}), SAME_INIT)
     with closing(make_loader(config, corpus, world, model_config=model_config)) as loader:
         schedule = make_schedule(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
         evaluation = task.open_evaluation(loader)
-        claim(run, task.stored_config, world)
+        world.check_same(evaluation.facts(), SAME_DATA)
+        change = claim(run, task.stored_config, loader, schedule, world)
         if run.is_done:
             report_finished(run, world)
             return True
@@ -189,7 +212,7 @@ def run_task(
                 model_note=task.model_note,
                 rate=rate,
             )
-            lines |= {**task.notes, evaluation.option: str(evaluation)}
+            lines |= {**task.notes, evaluation.option: str(evaluation)} | ({"change": change} if change else {})
             print(*(f"{name + ':':9}{text}" for name, text in lines.items()), sep="\n", flush=True)
         engine = Engine(
             model,
@@ -202,7 +225,9 @@ def run_task(
         )
         with closing(engine):
             validation = evaluation.validation(engine)
-            finished = TrainingLoop(engine, loader, task.loss(), schedule, run, world, model_config, validation).run()
+            finished = TrainingLoop(
+                engine, loader, task.loss(), schedule, run, world, model_config, validation, ownership
+            ).run()
     report_end(run, world, finished=finished)
     return finished
 
@@ -251,7 +276,7 @@ def make_loader(
 
     Raises:
         ValueError: the loader refuses its settings; or a rank sees other data than rank 0 (a node without a shard),
-            whose order would differ.
+            whose order would differ (DisagreementError).
     """
     from pipelines.loader import Loader
 
@@ -268,19 +293,16 @@ def make_loader(
         accumulation=config.train.accumulation,
         device=world.device,
     )
-    check_same_data(loader, world)
+    check_same_data(loader, EvalSet(corpus, config.data, loader.rows), world)
     return loader
 
 
-def check_same_data(loader: "Loader", world: "World") -> None:
-    """Raise ValueError on all ranks if any of them sees other data than rank 0."""
-    mine = loader.state_dict()["fingerprint"]
-    first = world.share(mine)
-    differing = [f"{key}: {mine.get(key)!r}" for key in sorted(first.keys() | mine) if mine.get(key) != first.get(key)]
-    if differing:
-        logging.error("rank %d sees other data than rank 0: %s", world.ranks.rank, "; ".join(differing))
-    if world.any(bool(differing)):
-        raise ValueError("not all ranks see the same data: make the same shards reachable on every node")
+def check_same_data(loader: "Loader", samples: EvalSet, world: "World") -> None:
+    """Raise ValueError on all ranks if any two would deal out other samples, labels, frames or crops."""
+    facts = dict(loader.state_dict()["fingerprint"])
+    for number, dataset in enumerate(facts.pop("datasets"), 1):  # wherever each rank has found it
+        facts[f"dataset {number}"] = "{samples:,} samples in {shards:,} shards ({content})".format(**dataset)
+    world.check_same(facts | sample_facts(samples, "data"), SAME_DATA)
 
 
 def make_schedule(
@@ -300,17 +322,20 @@ def make_schedule(
     optim, train = config.optim, config.train
     total = max(train.steps or round(train.epochs * loader.steps_per_epoch), 1)
     warmup = optim.warmup_epochs * loader.steps_per_epoch if optim.warmup_steps is None else optim.warmup_steps
-    peak = peak_lr(optim, lr_batch)
-
-    def lr(step: int) -> float:
-        return lr_at(step, lr=peak, min_lr=optim.min_lr, warmup_steps=min(warmup, total), total_steps=total)
+    rate = {
+        "lr": peak_lr(optim, lr_batch),
+        "min_lr": optim.min_lr,
+        "warmup_steps": min(warmup, total),
+        "total_steps": total,
+    }
 
     return TrainSchedule(
         total_steps=total,
         accumulation=train.accumulation,
         clips_per_step=train.global_batch * config.data.repeat_aug,
         flops_per_clip=flops_per_clip,
-        lr=lr,
+        lr=partial(lr_at, **rate),
+        rate=rate,
         log=config.log,
         checkpoint_every=config.run.checkpoint_every,
         keep_last=config.run.keep_last,
@@ -333,18 +358,3 @@ def describe_rate(optim: "OptimConfig", lr_batch: Sequence[int]) -> str:
     if optim.lr is not None:
         return rate
     return f"{optim.blr:.3g} x {' x '.join(map(str, lr_batch))}/{LR_REFERENCE_BATCH} = {rate}"
-
-
-def claim(run: "Run", config: TrainingConfig, world: "World") -> None:
-    """Check and write config.yaml on rank 0; all ranks raise RunError if it is refused."""
-    from mae3d.tracking.run_dir import RunError
-
-    refused = None
-    if world.is_first:
-        try:
-            run.claim(dataclasses.asdict(config), extend=config.extend, defaults=defaults_of(config))
-        except RunError as error:
-            refused = str(error)
-    refused = world.share(refused)
-    if refused:
-        raise RunError(refused)

@@ -1,30 +1,35 @@
-"""Fields of config dataclasses ─► the rules of a resume: which settings may differ between two starts of a run.
+"""Fields of config dataclasses ─► which settings may differ between two starts of a run, and between its processes.
 
 @dataclass(frozen=True)
 class DataConfig:
     repeat_aug: int = 4              # fixed: it changes the sequence of losses
     prefetch: int = free(4)          # free: it changes the order of a sum at most
+    cache: str = free("", local=True)    # besides, it names something of the machine: each process may have its own
 
 rules = resume_rules(config)
 rules.is_free("data.prefetch")       # True
+local_settings(config)               # {"data.cache"}
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
-_RULE, _FREE, _LENGTH = "resume", "free", "length"
+_RULE, _FREE, _LENGTH, _LOCAL = "resume", "free", "length", "local"
 
 
-def free(default: Any = MISSING, *, default_factory: Any = MISSING, below: Sequence[str] = ()) -> Any:
+def free(
+    default: Any = MISSING, *, default_factory: Any = MISSING, below: Sequence[str] = (), local: bool = False
+) -> Any:
     """Return a dataclass field that may differ between two starts; a config as its value is free as a whole.
 
     Args:
         default: the field's.
         default_factory: the field's.
         below: of a mapping, the keys that are free, with all below them; the others are fixed.
+        local: whether it may differ between the processes of one start, too: a path or a number of their machine.
     """
-    metadata = {_RULE: tuple(below) or _FREE}
+    metadata = {_RULE: tuple(below) or _FREE, _LOCAL: local}
     if default is MISSING:
         return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -67,6 +72,18 @@ def resume_rules(config: Any) -> ResumeRules:
     """Return the rules of a config, a dataclass of dataclasses; a field without a rule is fixed."""
     rules: dict[str, str] = dict(_rules_of(config, ""))
     return ResumeRules(*(tuple(name for name, rule in rules.items() if rule == kind) for kind in (_FREE, _LENGTH)))
+
+
+def local_settings(config: Any, prefix: str = "") -> set[str]:
+    """Return the dotted names of the settings that may differ between the processes of one start."""
+    names = set()
+    for entry in fields(config):
+        name, value = f"{prefix}{entry.name}", getattr(config, entry.name)
+        if entry.metadata.get(_LOCAL):
+            names.add(name)
+        elif is_dataclass(value):
+            names |= local_settings(value, f"{name}.")
+    return names
 
 
 def _rules_of(config: Any, prefix: str) -> list[tuple[str, str]]:

@@ -47,10 +47,10 @@ class Run:
         """Return whether the last step has been taken and saved."""
         return (self.folder / DONE).exists()
 
-    def claim(
+    def check(
         self, config: Mapping[str, Any], *, extend: bool, defaults: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
-        """Make the folder with its config.yaml, or check that the config is the one it was started with.
+        """Check that the config is the one that the run was started with, if it was; nothing is written.
 
         Args:
             config: nested plain values, complete.
@@ -59,20 +59,28 @@ class Run:
 
         Raises:
             RunError: a setting differs that the losses depend on, or a file requests a stop.
-            OSError: the folder cannot be written.
         """
-        path = self.folder / CONFIG
         if (self.folder / STOP).exists():
             raise RunError(f"{self.folder / STOP} requests a stop: remove that file to go on")
-        # Tuples as lists, as they come back from the file.
-        config, defaults = json.loads(json.dumps(config)), json.loads(json.dumps(dict(defaults)))
-        if not path.exists():
+        if not (self.folder / CONFIG).exists():
             self._refuse_foreign()
-        else:
-            before, now = dotted(self.stored()), dotted(config)
-            if before and now and not before.keys() & now.keys():
-                raise RunError(f"{path}: no config of a run of MAE3D; give another run.dir")
-            self._compare(dotted(defaults) | before, now, extend=extend)
+            return
+        before, now = dotted(self.stored()), dotted(_plain(config))
+        if before and now and not before.keys() & now.keys():
+            raise RunError(f"{self.folder / CONFIG}: no config of a run of MAE3D; give another run.dir")
+        self._compare(dotted(_plain(defaults)) | before, now, extend=extend)
+
+    def claim(
+        self, config: Mapping[str, Any], *, extend: bool, defaults: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Make the folder with its config.yaml, after a `check`; the marker of an end goes if there is more to do.
+
+        Raises:
+            RunError: as `check`.
+            OSError: the folder cannot be written.
+        """
+        self.check(config, extend=extend, defaults=defaults)
+        path, config = self.folder / CONFIG, _plain(config)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(config, sort_keys=False))
         (self.folder / STOPPED).unlink(missing_ok=True)
@@ -176,6 +184,12 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / METRICS
     lines = path.read_text().splitlines() if path.exists() else []
     return [row for row in map(_row, lines) if row]
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config as it comes back from a file: tuples as lists."""
+    values: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    return values
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -19,12 +19,13 @@ from typing import Any, Protocol
 
 from mae3d.io.files import write_text
 from mae3d.tracking.config import LogConfig
+from mae3d.tracking.history import SCORES
 from mae3d.tracking.run_dir import Run
 
 logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"  # a folder of the run
-WANDB_STATE = "wandb.json"  # which W&B run it is, and the last step that it has
+WANDB_STATE = "wandb.json"  # which W&B run it is, and what it has
 MAX_WAITING = 1000  # rows that a slow service may be behind with; more are left out
 INIT_S, CLOSE_S = 60, 30  # seconds that W&B has to answer at the start, and a tracker to be done at the end
 
@@ -125,7 +126,12 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run, the same one after every resume: RUN/wandb.json remembers its id and the last step that it has."""
+    """A W&B run, the same one after every resume: RUN/wandb.json remembers its id and what it has.
+
+    W&B takes one row for each of its steps, which only rise. A run comes to a step again after a resume, with rows that
+    W&B has; with the scores of a validation that the last start was stopped at, which it lacks; and after a return to a
+    checkpoint, on another course. So W&B's step merely counts, and everything is drawn over `step`, which each row has.
+    """
 
     def __init__(self, run: Run, *, project: str, mode: str):
         """Open or resume the run; takes up to a minute if the server does not answer.
@@ -148,8 +154,12 @@ class WeightsAndBiases:
         self._path = run.folder / WANDB_STATE
         self._state = _read_json(self._path)
         if self._state.get("project") != project:
-            self._state = {"project": project, "id": uuid.uuid4().hex[:12], "step": 0}
+            self._state = {"project": project, "id": uuid.uuid4().hex[:12], "step": 0, "taken": 0, "scored": 0}
             self._remember()
+        has_axis = "taken" in self._state  # in files of older versions W&B's steps were the run's, and rows had none
+        self._state = {"taken": self._state["step"], "scored": self._state["step"] - 1} | self._state
+        self._known = (self._state["taken"], self._state["scored"])  # what comes up to there is there already
+        self._last = -1
         entity, _, name = project.rpartition("/")
         self._run = wandb.init(
             entity=entity or None,
@@ -162,12 +172,25 @@ class WeightsAndBiases:
             resume="allow",
             settings=wandb.Settings(init_timeout=INIT_S, console="off", silent=True),
         )
+        if has_axis:
+            self._run.define_metric("step", hidden=True)
+            self._run.define_metric("*", step_metric="step")
 
     def write(self, row: Row) -> None:
-        """Log the numbers of a row, unless W&B has its step from before the resume, when they are equal."""
-        if row["step"] > self._state["step"]:
-            self._run.log(dict(_numbers(row)), step=row["step"])
-            self._state["step"] = row["step"]
+        """Log the numbers of a row, without those that W&B has from before a resume, which are equal."""
+        step = row["step"]
+        if step <= self._last:  # back at a checkpoint: what was known is of the course that was left
+            self._known = (-1, -1)
+        self._last = step
+        new: dict[str, float] = {}
+        for entry, known, is_score in zip(("taken", "scored"), self._known, (False, True), strict=True):
+            numbers = {name: value for name, value in _numbers(row) if name.startswith(SCORES) is is_score}
+            if numbers and step > known:
+                new |= numbers
+                self._state[entry] = step
+        if new:
+            self._state["step"] = max(step, self._state["step"] + 1)
+            self._run.log(new | {"step": step}, step=self._state["step"])
             self._remember()
 
     def close(self) -> None:

@@ -7,14 +7,13 @@ finished = TrainingLoop(..., validation=Validation(every=epoch, scores=validate,
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from mae3d.distributed import World
+from mae3d.distributed import World, is_lost_peer
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.tracking.config import LogConfig
 from mae3d.tracking.progress import ProgressLogger
@@ -44,6 +43,26 @@ class BatchLoader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Ownership(Protocol):
+    """The hold of this run on the folder and the URL that it alone writes; ranks but the first hold nothing.
+
+    `check` raises if another start has taken it over; `end_soon` lets the next start wait for the end of this one.
+    """
+
+    def check(self) -> None: ...
+    def end_soon(self) -> None: ...
+
+
+class Unguarded:
+    """The ownership of a folder that nobody else knows of."""
+
+    def check(self) -> None:
+        """Do nothing."""
+
+    def end_soon(self) -> None:
+        """Do nothing."""
+
+
 @dataclass(frozen=True)
 class TrainSchedule:
     """The length, the rates and the sizes of a training, fixed before the first step."""
@@ -61,6 +80,7 @@ class TrainSchedule:
     max_rollbacks: int = 3
     time_limit: float | None = None  # minutes
     remote: str = ""  # URL that the run is mirrored to
+    rate: Mapping[str, float] = field(default_factory=dict)  # what lr is made of, kept with every checkpoint
 
 
 @dataclass(frozen=True)
@@ -108,6 +128,7 @@ class TrainingLoop:
         world: all ranks.
         model_config: stored with the weights.
         validation: what to score the model by, and when.
+        ownership: guards the folder.
     """
 
     engine: Engine
@@ -118,6 +139,7 @@ class TrainingLoop:
     world: World
     model_config: MAEConfig | ClassifierConfig
     validation: Validation | None = None
+    ownership: Ownership = field(default_factory=Unguarded)
 
     def __post_init__(self) -> None:
         schedule, world = self.schedule, self.world
@@ -131,7 +153,9 @@ class TrainingLoop:
             keep_every=schedule.keep_every,
             remote=schedule.remote,
         )
-        self.stop = StopRequest(world, file=self.folder.folder / STOP, minutes=schedule.time_limit)
+        self.stop = StopRequest(
+            world, file=self.folder.folder / STOP, minutes=schedule.time_limit, announce=self.ownership.end_soon
+        )
 
     def run(self) -> bool:
         """Train to the last step, from the newest checkpoint if there is one.
@@ -142,6 +166,7 @@ class TrainingLoop:
         Raises:
             CheckpointError: no checkpoint of the run is whole.
             TrainingError: too many steps in a row were not finite, the memory is too small, or another rank is gone.
+            Locked: another start has taken the run over, because this one seemed dead.
             OSError: a checkpoint or the log cannot be written.
         """
         try:
@@ -182,6 +207,7 @@ class TrainingLoop:
         """Do the work between two steps; return False after an agreed stop.
 
         `taken` is False for a step of an earlier part of the run."""
+        self.ownership.check()
         last = step == self.schedule.total_steps
         scores = self.score(step)
         if taken and (step % self.schedule.log.every == 0 or last):
@@ -192,6 +218,8 @@ class TrainingLoop:
         stopping = self.stop.agree() and not (last and (scores or not self.validation))
         # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
         due = step % self.schedule.checkpoint_every == 0 and not self.guard.in_a_row
+        if last:
+            self.ownership.end_soon()
         if due or last or scores or stopping:
             self.save(step, scores, final=last or stopping)
         if stopping:
@@ -293,6 +321,7 @@ class TrainingLoop:
             "meter": self.meter.state_dict(),
             "counts": self.counts(),
             "guard": self.guard.state_dict(),
+            "rate": dict(self.schedule.rate),
         }
         score = self.validation.selection_score(scores) if self.validation and scores else None
         self.saver.save(self.engine, state, step=step, score=score, final=final)
@@ -306,15 +335,6 @@ class TrainingLoop:
         if self.world.is_first:
             self.folder.end(marker, text)
         self.world.barrier()
-
-
-def is_lost_peer(error: RuntimeError) -> bool:
-    """Return whether a collective failed because another rank is gone: gloo raises plain RuntimeErrors."""
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        words in text
-        for words in ("connection closed by peer", "connection reset by peer", "timed out waiting", "gloo")
-    )
 
 
 def out_of_memory(message: str) -> str:

@@ -7,6 +7,7 @@ with StopRequest(world, file=run.folder / "STOP", minutes=600) as stop:
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -26,15 +27,16 @@ class StopRequest:
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def __init__(self, world: World, *, file: Path, minutes: float | None):
+    def __init__(self, world: World, *, file: Path, minutes: float | None, announce: Callable[[], None] = lambda: None):
         """Keep the settings; listening starts with `with`.
 
         Args:
             world: all processes.
             file: stops the run when it appears; the first process looks for it.
             minutes: after which the run stops, from now on; None for no limit.
+            announce: called as soon as this process knows of a request, perhaps in the middle of anything.
         """
-        self._world, self._file = world, file
+        self._world, self._file, self._announce = world, file, announce
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._reason = ""  # of this process
         self.reason = ""  # agreed; empty before that
@@ -62,7 +64,9 @@ class StopRequest:
         if self._world.any(bool(self._reason)):
             reasons = self._world.gather(self._reason)
             self.reason = next(reason for reason in reasons if reason)
+            self._announce()
         return bool(self.reason)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._reason = signal.Signals(number).name
+        self._announce()

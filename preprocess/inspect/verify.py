@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from mae3d.io.files import TEMPORARY_PREFIX, sha256_of
+from mae3d.io.lock_store import LOCK_NAME
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import raise_unless_of_the_file
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, Shard, read_meta
 from preprocess.dataset.schema import read_shard_table
 from preprocess.dataset.writer import is_sealed, settings_hash
 from preprocess.inspect.verify_shard import check_frames
-from preprocess.jobs.lock_store import LOCK_NAME
 from preprocess.plan.plan import read_plan
 from preprocess.workers.executors import map_over_workers
 

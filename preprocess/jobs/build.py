@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mae3d.io.lock import Lock, hold
+from mae3d.io.lock_store import LOCK_NAME
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, parse_meta
 from preprocess.dataset.schema import shard_files, shard_name
 from preprocess.encode.shard import ShardResult, build_shard
 from preprocess.jobs.append import OF_SOURCES, BuildPart, differences, extend_plan, parts_of, shards_of, start_plan
 from preprocess.jobs.estimate import TRIAL_S, Estimate, estimate_of, lines_of, require_room, surely_fits
-from preprocess.jobs.lock import Lock, hold
-from preprocess.jobs.lock_store import LOCK_NAME
 from preprocess.jobs.options import Options
 from preprocess.jobs.output import FolderOutput, Output, open_output
 from preprocess.jobs.output_state import (

@@ -6,11 +6,11 @@ result = merge("out/shards", slices=50)          # when all slices are there
 import tempfile
 from pathlib import Path
 
+from mae3d.io.lock import hold
+from mae3d.io.lock_store import LOCK_NAME
 from preprocess.dataset.index import PLAN_NAME, DatasetError
 from preprocess.dataset.schema import shard_name
 from preprocess.jobs.build import BuildResult
-from preprocess.jobs.lock import hold
-from preprocess.jobs.lock_store import LOCK_NAME
 from preprocess.jobs.output import open_output
 from preprocess.jobs.output_state import explain_full_disk, finish, survey
 from preprocess.plan.plan import read_plan

@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from mae3d.io.files import TEMPORARY_PREFIX
+from mae3d.io.lock import Lock
+from mae3d.io.lock_store import LOCK_NAME
 from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, DatasetError, map_dataset, parse_meta
 from preprocess.dataset.schema import read_shard_table, shard_files
 from preprocess.dataset.writer import write_dataset
 from preprocess.jobs.append import dataset_settings
-from preprocess.jobs.lock import Lock
-from preprocess.jobs.lock_store import LOCK_NAME
 from preprocess.jobs.output import Output
 from preprocess.plan.plan import BuildPlan, read_plan
 from preprocess.plan.rejects import first_names, rejected_row

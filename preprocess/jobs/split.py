@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from mae3d.io.lock import hold
+from mae3d.io.lock_store import LOCK_NAME
 from preprocess.dataset.index import META_NAME, PLAN_NAME, parse_meta
 from preprocess.dataset.schema import DatasetError
-from preprocess.jobs.lock import hold
-from preprocess.jobs.lock_store import LOCK_NAME
 from preprocess.jobs.merge_slices import merge
 from preprocess.jobs.output import Output, open_output
 from preprocess.plan.plan import BuildPlan, read_plan, write_plan

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.common.eval_set import EvalSet
 from launch.pretrain import main
 from launch.training import trainer
 from mae3d.checkpoints.format import SliceReader
@@ -228,20 +229,30 @@ def test_fault_20_a_run_without_a_bad_shard_says_so_and_does_not_go_on_with_it(
     assert "bad_shards: was '1 left out (shard-00001.tar of dataset 1)', is None" in output
 
 
-def agree(world: World) -> str:
+def agree(world: World) -> list[str]:
     whole = index_only([5, 9], seed=1)
     corpus = Corpus([whole if world.is_first else replace(whole, bad_shards={1: "missing"})])
-    loaders = [
-        Loader(each, DataConfig(), num_frames=2, size=16, seed=0, global_batch=2) for each in (Corpus([whole]), corpus)
-    ]
-    trainer.check_same_data(loaders[0], world)
-    with pytest.raises(ValueError, match="the same data: make the same shards reachable") as refused:
-        trainer.check_same_data(loaders[1], world)
-    return str(refused.value)
+    relabelled = Corpus([whole])
+    if not world.is_first:  # as by another file of the same name
+        relabelled.labels = replace(relabelled.labels, values=relabelled.labels.values + 1)
+    refusals = []
+    for each in (Corpus([whole]), corpus, relabelled):
+        loader = Loader(each, DataConfig(), num_frames=2, size=16, seed=0, global_batch=2)
+        try:
+            trainer.check_same_data(loader, EvalSet(each, DataConfig(), loader.rows), world)
+        except ValueError as error:
+            refusals.append(str(error))
+    return refusals
 
 
-def test_fault_20_a_shard_that_is_bad_on_one_node_only_stops_all_processes() -> None:
-    assert len(run_ranks(agree, world=2)) == 2
+def test_fault_20_and_fault_42_a_shard_or_a_label_that_is_other_on_one_node_stops_all_processes() -> None:
+    first, second = run_ranks(agree, world=2)
+    assert first == second
+    bad, relabelled = first
+    assert "bad_shards: None on rank 0 (" in bad
+    assert "'1 left out (shard-00001.tar of dataset 1)' on rank 1 (" in bad
+    assert relabelled.startswith("the processes differ: data: labels: '")
+    assert relabelled.endswith("Make the same shards and the same labels reachable on every node")
 
 
 @pytest.mark.launch

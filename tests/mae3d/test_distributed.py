@@ -1,11 +1,28 @@
 """mae3d.distributed: every launcher's ranks, their meeting point, and the device that each takes."""
 
+import datetime
 import socket
+import threading
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from mae3d.distributed import DeviceError, MeetingError, RankInfo, choose_device, meeting_point, rank_info, start_world
+from mae3d import distributed
+from mae3d.distributed import (
+    DeviceError,
+    DisagreementError,
+    MeetingError,
+    RankInfo,
+    World,
+    choose_device,
+    meeting_point,
+    rank_info,
+    start_world,
+)
+from tests.support import launch
+from tests.support.ranks import run_ranks
 
 # What a process of the second node sees of `srun` with two tasks on each of two nodes and one on a third.
 SRUN = {
@@ -123,3 +140,90 @@ def test_a_port_that_another_run_has_is_named_with_the_remedy(monkeypatch: pytes
         monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
         with pytest.raises(MeetingError, match=r"cannot meet at 127\.0\.0\.1:.*another: deepspeed --master_port"):
             start_world("cpu")
+
+
+ALIKE = {"folder": "/runs/a", "code": "mae3d 1, sources 3f2a", "optim.lr": 1e-3, "data.area": (0.5, 1.0)}
+
+
+def meet(*facts: dict[str, Any], ranks: list[int] | None = None, size: int | None = None) -> list[str]:
+    """Return what each process hears when all meet at one store, which is theirs before there is any group."""
+    store, heard = dist.HashStore(), [""] * len(facts)
+    store.set_timeout(datetime.timedelta(seconds=5))
+
+    def start(process: int, rank: int) -> None:
+        try:
+            distributed._meet(store, RankInfo(rank, size or len(facts)), facts[process], "node-a:29500")
+        except (DisagreementError, MeetingError) as error:
+            heard[process] = f"{type(error).__name__}: {error}"
+
+    threads = [threading.Thread(target=start, args=pair) for pair in enumerate(ranks or range(len(facts)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return heard
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(distributed, "LATE_S", 0.0)
+    return socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"optim.lr": 9e-3}, "optim.lr: 0.001 on ranks 0, 2-3 ({host}), 0.009 on rank 1 ({host})"),
+        (
+            {"code": "mae3d 1, sources 77"},
+            "code: 'mae3d 1, sources 3f2a' on ranks 0, 2-3 ({host}), 'mae3d 1, sources 77'",
+        ),
+        ({"folder": "/runs/b"}, "folder: '/runs/a' on ranks 0, 2-3 ({host}), '/runs/b' on rank 1 ({host})"),
+        ({"device": "cuda"}, "device: None on ranks 0, 2-3 ({host}), 'cuda' on rank 1"),
+        ({f"s{i}": i for i in range(20)}, "s7: None on ranks 0, 2-3 ({host}), 7 on rank 1 ({host}); and 12 more"),
+    ],
+)
+def test_fault_42_whatever_differs_ends_all_ranks_and_is_named_with_its_ranks(
+    host: str, other: dict[str, Any], told: str
+) -> None:
+    heard = meet(ALIKE, ALIKE | other, ALIKE, ALIKE)
+    assert len(set(heard)) == 1
+    assert heard[0].startswith("DisagreementError: the processes that meet at node-a:29500 have not been started alike")
+    assert told.format(host=host) in heard[0]
+
+
+def test_fault_42_ranks_that_were_started_alike_hear_nothing(host: str) -> None:
+    assert meet(ALIKE, ALIKE | {"data.area": [0.5, 1.0]}, ALIKE) == ["", "", ""]
+
+
+def test_fault_42_processes_of_two_runs_at_one_port_all_stop(host: str) -> None:
+    """One run's first rank, and the second ranks of both, in whichever order they come."""
+    heard = meet(ALIKE, ALIKE | {"folder": "/runs/b"}, ALIKE, ranks=[0, 1, 1], size=2)
+    assert "folder: '/runs/a' on rank 0" in heard[0] or not heard[0]  # its own second rank was the first to come
+    late = [text for text in heard if "another process has met at node-a:29500 as rank 1" in text]
+    assert len(late) == 1
+    assert "deepspeed --master_port, torchrun --master-port, or MASTER_PORT" in late[0]
+    assert heard[1]
+
+
+def started_differently(rank: int) -> str:
+    distributed.LATE_S = 0.0
+    with pytest.raises(DisagreementError) as refused:
+        start_world("cpu", facts=lambda: {"optim.lr": rank})
+    return str(refused.value)
+
+
+def same_later(world: World) -> str:
+    world.check_same({"samples": 3}, "")
+    with pytest.raises(DisagreementError) as refused:
+        world.check_same({"samples": 3 + world.ranks.rank}, "Restore them")
+    return str(refused.value)
+
+
+def test_fault_42_real_ranks_stop_before_there_is_a_group_and_after(host: str) -> None:
+    ranks = [launch.call(started_differently, rank, env=place) for rank, place in enumerate(launch.places(2))]
+    first, second = [launch.result_of(rank, timeout=60) for rank in ranks]
+    assert first == second
+    assert f"optim.lr: 0 on rank 0 ({host}), 1 on rank 1 ({host})" in first
+    later = run_ranks(same_later, world=2)
+    assert later == 2 * [f"the processes differ: samples: 3 on rank 0 ({host}), 4 on rank 1 ({host}). Restore them"]

@@ -29,7 +29,9 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.has_key = True
         self.runs: list[dict[str, Any]] = []
-        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []  # as W&B keeps them: those of steps behind it are lost
+        self.last: dict[str, int] = {}  # step of each run
+        self.axes: dict[str, Any] = {}
         self.finished = 0
         self.on_init: Callable[[], None] = lambda: None
 
@@ -45,8 +47,14 @@ class FakeWandb(types.ModuleType):
         self.runs.append(options)
         return self
 
+    def define_metric(self, name: str, **options: Any) -> None:
+        self.axes[name] = options
+
     def log(self, row: dict[str, float], *, step: int) -> None:
-        self.rows.append((step, row))
+        run = self.runs[-1]["id"]
+        if step > self.last.get(run, 0):
+            self.rows.append((step, row))
+            self.last[run] = step
 
     def finish(self) -> None:
         self.finished += 1
@@ -100,11 +108,86 @@ def test_a_resumed_run_goes_on_with_its_wandb_run_and_repeats_no_step(run: Run, 
     assert first["config"] == {"train": {"steps": 9}}
     assert first["dir"] == run.folder
     assert [step for step, _ in wandb.rows] == list(range(1, 10))
-    assert wandb.rows[1] == (2, {"loss": 0.5})  # what is not known is left out
+    assert wandb.rows[1] == (2, {"loss": 0.5, "step": 2})  # what is not known is left out
+    assert wandb.axes["*"] == {"step_metric": "step"}
     assert wandb.finished == 2
     send(run, LogConfig(wandb="other", wandb_mode="offline"), first=4, last=9)
     assert wandb.runs[2]["id"] != first["id"]
     assert wandb.rows[9][0] == 4  # another project has none of them
+
+
+def starts(run: Run, log: LogConfig, *parts: list[dict[str, Any]]) -> None:
+    """Send the rows of several starts, each from the step before its first row on."""
+    for part in parts:
+        trackers = open_trackers(log, run, first_step=part[0]["step"] - ("loss" in part[0]))
+        for row in part:
+            for tracker in trackers:
+                tracker.write(row)
+        for tracker in trackers:
+            tracker.close()
+
+
+SCORED_TOO = {"step": 4, "loss": 1 / 4, "val_top1": 0.5}
+SCORED = {"step": 4, "epoch": 1.0, "eval_loss": 0.25}
+AGAIN = [{"step": step, "loss": -float(step)} for step in (3, 4, 5)]
+COURSES = {
+    # what each start writes, and what a tracker has in the end as (step, value), by name
+    "stopped at a validation": (
+        [[*rows(1, 4)], [SCORED, *rows(5, 6)]],
+        {"loss": [(n, 1 / n) for n in range(1, 7)], "eval_loss": [(4, 0.25)]},
+    ),
+    "killed after the scores, twice": (
+        [[*rows(1, 4)], [SCORED, *rows(5, 6)], [SCORED, *rows(5, 6)], [SCORED, *rows(5, 8)]],
+        {"loss": [(n, 1 / n) for n in range(1, 9)], "eval_loss": [(4, 0.25)]},
+    ),
+    "stopped at the validation of the last step": (
+        [[*rows(1, 4)], [SCORED]],
+        {"loss": [(n, 1 / n) for n in range(1, 5)], "eval_loss": [(4, 0.25)]},
+    ),
+    "scores in a row with losses": (
+        [[*rows(1, 3), SCORED_TOO], [SCORED_TOO, *rows(5, 5)]],
+        {"loss": [(n, 1 / n) for n in range(1, 6)], "val_top1": [(4, 0.5)]},
+    ),
+    "killed, then back at a checkpoint amid steps that are known": (
+        [[*rows(1, 6)], [*rows(3, 6), *AGAIN]],
+        {"loss": [*((n, 1 / n) for n in range(1, 7)), (3, -3.0), (4, -4.0), (5, -5.0)]},
+    ),
+    "back at a checkpoint, then killed": (
+        [[*rows(1, 4), *AGAIN], [AGAIN[1], AGAIN[2], *rows(6, 6)]],
+        {"loss": [*((n, 1 / n) for n in range(1, 5)), (3, -3.0), (4, -4.0), (5, -5.0), (6, 1 / 6)]},
+    ),
+}
+
+
+@pytest.mark.parametrize("course", COURSES)
+def test_every_row_of_a_step_that_is_come_to_again_arrives_once(run: Run, wandb: FakeWandb, course: str) -> None:
+    parts, expected = COURSES[course]
+    starts(run, LogConfig(wandb="films", wandb_mode="offline"), *parts)
+    assert [at for at, _ in wandb.rows] == sorted({at for at, _ in wandb.rows})
+    for name, points in expected.items():
+        assert [(row["step"], row[name]) for _, row in wandb.rows if name in row] == points
+
+
+@pytest.mark.parametrize("course", list(COURSES)[:4])
+def test_tensorboard_has_every_row_too(run: Run, course: str) -> None:
+    pytest.importorskip("tensorboard", reason="not installed: pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    parts, expected = COURSES[course]
+    starts(run, LogConfig(tensorboard=True), *parts)
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    for name, points in expected.items():
+        written = {event.step: event.value for event in events.Scalars(name)}
+        assert list(written.items()) == [(step, pytest.approx(value)) for step, value in points]
+
+
+def test_a_wandb_run_of_an_older_version_goes_on_over_its_own_steps(run: Run, wandb: FakeWandb) -> None:
+    (run.folder / "wandb.json").write_text('{"project": "films", "id": "abc", "step": 4}')
+    starts(run, LogConfig(wandb="films", wandb_mode="offline"), [SCORED, *rows(5, 8)])
+    assert wandb.runs[0]["id"] == "abc"
+    assert wandb.axes == {}
+    assert [(at, row["step"]) for at, row in wandb.rows] == [(5, 4), (6, 5), (7, 6), (8, 7), (9, 8)]
 
 
 def test_fault_38_no_key_is_one_warning_and_nobody_is_asked(run: Run, wandb: FakeWandb, warnings: list[str]) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mae3d.io.lock_store import LOCK_NAME, FolderLockStore, Owner
 from preprocess.__main__ import main
-from preprocess.jobs.lock_store import LOCK_NAME, FolderLockStore, Owner
 from tests.support.builds import command, tree
 from tests.support.kills import inodes, kill_decoders, killed_at, start
 

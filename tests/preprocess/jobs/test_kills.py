@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mae3d.io.lock_store import LOCK_NAME
 from preprocess.__main__ import main
-from preprocess.jobs.lock_store import LOCK_NAME
 from tests.support.builds import command, tree
 from tests.support.kills import done, inodes, kill_at_every, killed_at, start
 

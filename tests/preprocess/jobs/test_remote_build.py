@@ -12,12 +12,12 @@ import boto3
 import fsspec
 import pytest
 
+from mae3d.io import lock_store
+from mae3d.io.lock_store import LOCK_NAME, UrlLockStore
 from mae3d.io.storage import Storage
 from pipelines.samples.corpus import open_corpus
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
-from preprocess.jobs import lock_store
-from preprocess.jobs.lock_store import LOCK_NAME, UrlLockStore
 from tests.support.builds import command, make_archive, tree
 from tests.support.kills import kill_decoders, start
 from tests.support.media import make_video

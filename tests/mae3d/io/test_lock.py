@@ -17,10 +17,10 @@ from typing import Any
 import fsspec
 import pytest
 
+from mae3d.io import lock, lock_store
+from mae3d.io.lock import Locked, hold
+from mae3d.io.lock_store import LOCK_NAME, FolderLockStore, LockStore, Owner, UrlLockStore
 from mae3d.io.storage import Storage
-from preprocess.jobs import lock, lock_store
-from preprocess.jobs.lock import Locked, hold
-from preprocess.jobs.lock_store import LOCK_NAME, FolderLockStore, LockStore, Owner, UrlLockStore
 
 SPAWN = multiprocessing.get_context("fork")
 

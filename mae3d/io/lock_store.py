@@ -4,7 +4,7 @@
     store.create(".lock", Owner.here("build"))                      # False: there is one
     store.read(".lock").alive                                       # whether its owner is still at work
 
-`preprocess.jobs.lock` decides who gets them.
+`mae3d.io.lock` decides who gets them.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import Protocol
 from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.storage import Storage
 
-LOCK_NAME = ".lock"  # all locks of a dataset begin so
+LOCK_NAME = ".lock"  # all locks begin so
 STALE_S = 300.0  # seconds of silence after which an owner on another machine counts as dead
 # Errors of a file system that has no links: FAT, many that are mounted through FUSE, CIFS.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -40,6 +40,7 @@ class Owner:
     since: str
     started: str = ""  # when the process began: its id may be another's later
     machine: str = ""  # within which process ids can be looked up
+    ending: bool = False  # it stops as soon as it can
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod

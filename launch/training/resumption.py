@@ -1,0 +1,109 @@
+"""A run as its last start left it, and this start ─► RUN/config.yaml, if it may go on, and what changes thereby.
+
+change = claim(run, config, loader, schedule, world)     # "total_steps was 12, is 24. The rate was …"; "" for nothing
+
+`Run.check` compares settings one by one; here is what they come to: the length, the rates, and the data.
+"""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from launch.common.cli import defaults_of
+from launch.training.config import TrainingConfig
+from mae3d.tracking.run_dir import STOP, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mae3d.distributed import World
+    from mae3d.tracking.run_dir import Run
+    from mae3d.training.loop import TrainSchedule
+    from pipelines.loader import Loader
+
+
+def claim(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "TrainSchedule", world: "World") -> str:
+    """Write config.yaml on rank 0, once all has been accepted that can be refused; all ranks raise what is refused.
+
+    Returns:
+        What going on changes in the schedule; "" if nothing.
+
+    Raises:
+        RunError: other settings, another length, other data, or a request to stop.
+    """
+    refused, note = None, ""
+    if world.is_first:
+        settings, defaults = dataclasses.asdict(config), defaults_of(config)
+        try:
+            run.check(settings, extend=config.extend, defaults=defaults)
+            note = change_of_schedule(run, config, loader, schedule)
+            run.claim(settings, extend=config.extend, defaults=defaults)
+        except ValueError as error:
+            refused = str(error)
+    refused, note = world.share((refused, note))
+    if refused:
+        raise RunError(refused)
+    return note
+
+
+def change_of_schedule(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "TrainSchedule") -> str:
+    """Return how this start changes the schedule of a run, with the rates of both; "" if it does not.
+
+    Args:
+        run: its settings have been compared.
+        config: this start's.
+        loader: of this start.
+        schedule: of this start.
+
+    Raises:
+        RunError: the run would be shorter than it is.
+        ValueError: the data cannot go on.
+    """
+    from mae3d.training.optim import lr_at
+
+    stored, state = run.stored(), _newest_state(run)
+    if not stored:
+        return ""
+    if state:
+        loader.check_state(state["loader"])
+    taken = int(state.get("step", 0))
+    now = dict(schedule.rate)
+    before = state.get("rate") or now | {"total_steps": _stored_length(stored["train"], loader)}
+    least = max(before["total_steps"], taken)
+    if schedule.total_steps < least:
+        raise RunError(
+            f"{run.folder} is {before['total_steps']:,} steps long and has a checkpoint of step {taken:,}; this start "
+            f"would make it {schedule.total_steps:,}. --extend true makes a run longer: give train.steps of {least} or "
+            f"more; the file {run.folder / STOP} ends it early"
+        )
+    changes = [f"{name} was {before[name]:g}, is {now[name]:g}" for name in now if before.get(name) != now[name]]
+    if not changes:
+        train = config.train
+        why = f" (train.steps={train.steps} wins over train.epochs)" if train.steps else ""
+        return f"none: {schedule.total_steps:,} steps as before{why}" if config.extend else ""
+    if not taken:
+        return "; ".join(changes)
+    last, old, new = lr_at(taken - 1, **before), lr_at(taken, **before), lr_at(taken, **now)
+    ratio = new / last if last else math.inf
+    leap = f", {ratio:.3g} times the last" if math.isfinite(ratio) and not 0.5 < ratio < 2 else ""
+    return (
+        f"{'; '.join(changes)}. The rate was {last:.3g} in step {taken:,}; the next one has {old:.3g} by the old "
+        f"schedule, and {new:.3g} by this one{leap}"
+    )
+
+
+def _newest_state(run: "Run") -> "Mapping[str, Any]":
+    """Return the state in the newest checkpoint that has one that can be read; empty without any."""
+    from mae3d.checkpoints import format as checkpoint
+
+    for folder in reversed(checkpoint.up_to_latest(run.folder)):
+        try:
+            return checkpoint.read_state(folder)
+        except (OSError, ValueError):  # resuming passes it over as well
+            continue
+    return {}
+
+
+def _stored_length(train: "Mapping[str, Any]", loader: "Loader") -> int:
+    """Return the steps of the run's last start; of checkpoints that are older than `rate`, only the config knows."""
+    return max(train.get("steps") or round(train["epochs"] * loader.steps_per_epoch), 1)

@@ -1,0 +1,65 @@
+"""launch/common/start_facts.py: what two processes of one start compare, and what is each machine's own."""
+
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.common.clip_options import ClipsConfig
+from launch.common.start_facts import sources_hash, start_facts
+from launch.embed import EmbedConfig
+from launch.inference.settings import EvaluateConfig
+from launch.probe import ProbeConfig
+from launch.training.config import FinetuneConfig, PretrainConfig
+from mae3d.io.resume import local_settings
+from mae3d.model.config import MAEConfig
+
+CLIPS = ClipsConfig(shards="s")
+CONFIGS: dict[str, Any] = {
+    "pretrain": PretrainConfig(model=MAEConfig()),
+    "finetune": FinetuneConfig(),
+    "evaluate": EvaluateConfig("r", CLIPS, "o"),
+    "probe": ProbeConfig("r", CLIPS, CLIPS, "o"),
+    "embed": EmbedConfig("r", "o", CLIPS),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fault_42_every_setting_is_compared_but_those_of_a_machine(name: str) -> None:
+    config = CONFIGS[name]
+    compared, local = start_facts(config).keys(), local_settings(config)
+    names = {name for name in settings_of(config) if name not in ("train.deepspeed",)}  # a mapping, and empty
+    assert names - compared == local
+    assert {name.rpartition(".")[2] for name in local} <= {
+        "shards", "cache", "cache_gb", "read_threads", "decode_threads", "device",
+    }  # fmt: skip
+
+
+def settings_of(config: Any, prefix: str = "") -> set[str]:
+    names = set()
+    for entry in fields(config):
+        value, name = getattr(config, entry.name), f"{prefix}{entry.name}"
+        names |= settings_of(value, f"{name}.") if is_dataclass(value) else {name}
+    return names
+
+
+def test_fault_42_one_relative_folder_seen_from_two_is_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIGS["pretrain"]
+    config = replace(config, run=replace(config.run, dir="out/run"))
+    seen = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        seen.append(start_facts(config))
+    assert {key for key in seen[0] if seen[0][key] != seen[1][key]} == {"folder"}
+
+
+def test_fault_42_a_changed_line_of_code_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("x = 1", "x = 2"):
+        (tmp_path / text[-1] / "mae3d").mkdir(parents=True)
+        (tmp_path / text[-1] / "mae3d" / "a.py").write_text(text)
+    assert sources_hash(tmp_path / "1") != sources_hash(tmp_path / "2")
+    before = start_facts(CONFIGS["pretrain"])
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert start_facts(CONFIGS["pretrain"]) == before | {"NVIDIA_TF32_OVERRIDE": "0"}

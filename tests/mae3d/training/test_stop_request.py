@@ -1,0 +1,36 @@
+"""mae3d/training/stop_request.py: a request is announced at once, and agreed on at the end of a step."""
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mae3d.training.stop_request import StopRequest
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1", "file", "time limit"])
+def test_fault_41_who_waits_for_the_run_hears_of_its_stop_as_soon_as_it_knows(how: str, tmp_path: Path) -> None:
+    world: Any = SimpleNamespace(is_first=True, any=lambda flag: flag, gather=lambda value: [value])
+    announced: list[str] = []
+    stop = StopRequest(
+        world,
+        file=tmp_path / "STOP",
+        minutes=0 if how == "time limit" else None,
+        announce=lambda: announced.append(how),
+    )
+    before = {number: signal.getsignal(number) for number in stop.SIGNALS}
+    try:
+        with stop:
+            if how.startswith("SIG"):
+                os.kill(os.getpid(), signal.Signals[how])
+                assert announced == [how]  # in the middle of a step
+            elif how == "file":
+                (tmp_path / "STOP").touch()
+            assert stop.agree()
+            assert announced[-1] == how
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
