@@ -52,7 +52,7 @@ PROOF = {
         "mae3d.io.lock.Lock.release",
         "mae3d.io.lock._acquire",
         "mae3d.io.lock._exclude",
-        "mae3d.io.lock.hold",
+        "mae3d.io.lock.take",
         "mae3d.io.lock_store.FolderLockStore._now",
         "mae3d.io.lock_store.FolderLockStore._written",
         "mae3d.io.lock_store.FolderLockStore.create",
