@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
+from mae3d.video.reader import VideoFacts
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
+from preprocess.sources.columns import MAX_FRAME
 from preprocess.sources.probing import Probed, probe
 from preprocess.sources.roots import Folder, Remote, Root, Scratch
 from preprocess.sources.segments import video_pieces
@@ -34,10 +36,13 @@ from preprocess.sources.source import (
 )
 from preprocess.sources.tar_files import WithTars
 from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, VideoCandidate, collect, store_of
-from preprocess.sources.video_lists import read_list
+from preprocess.sources.video_lists import ARCHIVES, read_list
 from preprocess.workers.executors import map_over_workers
 
 log = logging.getLogger(__name__)
+
+_LIST_SUFFIXES = {".csv", ".txt", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".lst", ".list"}
+_SNIFFED = 4096  # bytes of a file with an unknown suffix that are looked at
 
 
 def video_files(
@@ -66,9 +71,9 @@ def video_files(
     entries: list[Given] = []
     for number, one in enumerate(given):
         root, path = opened(one, remedy, scratch=scratch)
-        if _is_list(path):
+        if _is_list(root, path):
             data = root.read(path)
-            read = read_list(data, path, delimiter=reading.delimiter, header=reading.header)
+            read = read_list(data, path, delimiter=reading.delimiter, header=reading.header, columns=reading.columns)
             entries.append(Given(number, base or root, path, data, read))
         else:
             entries.append(Given(number, WithTars(root, scratch), path))
@@ -86,8 +91,16 @@ def video_files(
     return Source(roots, list_name, [*identity, *reading_identity(reading, names)], find)
 
 
-def _is_list(path: str) -> bool:
-    return bool(path) and PurePosixPath(path).suffix.lower() not in TAKEN_SUFFIXES
+def _is_list(root: Root, path: str) -> bool:
+    """Return whether a file is a list: no video by its name and, in a folder, by its first bytes, which are no text."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if not path or suffix in TAKEN_SUFFIXES:
+        return False
+    if suffix in _LIST_SUFFIXES or not isinstance(root, Folder):
+        return True
+    with (root.path / path).open("rb") as file:
+        head = file.read(_SNIFFED)
+    return b"\0" not in head or head.startswith((b"PAR1", *ARCHIVES))
 
 
 def _stores(entries: Sequence[Given]) -> dict[str, int]:
@@ -116,7 +129,7 @@ def _cut(
             if known is None:
                 cut = [request]
             else:
-                cut = video_pieces(_settled(one, known.duration_s), known, settings)
+                cut = video_pieces(_settled(one, known), known, settings)
         except MediaError as error:
             file = request.file if request.line > 0 else ""
             problems.append(Problem(error.reason, str(error), request.name, request.line, file))
@@ -131,7 +144,9 @@ def _facts(
     candidates: Sequence[VideoCandidate], roots: Sequence[Root], settings: Settings, workers: int
 ) -> dict[tuple[int, str], Probed]:
     """Return the headers' announcements; nothing for existing files that are not cut."""
-    paths = dict.fromkeys((one.request.root, one.request.path) for one in candidates if one.loose or not settings.whole)
+    paths = dict.fromkeys(
+        (one.request.root, one.request.path) for one in candidates if one.loose or one.frames or not settings.whole
+    )
     probed = map_over_workers(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
     facts: dict[tuple[int, str], Probed] = dict(zip(paths, probed, strict=True))
     for one in candidates:
@@ -142,9 +157,21 @@ def _facts(
     return facts
 
 
-def _settled(one: VideoCandidate, duration_s: float) -> Request:
-    """Return the request with its span; without, if the file is shorter, because then it is the span, already cut."""
-    span_s = one.request.stop_s - one.request.start_s
+def _settled(one: VideoCandidate, known: VideoFacts) -> Request:
+    """Return the request with its span in seconds; without, if the file is shorter: then it is the span, already cut.
+
+    Raises:
+        MediaError: the span is in frames, and the video announces no rate.
+    """
+    if one.frames:
+        if not known.fps > 0:
+            raise MediaError("no_rate", "its span is in frames and it announces no frame rate: give seconds")
+        # Half a frame early, as pieces are cut: the time of a frame must not depend on rounding.
+        start_s, stop_s = ((number - 0.5) / known.fps for number in one.frames)
+        return replace(
+            one.request, start_s=max(0.0, start_s), stop_s=math.inf if one.frames[1] == MAX_FRAME else stop_s
+        )
+    duration_s, span_s = known.duration_s, one.request.stop_s - one.request.start_s
     if one.loose and math.isfinite(one.request.stop_s):
         cut_out = not duration_s >= one.request.stop_s - 1 or duration_s <= span_s + 1
         if cut_out:
