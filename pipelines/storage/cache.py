@@ -1,6 +1,6 @@
 """Files behind URLs ─► whole local copies in one bounded folder, shared by the processes of a node.
 
-cache = Cache(own_folder(Path("/scratch")), limit_bytes=100 * 10**9)      # /scratch/mae3d-cache-<user id>
+cache = Cache(Path("/scratch"), limit_bytes=100 * 10**9)      # CACHE is /scratch/mae3d-cache-<user id>
 descriptor = cache.open(file)        # a RemoteFile; fetched if it is not there, and what is needed least makes room
 
     CACHE/CACHEDIR.TAG               the marker: what lies here was fetched and may go (backups leave it out)
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 16 << 20  # of one request to the store
 ROOM_SECONDS = 60.0  # how long a read waits while other processes fetch into all of the cache
+FOLDER = f"mae3d-cache-{os.getuid()}"  # inside the folder that users name, which may hold anything
 MARKER, LOCK = "CACHEDIR.TAG", "lock"
 _MARK = """Signature: 8a477f597d28d172789f06886806bc55
 # This is a cache of shards that mae3d fetched (layout 2). It may be deleted when no program uses it.
@@ -66,23 +67,6 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
 
 
-def own_folder(folder: Path) -> Path:
-    """Return the cache below a folder, which may hold anything else, or be the cache itself."""
-    return folder if (folder / MARKER).is_file() else folder / f"mae3d-cache-{os.getuid()}"
-
-
-def earlier_caches(folder: Path) -> list[Path]:
-    """Return what caches of layout 1 have left: `lock` and folders named by 16 hex digits, without a marker."""
-    places = [place for place in (folder, folder / "mae3d", folder / f"mae3d-{os.getuid()}") if place.is_dir()]
-    return sorted(
-        path
-        for place in places
-        if (place / LOCK).is_file() and not (place / MARKER).exists()
-        for path in place.iterdir()
-        if _TAG.fullmatch(path.name) and path.is_dir() and any(path.iterdir())
-    )
-
-
 def gigabytes(num_bytes: int) -> str:
     """Format a size as --data.cache_gb takes it, rounded up to 0.00001 GB, from 1 GB on to 0.01 GB."""
     return f"{-(-num_bytes // 10**4) / 1e5:.5f}" if num_bytes < 10**9 else f"{-(-num_bytes // 10**7) / 100:.2f}"
@@ -92,18 +76,31 @@ class Cache:
     """A folder of whole files, never larger than its limit; any number of processes and threads use it at once."""
 
     def __init__(self, folder: Path, *, limit_bytes: int):
-        """Make the folder if it is missing, and remove what killed processes left in it.
+        """Make the cache's own folder if it is missing, and remove what killed processes left in it.
+
+        Args:
+            folder: the folder that holds the cache's own, and may hold anything else; or the cache's own.
+            limit_bytes: the largest sum of the files' sizes.
 
         Raises:
             OSError: the folder cannot be made, is another user's, or holds other things than a cache.
         """
-        self.folder, self.limit_bytes = folder, limit_bytes
+        self.folder = folder if (folder / MARKER).is_file() else folder / FOLDER
+        self.limit_bytes = limit_bytes
+        if not self.folder.exists() and (left := _earlier_caches(folder)):  # said once, when the new cache begins
+            logger.warning(
+                "%s: of an earlier version and not used any more: remove it to have its space back (%d such folders)",
+                left[0],
+                len(left),
+            )
         self.bytes_fetched = self.files_fetched = 0
         self._planned: dict[Path, int] = {}
         self._counting = threading.Lock()
         self._make_folder()
-        if folder.stat().st_uid != os.getuid():  # anybody can make folders in /tmp
-            raise PermissionError(errno.EPERM, "another user's folder; give one of your own as data.cache", str(folder))
+        if self.folder.stat().st_uid != os.getuid():  # anybody can make folders in /tmp
+            raise PermissionError(
+                errno.EPERM, "another user's cache; give a folder of your own as data.cache", str(self.folder)
+            )
         with self._locked():
             self._make_room(0)
 
@@ -111,7 +108,7 @@ class Cache:
         """Return the path at which the file is, or will be; ValueError if that is not a file of a cache."""
         tag, _, name = file.local.partition("/")
         if not (_TAG.fullmatch(tag) and _FILE.fullmatch(name)):
-            raise ValueError(f"{file.url}: not a name of a dataset's file")
+            raise ValueError(f"{file.url}: its dataset.json gives it a name that no dataset of MAE3D has: {name}")
         return self.folder / tag / name
 
     def plan(self, files: Sequence[RemoteFile]) -> None:
@@ -248,7 +245,7 @@ class Cache:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         marker = self.folder / MARKER
         text = marker.read_text(errors="replace") if marker.is_file() else ""
-        others = sorted(name for name in os.listdir(self.folder) if not _is_own_name(name))
+        others = sorted(path.name for path in self.folder.iterdir() if not _is_own_name(path.name))
         if text != _MARK and (text or others):
             what = "the cache of another program or version" if text else f"holds {others[0]}, and is no cache"
             raise FileExistsError(errno.EEXIST, f"{what}; give another folder as data.cache", str(self.folder))
@@ -373,3 +370,15 @@ def _signed(name: str, time_ns: int) -> int:
 def _in_the_way(path: Path) -> OSError:
     why = "not as this cache wrote it; it is left alone: move it away, or give another folder as data.cache"
     return FileExistsError(errno.EEXIST, why, str(path))
+
+
+def _earlier_caches(folder: Path) -> list[Path]:
+    """Return what caches of layout 1 have left: `lock` and folders named by 16 hex digits, without a marker."""
+    places = [place for place in (folder, folder / "mae3d", folder / f"mae3d-{os.getuid()}") if place.is_dir()]
+    return sorted(
+        path
+        for place in places
+        if (place / LOCK).is_file() and not (place / MARKER).exists()
+        for path in place.iterdir()
+        if _TAG.fullmatch(path.name) and path.is_dir() and any(path.iterdir())
+    )

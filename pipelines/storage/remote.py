@@ -10,9 +10,7 @@ AWS_PROFILE, AWS_ENDPOINT_URL and the rest of AWS_*, or FSSPEC_S3_* for any othe
 
 import errno
 import hashlib
-import logging
 import os
-import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mae3d.io.storage import Storage, access_remedy
-from pipelines.storage.cache import Cache, RemoteFile, default_folder, earlier_caches, gigabytes, own_folder
+from pipelines.storage.cache import Cache, RemoteFile, default_folder, gigabytes
 from preprocess.dataset.index import (
     META_NAME,
     Dataset,
@@ -32,8 +30,6 @@ from preprocess.dataset.index import (
     map_dataset,
     parse_meta,
 )
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +57,8 @@ class RemoteShards:
 
 def open_cache(folder: str | Path, *, limit_bytes: int) -> Cache:
     """Open the node's cache below a folder, "" being the usual one; DatasetError if it cannot be used."""
-    given = Path(folder) if folder else default_folder()
-    own = own_folder(given)
     try:
-        if not own.exists() and (left := earlier_caches(given)):  # said once, when the new cache begins
-            logger.warning(
-                "%s is no longer used: an earlier version's cache. Remove these folders to have their space back: %s",
-                left[0].parent,
-                " ".join(map(shlex.quote, map(str, left))),
-            )
-        return Cache(own, limit_bytes=limit_bytes)
+        return Cache(Path(folder) if folder else default_folder(), limit_bytes=limit_bytes)
     except OSError as error:
         raise DatasetError(f"data.cache: {error.filename}: {error.strerror}") from error
 

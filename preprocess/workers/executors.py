@@ -147,6 +147,8 @@ def local_workers(count: int) -> Iterator[Workers]:
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+        for one in decoders:  # a child dies with its thread, and stays a zombie until somebody waits for it
+            one.close()
 
 
 @contextmanager

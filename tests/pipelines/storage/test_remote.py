@@ -167,8 +167,12 @@ def test_opening_asks_for_the_description_one_listing_and_an_index_once(url: str
     asked = Counter(request.path.rpartition("/")[2].partition("-")[0] for request in s3.requests())
     assert asked == {"dataset.json": 4, "many": 4, "index": 1, "rows": 1, "frames": 1}
     assert len({corpus.key(3) for corpus in opened}) == 1
-    index = next(tmp_path.glob("*/index-*"))
-    index.write_bytes(index.read_bytes()[::-1])  # a damaged copy
+    index = next(tmp_path.glob("*/*/index-*"))
+    written = index.stat()
+    index.write_bytes(index.read_bytes()[::-1])
+    with pytest.raises(DatasetError, match=r"index-.*left alone.*data\.cache"):  # somebody's own file by now
+        open_corpus([url], cache=tmp_path, cache_gb=0.01)
+    os.utime(index, ns=(written.st_atime_ns, written.st_mtime_ns))  # a damaged copy: nobody has written to it
     assert open_corpus([url], cache=tmp_path, cache_gb=0.01).key(3) == opened[0].key(3)
 
 
@@ -177,7 +181,7 @@ def test_a_trainer_keeps_its_index_while_others_fill_the_cache(url: str, tmp_pat
     for shard in range(20):
         os.close(corpus.open_shard(shard))
     assert corpus.name(7) == "clip_00007"  # read from the index file only now
-    assert len(list(tmp_path.glob("*/*.tar"))) < 20
+    assert len(list(tmp_path.glob("*/*/*.tar"))) < 20
 
 
 @pytest.mark.parametrize(
@@ -325,16 +329,16 @@ def test_fault_37_a_store_that_stays_away_stops_the_run_with_the_url(
     with pytest.raises(DataError, match=r"s3://many/shards/shard-\d+\.tar, sample \w+: Service Unavailable, 3 tries"):
         next(loader)
     loader.close()
-    assert not list(tmp_path.glob("*/*.part"))
+    assert not list(tmp_path.glob("*/*/*.part"))
 
 
 def test_shards_are_fetched_ahead_of_their_need_and_closing_stops_it(url: str, s3: Server, tmp_path: Path) -> None:
     loader = make(open_corpus([url], cache=tmp_path, cache_gb=0.002))
     next(loader)
     deadline = time.monotonic() + 20
-    while len(list(tmp_path.glob("*/*.tar"))) < 15 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("*/*/*.tar"))) < 15 and time.monotonic() < deadline:
         time.sleep(0.05)
-    ahead = set(tmp_path.glob("*/*.tar"))
+    ahead = set(tmp_path.glob("*/*/*.tar"))
     assert len(ahead) >= 15
     uses = loader.order.shards_ahead(epoch=0, step=0, start=0, stop=BATCH)
     soon = [use.shard for use in itertools.islice(uses, 15)]

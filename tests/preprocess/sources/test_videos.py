@@ -4,6 +4,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import pytest
 
 from mae3d.io.storage import Storage
@@ -300,6 +301,9 @@ def test_probing_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> Non
     for i in range(130):
         (tmp_path / "in" / f"{i:03d}.mp4").hardlink_to(source)
     (tmp_path / "in" / "050x.mp4").write_bytes(b"broken")
-    one, two = (video_files([tmp_path / "in"], settings=Settings(), workers=n).find() for n in (1, 2))
+    one = video_files([tmp_path / "in"], settings=Settings(), workers=1).find()
+    before = psutil.Process().children()
+    two = video_files([tmp_path / "in"], settings=Settings(), workers=2).find()
+    assert psutil.Process().children() == before  # the threads' decoders have been waited for, too
     assert repr(one) == repr(two)
     assert (len(one.requests), [problem.name for problem in one.problems]) == (130, ["050x.mp4"])
