@@ -85,7 +85,7 @@ class Cache:
         Raises:
             OSError: the folder cannot be made, is another user's, or holds other things than a cache.
         """
-        self.folder = folder if (folder / MARKER).is_file() else folder / FOLDER
+        self.folder = folder if _marker(folder) == _MARK else folder / FOLDER
         self.limit_bytes = limit_bytes
         if not self.folder.exists() and (left := _earlier_caches(folder)):  # said once, when the new cache begins
             logger.warning(
@@ -148,8 +148,11 @@ class Cache:
             os.close(descriptor)  # evicted in between
 
     def discard(self, file: RemoteFile) -> None:
-        """Remove a file that turned out to be damaged, so that it is fetched again."""
-        _remove_unlocked(self.path(file))
+        """Remove a file that turned out to be damaged, so that it is fetched again; those who hold it keep reading."""
+        path = self.path(file)
+        with suppress(FileNotFoundError):
+            if _is_ours(path.name, path.lstat()):
+                path.unlink()
 
     def fetch(self, file: RemoteFile, *, ahead: bool = False, is_stopped: Callable[[], bool] = lambda: False) -> bool:
         """Ensure that the file is in the cache.
@@ -243,8 +246,7 @@ class Cache:
     def _make_folder(self) -> bool:
         """Make the folder, and return whether it has its marker; OSError if it holds other things than a cache."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        marker = self.folder / MARKER
-        text = marker.read_text(errors="replace") if marker.is_file() else ""
+        text = _marker(self.folder)
         others = sorted(path.name for path in self.folder.iterdir() if not _is_own_name(path.name))
         if text != _MARK and (text or others):
             what = "the cache of another program or version" if text else f"holds {others[0]}, and is no cache"
@@ -336,6 +338,12 @@ def _remove_unlocked(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def _marker(folder: Path) -> str:
+    """Return the text of a folder's marker, which backup tools know from many programs; "" if it has none."""
+    path = folder / MARKER
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _is_own_name(name: str) -> bool:

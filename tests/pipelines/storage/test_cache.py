@@ -402,6 +402,8 @@ def test_a_cache_may_be_named_itself(tmp_path: Path) -> None:
     cache.fetch(file_of(1))
     again = Cache(cache.folder, limit_bytes=SIZE)
     assert (again.folder, names(again.folder)) == (cache.folder, ["001"])
+    (tmp_path / cache_module.MARKER).write_text("Signature: 8a477f597d28d172789f06886806bc55\n# of all caches\n")
+    assert Cache(tmp_path, limit_bytes=SIZE).folder == cache.folder
 
 
 @pytest.mark.parametrize("place", ["", "mae3d", f"mae3d-{os.getuid()}"])
