@@ -100,7 +100,7 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         OSError: The table cannot be written.
     """
     from launch.inference.embeddings import Embedder
-    from mae3d.io.files import sha256_of
+    from mae3d.io.files import refuse_foreign, sha256_of
     from mae3d.weights.files import open_encoder
 
     file = agreed_model_file(config.run, world)
@@ -113,6 +113,8 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         num_clips=config.num_clips,
         precision=config.precision,
     )
+    if config.map:
+        refuse_foreign(Path(config.map))
     Path(config.out).resolve().parent.mkdir(parents=True, exist_ok=True)
     make = _embed_videos if config.videos else _embed_shards
     return make(config, embedder, stored, model_sha256=sha256_of(file), world=world)

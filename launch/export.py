@@ -7,9 +7,9 @@ python launch/export.py foreign.pth OUT                  # a foreign checkpoint 
 
 import argparse
 import json
-import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -157,8 +157,8 @@ def _made_aside(out: Path) -> Iterator[Path]:
     from mae3d.io.files import sync
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had this number
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    aside = beside / out.name  # made by mkdir, it has the permissions that the user's mask gives
     aside.mkdir()
     try:
         yield aside
@@ -166,7 +166,7 @@ def _made_aside(out: Path) -> Iterator[Path]:
         aside.replace(out)
         sync(out.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _facts(model: "MAE | Classifier", clip: Clip) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from launch.report.attention import AttentionQuery, attention_section, check_que
 from launch.report.clips import IMAGES, Clip, read_clips, read_videos
 from launch.report.neighbours import neighbour_section, pool_of_dataset, pool_of_table
 from launch.report.reconstruction import mask_facts, reconstruction_section
+from mae3d.io.html import refuse_other_page
 from mae3d.io.random import Stream
 from mae3d.model.config import nearest
 from pipelines.config import DataConfig
@@ -110,7 +111,7 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
         ValueError: A setting, the model or the dataset is wrong; the message gives the remedy.
         OSError: A picture cannot be written.
     """
-    from launch.report.page import progress_section, read_losses, write_report
+    from launch.report.page import PAGE, progress_section, read_losses, write_report
     from mae3d.distributed import choose_device
     from mae3d.weights.files import find_model_file, open_model
     from pipelines.samples.corpus import corpus_of
@@ -134,6 +135,7 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
     else:
         clips = read_videos(config.videos, model.config, data)
     out = Path(config.out)
+    refuse_other_page(out / PAGE)
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     facts = facts_of(model, file, run, data) | ({"dataset": f"{len(corpus):,} samples"} if corpus else {})
     sections, more = _sections(config, show, model.to(device), clips, corpus, data, out, device=device)

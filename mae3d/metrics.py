@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mae3d.io.files import refuse_foreign
 from mae3d.tracking.history import rows_of, summary
 from mae3d.tracking.plots import plot_curves
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "summary":
             print(summary(arguments.run))
         else:
+            refuse_foreign(arguments.out)
             plot_curves({run: rows_of(run) for run in arguments.runs}, arguments.out, keys=arguments.keys)
             print(f"curves: {arguments.out}")
     except ValueError as error:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipelines.stream import Batch
 
 PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
+CLASSES, CONFUSION, CONFUSION_PICTURE = "classes.csv", "confusion.csv", "confusion.png"
 TOP = 5
 
 
@@ -71,6 +72,7 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
         num_clips=config.num_clips,
         num_crops=config.num_crops,
         unit="samples",
+        beside=(METRICS, CLASSES, CONFUSION, CONFUSION_PICTURE),
     )
     if not world.is_first:
         return ""
@@ -191,7 +193,7 @@ def summarise(table: "pa.Table", model_config: "ClassifierConfig", out: Path) ->
     precisions = [None if math.isnan(value) else value for value in average_precisions(scores, targets).tolist()]
     classes["average_precision"] = precisions
     metrics["map"] = float(np.mean([value for value in precisions if value is not None]))
-    write_csv(out / "classes.csv", classes)
+    write_csv(out / CLASSES, classes)
     return counts | metrics
 
 
@@ -226,8 +228,8 @@ def _single_label_figures(
     metrics["mean_class_top1"] = float(np.mean([share for share in classes["top1"] if share is not None]))
     matrix = confusion(scores, targets)
     predicted = dict(zip(classes["name"], matrix.T.tolist(), strict=True))
-    write_csv(out / "confusion.csv", {"true \\ predicted": classes["name"], **predicted})
-    plot_confusion(matrix, out / "confusion.png", names=names)
+    write_csv(out / CONFUSION, {"true \\ predicted": classes["name"], **predicted})
+    plot_confusion(matrix, out / CONFUSION_PICTURE, names=names)
     return metrics, classes
 
 

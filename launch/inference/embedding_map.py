@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launch.inference.embeddings import read_vectors
-from mae3d.io.files import replace_file
+from mae3d.io.files import MARK, replace_file
 
 MAX_POINTS = 10_000  # t-SNE takes a minute for so many
 MIN_TSNE = 32  # points; of fewer there is no neighbourhood to speak of
@@ -51,7 +51,7 @@ def draw_map(table: Path, picture: Path, *, label_names: Sequence[str] = (), see
         pq.write_table(samples, aside)
     figure = _draw(places, samples, label_names, title=f"{len(places):,} vectors, {method}")
     with replace_file(picture) as aside:
-        figure.savefig(aside, format="png", dpi=150)
+        figure.savefig(aside, format="png", dpi=150, metadata={"Software": MARK.decode()})
     return picture
 
 

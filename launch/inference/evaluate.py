@@ -5,7 +5,7 @@ table, is_new = evaluate_into_table(path, samples, model.config, columns_of, set
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ def evaluate_into_table(
     num_clips: int = 1,
     num_crops: int = 1,
     unit: str = "clips",
+    beside: Sequence[str] = (),
 ) -> "tuple[ShardedTable, bool]":
     """Fill a table with the columns that a model gives for each sample; all ranks call it.
 
@@ -92,6 +93,7 @@ def evaluate_into_table(
         num_clips: clips of each sample.
         num_crops: crops of each clip.
         unit: the progress bar's.
+        beside: names of the files that the caller writes beside the table.
 
     Returns:
         The table, and whether this start wrote it; False if it was finished already.
@@ -114,7 +116,7 @@ def evaluate_into_table(
             device=world.device,
         )
 
-    table = ShardedTable(path, num_rows=len(samples.rows), batch_size=batch_size, settings=settings)
+    table = ShardedTable(path, num_rows=len(samples.rows), batch_size=batch_size, settings=settings, beside=beside)
     is_new = fill_missing_shards(
         table,
         world=world,

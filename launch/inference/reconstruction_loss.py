@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mae3d.model.mae import MAE
     from pipelines.stream import Batch
 
-LOSSES = "losses.parquet"
+LOSSES, PICTURE = "losses.parquet", "losses.png"
+SUMMARY, DIFFERENCES = "summary.csv", "differences.csv"
 
 
 def predict(config: "EvaluateConfig", world: "World") -> str:
@@ -67,6 +68,7 @@ def predict(config: "EvaluateConfig", world: "World") -> str:
         settings=settings,
         world=world,
         batch_size=config.batch,
+        beside=(SUMMARY, DIFFERENCES, PICTURE),
     )
     if not world.is_first:
         return ""
@@ -143,12 +145,12 @@ def summarise(table: "pa.Table", masks: "Mapping[str, MAEConfig]", out: Path, *,
         for a, b in combinations(masks, 2)
     ]
     lines = [heading]
-    for file, rows, is_printed in (("summary.csv", summary, True), ("differences.csv", differences, len(masks) <= 3)):
+    for file, rows, is_printed in ((SUMMARY, summary, True), (DIFFERENCES, differences, len(masks) <= 3)):
         if rows:
             write_csv(out / file, columns_of(rows))
         if rows and is_printed:
             lines += ["", *aligned(columns_of(rows))]
-    plot_losses(losses, out / "losses.png", title=heading)
+    plot_losses(losses, out / PICTURE, title=heading)
     return "\n".join(lines)
 
 

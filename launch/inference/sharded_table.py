@@ -10,8 +10,8 @@ Batches hold the same rows on any rank, so that the finished file is the same.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mae3d.io.files import replace_file, sync, write_text
+from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sync, write_text
 from mae3d.io.resume import dotted
 
 if TYPE_CHECKING:
@@ -40,7 +40,15 @@ class TableError(ValueError):
 class ShardedTable:
     """The file `PATH` of a finished table; until then a folder beside it with one file per shard, a range of rows."""
 
-    def __init__(self, path: Path, *, num_rows: int, batch_size: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        num_rows: int,
+        batch_size: int,
+        settings: Mapping[str, Any],
+        beside: Sequence[str] = (),
+    ) -> None:
         """Describe the table; nothing is touched yet.
 
         Args:
@@ -48,8 +56,9 @@ class ShardedTable:
             num_rows: of the complete table, 1 or more.
             batch_size: rows per batch; a shard is a number of batches, which so never depend on the missing shards.
             settings: all that the rows depend on, as nested plain values: the model, the samples, the views.
+            beside: names of files that are written beside it when it is finished.
         """
-        self.path, self.num_rows = path, num_rows
+        self.path, self.num_rows, self.beside = path, num_rows, beside
         self.folder = path.with_name(f"{path.name}.parts")
         self.shard_rows = batch_size * -(-num_rows // (batch_size * MAX_SHARDS))
         self.num_shards = -(-num_rows // self.shard_rows)
@@ -70,18 +79,25 @@ class ShardedTable:
             The numbers of the missing shards; none if the table is finished.
 
         Raises:
-            TableError: the table has other settings than these, or another program wrote it.
+            TableError: the table has other settings than these, or another program wrote it, or a file of `beside` is
+                there already, whose table this is not.
             OSError: the folder cannot be made.
         """
         if self.is_finished:
             self._compare(_stored_settings(self.path), file=self.path)
-            shutil.rmtree(self.folder, ignore_errors=True)  # left by a merge that was killed at its very end
+            self._remove_folder()  # left by a merge that was killed at its very end
             return []
         settings = self.folder / SETTINGS
         done = {path.name for path in self.folder.glob("part-*.parquet")}
         if done:
             self._compare(json.loads(settings.read_text(encoding="utf-8")), file=self.folder)
         else:  # no shard is lost by other settings
+            for name in self.beside:
+                if self.path.with_name(name).exists():
+                    raise TableError(
+                        f"{self.path.with_name(name)}: there already, without its {self.path.name}: remove it, or give "
+                        "another --out"
+                    )
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(settings, json.dumps(self.settings, indent=1) + "\n")
         return [shard for shard in range(self.num_shards) if self._file(shard).name not in done]
@@ -114,7 +130,15 @@ class ShardedTable:
                     writer.write_table(table.cast(schema), row_group_size=len(table))
         merged.replace(self.path)
         sync(self.path.parent)
-        shutil.rmtree(self.folder)
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        """Remove the shards and their settings, and the folder unless it holds anything else."""
+        shards = self.folder.glob(f"part-{5 * '[0-9]'}.parquet")
+        for path in (*shards, *self.folder.glob(f"{TEMPORARY_PREFIX}*"), self.folder / SETTINGS):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _row_groups(self) -> Iterator[pa.Table]:
         held: list[pa.Table] = []

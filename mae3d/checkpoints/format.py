@@ -18,6 +18,7 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ logger = logging.getLogger(__name__)
 
 MANIFEST, STATE = "manifest.json", "state.json"
 STAGED = ".staged-"
+_LEFTOVER = re.compile(re.escape(STAGED) + r"(old-)?step-\d{8,}\S*")
+# The files of a checkpoint, whole or half-written; a folder that holds any other is never removed.
+_FILE = re.compile(
+    r"(\.tmp-\S+-)?(rank-\d+\.safetensors|" + "|".join(map(re.escape, (MODEL_FILE, STATE, MANIFEST))) + ")"
+)
 
 Entries = dict[str, dict[str, Any]]  # of a manifest: a file's name ─► its bytes and sha256
 
@@ -136,14 +142,13 @@ def finish(
 def put_in_place(staging: Path, final: Path) -> None:
     """Rename a folder that is complete."""
     sync(staging)
-    aside = final.with_name(f"{STAGED}old-{final.name}")
-    if aside.exists():
-        remove(aside)
+    aside = None
     if final.exists():  # a step that is saved again after a rollback: the old one goes aside, for two renames only
-        final.rename(aside)
+        aside = Path(tempfile.mkdtemp(prefix=f"{STAGED}old-{final.name}-", dir=final.parent))
+        final.rename(aside)  # onto the empty folder
     staging.rename(final)
     sync(final.parent)
-    if aside.exists():
+    if aside:
         remove(aside)
 
 
@@ -280,6 +285,11 @@ def is_name(name: str) -> bool:
     return re.fullmatch(r"step-\d{8,}", name) is not None
 
 
+def is_own_file(name: str) -> bool:
+    """Return whether this is the name of a file of a checkpoint, whole or half-written."""
+    return _FILE.fullmatch(name) is not None
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """Read the JSON state of a verified checkpoint."""
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
@@ -297,14 +307,25 @@ def pointed(run: Path, pointer: str) -> str | None:
     return path.read_text().strip() if path.is_file() else None
 
 
-def remove(folder: Path) -> None:
-    """Remove a checkpoint, or log that it cannot be removed.
+def leftovers(run: Path) -> list[Path]:
+    """Return the folders of checkpoints that were being written or removed when their process was killed."""
+    return [path for path in (run / CHECKPOINTS).glob(f"{STAGED}*") if _LEFTOVER.fullmatch(path.name)]
 
-    Renames first, so that a killed removal leaves no folder that looks like a checkpoint.
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint, whole or half-written, or log why it stays.
+
+    Only a folder that holds nothing but a checkpoint's files is removed. It is renamed first, so that a killed removal
+    leaves no folder that looks like a checkpoint.
     """
     try:
-        doomed = folder if folder.name.startswith(STAGED) else folder.with_name(f"{STAGED}old-{folder.name}")
-        if doomed != folder:
+        foreign = sorted(path.name for path in folder.iterdir() if not (is_own_file(path.name) and path.is_file()))
+        if foreign or folder.is_symlink():
+            logger.warning("%s stays: %s", folder, f"{foreign[0]} is no file of a checkpoint" if foreign else "a link")
+            return
+        doomed = folder
+        if not folder.name.startswith(STAGED):
+            doomed = Path(tempfile.mkdtemp(prefix=f"{STAGED}old-{folder.name}-", dir=folder.parent))
             folder.rename(doomed)
         shutil.rmtree(doomed)
     except OSError as error:

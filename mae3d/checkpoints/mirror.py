@@ -19,11 +19,11 @@ import yaml
 
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
-from mae3d.checkpoints.format import MANIFEST, CheckpointError
+from mae3d.checkpoints.format import MANIFEST, CheckpointError, is_own_file
 from mae3d.io.files import sync, write_text
 from mae3d.io.resume import ALL_FIXED, ResumeRules
 from mae3d.io.storage import Storage, access_remedy, describe_error
-from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run
+from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,11 @@ class Mirror:
         there = store.sizes()
         if CONFIG not in self._sent:
             _check_same_run(Run(self._run, self._rules), store, there)
+            if CONFIG not in there and (others := _names_of_runs(there)):
+                raise RunError(
+                    f"it holds {others[0]} and no {CONFIG}, so it is no copy of a run: give another run.remote"
+                )
+            self._send_small(store, CONFIG, there)  # first: it makes the place this run's
         names = [path.name for path in checkpoint.up_to_latest(self._run)]
         best = checkpoint.pointed(self._run, BEST)
         for name in reversed(names):
@@ -154,6 +159,11 @@ class Mirror:
         """Apply the folder's retention to the URL, which may hold more than the folder after a restore."""
         names = [name for name in {*_complete(there), *self._sent} if name.startswith("step-") and name <= latest]
         for name in retention.superseded(names, best=best, keep_last=self._keep_last, keep_every=self._keep_every):
+            where = f"{CHECKPOINTS}/{name}/"
+            foreign = [file for file in there if file.startswith(where) and not is_own_file(file.removeprefix(where))]
+            if foreign:
+                logger.warning("%s/%s stays: it is no file of a checkpoint", store.url, foreign[0])
+                continue
             store.remove_folder(f"{CHECKPOINTS}/{name}", first=MANIFEST)
             self._sent.pop(name, None)
 
@@ -266,6 +276,11 @@ def complete(url: str) -> list[str]:
 def _complete(there: Mapping[str, int | None]) -> list[str]:
     names = [name.removeprefix(f"{CHECKPOINTS}/").removesuffix(f"/{MANIFEST}") for name in there]
     return sorted(name for name in names if checkpoint.is_name(name) and f"{CHECKPOINTS}/{name}/{MANIFEST}" in there)
+
+
+def _names_of_runs(there: Mapping[str, int | None]) -> list[str]:
+    """Return the files behind a URL that a mirror would write or remove."""
+    return sorted(name for name in there if name in (*_SMALL, *_MARKERS) or name.startswith(f"{CHECKPOINTS}/"))
 
 
 def _pointed(store: Storage, there: Mapping[str, int | None], pointer: str) -> str | None:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from mae3d.checkpoints.format import STAGED, pointed, read_state, remove, step_of, up_to_latest
-from mae3d.io.files import write_text
+from mae3d.checkpoints.format import leftovers, pointed, read_state, remove, step_of, up_to_latest
+from mae3d.io.files import TEMPORARY_PREFIX, write_text
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ def superseded(names: Iterable[str], *, best: str | None, keep_last: int, keep_e
 
 def sweep(run: Path) -> None:
     """Remove half-written checkpoints; only when no rank is writing."""
-    for path in (run / CHECKPOINTS).glob(f"{STAGED}*"):
+    for path in leftovers(run):
         remove(path)
     for pointer in (LATEST, BEST):
-        for path in (run / CHECKPOINTS).glob(f".{pointer}.*"):  # what `write_text` had begun
+        for path in (run / CHECKPOINTS).glob(f"{TEMPORARY_PREFIX}*-{pointer}"):  # what `write_text` had begun
             path.unlink(missing_ok=True)

@@ -9,11 +9,13 @@ import errno
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY_PREFIX = ".tmp-"  # first letters of what a killed process leaves behind, which later ones sweep
+# First letters of what a killed process leaves behind and later ones sweep; no other program makes such names.
+TEMPORARY_PREFIX = ".tmp-mae3d-"
+MARK = b"MAE3D"  # in the head of the pictures and pages that users name, so that these alone are replaced
 
 
 @contextmanager
@@ -38,9 +40,27 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file."""
+    """Replace a text file; its encoding is UTF-8 whatever the locale."""
     with replace_file(path) as aside:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8")
+
+
+def refuse_foreign(path: Path, *, marks: Sequence[bytes] = (MARK,)) -> None:
+    """Refuse to replace a file that this program has not made.
+
+    Args:
+        path: where a file is to be written.
+        marks: bytes of which a file of ours has one among its first 4096.
+
+    Raises:
+        FileExistsError: a file is there, and it has no mark.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(4096)
+        if not any(mark in head for mark in marks):
+            text = "not replaced, because MAE3D has not made it: remove it, or name another file"
+            raise FileExistsError(errno.EEXIST, text, str(path))
 
 
 def sync(path: Path) -> None:

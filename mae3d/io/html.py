@@ -9,8 +9,11 @@ Texts, tables and pictures ─► the text of an HTML page; every text is escape
 import base64
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
-__all__ = ["data_uri", "escape", "page", "paragraph", "table"]
+from mae3d.io.files import refuse_foreign
+
+__all__ = ["data_uri", "escape", "page", "paragraph", "refuse_other_page", "table"]
 
 _STYLE = """
 :root { color-scheme: light; --ink: #262a30; --soft: #6a717c; --line: #e1e4e9; --accent: #1f6feb; --bar: #b6d0f7; }
@@ -45,6 +48,7 @@ def page(title: str, body: Sequence[str], *, style: str = "") -> str:
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="generator" content="MAE3D">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>",
             f"<style>\n{_STYLE}\n{style.strip()}\n</style></head><body><main>",
@@ -52,6 +56,11 @@ def page(title: str, body: Sequence[str], *, style: str = "") -> str:
             "</main></body></html>\n",
         ]
     )
+
+
+def refuse_other_page(path: Path) -> None:
+    """Refuse to replace a page that `page` has not made, also before 0.3; raise FileExistsError."""
+    refuse_foreign(path, marks=(b'content="MAE3D"', b"--ink: #262a30"))
 
 
 def paragraph(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mae3d.io.files import replace_file
+from mae3d.io.files import MARK, replace_file
 from mae3d.tracking.history import SCORES, SPEED, is_number, score_names
 
 if TYPE_CHECKING:
@@ -207,4 +207,4 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _save(figure: "Figure", path: str | Path) -> None:
     with replace_file(Path(path)) as aside:
-        figure.savefig(aside, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(aside, format="png", dpi=110, metadata={"Software": MARK.decode()})

@@ -6,7 +6,6 @@ run.claim(config, extend=False)      # writes config.yaml, or compares with it
 
 import contextlib
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,21 +66,41 @@ class Run:
             raise RunError(f"{self.folder / STOP} requests a stop: remove that file to go on")
         # Tuples as lists, as they come back from the file.
         config, defaults = json.loads(json.dumps(config)), json.loads(json.dumps(dict(defaults)))
-        if path.exists():
+        if not path.exists():
+            self._refuse_foreign()
+        else:
             before = dotted(defaults) | dotted(self.stored())
             self._compare(before, dotted(config), extend=extend)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(config, sort_keys=False))
         (self.folder / STOPPED).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / HEARTBEATS, ignore_errors=True)
         (self.folder / HEARTBEATS).mkdir(exist_ok=True)
+        for beat in self._heartbeats():
+            beat.unlink(missing_ok=True)
         if extend:
             (self.folder / DONE).unlink(missing_ok=True)
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder without config.yaml that holds names of a run: they would be rewritten or removed."""
+        for name in (METRICS, SPIKES, CHECKPOINTS, HEARTBEATS, PICTURES, DONE, STOPPED):
+            if (self.folder / name).exists():
+                raise RunError(
+                    f"{self.folder / name} is there, and no {CONFIG} beside it, so this folder is no run of MAE3D: "
+                    "give another run.dir, or move that away"
+                )
 
     def stored(self) -> dict[str, Any]:
         """Return the config of the run's last start, nested plain values; empty before its first start."""
         path = self.folder / CONFIG
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"{path}: no config of a run ({type(error).__name__}); give another run.dir") from error
+        if not isinstance(stored, dict) or not isinstance(stored.get("run"), dict):
+            raise RunError(f"{path}: no config of a run of MAE3D; give another run.dir")
+        return stored
 
     def check_same(self, config: Mapping[str, Any], *, where: str) -> None:
         """Compare a config from elsewhere with that of the run's last start, if there was one.
@@ -134,13 +153,16 @@ class Run:
     def describe_heartbeats(self) -> str:
         """Describe how far each rank has come."""
         beats = []
-        for path in sorted((self.folder / HEARTBEATS).glob("rank-*")):
+        for path in self._heartbeats():
             with contextlib.suppress(OSError, ValueError):
                 seconds = max(time.time() - path.stat().st_mtime, 0)
                 beats.append((int(path.read_text()), int(path.name.removeprefix("rank-")), seconds))
         ranks = [f"rank {rank}: step {step}, {seconds:.0f} s ago" for step, rank, seconds in sorted(beats)[:_LISTED]]
         more = f"; {len(beats) - _LISTED} more" if len(beats) > _LISTED else ""
         return f"Last steps: {'; '.join(ranks)}{more}." if beats else ""
+
+    def _heartbeats(self) -> list[Path]:
+        return sorted((self.folder / HEARTBEATS).glob(f"rank-{5 * '[0-9]'}"))
 
     def end(self, marker: str, text: str) -> None:
         """Write DONE or STOPPED."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mae3d.io.files import TEMPORARY_PREFIX
 from preprocess.demo.camera import DEFAULT_MOTIONS, MOTIONS, TURNS, camera_path
 from preprocess.demo.objects import OBJECTS, SHAPES, Drifting, object_drawer
 from preprocess.demo.pictures import TEXTURES, WAVES, Texture, draw_waves, load_pictures, look, period_of
@@ -53,9 +54,13 @@ def render_demo(
     _check_names("motion", motions, MOTIONS)
     _check_names("texture", textures, TEXTURES)
     _check_names("object", [objects], OBJECTS)
-    ledger = out / "ledger.csv"
+    ledger, unfinished = out / "ledger.csv", out / f"{TEMPORARY_PREFIX}demo"
     if ledger.exists():
         raise ValueError(f"{ledger} exists; remove it or give another --out")
+    if (out / "train").exists() and not unfinished.exists():
+        raise ValueError(f"{out / 'train'} exists, and no unfinished demo has made it; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished.touch()
     pictures, draw_objects = load_pictures(textures, seed=seed), object_drawer(objects)
     turned = any(motion in TURNS for motion in motions)
     order = np.random.default_rng([seed, 0]).permutation(clips)
@@ -73,6 +78,7 @@ def render_demo(
             (folder / f"img_{number:05d}.jpg").write_bytes(encode_jpeg(picture, _QUALITY))
         rows.append(f"{name} 1 {frames} {motion}\n")
     ledger.write_text("".join(rows), encoding="ascii")
+    unfinished.unlink()
 
 
 def render_clip(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mae3d.io.files import replace_file
-from mae3d.io.html import data_uri, escape, page, paragraph, table
+from mae3d.io.html import data_uri, escape, page, paragraph, refuse_other_page, table
 from preprocess.dataset.index import REJECTED_NAME, Dataset, open_dataset
 from preprocess.inspect.filmstrip import filmstrip
 from preprocess.inspect.statistics import Chart, Reason, look_over
@@ -112,6 +112,7 @@ def write_report(
     for option, value in (("--samples", samples), ("--seed", seed)):
         if value < 0:
             raise ValueError(f"{option} {value}: give 0 or more")
+    refuse_other_page(path)
     dataset = open_dataset(root, exclude_bad_shards=True)
     names = _Names(hash_names)
     overview = look_over(dataset)

@@ -131,7 +131,7 @@ def _run(job: _Job) -> BuildResult:
         with hold(job.output.locks, f"{LOCK_NAME}.plan", job="making the plan", wait=True):
             state = plan_for(job)
     else:
-        clear(job.output, overwrite=job.options.overwrite)
+        clear(job.output, job.folder, overwrite=job.options.overwrite)
         state = plan_for(job)
     plan = state.plan
     if job.options.plan_only:

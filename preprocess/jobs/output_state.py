@@ -6,9 +6,10 @@ summary = finish(plan, output, folder, lock)                      # all shards a
 """
 
 import errno
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,9 +32,10 @@ from preprocess.plan.splits import planned_splits
 from preprocess.problems import Problem, describe
 from preprocess.sources.source import long_samples, short_samples
 
-_OURS = (
-    *("shard-*.tar", "shard-*.idx", "shard-*.parquet", "index-*.parquet", "rows-*.arrow", "frames-*.arrow"),
-    *(PLAN_NAME, REJECTED_NAME, META_NAME),
+_SHARD_TABLE = re.compile(r"shard-\d{5,}\.parquet")
+_OURS = re.compile(
+    r"shard-\d{5,}\.(tar|idx|parquet)|index-[0-9a-f]{16}\.parquet|(rows|frames)-[0-9a-f]{16}\.arrow|"
+    + "|".join(map(re.escape, (PLAN_NAME, REJECTED_NAME, META_NAME)))
 )
 _FULL = {
     errno.ENOSPC: "free some",
@@ -138,13 +140,37 @@ def refuse_foreign(output: Output) -> None:
     raise DatasetError(f"{output}: shards without {PLAN_NAME}; give another --out, or --overwrite to remove them")
 
 
-def clear(output: Output, *, overwrite: bool) -> None:
-    """Remove the temporary files of killed runs, and with `overwrite` the dataset; only under the lock."""
+def clear(output: Output, folder: Path, *, overwrite: bool) -> None:
+    """Remove the temporary files of killed runs, and with `overwrite` the dataset; only under the lock.
+
+    Raises:
+        DatasetError: there are files named like a dataset's, and nothing proves that this program made them.
+    """
     _sweep(output)
-    names = [name for name in output.sizes() if not name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
-    if overwrite and (PLAN_NAME in names or all(map(_is_ours, names))):
-        # dataset.json goes first: without it a folder that is half removed does not pass for a dataset.
-        output.remove(sorted(filter(_is_ours, names), key=lambda name: name != META_NAME))
+    names = sorted(filter(_is_ours, output.sizes()), key=lambda name: name != META_NAME)
+    if not overwrite or not names:
+        return
+    if not _is_dataset(output, folder, names):
+        raise DatasetError(
+            f"{output}: holds files named like a dataset's ({first_names(names)}), but no {PLAN_NAME}, {META_NAME} or "
+            "table of a shard in it is MAE3D's: remove them by hand, or give another --out"
+        )
+    output.remove(names)  # dataset.json first: without it a folder that is half removed does not pass for a dataset
+
+
+def _is_dataset(output: Output, folder: Path, names: Sequence[str]) -> bool:
+    """Return whether a plan, a dataset.json or a shard's table proves that this program made the dataset."""
+    readers: dict[str, Callable[[Path], Any]] = {
+        PLAN_NAME: read_plan,
+        META_NAME: lambda path: parse_meta(path.read_bytes(), where=str(path)),
+    }
+    for name in names:
+        if reader := readers.get(name) or (read_shard_table if _SHARD_TABLE.fullmatch(name) else None):
+            with suppress(DatasetError):
+                output.fetch([name], folder)
+                reader(folder / name)
+                return True
+    return False
 
 
 def _sweep(output: Output) -> None:
@@ -152,7 +178,7 @@ def _sweep(output: Output) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _OURS)
+    return _OURS.fullmatch(name) is not None
 
 
 @contextmanager

@@ -294,7 +294,8 @@ _making_folder = threading.Lock()  # else a second thread would remove the folde
 
 @cache
 def _process_folder(scratch: Path, kind: str, pid: int) -> Path:
-    mine = f"mae3d-{kind}-{socket.gethostname()}-"
+    # Process ids are looked up in their own namespace only: containers may share host name and scratch.
+    mine = f"mae3d-{kind}-{socket.gethostname()}-{Path('/proc/self/ns/pid').stat().st_ino}-"
     for path in scratch.glob(f"{mine}*"):
         other = path.name.removeprefix(mine)
         if other.isdecimal() and not Path(f"/proc/{other}").exists():

@@ -140,7 +140,7 @@ def edit(shards: Path, change: Callable[[dict], object]) -> None:
         (lambda shards: (shards / "shard-00001.parquet").unlink(), "shard-00001.parquet: missing"),
         (lambda shards: (shards / "stranger.txt").touch(), "stranger.txt: does not belong"),
         (lambda shards: (shards / "shard-00002.tar").touch(), "shard-00002.tar: of a run that is at work"),
-        (lambda shards: (shards / ".tmp-7-shard-00002.tar").touch(), "shard-00002.tar: of a run that is at work"),
+        (lambda shards: (shards / ".tmp-mae3d-7-shard-00002.tar").touch(), "shard-00002.tar: of a run that is at work"),
         (lambda shards: (shards / "plan.parquet").unlink(), "plan.parquet: missing"),
         (lambda shards: next(shards.glob("rows-*")).unlink(), "missing"),
         (lambda shards: next(shards.glob("frames-*")).write_bytes(b""), ".arrow: 0 bytes"),

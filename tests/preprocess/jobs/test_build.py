@@ -89,7 +89,7 @@ def test_fault_15_leftovers_of_a_kill_are_swept_or_made_again(frames: Path, tmp_
     (out / "dataset.json").unlink()
     (out / "shard-00002.parquet").unlink()  # its tar is there, but it was not done
     (out / "shard-00003.tar").write_bytes(b"half")
-    (out / ".tmp-123-shard-00004.tar").write_bytes(b"half")
+    (out / ".tmp-mae3d-123-shard-00004.tar").write_bytes(b"half")
     assert main(command(frames, out)) == 0
     assert tree(out) == whole
 

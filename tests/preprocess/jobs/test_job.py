@@ -70,7 +70,7 @@ def test_a_killed_slice_is_taken_up_and_its_leftovers_are_swept(
         assert killed_at(command(archive, out, "--slice", "0/2"), out, at)
     for i in (0, 1):
         assert main(command(archive, out, "--slice", f"{i}/2")) == 0
-    (out / ".tmp-elsewhere-7-shard-00001.tar").write_bytes(b"of a slice on another machine")
+    (out / ".tmp-mae3d-elsewhere-7-shard-00001.tar").write_bytes(b"of a slice on another machine")
     assert main(["merge", str(out)]) == 0
     assert tree(out) == whole
 
