@@ -30,13 +30,14 @@ from preprocess.jobs.options import Options
 from preprocess.jobs.output import FolderOutput, Output, open_output
 from preprocess.jobs.output_state import (
     Summary,
-    clear,
+    dataset_files,
     explain_full_disk,
     finish,
     is_finished,
     refuse_foreign,
     summary_of,
     survey,
+    sweep,
 )
 from preprocess.plan.plan import BuildPlan, PlannedSample, Settings, make_plan, read_plan, write_plan
 from preprocess.plan.rejects import Rejects, Remarks, first_names
@@ -131,7 +132,7 @@ def _run(job: _Job) -> BuildResult:
         with hold(job.output.locks, f"{LOCK_NAME}.plan", job="making the plan", wait=True):
             state = plan_for(job)
     else:
-        clear(job.output, job.folder, overwrite=job.options.overwrite)
+        sweep(job.output)
         state = plan_for(job)
     plan = state.plan
     if job.options.plan_only:
@@ -153,11 +154,13 @@ def plan_for(job: _Job) -> PlanState:
         DatasetError: the output holds other things, or was begun with other settings.
         TooManyBad: too much of the input cannot be planned.
     """
-    refuse_foreign(job.output)
-    if PLAN_NAME not in job.output.sizes():
+    replaced = dataset_files(job.output, job.folder) if job.options.overwrite else []
+    if not replaced:
+        refuse_foreign(job.output)
+    if replaced or PLAN_NAME not in job.output.sizes():
         plan = make_plan(job.source.find(), source=job.source.list_name, settings=job.settings, identity=job.identity)
         plan = start_plan(plan, job.source, job.identity)
-        _publish_plan(job, plan)
+        _publish_plan(job, plan, instead_of=replaced)
         return PlanState(plan, "new")
     job.output.fetch([PLAN_NAME], job.folder)
     plan = read_plan(job.folder / PLAN_NAME)
@@ -235,9 +238,10 @@ def _remove_leftovers(output: Output, shards: Sequence[int]) -> None:
     output.remove([name for number in shards for name in reversed(shard_files(number)) if name in present])
 
 
-def _publish_plan(job: _Job, plan: BuildPlan) -> None:
-    """Write the plan, unless too much of the input could not be planned."""
+def _publish_plan(job: _Job, plan: BuildPlan, *, instead_of: Sequence[str] = ()) -> None:
+    """Write the plan, unless too much of the input could not be planned; only then is an old dataset removed."""
     _count_rejects(job, plan)
+    job.output.remove(instead_of)
     write_plan(plan, job.folder / PLAN_NAME)
     job.output.publish([PLAN_NAME], job.folder)
 

@@ -41,6 +41,8 @@ class Options:
             raise ValueError(f"--slice {self.slice[0]}/{self.slice[1]}: slices of {self.slice[1]} count from 0")
         if self.slice and (self.append or self.overwrite):
             raise ValueError("--slice goes with neither --append nor --overwrite: give those to one run")
+        if self.plan_only and self.overwrite:
+            raise ValueError("--plan-only removes nothing, so it goes with an empty or new --out, not with --overwrite")
         if self.append and self.overwrite:
             raise ValueError("--append and --overwrite exclude each other")
 

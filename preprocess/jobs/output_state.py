@@ -86,7 +86,7 @@ def survey(numbers: Sequence[int], output: Output, folder: Path) -> Iterator[Sur
 
 def finish(plan: BuildPlan, output: Output, folder: Path, lock: Lock) -> Summary:
     """Write the index and dataset.json of a plan whose shards are all there."""
-    _sweep(output)  # files that killed workers have left
+    sweep(output)  # files that killed workers have left
     tables = [shard_files(number)[-1] for number in range(plan.num_shards)]
     output.fetch(tables, folder)
     lock.check()
@@ -140,22 +140,21 @@ def refuse_foreign(output: Output) -> None:
     raise DatasetError(f"{output}: shards without {PLAN_NAME}; give another --out, or --overwrite to remove them")
 
 
-def clear(output: Output, folder: Path, *, overwrite: bool) -> None:
-    """Remove the temporary files of killed runs, and with `overwrite` the dataset; only under the lock.
+def dataset_files(output: Output, folder: Path) -> list[str]:
+    """Return the names of the dataset's files, to be removed in this order; empty if there is no dataset.
+
+    dataset.json comes first: without it a folder that is half removed does not pass for a dataset.
 
     Raises:
         DatasetError: there are files named like a dataset's, and nothing proves that this program made them.
     """
-    _sweep(output)
     names = sorted(filter(_is_ours, output.sizes()), key=lambda name: name != META_NAME)
-    if not overwrite or not names:
-        return
-    if not _is_dataset(output, folder, names):
+    if names and not _is_dataset(output, folder, names):
         raise DatasetError(
             f"{output}: holds files named like a dataset's ({first_names(names)}), but no {PLAN_NAME}, {META_NAME} or "
             "table of a shard in it is MAE3D's: remove them by hand, or give another --out"
         )
-    output.remove(names)  # dataset.json first: without it a folder that is half removed does not pass for a dataset
+    return names
 
 
 def _is_dataset(output: Output, folder: Path, names: Sequence[str]) -> bool:
@@ -173,7 +172,8 @@ def _is_dataset(output: Output, folder: Path, names: Sequence[str]) -> bool:
     return False
 
 
-def _sweep(output: Output) -> None:
+def sweep(output: Output) -> None:
+    """Remove the temporary files of killed runs; only under the lock."""
     output.remove([name for name in output.sizes() if name.startswith(TEMPORARY_PREFIX)])
 
 
