@@ -193,6 +193,11 @@ def restore(run: Path, url: str, rules: ResumeRules = ALL_FIXED) -> str:
     try:
         there = store.sizes()
         _check_same_run(Run(run, rules), store, there)
+        if _complete(there) and not (run / CONFIG).exists():
+            Run(run).refuse_foreign()
+            if CONFIG in there:  # first: what is fetched lies in a run's folder from then on, wherever this is killed
+                run.mkdir(parents=True, exist_ok=True)
+                write_text(run / CONFIG, store.read_text(CONFIG))
         name = _fetch_newest(run, store, there, have)
         if name is None:
             return ""
@@ -301,4 +306,10 @@ def _is_whole(folder: Path) -> bool:
 def _check_same_run(run: Run, store: Storage, there: Mapping[str, int | None]) -> None:
     """Refuse to mix two runs, because one would remove the other's checkpoints."""
     if CONFIG in there:
-        run.check_same(yaml.safe_load(store.read_text(CONFIG)), where=store.url)
+        try:
+            config = yaml.safe_load(store.read_text(CONFIG))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            config = None
+        if not isinstance(config, dict) or not isinstance(config.get("run"), dict):
+            raise RunError(f"{store.url}/{CONFIG}: no config of a run of MAE3D; give another run.remote")
+        run.check_same(config, where=store.url)

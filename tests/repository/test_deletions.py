@@ -215,6 +215,30 @@ def test_overwriting_leaves_what_lies_beside_a_dataset(tmp_path: Path) -> None:
     assert len(after) == len(ours) + len(foreign)
 
 
+@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-00001.tar", "shard-00001.parquet"])
+def test_overwriting_refuses_shards_that_no_plan_of_the_place_names(tmp_path: Path, name: str) -> None:
+    """The new plan may name them: what would be taken for a leftover is another program's."""
+    make_video(tmp_path / "in" / "v.mp4", 3)
+    build = ["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overwrite"]
+    assert main(build) == 0
+    before = plant(tmp_path / "out", name)
+    assert main(build) == 2
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("left", [["shard-00000.parquet"], ["plan.parquet", "shard-00000.tar"], ["dataset.json"]])
+def test_overwriting_goes_on_after_a_kill_in_the_middle_of_it(tmp_path: Path, left: list[str]) -> None:
+    make_video(tmp_path / "in" / "v.mp4", 3)
+    build = ["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overwrite"]
+    assert main(build) == 0
+    whole = contents(tmp_path / "out")
+    for name in whole:
+        if name not in left:
+            (tmp_path / "out" / name).unlink()
+    assert main(build) == 0
+    assert contents(tmp_path / "out") == whole
+
+
 def test_overwriting_removes_nothing_before_the_new_plan_stands(tmp_path: Path) -> None:
     make_video(tmp_path / "in" / "v.mp4", 3)
     assert main(["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
