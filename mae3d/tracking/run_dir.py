@@ -69,8 +69,10 @@ class Run:
         if not path.exists():
             self._refuse_foreign()
         else:
-            before = dotted(defaults) | dotted(self.stored())
-            self._compare(before, dotted(config), extend=extend)
+            before, now = dotted(self.stored()), dotted(config)
+            if before and now and not before.keys() & now.keys():
+                raise RunError(f"{path}: no config of a run of MAE3D; give another run.dir")
+            self._compare(dotted(defaults) | before, now, extend=extend)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(config, sort_keys=False))
         (self.folder / STOPPED).unlink(missing_ok=True)
@@ -98,7 +100,7 @@ class Run:
             stored = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: no config of a run ({type(error).__name__}); give another run.dir") from error
-        if not isinstance(stored, dict) or not isinstance(stored.get("run"), dict):
+        if not isinstance(stored, dict):
             raise RunError(f"{path}: no config of a run of MAE3D; give another run.dir")
         return stored
 

@@ -247,7 +247,7 @@ def test_a_url_is_read_through_the_cache(run: Path, shards: Path, s3: Server, tm
         run, Path(), tmp_path / "out", "--data.shards", "s3://looked-at/shards", "--data.cache", str(tmp_path / "cache")
     )
     assert len(images(tmp_path / "out")) == 18
-    assert len(list((tmp_path / "cache").glob("*/*.tar"))) == 2
+    assert len(list((tmp_path / "cache").glob("*/*/*.tar"))) == 2
 
 
 @pytest.mark.parametrize(
