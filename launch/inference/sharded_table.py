@@ -86,7 +86,7 @@ class ShardedTable:
         if self.is_finished:
             self._compare(_stored_settings(self.path), file=self.path)
             with suppress(TableError):
-                if self._folder_settings() == self.settings:
+                if self._folder_settings() in (None, self.settings):
                     self._remove_folder()  # left by a merge that was killed at its very end
             return []
         if self.path.exists():

@@ -21,7 +21,7 @@ from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import MANIFEST, CheckpointError, is_own_file
 from mae3d.io.files import sync, write_text
-from mae3d.io.resume import ALL_FIXED, ResumeRules
+from mae3d.io.resume import ALL_FIXED, ResumeRules, dotted
 from mae3d.io.storage import Storage, access_remedy, describe_error
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run, RunError
 
@@ -310,6 +310,7 @@ def _check_same_run(run: Run, store: Storage, there: Mapping[str, int | None]) -
             config = yaml.safe_load(store.read_text(CONFIG))
         except (yaml.YAMLError, UnicodeDecodeError):
             config = None
-        if not isinstance(config, dict) or not isinstance(config.get("run"), dict):
+        mine = run.stored()
+        if not isinstance(config, dict) or (mine and not dotted(mine).keys() & dotted(config).keys()):
             raise RunError(f"{store.url}/{CONFIG}: no config of a run of MAE3D; give another run.remote")
         run.check_same(config, where=store.url)

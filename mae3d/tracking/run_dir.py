@@ -67,7 +67,7 @@ class Run:
         # Tuples as lists, as they come back from the file.
         config, defaults = json.loads(json.dumps(config)), json.loads(json.dumps(dict(defaults)))
         if not path.exists():
-            self._refuse_foreign()
+            self.refuse_foreign()
         else:
             before, now = dotted(self.stored()), dotted(config)
             if before and now and not before.keys() & now.keys():
@@ -82,7 +82,7 @@ class Run:
         if extend:
             (self.folder / DONE).unlink(missing_ok=True)
 
-    def _refuse_foreign(self) -> None:
+    def refuse_foreign(self) -> None:
         """Refuse a folder without config.yaml that holds names of a run: they would be rewritten or removed."""
         for name in (METRICS, SPIKES, CHECKPOINTS, HEARTBEATS, PICTURES, DONE, STOPPED):
             if (self.folder / name).exists():
