@@ -316,7 +316,7 @@ def test_pages_replace_pages_of_ours_only(tmp_path: Path) -> None:
     path.write_text(page("title", []))
     refuse_other_page(path)
     path.write_text("<html>my home page</html>")
-    with pytest.raises(FileExistsError, match="MAE3D"):
+    with pytest.raises(ValueError, match=r"index\.html.*MAE3D"):
         refuse_other_page(path)
 
 
