@@ -2,6 +2,8 @@
 
 import ast
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,28 +22,41 @@ from tests.support.media import make_video
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("launch", "mae3d", "pipelines", "preprocess", "docker")
 
-METHODS = {"unlink", "rmtree", "rmdir", "removedirs", "rename", "renames", "move", "rm", "rm_file", "remove_folder"}
-METHODS |= {"truncate", "ftruncate", "write_bytes", "write_text", "replace_file", "copyfile", "copy", "copy2"}
-WRITERS = ("w", "wb", "r+", "r+b", "w+", "w+b")
+# Named anywhere, called or handed on: `atexit.register(shutil.rmtree, ...)`.
+REMOVERS = {"unlink", "rmtree", "rmdir", "removedirs", "rename", "renames", "move", "rm", "rm_file", "remove_folder"}
+WRITERS = {"truncate", "ftruncate", "write_bytes", "write_text", "replace_file", "copyfile", "copy2", "copytree"}
+LIBRARIES = {
+    "savefig",
+    "save_file",
+    "write_table",
+    "ParquetWriter",
+    "SummaryWriter",
+    "open_memmap",
+    "pipe_file",
+    "put_file",
+}
+MODES = ("w", "a", "r+", "+")  # of open(): all but "x" replace, change or lengthen what is there
 
 # What proves ownership ─► the functions that remove or replace files.
 PROOF = {
     "a dataset's output: locked, refused if it holds other things (refuse_foreign), its plan is read first": (
         "preprocess.dataset.schema.write_shard_table",
         "preprocess.dataset.writer._adopt",
+        "preprocess.dataset.writer._write_files",
         "preprocess.dataset.writer._write_meta",
         "preprocess.dataset.writer.write_dataset",
         "preprocess.encode.decoder_main.Server._write",
         "preprocess.encode.shard.build_shard",
         "preprocess.encode.tar_writer.TarWriter.abandon",
         "preprocess.jobs.output.FolderOutput.remove",
+        "preprocess.jobs.output.UrlOutput.publish",
         "preprocess.jobs.output.UrlOutput.remove",
         "preprocess.plan.plan.write_plan",
     ),
     "shards that the plan of this output names, and that are not finished": (
         "preprocess.jobs.build._remove_leftovers",
     ),
-    "a dataset's names, in an output where a plan, dataset.json or a shard's table is MAE3D's": (
+    "a plan, a dataset.json or the shard's own table that is MAE3D's names each of them (dataset_files)": (
         "preprocess.jobs.build._publish_plan",
     ),
     "TEMPORARY_PREFIX, which no other program uses": (
@@ -50,7 +65,7 @@ PROOF = {
         "preprocess.jobs.estimate._tried",
         "preprocess.jobs.output_state.sweep",
     ),
-    "a lock's name, made by O_EXCL or a hard link, with its owner's token": (
+    "a lock's name in full, made by O_EXCL or a hard link, with its owner as MAE3D writes it": (
         "preprocess.jobs.lock.Lock.release",
         "preprocess.jobs.lock._acquire",
         "preprocess.jobs.lock._exclude",
@@ -60,24 +75,33 @@ PROOF = {
         "preprocess.jobs.lock_store.FolderLockStore.create",
         "preprocess.jobs.lock_store.FolderLockStore.remove",
         "preprocess.jobs.lock_store.FolderLockStore.replace",
+        "preprocess.jobs.lock_store.UrlLockStore.heartbeat",
         "preprocess.jobs.lock_store.UrlLockStore.remove",
     ),
     "a folder made for this process; a dead one's name has its host, namespace and process id": (
         "launch.export._made_aside",
         "launch.export.export",
+        "launch.inference.probing._tokens",
         "preprocess.jobs.output.UrlOutput.work",
         "preprocess.sources.roots.Kept._fetch",
         "preprocess.sources.roots.Kept._make_room",
         "preprocess.sources.roots._process_folder",
+        "preprocess.sources.roots.kept_files",
         "preprocess.sources.tar_files._Members.get",
     ),
-    "memory or a file of /proc": (
+    "no file of anybody's: memory, or /proc": (
+        "launch.report.page._inlined",
+        "pipelines.decoding.dali._plain_batch",
         "preprocess.encode.decoder_main.main",
+        "preprocess.encode.images.encode_jpeg",
+        "preprocess.inspect.report._sheet",
         "preprocess.workers.decoder._Child.__init__",
     ),
     "a mark in its head (refuse_foreign, refuse_other_page), looked for before anything is computed": (
         "launch.inference.embedding_map.draw_map",
+        "launch.preview.preview",
         "launch.report.page.write_report",
+        "launch.visualize._claim_folder",
         "mae3d.tracking.plots._save",
         "preprocess.inspect.filmstrip.write_filmstrip",
         "preprocess.inspect.report.write_report",
@@ -92,9 +116,11 @@ PROOF = {
         "launch.inference.sharded_table.ShardedTable.begin",
         "launch.inference.sharded_table.ShardedTable.merge",
         "launch.inference.sharded_table.ShardedTable.write",
+        "launch.inference.sharded_table._fill_mine",
         "launch.probe.probe",
     ),
     "a run's folder: config.yaml was compared, or written where no name of a run was (Run.claim)": (
+        "launch.training.pretrain_eval.Monitor._save_picture",
         "mae3d.checkpoints.format.finish",
         "mae3d.checkpoints.mirror._fetch",
         "mae3d.checkpoints.mirror.restore",
@@ -103,49 +129,76 @@ PROOF = {
         "mae3d.tracking.run_dir.Run.cut_metrics",
         "mae3d.tracking.run_dir.Run.end",
         "mae3d.tracking.run_dir.Run.heartbeat",
+        "mae3d.tracking.run_dir.Run.write_metrics",
+        "mae3d.tracking.run_dir.Run.write_spike",
+        "mae3d.tracking.trackers.TensorBoard.__init__",
         "mae3d.tracking.trackers.WeightsAndBiases._remember",
+        "mae3d.training.loop.TrainingLoop.end_step",
+        "mae3d.training.loop.TrainingLoop.save",
     ),
-    "a checkpoint's name, and no file in it but a checkpoint's": (
+    "a checkpoint's name, no file in it but a checkpoint's, and one that only ours have (foreign)": (
         "mae3d.checkpoints.format.put_in_place",
         "mae3d.checkpoints.format.remove",
         "mae3d.checkpoints.mirror.Mirror._retain",
     ),
     "the config.yaml behind the URL is this run's, and was written before anything else (Mirror._push)": (
+        "mae3d.checkpoints.mirror.Mirror._push",
         "mae3d.checkpoints.mirror.Mirror._send_checkpoint",
         "mae3d.checkpoints.mirror.Mirror._send_small",
     ),
     "the caller's: only the functions of this list call it": (
         "launch.export._save_foreign",
+        "mae3d.io.contact_sheet._save_gif",
+        "mae3d.io.contact_sheet.save_animation",
         "mae3d.io.files.write_text",
+        "mae3d.io.storage.Storage.put.upload",
         "mae3d.io.storage.Storage.remove",
         "mae3d.io.storage.Storage.remove_folder",
+        "mae3d.io.storage.Storage.write.upload",
         "mae3d.weights.tensors.save_tensors",
         "mae3d.weights.tensors.stream_tensors",
     ),
-    "the cache's own folder, its marker, its names, regular files of this user; never a link": (
+    "the cache's marker and names, a regular file of this user, and the time that only it gives (_is_ours)": (
         "pipelines.storage.cache.Cache._download",
-        "pipelines.storage.cache.Cache._make_folder",
+        "pipelines.storage.cache.Cache._locked",
+        "pipelines.storage.cache.Cache.discard",
         "pipelines.storage.cache.Cache.fetch",
-        "pipelines.storage.cache.Cache.open",
         "pipelines.storage.cache._create_locked",
         "pipelines.storage.cache._remove_unlocked",
-        "pipelines.storage.remote._held",
     ),
     "no file: tensors get other names": ("mae3d.weights.convert._renamed",),
+    "beside a page with the mark, which is written before the first picture (visualize._claim_folder)": (
+        "launch.report.attention._draw",
+        "launch.report.attention.attention_section",
+        "launch.report.neighbours._draw",
+        "launch.report.reconstruction.draw",
+        "launch.report.reconstruction.draw_best",
+    ),
 }
 
 
-def is_destructive(call: ast.Call) -> bool:
-    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-    if name in METHODS:
-        return not (name == "copy" and not call.args)
-    if name == "replace" and isinstance(call.func, ast.Attribute):
-        return len(call.args) == 1 and not call.keywords  # str.replace has two
-    if name == "remove" and isinstance(call.func, ast.Attribute):
-        return True
+def is_destructive(node: ast.AST) -> bool:
+    """Return whether an expression removes, replaces or changes files, as far as its names show."""
+    if isinstance(node, ast.Attribute | ast.Name):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id
+        return name in REMOVERS | WRITERS | LIBRARIES or name == "O_TRUNC"
+    if not isinstance(node, ast.Call):
+        return False
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    receiver = getattr(getattr(node.func, "value", None), "id", "")
     if name == "open":
-        return any(isinstance(arg, ast.Constant) and arg.value in WRITERS for arg in call.args)
-    return any(isinstance(part, ast.Attribute) and part.attr == "O_TRUNC" for part in ast.walk(call))
+        values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        modes = [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        return any(set("waxr+b") >= set(mode) and any(part in mode for part in MODES) for mode in modes)
+    if not isinstance(node.func, ast.Attribute):
+        return False
+    if name == "replace":  # a path's has one argument, a string's has two, dataclasses' has names
+        return receiver == "os" or (len(node.args) == 1 and not node.keywords)
+    if name in ("put", "write"):  # a storage's; a file's and a queue's have one
+        return len(node.args) == 2
+    if name == "copy":
+        return receiver == "shutil"
+    return name in ("remove", "save")
 
 
 def destructive_functions() -> Iterator[str]:
@@ -160,14 +213,16 @@ def _walk(node: ast.AST, where: str) -> Iterator[str]:
         inner = where
         if isinstance(child, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             inner = f"{where}.{child.name}"
-        if isinstance(child, ast.Call) and is_destructive(child):
+        if is_destructive(child):
             yield where
         yield from _walk(child, inner)
 
 
 def test_every_deletion_says_what_proves_that_the_file_is_ours() -> None:
     listed = [function for functions in PROOF.values() for function in functions]
-    assert sorted(set(destructive_functions())) == sorted(listed)
+    found = set(destructive_functions())
+    assert not found - set(listed), "say in PROOF what proves that what these remove or replace is the program's own"
+    assert sorted(found) == sorted(listed)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -324,3 +379,18 @@ def test_a_demo_writes_into_no_folder_that_has_a_train(tmp_path: Path) -> None:
     before = plant(tmp_path, "train/clip_0000/img_00001.jpg")
     assert main(["demo", "--out", str(tmp_path), "--clips", "1", "--frames", "2", "--size", "16"]) == 2
     assert contents(tmp_path) == before
+
+
+def test_make_clean_removes_what_make_made(tmp_path: Path) -> None:
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    checkout.mkdir()
+    shutil.copyfile(ROOT / "Makefile", checkout / "Makefile")
+    made = ["out/demo/run/config.yaml", "out/demo/shards/plan.parquet", "site/index.html", "a/__pycache__/b.pyc"]
+    plant(checkout, *made)
+    kept = ["out/demo/thesis.tex", "out/demo/run2/config.yaml", "out/run/config.yaml", ".venv/a/__pycache__/b.pyc"]
+    kept_there = plant(elsewhere, "build/x", "site/x", "frames/x", "run/x", "a/__pycache__/b.pyc", "out/demo/run/x")
+    before = plant(checkout, *kept).keys()
+    clean = ["make", "--silent", "-f", str(checkout / "Makefile"), "clean", f"DEMO={elsewhere}"]
+    subprocess.run(clean, cwd=elsewhere, check=True)
+    assert before - contents(checkout).keys() == set(made)
+    assert contents(elsewhere) == kept_there
