@@ -144,6 +144,10 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
 
 def encode_planes(y: np.ndarray, cb: np.ndarray, cr: np.ndarray, *, quality: int) -> bytes:
     """Encode luma (height, width) and two planes of chroma of half that, rounded up; uint8, full range."""
+    height, width = y.shape
+    if height % 2 or width % 2:
+        # TurboJPEG reads the row and the column that make luma even (tjPlaneWidth, tjPlaneHeight), also where none lies.
+        y = np.pad(y, ((0, height % 2), (0, width % 2)), mode="edge")[:height, :width]
     data: bytes = simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, quality)
     return data
 
