@@ -84,7 +84,7 @@ class ShardedTable:
             OSError: the folder cannot be made.
         """
         if self.is_finished:
-            self._compare(_stored_settings(self.path), file=self.path)
+            self._compare(stored_settings(self.path), file=self.path)
             with suppress(TableError):
                 if self._folder_settings() in (None, self.settings):
                     self._remove_folder()  # left by a merge that was killed at its very end
@@ -166,7 +166,7 @@ class ShardedTable:
 
     def _read(self, shard: int) -> pa.Table:
         file = self._file(shard)
-        self._compare(_stored_settings(file), file=file)
+        self._compare(stored_settings(file), file=file)
         try:
             return pq.read_table(file, partitioning=None)
         except pa.ArrowException as error:
@@ -314,7 +314,8 @@ def _hash(*values: np.ndarray | str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stored_settings(path: Path) -> dict[str, Any]:
+def stored_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a finished table or a shard; TableError if it is another program's file."""
     try:
         stored = (pq.read_schema(path).metadata or {}).get(METADATA)
     except pa.ArrowException as error:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from launch.embed import EmbedConfig
 from launch.export import export
+from launch.inference.embedding_map import refuse_other_map
 from launch.inference.sharded_table import ShardedTable, TableError
 from launch.preview import main as preview
+from launch.probe import _refuse_other_results
 from launch.visualize import _claim_folder as claim_report_folder
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
@@ -365,6 +369,24 @@ def test_pictures_and_pages_replace_those_of_ours_only(
         assert f"{tmp_path / name}: not replaced" in capsys.readouterr().err
         assert contents(tmp_path) == before
         (tmp_path / name).write_bytes(ours)
+
+
+@pytest.mark.parametrize("name", ["map.png", "map_places.parquet"])
+def test_a_map_takes_the_place_of_a_map_only(tmp_path: Path, name: str) -> None:
+    before = plant(tmp_path, name)
+    with pytest.raises(ValueError, match=rf"{name}: no"):
+        refuse_other_map(tmp_path / "map.png")
+    assert contents(tmp_path) == before
+    with pytest.raises(ValueError, match="--map"):
+        EmbedConfig(run="r", out=str(tmp_path / "map.png"), videos=("v",), map=str(tmp_path / "x/../map.png"))
+
+
+@pytest.mark.parametrize("data", [b"a thesis", b"[]", b'{"probes": 1}', None])
+def test_the_results_of_probes_take_no_other_place(tmp_path: Path, data: bytes | None) -> None:
+    path = tmp_path / "probe.json"
+    path.write_bytes(data or b'{"model": "x", "probes": []}')
+    with pytest.raises(ValueError, match=r"probe\.json.*--out") if data else nullcontext():
+        _refuse_other_results(path)
 
 
 @pytest.mark.parametrize("name", ["index.html", "images/000000000.png"])
