@@ -181,7 +181,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="write the plan, and print frames, bytes and hours from a trial of some samples",
     )
     group.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
-    group.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
+    group.add_argument("--overwrite", action="store_true", help="replace the dataset at OUT, and no other file there")
     group.add_argument(
         "--append", action="store_true", help="add what is not in the dataset yet: new samples, shards and label ids"
     )
