@@ -26,7 +26,7 @@ SAFE = {
     ),
     "bytes that were made in the line itself; NumPy compares their length with the shape": (
         "mae3d.video.orientation.orientation",
-        "pipelines.reading.shard_reader.ShardReader._read_once",
+        "pipelines.reading.shard_reader.ShardReader._read_on",
         "preprocess.encode.video_frames._mapped",
     ),
     "the bounds of Arrow's buffer are checked by NumPy, and the array keeps the buffer": (

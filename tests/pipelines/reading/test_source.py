@@ -198,6 +198,25 @@ def test_fault_37_a_store_that_stays_away_stops_with_its_name_and_the_remedy(cor
         assert part in str(stopped.value)
 
 
+def test_fault_37_tries_count_for_one_read_not_for_all_of_a_clip(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "FIRST_WAIT_S", 0.001)
+    tried: list[int] = []
+
+    def every_read_fails_once(descriptor: int, size: int, offset: int) -> bytes:
+        tried.append(offset)
+        if tried.count(offset) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return os.pread(descriptor, size, offset)
+
+    monkeypatch.setattr(reads, "pread", every_read_fails_once)
+    clip = fetch(corpus, 3, retries=1)
+    assert clip.damage == ()
+    assert len(set(tried)) > 2
+    assert all(tried.count(offset) == 2 for offset in tried)  # what was there is not read again
+
+
 def test_fault_37_a_vanished_dataset_is_the_storage_and_not_damage(corpus: Corpus, store: Store) -> None:
     folder = corpus.shard_path(0).parent
     folder.rename(folder.with_name("unmounted"))
