@@ -3,8 +3,8 @@
     python benchmarks/soak.py --seconds 3600 --work /tmp/soak            # 100,000 samples in 100 row groups
 
 It is `launch/pretrain.py` itself with a tiny model on the CPU, checkpoints included; only `shard_reader.pread` is
-replaced. A line a minute has the steps, the samples substituted, the reads tried again, the resident memory, threads and
-open files. The last line says PASS, or FAIL with the reason: the training ended early, nothing was found, or memory,
+replaced. A line a minute has the steps, the samples substituted, the reads tried again, the resident memory, threads
+and open files. The last line says PASS, or FAIL with the reason: the training ended early, nothing was found, or memory,
 threads or files grew after the first tenth of the time.
 """
 
@@ -31,12 +31,15 @@ FRAMES, SHARD_SAMPLES, ROW_GROUP = 4, 1000, 1000
 MUST_GROWTH = {"resident": 1.15, "threads": 1.2, "files": 1.2}  # from the end of the first tenth to the end, at most
 STOPPED = 75  # exit code of a training that its time limit has stopped
 
-MODEL = (
-    "--model.preset mae_vit_tiny_patch16 --model.img_size 32 --model.num_frames 4 --model.patch_size 8 --model.depth 1 "
-    "--model.mask_ratio 0.75 --model.embed_dim 24 --model.num_heads 2 --model.decoder_embed_dim 16 --model.decoder_depth 1 --model.decoder_num_heads 2 "
-    "--train.precision fp32 --train.global_batch 16 --train.steps 100000000 --optim.warmup_steps 10 "
-    "--data.sampling_rate 1 --data.decode_threads 1 --log.every 20 --run.checkpoint_every 2000"
-).split()
+MODEL = [
+    "--model.preset", "mae_vit_tiny_patch16", "--model.img_size", "32", "--model.num_frames", "4",
+    "--model.patch_size", "8", "--model.depth", "1", "--model.mask_ratio", "0.75",
+    "--model.embed_dim", "24", "--model.num_heads", "2", "--model.decoder_embed_dim", "16",
+    "--model.decoder_depth", "1", "--model.decoder_num_heads", "2", "--train.precision", "fp32",
+    "--train.global_batch", "16", "--train.steps", "100000000", "--optim.warmup_steps", "10",
+    "--data.sampling_rate", "1", "--data.decode_threads", "1", "--log.every", "20",
+    "--run.checkpoint_every", "2000",
+]  # fmt: skip
 
 
 class State(NamedTuple):
