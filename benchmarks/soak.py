@@ -4,8 +4,8 @@
 
 It is `launch/pretrain.py` itself with a tiny model on the CPU, checkpoints included; only `shard_reader.pread` is
 replaced. A line a minute has the steps, the samples substituted, the reads tried again, the resident memory, threads
-and open files. The last line says PASS, or FAIL with the reason: the training ended early, nothing was found, or memory,
-threads or files grew after the first tenth of the time.
+and open files. The last line says PASS, or FAIL with the reason: the training ended early, nothing was found, or
+memory, threads or files grew after the first tenth of the time.
 """
 
 import argparse

@@ -50,12 +50,15 @@ def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
 
 
 def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.bool_]:
-    """Return whether each sample's class is among its k highest scores.
+    """Return whether each sample's class is among its k highest scores, whatever the order of equal ones.
+
+    Of equal scores none is ahead: they count if all of them fit into the k. So a class without a vote or of probability
+    0 is no hit, nor is any of a model that gives all classes one score; the numbers of classes have no part in it.
 
     Args:
         scores: (N, C): logits, probabilities or their sums over views.
         labels: (N,) class numbers.
-        k: 1 for plain accuracy. Of equal scores, the class of the smaller number comes first, as with argmax.
+        k: 1 for plain accuracy.
 
     Returns:
         (N,); all true if k is C or more.
@@ -65,9 +68,8 @@ def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np
     """
     scores, labels = _checked(scores, labels)
     of_labels = np.take_along_axis(scores, labels[:, None], axis=1)
-    before = (scores == of_labels) & (np.arange(scores.shape[1]) < labels[:, None])
-    hits: NDArray[np.bool_] = ((scores > of_labels) | before).sum(axis=1) < k
-    return hits
+    hits: NDArray[np.bool_] = (scores >= of_labels).sum(axis=1) <= k  # the label's own score is one of them
+    return hits if k < scores.shape[1] else np.ones(len(scores), dtype=bool)
 
 
 def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
@@ -78,15 +80,36 @@ def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
         labels: (N,) class numbers.
 
     Returns:
-        (C, C): rows are true classes, columns predicted ones. Matrices of parts of a dataset add up to the whole's.
+        (C, C): rows are true classes, columns predicted ones. Matrices of parts of a dataset add up to the whole's. It
+        takes 8 C^2 bytes: `confused_pairs` has the same of any number of classes.
+
+    Raises:
+        ValueError: As in `hits_at`.
+    """
+    true, predicted, count = confused_pairs(scores, labels)
+    matrix = np.zeros((scores.shape[1],) * 2, dtype=np.int64)
+    matrix[true, predicted] = count
+    return matrix
+
+
+def confused_pairs(
+    scores: NDArray[Any], labels: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pairs of a true and a predicted class that occur, in order, and how often; N at most.
+
+    The predicted class is the highest, of equal ones the first.
+
+    Args:
+        scores: (N, C).
+        labels: (N,) class numbers.
 
     Raises:
         ValueError: As in `hits_at`.
     """
     scores, labels = _checked(scores, labels)
-    classes = scores.shape[1]
-    pairs = labels * classes + scores.argmax(axis=1)
-    return np.bincount(pairs, minlength=classes * classes).astype(np.int64).reshape(classes, classes)
+    pairs, count = np.unique(labels * scores.shape[1] + scores.argmax(axis=1), return_counts=True)
+    true, predicted = np.divmod(pairs, scores.shape[1])
+    return true, predicted, count.astype(np.int64)
 
 
 def class_table(
@@ -108,23 +131,27 @@ def class_table(
     Raises:
         ValueError: As in `hits_at`, or there are not C names.
     """
-    matrix = confusion(scores, labels)
-    classes = len(matrix)
+    true, guess, count = confused_pairs(scores, labels)
+    classes = scores.shape[1]
     names = [str(i) for i in range(classes)] if names is None else list(names)
     if len(names) != classes:
         raise ValueError(f"{len(names)} names for {classes} classes: give one name per class")
-    right, samples, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    hits = np.bincount(labels[hits_at(scores, labels, k=k)], minlength=classes)
-    mistakes = matrix - np.diag(right)
+    samples = np.bincount(labels, minlength=classes)
+    predicted = np.bincount(guess, weights=count, minlength=classes).astype(np.int64)
+    top1, top = (np.bincount(labels[hits_at(scores, labels, k=of)], minlength=classes) for of in (1, k))
+    taken_for: list[str | None] = [None] * classes
+    wrong = np.flatnonzero(true != guess)
+    for i in wrong[np.lexsort((-guess[wrong], count[wrong]))].tolist():  # the most frequent last: it stays
+        taken_for[true[i]] = names[guess[i]]
     return {
         "class": list(range(classes)),
         "name": names,
         "samples": samples.tolist(),
         "predicted": predicted.tolist(),
-        "top1": _shares(right, samples),
-        f"top{k}": _shares(hits, samples),
-        "precision": _shares(right, predicted),
-        "taken_for": [names[row.argmax()] if row.any() else None for row in mistakes],
+        "top1": _shares(top1, samples),
+        f"top{k}": _shares(top, samples),
+        "precision": _shares(top1, predicted),
+        "taken_for": taken_for,
     }
 
 
