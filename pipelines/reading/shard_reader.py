@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus
@@ -37,6 +38,17 @@ def read_gap(config: DataConfig) -> int:
     if config.read_gap >= 0:
         return config.read_gap
     return REMOTE_GAP if config.has_urls else 0
+
+
+def words_for(corpus: Corpus, row: int) -> tuple[str, str]:
+    """Return a sample's key and name for a message, or its number where the index cannot be read either.
+
+    They are read when they are needed, from the storage that has just failed, and no message must end a run.
+    """
+    try:
+        return corpus.key(row), corpus.name(row)
+    except (OSError, pa.ArrowException):
+        return f"number {row}", "its name cannot be read"
 
 
 def pread(descriptor: int, size: int, offset: int) -> bytes:
@@ -160,13 +172,7 @@ class ShardReader:
             raise DataError(f"{where}: closed before another try") from error
 
     def _where(self, row: int) -> str:
-        return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {self._key(row)}"
-
-    def _key(self, row: int) -> str:
-        try:
-            return self._corpus.key(row)
-        except OSError:  # keys are read when they are needed, from the storage that has just failed
-            return f"number {row}"
+        return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {words_for(self._corpus, row)[0]}"
 
 
 def _read_whole(descriptor: int, size: int, offset: int) -> bytes:
