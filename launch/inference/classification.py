@@ -8,13 +8,14 @@ sums them, which ranks alike.
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.common.tables import write_csv
+from launch.common.tables import write_csv, write_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
 CLASSES, CONFUSION, CONFUSION_PICTURE = "classes.csv", "confusion.csv", "confusion.png"
 TOP = 5
+DENSE = 1000  # most classes of a square table and picture of confusion; beyond them the pairs that occur are listed
+BYTES_A_SCORE = 16  # of memory that the figures take: the scores, a copy of them, targets and orders
 
 
 def classify(config: "EvaluateConfig", world: "World") -> str:
@@ -53,6 +56,7 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     model = load_classifier(file)
     samples = open_samples(config.data, trained_data(file), model.config, world)
     _number_labels(samples, model.config)
+    _check_size(len(samples.rows), model.config.num_classes)
     out, views = Path(config.out), {"num_clips": config.num_clips, "num_crops": config.num_crops}
     settings = common_settings(config, file, samples, world) | views
     model.to(world.device)
@@ -102,6 +106,17 @@ def _number_labels(samples: "EvalSet", model_config: "ClassifierConfig") -> None
     )
 
 
+def _check_size(samples: int, classes: int) -> None:
+    """Refuse, before any clip is read, an evaluation whose figures would not fit into this machine's memory."""
+    needed = BYTES_A_SCORE * samples * classes
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise ValueError(
+            f"the scores of {samples:,} samples and {classes:,} classes take {needed / 1e9:.0f} GB in the end, this "
+            f"machine has {memory / 1e9:.0f} GB: evaluate in parts, with --data.select.names FILE"
+        )
+
+
 def scores_of(model: "Classifier", batch: "Batch", *, at_once: int, precision: str) -> np.ndarray:
     """Return (B, classes) float32: probabilities averaged over the views of each sample.
 
@@ -132,25 +147,32 @@ def _columns(
     """Return the columns of a batch: prediction, its name and score, whether it is right, all scores."""
     import pyarrow as pa
 
+    from mae3d.analysis.scores import hits_at
+
     labels = [corpus.labels_of(row) for row in batch.rows[:, 0].tolist()]
     best = scores.argmax(axis=1)
     names = _class_names(model_config)
-    # stable, so that the smaller of two classes with equal scores comes first, as in mae3d.analysis.scores.
-    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :TOP].tolist()
+    first = np.array([true[0] if true else 0 for true in labels], dtype=np.int64)
+    top1 = hits_at(scores, first, k=1)  # it refuses scores that are no numbers: here, and not after all the clips
+    right = [number in true for number, true in zip(best.tolist(), labels, strict=True)]
     columns: dict[str, pa.Array] = {
         "prediction": pa.array(best, pa.int32()),
         "prediction_name": pa.array([names[number] for number in best.tolist()], pa.string()),
         "score": pa.array(scores[np.arange(len(best)), best], pa.float32()),
-        "correct": pa.array(
-            [top[0] in true if true else None for top, true in zip(ranked, labels, strict=True)], pa.bool_()
-        ),
+        "correct": _known(right if model_config.multi_label else top1.tolist(), labels),
     }
     if not model_config.multi_label:
-        hits = [true[0] in top if true else None for top, true in zip(ranked, labels, strict=True)]
-        columns["hit5"] = pa.array(hits, pa.bool_())
+        columns["hit5"] = _known(hits_at(scores, first, k=TOP).tolist(), labels)
     offsets = np.arange(len(scores) + 1, dtype=np.int32) * scores.shape[1]
     columns["scores"] = pa.ListArray.from_arrays(offsets, pa.array(scores.ravel(), pa.float32()))
     return columns
+
+
+def _known(hits: list[bool], labels: list[list[int]]) -> "pa.Array":
+    """Return the hits as a column, null for samples without a label."""
+    import pyarrow as pa
+
+    return pa.array([hit if true else None for hit, true in zip(hits, labels, strict=True)], pa.bool_())
 
 
 def summarise(table: "pa.Table", model_config: "ClassifierConfig", out: Path) -> dict[str, Any]:
@@ -217,8 +239,7 @@ def _single_label_figures(
     scores: np.ndarray, targets: np.ndarray, model_config: "ClassifierConfig", out: Path
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Return the figures, and columns by class; write the confusion matrix."""
-    from mae3d.analysis.scores import class_table, confusion, summary
-    from mae3d.tracking.plots import plot_confusion
+    from mae3d.analysis.scores import class_table, summary
 
     names = list(model_config.class_names) or None
     metrics: dict[str, Any] = dict(summary(scores, targets))
@@ -226,11 +247,26 @@ def _single_label_figures(
     metrics["top1_standard_error"] = (metrics["top1"] * (1 - metrics["top1"]) / len(scores)) ** 0.5
     classes = class_table(scores, targets, names=names, k=TOP)
     metrics["mean_class_top1"] = float(np.mean([share for share in classes["top1"] if share is not None]))
-    matrix = confusion(scores, targets)
-    predicted = dict(zip(classes["name"], matrix.T.tolist(), strict=True))
-    write_csv(out / CONFUSION, {"true \\ predicted": classes["name"], **predicted})
-    plot_confusion(matrix, out / CONFUSION_PICTURE, names=names)
+    _write_confusion(scores, targets, classes["name"], out)
     return metrics, classes
+
+
+def _write_confusion(scores: np.ndarray, targets: np.ndarray, names: list[str], out: Path) -> None:
+    """Write a square table and its picture; of more than `DENSE` classes the pairs that occur, and no picture."""
+    from mae3d.analysis.scores import confused_pairs, confusion
+    from mae3d.tracking.plots import plot_confusion
+
+    if len(names) > DENSE:
+        true, predicted, count = (column.tolist() for column in confused_pairs(scores, targets))
+        pairs = {"true": [names[i] for i in true], "predicted": [names[i] for i in predicted], "samples": count}
+        write_csv(out / CONFUSION, {"true_class": true, "predicted_class": predicted, **pairs})
+        return
+    matrix = confusion(scores, targets)
+    write_rows(
+        out / CONFUSION,
+        [["true \\ predicted", *names], *([n, *row] for n, row in zip(names, matrix.tolist(), strict=True))],
+    )
+    plot_confusion(matrix, out / CONFUSION_PICTURE, names=names)
 
 
 def _report(metrics: Mapping[str, Any], model_config: "ClassifierConfig", *, views: str) -> str:

@@ -50,7 +50,7 @@ def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
 
 
 def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.bool_]:
-    """Return whether each sample's class is among its k highest scores, whatever the order of equal ones.
+    """Return whether each sample's class is among its k highest scores.
 
     Of equal scores none is ahead: they count if all of them fit into the k. So a class without a vote or of probability
     0 is no hit, nor is any of a model that gives all classes one score; the numbers of classes have no part in it.
