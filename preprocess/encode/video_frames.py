@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from mae3d.video.errors import MediaError
@@ -51,7 +52,7 @@ class FrameEncoder:
         """
         way = orientation(frame, self._orientations)
         planes = self._planes(frame, *((height, width) if way[0] else (width, height)))
-        y, cb, cr = (np.ascontiguousarray(turned(plane, way)) for plane in _in_bt601(planes, frame.colorspace))
+        y, cb, cr = (turned(plane, way) for plane in _in_bt601(planes, frame.colorspace))
         return encode_planes(y, cb, cr, quality=self._quality)
 
     def _planes(self, frame: av.VideoFrame, width: int, height: int) -> Planes:
@@ -74,12 +75,19 @@ class FrameEncoder:
             )
         except av.error.FFmpegError as error:
             raise MediaError("unsupported", f"{frame.format.name} cannot be converted: {error.strerror}") from error
-        planes: Any = scaled.planes  # their stub does not say that they are buffers
-        y, cb, cr = (
-            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-            for plane in planes
-        )
+        y, cb, cr = map(_rows, scaled.planes)
         return (y, cb, cr) if full else (_mapped(y, _FULL_LUMA), _mapped(cb, _FULL_CHROMA), _mapped(cr, _FULL_CHROMA))
+
+
+def _rows(plane: VideoPlane) -> np.ndarray:
+    """Return a plane, (height, width), its first row on top: a view.
+
+    Its lines are longer than the picture is wide, and what fills them is undefined. Some decoders (AMV's) write the
+    last line first, and say so by a negative length.
+    """
+    lines: Any = plane  # its stub does not say that it is a buffer
+    rows = np.frombuffer(lines, np.uint8).reshape(plane.height, abs(plane.line_size))[:, : plane.width]
+    return rows if plane.line_size > 0 else rows[::-1]
 
 
 def _mapped(plane: np.ndarray, table: bytes) -> np.ndarray:
