@@ -25,6 +25,9 @@ from mae3d.video.orientation import Orientation, orientation, turned
 from preprocess.encode.images import encode_planes
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+# swscale's own converters of these to 4:2:0 round halves down: of an odd size, the last row or column of chroma would
+# be left unwritten. Through these planar formats they take the path of all others.
+_PLANAR = {"yuyv422": "yuv422p", "uyvy422": "yuv422p", "nv24": "yuv444p", "nv42": "yuv444p"}
 _BT601 = (0.299, 0.114)
 # AVColorSpace ─► the weights of red and blue in luma (ITU-T H.273, table 4); all others are taken for BT.601.
 _LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
@@ -60,23 +63,30 @@ class FrameEncoder:
         full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
         kept = ColorRange.JPEG if full else ColorRange.MPEG
         try:
-            # Matrix and range are alike on both sides: swscale converts the one slowly and the other with an offset.
-            scaled = self._reformatter.reformat(
-                frame,
-                width,
-                height,
-                "yuvj420p" if full else "yuv420p",
-                src_colorspace=Colorspace.ITU601,
-                dst_colorspace=Colorspace.ITU601,
-                src_color_range=kept,
-                dst_color_range=kept,
-                interpolation=_SCALING,
-                threads=1,
-            )
+            if (width, height) == (frame.width, frame.height) and (width % 2 or height % 2):
+                frame = self._converted(frame, width, height, _PLANAR.get(frame.format.name, frame.format.name), kept)
+            scaled = self._converted(frame, width, height, "yuvj420p" if full else "yuv420p", kept)
         except av.error.FFmpegError as error:
             raise MediaError("unsupported", f"{frame.format.name} cannot be converted: {error.strerror}") from error
         y, cb, cr = map(_rows, scaled.planes)
         return (y, cb, cr) if full else (_mapped(y, _FULL_LUMA), _mapped(cb, _FULL_CHROMA), _mapped(cr, _FULL_CHROMA))
+
+    def _converted(
+        self, frame: av.VideoFrame, width: int, height: int, format_name: str, kept: ColorRange
+    ) -> av.VideoFrame:
+        # Matrix and range are alike on both sides: swscale converts the one slowly and the other with an offset.
+        return self._reformatter.reformat(
+            frame,
+            width,
+            height,
+            format_name,
+            src_colorspace=Colorspace.ITU601,
+            dst_colorspace=Colorspace.ITU601,
+            src_color_range=kept,
+            dst_color_range=kept,
+            interpolation=_SCALING,
+            threads=1,
+        )
 
 
 def _rows(plane: VideoPlane) -> np.ndarray:
