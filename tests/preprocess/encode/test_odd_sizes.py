@@ -155,7 +155,7 @@ def test_fault_44_the_last_row_and_column_are_the_pictures(format_name: str) -> 
         for got, picture in ((np.asarray(shown, int), pixels), (clip.astype(int), middle)):
             expected = np.asarray(Image.fromarray(picture).convert("L"))[..., None] if grey else picture
             for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1], np.s_[:]):
-                assert np.abs(got[edge] - expected[edge]).max() <= 12, (width, height)
+                assert np.abs(got[edge] - expected[edge]).max() <= 14, (width, height)  # rgb565le has five bits
 
 
 @pytest.mark.parametrize("way", WAYS)
