@@ -35,6 +35,16 @@ _WHOLE = "every element is assigned before it is read"
 _EMPTY = "no elements"
 _PINNED = "address and length are one tensor's, which lives until it is unregistered"
 
+_TORCH = "torch knows shapes and strides of both"
+_LUMA = (
+    "odd luma is padded to whole pairs of rows and columns; chroma is half of it, rounded up, or refused; rows are "
+    "contiguous"
+)
+_SWSCALE = (
+    "formats whose last chroma swscale leaves unwritten at odd sizes go through another; of all others it reads no "
+    "filler and writes every pixel"
+)
+
 SAFE = {
     "launch.common.machine_checks.driver_cuda ctypes.CDLL": "a missing library is an OSError that is caught",
     "launch.common.machine_checks.driver_cuda ctypes.byref": "cuDriverGetVersion writes one int, into the one there",
@@ -72,7 +82,7 @@ SAFE = {
     "pipelines.decoding.clips.GpuDecoding.clips from_dlpack": "the outputs are held until the copy has run",
     "pipelines.decoding.crops.Cropper._memory empty": "each view is resized into its part at once",
     "pipelines.decoding.crops.Cropper._memory from_numpy": "used again once nobody refers to it",
-    "pipelines.decoding.crops.resize torch.ops.aten._upsample_bilinear2d_aa.out": "torch knows shapes and strides of both",
+    "pipelines.decoding.crops.resize torch.ops.aten._upsample_bilinear2d_aa.out": _TORCH,
     "pipelines.decoding.dali._graph external_source": "DALI copies the arrays as they come",
     "pipelines.decoding.dali._plain_batch fromarray": _COPIES,
     "pipelines.decoding.dali._plain_batch frombuffer": "bytes of a whole JPEG, which the array keeps alive",
@@ -104,11 +114,9 @@ SAFE = {
     "preprocess.encode.decoder_main.main ctypes.c_ulong": "as wide as prctl's second argument",
     "preprocess.encode.decoder_main.main mmap": "the parent has made the page as long; assignments are of its length",
     "preprocess.encode.images.decode_strictly simplejpeg.decode_jpeg": "is given the length; allocates the pixels",
-    "preprocess.encode.images.encode_planes simplejpeg.encode_jpeg_yuv_planes": "odd luma is padded to whole pairs of rows "
-    "and columns; chroma is half of it, rounded up, or refused; rows are contiguous",
+    "preprocess.encode.images.encode_planes simplejpeg.encode_jpeg_yuv_planes": _LUMA,
     "preprocess.encode.video_frames.FrameEncoder._planes planes": "read in _rows",
-    "preprocess.encode.video_frames.FrameEncoder._converted reformat": "formats whose last chroma swscale leaves unwritten "
-    "at odd sizes go through another; of all others it reads no filler and writes every pixel",
+    "preprocess.encode.video_frames.FrameEncoder._converted reformat": _SWSCALE,
     "preprocess.encode.video_frames._mapped frombuffer": "as many bytes as the plane had",
     "preprocess.encode.video_frames._rows frombuffer": "height times line size, of which the width is read",
     "preprocess.inspect.statistics._frame_bytes empty": _EMPTY,
@@ -126,8 +134,9 @@ def native_calls() -> Iterator[str]:
 
 def calls_in(tree: ast.AST, where: str) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
-        named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        inside = f"{where}.{node.name}" if named else where
+        inside = where
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            inside = f"{where}.{node.name}"
         if isinstance(node, ast.Call | ast.Attribute) and (name := native_name(node)):
             yield f"{inside} {name}"
         yield from calls_in(node, inside)

@@ -112,8 +112,8 @@ def test_fault_44_stored_frames_of_odd_sizes_decode_alike_in_dali_and_in_pillow(
     clips, frames = [], []
     for number, (height, width) in enumerate(sizes):
         luma, chroma = noise(1, height, width)[0, ..., 0].numpy(), noise(2, -(-height // 2), -(-width // 2)).numpy()
-        jpeg = encode_planes(luma, chroma[0, ..., 1], chroma[1, ..., 2], quality=90)
-        frames.append(guarded(np.frombuffer(jpeg, np.uint8)))
+        data = encode_planes(luma, chroma[0, ..., 1], chroma[1, ..., 2], quality=90)
+        frames.append(guarded(np.frombuffer(data, np.uint8)))
         clips.append(ClipRequest(number, np.arange(1), (View(Crop(0, 0, height, width, False)),)))
     batch = EncodedBatch(BatchRequest(0, np.arange(len(sizes)), tuple(clips), 1), tuple(clips), frames, (False,) * 7)
     decoder = DaliDecoder(lambda: batch, max_frames=7, decode="cpu", resize=None, num_views=1, size=SIZE, threads=1)
