@@ -88,7 +88,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--labels",
         choices=["auto", "folder", "none"],
         default="auto",
-        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder)",
+        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder), also for lists "
+        "without labels",
     )
     group.add_argument(
         "--label-names",

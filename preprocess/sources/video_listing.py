@@ -242,6 +242,7 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
     collected.note(read.dialect)
     collected.problems += [replace(problem, file=entry.path) for problem in read.problems]
     videos = _Videos(entry.root)
+    by_folder = reading.labels == "folder" and not any(row.labels for row in read.rows)
     absent = 0
     for row in read.rows:
         path, root = row.path, entry.number
@@ -259,7 +260,8 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
         if problem:
             collected.problems.append(replace(problem, file=entry.path))
             continue
-        request = Request("video", root, path, row.path or path, row.labels, entry.path, row.line)
+        labels = infer_labels([path], labels="folder").labels[0] if by_folder else row.labels
+        request = Request("video", root, path, row.path or path, labels, entry.path, row.line)
         request.start_s, request.stop_s, request.split = row.start_s, row.stop_s, row.split
         collected.candidates.append(VideoCandidate(request, loose=read.published, frames=row.frames))
     if videos.num_respelled:
