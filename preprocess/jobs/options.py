@@ -88,7 +88,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--labels",
         choices=["auto", "folder", "none"],
         default="auto",
-        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder), also for lists "
+        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder); also of lists "
         "without labels",
     )
     group.add_argument(
