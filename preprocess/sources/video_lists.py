@@ -117,7 +117,7 @@ def read_list(
         return _finished(hmdb(records, label), source, len(records))
     if header != "yes" and character == "," and not columns and all(is_ava(fields) for _, fields in records[:3]):
         return _finished(ava(records), source, len(records))
-    if _has_header(records[0][1], header, columns):
+    if _has_header(records, header, columns):
         if character == " ":  # blanks lie within paths as well: columns cannot be distinguished
             names = [plain(name) for name in records[0][1]]
             if columns or names[:1] != ["path"] or set(names[1:]) - {"label"}:
@@ -153,8 +153,9 @@ def _records(lines: Sequence[tuple[int, str]], delimiter: str) -> Iterator[Recor
         at = stop
 
 
-def _has_header(first: Sequence[str], header: Header, columns: Sequence[str]) -> bool:
-    """Return whether the first row names the columns."""
+def _has_header(records: Sequence[Record], header: Header, columns: Sequence[str]) -> bool:
+    """Return whether the first row names the columns: by a known name, or because a file is below it, and not in it."""
+    first = records[0][1]
     if header != "auto":
         return header == "yes"
     if any(_ends_as_video(field) for field in first):
@@ -162,7 +163,10 @@ def _has_header(first: Sequence[str], header: Header, columns: Sequence[str]) ->
     named = {one.partition("=")[2] for one in columns}
     if named.intersection(first):
         return True
-    return is_known(first[0], path=True) or (len(first) > 1 and any(map(is_known, first)))
+    if is_known(first[0], path=True) or (len(first) > 1 and any(map(is_known, first))):
+        return True
+    second = records[1][1] if len(records) > 1 else []
+    return len(first) == len(second) > 1 and any(map(_ends_as_video, second))
 
 
 def _unnamed(columns: Sequence[str], width: int) -> list[str]:
