@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
+from preprocess.sources.file_kinds import IMAGE_SUFFIXES
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.roots import Listing, Root, Scratch
 from preprocess.sources.source import (
@@ -33,8 +34,6 @@ from preprocess.sources.source import (
 )
 
 log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 def image_files(
@@ -68,10 +67,10 @@ def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_n
     problems: list[Problem] = []
     notes: list[str] = []
     for number, (root, path) in enumerate(roots):
-        listing = Listing([path]) if path else root.files()
+        listing = Listing([path]) if path else root.files(follow=reading.allow_outside)
         names = [name for name in listing.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
         log.info("%s: %d images, %d other files", path or root.where, len(names), len(listing.names) - len(names))
-        notes += not_followed(root, listing)
+        notes += not_followed(root, listing.links, listing.loops)
         names, refused = staying(listing, names, reading)
         problems += refused
         placed = infer_labels(names, labels=reading.labels)

@@ -18,9 +18,9 @@ import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -28,17 +28,72 @@ from typing import Protocol
 
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
+from preprocess.sources.file_kinds import is_ignored
 
 _AT_A_TIME = 8  # files of one sample that are fetched at the same time
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All files below a folder but hidden ones; linked folders are counted, not followed."""
+    """All files below a folder but hidden ones and the system's (`preprocess.sources.file_kinds`)."""
 
     names: list[str]  # relative to the root, sorted
-    links: int = 0  # folders
+    links: tuple[str, ...] = ()  # linked folders that were not followed, `link -> target`, sorted
+    loops: int = 0  # linked folders that lead back to a folder above them
     outside: frozenset[str] = frozenset()  # those of the names that are links to what lies outside the root
+
+
+@dataclass
+class FolderLinks:
+    """The linked folders that a walk met."""
+
+    left: list[str] = field(default_factory=list)  # not followed, `link -> target`
+    loops: int = 0  # to a folder above, or to the folder itself
+
+
+def walk(
+    root: Path, below: str = "", *, follow: bool, links: FolderLinks, skip: Collection[str] = ()
+) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Yield each folder below a folder of this machine, relative to `root`, with its files; ignored ones left out.
+
+    Args:
+        root: what the paths are relative to.
+        below: the folder to start at.
+        follow: whether linked folders are entered, each once per path; those that lead back to a folder above are not.
+        links: takes the linked folders that were not entered.
+        skip: folders that are not looked into.
+
+    Raises:
+        OSError: the first folder cannot be read.
+    """
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(below, frozenset())]
+    while pending:
+        folder, above = pending.pop()
+        if folder in skip:
+            continue
+        if follow:
+            status = (root / folder).stat()
+            if (status.st_dev, status.st_ino) in above:
+                links.loops += 1
+                continue
+            above |= {(status.st_dev, status.st_ino)}
+        try:
+            with os.scandir(root / folder) as opened:
+                entries = [entry for entry in opened if not is_ignored(entry.name)]
+        except FileNotFoundError:
+            if folder == below:
+                raise
+            continue
+        files = []
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if not entry.is_dir():
+                files.append(entry)
+            elif follow or entry.is_dir(follow_symlinks=False):
+                pending.append((path, above))
+            else:
+                links.left.append(f"{path} -> {os.readlink(entry.path)}")
+        yield folder, files
 
 
 class Root(Protocol):
@@ -52,8 +107,8 @@ class Root(Protocol):
     def where(self) -> str:
         """Return its path or URL, for messages only, never for files."""
 
-    def files(self, below: str = "") -> Listing:
-        """List all files below a folder of it; empty if there is no such folder."""
+    def files(self, below: str = "", *, follow: bool = False) -> Listing:
+        """List all files below a folder of it; empty if there is no such folder. `follow`: linked folders too."""
 
     def read(self, path: str) -> bytes:
         """Read a small file; FileNotFoundError if it does not exist."""
@@ -87,31 +142,18 @@ class Folder:
     def where(self) -> str:
         return str(self.path)
 
-    def files(self, below: str = "") -> Listing:
+    def files(self, below: str = "", *, follow: bool = False) -> Listing:
         names: list[str] = []
         linked: list[str] = []
-        links = 0
-        pending = [below]
-        while pending:
-            folder = pending.pop()
-            prefix = f"{folder}/" if folder else ""
-            try:
-                entries = list(os.scandir(self.path / folder))
-            except FileNotFoundError:
-                continue
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                name = prefix + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(name)
-                elif entry.is_symlink() and entry.is_dir():
-                    links += 1
-                else:
-                    names.append(name)
-                    if entry.is_symlink():
-                        linked.append(name)
-        return Listing(sorted(names), links, frozenset(name for name in linked if not self.inside(name)))
+        links = FolderLinks()
+        with suppress(FileNotFoundError):
+            for folder, entries in walk(self.path, below, follow=follow, links=links):
+                prefix = f"{folder}/" if folder else ""
+                names += [prefix + entry.name for entry in entries]
+                linked += [prefix + entry.name for entry in entries if entry.is_symlink()]
+        # Below a link that was followed every file may be outside; it was followed because that is allowed.
+        outside = frozenset(name for name in linked if not self.inside(name))
+        return Listing(sorted(names), tuple(sorted(links.left)), links.loops, outside)
 
     def read(self, path: str) -> bytes:
         return (self.path / path).read_bytes()
@@ -157,9 +199,9 @@ class Remote:
     def where(self) -> str:
         return self.storage.url
 
-    def files(self, below: str = "") -> Listing:
+    def files(self, below: str = "", *, follow: bool = False) -> Listing:
         names = self.storage.sizes(below)
-        return Listing([name for name in names if not any(part.startswith(".") for part in name.split("/"))])
+        return Listing([name for name in names if not any(map(is_ignored, name.split("/")))])
 
     def read(self, path: str) -> bytes:
         return self.storage.read(path)

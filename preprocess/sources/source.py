@@ -110,9 +110,15 @@ def leaving(name: str, what: str = "") -> Problem:
     return Problem("unsafe_name", f"{subject}a link that leaves the root (--allow-outside permits it)", name)
 
 
-def not_followed(root: Root, listing: Listing) -> list[str]:
-    """Return a note on linked folders."""
-    return [f"{root.name}: {listing.links} linked folders were not followed"] if listing.links else []
+def not_followed(root: Root, links: Sequence[str], loops: int) -> list[str]:
+    """Return notes on linked folders that were not followed, and on those that lead back to a folder above."""
+    notes = []
+    if links:
+        option = "--allow-outside follows them"
+        notes.append(f"{root.name}: {len(links)} linked folders were not followed ({option}){shortened(links)}")
+    if loops:
+        notes.append(f"{root.name}: {loops} linked folders lead back to a folder above them, and were not followed")
+    return notes
 
 
 def shown(name: str) -> str:

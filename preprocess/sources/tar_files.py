@@ -20,6 +20,7 @@ from typing import BinaryIO
 from mae3d.video.container import VIDEO_SUFFIXES
 from mae3d.video.errors import MediaError
 from preprocess.problems import Problem
+from preprocess.sources.file_kinds import is_system
 from preprocess.sources.ledger import unsafe
 from preprocess.sources.roots import Listing, Root, Scratch, kept_files
 
@@ -91,8 +92,8 @@ class WithTars:
     def where(self) -> str:
         return self.root.where
 
-    def files(self, below: str = "") -> Listing:
-        return self.root.files(below)
+    def files(self, below: str = "", *, follow: bool = False) -> Listing:
+        return self.root.files(below, follow=follow)
 
     def read(self, path: str) -> bytes:
         return self.root.read(path)
@@ -170,7 +171,7 @@ def _members(path: Path) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
             for info in _whole_members(tar, size, problems):
                 name = info.name.removeprefix("./")
                 latest, end = name, info.offset_data + info.size
-                if info.isdir() or not name:
+                if info.isdir() or not name or is_system(name):
                     continue
                 if why := unsafe(name):
                     problems.append(Problem("unsafe_name", f"{name!r}: {why.partition(' (')[0]}", name))

@@ -105,11 +105,11 @@ def _request(root: int, path: str, labels: tuple[str, ...] = (), split: str = ""
 
 def _collect_tree(entry: Given, reading: Reading, workers: int, collected: Collected) -> None:
     """Add a folder's videos and tars."""
-    listing = entry.root.files()
+    listing = entry.root.files(follow=reading.allow_outside)
     names = [name for name in listing.names if _suffix(name) in TAKEN_SUFFIXES]
     num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
     log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(listing.names) - len(names))
-    for note in not_followed(entry.root, listing):
+    for note in not_followed(entry.root, listing.links, listing.loops):
         collected.note(note)
     names, refused = staying(listing, names, reading)
     collected.problems += refused
@@ -165,11 +165,12 @@ class _Videos:
     """The videos below a root by their names without suffix; listed at first use."""
 
     root: Root
+    follow: bool  # linked folders too
 
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
         stems: dict[str, list[str]] = defaultdict(list)
-        for name in self.root.files().names:
+        for name in self.root.files(follow=self.follow).names:
             path = PurePosixPath(name)
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 stems[path.stem].append(name)
@@ -193,7 +194,7 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
     assert read is not None, "a list"
     collected.note(read.dialect)
     collected.problems += [replace(problem, file=entry.path) for problem in read.problems]
-    videos = _Videos(entry.root)
+    videos = _Videos(entry.root, reading.allow_outside)
     absent = 0
     for row in read.rows:
         path, root = row.path, entry.number
