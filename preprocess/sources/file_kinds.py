@@ -104,14 +104,22 @@ def kind_of(head: bytes) -> str:
         return "image"
     if _starts_as_video(head):
         return "video"
+    if _is_text(head):
+        return "text"
+    return "video" if _is_transport_stream(head) else ""
+
+
+def _is_text(head: bytes) -> bool:
     try:
-        text = head[:-4].decode() if len(head) == HEAD_BYTES else head.decode()  # a character may be cut off
-    except UnicodeDecodeError:
-        return ""
-    return "" if "\0" in text else "text"
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if len(head) < HEAD_BYTES or error.start < len(head) - 3:  # else a character was cut off
+            return False
+        text = head[: error.start].decode()
+    return "\0" not in text
 
 
-_IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 _VIDEOS = (
     *(b"\x1a\x45\xdf\xa3", b"FLV\x01", b"OggS", b"YUV4MPEG2", b"DKIF", b"GIF87a", b"GIF89a", b".RMF"),  # Matroska first
     *(b"\0\0\x01\xba", b"\0\0\x01\xb3", b"\0\0\x01\xb0", b"nut/multimedia container"),  # MPEG program, MPEG, MPEG-4
@@ -128,7 +136,8 @@ def _starts_as_image(head: bytes) -> bool:
     return (
         head.startswith(_IMAGES)
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or re.match(rb"P[1-6][ \t\r\n#]", head) is not None
+        or (head[:2] == b"BM" and head[6:10] == bytes(4))
+        or re.match(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s+\d+\s", head) is not None
     )
 
 
@@ -137,9 +146,11 @@ def _starts_as_video(head: bytes) -> bool:
         return True
     if head[4:8] == b"ftyp":
         return head[8:12] not in _BRANDS_OF_PICTURES
-    if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
-        return True
-    # Transport streams: packets of 188 bytes, or of 192 with a time before each.
+    return head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    """Return whether packets of 188 bytes follow each other, or of 192 with a time before each, or of 204."""
     return any(
         len(head) > start + 2 * step and {head[start], head[start + step], head[start + 2 * step]} == {0x47}
         for start, step in ((0, 188), (4, 192), (0, 204))

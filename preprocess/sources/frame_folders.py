@@ -198,6 +198,9 @@ def _find_trees(
         if found.others:
             counted = f"{root.name}: {len(found.others)} files outside of frame folders are not read"
             notes.append(f"{counted}, {count_by_suffix(found.others)}{shortened(sorted(found.others))}")
+        if not found.folders:
+            what = count_by_suffix(found.others) or "none"
+            problems.append(Problem("no_frames", f"no numbered pictures below; other files: {what}", root.name))
         if beside and not paths:
             problems += [
                 Problem("no_frames", f"{why} by its name, and nothing else", path) for path, why in beside.items()

@@ -92,7 +92,7 @@ def walk(
             elif follow or entry.is_dir(follow_symlinks=False):
                 pending.append((path, above))
             else:
-                links.left.append(f"{path} -> {os.readlink(entry.path)}")
+                links.left.append(f"{path} -> {Path(entry.path).readlink()}")
         yield folder, files
 
 
@@ -112,6 +112,9 @@ class Root(Protocol):
 
     def read(self, path: str) -> bytes:
         """Read a small file; FileNotFoundError if it does not exist."""
+
+    def head(self, path: str, count: int) -> bytes:
+        """Read the first `count` bytes of a regular file; none of anything else. OSError if it cannot be read."""
 
     def inside(self, path: str) -> bool:
         """Return whether a path below the root stays there when links are followed."""
@@ -157,6 +160,12 @@ class Folder:
 
     def read(self, path: str) -> bytes:
         return (self.path / path).read_bytes()
+
+    def head(self, path: str, count: int) -> bytes:
+        if not (self.path / path).is_file():  # opening a pipe would wait
+            return b""
+        with (self.path / path).open("rb", buffering=0) as file:
+            return file.read(count)
 
     def inside(self, path: str) -> bool:
         return (self.path / path).resolve().is_relative_to(self.path.resolve())
@@ -205,6 +214,9 @@ class Remote:
 
     def read(self, path: str) -> bytes:
         return self.storage.read(path)
+
+    def head(self, path: str, count: int) -> bytes:
+        return self.storage.read(path, 0, count)
 
     def inside(self, path: str) -> bool:
         return True

@@ -12,7 +12,9 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,13 @@ from preprocess.plan.label_ids import LabelKind
 from preprocess.plan.label_names import LabelNames, read_label_names
 from preprocess.plan.plan import Request, ScanResult
 from preprocess.problems import Problem
+from preprocess.sources.file_kinds import HEAD_BYTES, count_by_suffix, is_sidecar, kind_of
 from preprocess.sources.folder_labels import Labels
 from preprocess.sources.ledger import Delimiter, Header
 from preprocess.sources.roots import Listing, Root, Scratch, open_root
 from preprocess.sources.segments import LONG_FRAMES, LONG_SECONDS
 
+_AT_A_TIME = 16  # files whose first bytes are read at the same time
 CLIP_FRAMES = 16  # of the published models
 SCRATCH = Scratch(Path(tempfile.gettempdir()), 20 << 30)
 
@@ -121,6 +125,44 @@ def not_followed(root: Root, links: Sequence[str], loops: int) -> list[str]:
     return notes
 
 
+def unread(
+    root: Root, listing: Listing, names: Sequence[str], wanted: str, reading: Reading
+) -> tuple[list[str], list[str], list[Problem]]:
+    """Sort files that no suffix announces as media: those that are `wanted` by content, others, and problems.
+
+    The first bytes are read of files whose suffix is unknown; those of sidecars are not opened. A file that nothing is
+    known about is a problem, because it might be meant.
+
+    Args:
+        root: where they lie.
+        listing: all files there.
+        names: the files.
+        wanted: "video" or "image".
+        reading: whether links may leave the root.
+    """
+    unknown, problems = staying(listing, [name for name in names if not is_sidecar(name)], reading)
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        kinds = dict(zip(unknown, pool.map(partial(_kind, root), unknown), strict=True))
+    wrong = {name: _UNKNOWN[kind] for name, kind in kinds.items() if kind in _UNKNOWN}
+    problems += [
+        Problem("unknown_format", f"its suffix is not known, and its content is {what}", shown(name))
+        for name, what in wrong.items()
+    ]
+    found = [name for name in unknown if kinds[name] == wanted]
+    passed = {*found, *wrong, *(problem.name for problem in problems)}
+    return found, [name for name in names if name not in passed], problems
+
+
+_UNKNOWN = {"": f"neither media nor text by its first {HEAD_BYTES} bytes", "unreadable": "not to be read"}
+
+
+def _kind(root: Root, name: str) -> str:
+    try:
+        return kind_of(root.head(name, HEAD_BYTES))
+    except OSError:
+        return "unreadable"
+
+
 def shown(name: str) -> str:
     """Return a name that can be written down: bytes that are not UTF-8 as backslashes."""
     return name.encode(errors="backslashreplace").decode()
@@ -149,6 +191,13 @@ def same_names(requests: Sequence[Request]) -> list[str]:
     if not twice:
         return []
     return [f"warning: {len(twice)} names are in several sources, and all are taken{shortened(twice)}"]
+
+
+def other_files(where: str, names: Sequence[str]) -> list[str]:
+    """Return a line on files that are not read, by suffix; none if there are none."""
+    if not names:
+        return []
+    return [f"{where}: {len(names)} other files are not read, {count_by_suffix(names)}{shortened(names)}"]
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from preprocess.problems import Problem
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.ledger import unsafe
 from preprocess.sources.roots import Folder, Root
-from preprocess.sources.source import Reading, not_followed, shown, staying
+from preprocess.sources.source import Reading, not_followed, other_files, shown, staying, unread
 from preprocess.sources.tar_files import TAR_SUFFIX, Archive, read_tar
 from preprocess.sources.video_lists import ListRow, VideoList
 from preprocess.workers.executors import map_over_workers
@@ -107,12 +107,15 @@ def _collect_tree(entry: Given, reading: Reading, workers: int, collected: Colle
     """Add a folder's videos and tars."""
     listing = entry.root.files(follow=reading.allow_outside)
     names = [name for name in listing.names if _suffix(name) in TAKEN_SUFFIXES]
-    num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
-    log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(listing.names) - len(names))
-    for note in not_followed(entry.root, listing.links, listing.loops):
-        collected.note(note)
+    rest = [name for name in listing.names if _suffix(name) not in TAKEN_SUFFIXES]
+    found, others, strange = unread(entry.root, listing, rest, "video", reading)
     names, refused = staying(listing, names, reading)
-    collected.problems += refused
+    names = sorted([*names, *found])
+    num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
+    log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(rest) - len(found))
+    for note in (*not_followed(entry.root, listing.links, listing.loops), *other_files(entry.root.name, others)):
+        collected.note(note)
+    collected.problems += [*refused, *strange]
     files = [name for name in names if _suffix(name) != TAR_SUFFIX]
     tars = [name for name in names if _suffix(name) == TAR_SUFFIX]
     if files:
@@ -135,6 +138,7 @@ def _collect_tars(
 ) -> None:
     """Add the videos of tars, each named `<tar>/<member>`; labels are the .cls or the .json beside them."""
     count = 0
+    others: list[str] = []
     look = partial(_look_into, entry.root, reading.label_key)
     archives = map_over_workers(look, tars, workers=workers, unit="tar", at_once=1)
     for tar, split, read in zip(tars, splits, archives, strict=True):
@@ -142,12 +146,16 @@ def _collect_tars(
             collected.problems.append(Problem(read.reason, str(read), shown(tar)))
             continue
         count += len(read.videos)
+        read_too = (".cls", ".json") if reading.label_key else (".cls",)
+        others += [f"{tar}/{name}" for name in read.others if not name.endswith(read_too)]
         collected.problems += [replace(problem, name=f"{tar}/{problem.name}") for problem in read.problems]
         for video in read.videos:
             labels = () if reading.labels == "none" else video.labels
             collected.candidates.append(VideoCandidate(_request(entry.number, f"{tar}/{video.name}", labels, split)))
     where = f"{len(tars)} tars of {entry.root.name}" if not entry.path else entry.path
     collected.note(f"{where}: {count} videos")
+    for note in other_files(where, others):
+        collected.note(note)
 
 
 def _look_into(root: Root, label_key: str, tar: str) -> Archive | MediaError:

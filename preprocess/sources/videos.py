@@ -16,6 +16,7 @@ from mae3d.video.errors import MediaError
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
+from preprocess.sources.file_kinds import HEAD_BYTES, kind_of
 from preprocess.sources.probing import Probed, probe
 from preprocess.sources.roots import Folder, Remote, Root, Scratch
 from preprocess.sources.segments import video_pieces
@@ -66,7 +67,7 @@ def video_files(
     entries: list[Given] = []
     for number, one in enumerate(given):
         root, path = opened(one, remedy, scratch=scratch)
-        if _is_list(path):
+        if _is_list(root, path):
             data = root.read(path)
             read = read_list(data, path, delimiter=reading.delimiter, header=reading.header)
             entries.append(Given(number, base or root, path, data, read))
@@ -86,8 +87,11 @@ def video_files(
     return Source(roots, list_name, [*identity, *reading_identity(reading, names)], find)
 
 
-def _is_list(path: str) -> bool:
-    return bool(path) and PurePosixPath(path).suffix.lower() not in TAKEN_SUFFIXES
+def _is_list(root: Root, path: str) -> bool:
+    """Return whether a given file is a list: neither its suffix nor its first bytes are those of a video or a tar."""
+    if not path or PurePosixPath(path).suffix.lower() in TAKEN_SUFFIXES:
+        return False
+    return kind_of(root.head(path, HEAD_BYTES)) != "video"
 
 
 def _stores(entries: Sequence[Given]) -> dict[str, int]:
