@@ -93,9 +93,14 @@ def role_of(name: str) -> Role:
 
 
 def is_sidecar(name: str) -> bool:
-    """Return whether a name's suffix is that of a file beside media: text, sound, arrays, archives, pictures."""
+    """Return whether a name's suffix is that of a file beside media: text, sound, arrays, archives."""
+    return PurePosixPath(name).suffix.lower() in _SIDECARS
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a name's suffix is that of a picture, read here or not."""
     suffix = PurePosixPath(name).suffix.lower()
-    return suffix in _SIDECARS or suffix in IMAGE_SUFFIXES or suffix in UNREAD_IMAGE_SUFFIXES
+    return suffix in IMAGE_SUFFIXES or suffix in UNREAD_IMAGE_SUFFIXES
 
 
 def kind_of(head: bytes) -> str:

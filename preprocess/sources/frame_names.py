@@ -151,7 +151,7 @@ def _one_a_prefix(groups: dict[tuple[str, str], list[str]], left: dict[str, list
             by_prefix[prefix], key=lambda one: (len(one.numbers), one.suffix.lower() in _JPEG, one.suffix), reverse=True
         )
         videos.append(ranked[0])
-        _leave(ranked[1:], left, "the same numbers with other suffixes")
+        _leave(ranked[1:], left, "numbers with other suffixes")
     return videos
 
 

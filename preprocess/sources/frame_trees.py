@@ -77,6 +77,7 @@ class FrameFolders:
             else:
                 found.others += [f"{path}/{name}" if path else name for name in names]
         found.folders.sort()
+        found.links.left.sort()
         return found
 
     def _folders(self, skip: Collection[str], links: FolderLinks) -> Iterator[tuple[str, list[str]]]:

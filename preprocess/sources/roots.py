@@ -87,13 +87,20 @@ def walk(
         files = []
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 files.append(entry)
             elif follow or entry.is_dir(follow_symlinks=False):
                 pending.append((path, above))
             else:
                 links.left.append(f"{path} -> {Path(entry.path).readlink()}")
         yield folder, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; whoever opens it will be told
+        return False
 
 
 class Root(Protocol):

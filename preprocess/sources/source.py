@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mae3d.io.storage import is_url
 from preprocess.plan.label_ids import LabelKind
 from preprocess.plan.label_names import LabelNames, read_label_names
 from preprocess.plan.plan import Request, ScanResult
 from preprocess.problems import Problem
-from preprocess.sources.file_kinds import HEAD_BYTES, count_by_suffix, is_sidecar, kind_of
+from preprocess.sources.file_kinds import HEAD_BYTES, count_by_suffix, is_picture, is_sidecar, kind_of
 from preprocess.sources.folder_labels import Labels
 from preprocess.sources.ledger import Delimiter, Header
 from preprocess.sources.roots import Listing, Root, Scratch, open_root
@@ -130,8 +131,8 @@ def unread(
 ) -> tuple[list[str], list[str], list[Problem]]:
     """Sort files that no suffix announces as media: those that are `wanted` by content, others, and problems.
 
-    The first bytes are read of files whose suffix is unknown; those of sidecars are not opened. A file that nothing is
-    known about is a problem, because it might be meant.
+    The first bytes are read of files whose suffix is unknown; sidecars are not opened, nor are pictures behind a URL
+    among videos, since each would be a request. A file of which nothing is known is a problem: it might be meant.
 
     Args:
         root: where they lie.
@@ -140,10 +141,12 @@ def unread(
         wanted: "video" or "image".
         reading: whether links may leave the root.
     """
-    unknown, problems = staying(listing, [name for name in names if not is_sidecar(name)], reading)
+    passed_by = is_picture if is_url(root.where) else lambda name: False
+    candidates = [name for name in names if not (is_sidecar(name) or passed_by(name))]
+    unknown, problems = staying(listing, candidates, reading)
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         kinds = dict(zip(unknown, pool.map(partial(_kind, root), unknown), strict=True))
-    wrong = {name: _UNKNOWN[kind] for name, kind in kinds.items() if kind in _UNKNOWN}
+    wrong = {name: _UNKNOWN[kind] for name, kind in kinds.items() if kind in _UNKNOWN and not is_picture(name)}
     problems += [
         Problem("unknown_format", f"its suffix is not known, and its content is {what}", shown(name))
         for name, what in wrong.items()

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from mae3d.video.container import VIDEO_SUFFIXES
 from mae3d.video.errors import MediaError
 from preprocess.problems import Problem
-from preprocess.sources.file_kinds import HEAD_BYTES, is_sidecar, is_system, kind_of
+from preprocess.sources.file_kinds import HEAD_BYTES, is_picture, is_sidecar, is_system, kind_of
 from preprocess.sources.ledger import unsafe
 from preprocess.sources.roots import Listing, Root, Scratch, kept_files
 
@@ -71,7 +71,7 @@ def read_tar(path: Path, *, label_key: str = "") -> Archive:
     with path.open("rb") as file:
         for name in members:
             if not _is_video(name):
-                kind = "" if is_sidecar(name) else _kind(file, *members[name])
+                kind = "" if is_sidecar(name) or is_picture(name) else _kind(file, *members[name])
                 if kind != "video":
                     others.append(name)
                     continue
