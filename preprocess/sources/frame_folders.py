@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from preprocess.plan.label_names import LabelNames
@@ -17,10 +17,11 @@ from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.file_kinds import count_by_suffix
 from preprocess.sources.folder_labels import infer_labels
-from preprocess.sources.frame_names import FrameFolder, Naming, index_shift, left_out_folders
-from preprocess.sources.frame_notes import NO_FRAMES, folder_notes, named_videos, naming_notes, stride_notes
+from preprocess.sources.frame_names import FrameFolder, index_shift, left_out_folders
+from preprocess.sources.frame_notes import folder_notes, named_videos, naming_notes, stride_notes
+from preprocess.sources.frame_places import Location, counted_twofold, look_up, spans_of, unlisted_videos
 from preprocess.sources.frame_trees import FrameFolders
-from preprocess.sources.ledger import Ledger, LedgerError, LedgerRow, read_ledger
+from preprocess.sources.ledger import Ledger, LedgerError, read_ledger
 from preprocess.sources.roots import Root, Scratch
 from preprocess.sources.segments import frame_pieces
 from preprocess.sources.source import (
@@ -43,7 +44,6 @@ from preprocess.sources.source import (
 log = logging.getLogger(__name__)
 
 _AT_A_TIME = 16  # folders that are read at the same time: on a network disk each takes milliseconds
-_LAYOUTS = ("", "train", "val", "validation", "test")  # where a ledger's folders may lie below a root
 
 
 def frame_folders(
@@ -109,16 +109,6 @@ def _ledger_bytes(root: Root, ledger: str | Path | None, *, scratch: Scratch) ->
     return where.read(path), str(ledger)
 
 
-@dataclass(frozen=True)
-class _Location:
-    """The location of a name of the ledger."""
-
-    root: int
-    path: str
-    folder: FrameFolder
-    naming: Naming | None = None  # of the whole folder; None where the name is that of one video among several
-
-
 def _find_rows(
     roots: Sequence[Root],
     ledger: Ledger,
@@ -130,10 +120,10 @@ def _find_rows(
     log.info("%s", ledger.dialect)
     names = sorted({row.name for row in ledger.rows})
     trees = [FrameFolders(root, follow=reading.allow_outside) for root in roots]
-    places, notes = _look_up(names, trees, reading)
-    spans = _spans(ledger.rows)
+    places, notes = look_up(names, trees, reading)
+    spans = spans_of(ledger.rows)
     shifts = {
-        name: index_shift(location.folder, *spans[name]) if isinstance(location, _Location) else 0
+        name: index_shift(location.folder, *spans[name]) if isinstance(location, Location) else 0
         for name, location in places.items()
     }
     requests: list[Request] = []
@@ -142,7 +132,7 @@ def _find_rows(
     for row in ledger.rows:
         location = places[row.name]
         if not isinstance(location, Problem):
-            location = _counted_twofold(location, *spans[row.name]) or location
+            location = counted_twofold(location, *spans[row.name]) or location
         if isinstance(location, Problem):
             problems.append(replace(location, line=row.line))
             continue
@@ -161,12 +151,12 @@ def _find_rows(
         if shift:
             log.info("%d folders: frame numbers of the ledger %+d = numbers of the files", count, shift)
     absent = [name for name, location in places.items() if isinstance(location, Problem)]
-    unlisted = _unlisted(trees, places)
+    unlisted = unlisted_videos(trees, places)
     notes += [
         f"{len(absent)} folders of the ledger are not on disk or hold no frames{shortened(absent)}",
         f"{len(unlisted)} frame folders on disk are not in the ledger{shortened(unlisted)}",
     ]
-    located = [one for one in places.values() if isinstance(one, _Location)]
+    located = [one for one in places.values() if isinstance(one, Location)]
     notes += naming_notes({one.path: one.naming for one in located if one.naming})
     notes += cut_notes(pieces) + _gap_notes(requests) + stride_notes(requests)
     return ScanResult(
@@ -183,9 +173,9 @@ def _find_trees(
     pieces: list[int] = []
     for number, root in enumerate(roots):
         tree = FrameFolders(root, follow=reading.allow_outside)
-        found = tree.below()
-        beside = left_out_folders(found.folders)
-        paths = [path for path in found.folders if path not in beside]
+        walked = tree.below()
+        beside = left_out_folders(walked.folders)
+        paths = [path for path in walked.folders if path not in beside]
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             namings = dict(zip(paths, pool.map(tree.scan, paths), strict=True))
         videos = list(named_videos(namings))
@@ -194,12 +184,12 @@ def _find_trees(
         log.info("%s", message)
         notes.append(message)
         notes += naming_notes(namings) + folder_notes(root.name, beside)
-        notes += not_followed(root, found.links.left, found.links.loops)
-        if found.others:
-            counted = f"{root.name}: {len(found.others)} files outside of frame folders are not read"
-            notes.append(f"{counted}, {count_by_suffix(found.others)}{shortened(sorted(found.others))}")
-        if not found.folders:
-            what = count_by_suffix(found.others) or "none"
+        notes += not_followed(root, walked.links.left, walked.links.loops)
+        if walked.others:
+            counted = f"{root.name}: {len(walked.others)} files outside of frame folders are not read"
+            notes.append(f"{counted}, {count_by_suffix(walked.others)}{shortened(sorted(walked.others))}")
+        if not walked.folders:
+            what = count_by_suffix(walked.others) or "none"
             problems.append(Problem("no_frames", f"no numbered pictures below; other files: {what}", root.name))
         if beside and not paths:
             problems += [
@@ -247,104 +237,6 @@ def _gaps(folder: FrameFolder, first: int, stop: int, reading: Reading) -> tuple
     if folder.gaps(first, stop) is not None:
         message += "; --fill-gaps takes the frame before"
     return Problem("missing_frame", message)
-
-
-def _counted_twofold(location: _Location, first: int, stop: int) -> Problem | None:
-    """Return the problem of rows that may be numbers of a strided folder's files, or positions among them."""
-    folder = location.folder
-    count = len(folder.numbers)
-    if folder.stride == 1 or first not in (0, 1) or stop - first != count:
-        return None
-    by_number = len(folder.expected(first, stop))
-    message = (
-        f"frames {first} to {stop - 1} are {by_number} files by their numbers, or all {count} by their positions; "
-        f"there are {folder.span}: give the numbers of the files"
-    )
-    return Problem("bad_row", message)
-
-
-def _look_up(
-    names: Sequence[str], trees: Sequence[FrameFolders], reading: Reading
-) -> tuple[dict[str, _Location | Problem], list[str]]:
-    """Locate each name of the ledger, in the first root that has it."""
-    places: dict[str, _Location | Problem] = {}
-    twice: list[str] = []
-    layouts: Counter[str] = Counter()
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        for name, location in zip(names, pool.map(lambda name: _places(name, trees, reading), names), strict=True):
-            usable = [one for one in location if isinstance(one, _Location)]
-            if len(usable) > 1:
-                twice.append(name)
-            places[name] = next(iter(usable or location), Problem("missing_folder", "no such folder", name))
-            layouts.update(f"{trees[one.root].root.where}/{one.path.removesuffix(name)}" for one in usable[:1])
-    for layout, count in layouts.items():
-        log.info("%d frame folders are taken from %s", count, layout.rstrip("/"))
-    if not twice:
-        return places, []
-    return places, [
-        f"warning: {len(twice)} names of the ledger are there more than once; the first is taken{shortened(twice)}"
-    ]
-
-
-def _places(name: str, trees: Sequence[FrameFolders], reading: Reading) -> list[_Location | Problem]:
-    """Return the places of a name: folders of one video, or else the video of that prefix in the folder above."""
-    location: list[_Location | Problem] = []
-    for number, tree in enumerate(trees):
-        for layout in _LAYOUTS:
-            path = f"{layout}/{name}" if layout else name
-            naming: Naming | None
-            try:
-                naming = tree.scan(path)
-            except FileNotFoundError:
-                naming, folder = None, tree.scan_prefix(path)
-                if folder is None:
-                    continue
-                path = path.rpartition("/")[0]
-            else:
-                folder = naming.videos[0] if len(naming.videos) == 1 else None
-            if not reading.allow_outside and not tree.root.inside(path):
-                location.append(leaving(name, "it"))
-            elif folder is None:
-                location.append(_unusable(name, naming or Naming()))
-            elif not reading.allow_outside and folder.outside:
-                location.append(leaving(name, folder.outside))
-            else:
-                location.append(_Location(number, path, folder, naming))
-    return location
-
-
-def _unusable(name: str, naming: Naming) -> Problem:
-    """Return the problem of a folder that is not one video's."""
-    if naming.videos:
-        stems = [f"{name}/{one.stem or one.prefix}" for one in naming.videos]
-        return Problem("several_videos", f"holds {len(stems)} videos, of which rows name one{shortened(stems)}", name)
-    return Problem("no_frames", naming.refusal or NO_FRAMES, name)
-
-
-def _spans(rows: Sequence[LedgerRow]) -> dict[str, tuple[int, int]]:
-    """Return the smallest frame number that the ledger has of each name, and one more than the largest."""
-    spans: dict[str, tuple[int, int]] = {}
-    for row in rows:
-        first, stop = spans.get(row.name, (row.first, row.stop))
-        spans[row.name] = min(first, row.first), max(stop, row.stop)
-    return spans
-
-
-def _unlisted(trees: Sequence[FrameFolders], places: dict[str, _Location | Problem]) -> list[str]:
-    """Return the frame folders, and the videos in folders of several, that no row names."""
-    unlisted: list[str] = []
-    for number, tree in enumerate(trees):
-        here = [one for one in places.values() if isinstance(one, _Location) and one.root == number]
-        whole = {one.path for one in here if one.naming}
-        shared = {one.path for one in here} - whole
-        taken = {(one.path, one.folder.prefix) for one in here}
-        for path in tree.below(skip=whole).folders:
-            if path not in shared:
-                unlisted.append(path)
-                continue
-            others = [one for one in tree.scan(path).videos if (path, one.prefix) not in taken]
-            unlisted += [f"{path}/{one.stem}" if path else one.stem for one in others]
-    return sorted(unlisted)
 
 
 def _gap_notes(requests: Sequence[Request]) -> list[str]:

@@ -196,7 +196,7 @@ def _kinds(roles: Sequence[Role]) -> list[str]:
     for role in roles:
         kind = role.kind or "rgb"
         if role.word == "flow_i" and not num_pictures:
-            kind = "rgb"  # the tool dense_flow calls the pictures so unless it is told otherwise
+            kind = "rgb"  # the tool dense_flow calls the pictures so by default
         elif kind == "axis":
             # x_ and y_ are flow beside pictures, or if nothing else is there; among other videos they are two more.
             paired = (role.base, PARTNER[role.word]) in axes
@@ -216,13 +216,13 @@ def left_out_folders(paths: Sequence[str]) -> dict[str, str]:
         parts = path.split("/")
         for depth, part in enumerate(parts):
             children["/".join(parts[:depth])].add(part)
-    own = set(paths)
+    with_frames = set(paths)
     left = {}
     for path in paths:
         parts = path.split("/")
         for depth, part in enumerate(parts):
             parent = "/".join(parts[:depth])
-            if part and (why := _why_left(part, children[parent], has_frames=parent in own)):
+            if part and (why := _why_left(part, children[parent], has_frames=parent in with_frames)):
                 left[path] = why
                 break
     return left

@@ -32,14 +32,14 @@ def named_videos(namings: Mapping[str, Naming]) -> Iterator[NamedVideo]:
     Where one folder of a depth holds several videos, all of that depth are named so, because then the class is the
     folder; but for prefixes that name no video (`img_`).
     """
-    several = {path.count("/") for path, naming in namings.items() if len(naming.videos) > 1 if path}
+    depths = {path.count("/") for path, naming in namings.items() if len(naming.videos) > 1 if path}
     for path, naming in namings.items():
         if not naming.videos:
             yield NamedVideo(path, path, None, naming.refusal or NO_FRAMES)
         stems = Counter(one.stem for one in naming.videos)
         for one in naming.videos:
             alone = len(naming.videos) == 1
-            if alone and (path.count("/") not in several or not path or role_of(one.stem).kind):
+            if alone and (path.count("/") not in depths or not path or role_of(one.stem).kind):
                 yield NamedVideo(path, path, one)
                 continue
             name = f"{path}/{one.stem}" if path else one.stem
@@ -51,9 +51,9 @@ def named_videos(namings: Mapping[str, Naming]) -> Iterator[NamedVideo]:
 def naming_notes(namings: Mapping[str, Naming]) -> list[str]:
     """Return lines on the folders that hold several videos, and on files that were left out."""
     notes = []
-    if several := [path for path, naming in namings.items() if len(naming.videos) > 1]:
-        count = sum(len(namings[path].videos) for path in several)
-        notes.append(f"{len(several)} folders hold frames of {count} videos, one a prefix{shortened(several)}")
+    if shared := [path for path, naming in namings.items() if len(naming.videos) > 1]:
+        count = sum(len(namings[path].videos) for path in shared)
+        notes.append(f"{len(shared)} folders hold frames of {count} videos, one a prefix{shortened(shared)}")
     left: dict[str, list[str]] = defaultdict(list)
     folders: Counter[str] = Counter()
     for path, naming in namings.items():

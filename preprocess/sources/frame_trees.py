@@ -1,7 +1,7 @@
 """The frame folders below a root are found and read: folders of this machine as needed, a URL by one listing.
 
 tree = FrameFolders(Folder(Path("dataset")))
-tree.below()                                    # Found(folders=["train/video_1", ...], others=[...])
+tree.below()                                    # Walked(folders=["train/video_1", ...], others=[...])
 tree.scan("train/video_1").videos               # (FrameFolder('img_', ...),)
 """
 
@@ -13,12 +13,13 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from preprocess.sources.file_kinds import is_ignored
+from preprocess.sources.folder_walk import FolderLinks, walk
 from preprocess.sources.frame_names import FrameFolder, Naming, is_frame, scan_names
-from preprocess.sources.roots import Folder, FolderLinks, Root, walk
+from preprocess.sources.roots import Folder, Root
 
 
 @dataclass
-class Found:
+class Walked:
     """The folders with numbered pictures below a root, sorted, and the files in all other folders."""
 
     folders: list[str] = field(default_factory=list)
@@ -64,21 +65,21 @@ class FrameFolders:
         named = [one for one in naming.videos if name and name in (one.prefix, one.stem)] if naming else []
         return next((one for one in named if one.prefix == name), named[0]) if named else None
 
-    def below(self, *, skip: Collection[str] = ()) -> Found:
+    def below(self, *, skip: Collection[str] = ()) -> Walked:
         """Find the folders with numbered pictures; no hidden ones, linked ones only if they are followed.
 
         Args:
             skip: folders that are not looked into.
         """
-        found = Found()
-        for path, names in self._folders(skip, found.links):
+        walked = Walked()
+        for path, names in self._folders(skip, walked.links):
             if any(map(is_frame, names)):
-                found.folders.append(path)
+                walked.folders.append(path)
             else:
-                found.others += [f"{path}/{name}" if path else name for name in names]
-        found.folders.sort()
-        found.links.left.sort()
-        return found
+                walked.others += [f"{path}/{name}" if path else name for name in names]
+        walked.folders.sort()
+        walked.links.left.sort()
+        return walked
 
     def _folders(self, skip: Collection[str], links: FolderLinks) -> Iterator[tuple[str, list[str]]]:
         if isinstance(self.root, Folder):

@@ -75,10 +75,12 @@ def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_n
         rest = [name for name in listing.names if not path and _suffix(name) not in IMAGE_SUFFIXES]
         unreadable = [name for name in rest if _suffix(name) in UNREAD_IMAGE_SUFFIXES]
         rest = [name for name in rest if _suffix(name) not in UNREAD_IMAGE_SUFFIXES]
-        found, others, strange = unread(root, listing, rest, "image", reading)
-        log.info("%s: %d images, %d other files", path or root.where, len(names) + len(found), len(rest) - len(found))
+        pictures, others, strange = unread(root, listing, rest, "image", reading)
+        log.info(
+            "%s: %d images, %d other files", path or root.where, len(names) + len(pictures), len(rest) - len(pictures)
+        )
         notes += not_followed(root, listing.links, listing.loops) + other_files(root.name, others)
-        names, refused = staying(listing, sorted([*names, *found]), reading)
+        names, refused = staying(listing, sorted([*names, *pictures]), reading)
         problems += [*refused, *strange, *map(_unread_picture, unreadable)]
         placed = infer_labels(names, labels=reading.labels)
         if not path:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from typing import Protocol
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
 from preprocess.sources.file_kinds import is_ignored
+from preprocess.sources.folder_walk import FolderLinks, walk
 
 _AT_A_TIME = 8  # files of one sample that are fetched at the same time
 
@@ -41,66 +42,6 @@ class Listing:
     links: tuple[str, ...] = ()  # linked folders that were not followed, `link -> target`, sorted
     loops: int = 0  # linked folders that lead back to a folder above them
     outside: frozenset[str] = frozenset()  # those of the names that are links to what lies outside the root
-
-
-@dataclass
-class FolderLinks:
-    """The linked folders that a walk met."""
-
-    left: list[str] = field(default_factory=list)  # not followed, `link -> target`
-    loops: int = 0  # to a folder above, or to the folder itself
-
-
-def walk(
-    root: Path, below: str = "", *, follow: bool, links: FolderLinks, skip: Collection[str] = ()
-) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
-    """Yield each folder below a folder of this machine, relative to `root`, with its files; ignored ones left out.
-
-    Args:
-        root: what the paths are relative to.
-        below: the folder to start at.
-        follow: whether linked folders are entered, each once per path; those that lead back to a folder above are not.
-        links: takes the linked folders that were not entered.
-        skip: folders that are not looked into.
-
-    Raises:
-        OSError: the first folder cannot be read.
-    """
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(below, frozenset())]
-    while pending:
-        folder, above = pending.pop()
-        if folder in skip:
-            continue
-        if follow:
-            status = (root / folder).stat()
-            if (status.st_dev, status.st_ino) in above:
-                links.loops += 1
-                continue
-            above |= {(status.st_dev, status.st_ino)}
-        try:
-            with os.scandir(root / folder) as opened:
-                entries = [entry for entry in opened if not is_ignored(entry.name)]
-        except FileNotFoundError:
-            if folder == below:
-                raise
-            continue
-        files = []
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if not _is_folder(entry):
-                files.append(entry)
-            elif follow or entry.is_dir(follow_symlinks=False):
-                pending.append((path, above))
-            else:
-                links.left.append(f"{path} -> {Path(entry.path).readlink()}")
-        yield folder, files
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself; whoever opens it will be told
-        return False
 
 
 class Root(Protocol):
@@ -175,7 +116,10 @@ class Folder:
             return file.read(count)
 
     def inside(self, path: str) -> bool:
-        return (self.path / path).resolve().is_relative_to(self.path.resolve())
+        try:
+            return (self.path / path).resolve().is_relative_to(self.path.resolve())
+        except RuntimeError:  # a link to itself, which leads nowhere
+            return True
 
     @contextmanager
     def local(self, files: Sequence[str]) -> Iterator[list[Path]]:

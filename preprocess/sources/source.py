@@ -127,9 +127,9 @@ def not_followed(root: Root, links: Sequence[str], loops: int) -> list[str]:
 
 
 def unread(
-    root: Root, listing: Listing, names: Sequence[str], wanted: str, reading: Reading
+    root: Root, listing: Listing, names: Sequence[str], media: str, reading: Reading
 ) -> tuple[list[str], list[str], list[Problem]]:
-    """Sort files that no suffix announces as media: those that are `wanted` by content, others, and problems.
+    """Sort files that no suffix announces as media: those that are of the given kind by content, others, and problems.
 
     The first bytes are read of files whose suffix is unknown; sidecars are not opened, nor are pictures behind a URL
     among videos, since each would be a request. A file of which nothing is known is a problem: it might be meant.
@@ -138,7 +138,7 @@ def unread(
         root: where they lie.
         listing: all files there.
         names: the files.
-        wanted: "video" or "image".
+        media: "video" or "image".
         reading: whether links may leave the root.
     """
     passed_by = is_picture if is_url(root.where) else lambda name: False
@@ -151,9 +151,9 @@ def unread(
         Problem("unknown_format", f"its suffix is not known, and its content is {what}", shown(name))
         for name, what in wrong.items()
     ]
-    found = [name for name in unknown if kinds[name] == wanted]
-    passed = {*found, *wrong, *(problem.name for problem in problems)}
-    return found, [name for name in names if name not in passed], problems
+    taken = [name for name in unknown if kinds[name] == media]
+    passed = {*taken, *wrong, *(problem.name for problem in problems)}
+    return taken, [name for name in names if name not in passed], problems
 
 
 _UNKNOWN = {"": f"neither media nor text by its first {HEAD_BYTES} bytes", "unreadable": "not to be read"}

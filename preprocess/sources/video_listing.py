@@ -108,11 +108,11 @@ def _collect_tree(entry: Given, reading: Reading, workers: int, collected: Colle
     listing = entry.root.files(follow=reading.allow_outside)
     names = [name for name in listing.names if _suffix(name) in TAKEN_SUFFIXES]
     rest = [name for name in listing.names if _suffix(name) not in TAKEN_SUFFIXES]
-    found, others, strange = unread(entry.root, listing, rest, "video", reading)
+    videos, others, strange = unread(entry.root, listing, rest, "video", reading)
     names, refused = staying(listing, names, reading)
-    names = sorted([*names, *found])
+    names = sorted([*names, *videos])
     num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
-    log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(rest) - len(found))
+    log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(rest) - len(videos))
     for note in (*not_followed(entry.root, listing.links, listing.loops), *other_files(entry.root.name, others)):
         collected.note(note)
     collected.problems += [*refused, *strange]

@@ -100,7 +100,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-CONTAINERS = "mp4 mkv avi mpg vob ts flv asf m1v m4v mxf nut y4m".split()
+CONTAINERS = ["mp4", "mkv", "avi", "mpg", "vob", "ts", "flv", "asf", "m1v", "m4v", "mxf", "nut", "y4m"]
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
