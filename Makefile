@@ -141,6 +141,9 @@ lock: $(LOCKED)  ## resolve requirements.lock anew from setup.cfg
 	printf '%s\n' ninja nvidia-ml-py setuptools wheel | $(BIN)/uv pip compile --no-config --quiet --upgrade --universal \
 		--python-version 3.11 --extra dev --generate-hashes --custom-compile-command "make lock" -o requirements.lock setup.cfg -
 
+# Here, wherever make is called from, and only what `demo` makes below out/demo, wherever DEMO points to.
+ROOT := $(dir $(abspath $(firstword $(MAKEFILE_LIST))))
+
 clean:  ## remove caches, builds and the demo (not .venv, nor other runs below out/)
-	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO)
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	cd '$(ROOT)' && rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache $(addprefix out/demo/,frames shards run report)
+	cd '$(ROOT)' && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

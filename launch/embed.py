@@ -75,6 +75,8 @@ class EmbedConfig:
             raise ValueError(f"--num_clips {self.num_clips}: with --every each clip has a row of its own")
         if self.map and self.pool == "tokens":
             raise ValueError("--map shows one point a vector: give --pool mean or cls")
+        if self.map and Path(self.map).resolve() == Path(self.out).resolve():
+            raise ValueError(f"--map {self.map}: is --out as well; give the picture a name of its own")
         if self.videos and len(set(self.videos)) < len(self.videos):
             raise ValueError("--videos: a file is given twice")
 
@@ -105,8 +107,8 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         ValueError: A setting, the model or the dataset is wrong; the message gives the remedy.
         OSError: The table cannot be written.
     """
+    from launch.inference.embedding_map import refuse_other_map
     from launch.inference.embeddings import Embedder
-    from mae3d.io.files import refuse_foreign
     from mae3d.weights.files import open_encoder
 
     file = agreed_model_file(config.run, world)
@@ -121,7 +123,7 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         precision=config.precision,
     )
     if config.map:
-        refuse_foreign(Path(config.map))
+        refuse_other_map(Path(config.map))
     Path(config.out).resolve().parent.mkdir(parents=True, exist_ok=True)
     make = _embed_videos if config.videos else _embed_shards
     return make(config, embedder, stored, model_sha256=model_sha256, world=world)

@@ -84,13 +84,18 @@ def preview(config: PreviewConfig) -> list[Path]:
         DataError: shards that cannot be read.
         OSError: a file that cannot be written.
     """
-    from mae3d.io.contact_sheet import contact_sheet, save_grid
+    from mae3d.io.contact_sheet import contact_sheet, png_mark, save_grid
+    from mae3d.io.files import refuse_foreign
     from pipelines.loader import Loader
     from pipelines.samples.corpus import corpus_of
 
     data = config.data
     if not data.roots:
         raise ValueError("which shards? Give --data.shards, a folder made by `python -m preprocess build`")
+    stems = [Path(config.out) / f"epoch-{config.epoch}-batch-{number:03d}" for number in range(config.batches)]
+    for stem in stems:
+        refuse_foreign(stem.with_suffix(".png"))
+        refuse_foreign(stem.with_suffix(".gif"))
     corpus = corpus_of(data)
     try:
         loader = Loader(
@@ -99,14 +104,12 @@ def preview(config: PreviewConfig) -> list[Path]:
     except ValueError as error:
         raise ValueError(str(error).replace("train.global_batch", "--batch")) from error
     loader.load_state_dict(loader.state_dict() | {"epoch": config.epoch})
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    Path(config.out).mkdir(parents=True, exist_ok=True)
     written = []
     try:
-        for number in range(config.batches):
+        for stem in stems:
             strips = _strips(corpus, config, next(loader))
-            stem = out / f"epoch-{config.epoch}-batch-{number:03d}"
-            contact_sheet(strips).save(stem.with_suffix(".png"))
+            contact_sheet(strips).save(stem.with_suffix(".png"), pnginfo=png_mark())
             save_grid(strips, stem.with_suffix(".gif"), columns=data.repeat_aug)
             written += [stem.with_suffix(".png"), stem.with_suffix(".gif")]
     finally:

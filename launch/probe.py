@@ -124,6 +124,7 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     check_pool(encoder, config.pool)
     if config.random_init:
         encoder, model = _untrained(encoder, config.seed), f"untrained, seed {config.seed}"
+    _refuse_other_results(Path(config.out) / RESULTS)
     Path(config.out).mkdir(parents=True, exist_ok=True)
     train, test = _open_sets(config, trained_data(file), encoder.config, world)
     _embed(config, encoder, model, {"train": train, "test": test}, world)
@@ -140,6 +141,19 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     results |= compare(tables, config.probes, few_shot=config.few_shot, seeds=config.seeds, seed=config.seed)
     write_text(Path(config.out) / RESULTS, json.dumps(results, indent=1) + "\n")
     return results
+
+
+def _refuse_other_results(path: Path) -> None:
+    """Raise ValueError if another program's file has the name of the results."""
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            stored = None
+        if not isinstance(stored, dict) or not stored.keys() >= {"model", "probes"}:
+            raise ValueError(
+                f"{path}: not replaced, because MAE3D has not made it: move it away, or give another --out"
+            )
 
 
 def _untrained(encoder: "Encoder", seed: int) -> "Encoder":

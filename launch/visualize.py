@@ -23,7 +23,6 @@ from launch.report.attention import AttentionQuery, attention_section, check_que
 from launch.report.clips import IMAGES, Clip, read_clips, read_videos
 from launch.report.neighbours import neighbour_section, pool_of_dataset, pool_of_table
 from launch.report.reconstruction import mask_facts, reconstruction_section
-from mae3d.io.html import refuse_other_page
 from mae3d.io.random import Stream
 from mae3d.model.config import nearest
 from pipelines.config import DataConfig
@@ -112,7 +111,7 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
         ValueError: A setting, the model or the dataset is wrong; the message gives the remedy.
         OSError: A picture cannot be written.
     """
-    from launch.report.page import PAGE, progress_section, read_losses, write_report
+    from launch.report.page import progress_section, read_losses, write_report
     from mae3d.distributed import choose_device
     from mae3d.weights.files import find_model_file, open_model
     from pipelines.samples.corpus import corpus_of
@@ -136,8 +135,7 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
     else:
         clips = read_videos(config.videos, model.config, data)
     out = Path(config.out)
-    refuse_other_page(out / PAGE)
-    (out / IMAGES).mkdir(parents=True, exist_ok=True)
+    _claim_folder(out)
     facts = facts_of(model, file, run, data) | ({"dataset": f"{len(corpus):,} samples"} if corpus else {})
     sections, more = _sections(config, show, model.to(device), clips, corpus, data, out, device=device)
     intro = [f"{len(clips)} clips, and what the model makes of them. {_KINDS[type(model).__name__]}"]
@@ -149,6 +147,26 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
         sections.append(progress)
     page = write_report(out, title=title, intro=intro, facts=facts | more, sections=sections, losses=losses)
     return page, "; ".join(section.summary for section in sections if section.summary)
+
+
+def _claim_folder(out: Path) -> None:
+    """Make the folder with a page that stands until the report does; ValueError if a file there is not ours.
+
+    The page comes first because it marks the pictures beside it as this program's.
+    """
+    from launch.report.page import PAGE
+    from mae3d.io.files import write_text
+    from mae3d.io.html import page, paragraph, refuse_other_page
+
+    refuse_other_page(out / PAGE)
+    if not (out / PAGE).exists():
+        if (out / IMAGES).exists() and any((out / IMAGES).iterdir()):
+            raise ValueError(
+                f"{out / IMAGES}: holds files, and no {PAGE} is beside it: give another --out, or move them"
+            )
+        (out / IMAGES).mkdir(parents=True, exist_ok=True)
+        write_text(out / PAGE, page("Unfinished", [paragraph("The report is not finished.")]))
+    (out / IMAGES).mkdir(exist_ok=True)
 
 
 _KINDS = {

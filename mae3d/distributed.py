@@ -40,6 +40,7 @@ Facts = Mapping[str, Any]  # values of JSON by name
 _OTHER_PORT = (
     "If another run has that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
 )
+_SAME_START = "Give all nodes the same command and the same code"
 _SHOWN = 8  # facts that a message lists
 LATE_S = 3.0  # that it stays for ranks that are late: without it they would wait for as long as for a node
 _READ_S = 10.0  # that rank 0, which keeps the store, waits for the others to read why all end
@@ -226,21 +227,32 @@ def start_world(requested_device: str, *, timeout_minutes: float = 30, facts: Ca
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_size))
     timeout = datetime.timedelta(minutes=timeout_minutes)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    common = {**facts(), "device": device.type, "number of processes": ranks.size} if ranks.size > 1 else {}
+    # torchrun's own store outlives the ranks: those that it starts again would find what the last ones have left, such
+    # as addresses at which nobody listens any more.
+    keeps_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         if ranks.size == 1:  # a single rank takes no port from other runs on the machine
             dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
         else:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
             store.set_timeout(timeout)
-            device_facts = {"device": device.type, "number of processes": ranks.size}
-            _meet(dist.PrefixStore("mae3d", store), ranks, {**facts(), **device_facts}, f"{address}:{port}")
-            group_store = dist.PrefixStore("default_pg", store)
+            if not keeps_store:
+                _meet(dist.PrefixStore("mae3d", store), ranks, common, f"{address}:{port}")
+            group_store = dist.PrefixStore(f"default_pg {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
             dist.init_process_group(backend, timeout=timeout, store=group_store, rank=ranks.rank, world_size=ranks.size)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise MeetingError(
             f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]} {_OTHER_PORT}"
         ) from error
-    return World(ranks, device, dist.new_group(backend="gloo", timeout=timeout), timeout)
+    world = World(ranks, device, dist.new_group(backend="gloo", timeout=timeout), timeout)
+    if keeps_store:
+        try:
+            world.check_same(common, f"{_SAME_START}. {_OTHER_PORT}")
+        except DisagreementError:
+            world.close()
+            raise
+    return world
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
@@ -283,8 +295,7 @@ def _meet(store: dist.Store, ranks: RankInfo, facts: Facts, where: str) -> None:
             time.sleep(0.05)
         time.sleep(LATE_S)
     raise DisagreementError(
-        f"the processes that meet at {where} have not been started alike: {text}. Give all nodes the same command and "
-        f"the same code. {_OTHER_PORT}"
+        f"the processes that meet at {where} have not been started alike: {text}. {_SAME_START}. {_OTHER_PORT}"
     )
 
 

@@ -127,8 +127,8 @@ class DataConfig:
             256 KiB for URLs.
         retries: attempts after a failed read of the storage, each after a longer wait, before a run stops.
         max_bad: substituted samples after which a run stops.
-        cache: folder on the node for what is fetched from URLs, shared by its processes, which use `mae3d-cache` inside
-            it and touch nothing else; none = $XDG_CACHE_HOME, or mae3d-<user id> in $TMPDIR or /tmp.
+        cache: folder on the node for what is fetched from URLs; the processes of a user share `mae3d-cache-<user id>`
+            inside it and touch nothing else. None = $XDG_CACHE_HOME, else $TMPDIR or /tmp.
         cache_gb: most that the cache may hold, in GB.
     """
 

@@ -146,7 +146,11 @@ def _columns(
         ),
     }
     if not model_config.multi_label:
-        hits = [true[0] in top if true else None for top, true in zip(ranked, labels, strict=True)]
+        above = (scores > 0).tolist()  # a probability of 0 is no hit
+        hits = [
+            true[0] in top and above[row][true[0]] if true else None
+            for row, (top, true) in enumerate(zip(ranked, labels, strict=True))
+        ]
         columns["hit5"] = pa.array(hits, pa.bool_())
     offsets = np.arange(len(scores) + 1, dtype=np.int32) * scores.shape[1]
     columns["scores"] = pa.ListArray.from_arrays(offsets, pa.array(scores.ravel(), pa.float32()))

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launch.inference.embeddings import read_vectors
-from mae3d.io.files import MARK, replace_file
+from launch.inference.sharded_table import stored_settings
+from mae3d.io.files import MARK, refuse_foreign, replace_file
 
 MAX_POINTS = 10_000  # t-SNE takes a minute for so many
 MIN_TSNE = 32  # points; of fewer there is no neighbourhood to speak of
@@ -58,6 +59,13 @@ def draw_map(table: Path, picture: Path, *, label_names: Sequence[str] = (), see
 def places_of(picture: Path) -> Path:
     """Return map_places.parquet for map.png: never the table itself, which may be called map.parquet."""
     return picture.with_name(f"{picture.stem}_places.parquet")
+
+
+def refuse_other_map(picture: Path) -> None:
+    """Raise ValueError if this program has not made the picture that is there, or the places beside it."""
+    refuse_foreign(picture)
+    if places_of(picture).exists():
+        stored_settings(places_of(picture))
 
 
 def project(vectors: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, str]:

@@ -84,13 +84,16 @@ class ShardedTable:
             OSError: the folder cannot be made.
         """
         if self.is_finished:
-            self._compare(_stored_settings(self.path), file=self.path)
-            self._remove_folder()  # left by a merge that was killed at its very end
+            self._compare(stored_settings(self.path), file=self.path)
+            with suppress(TableError):
+                if self._folder_settings() in (None, self.settings):
+                    self._remove_folder()  # left by a merge that was killed at its very end
             return []
-        settings = self.folder / SETTINGS
-        done = {path.name for path in self.folder.glob("part-*.parquet")}
-        if done:
-            self._compare(json.loads(settings.read_text(encoding="utf-8")), file=self.folder)
+        if self.path.exists():
+            raise TableError(f"{self.path}: a folder; give the name of a file as --out")
+        stored, done = self._folder_settings(), {path.name for path in self.folder.glob("part-*.parquet")}
+        if stored is not None and done:
+            self._compare(stored, file=self.folder)
         else:  # no shard is lost by other settings
             for name in self.beside:
                 if self.path.with_name(name).exists():
@@ -99,7 +102,7 @@ class ShardedTable:
                         "another --out"
                     )
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(settings, json.dumps(self.settings, indent=1) + "\n")
+            write_text(self.folder / SETTINGS, json.dumps(self.settings, indent=1) + "\n")
         return [shard for shard in range(self.num_shards) if self._file(shard).name not in done]
 
     def rows(self, shard: int) -> range:
@@ -133,12 +136,25 @@ class ShardedTable:
         self._remove_folder()
 
     def _remove_folder(self) -> None:
-        """Remove the shards and their settings, and the folder unless it holds anything else."""
-        shards = self.folder.glob(f"part-{5 * '[0-9]'}.parquet")
+        """Remove the shards and then their settings, and the folder unless it holds anything else."""
+        shards = map(self._file, range(self.num_shards))
         for path in (*shards, *self.folder.glob(f"{TEMPORARY_PREFIX}*"), self.folder / SETTINGS):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
+
+    def _folder_settings(self) -> dict[str, Any] | None:
+        """Return the settings in the folder of shards, None before the first start; TableError if it is not ours."""
+        file = self.folder / SETTINGS
+        if not file.exists() and not any(self.folder.glob("part-*.parquet")):
+            return None
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            stored = None
+        if not isinstance(stored, dict) or "rows_at_once" not in stored:
+            raise TableError(f"{self.folder}: not the shards of a table of ours; give another --out, or move it away")
+        return stored
 
     def _row_groups(self) -> Iterator[pa.Table]:
         held: list[pa.Table] = []
@@ -150,7 +166,7 @@ class ShardedTable:
 
     def _read(self, shard: int) -> pa.Table:
         file = self._file(shard)
-        self._compare(_stored_settings(file), file=file)
+        self._compare(stored_settings(file), file=file)
         try:
             return pq.read_table(file, partitioning=None)
         except pa.ArrowException as error:
@@ -291,7 +307,8 @@ def sample_settings(samples: "EvalSet") -> dict[str, Any]:
     }
 
 
-def _stored_settings(path: Path) -> dict[str, Any]:
+def stored_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a finished table or a shard; TableError if it is another program's file."""
     try:
         stored = (pq.read_schema(path).metadata or {}).get(METADATA)
     except pa.ArrowException as error:

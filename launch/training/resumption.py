@@ -76,7 +76,7 @@ def change_of_schedule(run: "Run", config: TrainingConfig, loader: "Loader", sch
             f"would make it {schedule.total_steps:,}. --extend true makes a run longer: give train.steps of {least} or "
             f"more; the file {run.folder / STOP} ends it early"
         )
-    changes = [f"{name} was {before[name]:g}, is {now[name]:g}" for name in now if before.get(name) != now[name]]
+    changes = [f"{name} was {before[name]:.12g}, is {now[name]:.12g}" for name in now if before.get(name) != now[name]]
     if not changes:
         train = config.train
         why = f" (train.steps={train.steps} wins over train.epochs)" if train.steps else ""

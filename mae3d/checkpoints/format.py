@@ -44,6 +44,8 @@ _FILE = re.compile(
     r"(\.tmp-\S+-)?(rank-\d+\.safetensors|" + "|".join(map(re.escape, (MODEL_FILE, STATE, MANIFEST))) + ")"
 )
 
+_ONLY_OURS = (MANIFEST, "rank-")  # of these one is in each; other programs have model.safetensors as well
+
 Entries = dict[str, dict[str, Any]]  # of a manifest: a file's name ─► its bytes and sha256
 
 
@@ -144,6 +146,8 @@ def put_in_place(staging: Path, final: Path) -> None:
     sync(staging)
     aside = None
     if final.exists():  # a step that is saved again after a rollback: the old one goes aside, for two renames only
+        if why := foreign(final):
+            raise FileExistsError(errno.EEXIST, f"in the way of a checkpoint: {why}; move it away", str(final))
         aside = Path(tempfile.mkdtemp(prefix=f"{STAGED}old-{final.name}-", dir=final.parent))
         final.rename(aside)  # onto the empty folder
     staging.rename(final)
@@ -312,6 +316,18 @@ def leftovers(run: Path) -> list[Path]:
     return [path for path in (run / CHECKPOINTS).glob(f"{STAGED}*") if _LEFTOVER.fullmatch(path.name)]
 
 
+def foreign(folder: Path) -> str:
+    """Return why a folder that has a checkpoint's name is none of ours, or holds more than one; "" if it is ours."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "it is no folder"
+    paths = list(folder.iterdir())
+    if others := sorted(path.name for path in paths if not is_own_file(path.name) or not path.is_file()):
+        return f"{others[0]} is no file of a checkpoint"
+    if folder.name.startswith(STAGED) or not paths or any(path.name.startswith(_ONLY_OURS) for path in paths):
+        return ""
+    return f"it has neither {MANIFEST} nor slices of ranks"
+
+
 def remove(folder: Path) -> None:
     """Remove a checkpoint, whole or half-written, or log why it stays.
 
@@ -319,9 +335,8 @@ def remove(folder: Path) -> None:
     leaves no folder that looks like a checkpoint.
     """
     try:
-        foreign = sorted(path.name for path in folder.iterdir() if not (is_own_file(path.name) and path.is_file()))
-        if foreign or folder.is_symlink():
-            logger.warning("%s stays: %s", folder, f"{foreign[0]} is no file of a checkpoint" if foreign else "a link")
+        if why := foreign(folder):
+            logger.warning("%s stays: %s", folder, why)
             return
         doomed = folder
         if not folder.name.startswith(STAGED):

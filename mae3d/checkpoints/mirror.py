@@ -21,7 +21,7 @@ from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import MANIFEST, CheckpointError, is_own_file
 from mae3d.io.files import sync, write_text
-from mae3d.io.resume import ALL_FIXED, ResumeRules
+from mae3d.io.resume import ALL_FIXED, ResumeRules, dotted
 from mae3d.io.storage import Storage, access_remedy, describe_error
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run, RunError
 
@@ -193,6 +193,11 @@ def restore(run: Path, url: str, rules: ResumeRules = ALL_FIXED) -> str:
     try:
         there = store.sizes()
         _check_same_run(Run(run, rules), store, there)
+        if _complete(there) and not (run / CONFIG).exists():
+            Run(run).refuse_foreign()
+            if CONFIG in there:  # first: what is fetched lies in a run's folder from then on, wherever this is killed
+                run.mkdir(parents=True, exist_ok=True)
+                write_text(run / CONFIG, store.read_text(CONFIG))
         name = _fetch_newest(run, store, there, have)
         if name is None:
             return ""
@@ -301,4 +306,11 @@ def _is_whole(folder: Path) -> bool:
 def _check_same_run(run: Run, store: Storage, there: Mapping[str, int | None]) -> None:
     """Refuse to mix two runs, because one would remove the other's checkpoints."""
     if CONFIG in there:
-        run.check_same(yaml.safe_load(store.read_text(CONFIG)), where=store.url)
+        try:
+            config = yaml.safe_load(store.read_text(CONFIG))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            config = None
+        mine = run.stored()
+        if not isinstance(config, dict) or (mine and not dotted(mine).keys() & dotted(config).keys()):
+            raise RunError(f"{store.url}/{CONFIG}: no config of a run of MAE3D; give another run.remote")
+        run.check_same(config, where=store.url)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from mae3d.checkpoints.format import leftovers, pointed, read_state, remove, step_of, up_to_latest
+from mae3d.checkpoints.format import foreign, leftovers, pointed, read_state, remove, step_of, up_to_latest
 from mae3d.io.files import TEMPORARY_PREFIX, write_text
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST
 
@@ -40,7 +40,8 @@ def keep_best(run: Path, folder: Path, *, score: float) -> None:
 def prune(run: Path, *, keep_last: int, keep_every: int, in_use: Collection[str] = ()) -> None:
     """Remove old checkpoints and leftovers of a killed save; a failure is logged and costs nothing but space.
 
-    Those later than `latest` stay, and do not count as the last: the run comes to these steps again.
+    Those later than `latest` stay, and do not count as the last: the run comes to these steps again. So does a folder
+    in which somebody has put anything else.
 
     Args:
         run: the run's folder.
@@ -49,7 +50,7 @@ def prune(run: Path, *, keep_last: int, keep_every: int, in_use: Collection[str]
         in_use: names of those that are being read.
     """
     folder = run / CHECKPOINTS
-    names = [path.name for path in up_to_latest(run)]
+    names = [path.name for path in up_to_latest(run) if not foreign(path)]
     for name in superseded(names, best=pointed(run, BEST), keep_last=keep_last, keep_every=keep_every):
         if name not in in_use:
             remove(folder / name)

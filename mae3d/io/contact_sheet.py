@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from mae3d.io.files import MARK as MADE_BY
 
 Frames = NDArray[np.uint8]  # (F, H, W, 3)
 Heat = NDArray[np.floating]  # (t, h, w), one value for each token
@@ -122,6 +125,13 @@ def save_grid(strips: Sequence[Strip], path: Path, *, columns: int) -> None:
         ]
         grids.append(_framed(_in_lines(panels, min(columns, COLUMNS), gap=MARGIN)))
     _save_gif(grids, path, frame_ms=FRAME_MS)
+
+
+def png_mark() -> PngInfo:
+    """Return the mark by which `refuse_foreign` knows this program's PNGs, for `Image.save(pnginfo=...)`."""
+    mark = PngInfo()
+    mark.add_text("Software", MADE_BY.decode())
+    return mark
 
 
 def side_by_side(pictures: Sequence[Image.Image], background: Colour = PAPER) -> Image.Image:
@@ -275,7 +285,7 @@ def _save_gif(sheets: Sequence[Image.Image], path: Path, *, frame_ms: int) -> No
     palette = tall.quantize(256, method=Image.Quantize.MEDIANCUT)
     indexed = [sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets]
     endless: dict[str, Any] = {"save_all": True, "append_images": indexed[1:], "duration": frame_ms, "loop": 0}
-    indexed[0].save(path, optimize=False, **endless)
+    indexed[0].save(path, optimize=False, comment=MADE_BY, **endless)
 
 
 def _cell(frames: Frames) -> tuple[int, int]:

@@ -53,14 +53,14 @@ def refuse_foreign(path: Path, *, marks: Sequence[bytes] = (MARK,)) -> None:
         marks: bytes of which a file of ours has one among its first 4096.
 
     Raises:
-        FileExistsError: a file is there, and it has no mark.
+        ValueError: something is there, and it has no mark.
     """
+    head = b""
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(4096)
-        if not any(mark in head for mark in marks):
-            text = "not replaced, because MAE3D has not made it: remove it, or name another file"
-            raise FileExistsError(errno.EEXIST, text, str(path))
+    if path.exists() and not any(mark in head for mark in marks):
+        raise ValueError(f"{path}: not replaced, because MAE3D has not made it: remove it, or name another file")
 
 
 def sync(path: Path) -> None:

@@ -59,7 +59,7 @@ def page(title: str, body: Sequence[str], *, style: str = "") -> str:
 
 
 def refuse_other_page(path: Path) -> None:
-    """Refuse to replace a page that `page` has not made, also before 0.3; raise FileExistsError."""
+    """Refuse to replace a page that `page` has not made, also before 0.3; raise ValueError."""
     refuse_foreign(path, marks=(b'content="MAE3D"', b"--ink: #262a30"))
 
 

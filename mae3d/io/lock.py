@@ -59,6 +59,8 @@ class Lock:
 
     def end_soon(self) -> None:
         """Let others know that the lock will be given back before long; a handler of signals may call it."""
+        if self._is_ending:  # a handler must not wait for the call that it interrupts
+            return
         self._is_ending = True
         self._wake.set()
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import socket
 import time
 import uuid
@@ -24,6 +25,8 @@ from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.storage import Storage
 
 LOCK_NAME = ".lock"  # all locks begin so
+# Of a whole, a part, one file; behind it the guards of a takeover, with the token of the dead owner.
+_NAME = re.compile(re.escape(LOCK_NAME) + r"(?:\.(?:plan|slice-\d+-of-\d+)|-.+?)?(?:~(?:[0-9a-f]{32}|unreadable))*")
 STALE_S = 300.0  # seconds of silence after which an owner on another machine counts as dead
 # Errors of a file system that has no links: FAT, many that are mounted through FUSE, CIFS.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -107,15 +110,17 @@ class FolderLockStore:
         return str(self.folder)
 
     def names(self) -> list[str]:
-        return [path.name for path in self.folder.glob(f"{LOCK_NAME}*")]
+        return [path.name for path in self.folder.glob(f"{LOCK_NAME}*") if _NAME.fullmatch(path.name)]
 
     def read(self, name: str) -> HeldLock | None:
         path = self.folder / name
         try:
-            text, modified = path.read_text(), path.stat().st_mtime
+            text, modified = path.read_text(errors="replace"), path.stat().st_mtime
         except FileNotFoundError:
             return None
-        owner = _parsed(text)
+        except IsADirectoryError:
+            text, modified = "a folder", 0.0
+        owner = _parsed(text, where=path)
         silent = 0.0 if owner.machine == _machine() else self._now() - modified
         return HeldLock(owner, silent)
 
@@ -184,7 +189,7 @@ class UrlLockStore:
         return self.storage.url
 
     def names(self) -> list[str]:
-        return [name for name in self.storage.sizes() if name.startswith(LOCK_NAME)]
+        return [name for name in self.storage.sizes() if _NAME.fullmatch(name)]
 
     def read(self, name: str) -> HeldLock | None:
         try:
@@ -195,7 +200,7 @@ class UrlLockStore:
             beat = float(json.loads(text)["beat"])
         except (ValueError, TypeError, KeyError):
             beat = 0.0
-        return HeldLock(_parsed(text), time.time() - beat)
+        return HeldLock(_parsed(text, where=f"{self}/{name}"), time.time() - beat)
 
     def create(self, name: str, owner: Owner) -> bool:
         if self.read(name) is not None:
@@ -219,12 +224,17 @@ def _as_text(owner: Owner) -> str:
     return json.dumps(asdict(owner))
 
 
-def _parsed(text: str) -> Owner:
+def _parsed(text: str, *, where: Path | str) -> Owner:
+    """Return the owner that a lock names; ValueError for a file of another program, which is never taken over."""
     try:
         fields = json.loads(text)
         fields.pop("beat", None)
         return Owner(**fields)
-    except (ValueError, TypeError, AttributeError):  # only where a file system has no links, and for a moment
+    except (ValueError, TypeError, AttributeError) as error:
+        begin = '{"job"'
+        if not begin.startswith(text[: len(begin)]):
+            raise ValueError(f"{where}: not a lock of MAE3D; move it away, or give another folder") from error
+        # begun and not written yet: only where a file system has no links, and for a moment
         return Owner("another run", "a machine", 0, "an unknown time", token="unreadable")
 
 

@@ -63,7 +63,7 @@ class Run:
         if (self.folder / STOP).exists():
             raise RunError(f"{self.folder / STOP} requests a stop: remove that file to go on")
         if not (self.folder / CONFIG).exists():
-            self._refuse_foreign()
+            self.refuse_foreign()
             return
         before, now = dotted(self.stored()), dotted(_plain(config))
         if before and now and not before.keys() & now.keys():
@@ -90,7 +90,7 @@ class Run:
         if extend:
             (self.folder / DONE).unlink(missing_ok=True)
 
-    def _refuse_foreign(self) -> None:
+    def refuse_foreign(self) -> None:
         """Refuse a folder without config.yaml that holds names of a run: they would be rewritten or removed."""
         for name in (METRICS, SPIKES, CHECKPOINTS, HEARTBEATS, PICTURES, DONE, STOPPED):
             if (self.folder / name).exists():

@@ -153,6 +153,8 @@ class WeightsAndBiases:
             raise TrackerError("no key: `wandb login`, or set WANDB_API_KEY; or take --log.wandb_mode offline")
         self._path = run.folder / WANDB_STATE
         self._state = _read_json(self._path)
+        if self._path.exists() and "id" not in self._state:
+            raise TrackerError(f"{self._path}: not of a run of MAE3D; move it away")
         if self._state.get("project") != project:
             self._state = {"project": project, "id": uuid.uuid4().hex[:12], "step": 0, "taken": 0, "scored": 0}
             self._remember()

@@ -53,8 +53,9 @@ class FinetuneOptimConfig(OptimConfig):
     Attributes:
         blr: base learning rate; the rate is blr x global_batch x repeat_aug / 256 (upstream's rule for finetuning).
         layer_decay: share of the rate from a block to the one below; 1 gives all layers the same rate.
-        ema: decay a step of a moving average of the fp32 weights, which is then validated and saved as the model; 0 for
-            none. VideoMAE's: 0.9999.
+        ema: largest decay a step of a moving average of the fp32 weights, which is then validated and saved as the
+            model; 0 for none. It begins at 0.1 and rises with the steps, min(ema, (1 + t) / (10 + t)). VideoMAE's:
+            0.9999, for runs of more than 10,000 steps.
     """
 
     blr: float = 1e-3

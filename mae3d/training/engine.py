@@ -21,7 +21,7 @@ from mae3d.checkpoints.format import Slice, SliceReader
 from mae3d.distributed import World
 from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.deepspeed_config import merged
-from mae3d.training.optim import ParamGroup
+from mae3d.training.optim import ParamGroup, ema_decay
 from mae3d.training.zero import KINDS, Piece, count_steps, make_layout, moments, start_state
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,8 @@ class Engine:
             optim: AdamW's constants and the clipping.
             micro_batch: samples of one forward pass on this rank.
             world: all processes.
-            ema: decay a step of a moving average of the fp32 masters, kept by the rank that holds them; 0 for none.
+            ema: largest decay a step (`ema_decay`) of a moving average of the fp32 masters, kept by the rank that holds
+                them; 0 for none.
 
         Raises:
             ValueError: DeepSpeed refuses a setting of train.deepspeed.
@@ -152,7 +153,8 @@ class Engine:
         if ends and self._averages and self.skipped_steps == skipped:
             with torch.no_grad():
                 masters = [self._master(piece) for piece in self._layout.pieces()]
-                torch._foreach_lerp_(self._averages, masters, 1 - self._decay)
+                decay = ema_decay(self.optimizer_step - 1, self._decay)
+                torch._foreach_lerp_(self._averages, masters, 1 - decay)
 
     def _clip_gradients(self) -> None:
         """Clip as ZeRO's optimizers do themselves; DeepSpeed has averaged the gradients over the ranks by now."""

@@ -39,6 +39,20 @@ def lr_at(step: float, *, lr: float, min_lr: float, warmup_steps: float, total_s
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def ema_decay(step: int, decay: float) -> float:
+    """Return the decay of the weights' moving average at an update: min(decay, (1 + step) / (10 + step)).
+
+    A constant decay of 0.9999 would still hold 99.4 % of the first weights after 60 updates; so it holds none, and the
+    average reaches back over about the last tenth of the updates until they are many (TensorFlow's rule, which timm's
+    trainers have as `--model-ema-warmup` in another form).
+
+    Args:
+        step: updates done before this one.
+        decay: the largest.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
 def pretrain_groups(model: nn.Module, *, weight_decay: float) -> list[ParamGroup]:
     """Return parameters with and without weight decay, in the order of `named_parameters`.
 

@@ -1,19 +1,20 @@
 """Files behind URLs ─► whole local copies in one bounded folder, shared by the processes of a node.
 
-cache = Cache(Path("/scratch"), limit_bytes=100 * 10**9)      # CACHE is /scratch/mae3d-cache
+cache = Cache(Path("/scratch"), limit_bytes=100 * 10**9)      # CACHE is /scratch/mae3d-cache-<user id>
 descriptor = cache.open(file)        # a RemoteFile; fetched if it is not there, and what is needed least makes room
 
-    CACHE/OWNER                      the marker; a folder that has none, and holds anything else, is refused
+    CACHE/CACHEDIR.TAG               the marker: what lies here was fetched and may go (backups leave it out)
     CACHE/lock                       held while room is made: the sum of all files' sizes never passes the limit
-    CACHE/<dataset>/<file>           whole, checked by sha256; its modification time is its last use
-    CACHE/<dataset>/<file>.part      being fetched, at its full size from the start; locked by its process
-
-The folder that users name may hold anything: the cache is a folder of its own inside it. There, only regular files of
-this user under names that the cache itself gives (`_NAME`) are counted and removed; links are never followed.
+    CACHE/<tag>/<file>               whole, checked by sha256; its access time is its last use
+    CACHE/<tag>/<file>.<bytes>.part  being fetched, at its full size from the start; locked by its process
 
 All locks are flock's: they end with their process, however it ends. A part that nobody locks is a dead process's, and
 the next one that needs room removes it. Files under a shared lock (`hold`) are not evicted. Readers keep descriptors,
 so a file that is evicted under them stays readable.
+
+Only what is provably the cache's own is counted or removed: a regular file of this user, in a folder with the marker,
+under a name as above, and with the modification time that `_signed` gives it, which any other writer would change
+(a part: with its size). Everything else stays, and a fetch that finds it in its way fails.
 """
 
 import errno
@@ -26,22 +27,28 @@ import stat
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mae3d.io.files import TEMPORARY_PREFIX, write_text
+
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 16 << 20  # of one request to the store
 ROOM_SECONDS = 60.0  # how long a read waits while other processes fetch into all of the cache
-PART = ".part"
-FOLDER = "mae3d-cache"  # the cache's own folder inside the one that users name
-MARKER = "OWNER"
-_MARKER_TEXT = "MAE3D's cache of shards behind URLs. MAE3D deletes the files of this folder whenever it needs room.\n"
-# A shard's copy begins with its hash, an index file's name ends with it; the folder is a hash of the dataset's URL.
-_DATASET = re.compile(r"[0-9a-f]{16}")
-_NAME = re.compile(r"[0-9a-f]{16}/(?:[0-9a-f]{16}-[^/]+\.tar|(?:index|rows|frames)-[0-9a-f]{16}\.[a-z]+)")
+FOLDER = f"mae3d-cache-{os.getuid()}"  # inside the folder that users name, which may hold anything
+MARKER, LOCK = "CACHEDIR.TAG", "lock"
+_MARK = """Signature: 8a477f597d28d172789f06886806bc55
+# This is a cache of shards that mae3d fetched (layout 2). It may be deleted when no program uses it.
+"""  # the first line is that of https://bford.info/cachedir/
+_TAG = re.compile(r"[0-9a-f]{16}")
+_NAME = r"(?:[0-9a-f]{16}-shard-\d{5,}\.tar|(?:index|rows|frames)-[0-9a-f]{16}\.(?:parquet|arrow))"
+_FILE = re.compile(_NAME)
+_PART = re.compile(_NAME + r"\.(\d+)\.part")
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # neither through a link nor waiting for a pipe
 
 
 @dataclass(frozen=True)
@@ -51,15 +58,13 @@ class RemoteFile:
     url: str
     num_bytes: int
     sha256: str
-    local: str  # path below the cache's folder
+    local: str  # <tag>/<file> below the cache's folder
     read: Callable[[int, int], bytes]  # (start, stop) ─► these bytes; OSError
 
 
 def default_folder() -> Path:
-    """Return $XDG_CACHE_HOME, or mae3d-<user id> in $TMPDIR (else /tmp): both lie on the node."""
-    if home := os.environ.get("XDG_CACHE_HOME"):
-        return Path(home)
-    return Path(tempfile.gettempdir()) / f"mae3d-{os.getuid()}"
+    """Return $XDG_CACHE_HOME, or $TMPDIR (else /tmp): both lie on the node."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
 
 
 def gigabytes(num_bytes: int) -> str:
@@ -74,13 +79,20 @@ class Cache:
         """Make the cache's own folder if it is missing, and remove what killed processes left in it.
 
         Args:
-            folder: the folder that holds the cache's own, and may hold anything else.
+            folder: the folder that holds the cache's own, and may hold anything else; or the cache's own.
             limit_bytes: the largest sum of the files' sizes.
 
         Raises:
-            OSError: the folder cannot be made, is another user's, or holds files that are no cache's.
+            OSError: the folder cannot be made, is another user's, or holds other things than a cache.
         """
-        self.folder, self.limit_bytes = folder / FOLDER, limit_bytes
+        self.folder = folder if _marker(folder) == _MARK else folder / FOLDER
+        self.limit_bytes = limit_bytes
+        if not self.folder.exists() and (left := _earlier_caches(folder)):  # said once, when the new cache begins
+            logger.warning(
+                "%s: of an earlier version and not used any more: remove it to have its space back (%d such folders)",
+                left[0],
+                len(left),
+            )
         self.bytes_fetched = self.files_fetched = 0
         self._planned: dict[Path, int] = {}
         self._counting = threading.Lock()
@@ -93,10 +105,11 @@ class Cache:
             self._make_room(0)
 
     def path(self, file: RemoteFile) -> Path:
-        """Return the path at which the file is, or will be; ValueError for a name that the cache would never evict."""
-        if not _NAME.fullmatch(file.local):
-            raise ValueError(f"{file.url}: its dataset.json gives it a name that no dataset of MAE3D has: {file.local}")
-        return self.folder / file.local
+        """Return the path at which the file is, or will be; ValueError if that is not a file of a cache."""
+        tag, _, name = file.local.partition("/")
+        if not (_TAG.fullmatch(tag) and _FILE.fullmatch(name)):
+            raise ValueError(f"{file.url}: its dataset.json gives it a name that no dataset of MAE3D has: {name}")
+        return self.folder / tag / name
 
     def plan(self, files: Sequence[RemoteFile]) -> None:
         """Set the files that this process will need, the next one first: others are evicted before these."""
@@ -106,21 +119,23 @@ class Cache:
         """Return a descriptor of the complete file, open for reading; the caller closes it.
 
         Raises:
-            OSError: the store failed, the disk is full, or other processes fill the cache.
+            OSError: the store failed, the disk is full, other processes fill the cache, or another file lies there.
             DamagedFileError: fetched twice, it has another sha256 than its dataset says.
         """
+        path = self.path(file)
         while True:
             try:
-                descriptor = os.open(self.path(file), os.O_RDONLY | os.O_NOFOLLOW)
+                descriptor = os.open(path, _READ)
             except FileNotFoundError:
                 self.fetch(file)
                 continue
-            if os.fstat(descriptor).st_size != file.num_bytes:  # somebody else's doing
-                self.path(file).unlink(missing_ok=True)
+            except OSError as error:  # a link, or nothing that this user may read
+                raise _in_the_way(path) from error
+            status = os.fstat(descriptor)
+            if not _is_ours(path.name, status) or status.st_size != file.num_bytes:
                 os.close(descriptor)
-                continue
-            now = time.time_ns()  # the kernel's own would be that of its last tick
-            os.utime(descriptor, ns=(now, now))
+                raise _in_the_way(path)
+            _sign(descriptor, path.name)
             return descriptor
 
     def hold(self, file: RemoteFile) -> int:
@@ -131,6 +146,13 @@ class Cache:
             if os.fstat(descriptor).st_nlink:
                 return descriptor
             os.close(descriptor)  # evicted in between
+
+    def discard(self, file: RemoteFile) -> None:
+        """Remove a file that turned out to be damaged, so that it is fetched again; those who hold it keep reading."""
+        path = self.path(file)
+        with suppress(FileNotFoundError):
+            if _is_ours(path.name, path.lstat()):
+                path.unlink()
 
     def fetch(self, file: RemoteFile, *, ahead: bool = False, is_stopped: Callable[[], bool] = lambda: False) -> bool:
         """Ensure that the file is in the cache.
@@ -148,12 +170,14 @@ class Cache:
             DamagedFileError: as `open`.
         """
         path, no_room_since = self.path(file), None
-        part = path.with_name(path.name + PART)
-        while not path.exists():
+        part = path.with_name(f"{path.name}.{file.num_bytes}.part")
+        while not os.path.lexists(path):
             with self._locked():
-                if path.exists():
+                if os.path.lexists(path):
                     return True
-                is_others = part.exists() and not _remove_unlocked(part)
+                is_others = os.path.lexists(part) and not _remove_unlocked(part)
+                if is_others and not _is_ours(part.name, part.lstat()):
+                    raise _in_the_way(part)
                 has_room = not is_others and self._make_room(file.num_bytes, spare_planned=ahead)
                 descriptor = _create_locked(part, file.num_bytes) if has_room else None
             if descriptor is not None:
@@ -190,9 +214,13 @@ class Cache:
                 digest.update(data)
                 self._write(descriptor, data, start, file)
             if digest.hexdigest() == file.sha256:
+                path = self.path(file)
+                _sign(descriptor, path.name)
                 os.fsync(descriptor)  # whole after a power cut, too: nothing checks it again
                 with self._locked():  # so that a process that makes room counts it once
-                    part.rename(self.path(file))
+                    if os.path.lexists(path):
+                        raise _in_the_way(path)
+                    part.rename(path)
                 with self._counting:
                     self.files_fetched += 1
                 return True
@@ -215,40 +243,27 @@ class Cache:
                 str(self.folder),
             ) from error
 
-    def _make_folder(self) -> None:
-        """Make the folder and its marker, unless it holds anything that no cache has made."""
-        marker = self.folder / MARKER
-        if marker.is_file():
-            return
+    def _make_folder(self) -> bool:
+        """Make the folder, and return whether it has its marker; OSError if it holds other things than a cache."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in self.folder.iterdir():
-            if path.name not in ("lock", MARKER) and not _DATASET.fullmatch(path.name):
-                text = (
-                    f"no cache of MAE3D because it holds {path.name}; move that, or give another folder as data.cache"
-                )
-                raise FileExistsError(errno.EEXIST, text, str(self.folder))
-        marker.write_text(_MARKER_TEXT, encoding="utf-8")
+        text = _marker(self.folder)
+        others = sorted(path.name for path in self.folder.iterdir() if not _is_own_name(path.name))
+        if text != _MARK and (text or others):
+            what = "the cache of another program or version" if text else f"holds {others[0]}, and is no cache"
+            raise FileExistsError(errno.EEXIST, f"{what}; give another folder as data.cache", str(self.folder))
+        return text == _MARK
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self._make_folder()  # those who tidy up /tmp may have taken it
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not self._make_folder():
+                write_text(self.folder / MARKER, _MARK)
             yield
         finally:
             os.close(descriptor)
-
-    def _own_files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Yield the files, whole or parts, that this cache has made, with their properties."""
-        for dataset in self.folder.iterdir():
-            if dataset.is_dir() and not dataset.is_symlink():
-                for path in dataset.iterdir():
-                    with suppress(FileNotFoundError):
-                        status = path.lstat()
-                        is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
-                        if is_own and _NAME.fullmatch(f"{dataset.name}/{path.name.removesuffix(PART)}"):
-                            yield path, status
 
     def _make_room(self, num_bytes: int, *, spare_planned: bool = False) -> bool:
         """Evict until so many more bytes fit, and return whether they do; the caller holds the folder's lock.
@@ -257,14 +272,13 @@ class Cache:
         needed first.
         """
         excess, victims = num_bytes - self.limit_bytes, []
-        for path, status in self._own_files():
-            if path.name.endswith(PART) and _remove_unlocked(path):
+        for path, status in self._owned():
+            if _PART.fullmatch(path.name) and _remove_unlocked(path):
                 continue  # a dead process's
-            if path.exists():  # else a part that its process has just given up
-                excess += status.st_size
-                turn = self._planned.get(path)
-                if not path.name.endswith(PART) and not (spare_planned and turn is not None):
-                    victims.append((turn is not None, -(turn or 0), status.st_mtime_ns, status.st_size, path))
+            excess += status.st_size
+            turn = self._planned.get(path)
+            if _FILE.fullmatch(path.name) and not (spare_planned and turn is not None):
+                victims.append((turn is not None, -(turn or 0), status.st_atime_ns, status.st_size, path))
         if excess > sum(size for *_, size, _ in victims):
             return False
         for *_, size, path in sorted(victims):
@@ -274,6 +288,15 @@ class Cache:
                 excess -= size
         return excess <= 0
 
+    def _owned(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield all files that are provably this cache's."""
+        for folder in self.folder.iterdir():
+            if _TAG.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+                for path in folder.iterdir():
+                    with suppress(FileNotFoundError):  # a part that its process has just given up
+                        if _is_ours(path.name, status := path.lstat()):
+                            yield path, status
+
 
 class DamagedFileError(ValueError):
     """A file that its store gives with other bytes than its dataset says; another try would not help."""
@@ -282,6 +305,8 @@ class DamagedFileError(ValueError):
 def _create_locked(part: Path, num_bytes: int) -> int:
     """Create a new part of full size, so that all processes count it, under this process's lock."""
     part.parent.mkdir(mode=0o700, exist_ok=True)
+    if part.parent.is_symlink():
+        raise _in_the_way(part.parent)
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     os.ftruncate(descriptor, num_bytes)
@@ -298,12 +323,14 @@ def _wait_for_owner(part: Path) -> None:
 
 
 def _remove_unlocked(path: Path) -> bool:
-    """Remove a file that no process has locked; return whether it was removed."""
+    """Remove a file of the cache that no process has locked; return whether it was removed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
+        descriptor = os.open(path, _READ)
+    except OSError:  # it has gone, or is a link
         return False
     try:
+        if not _is_ours(path.name, os.fstat(descriptor)):
+            return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
         return True
@@ -311,3 +338,55 @@ def _remove_unlocked(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def _marker(folder: Path) -> str:
+    """Return the text of a folder's marker, which backup tools know from many programs; "" if it has none."""
+    path = folder / MARKER
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _is_own_name(name: str) -> bool:
+    """Return whether a cache has an entry of this name."""
+    return name in (MARKER, LOCK) or bool(_TAG.fullmatch(name)) or name.startswith(TEMPORARY_PREFIX)
+
+
+def _is_ours(name: str, status: os.stat_result) -> bool:
+    """Return whether a cache wrote this file and nobody has changed it since."""
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+        return False
+    if part := _PART.fullmatch(name):
+        return status.st_size in (0, int(part[1]))  # 0: killed before it had its size
+    return bool(_FILE.fullmatch(name)) and status.st_mtime_ns == _signed(name, status.st_mtime_ns) * 10**9
+
+
+def _sign(descriptor: int, name: str) -> None:
+    """Give a file now as its access time, and the modification time that shows that the cache wrote it."""
+    now = time.time_ns()  # the kernel's own would be that of its last tick
+    os.utime(descriptor, ns=(now, _signed(name, now) * 10**9))
+
+
+def _signed(name: str, time_ns: int) -> int:
+    """Return the last second, up to 18 hours before a time, that leaves the name's checksum modulo 2^16.
+
+    Writing to the file, or putting another in its place, gives another time; even seconds survive on FAT.
+    """
+    seconds = time_ns // 10**9
+    return seconds - (seconds - zlib.crc32(name.encode()) * 2) % 2**16
+
+
+def _in_the_way(path: Path) -> OSError:
+    why = "not as this cache wrote it; it is left alone: move it away, or give another folder as data.cache"
+    return FileExistsError(errno.EEXIST, why, str(path))
+
+
+def _earlier_caches(folder: Path) -> list[Path]:
+    """Return what caches of layout 1 have left: `lock` and folders named by 16 hex digits, without a marker."""
+    places = [place for place in (folder, folder / "mae3d", folder / f"mae3d-{os.getuid()}") if place.is_dir()]
+    return sorted(
+        path
+        for place in places
+        if (place / LOCK).is_file() and not (place / MARKER).exists()
+        for path in place.iterdir()
+        if _TAG.fullmatch(path.name) and path.is_dir() and any(path.iterdir())
+    )

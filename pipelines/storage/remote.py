@@ -56,7 +56,7 @@ class RemoteShards:
 
 
 def open_cache(folder: str | Path, *, limit_bytes: int) -> Cache:
-    """Open the node's cache in a folder, "" being the usual one; DatasetError if it cannot be used."""
+    """Open the node's cache below a folder, "" being the usual one; DatasetError if it cannot be used."""
     try:
         return Cache(Path(folder) if folder else default_folder(), limit_bytes=limit_bytes)
     except OSError as error:
@@ -138,7 +138,7 @@ def _held(file: RemoteFile, cache: Cache) -> int:
             return descriptor
         except DatasetError:
             os.close(descriptor)
-            cache.path(file).unlink(missing_ok=True)
+            cache.discard(file)
             return cache.hold(file)
     except OSError as error:
         raise DatasetError(f"{error.filename}: {error.strerror}") from error

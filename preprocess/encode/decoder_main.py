@@ -89,7 +89,7 @@ def main() -> None:
     # Only the parent stops this process; an interrupt reaches the parent too.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:
         return  # it died before it could take us with it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 
-from mae3d.io.contact_sheet import side_by_side
-from mae3d.io.files import MARK, refuse_foreign, replace_file
+from mae3d.io.contact_sheet import png_mark, side_by_side
+from mae3d.io.files import refuse_foreign, replace_file
 from preprocess.dataset.index import Dataset, DatasetError
 
 _BACKGROUND = (225, 228, 233)
@@ -61,10 +60,8 @@ def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ValueError(f"--to {path}: give a name that ends in .png")
     refuse_foreign(path)
-    made_by = PngInfo()
-    made_by.add_text("Software", MARK.decode())
     with replace_file(path) as aside:
-        filmstrip(dataset, i, frames=8, width=320).save(aside, "PNG", pnginfo=made_by)
+        filmstrip(dataset, i, frames=8, width=320).save(aside, "PNG", pnginfo=png_mark())
 
 
 def _frame(data: bytes, size: tuple[int, int]) -> Image.Image:

@@ -75,12 +75,21 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ledger", metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
     group.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
     group.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether ledger or list has one")
+    group.add_argument(
+        "--columns",
+        nargs="+",
+        default=(),
+        metavar="ROLE=COLUMN",
+        help="columns of lists by name or number: path, id, label, start, end (s), start_ms, end_ms, start_frame, "
+        "end_frame, last_frame, duration, split, ignore",
+    )
     group.add_argument("--root", default="", metavar="DIR", help="where the paths in lists begin (beside the list)")
     group.add_argument(
         "--labels",
         choices=["auto", "folder", "none"],
         default="auto",
-        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder)",
+        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder); also of lists "
+        "without labels",
     )
     group.add_argument(
         "--label-names",
@@ -173,7 +182,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="write the plan, and print frames, bytes and hours from a trial of some samples",
     )
     group.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
-    group.add_argument("--overwrite", action="store_true", help="remove the dataset that is at OUT first")
+    group.add_argument("--overwrite", action="store_true", help="replace the dataset at OUT, and no other file there")
     group.add_argument(
         "--append", action="store_true", help="add what is not in the dataset yet: new samples, shards and label ids"
     )
@@ -232,9 +241,9 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
 
     if not options.frames and (options.ledger or options.source_fps or options.fill_gaps):
         raise ValueError("--ledger, --source-fps and --fill-gaps belong to --frames; videos have lists and a clock")
-    if not options.videos and (options.root or options.label_key):
-        raise ValueError("--root and --label-key belong to the lists and tars of --videos")
-    reading = _from_options(Reading, options)
+    if not options.videos and (options.root or options.label_key or options.columns):
+        raise ValueError("--root, --columns and --label-key belong to the lists and tars of --videos")
+    reading = _from_options(Reading, options, columns=tuple(options.columns))
     scratch = Scratch(Path(options.scratch), round(options.scratch_gb * 1e9 / options.workers))
     if options.images:
         return image_files(options.images, settings=settings, reading=reading, scratch=scratch)

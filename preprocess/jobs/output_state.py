@@ -32,7 +32,7 @@ from preprocess.plan.splits import planned_splits
 from preprocess.problems import Problem, describe
 from preprocess.sources.source import long_samples, short_samples
 
-_SHARD_TABLE = re.compile(r"shard-\d{5,}\.parquet")
+_SHARD_TABLE = re.compile(r"shard-(\d{5,})\.parquet")
 _OURS = re.compile(
     r"shard-\d{5,}\.(tar|idx|parquet)|index-[0-9a-f]{16}\.parquet|(rows|frames)-[0-9a-f]{16}\.arrow|"
     + "|".join(map(re.escape, (PLAN_NAME, REJECTED_NAME, META_NAME)))
@@ -143,33 +143,42 @@ def refuse_foreign(output: Output) -> None:
 def dataset_files(output: Output, folder: Path) -> list[str]:
     """Return the names of the dataset's files, to be removed in this order; empty if there is no dataset.
 
-    dataset.json comes first: without it a folder that is half removed does not pass for a dataset.
+    dataset.json comes first: without it a folder that is half removed does not pass for a dataset. The plan comes last:
+    it proves that the rest is the program's own.
 
     Raises:
         DatasetError: there are files named like a dataset's, and nothing proves that this program made them.
     """
-    names = sorted(filter(_is_ours, output.sizes()), key=lambda name: name != META_NAME)
-    if names and not _is_dataset(output, folder, names):
+    names = sorted(filter(_is_ours, output.sizes()), key=lambda name: (name == PLAN_NAME, name != META_NAME))
+    shards = _own_shards(output, folder, names)
+    foreign = [name for name in names if name not in shards and (name.startswith("shard-") or not shards)]
+    if foreign:
         raise DatasetError(
-            f"{output}: holds files named like a dataset's ({first_names(names)}), but no {PLAN_NAME}, {META_NAME} or "
-            "table of a shard in it is MAE3D's: remove them by hand, or give another --out"
+            f"{output}: holds files named like a dataset's ({first_names(foreign)}), but no {PLAN_NAME}, {META_NAME} "
+            "or table of a shard that is MAE3D's names them: remove them by hand, or give another --out"
         )
     return names
 
 
-def _is_dataset(output: Output, folder: Path, names: Sequence[str]) -> bool:
-    """Return whether a plan, a dataset.json or a shard's table proves that this program made the dataset."""
-    readers: dict[str, Callable[[Path], Any]] = {
-        PLAN_NAME: read_plan,
-        META_NAME: lambda path: parse_meta(path.read_bytes(), where=str(path)),
+def _own_shards(output: Output, folder: Path, names: Sequence[str]) -> set[str]:
+    """Return the names of the shards' files that a plan, a dataset.json or the table beside them proves to be ours."""
+    own: set[str] = set()
+    counts: dict[str, Callable[[Path], int]] = {
+        PLAN_NAME: lambda path: read_plan(path).num_shards,
+        META_NAME: lambda path: len(parse_meta(path.read_bytes(), where=str(path))["shards"]),
     }
-    for name in names:
-        if reader := readers.get(name) or (read_shard_table if _SHARD_TABLE.fullmatch(name) else None):
+    for name, count in counts.items():
+        if name in names:
             with suppress(DatasetError):
                 output.fetch([name], folder)
-                reader(folder / name)
-                return True
-    return False
+                own.update(file for number in range(count(folder / name)) for file in shard_files(number))
+    for name in names:
+        if name not in own and (table := _SHARD_TABLE.fullmatch(name)):
+            with suppress(DatasetError):
+                output.fetch([name], folder)
+                read_shard_table(folder / name)
+                own.update(shard_files(int(table[1])))
+    return own
 
 
 def sweep(output: Output) -> None:

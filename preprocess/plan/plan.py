@@ -88,7 +88,7 @@ class Settings:
     max_gb: float = 100.0  # that one sample may write
     timeout_s: float = 60.0  # without progress; then the decoder hangs
     check: Literal["decode", "header"] = "decode"  # how a JPEG that passes through shows that it is whole
-    encoder: int = 2  # how pictures are made; not to be chosen, but no two kinds may meet in one dataset
+    encoder: int = 3  # how pictures are made; not to be chosen, but no two kinds may meet in one dataset
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

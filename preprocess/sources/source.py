@@ -42,6 +42,7 @@ class Reading:
     delimiter: Delimiter = "auto"
     header: Header = "auto"
     labels: Labels = "auto"  # whether the folders of a tree are the labels
+    columns: tuple[str, ...] = ()  # role=COLUMN of lists
     label_names: str = ""  # path or URL of the names of ids 0, 1, ...
     label_base: str = "auto"  # the number that lists give to the first of them
     label_kind: LabelKind = "auto"

@@ -6,6 +6,7 @@ collected.candidates, collected.problems, collected.notes
 """
 
 import logging
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +20,11 @@ from preprocess.plan.plan import Request
 from preprocess.problems import Problem
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.ledger import unsafe
+from preprocess.sources.published_lists import ListRow
 from preprocess.sources.roots import Folder, Root
 from preprocess.sources.source import Reading, not_followed, other_files, shown, staying, unread
 from preprocess.sources.tar_files import TAR_SUFFIX, Archive, read_tar
-from preprocess.sources.video_lists import ListRow, VideoList
+from preprocess.sources.video_lists import VideoList
 from preprocess.workers.executors import map_over_workers
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class VideoCandidate:
 
     request: Request
     loose: bool = False  # its span is of the video that the file may have been cut from already
+    frames: tuple[int, int] | None = None  # its span, half-open, until the rate of the video is known
 
 
 @dataclass
@@ -170,27 +173,72 @@ def _look_into(root: Root, label_key: str, tar: str) -> Archive | MediaError:
 
 @dataclass
 class _Videos:
-    """The videos below a root by their names without suffix; listed at first use."""
+    """The videos below a root by their names; listed at first use."""
 
     root: Root
     follow: bool  # linked folders too
+    num_respelled: int = 0  # rows whose file was found under another spelling
 
     @cached_property
-    def by_stem(self) -> dict[str, list[str]]:
+    def _names(self) -> list[str]:
+        return [name for name in self.root.files(follow=self.follow).names if _suffix(name) in VIDEO_SUFFIXES]
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """Return the files by their names without suffix, with and without their folder."""
         stems: dict[str, list[str]] = defaultdict(list)
-        for name in self.root.files(follow=self.follow).names:
+        for name in self._names:
             path = PurePosixPath(name)
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                stems[path.stem].append(name)
+            for stem in {path.stem, str(path.with_suffix(""))}:
+                stems[stem].append(name)
         return dict(stems)
 
-    def find(self, row: ListRow) -> str | None:
-        """Return the file of a row that names a video: of more than one, that in the folder of its label."""
-        for stem in row.stems:
-            if paths := self.by_stem.get(stem):
-                label = _plain(row.labels[0]) if row.labels else ""
-                return next((path for path in paths if label in map(_plain, path.split("/")[:-1])), paths[0])
-        return None
+    @cached_property
+    def _by_spelling(self) -> dict[str, list[str]]:
+        spellings: dict[str, set[str]] = defaultdict(set)
+        for stem, names in self._by_stem.items():
+            spellings[_spelling(stem)].update(names)
+        for name in self._names:
+            spellings[_spelling(name)].add(name)
+        return {spelling: sorted(names) for spelling, names in spellings.items()}
+
+    def find(self, row: ListRow) -> str:
+        """Return the file of a row: its path, its path in another spelling, or the video that it names.
+
+        Of several videos of one name, it is the one in the folder of the row's label.
+
+        Raises:
+            MediaError: there is none, or there are several.
+        """
+        is_there = (self.root.path / row.path).is_file() if isinstance(self.root, Folder) else not row.stems
+        if row.path and is_there:
+            return row.path
+        found = [paths for stem in row.stems if (paths := self._by_stem.get(stem))]
+        paths = found[0] if found else []
+        if not paths and row.path and isinstance(self.root, Folder):
+            plain = str(PurePosixPath(row.path.replace("\\", "/")))
+            paths = [plain] if (self.root.path / plain).is_file() else self._by_spelling.get(_spelling(plain), [])
+            self.num_respelled += len(paths) == 1
+        label = _plain(row.labels[0]) if row.labels else ""
+        if exact := [path for path in paths if str(PurePosixPath(path).with_suffix("")) in row.stems]:
+            paths = exact
+        if len(paths) > 1:
+            paths = [path for path in paths if label in map(_plain, path.split("/")[:-1])] or paths
+        if len(paths) == 1:
+            return paths[0]
+        if paths:
+            raise MediaError("ambiguous_file", f"it could be {' or '.join(paths[:3])}; give the whole path")
+        if row.stems:
+            text = f"no {' or '.join(row.stems)} with a video's suffix below {self.root.where}"
+        else:
+            where = self.root.path / row.path if isinstance(self.root, Folder) else row.path
+            text = f"no file {where}; paths begin at {self.root.where}"
+        raise MediaError("missing_file", f"{text} (--root names another folder)")
+
+
+def _spelling(name: str) -> str:
+    """Return what names that differ in letter case or in how Unicode composes their accents have in common."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _plain(label: str) -> str:
@@ -203,35 +251,40 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
     collected.note(read.dialect)
     collected.problems += [replace(problem, file=entry.path) for problem in read.problems]
     videos = _Videos(entry.root, reading.allow_outside)
+    by_folder = reading.labels == "folder" and not any(row.labels for row in read.rows)
     absent = 0
     for row in read.rows:
         path, root = row.path, entry.number
         problem = None
-        if row.stems:
-            path = videos.find(row) or ""
-            if not path:
-                message = f"no {' or '.join(row.stems)} with a video's suffix below {entry.root.name}"
-                problem = Problem("missing_file", message, row.name, row.line, expected=read.published)
-                absent += 1
-        elif is_url(path):
+        if is_url(path):
             root, path = stores[store_of(path)], path.removeprefix(store_of(path)).lstrip("/")
-        else:
-            problem = _refused(entry.root, row, reading)
+        elif not (problem := _refused(entry.root, path, row, reading)):
+            try:
+                path = videos.find(row)
+                problem = _refused(entry.root, path, row, reading)
+            except MediaError as error:
+                name = row.path or row.name
+                problem = Problem(error.reason, str(error), name, row.line, expected=read.published)
+                absent += error.reason == "missing_file"
         if problem:
             collected.problems.append(replace(problem, file=entry.path))
             continue
-        request = Request("video", root, path, row.path or path, row.labels, entry.path, row.line)
+        labels = infer_labels([path], labels="folder").labels[0] if by_folder else row.labels
+        request = Request("video", root, path, row.path or path, labels, entry.path, row.line)
         request.start_s, request.stop_s, request.split = row.start_s, row.stop_s, row.split
-        collected.candidates.append(VideoCandidate(request, loose=read.published))
+        collected.candidates.append(VideoCandidate(request, loose=read.published, frames=row.frames))
+    if videos.num_respelled:
+        collected.note(f"{entry.path}: {videos.num_respelled} files were found under another spelling of their path")
     if absent:
         collected.note(f"{entry.path}: {absent} of {len(read.rows)} rows have no file below {entry.root.name}")
 
 
-def _refused(root: Root, row: ListRow, reading: Reading) -> Problem | None:
+def _refused(root: Root, path: str, row: ListRow, reading: Reading) -> Problem | None:
     """Return why a path is refused: `..` is, absolute paths in a list of this machine are the user's."""
-    absolute = PurePosixPath(row.path).is_absolute()
+    if not path:
+        return None  # the row names a video, whose file is looked for
+    absolute = PurePosixPath(path).is_absolute()
     if absolute and not isinstance(root, Folder):
-        return Problem("unsafe_name", "an absolute path in a list that is behind a URL", row.path, row.line)
-    name = row.path.lstrip("/") if absolute else row.path
-    why = unsafe(name, allow_outside=reading.allow_outside)
-    return Problem("unsafe_name", why, row.path, row.line) if why else None
+        return Problem("unsafe_name", "an absolute path in a list that is behind a URL", path, row.line)
+    why = unsafe(path.lstrip("/") if absolute else path, allow_outside=reading.allow_outside)
+    return Problem("unsafe_name", why, path, row.line) if why else None

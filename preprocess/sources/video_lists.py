@@ -4,19 +4,22 @@
     print(read.dialect)         # train.csv: commas, a header (path, label), 7 rows
     read.rows[0]                # ListRow(line=2, path='a.mp4', labels=('cat',))
 
-Understood are rows `path`, `path label ...`, `path,label` or `path, label`, quoted or not; columns that a header names
-(path, label, start, end, split, in any order); and two lists as they are published: Kinetics' csv and
-Something-Something's json, whose rows name a video, not a file: `stems` are the names, without suffix, that its file
-may have.
+Understood are rows `path`, `path label ...`, `path,label` or `label path`, quoted or not; tables whose header names the
+columns (`preprocess.sources.columns`), as text, JSON, JSON lines or Parquet; and lists in the forms in which datasets
+publish them (`preprocess.sources.published_lists`), some of whose rows name a video, not a file: `stems` are the names,
+without suffix, that its file may have.
 """
 
+import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mae3d.video.container import VIDEO_SUFFIXES
 from preprocess.problems import Problem
+from preprocess.sources.columns import Columns, describe, is_known, plain, read_columns
 from preprocess.sources.folder_labels import split_of
 from preprocess.sources.ledger import (
     DELIMITERS,
@@ -29,32 +32,31 @@ from preprocess.sources.ledger import (
     sniff_delimiter,
     split_line,
 )
+from preprocess.sources.published_lists import (
+    ListRow,
+    activity_net,
+    ava,
+    charades_actions,
+    hmdb,
+    hmdb_class,
+    is_ava,
+    something_something,
+)
 
-_COLUMNS = {  # what a header may call them
-    **dict.fromkeys(
-        ("path", "video", "file", "filename", "file_name", "name", "video_path", "video_name", "url"), "path"
-    ),
-    **dict.fromkeys(("label", "labels", "class", "category", "target", "label_name"), "label"),
-    **dict.fromkeys(("start", "start_s", "start_time", "time_start", "start_seconds", "begin"), "start"),
-    **dict.fromkeys(("stop", "end", "stop_s", "end_s", "end_time", "time_end", "end_seconds"), "stop"),
-    **dict.fromkeys(("split", "subset", "partition"), "split"),
-    "youtube_id": "youtube_id",
+_PATHS = ("path", "video_id", "youtube_id")
+ARCHIVES = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
+    b"\x28\xb5\x2f\xfd": "zstd",
 }
-_PUBLISHED_LABEL = str.maketrans("", "", "[]")
+_BETWEEN = "\x1f"  # between the labels of a list in JSON or Parquet, in the one field that they become
+_QUOTED_LINES = 100  # most lines that one row with line breaks in quotes may take
 
-
-@dataclass(slots=True)
-class ListRow:
-    """A row; `path` is empty if the row names a video: its file is the first that exists of `stems`."""
-
-    line: int
-    path: str
-    labels: tuple[str, ...] = ()
-    start_s: float = 0.0
-    stop_s: float = math.inf
-    split: str = ""
-    stems: tuple[str, ...] = ()
-    name: str = ""  # for messages, where there is no path
+Record = tuple[int, list[str]]  # a row's first line, and its fields
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,23 @@ class VideoList:
     published: bool = False  # Kinetics: many of its videos are gone, and files may be cut to the row's span already
 
 
-def read_list(data: bytes, source: str, *, delimiter: Delimiter = "auto", header: Header = "auto") -> VideoList:
+@dataclass(frozen=True)
+class _Table:
+    """Records below a header; `kind` describes the form."""
+
+    header: list[str]
+    records: list[Record]
+    kind: str
+
+
+def read_list(
+    data: bytes,
+    source: str,
+    *,
+    delimiter: Delimiter = "auto",
+    header: Header = "auto",
+    columns: Sequence[str] = (),
+) -> VideoList:
     """Read a list in the dialect that its lines show.
 
     Args:
@@ -75,114 +93,281 @@ def read_list(data: bytes, source: str, *, delimiter: Delimiter = "auto", header
         source: its name, for messages.
         delimiter: between the fields; by default what the first row shows.
         header: whether the first row names the columns; by default if it has a column that is called path or the like.
+        columns: what --columns says of the columns: role=NAME, or role=NUMBER in a list without a header.
 
     Raises:
-        LedgerError: not UTF-8, not JSON though it begins so, or empty.
+        LedgerError: it is no list, or a column of it can be read in two ways.
+        ValueError: `columns` has no such form.
     """
+    if kind := next((name for magic, name in ARCHIVES.items() if data.startswith(magic)), ""):
+        raise LedgerError(f"{source}: {kind} data; unpack it, and give the folder or the .tar that comes out")
+    if data[:4] == b"PAR1":
+        return _named_list(_parquet(data, source), source, columns)
     if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):
-        return _something_something(data, source)
+        return _json_list(data, source, columns)
     lines = decoded_lines(data, source)
-    character = DELIMITERS[delimiter] if delimiter != "auto" else sniff_delimiter(lines[0][1])
-    first = [field.lower() for field in split_line(lines[0][1], character)]
-    columns = [_COLUMNS.get(field, field) for field in first]
-    known = {"path", "youtube_id"}.intersection(columns)
-    parse: Callable[[int, str], ListRow | Problem] = lambda line, text: _bare_row(line, text, character)  # noqa: E731
-    has_header = header == "yes" or (header == "auto" and bool(known))
-    published = False
-    if has_header:
-        lines = lines[1:]
-        if not known:
-            raise LedgerError(f"{source}, line 1: no column is called path; name it, or give --header no")
-        published = {"youtube_id", "start", "stop"}.issubset(columns)
-        if character == " ":  # blanks lie within paths as well: columns cannot be distinguished
-            if columns[:1] != ["path"] or set(columns[1:]) - {"label"}:
-                raise LedgerError(f"{source}, line 1: columns between blanks are ambiguous; separate them by commas")
-        else:
-            parse = lambda line, text: _named_row(line, split_line(text, character), columns)  # noqa: E731
-    rows: list[ListRow] = []
-    problems: list[Problem] = []
-    seen: dict[tuple[object, ...], int] = {}
-    for line, text in lines:
-        row = parse(line, text)
-        if isinstance(row, ListRow):
-            identity = (row.path or row.name, row.labels, row.start_s, row.stop_s)
-            earlier = seen.setdefault(identity, line)
-            if earlier != line:
-                row = Problem("duplicate_row", f"the same as line {earlier}", row.path or row.name, line, source)
-        if isinstance(row, ListRow):
-            rows.append(row)
-        else:
-            problems.append(row)
+    num_comments = sum(_is_comment(text) for _, text in lines)
+    lines = [(number, text) for number, text in lines if not _is_comment(text)]
     if not lines:
+        raise LedgerError(f"{source}: only comments; rows are `path label`")
+    character = DELIMITERS[delimiter] if delimiter != "auto" else sniff_delimiter(lines[0][1])
+    records = list(_records(lines, character))
+    comments = f", {num_comments} comments" if num_comments else ""
+    if label := hmdb_class(source):
+        return _finished(hmdb(records, label), source, len(records))
+    if header != "yes" and character == "," and not columns and all(is_ava(fields) for _, fields in records[:3]):
+        return _finished(ava(records), source, len(records))
+    if _has_header(records[0][1], header, columns):
+        if character == " ":  # blanks lie within paths as well: columns cannot be distinguished
+            names = [plain(name) for name in records[0][1]]
+            if columns or names[:1] != ["path"] or set(names[1:]) - {"label"}:
+                raise LedgerError(f"{source}, line 1: columns between blanks are ambiguous; separate them by commas")
+            kind = f"spaces, a header ({', '.join(names)}){comments}"
+            return _bare_list([_blank_record(one) for one in lines[1:]], source, kind)
+        table = _Table(records[0][1], records[1:], f"{delimiter_name(character)}{comments}")
+        return _named_list(table, source, columns)
+    kind = f"{delimiter_name(character)}, no header{comments}"
+    if columns:
+        width = max(len(fields) for _, fields in records)
+        numbered = _Table([str(i + 1) for i in range(width)], records, kind)
+        return _named_list(numbered, source, [*columns, *_unnamed(columns, width)], shown=False)
+    if character == " ":
+        records = [_blank_record(one) for one in lines]
+    return _bare_list(records, source, kind)
+
+
+def _is_comment(text: str) -> bool:
+    return text.startswith("#")
+
+
+def _records(lines: Sequence[tuple[int, str]], delimiter: str) -> Iterator[Record]:
+    """Split lines into fields; a quoted field may have line breaks."""
+    at = 0
+    while at < len(lines):
+        number, text = lines[at]
+        stop = at + 1
+        if delimiter != " " and text.count('"') % 2:
+            ends = (i for i in range(stop, min(len(lines), stop + _QUOTED_LINES)) if lines[i][1].count('"') % 2)
+            stop = next(ends, at) + 1
+        yield number, split_line("\n".join(line for _, line in lines[at:stop]), delimiter)
+        at = stop
+
+
+def _has_header(first: Sequence[str], header: Header, columns: Sequence[str]) -> bool:
+    """Return whether the first row names the columns."""
+    if header != "auto":
+        return header == "yes"
+    if any(_ends_as_video(field) for field in first):
+        return False
+    named = {one.partition("=")[2] for one in columns}
+    if named.intersection(first):
+        return True
+    return is_known(first[0], path=True) or (len(first) > 1 and any(map(is_known, first)))
+
+
+def _unnamed(columns: Sequence[str], width: int) -> list[str]:
+    """Return what ignores the columns of a list without header that --columns does not name."""
+    named = {name for one in columns for name in one.partition("=")[2].split(",")}
+    return [f"ignore={number}" for i in range(width) if (number := str(i + 1)) not in named]
+
+
+def _named_list(table: _Table, source: str, given: Sequence[str], *, shown: bool = True) -> VideoList:
+    """Return the rows of a table whose header names the columns."""
+    columns = read_columns(table.header, given, source=source)
+    if not columns.at.keys() & set(_PATHS):
+        raise LedgerError(
+            f"{source}, line 1: no column is called path; understood: {describe(columns.at, table.header)}. "
+            "Name it as in --columns path=COLUMN, or give --header no"
+        )
+    published = {"youtube_id", "start_s", "stop_s"} <= columns.at.keys()
+    parsed: list[ListRow | Problem] = []
+    for line, fields in table.records:
+        parsed += _named_rows(line, fields, columns)
+    rows, problems = _distinct(parsed, source)
+    said = f"{table.kind}, a header ({', '.join(map(plain, table.header))})" if shown else table.kind
+    if published:
+        said = "Kinetics' csv"
+    if given or (columns.ignored and not published):
+        said += f", read as {describe({k: v for k, v in columns.at.items() if k != 'ignore'}, table.header)}"
+    if columns.ignored and not published:
+        said += f", ignored: {', '.join(columns.ignored)}"
+    if not table.records:
         raise LedgerError(f"{source}: no row, only a header; rows are `path label`")
-    shown = f"a header ({', '.join(first)})" if has_header else "no header"
-    kind = "Kinetics' csv, " if published else f"{delimiter_name(character)}, {shown}, "
-    return VideoList(rows, problems, f"{source}: {kind}{len(lines)} rows", published)
+    return VideoList(rows, problems, f"{source}: {said}, {len(table.records)} rows", published)
 
 
-def _bare_row(line: int, text: str, delimiter: str) -> ListRow | Problem:
-    fields = split_line(text, delimiter)
-    if delimiter == " ":
-        # Blanks in a path: up to the last word that ends as a video does.
-        ends = (i for i in range(len(fields), 0, -1) if _ends_as_video(fields[i - 1]))
-        count = next(ends, 1)
-        fields = [" ".join(fields[:count]), *fields[count:]]
-    return _row(line, fields[0], fields[1:])
+def _named_rows(line: int, fields: Sequence[str], columns: Columns) -> list[ListRow | Problem]:
+    """Return the samples of one record: one, or one per action that it lists."""
+    path, name = columns.one("path", fields), columns.one("video_id", fields)
+    if len(fields) > len(columns.names):
+        count = f"{len(fields)} columns, the header has {len(columns.names)}"
+        return [Problem("bad_row", count, path or name or fields[0], line)]
+    labels, split = _several(columns.all("label", fields)), split_of(columns.one("split", fields))
+    try:
+        span, frames = columns.span_s(fields), columns.frames(fields)
+    except ValueError as error:
+        return [Problem("bad_row", str(error), path or name, line)]
+
+    def row(labels: tuple[str, ...], start_s: float, stop_s: float) -> ListRow | Problem:
+        if "youtube_id" in columns.at:
+            youtube_id = columns.one("youtube_id", fields)
+            if not youtube_id:
+                return Problem("bad_row", "no youtube_id", line=line)
+            cut = f"{youtube_id}_{span[0]:06.0f}_{span[1]:06.0f}" if math.isfinite(span[1]) else youtube_id
+            return ListRow(line, "", labels, start_s, stop_s, split, (cut, youtube_id), cut)
+        made = _row(line, path or name, labels, split)
+        if isinstance(made, ListRow):
+            made.start_s, made.stop_s, made.frames = start_s, stop_s, frames
+        return made
+
+    if "actions" not in columns.at:
+        return [row(labels, *span)]
+    listed = columns.one("actions", fields)
+    return charades_actions(listed, line, lambda label, start, stop: row((label,), start, stop))  # type: ignore[arg-type, return-value]
+
+
+def _bare_list(records: Sequence[Record], source: str, kind: str) -> VideoList:
+    """Return the rows of a list without names for its columns: the path, then labels; or labels, then the path."""
+    if not records:
+        raise LedgerError(f"{source}: no row, only a header; rows are `path label`")
+    position, first_label, said = _path_position(records, source)
+    parsed: list[ListRow | Problem] = []
+    for line, fields in records:
+        path = fields[position] if position < len(fields) else ""
+        labels = [field for i, field in enumerate(fields) if i >= first_label and i != position and field]
+        parsed.append(_row(line, path, _several(labels), ""))
+    rows, problems = _distinct(parsed, source)
+    return VideoList(rows, problems, f"{source}: {kind}{said}, {len(records)} rows")
+
+
+def _path_position(records: Sequence[Record], source: str) -> tuple[int, int, str]:
+    """Return the position of the path in every record, that of the first label, and a note if the path is not first.
+
+    Raises:
+        LedgerError: the field before the path could be a row's number or its label.
+    """
+    first = records[0][1]
+    if _ends_as_video(first[0]) or not any(map(_ends_as_video, first)):
+        return 0, 0, ""
+    position = next(i for i, field in enumerate(first) if _ends_as_video(field))
+    counted = [fields[0] for _, fields in records]
+    counts = [[str(begin + i) for i in range(len(records))] for begin in (0, 1)]
+    if position == 1 and counted in counts and len(records) > 1:
+        if len(first) == 2:
+            raise LedgerError(
+                f"{source}: the numbers before the paths count the rows, and could be labels as well; "
+                "say which, as in --columns path=2 label=1, or --columns path=2"
+            )
+        return position, 1, ", an index before the path"
+    return position, 0, ", the label before the path"
+
+
+def _blank_record(numbered: tuple[int, str]) -> Record:
+    """Split a line at blanks that may also lie in its path: up to the last word that ends as a video does."""
+    line, text = numbered
+    fields = split_line(text, " ")
+    begin = 0 if not any(map(_ends_as_video, fields)) or not fields[0].lstrip("+-").isdecimal() else 1
+    count = next((i for i in range(len(fields), 0, -1) if _ends_as_video(fields[i - 1])), 1)
+    begin = min(begin, count - 1)
+    return line, [*fields[:begin], " ".join(fields[begin:count]), *fields[count:]]
 
 
 def _ends_as_video(word: str) -> bool:
     return word[max(word.rfind("."), 0) :].lower() in VIDEO_SUFFIXES
 
 
-def _named_row(line: int, fields: Sequence[str], columns: Sequence[str]) -> ListRow | Problem:
-    if len(fields) > len(columns):
-        return Problem("bad_row", f"{len(fields)} columns, the header has {len(columns)}", fields[0], line)
-    pairs = list(zip(columns, fields, strict=False))
-    one = {column: field for column, field in reversed(pairs) if field}
-    labels = [field for column, field in pairs if column == "label"]
-    start, stop = one.get("start", "0"), one.get("stop", "inf")
-    try:
-        span = float(start), float(stop)
-    except ValueError:
-        return Problem("bad_row", f"{start!r} to {stop!r}: not seconds", one.get("path", ""), line)
-    if not 0 <= span[0] < span[1]:
-        return Problem("bad_row", f"{start} s to {stop} s: negative or reversed", one.get("path", ""), line)
-    split = split_of(one.get("split", ""))
-    if "youtube_id" not in columns:
-        return _row(line, one.get("path", ""), labels, span, split)
-    youtube_id = one.get("youtube_id", "")
-    if not youtube_id:
-        return Problem("bad_row", "no youtube_id", line=line)
-    cut = f"{youtube_id}_{span[0]:06.0f}_{span[1]:06.0f}" if math.isfinite(span[1]) else youtube_id
-    return ListRow(line, "", tuple(filter(None, labels)), *span, split, (cut, youtube_id), cut)
-
-
-def _row(
-    line: int, path: str, labels: Sequence[str], span: tuple[float, float] = (0.0, math.inf), split: str = ""
-) -> ListRow | Problem:
+def _row(line: int, path: str, labels: tuple[str, ...], split: str) -> ListRow | Problem:
     if not path or has_control(path):
         return Problem("unsafe_name", f"{path!r} names no file", path, line)
-    return ListRow(line, path, tuple(filter(None, labels)), *span, split)
+    # A name without a video's suffix may be a file as well: what exists decides.
+    stem = path.replace("\\", "/").rstrip("/")
+    stems = () if _ends_as_video(path) else (stem,)
+    return ListRow(line, path, labels, split=split, stems=stems)
 
 
-def _something_something(data: bytes, source: str) -> VideoList:
-    """Parse [{"id": "78687", "label": "...", "template": "Holding [something]"}, ...]; a test set has ids only.
-
-    The label is the template without brackets, as the published file of labels has it.
-    """
-    try:
-        entries = json.loads(data.decode("utf-8-sig"))
-    except ValueError as error:
-        raise LedgerError(f"{source}: not JSON ({error})") from error
-    if not isinstance(entries, list) or not entries:
-        raise LedgerError(f"{source}: not a list of videos; expected [{{'id': ..., 'template': ...}}, ...]")
+def _distinct(parsed: Iterable[ListRow | Problem], source: str) -> tuple[list[ListRow], list[Problem]]:
+    """Separate rows from problems; a row that is the same as an earlier one is a problem."""
     rows: list[ListRow] = []
     problems: list[Problem] = []
-    for number, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str | int) or f"{entry['id']}" == "":
-            problems.append(Problem("bad_row", f"entry {number} has no id", "", number))
-            continue
-        label = str(entry.get("template") or entry.get("label") or "").translate(_PUBLISHED_LABEL)
-        name = str(entry["id"])
-        rows.append(ListRow(number, "", (label,) if label else (), stems=(name,), name=name))
-    return VideoList(rows, problems, f"{source}: Something-Something's json, {len(entries)} rows")
+    seen: dict[tuple[object, ...], int] = {}
+    for row in parsed:
+        if isinstance(row, ListRow):
+            earlier = seen.setdefault((row.path or row.name, row.labels, row.start_s, row.stop_s, row.frames), row.line)
+            if earlier != row.line:
+                row = Problem("duplicate_row", f"the same as line {earlier}", row.path or row.name, row.line, source)
+        if isinstance(row, ListRow):
+            rows.append(row)
+        else:
+            problems.append(row)
+    return rows, problems
+
+
+def _finished(parsed: tuple[list[ListRow], list[Problem], str], source: str, count: int) -> VideoList:
+    rows, problems, kind = parsed
+    return VideoList(rows, problems, f"{source}: {kind}, {count} rows")
+
+
+def _json_list(data: bytes, source: str, columns: Sequence[str]) -> VideoList:
+    """Parse a list of objects, JSON lines, Something-Something's list or ActivityNet's database."""
+    try:
+        text = data.decode("utf-8-sig")
+        entries = _json_entries(text)
+    except ValueError as error:
+        raise LedgerError(f"{source}: not JSON ({error})") from error
+    if isinstance(entries, dict) and isinstance(entries.get("database"), dict):
+        return _finished(activity_net(entries["database"]), source, len(entries["database"]))
+    if isinstance(entries, dict):
+        entries = [entries]
+    if not isinstance(entries, list) or not entries or entries == [{}]:
+        raise LedgerError(f"{source}: not a list of videos; expected [{{'path': ..., 'label': ...}}, ...]")
+    objects = [entry for entry in entries if isinstance(entry, dict)]
+    names = list(dict.fromkeys(name for entry in objects for name in entry))
+    if not columns and not {"path", "video", "file"} & set(map(plain, names)) and "id" in names:
+        return _finished(something_something(entries), source, len(entries))
+    records = [
+        (number, [_text(entry.get(name)) if isinstance(entry, dict) else "" for name in names])
+        for number, entry in enumerate(entries, start=1)
+    ]
+    return _named_list(_Table(names, records, "JSON"), source, columns)
+
+
+def _json_entries(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise
+        return [json.loads(line) for line in lines]
+
+
+def _parquet(data: bytes, source: str) -> _Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(io.BytesIO(data)).read()
+    except (pa.ArrowException, OSError) as error:
+        raise LedgerError(f"{source}: not a Parquet file that can be read ({error})") from error
+    columns: list[Callable[[int], str]] = []
+    names = [name for name in table.column_names if not name.startswith("__index_level_")]
+    values = [table[name].to_pylist() for name in names]
+    columns = [lambda i, column=column: _text(column[i]) for column in values]  # type: ignore[misc]
+    records = [(i + 1, [column(i) for column in columns]) for i in range(table.num_rows)]
+    return _Table(names, records, "Parquet")
+
+
+def _text(value: Any) -> str:
+    """Return a value of JSON or Parquet as a list would spell it; nothing for null and NaN."""
+    if value is None or value != value:
+        return ""
+    return _BETWEEN.join(map(_text, value)) if isinstance(value, list) else str(value)
+
+
+def _several(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return labels with those apart that one field holds: a list of JSON, or numbers such as 1;2 and 1|2."""
+    apart: list[str] = []
+    for label in labels:
+        parts = [part.strip() for part in label.replace("|", ";").split(";")]
+        apart += label.split(_BETWEEN) if _BETWEEN in label else parts if all(map(str.isdecimal, parts)) else [label]
+    return tuple(filter(None, apart))

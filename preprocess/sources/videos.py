@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
+from mae3d.video.reader import VideoFacts
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
+from preprocess.sources.columns import MAX_FRAME
 from preprocess.sources.file_kinds import HEAD_BYTES, kind_of
 from preprocess.sources.probing import Probed, probe
 from preprocess.sources.roots import Folder, Remote, Root, Scratch
@@ -35,10 +37,12 @@ from preprocess.sources.source import (
 )
 from preprocess.sources.tar_files import WithTars
 from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, VideoCandidate, collect, store_of
-from preprocess.sources.video_lists import read_list
+from preprocess.sources.video_lists import ARCHIVES, read_list
 from preprocess.workers.executors import map_over_workers
 
 log = logging.getLogger(__name__)
+
+_LIST_SUFFIXES = {".csv", ".txt", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".lst", ".list"}
 
 
 def video_files(
@@ -69,7 +73,7 @@ def video_files(
         root, path = opened(one, remedy, scratch=scratch)
         if _is_list(root, path):
             data = root.read(path)
-            read = read_list(data, path, delimiter=reading.delimiter, header=reading.header)
+            read = read_list(data, path, delimiter=reading.delimiter, header=reading.header, columns=reading.columns)
             entries.append(Given(number, base or root, path, data, read))
         else:
             entries.append(Given(number, WithTars(root, scratch), path))
@@ -88,10 +92,14 @@ def video_files(
 
 
 def _is_list(root: Root, path: str) -> bool:
-    """Return whether a given file is a list: neither its suffix nor its first bytes are those of a video or a tar."""
-    if not path or PurePosixPath(path).suffix.lower() in TAKEN_SUFFIXES:
+    """Return whether a file is a list: by its name, or by its first bytes neither video nor unknown binary data."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if not path or suffix in TAKEN_SUFFIXES:
         return False
-    return kind_of(root.head(path, HEAD_BYTES)) != "video"
+    if suffix in _LIST_SUFFIXES:
+        return True
+    head = root.head(path, HEAD_BYTES)
+    return kind_of(head) != "video" and (b"\0" not in head or head.startswith((b"PAR1", *ARCHIVES)))
 
 
 def _stores(entries: Sequence[Given]) -> dict[str, int]:
@@ -120,7 +128,7 @@ def _cut(
             if known is None:
                 cut = [request]
             else:
-                cut = video_pieces(_settled(one, known.duration_s), known, settings)
+                cut = video_pieces(_settled(one, known), known, settings)
         except MediaError as error:
             file = request.file if request.line > 0 else ""
             problems.append(Problem(error.reason, str(error), request.name, request.line, file))
@@ -135,7 +143,9 @@ def _facts(
     candidates: Sequence[VideoCandidate], roots: Sequence[Root], settings: Settings, workers: int
 ) -> dict[tuple[int, str], Probed]:
     """Return the headers' announcements; nothing for existing files that are not cut."""
-    paths = dict.fromkeys((one.request.root, one.request.path) for one in candidates if one.loose or not settings.whole)
+    paths = dict.fromkeys(
+        (one.request.root, one.request.path) for one in candidates if one.loose or one.frames or not settings.whole
+    )
     probed = map_over_workers(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
     facts: dict[tuple[int, str], Probed] = dict(zip(paths, probed, strict=True))
     for one in candidates:
@@ -146,9 +156,21 @@ def _facts(
     return facts
 
 
-def _settled(one: VideoCandidate, duration_s: float) -> Request:
-    """Return the request with its span; without, if the file is shorter, because then it is the span, already cut."""
-    span_s = one.request.stop_s - one.request.start_s
+def _settled(one: VideoCandidate, known: VideoFacts) -> Request:
+    """Return the request with its span in seconds; without, if the file is shorter: then it is the span, already cut.
+
+    Raises:
+        MediaError: the span is in frames, and the video announces no rate.
+    """
+    if one.frames:
+        if not known.fps > 0:
+            raise MediaError("no_rate", "its span is in frames and it announces no frame rate: give seconds")
+        # Half a frame early, as pieces are cut: the time of a frame must not depend on rounding.
+        start_s, stop_s = ((number - 0.5) / known.fps for number in one.frames)
+        return replace(
+            one.request, start_s=max(0.0, start_s), stop_s=math.inf if one.frames[1] == MAX_FRAME else stop_s
+        )
+    duration_s, span_s = known.duration_s, one.request.stop_s - one.request.start_s
     if one.loose and math.isfinite(one.request.stop_s):
         cut_out = not duration_s >= one.request.stop_s - 1 or duration_s <= span_s + 1
         if cut_out:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 from mae3d.tracking.run_dir import read_metrics
 from tests.support import fake_slurm
-from tests.support.jobs import DEEPSPEED, PORT, ROOT, STEPS, Job, Launched, arguments, losses
+from tests.support.jobs import DEEPSPEED, PORT, ROOT, STEPS, Job, Launched, arguments, losses, wait_until
 
 EXAMPLES = ROOT / "examples"
 SBATCH = EXAMPLES / "slurm.sbatch"
@@ -96,6 +97,23 @@ def test_fault_31_stopped_under_torchrun_and_queued_twice_by_slurm_a_run_has_the
     assert code == 0, output
     assert not (run / "STOPPED").exists()
     assert fake_slurm.requeued(tmp_path) == [JOB, JOB]
+    assert exact(run) == exact(uncut)
+
+
+@pytest.mark.soak
+def test_fault_29_and_fault_41_ranks_that_torchrun_starts_again_take_over_and_go_on(
+    recipe: Path, shards: Path, uncut: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    torchrun = [*TORCHRUN[:-1], "--max-restarts", "1", TORCHRUN[-1], "2"]
+    job = Job(recipe, shards, run, launcher=torchrun, executed=True)
+    first, _ = sorted(job.wait_for_ranks(2), key=lambda rank: rank.environ()["RANK"])
+    wait_until((run / "checkpoints" / "latest").exists)
+    first.kill()
+    code, output = job.end()
+    assert code == 0, output
+    assert f"the lock of a dead process is taken over (training on {socket.gethostname()}, pid {first.pid}" in output
+    assert "resumed from" in output
     assert exact(run) == exact(uncut)
 
 

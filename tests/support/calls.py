@@ -6,6 +6,7 @@ functions_with(lambda call: name_of(call) == "unlink")      # ─► {"preproces
 import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("launch", "mae3d", "pipelines", "preprocess", "docker")
@@ -16,21 +17,23 @@ def name_of(call: ast.Call) -> str:
     return str(getattr(call.func, "attr", getattr(call.func, "id", "")))
 
 
-def functions_with(wanted: Callable[[ast.Call], bool]) -> set[str]:
-    """The functions, as module.Class.function, in which there is such a call."""
+def functions_with(wanted: Callable[[Any], bool], *, kind: type[ast.expr] = ast.Call) -> set[str]:
+    """The functions, as module.Class.function, in which there is such a call, or such an expression of another kind."""
     found: set[str] = set()
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             found |= {
-                where for where, call in _calls(ast.parse(path.read_text(encoding="utf-8")), module) if wanted(call)
+                where
+                for where, found_there in _expressions(ast.parse(path.read_text(encoding="utf-8")), module)
+                if isinstance(found_there, kind) and wanted(found_there)
             }
     return found
 
 
-def _calls(node: ast.AST, where: str) -> Iterator[tuple[str, ast.Call]]:
+def _expressions(node: ast.AST, where: str) -> Iterator[tuple[str, ast.expr]]:
     for child in ast.iter_child_nodes(node):
         is_named = isinstance(child, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)
-        if isinstance(child, ast.Call):
+        if isinstance(child, ast.expr):
             yield where, child
-        yield from _calls(child, f"{where}.{child.name}" if is_named else where)  # type: ignore[attr-defined]
+        yield from _expressions(child, f"{where}.{child.name}" if is_named else where)  # type: ignore[attr-defined]

@@ -188,3 +188,25 @@ def test_the_attentive_probe_is_the_same_under_a_seed(monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.allclose(runs[0], runs[2])
     assert not np.allclose(runs[0], runs[3])
+
+
+@pytest.mark.parametrize("features", ["noise", "constant", "zero"])
+@pytest.mark.parametrize("order", ["cycled", "by class"])
+def test_what_knows_nothing_scores_no_more_than_chance(features: str, order: str) -> None:
+    """Six classes of equal size, whichever numbers they have; top-5 counts classes with a vote only."""
+    rng, classes = np.random.default_rng(0), 6
+    labels, wanted = np.arange(60) % classes, np.arange(600) % classes
+    if order == "by class":
+        labels, wanted = np.sort(labels), np.sort(wanted)
+    make = {"noise": rng.standard_normal, "constant": np.ones, "zero": np.zeros}[features]
+    train, test, targets = make((60, 16)), make((600, 16)), np.eye(classes, dtype=np.uint8)[labels]
+    by_method = {f"knn {k}": scores for k, scores in knn_scores(train, targets, test).items()}
+    by_method["linear"] = linear_scores(train, targets, test, multi_label=False)[0]
+    for method, scores in by_method.items():
+        for k in (1, 5):
+            hits = hits_at(scores, wanted, k=k)
+            assert hits.mean() < k / classes + 0.06, (method, k)
+        if method == "knn 1":  # one vote: there is no second place
+            assert (hits_at(scores, wanted, k=5) == hits_at(scores, wanted, k=1)).all()
+        targets_of_test = np.eye(classes, dtype=np.int64)[wanted]
+        assert mean_average_precision(scores, targets_of_test) < 1 / classes + 0.06, method

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -215,6 +216,47 @@ def test_a_lock_that_was_swept_while_it_was_made_is_not_had(tmp_path: Path, monk
     with hold(store, LOCK_NAME, job="build"):
         monkeypatch.setattr(os, "link", swept)
         refused(store, LOCK_NAME, "build on")
+
+
+FOREIGN = [".lock~", ".lock.json", ".lockfile", ".lock.plan.bak", ".lock.slice-1-of-2.txt", ".lock~notes", ".locked/x"]
+
+
+@pytest.mark.parametrize("excludes", [False, True])
+def test_files_that_are_named_almost_like_locks_stay(store: LockStore, tmp_path: Path, excludes: bool) -> None:
+    for name in FOREIGN:
+        write(store, name, b"a thesis")
+    with hold(store, LOCK_NAME, job="build", excludes=excludes):
+        assert store.names() == [LOCK_NAME]
+    assert {name: read(store, name) for name in FOREIGN} == dict.fromkeys(FOREIGN, b"a thesis")
+
+
+@pytest.mark.parametrize("name", [LOCK_NAME, f"{LOCK_NAME}.plan", f"{LOCK_NAME}.slice-0-of-2"])
+@pytest.mark.parametrize("text", [b"a thesis", b"4711\n", b'{"pid": 1}', b"\xff"])
+def test_the_lock_of_another_program_is_never_taken_over(
+    store: LockStore, name: str, text: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_store, "STALE_S", 0.0)
+    write(store, name, text)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}: not a lock of MAE3D; move it"):  # noqa: SIM117
+        with hold(store, LOCK_NAME, job="merge", excludes=True):
+            pass
+    assert read(store, name) == text
+
+
+def write(store: LockStore, name: str, data: bytes) -> None:
+    if isinstance(store, FolderLockStore):
+        (store.folder / name).parent.mkdir(exist_ok=True)
+        (store.folder / name).write_bytes(data)
+    else:
+        assert isinstance(store, UrlLockStore)
+        store.storage.write(name, data)
+
+
+def read(store: LockStore, name: str) -> bytes:
+    if isinstance(store, FolderLockStore):
+        return (store.folder / name).read_bytes()
+    assert isinstance(store, UrlLockStore)
+    return store.storage.read(name)
 
 
 def _contend(folder: Path, seed: int, seconds: float) -> None:

@@ -120,7 +120,8 @@ def averages(world: World, stage: int, accumulation: int, folder: Path) -> tuple
         engine.step(1e-2)
         if (step + 1) % accumulation == 0:
             for name, master in masters_of(engine).items():
-                expected[name].lerp_(master, 1 - decay)
+                updates = step // accumulation  # (1 + t) / (10 + t) is below the decay throughout
+                expected[name].lerp_(master, 1 - (1 + updates) / (10 + updates))
     ours, masters = engine.weights(), masters_of(engine)
     with engine.evaluating() as model:
         assert not model.training

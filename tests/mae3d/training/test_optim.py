@@ -9,7 +9,7 @@ import pytest
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.model.mae import MAE
-from mae3d.training.optim import finetune_groups, lr_at, pretrain_groups
+from mae3d.training.optim import ema_decay, finetune_groups, lr_at, pretrain_groups
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "lr_schedule.json").read_text())
 TINY = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, depth=1, decoder_depth=1)
@@ -108,3 +108,14 @@ def test_frozen_blocks_leave_the_rates_of_the_others() -> None:
 def test_a_layer_decay_that_cannot_be_is_refused(layer_decay: float) -> None:
     with pytest.raises(ValueError, match="1 switches it off"):
         finetune_groups(Classifier(CLASSIFIER), weight_decay=0.0, layer_decay=layer_decay)
+
+
+def test_fault_43_a_short_runs_average_leaves_the_first_weights() -> None:
+    left = 1.0
+    for step in range(60):
+        decay = ema_decay(step, 0.9999)
+        assert decay == pytest.approx((1 + step) / (10 + step))
+        left *= decay
+    assert left < 1e-6  # a constant decay would leave 0.994
+    assert ema_decay(10**6, 0.9999) == 0.9999
+    assert ema_decay(0, 0.05) == 0.05

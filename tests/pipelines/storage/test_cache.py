@@ -5,8 +5,10 @@ import hashlib
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +31,10 @@ def content_of(number: int) -> bytes:
     return bytes([number % 256]) * SIZE
 
 
+def local_of(number: int) -> str:
+    return f"{SET}/{0:016x}-shard-{number:05d}.tar"
+
+
 def file_of(number: int, *, read: Callable[[int, int], bytes] | None = None) -> RemoteFile:
     """A file of a store that is this process's memory."""
     content = content_of(number)
@@ -37,14 +43,14 @@ def file_of(number: int, *, read: Callable[[int, int], bytes] | None = None) -> 
         f"test://store/{number}",
         SIZE,
         sha256,
-        f"{SET}/{0:016x}-{number:03d}.tar",
+        local_of(number),
         read or (lambda start, stop: content[start:stop]),
     )
 
 
 def names(folder: Path) -> list[str]:
     """The files of a dataset in a cache, without what its names have in common."""
-    return sorted(path.name.partition("-")[2].replace(".tar", "") for path in folder.glob(f"**/{SET}/*"))
+    return sorted(re.sub(r".*(\d{3})\.tar(\.\d+)?", r"\1", path.name) for path in folder.glob(f"**/{SET}/*"))
 
 
 def read(cache: Cache, file: RemoteFile) -> bytes:
@@ -67,15 +73,13 @@ def test_files_are_fetched_once_and_the_least_recently_used_goes(tmp_path: Path)
     assert names(Cache(tmp_path / "cache", limit_bytes=SIZE).folder) == ["000"]  # a lower limit holds at once
 
 
-def test_an_evicted_file_stays_readable_and_a_changed_one_is_never_served(tmp_path: Path) -> None:
+def test_an_evicted_file_stays_readable(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit_bytes=SIZE)
     descriptor = cache.open(file_of(1))
     assert read(cache, file_of(2)) == content_of(2)
     assert names(tmp_path) == ["002"]
     assert os.pread(descriptor, SIZE, 0) == content_of(1)
     os.close(descriptor)
-    cache.path(file_of(2)).write_bytes(b"short")  # somebody else's doing
-    assert read(cache, file_of(2)) == content_of(2)
 
 
 def test_what_is_planned_goes_last_and_what_is_held_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +124,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     """Nothing checks it again: a power cut must not leave a name over blocks that were never written."""
     disk = Disk(monkeypatch)
     Cache(tmp_path, limit_bytes=SIZE).fetch(file_of(1))
-    assert disk.renames == [(f"{0:016x}-001.tar", True)]
+    assert disk.renames == [("CACHEDIR.TAG", True), (Path(local_of(1)).name, True)]
 
 
 def size_of(cache: Cache) -> int:
@@ -250,7 +254,7 @@ def test_kills_at_random_moments_leave_whole_files_within_the_limit(tmp_path: Pa
     stays.join(60)
     assert stays.exitcode == 0
     Cache(folder, limit_bytes=4 * SIZE)
-    assert all(path.read_bytes() == content_of(int(path.stem[-3:])) for path in folder.glob("*/*/*"))
+    assert all(path.read_bytes() == content_of(int(path.stem[-5:])) for path in folder.glob("*/*/*"))
 
 
 def test_a_damaged_file_is_fetched_again_once(tmp_path: Path) -> None:
@@ -322,19 +326,22 @@ def test_the_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pyte
 
 def planted(folder: Path) -> dict[Path, bytes]:
     """Files and links that are not the cache's, below `folder`: old ones, parts, and names like the cache's own."""
+    shard = Path(local_of(7)).name
     names = ["thesis.tex", "a/b/thesis.tex", "a/b/c.part", f"a/{SET}/thesis.tex", "lock", "dataset.json"]
-    names += [f"{SET}/{0:016x}-shard.tar", f"{SET}/{0:016x}-shard.tar.part", f"{SET}/index-{0:016x}.parquet"]
-    names += [
-        f"{FOLDER}/{SET}/{name}" for name in ("thesis.tex", "x.part", "shard-00000.tar", f"{0:016x}-shard.tar.bak")
-    ]
-    names += [f"{FOLDER}/{SET}/sub/{0:016x}-shard.tar"]
+    names += [f"{SET}/{shard}", f"{SET}/{shard}.part", f"{SET}/index-{0:016x}.parquet"]  # a cache of layout 1 has those
+    ours = ["thesis.tex", "x.part", "shard-00000.tar", f"{shard}.bak", f"{shard}.part", f"{shard}.10000.part"]
+    names += [f"{FOLDER}/{SET}/{name}" for name in [*ours, shard, f"index-{0:016x}.parquet", f"sub/{shard}"]]
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode() * 1000)
         os.utime(path, (1, 1))
     (folder / FOLDER / ("1" * 16)).symlink_to(folder / SET)  # a folder of another disk
-    (folder / FOLDER / SET / f"{1:016x}-shard.tar").symlink_to(folder / "thesis.tex")
+    (folder / FOLDER / SET / Path(local_of(8)).name).symlink_to(folder / "thesis.tex")
+    return files_in(folder)
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
 
 
@@ -344,10 +351,73 @@ def test_other_peoples_files_are_neither_counted_nor_removed(tmp_path: Path) -> 
     for number in (0, 1, 2, 3):
         assert read(cache, file_of(number)) == content_of(number)
     assert Cache(tmp_path, limit_bytes=SIZE).files_fetched == 0
-    now = {path: path.read_bytes() for path in tmp_path.glob("**/*") if path.is_file()}
+    now = files_in(tmp_path)
     ours = {cache.path(file_of(3)), cache.folder / "lock", cache.folder / cache_module.MARKER}
     assert now.keys() - before.keys() == ours
     assert {path: now.get(path) for path in before} == before
+
+
+@pytest.mark.parametrize("what", ["bytes", "as many bytes", "file", "link", "folder", "pipe", "part", "linked folder"])
+def test_what_lies_where_a_file_belongs_is_neither_served_nor_replaced(tmp_path: Path, what: str) -> None:
+    cache = Cache(tmp_path, limit_bytes=2 * SIZE)
+    path, mine = cache.path(file_of(1)), tmp_path / "mine"
+    mine.write_bytes(b"my own" * 10)
+    if what in ("part", "linked folder"):
+        path.parent.mkdir()
+    else:
+        cache.fetch(file_of(1))
+    if what.endswith("bytes"):  # into the very file
+        path.write_bytes(b"x" * (SIZE if what.startswith("as many") else 5))
+    elif what == "part":
+        path.with_name(f"{path.name}.{SIZE}.part").write_bytes(b"my own")
+    elif what == "linked folder":
+        path.parent.rename(tmp_path / "elsewhere")
+        path.parent.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+        {
+            "file": lambda: shutil.copyfile(mine, path),
+            "link": lambda: path.symlink_to(mine),
+            "folder": path.mkdir,
+            "pipe": lambda: os.mkfifo(path),
+        }[what]()
+    before = files_in(tmp_path)
+    with pytest.raises(FileExistsError, match=r"left alone.*data\.cache"):
+        cache.open(file_of(1))
+    assert not Cache(tmp_path, limit_bytes=1).fetch(file_of(2), ahead=True)  # makes room, as far as it is its own
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("marker", ["", "Signature: 8a477f597d28d172789f06886806bc55\n# of a browser\n"])
+def test_a_folder_with_the_name_or_marker_of_another_program_is_refused(tmp_path: Path, marker: str) -> None:
+    (tmp_path / FOLDER / "photos").mkdir(parents=True)
+    (tmp_path / FOLDER / cache_module.MARKER).write_text(marker)
+    with pytest.raises(FileExistsError, match=r"give another folder as data\.cache"):
+        Cache(tmp_path, limit_bytes=SIZE)
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["CACHEDIR.TAG", "photos"]
+
+
+def test_a_cache_may_be_named_itself(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit_bytes=SIZE)
+    cache.fetch(file_of(1))
+    again = Cache(cache.folder, limit_bytes=SIZE)
+    assert (again.folder, names(again.folder)) == (cache.folder, ["001"])
+    (tmp_path / cache_module.MARKER).write_text("Signature: 8a477f597d28d172789f06886806bc55\n# of all caches\n")
+    assert Cache(tmp_path, limit_bytes=SIZE).folder == cache.folder
+
+
+@pytest.mark.parametrize("place", ["", "mae3d", f"mae3d-{os.getuid()}"])
+def test_a_cache_of_an_earlier_version_is_left_alone_and_said_once(
+    tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = tmp_path / place / SET / Path(local_of(1)).name
+    old.parent.mkdir(parents=True)
+    old.write_bytes(content_of(1))
+    (tmp_path / place / "lock").touch()
+    for _ in range(2):
+        assert read(Cache(tmp_path, limit_bytes=SIZE), file_of(2)) == content_of(2)
+    assert old.read_bytes() == content_of(1)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [str(old.parent)]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
@@ -385,4 +455,4 @@ def test_the_default_folder_lies_on_the_node(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_module.default_folder() == tmp_path
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_module.default_folder().name == f"mae3d-{os.getuid()}"
+    assert cache_module.default_folder() == Path(tempfile.gettempdir())

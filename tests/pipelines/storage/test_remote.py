@@ -168,7 +168,11 @@ def test_opening_asks_for_the_description_one_listing_and_an_index_once(url: str
     assert asked == {"dataset.json": 4, "many": 4, "index": 1, "rows": 1, "frames": 1}
     assert len({corpus.key(3) for corpus in opened}) == 1
     index = next(tmp_path.glob("*/*/index-*"))
-    index.write_bytes(index.read_bytes()[::-1])  # a damaged copy
+    written = index.stat()
+    index.write_bytes(index.read_bytes()[::-1])
+    with pytest.raises(DatasetError, match=r"index-.*left alone.*data\.cache"):  # somebody's own file by now
+        open_corpus([url], cache=tmp_path, cache_gb=0.01)
+    os.utime(index, ns=(written.st_atime_ns, written.st_mtime_ns))  # a damaged copy: nobody has written to it
     assert open_corpus([url], cache=tmp_path, cache_gb=0.01).key(3) == opened[0].key(3)
 
 

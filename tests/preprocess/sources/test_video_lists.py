@@ -1,13 +1,16 @@
 import json
 import math
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from preprocess.sources.ledger import LedgerError
 from preprocess.sources.video_lists import ListRow, VideoList, read_list
 
 
-def rows(text: str, **options: str) -> list[ListRow]:
+def rows(text: str, **options: object) -> list[ListRow]:
     read = read_list(text.encode(), "list.csv", **options)  # type: ignore[arg-type]
     assert read.problems == []
     return read.rows
@@ -110,3 +113,65 @@ def test_something_something_as_published() -> None:
 def test_fault_01_what_holds_no_row_is_told(text: str) -> None:
     with pytest.raises(LedgerError, match=r"list\.csv"):
         read_list(text.encode(), "list.csv")
+
+
+@pytest.mark.parametrize(
+    "text", ["0,a.mp4,7\n1,b.mp4,7\n", ",path,label\n0,a.mp4,7\n1,b.mp4,7\n", "1\ta.mp4\t7\n2\tb.mp4\t7\n"]
+)
+def test_the_index_of_a_table_is_no_label(text: str) -> None:
+    assert [(one.path, one.labels) for one in rows(text)] == [("a.mp4", ("7",)), ("b.mp4", ("7",))]
+
+
+def test_fault_45_numbers_before_paths_that_count_the_rows_are_refused_with_both_readings() -> None:
+    with pytest.raises(LedgerError, match=r"--columns path=2 label=1, or --columns path=2"):
+        read_list(b"0,a.mp4\n1,b.mp4\n", "list.csv")
+    assert [one.labels for one in rows("0,a.mp4\n1,b.mp4\n", columns=["path=2", "label=1"])] == [("0",), ("1",)]  # type: ignore[arg-type]
+    assert [one.labels for one in rows("0,a.mp4\n1,b.mp4\n", columns=["path=2"])] == [(), ()]  # type: ignore[arg-type]
+
+
+def test_a_label_may_come_first() -> None:
+    assert [(one.path, one.labels) for one in rows("7 a b.mp4\n9 c.mp4\n")] == [("a b.mp4", ("7",)), ("c.mp4", ("9",))]
+    assert [one.labels for one in rows("cat,a.mp4\ndog,b.mp4\n")] == [("cat",), ("dog",)]
+
+
+def test_a_path_without_suffix_names_a_video() -> None:
+    assert [(one.path, one.stems) for one in rows("sub/v1 0\n.\\v2 1\n")] == [
+        ("sub/v1", ("sub/v1",)),
+        (".\\v2", ("./v2",)),
+    ]
+
+
+@pytest.mark.parametrize("text", ['path,label\na.mp4,"x\ny"\nb.mp4,z\n', 'a.mp4,"x\ny"\nb.mp4,z\n'])
+def test_quotes_protect_line_breaks(text: str) -> None:
+    assert [one.labels for one in rows(text)] == [("x\ny",), ("z",)]
+    assert rows(text)[1].line == text.count("\n")
+
+
+def test_a_quote_that_is_never_closed_costs_its_line_only() -> None:
+    assert [one.path for one in rows('12" disc.mp4,1\nb.mp4,2\n')][-1] == "b.mp4"
+
+
+def test_comments_are_counted() -> None:
+    read = read_list(b"# made by hand\na.mp4 1\n#b.mp4 2\n", "list.txt")
+    assert (len(read.rows), read.dialect) == (1, "list.txt: spaces, no header, 2 comments, 1 rows")
+
+
+@pytest.mark.parametrize(("label", "labels"), [("1;2", ("1", "2")), ("1|2", ("1", "2")), ("cut; pour", ("cut; pour",))])
+def test_numbers_in_one_cell_are_several_labels(label: str, labels: tuple[str, ...]) -> None:
+    assert rows(f"path,label\na.mp4,{label}\n")[0].labels == labels
+
+
+def test_json_lines_and_parquet_are_tables(tmp_path: Path) -> None:
+    text = '{"video": "a.mp4", "label": [3, 4], "start": 1}\n{"video": "b.mp4", "label": null}\n'
+    expected = [("a.mp4", ("3", "4"), 1.0), ("b.mp4", (), 0.0)]
+    assert [(one.path, one.labels, one.start_s) for one in rows(text)] == expected
+    table = pa.table({"video": ["a.mp4", "b.mp4"], "label": [[3, 4], None], "start": [1.0, float("nan")]})
+    pq.write_table(table, tmp_path / "l.parquet")
+    read = read_list((tmp_path / "l.parquet").read_bytes(), "l.parquet")
+    assert [(one.path, one.labels, one.start_s) for one in read.rows] == expected
+
+
+@pytest.mark.parametrize("magic", [b"\x1f\x8b\x08", b"PK\x03\x04", b"BZh9", b"\xfd7zXZ\x00"])
+def test_an_archive_is_refused_as_one(magic: bytes) -> None:
+    with pytest.raises(LedgerError, match=r"v\.bin: \w+ data; unpack it"):
+        read_list(magic + bytes(100), "v.bin")

@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 from pathlib import Path
 
 import fsspec
@@ -11,7 +12,7 @@ from mae3d.io.storage import Storage
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.plan.label_names import LabelNames
-from preprocess.plan.plan import Settings
+from preprocess.plan.plan import ScanResult, Settings
 from preprocess.sources.source import Reading, Source, long_samples, short_samples
 from preprocess.sources.videos import video_files
 from preprocess.workers.decoder import decoder
@@ -308,3 +309,67 @@ def test_probing_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> Non
     assert psutil.Process().children() == before  # the threads' decoders have been waited for, too
     assert repr(one) == repr(two)
     assert (len(one.requests), [problem.name for problem in one.problems]) == (130, ["050x.mp4"])
+
+
+def listed(tmp_path: Path, text: str, *names: str) -> ScanResult:
+    """What a list of this text gives beside videos with these names."""
+    source = make_video(tmp_path / "source.avi", 3)
+    root = tmp_path / "in"
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).hardlink_to(source)
+    root.mkdir(exist_ok=True)
+    (root / "list.csv").write_text(text, encoding="utf-8")
+    return video_files([root / "list.csv"], settings=Settings()).find()
+
+
+@pytest.mark.parametrize(
+    ("row", "there"),
+    [
+        ("v1,0", "v1.mp4"),
+        ("a/v1,0", "a/v1.mkv"),
+        ("v1,0", "deep/down/v1.mp4"),
+        (".\\a\\v1.mp4,0", "a/v1.mp4"),
+        ("./a//v1.MP4,0", "a/v1.mp4"),
+        ("K\u00fcche/v1.mp4,0", "Ku\u0308che/v1.mp4"),
+        ("Ku\u0308che/v1,0", "K\u00fcche/v1.mp4"),
+        ("archive.tar/v1.avi.mp4,0", "archive.tar/v1.avi.mp4"),
+    ],
+)
+def test_fault_45_a_file_is_found_under_another_spelling_if_it_is_the_only_one(
+    tmp_path: Path, row: str, there: str
+) -> None:
+    found = listed(tmp_path, row + "\n", there, "other/v2.mp4")
+    assert [(tmp_path / "in" / one.path).samefile(tmp_path / "in" / there) for one in found.requests] == [True]
+    assert [one.labels for one in found.requests] == [("0",)]
+
+
+@pytest.mark.parametrize(("row", "names"), [("v1,0", ["v1.mp4", "v1.avi"]), ("V1.mp4,0", ["v1.mp4", "v1.MP4"])])
+def test_fault_45_a_file_that_could_be_two_is_refused_with_both(tmp_path: Path, row: str, names: list[str]) -> None:
+    (problem,) = listed(tmp_path, row + "\n", *names).problems
+    assert problem.reason == "ambiguous_file"
+    assert all(name in problem.message for name in names)
+
+
+@pytest.mark.parametrize("path", ["..\\\\secret.avi", "..\\\\..\\\\secret", "../secret"])
+def test_fault_07_another_spelling_does_not_leave_the_root(tmp_path: Path, path: str) -> None:
+    make_video(tmp_path / "secret.avi", 3)
+    found = listed(tmp_path, f"{path},0\n".replace("\\\\", "\\"))
+    assert found.requests == []
+    assert {problem.reason for problem in found.problems} <= {"unsafe_name", "missing_file"}
+
+
+@pytest.mark.parametrize(
+    "row", ["gone.mp4,0", "/data/of/another/machine/gone.mp4,0", "C:\\videos\\gone.mp4,0", "gone,0"]
+)
+def test_a_file_that_is_missing_is_told_with_where_it_was_looked_for(tmp_path: Path, row: str) -> None:
+    (problem,) = listed(tmp_path, row + "\n", "v1.mp4").problems
+    assert problem.reason == "missing_file"
+    assert str(tmp_path / "in") in problem.message
+    assert "gone" in problem.message
+    assert "--root" in problem.message
+
+
+def test_frames_become_seconds_by_the_rate_of_the_video(tmp_path: Path) -> None:
+    found = listed(tmp_path, "path,start_frame,end_frame\nv1.mp4,1,3\nv1.mp4,2,\n", "v1.mp4")
+    assert [(round(one.start_s, 3), round(one.stop_s, 3)) for one in found.requests] == [(0.05, 0.25), (0.15, math.inf)]

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+
+from preprocess.sources.columns import MAX_FRAME, read_columns, seconds_of
+from preprocess.sources.ledger import LedgerError
+
+
+@pytest.mark.parametrize(
+    "start", ["start", "Start_Sec", "time start", "t-start", "begin", "start_timestamp", "start_s"]
+)
+@pytest.mark.parametrize("stop", ["end", "stop_time", "END_SECONDS", "t_stop", "time_end", "stop_timestamp"])
+def test_fault_45_a_span_is_known_by_its_common_names(start: str, stop: str) -> None:
+    columns = read_columns(["video", stop, "label", start], [], source="x.csv")
+    assert columns.span_s(["a.mp4", "0:05.5", "cut", "1.5"]) == (1.5, 5.5)
+    assert columns.span_s(["a.mp4", "", "cut", ""]) == (0.0, math.inf)
+    assert (columns.one("path", ["a.mp4"]), columns.all("label", ["a.mp4", "", "cut"])) == ("a.mp4", ["cut"])
+
+
+@pytest.mark.parametrize(
+    ("names", "fields", "frames"),
+    [
+        (["start_frame", "end_frame"], ["3", "10"], (3, 10)),
+        (["frame_start", "stop_frame"], ["3.0", "10.0"], (3, 10)),
+        (["first_frame", "last_frame"], ["3", "10"], (3, 11)),
+        (["start_frame", "end_frame"], ["3", ""], (3, MAX_FRAME)),
+        (["start_frame", "end_frame"], ["", ""], None),
+    ],
+)
+def test_fault_45_frames_are_half_open_and_a_last_frame_is_included(
+    names: list[str], fields: list[str], frames: tuple[int, int] | None
+) -> None:
+    columns = read_columns(["path", *names], [], source="x.csv")
+    assert columns.frames(["a.mp4", *fields]) == frames
+    with_seconds = read_columns(["path", *names, "start_s", "end_s"], [], source="x.csv")
+    assert with_seconds.frames(["a.mp4", *fields, "1", "2"]) is None  # seconds need no rate
+
+
+def test_milliseconds_and_a_duration() -> None:
+    assert read_columns(["path", "start_ms", "end_ms"], [], source="x").span_s(["a", "1500", "2000"]) == (1.5, 2.0)
+    columns = read_columns(["path", "start", "duration"], ["duration=duration"], source="x")
+    assert columns.span_s(["a", "1.5", "2"]) == (1.5, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("12.5", 12.5), ("1:02", 62.0), ("01:00:00.250", 3600.25), ("1e2", 100.0)]
+)
+def test_times_are_seconds_or_a_clock(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "fields", [["5", "2"], ["x", "2"], ["-1", "2"], ["nan", "2"], ["1", "nan"], ["2", "2"], ["1:x", "2"]]
+)
+def test_what_is_no_span_is_refused(fields: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"seconds|reversed"):
+        read_columns(["start", "end"], [], source="x").span_s(fields)
+
+
+@pytest.mark.parametrize(
+    ("header", "column"),
+    [
+        (["path", "label", "seg_begin_utc"], "seg_begin_utc"),
+        (["path", "label", "start_idx_in_frames"], "start_idx_in_frames"),
+        (["path", "label", "timestamp"], "timestamp"),
+        (["path", "label", "clip_time"], "clip_time"),
+        (["path", "label", "start", "duration"], "duration"),
+        (["path", "fine_class_de"], "fine_class_de"),
+        (["path", "label", "cv_fold"], "cv_fold"),
+    ],
+)
+def test_fault_45_a_column_that_could_mean_something_is_refused_with_what_is_understood(
+    header: list[str], column: str
+) -> None:
+    with pytest.raises(LedgerError, match=rf"x\.csv.*'{column}'.*path = path.*--columns \w+={column}.*ignore={column}"):
+        read_columns(header, [], source="x.csv")
+    assert column in read_columns(header, [f"ignore={column}"], source="x.csv").ignored
+
+
+@pytest.mark.parametrize("header", [["path", "label", "class_name"], ["path", "verb_class", "noun_class"]])
+def test_fault_45_two_columns_that_could_be_the_same_are_refused(header: list[str]) -> None:
+    with pytest.raises(LedgerError, match=rf"{header[1]}, {header[2]}.*--columns label={header[1]}"):
+        read_columns(header, [], source="x.csv")
+    columns = read_columns(header, [f"label={header[2]}"], source="x.csv")
+    assert columns.all("label", ["a", "b", "c"]) == ["c"]
+    both = read_columns(header, [f"label={header[1]},{header[2]}"], source="x.csv")
+    assert both.all("label", ["a", "b", "c"]) == ["b", "c"]
+
+
+def test_columns_that_say_nothing_are_ignored_by_name() -> None:
+    header = ["", "path", "label", "fps", "width", "num_frames", "caption", "is_cc", "weather"]
+    assert read_columns(header, [], source="x").ignored == (
+        "",
+        "fps",
+        "width",
+        "num_frames",
+        "caption",
+        "is_cc",
+        "weather",
+    )
+
+
+@pytest.mark.parametrize("given", ["start", "begins=t0", "start=", "start=absent", "label=9"])
+def test_a_wrong_columns_option_is_told(given: str) -> None:
+    with pytest.raises(ValueError, match=r"--columns"):
+        read_columns(["path", "t0"], [given], source="x")

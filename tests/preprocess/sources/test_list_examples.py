@@ -1,0 +1,116 @@
+"""The examples of docs/lists.md are built with the page's commands; spans and labels are worked out by hand."""
+
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from preprocess.__main__ import main
+from preprocess.dataset.index import open_dataset
+from tests.support.media import make_video
+
+PAGE = (Path(__file__).parents[3] / "docs" / "lists.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"<!-- (list|file): (\S+)(.*?) -->\n\n((?:    .*\n)+)")
+# The list ─► the videos that are there, ? for a blank; and (start in s, frames, labels, split) of each sample in order.
+VIDEOS = {
+    "plain.txt": "archery/one.mp4 my?holiday.mp4",
+    "label_first.csv": "one.mp4 sub/two.mp4",
+    "windows.csv": "clips/one.mp4",
+    "seconds.csv": "one.mp4",
+    "frames.tsv": "one.mp4",
+    "own.csv": "one.mp4",
+    "numbers.csv": "one.mp4 two.mp4",
+    "rows.jsonl": "one.mp4 two.mp4",
+    "quoted.csv": "one.mp4",
+    "kinetics.csv": "abcdefghijk_000002_000005.mp4 val/lmnopqrstuv.mp4",
+    "something.json": "78687.webm v/42.webm",
+    "trainlist01.txt": "Archery/v_Archery_g01_c01.avi Biking/v_Biking_g01_c01.avi",
+    "testlist01.txt": "Diving/v_Diving_g01_c01.avi Archery/v_Archery_g02_c01.avi",
+    "brush_hair_test_split1.txt": "brush_hair/one.avi brush_hair/two.avi brush_hair/three.avi wave/one.avi",
+    "EPIC_100_train.csv": "P01/P01_01.MP4",
+    "Charades_v1_train.csv": "46GP8.mp4 N11GT.mp4",
+    "ava_train_v2.2.csv": "one.mp4 clips/one.mp4",
+    "activity_net.json": "v_abc.mp4 x/def.mp4",
+}
+EXPECTED: dict[str, list[tuple[float, int, list[str | int], str]]] = {
+    "plain.txt": [(0, 100, [0], ""), (0, 100, [1], "")],
+    "label_first.csv": [(0, 100, [3], ""), (0, 100, [5], "")],
+    "windows.csv": [(0, 100, [0], "")],
+    "seconds.csv": [(0, 20, ["cut"], ""), (2, 15, ["pour"], "")],
+    "frames.tsv": [(0, 20, ["cut"], ""), (2, 15, ["pour"], "")],
+    "own.csv": [(1, 20, ["cut"], "")],
+    "numbers.csv": [(0, 100, [4], ""), (0, 100, [5], "")],
+    "rows.jsonl": [(0, 25, ["cut", "pour"], ""), (0, 100, ["cut"], "")],
+    "quoted.csv": [(0, 100, ["cut, then\npour"], "")],
+    "kinetics.csv": [(0, 30, ["archery"], "train"), (0, 100, ["playing, chess"], "val")],
+    "something.json": [(0, 100, ["Holding something"], ""), (0, 100, ["Dropping something"], "")],
+    "trainlist01.txt": [(0, 100, ["Archery"], ""), (0, 100, ["Biking"], "")],
+    "testlist01.txt": [(0, 100, ["Diving"], ""), (0, 100, ["Archery"], "")],
+    "brush_hair_test_split1.txt": [(0, 100, ["brush_hair"], "train"), (0, 100, ["brush_hair"], "test")],
+    "EPIC_100_train.csv": [(0.2, 32, ["open"], ""), (4.4, 18, ["turn-on"], "")],
+    "Charades_v1_train.csv": [
+        (1.9, 43, ["Putting clothes somewhere"], ""),
+        (0, 40, ["Holding some clothes"], ""),
+    ],
+    "ava_train_v2.2.csv": [(2.5, 10, [9, 80], ""), (6.5, 10, [12], "")],
+    "activity_net.json": [(1, 35, ["Archery"], "train"), (0, 100, [], "test")],
+}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of ten seconds, and one of three that was cut already."""
+    folder = tmp_path_factory.mktemp("videos")
+    make_video(folder / "short.mp4", 30)
+    return make_video(folder / "long.mp4", 100).parent
+
+
+@pytest.fixture
+def root(tmp_path: Path, videos: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder with the files of the page, and the videos that the list of this test names."""
+    root = tmp_path / "root"
+    for name in VIDEOS[request.node.callspec.params["name"]].split():
+        path = root / name.replace("?", " ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.hardlink_to(videos / ("short.mp4" if name.startswith("abc") else "long.mp4"))
+    for _, name, _, text in BLOCK.findall(PAGE):
+        (root / name).write_text(re.sub("^    ", "", text, flags=re.M), encoding="utf-8")
+    return root
+
+
+def test_every_example_of_the_page_is_expected() -> None:
+    assert [name for kind, name, _, _ in BLOCK.findall(PAGE) if kind == "list"] == list(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_fault_45_a_list_of_the_page_gives_its_spans_and_labels(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    given = next(options for _, one, options, _ in BLOCK.findall(PAGE) if one == name).split()
+    options = [str(root / word) if (root / word).is_file() else word for word in given]
+    out = tmp_path / "out"
+    built = main(["build", "--videos", str(root / name), *options, "--short-side", "32", "--out", str(out)])
+    assert built == 0, capsys.readouterr().err
+    dataset = open_dataset(out)
+    splits = pq.read_table(out / dataset.meta["files"]["index"]["name"])["split"].to_pylist()
+    found = []
+    for i in range(len(dataset)):
+        labels = [dataset.label_names[label] if dataset.label_names else label for label in dataset.labels_of(i)]
+        start_s = pytest.approx(float(dataset.start_s[i]), abs=0.051)
+        found.append((start_s, int(dataset.num_frames[i]), labels, splits[i]))
+    assert EXPECTED[name] == found
+
+
+@pytest.mark.parametrize(("name", "count"), [("brush_hair_test_split1.txt", 1), ("Charades_v1_train.csv", 1)])
+def test_rows_that_a_published_list_leaves_out_are_listed(root: Path, tmp_path: Path, name: str, count: int) -> None:
+    assert main(["build", "--videos", str(root / name), "--out", str(tmp_path / "out"), "--short-side", "16"]) == 0
+    assert pq.read_table(tmp_path / "out" / "rejected.parquet").num_rows == count
+
+
+def test_a_list_of_phases_is_refused_with_what_was_understood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "video01-phase.txt").write_text("Frame\tPhase\n0\tPreparation\n1\tPreparation\n")
+    assert main(["build", "--videos", str(tmp_path / "video01-phase.txt"), "--out", str(tmp_path / "out")]) == 2
+    assert "label = Phase" in capsys.readouterr().err

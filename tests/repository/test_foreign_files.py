@@ -1,0 +1,431 @@
+"""Files that this program has not made stay as they are, whichever command or sweep meets them.
+
+Names like the program's own are planted wherever it removes or replaces files (test_deletions.py lists the places).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from launch.embed import EmbedConfig
+from launch.export import export
+from launch.inference.embedding_map import refuse_other_map
+from launch.inference.sharded_table import ShardedTable, TableError
+from launch.preview import main as preview
+from launch.probe import _refuse_other_results
+from launch.visualize import _claim_folder as claim_report_folder
+from mae3d.checkpoints import format as checkpoint
+from mae3d.checkpoints import retention
+from mae3d.checkpoints.mirror import Mirror, restore
+from mae3d.io.files import TEMPORARY_PREFIX
+from mae3d.io.html import page, refuse_other_page
+from mae3d.metrics import main as plot
+from mae3d.tracking.run_dir import Run, RunError
+from mae3d.tracking.trackers import TrackerError, WeightsAndBiases
+from preprocess.__main__ import main
+from preprocess.sources.roots import process_folder
+from tests.support.calls import ROOT
+from tests.support.media import make_video
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def plant(folder: Path, *names: str) -> dict[str, bytes]:
+    """Make a foreign file of each name; return what the folder holds then."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"a thesis")
+    return contents(folder)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["shard-000000.tar", "shard-000001.tar"],  # as webdataset's ShardWriter names them
+        ["shard-00000.tar", "shard-00000.idx", "shard-00000.parquet", "index-0123456789abcdef.parquet"],
+        ["plan.parquet"],
+        ["dataset.json", "rejected.parquet"],
+        ["plan.parquet", "thesis.tex"],
+        [".tmp-notes", ".tmp-host-1-shard-00000.tar"],
+    ],
+)
+def test_overwriting_removes_nothing_that_another_program_made(tmp_path: Path, names: list[str]) -> None:
+    make_video(tmp_path / "in" / "v.mp4", 3)
+    before = plant(tmp_path / "out", *names)
+    for more in ([], ["--overwrite"]):
+        assert main(["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *more]) == 2
+        assert contents(tmp_path / "out") == before
+
+
+def test_overwriting_leaves_what_lies_beside_a_dataset(tmp_path: Path) -> None:
+    make_video(tmp_path / "in" / "v.mp4", 3)
+    build = ["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overwrite"]
+    assert main(build) == 0
+    ours = contents(tmp_path / "out").keys()
+    foreign = ["thesis.tex", "index-2020.parquet", "shard-7.tar", "rows-x.arrow", ".tmp-x", "sub/shard-00000.tar"]
+    plant(tmp_path / "out", *foreign)
+    (tmp_path / "out" / f"{TEMPORARY_PREFIX}host-1-shard-00000.tar").touch()
+    assert main([*build, "--quality", "80"]) == 0
+    after = contents(tmp_path / "out")
+    assert {name: after.get(name) for name in foreign} == dict.fromkeys(foreign, b"a thesis")
+    assert len(after) == len(ours) + len(foreign)
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-00001.tar", "shard-00001.parquet"])
+def test_overwriting_refuses_shards_that_no_plan_of_the_place_names(tmp_path: Path, name: str) -> None:
+    """The new plan may name them: what would be taken for a leftover is another program's."""
+    make_video(tmp_path / "in" / "v.mp4", 3)
+    build = ["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overwrite"]
+    assert main(build) == 0
+    before = plant(tmp_path / "out", name)
+    assert main(build) == 2
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("left", [["shard-00000.parquet"], ["plan.parquet", "shard-00000.tar"], ["dataset.json"]])
+def test_overwriting_goes_on_after_a_kill_in_the_middle_of_it(tmp_path: Path, left: list[str]) -> None:
+    make_video(tmp_path / "in" / "v.mp4", 3)
+    build = ["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overwrite"]
+    assert main(build) == 0
+    whole = contents(tmp_path / "out")
+    for name in whole:
+        if name not in left:
+            (tmp_path / "out" / name).unlink()
+    assert main(build) == 0
+    assert contents(tmp_path / "out") == whole
+
+
+def test_overwriting_removes_nothing_before_the_new_plan_stands(tmp_path: Path) -> None:
+    make_video(tmp_path / "in" / "v.mp4", 3)
+    assert main(["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    before = contents(tmp_path / "out")
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "v.mp4").write_bytes(b"no video")
+    for videos, more in (("absent", []), ("junk", []), ("in", ["--plan-only"])):
+        build = ["build", "--videos", str(tmp_path / videos), "--out", str(tmp_path / "out"), "--overwrite", *more]
+        assert main(build) != 0
+        assert contents(tmp_path / "out") == before
+
+
+def a_checkpoint(run: Path, step: int) -> Path:
+    folder = checkpoint.step_folder(run, step)
+    files = plant(folder, "rank-00000.safetensors", "model.safetensors", "state.json")
+    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    (folder / "manifest.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_retention_removes_checkpoints_and_nothing_else(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (1, 2, 3, 4):
+        a_checkpoint(run, step)
+    kept = plant(run, "checkpoints/step-00000002/notes.txt", "checkpoints/.staged-thesis/x", "checkpoints/step-1/x")
+    kept |= plant(run, "checkpoints/step-00000001.bak/x", "checkpoints/.staged-step-00000009/notes.txt")
+    (run / "checkpoints" / ".staged-step-00000008").mkdir()
+    (run / "checkpoints" / "latest").write_text("step-00000004\n")
+    retention.prune(run, keep_last=1, keep_every=0)
+    gone = kept.keys() - contents(run).keys()
+    assert {name.split("/")[1] for name in gone} == {"step-00000001", "step-00000003"}
+    assert not (run / "checkpoints" / ".staged-step-00000008").exists()
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        ["step-00000002/model.safetensors", "step-00000002/config.json"],  # of transformers
+        ["step-00000002/model.safetensors"],  # put there by hand
+        ["step-00000002/a/b"],
+        [".latest.swp", ".best.swp", ".latest.notes"],  # an editor's
+        [".staged-thesis/a", ".staged-step-1/a", ".tmp-mine-latest", ".tmp-host-1-best"],
+    ],
+)
+def test_retention_neither_counts_nor_removes_what_others_put_beside_checkpoints(
+    tmp_path: Path, foreign: list[str]
+) -> None:
+    for step in (1, 3, 4):
+        a_checkpoint(tmp_path, step)
+    before = plant(tmp_path / "checkpoints", *foreign)
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000004\n")
+    retention.prune(tmp_path, keep_last=2, keep_every=0)
+    after = contents(tmp_path / "checkpoints")
+    assert {name.split("/")[0] for name in before.keys() - after.keys()} == {"step-00000001"}
+
+
+def test_a_checkpoint_that_is_a_link_stays(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        a_checkpoint(tmp_path, step)
+    a_checkpoint(tmp_path, 1).rename(tmp_path / "archive")
+    checkpoint.step_folder(tmp_path, 1).symlink_to(tmp_path / "archive")
+    before = contents(tmp_path / "archive")
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000003\n")
+    retention.prune(tmp_path, keep_last=1, keep_every=0)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*step*")) == ["step-00000001", "step-00000003"]
+    assert contents(tmp_path / "archive") == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.safetensors", "a/b", ""])
+def test_a_checkpoint_takes_the_place_of_another_checkpoint_only(tmp_path: Path, name: str) -> None:
+    final = checkpoint.step_folder(tmp_path, 2)
+    before = plant(final.parent, f"{final.name}/{name}" if name else final.name)
+    staging = checkpoint.staging_folder(tmp_path, 2)
+    plant(staging, "manifest.json")
+    with pytest.raises(FileExistsError, match=r"in the way of a checkpoint.*move it away"):
+        checkpoint.put_in_place(staging, final)
+    assert {file: contents(final.parent).get(file) for file in before} == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/x", "heartbeats/rank-00000", "DONE", "STOPPED"])
+def test_a_folder_with_the_names_of_a_run_and_no_config_is_refused(tmp_path: Path, name: str) -> None:
+    before = plant(tmp_path, name)
+    with pytest.raises(RunError, match=r"run\.dir"):
+        Run(tmp_path).claim({"run": {"dir": "x"}}, extend=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("config", ["", "a: [", "- 1", "lr: 1\nepochs: 3\n"])
+def test_another_programs_config_is_never_rewritten(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    with pytest.raises(RunError, match=r"config\.yaml.*run\.dir"):
+        Run(tmp_path).claim({"run": {"dir": "x"}}, extend=True)
+    assert (tmp_path / "config.yaml").read_text() == config
+
+
+def test_a_start_removes_the_heartbeats_of_ranks_only(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.claim({"run": {}}, extend=False)
+    before = plant(tmp_path, "heartbeats/notes.txt", "heartbeats/rank-list", "heartbeats/rank-00003")
+    Run(tmp_path).claim({"run": {}}, extend=False)
+    assert before.keys() - contents(tmp_path).keys() == {"heartbeats/rank-00003"}
+
+
+def test_a_mirror_touches_no_place_that_is_not_its_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump({"run": {"dir": "x"}}))
+    for name in ("metrics.jsonl", "DONE", "checkpoints/step-00000001/manifest.json"):
+        before = plant(tmp_path / "there" / name.partition(".")[0], name, "thesis.tex")
+        mirror = Mirror(run, f"file://{tmp_path / 'there' / name.partition('.')[0]}", keep_last=1, keep_every=0)
+        mirror.push()
+        mirror.finish()
+        assert mirror.failures
+        assert "run.remote" in caplog.text
+        assert contents(tmp_path / "there" / name.partition(".")[0]) == before
+
+
+@pytest.mark.parametrize("config", [b"lr: 1\n", b"a: [", b"\xff", b""])
+def test_a_mirror_and_a_restore_leave_another_programs_place_alone(tmp_path: Path, config: bytes) -> None:
+    run, there = tmp_path / "run", tmp_path / "there"
+    Run(run).claim({"run": {"dir": "x"}}, extend=False)
+    plant(there, "metrics.jsonl", "DONE")
+    (there / "config.yaml").write_bytes(config)
+    before, mine = contents(there), contents(run)
+    mirror = Mirror(run, f"file://{there}", keep_last=1, keep_every=0)
+    mirror.push()
+    mirror.finish()
+    assert mirror.failures
+    with pytest.raises(RunError, match=r"config\.yaml.*run\.remote"):
+        restore(run, f"file://{there}")
+    assert (contents(there), contents(run)) == (before, mine)
+
+
+def test_a_restore_refuses_a_folder_of_others_and_goes_on_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, there, config = tmp_path / "run", tmp_path / "there", {"run": {"dir": "x"}}
+    Run(run).claim(config, extend=False)
+    a_checkpoint(run, 1)
+    (run / "checkpoints" / "latest").write_text("step-00000001\n")
+    Run(run).write_metrics({"step": 1})
+    shutil.copytree(run, there)
+    before = plant(tmp_path / "others", "metrics.jsonl", "DONE")
+    with pytest.raises(RunError, match=r"metrics\.jsonl.*run\.dir"):
+        restore(tmp_path / "others", f"file://{there}")
+    assert contents(tmp_path / "others") == before
+
+    put_in_place = checkpoint.put_in_place
+
+    def killed(staging: Path, final: Path) -> None:
+        put_in_place(staging, final)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "put_in_place", killed)
+    with pytest.raises(KeyboardInterrupt):
+        restore(tmp_path / "new", f"file://{there}")
+    monkeypatch.undo()
+    restore(tmp_path / "new", f"file://{there}")
+    Run(tmp_path / "new").claim(config, extend=False)
+    assert checkpoint.newest(tmp_path / "new") == checkpoint.step_folder(tmp_path / "new", 1)
+
+
+def test_a_wandb_state_of_others_is_not_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(login=lambda prompt: True))
+    plant(tmp_path, "wandb.json")
+    with pytest.raises(TrackerError, match=r"wandb\.json.*move it away"):
+        WeightsAndBiases(Run(tmp_path), project="p", mode="offline")
+    assert (tmp_path / "wandb.json").read_bytes() == b"a thesis"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["t.parquet"],
+        ["t.parquet/x"],
+        ["t.parquet.parts/part-00000.parquet"],
+        ["t.parquet.parts/settings.json"],
+        ["t.parquet.parts/settings.json", "t.parquet.parts/part-00000.parquet"],
+        ["metrics.json"],
+    ],
+)
+def test_a_table_is_begun_where_nothing_is_in_its_way(tmp_path: Path, names: list[str]) -> None:
+    before = plant(tmp_path, *names)
+    with pytest.raises(TableError, match="--out"):
+        a_table(tmp_path).begin()
+    assert contents(tmp_path) == before
+
+
+def a_table(folder: Path) -> ShardedTable:
+    return ShardedTable(folder / "t.parquet", num_rows=2, batch_size=1, settings={"a": 1}, beside=["metrics.json"])
+
+
+def test_a_table_removes_its_own_shards_only(tmp_path: Path) -> None:
+    table, rows = a_table(tmp_path), pa.table({"x": [1]})
+    assert table.begin() == [0, 1]
+    kept = plant(table.folder, "notes.txt", "part-00002.parquet", "part-1.parquet", "sub/part-00000.parquet")
+    for shard in (0, 1):
+        table.write(shard, rows)
+    table.merge()
+    assert contents(table.folder) == {name: data for name, data in kept.items() if name != "settings.json"}
+    assert table.begin() == []  # another program's shards beside a finished table
+    assert "part-00002.parquet" in contents(table.folder)
+
+
+def test_an_export_and_a_scratch_folder_remove_nothing_that_has_almost_their_name(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    pid, host = os.getpid(), socket.gethostname()
+    before = plant(
+        tmp_path,
+        *(f".out.{pid}.tmp/a", ".out-x/a", f"mae3d-in-{host}-{pid}/a", f"mae3d-in-{host}-1/a", "mae3d-in-notes/a"),
+        f"mae3d-in-{host}-999999999/a",
+    )
+    export(tiny_model, tmp_path / "out")
+    process_folder(tmp_path, "in")
+    assert {name: contents(tmp_path).get(name) for name in before} == before
+
+
+def of_commands(folder: Path, shards: Path, recipe: Path) -> dict[str, tuple[Callable[[], int], list[str]]]:
+    """Commands by name, and the files that they write."""
+    run = folder / "run"
+    Run(run).claim({"run": {"dir": "x"}, "train": {"steps": 2}}, extend=False)
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n')
+    small = ["--config", str(recipe), "--data.shards", str(shards), "--batch", "1", "--num_frames", "2", "--size", "16"]
+    return {
+        "plot": (lambda: plot(["plot", str(run), "--out", str(folder / "curves.png")]), ["curves.png"]),
+        "inspect": (
+            lambda: main(["inspect", str(shards), "000000000", "--to", str(folder / "sample.png")]),
+            ["sample.png"],
+        ),
+        "report": (
+            lambda: main(["report", str(shards), "--to", str(folder / "r.html"), "--no-images"]),
+            ["r.html"],
+        ),
+        "preview": (
+            lambda: preview([str(folder / "out"), *small]),
+            ["out/epoch-0-batch-000.png", "out/epoch-0-batch-000.gif"],
+        ),
+    }
+
+
+@pytest.mark.parametrize("command", ["plot", "inspect", "report", "preview"])
+def test_pictures_and_pages_replace_those_of_ours_only(
+    tmp_path: Path, shards: Path, recipe: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call, files = of_commands(tmp_path, shards, recipe)[command]
+    assert call() == 0
+    assert call() == 0  # over its own
+    for name in files:
+        ours = (tmp_path / name).read_bytes()
+        before = plant(tmp_path, name)
+        try:
+            code: Any = call()
+        except SystemExit as stopped:
+            code = stopped.code
+        assert code == 2
+        assert f"{tmp_path / name}: not replaced" in capsys.readouterr().err
+        assert contents(tmp_path) == before
+        (tmp_path / name).write_bytes(ours)
+
+
+@pytest.mark.parametrize("name", ["map.png", "map_places.parquet"])
+def test_a_map_takes_the_place_of_a_map_only(tmp_path: Path, name: str) -> None:
+    before = plant(tmp_path, name)
+    with pytest.raises(ValueError, match=rf"{name}: no"):
+        refuse_other_map(tmp_path / "map.png")
+    assert contents(tmp_path) == before
+    with pytest.raises(ValueError, match="--map"):
+        EmbedConfig(run="r", out=str(tmp_path / "map.png"), videos=("v",), map=str(tmp_path / "x/../map.png"))
+
+
+@pytest.mark.parametrize("data", [b"a thesis", b"[]", b'{"probes": 1}', None])
+def test_the_results_of_probes_take_no_other_place(tmp_path: Path, data: bytes | None) -> None:
+    path = tmp_path / "probe.json"
+    path.write_bytes(data or b'{"model": "x", "probes": []}')
+    with pytest.raises(ValueError, match=r"probe\.json.*--out") if data else nullcontext():
+        _refuse_other_results(path)
+
+
+@pytest.mark.parametrize("name", ["index.html", "images/000000000.png"])
+def test_a_folder_of_pictures_is_claimed_with_a_page(tmp_path: Path, name: str) -> None:
+    before = plant(tmp_path / "a", name)
+    with pytest.raises(ValueError, match=r"--out|another file"):
+        claim_report_folder(tmp_path / "a")
+    assert contents(tmp_path / "a") == before
+    claim_report_folder(tmp_path / "b")
+    plant(tmp_path / "b", "images/000000000.png")  # of a report that was interrupted
+    claim_report_folder(tmp_path / "b")
+
+
+def test_pages_replace_pages_of_ours_only(tmp_path: Path) -> None:
+    path = tmp_path / "index.html"
+    refuse_other_page(path)
+    path.write_text(page("title", []))
+    refuse_other_page(path)
+    path.write_text("<html>my home page</html>")
+    with pytest.raises(ValueError, match=r"index\.html.*MAE3D"):
+        refuse_other_page(path)
+
+
+def test_a_demo_writes_into_no_folder_that_has_a_train(tmp_path: Path) -> None:
+    before = plant(tmp_path, "train/clip_0000/img_00001.jpg")
+    assert main(["demo", "--out", str(tmp_path), "--clips", "1", "--frames", "2", "--size", "16"]) == 2
+    assert contents(tmp_path) == before
+
+
+def test_make_clean_removes_what_make_made(tmp_path: Path) -> None:
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    checkout.mkdir()
+    shutil.copyfile(ROOT / "Makefile", checkout / "Makefile")
+    made = ["out/demo/run/config.yaml", "out/demo/shards/plan.parquet", "site/index.html", "a/__pycache__/b.pyc"]
+    plant(checkout, *made)
+    kept = ["out/demo/thesis.tex", "out/demo/run2/config.yaml", "out/run/config.yaml", ".venv/a/__pycache__/b.pyc"]
+    kept_there = plant(elsewhere, "build/x", "site/x", "frames/x", "run/x", "a/__pycache__/b.pyc", "out/demo/run/x")
+    before = plant(checkout, *kept).keys()
+    clean = ["make", "--silent", "-f", str(checkout / "Makefile"), "clean", f"DEMO={elsewhere}"]
+    subprocess.run(clean, cwd=elsewhere, check=True)
+    assert before - contents(checkout).keys() == set(made)
+    assert contents(elsewhere) == kept_there
