@@ -138,7 +138,7 @@ def test_what_is_neither_is_not_taken_for_media(head: bytes, kind: str) -> None:
 @pytest.mark.parametrize(
     ("suffix", "where"),
     [
-        *product([".3gpp", ".LRV", ".insv", ".ps", ".Mp4_", ".001", ""], ["folder", "file", "tar", "url"]),
+        *product([".3gpp", ".LRV", ".insv", ".ps", ".Mp4_", ".bak", ""], ["folder", "file", "tar", "url"]),
         (".jpg", "folder"),  # in tars and behind URLs pictures are not opened
     ],
 )
@@ -197,7 +197,7 @@ def test_what_could_be_meant_and_is_not_read_is_rejected_by_name(media: Path, tm
 def test_sidecars_are_not_opened(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.srt", "a.json", "a.TXT", "a.xml", "a.nfo", "a.wav", "a.zip"):
         (tmp_path / name).touch()
-    shutil.copy(media / "clip.mp4", tmp_path / "clip.3gpp")
+    shutil.copy(media / "clip.mp4", tmp_path / "clip.video")
     opened: list[tuple[str, int]] = []
     head = Folder.head
 
@@ -207,7 +207,7 @@ def test_sidecars_are_not_opened(media: Path, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Folder, "head", noted)
     video_files([tmp_path], settings=Settings()).find()
-    assert opened == [("clip.3gpp", HEAD_BYTES)]
+    assert opened == [("clip.video", HEAD_BYTES)]
 
 
 def frames_of(folder: Path) -> Path:
