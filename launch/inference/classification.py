@@ -99,7 +99,6 @@ def _number_labels(samples: "EvalSet", model_config: "ClassifierConfig") -> None
         labelled,
         num_classes=model_config.num_classes,
         multi_label=model_config.multi_label,
-        training=False,
     )
 
 
