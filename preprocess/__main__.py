@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mae3d.io.files import print_utf8
+from mae3d.io.console import tolerate_any_text
 from preprocess.jobs.options import add_build_options
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    print_utf8()
+    tolerate_any_text()
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_o
 import jsonargparse
 import yaml
 
-from mae3d.io.files import print_utf8
+from mae3d.io.console import tolerate_any_text
 from mae3d.io.resume import dotted
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ def parse(
 ) -> Config:
     """Build the config from defaults, then `--config FILE`, then the command line, each over the one before.
 
-    It is the first thing that a command does: from here on the process prints UTF-8.
-
     `--some-key` and `--some_key` are the same. Several values follow an option (`--data.weights 2 1`), or stand in a
     recipe as a list or as "2 1". Abbreviations are refused, `--local_rank` of the launchers is dropped
     (the environment says the same), and a misspelt option or recipe key is an error that names the nearest one.
@@ -61,7 +59,7 @@ def parse(
     Raises:
         SystemExit: 0 after `--help`, 2 for anything wrong.
     """
-    print_utf8()
+    tolerate_any_text()
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", help="recipe: a YAML file, or the name of one in launch/recipes")
     parser.add_class_arguments(config_class)

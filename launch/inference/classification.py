@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from pipelines.stream import Batch
 
 PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
+MAX_MATRIX = 2000  # classes; of more, the pairs that occur are listed instead of a matrix, and no picture is drawn
 CLASSES, CONFUSION, CONFUSION_PICTURE = "classes.csv", "confusion.csv", "confusion.png"
 TOP = 5
-DENSE = 1000  # most classes of a square table and picture of confusion; beyond them the pairs that occur are listed
 BYTES_A_SCORE = 16  # of memory that the figures take: the scores, a copy of them, targets and orders
 
 
@@ -102,7 +102,6 @@ def _number_labels(samples: "EvalSet", model_config: "ClassifierConfig") -> None
         labelled,
         num_classes=model_config.num_classes,
         multi_label=model_config.multi_label,
-        training=False,
     )
 
 
@@ -147,32 +146,29 @@ def _columns(
     """Return the columns of a batch: prediction, its name and score, whether it is right, all scores."""
     import pyarrow as pa
 
-    from mae3d.analysis.scores import hits_at
-
     labels = [corpus.labels_of(row) for row in batch.rows[:, 0].tolist()]
     best = scores.argmax(axis=1)
     names = _class_names(model_config)
-    first = np.array([true[0] if true else 0 for true in labels], dtype=np.int64)
-    top1 = hits_at(scores, first, k=1)  # it refuses scores that are no numbers: here, and not after all the clips
-    right = [number in true for number, true in zip(best.tolist(), labels, strict=True)]
+    # stable, so that the smaller of two classes with equal scores comes first, as in mae3d.analysis.scores.
+    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :TOP].tolist()
     columns: dict[str, pa.Array] = {
         "prediction": pa.array(best, pa.int32()),
         "prediction_name": pa.array([names[number] for number in best.tolist()], pa.string()),
         "score": pa.array(scores[np.arange(len(best)), best], pa.float32()),
-        "correct": _known(right if model_config.multi_label else top1.tolist(), labels),
+        "correct": pa.array(
+            [top[0] in true if true else None for top, true in zip(ranked, labels, strict=True)], pa.bool_()
+        ),
     }
     if not model_config.multi_label:
-        columns["hit5"] = _known(hits_at(scores, first, k=TOP).tolist(), labels)
+        above = (scores > 0).tolist()  # a probability of 0 is no hit
+        hits = [
+            true[0] in top and above[row][true[0]] if true else None
+            for row, (top, true) in enumerate(zip(ranked, labels, strict=True))
+        ]
+        columns["hit5"] = pa.array(hits, pa.bool_())
     offsets = np.arange(len(scores) + 1, dtype=np.int32) * scores.shape[1]
     columns["scores"] = pa.ListArray.from_arrays(offsets, pa.array(scores.ravel(), pa.float32()))
     return columns
-
-
-def _known(hits: list[bool], labels: list[list[int]]) -> "pa.Array":
-    """Return the hits as a column, null for samples without a label."""
-    import pyarrow as pa
-
-    return pa.array([hit if true else None for hit, true in zip(hits, labels, strict=True)], pa.bool_())
 
 
 def summarise(table: "pa.Table", model_config: "ClassifierConfig", out: Path) -> dict[str, Any]:
@@ -238,8 +234,9 @@ def _class_names(model_config: "ClassifierConfig") -> list[str]:
 def _single_label_figures(
     scores: np.ndarray, targets: np.ndarray, model_config: "ClassifierConfig", out: Path
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return the figures, and columns by class; write the confusion matrix."""
-    from mae3d.analysis.scores import class_table, summary
+    """Return the figures, and columns by class; write the confusion matrix, or its pairs if the classes are many."""
+    from mae3d.analysis.scores import class_table, confused, confusion, summary
+    from mae3d.tracking.plots import plot_confusion
 
     names = list(model_config.class_names) or None
     metrics: dict[str, Any] = dict(summary(scores, targets))
@@ -247,26 +244,16 @@ def _single_label_figures(
     metrics["top1_standard_error"] = (metrics["top1"] * (1 - metrics["top1"]) / len(scores)) ** 0.5
     classes = class_table(scores, targets, names=names, k=TOP)
     metrics["mean_class_top1"] = float(np.mean([share for share in classes["top1"] if share is not None]))
-    _write_confusion(scores, targets, classes["name"], out)
-    return metrics, classes
-
-
-def _write_confusion(scores: np.ndarray, targets: np.ndarray, names: list[str], out: Path) -> None:
-    """Write a square table and its picture; of more than `DENSE` classes the pairs that occur, and no picture."""
-    from mae3d.analysis.scores import confused_pairs, confusion
-    from mae3d.tracking.plots import plot_confusion
-
-    if len(names) > DENSE:
-        true, predicted, count = (column.tolist() for column in confused_pairs(scores, targets))
-        pairs = {"true": [names[i] for i in true], "predicted": [names[i] for i in predicted], "samples": count}
-        write_csv(out / CONFUSION, {"true_class": true, "predicted_class": predicted, **pairs})
-        return
+    if model_config.num_classes > MAX_MATRIX:
+        true, predicted, counts = (values.tolist() for values in confused(scores, targets))
+        pairs = {"true": [classes["name"][i] for i in true], "predicted": [classes["name"][i] for i in predicted]}
+        write_csv(out / CONFUSION, pairs | {"samples": counts})
+        return metrics, classes
     matrix = confusion(scores, targets)
-    write_rows(
-        out / CONFUSION,
-        [["true \\ predicted", *names], *([n, *row] for n, row in zip(names, matrix.tolist(), strict=True))],
-    )
+    by_class = zip(classes["name"], matrix.tolist(), strict=True)
+    write_rows(out / CONFUSION, [["true \\ predicted", *classes["name"]], *([name, *row] for name, row in by_class)])
     plot_confusion(matrix, out / CONFUSION_PICTURE, names=names)
+    return metrics, classes
 
 
 def _report(metrics: Mapping[str, Any], model_config: "ClassifierConfig", *, views: str) -> str:

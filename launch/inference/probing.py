@@ -20,7 +20,6 @@ from launch.inference.embeddings import read_vectors
 from launch.inference.sharded_table import METADATA
 from mae3d.analysis.probes import attentive_scores, few_shot_rows, knn_scores, linear_scores
 from mae3d.analysis.scores import hits_at, mean_average_precision
-from mae3d.io.random import Stream
 from pipelines.samples.labels import many_hot
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def compare(
             sets = [_tokens(tables, name, Path(aside) / name) for name in ("train", "test")]
             results = results or _counted(tables, TOKENS, *sets)
             rows.append(_attentive(tables, *sets, seed=seed))
-    frequent = np.broadcast_to(_by_frequency(sets[0].targets), sets[1].targets.shape)
+    frequent = np.broadcast_to(sets[0].targets.mean(axis=0), sets[1].targets.shape)
     rows.insert(0, {"probe": "most frequent", **_measured(tables, frequent, sets[1])})
     return results | {"classes": tables.num_classes, "probes": rows, "few_shot": shot_rows}
 
@@ -127,13 +126,6 @@ def _measured(tables: FeatureTables, scores: np.ndarray, test: FeatureSet) -> di
         return {"map": mean_average_precision(scores, test.targets)}
     labels = test.targets.argmax(axis=1)
     return {f"top{k}": float(hits_at(scores, labels, k=k).mean()) for k in (1, TOP) if k < tables.num_classes}
-
-
-def _by_frequency(targets: np.ndarray) -> np.ndarray:
-    """Return (C,) ranks of the classes by frequency, 0 for one without a sample; luck decides between equal ones."""
-    counts = targets.sum(axis=0, dtype=np.int64)
-    luck = np.random.Generator(np.random.Philox(key=[0, Stream.PROBE])).random(len(counts))
-    return np.where(counts > 0, 1 + np.argsort(np.lexsort((luck, counts))), 0)
 
 
 def _counted(tables: FeatureTables, kind: str, train: FeatureSet, test: FeatureSet) -> dict[str, Any]:

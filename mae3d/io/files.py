@@ -7,10 +7,8 @@ write_text(run / "config.yaml", text)
 
 import errno
 import hashlib
-import io
 import os
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,13 +43,6 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file; its encoding is UTF-8 under any locale, and what has no UTF-8 is written as an escape."""
     with replace_file(path) as aside:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def print_utf8() -> None:
-    """Let the program print UTF-8 under any locale: a name in a report must not be the end of hours of work."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not what a caller has put there instead
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def refuse_foreign(path: Path, *, marks: Sequence[bytes] = (MARK,)) -> None:

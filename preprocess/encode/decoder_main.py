@@ -89,12 +89,12 @@ def main() -> None:
     # Only the parent stops this process; an interrupt reaches the parent too.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:
         return  # it died before it could take us with it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500", encoding="utf-8")  # rather us than the worker
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")  # rather us than the worker
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # text that a library prints is no answer
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels holds instead

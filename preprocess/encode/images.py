@@ -143,12 +143,20 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def encode_planes(y: np.ndarray, cb: np.ndarray, cr: np.ndarray, *, quality: int) -> bytes:
-    """Encode luma (height, width) and two planes of chroma of half that, rounded up; uint8, full range."""
+    """Encode luma (height, width) and two planes of chroma of half that, rounded up; uint8, full range.
+
+    Raises:
+        ValueError: the planes' sizes do not belong together.
+    """
     height, width = y.shape
-    if height % 2 or width % 2:
-        # TurboJPEG reads the row and column that make luma even (tjPlaneWidth, tjPlaneHeight), also where none lies.
-        y = np.pad(y, ((0, height % 2), (0, width % 2)), mode="edge")[:height, :width]
-    data: bytes = simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, quality)
+    half = (-(-height // 2), -(-width // 2))
+    if not height or not width or cb.shape != half or cr.shape != half:
+        raise ValueError(f"planes of {y.shape}, {cb.shape} and {cr.shape} make no picture of 4:2:0")
+    # libjpeg-turbo is given the height, the width and the stride, and reads luma to the next even row and column: they
+    # must lie in memory, behind the view.
+    whole = np.pad(y, ((0, height % 2), (0, width % 2)), "edge") if height % 2 or width % 2 else np.ascontiguousarray(y)
+    chroma = map(np.ascontiguousarray, (cb, cr))
+    data: bytes = simplejpeg.encode_jpeg_yuv_planes(whole[:height, :width], *chroma, quality)
     return data
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from mae3d.video.errors import MediaError
@@ -24,6 +25,9 @@ from mae3d.video.orientation import Orientation, orientation, turned
 from preprocess.encode.images import encode_planes
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+# swscale's own converters of these to 4:2:0 round halves down: of an odd size, the last row or column of chroma would
+# be left unwritten. Through these planar formats they take the path of all others.
+_PLANAR = {"yuyv422": "yuv422p", "uyvy422": "yuv422p", "nv24": "yuv444p", "nv42": "yuv444p"}
 _BT601 = (0.299, 0.114)
 # AVColorSpace ─► the weights of red and blue in luma (ITU-T H.273, table 4); all others are taken for BT.601.
 _LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
@@ -51,7 +55,7 @@ class FrameEncoder:
         """
         way = orientation(frame, self._orientations)
         planes = self._planes(frame, *((height, width) if way[0] else (width, height)))
-        y, cb, cr = (np.ascontiguousarray(turned(plane, way)) for plane in _in_bt601(planes, frame.colorspace))
+        y, cb, cr = (turned(plane, way) for plane in _in_bt601(planes, frame.colorspace))
         return encode_planes(y, cb, cr, quality=self._quality)
 
     def _planes(self, frame: av.VideoFrame, width: int, height: int) -> Planes:
@@ -59,27 +63,41 @@ class FrameEncoder:
         full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
         kept = ColorRange.JPEG if full else ColorRange.MPEG
         try:
-            # Matrix and range are alike on both sides: swscale converts the one slowly and the other with an offset.
-            scaled = self._reformatter.reformat(
-                frame,
-                width,
-                height,
-                "yuvj420p" if full else "yuv420p",
-                src_colorspace=Colorspace.ITU601,
-                dst_colorspace=Colorspace.ITU601,
-                src_color_range=kept,
-                dst_color_range=kept,
-                interpolation=_SCALING,
-                threads=1,
-            )
+            if (width, height) == (frame.width, frame.height) and (width % 2 or height % 2):
+                frame = self._converted(frame, width, height, _PLANAR.get(frame.format.name, frame.format.name), kept)
+            scaled = self._converted(frame, width, height, "yuvj420p" if full else "yuv420p", kept)
         except av.error.FFmpegError as error:
             raise MediaError("unsupported", f"{frame.format.name} cannot be converted: {error.strerror}") from error
-        planes: Any = scaled.planes  # their stub does not say that they are buffers
-        y, cb, cr = (
-            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-            for plane in planes
-        )
+        y, cb, cr = map(_rows, scaled.planes)
         return (y, cb, cr) if full else (_mapped(y, _FULL_LUMA), _mapped(cb, _FULL_CHROMA), _mapped(cr, _FULL_CHROMA))
+
+    def _converted(
+        self, frame: av.VideoFrame, width: int, height: int, format_name: str, kept: ColorRange
+    ) -> av.VideoFrame:
+        # Matrix and range are alike on both sides: swscale converts the one slowly and the other with an offset.
+        return self._reformatter.reformat(
+            frame,
+            width,
+            height,
+            format_name,
+            src_colorspace=Colorspace.ITU601,
+            dst_colorspace=Colorspace.ITU601,
+            src_color_range=kept,
+            dst_color_range=kept,
+            interpolation=_SCALING,
+            threads=1,
+        )
+
+
+def _rows(plane: VideoPlane) -> np.ndarray:
+    """Return a plane, (height, width), its first row on top: a view.
+
+    Its lines are longer than the picture is wide, and what fills them is undefined. Some decoders (AMV's) write the
+    last line first, and say so by a negative length.
+    """
+    lines: Any = plane  # its stub does not say that it is a buffer
+    rows = np.frombuffer(lines, np.uint8).reshape(plane.height, abs(plane.line_size))[:, : plane.width]
+    return rows if plane.line_size > 0 else rows[::-1]
 
 
 def _mapped(plane: np.ndarray, table: bytes) -> np.ndarray:

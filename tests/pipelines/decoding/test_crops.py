@@ -1,6 +1,7 @@
 """Crops on the CPU: Pillow's pixels, and memory that is never anybody else's while a batch is held."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from PIL import Image
 
 from pipelines.decoding.crops import Cropper, cut_box, resize
 from pipelines.decoding.dali import DaliDecoder, dense_clips
-from pipelines.reading.source import EncodedBatch
+from pipelines.decoding.fallback import _decode
+from pipelines.reading.source import EncodedBatch, FetchedClip
 from pipelines.sampling.augment import Crop, View
 from pipelines.sampling.requests import BatchRequest, ClipRequest
+from preprocess.encode.images import encode_planes
+from tests.support import launch
+from tests.support.guard import ENDS, guarded
 
 SIZE = 32
 
@@ -99,3 +104,38 @@ def test_only_a_views_box_is_decoded_and_to_the_same_pixels() -> None:
     assert [clip.shape[1:3] for clip in whole] == [(64, 96), (50, 71), (64, 96)]
     for clip, box, everything in zip(clips, boxes, whole, strict=True):
         assert torch.equal(box, cut_box(everything, clip.views[0].crop))
+
+
+def test_fault_44_stored_frames_of_odd_sizes_decode_alike_in_dali_and_in_pillow() -> None:
+    """One pixel in a direction makes it 4:4:4, 4:2:2 or 4:4:0."""
+    sizes = [(1, 1), (1, 9), (9, 1), (2, 3), (25, 33), (24, 33), (25, 32)]
+    clips, frames = [], []
+    for number, (height, width) in enumerate(sizes):
+        luma, chroma = noise(1, height, width)[0, ..., 0].numpy(), noise(2, -(-height // 2), -(-width // 2)).numpy()
+        data = encode_planes(luma, chroma[0, ..., 1], chroma[1, ..., 2], quality=90)
+        frames.append(guarded(np.frombuffer(data, np.uint8)))
+        clips.append(ClipRequest(number, np.arange(1), (View(Crop(0, 0, height, width, False)),)))
+    batch = EncodedBatch(BatchRequest(0, np.arange(len(sizes)), tuple(clips), 1), tuple(clips), frames, (False,) * 7)
+    decoder = DaliDecoder(lambda: batch, max_frames=7, decode="cpu", resize=None, num_views=1, size=SIZE, threads=1)
+    _, (images,) = decoder.run()
+    for clip, jpeg, decoded in zip(clips, frames, dense_clips(images, len(sizes)), strict=True):
+        again = _decode(FetchedClip(clip, [jpeg]))
+        assert isinstance(again, torch.Tensor)
+        assert torch.equal(decoded, again)
+
+
+def resize_between_guards() -> int:
+    """Resize boxes of many sizes, input and output between forbidden pages; in a process of its own."""
+    sides = (1, 2, 3, 7, 16, 17)
+    for height, width, size, end, flip in itertools.product(sides, sides, (1, 5, 32), ENDS, (False, True)):
+        pixels = noise(2, height, width)
+        out = torch.from_numpy(guarded(np.empty((2, size, size, 3), np.uint8), end=end))
+        resize(torch.from_numpy(guarded(pixels.numpy(), end=end)), flip, out)
+        plain = torch.empty_like(out)
+        resize(pixels, flip, plain)
+        assert torch.equal(out, plain)
+    return 0
+
+
+def test_fault_44_no_pixel_beyond_a_box_is_read_or_written() -> None:
+    assert launch.result_of(launch.call(resize_between_guards, env={}), timeout=120) == 0

@@ -1,6 +1,4 @@
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -10,7 +8,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from mae3d.video.reader import open_video
-from preprocess.encode.images import decode_image, encode_planes, jpeg_header
+from preprocess.encode.images import decode_image, jpeg_header
 from preprocess.encode.video_frames import FrameEncoder
 from tests.support.media import make_video, numbered_image, picture_of, psnr
 
@@ -93,68 +91,3 @@ def test_a_frame_of_a_video_is_not_brighter_or_darker_than_it_was(tmp_path: Path
         np.asarray(picture_of(frame, (96, 64)), float).mean() - np.asarray(numbered_image(0, (96, 64)), float).mean()
     )
     assert abs(shift) < 1
-
-
-SIZES = [(1, 1), (1, 2), (2, 1), (1, 9), (9, 1), (3, 5), (15, 16), (16, 15), (17, 17), (256, 455), (455, 256)]
-
-
-def planes_of(width: int, height: int, *, beyond: int) -> list[np.ndarray]:
-    """Random luma and chroma, 4:2:0, inside arrays that hold `beyond` right of them and below."""
-    draw, planes = np.random.default_rng(0), []
-    for w, h in ((width, height), *[((width + 1) // 2, (height + 1) // 2)] * 2):
-        whole = np.full((h + 3, w + 5), beyond, np.uint8)
-        whole[:h, :w] = draw.integers(0, 256, (h, w))
-        planes.append(whole[:h, :w])
-    return planes
-
-
-@pytest.mark.parametrize(("width", "height"), SIZES)
-def test_fault_44_no_byte_beyond_a_plane_comes_into_the_picture(width: int, height: int) -> None:
-    one, two = (encode_planes(*planes_of(width, height, beyond=level), quality=90) for level in (0, 255))
-    assert one == two
-    header = jpeg_header(one)
-    assert header is not None
-    assert (header.width, header.height) == (width, height)
-
-
-def test_fault_44_nothing_is_read_beyond_a_plane() -> None:
-    """Each plane ends where a page begins that nobody may read; one child for all sizes, because it might be killed."""
-    code = f"""
-import ctypes, mmap
-import numpy as np
-from preprocess.encode.images import encode_planes
-PAGE = mmap.PAGESIZE
-
-def guarded(width, height):
-    size = width * height
-    pages = -(-size // PAGE)
-    memory = mmap.mmap(-1, (pages + 1) * PAGE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + pages * PAGE), PAGE, 0) == 0
-    return np.frombuffer(memory, np.uint8)[pages * PAGE - size : pages * PAGE].reshape(height, width)
-
-for width, height in {SIZES}:
-    half = (width + 1) // 2, (height + 1) // 2
-    print(len(encode_planes(guarded(width, height), guarded(*half), guarded(*half), quality=90)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, len(done.stdout.split())) == (0, len(SIZES)), done.stderr
-
-
-@pytest.mark.parametrize("size", [(33, 25), (31, 64), (64, 31), (17, 1), (1, 17)])
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("swapped", [False, True])
-def test_fault_44_the_last_row_and_column_are_those_of_the_source(
-    size: tuple[int, int], full: bool, swapped: bool
-) -> None:
-    width, height = size
-    ramp = np.add.outer(np.linspace(30, 110, height), np.linspace(0, 110, width)).astype(np.uint8)
-    stored = np.ascontiguousarray(ramp.T if swapped else ramp)
-    frame = av.VideoFrame.from_ndarray(np.repeat(stored[..., None], 3, axis=2), format="rgb24")
-    frame = frame.reformat(format="yuvj420p" if full else "yuv420p")
-    encoder = FrameEncoder(100)
-    encoder._orientations[0] = (swapped, False, False)
-    pixels = np.asarray(decode_image(encoder.encode(frame, width=width, height=height)).convert("L"), int)
-    assert pixels.shape == (height, width)
-    for edge in (np.s_[-1], np.s_[:, -1], np.s_[0], np.s_[:, 0]):
-        assert np.abs(pixels[edge] - ramp[edge]).max() <= 6, (edge, pixels[edge], ramp[edge])
