@@ -43,7 +43,7 @@ def test_a_hundred_thousand_classes_take_no_matrix(tmp_path: Path) -> None:
 
 def test_no_name_of_a_class_breaks_the_last_step(tmp_path: Path) -> None:
     """A formula's sign, a line break, letters that the picture's font lacks, and two names that are alike."""
-    names = ["$5^ or $6^", "日本", "two\nlines", "true \\ predicted", "alike", "alike"]
+    names = ["$5 {or $6", "日本", "two\nlines", "true \\ predicted", "alike", "alike"]
     config = ClassifierConfig(**vars(EncoderConfig()), num_classes=6, class_names=names)
     classification._single_label_figures(SCORES, LABELS, config, tmp_path)
     assert (tmp_path / "confusion.png").exists()
