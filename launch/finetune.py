@@ -141,7 +141,7 @@ def classified_loss(
     seed, rank, size = config.train.seed, world.ranks.rank, model_config.img_size
 
     def loss_of(engine: "Engine", batch: "Batch", *, step: int, micro: int) -> "torch.Tensor":
-        labels = fit_labels(batch.labels, model_config).repeat_interleave(batch.clips.shape[1], 0)
+        labels = fit_labels(batch.labels.flatten(0, 1), model_config)
         targets = soft_targets(labels, num_classes=model_config.num_classes, smoothing=config.mix.smoothing)
         mix = draw_mix(config.mix, seed=seed, step=step, micro=micro, rank=rank, height=size, width=size)
         torch.manual_seed(drop_seed(seed, step=step, micro=micro, rank=rank))
@@ -152,7 +152,7 @@ def classified_loss(
 
 
 def fit_labels(labels: "torch.Tensor", model_config: ClassifierConfig) -> "torch.Tensor":
-    """Return a batch's labels, laid out by the whole dataset, in the layout of the classifier."""
+    """Return the labels of clips, laid out by the whole dataset, in the layout of the classifier."""
     from torch.nn.functional import one_hot
 
     if labels.ndim == 2:  # the samples that are trained on have none of further classes

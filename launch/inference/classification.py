@@ -132,7 +132,7 @@ def _columns(
     """Return the columns of a batch: prediction, its name and score, whether it is right, all scores."""
     import pyarrow as pa
 
-    labels = [corpus.labels_of(row) for row in batch.rows.tolist()]
+    labels = [corpus.labels_of(row) for row in batch.rows[:, 0].tolist()]
     best = scores.argmax(axis=1)
     names = _class_names(model_config)
     # stable, so that the smaller of two classes with equal scores comes first, as in mae3d.analysis.scores.

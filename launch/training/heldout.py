@@ -105,7 +105,7 @@ def score_samples(
     positions, scores = [], []
     try:
         for clips in stream:
-            readable = (clips.status == 0).numpy()  # neither padding nor a substitute for a damaged sample
+            readable = clips.is_whole.numpy()
             positions.append(clips.positions.numpy()[readable])
             scores.append(score_batch(clips)[readable])
             if stopping():

@@ -208,9 +208,9 @@ class Monitor:
             for batch in stream:
                 position = int(batch.positions[0])
                 result = reconstruct(model, batch.clips[0], self._noise([position]).to(batch.clips.device))
-                if batch.status[0] == 0:
+                if batch.is_whole[0]:
                     original, hidden = result.original[0], result.hidden[0]
-                    name = f"{position + 1}. {samples.corpus.name(int(batch.rows[0]))}"
+                    name = f"{position + 1}. {samples.corpus.name(int(batch.rows[0, 0]))}"
                     rows[name] = original
                     rows[f"{name}: {hidden.mean():.0%} hidden"] = result.masked[0]
                     closeness = psnr(result.predicted[0], original, hidden)

@@ -244,7 +244,7 @@ def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batc
 
     class Batch:
         clips = torch.randint(0, 255, (3, 2, 4, 32, 32, 3), dtype=torch.uint8)
-        labels = torch.tensor([0, 1, 2])
+        labels = torch.tensor([[0, 0], [1, 3], [2, 2]])  # a view of the second is a substitute
 
     seen: list[torch.Tensor] = []
 
