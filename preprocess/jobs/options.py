@@ -61,8 +61,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--frames",
         nargs="+",
         metavar="ROOT",
-        help="folders of frame folders (ROOT/<name> or ROOT/train/<name>), a video each, or a video a prefix; without a "
-        "ledger one folder per class",
+        help="folders of frame folders (ROOT/<name> or ROOT/train/<name>), a video each, or a video a prefix; without "
+        "a ledger one folder per class",
     )
     given.add_argument(
         "--videos",
