@@ -95,7 +95,13 @@ class FinetuneTask:
         from pipelines.samples.corpus import check_labels
 
         config, model = self._config, self.model_config
-        check_labels(self._corpus, loader.rows, num_classes=model.num_classes, multi_label=model.multi_label)
+        check_labels(
+            self._corpus,
+            loader.rows,
+            num_classes=model.num_classes,
+            multi_label=model.multi_label,
+            missing_classes=config.data.missing_classes,
+        )
         check_batch(config.mix, clips=loader.micro_batch * config.data.repeat_aug)
         train = EvalSet(self._corpus, config.data, loader.rows)
         return Validator(config.val, train, model, self._world, steps_per_epoch=loader.steps_per_epoch)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_o
 import jsonargparse
 import yaml
 
+from mae3d.io.console import tolerate_any_text
 from mae3d.io.resume import dotted
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def parse(
     Raises:
         SystemExit: 0 after `--help`, 2 for anything wrong.
     """
+    tolerate_any_text()
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", help="recipe: a YAML file, or the name of one in launch/recipes")
     parser.add_class_arguments(config_class)

@@ -170,7 +170,9 @@ class Monitor:
         if not self._config.pool:
             return None, "eval.pool is 0"
         try:
-            corpus.labels = numbered_as(corpus.labels, train.corpus.label_names, rows=self._held_out.rows)
+            corpus.labels = numbered_as(
+                corpus.labels, train.corpus.label_names, rows=self._held_out.rows, option="eval"
+            )
         except DatasetError as error:
             return None, str(error)
         rows = train.rows[train.corpus.labels.per_sample[train.rows] > 0]

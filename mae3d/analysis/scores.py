@@ -89,10 +89,26 @@ def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
     Raises:
         ValueError: As in `hits_at`.
     """
+    classes = scores.shape[1]
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    true, predicted, counts = confused(scores, labels)
+    matrix[true, predicted] = counts
+    return matrix
+
+
+def confused(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[np.int64], ...]:
+    """Count the samples by (true class, predicted class) for the pairs that occur, of any number of classes.
+
+    Returns:
+        True classes, predicted classes and counts, each (P,), in the order of the pairs.
+
+    Raises:
+        ValueError: As in `hits_at`.
+    """
     scores, labels = _checked(scores, labels)
     classes = scores.shape[1]
-    pairs = labels * classes + scores.argmax(axis=1)
-    return np.bincount(pairs, minlength=classes * classes).astype(np.int64).reshape(classes, classes)
+    pairs, counts = np.unique(labels * classes + scores.argmax(axis=1), return_counts=True)
+    return pairs // classes, pairs % classes, counts
 
 
 def class_table(
@@ -114,23 +130,28 @@ def class_table(
     Raises:
         ValueError: As in `hits_at`, or there are not C names.
     """
-    matrix = confusion(scores, labels)
-    classes = len(matrix)
+    true, chosen, counts = confused(scores, labels)
+    classes = scores.shape[1]
     names = [str(i) for i in range(classes)] if names is None else list(names)
     if len(names) != classes:
         raise ValueError(f"{len(names)} names for {classes} classes: give one name per class")
-    right, samples, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    samples, predicted = np.bincount(labels, minlength=classes), np.bincount(chosen, counts, minlength=classes)
+    right = np.bincount(true[true == chosen], counts[true == chosen], minlength=classes)
     first, hits = (np.bincount(labels, hits_at(scores, labels, k=n), minlength=classes) for n in (1, k))
-    mistakes = matrix - np.diag(right)
+    taken_for: list[str | None] = [None] * classes
+    wrong = np.flatnonzero(true != chosen)
+    for i in wrong[np.argsort(-counts[wrong], kind="stable")]:  # of equal counts the smaller class, as with argmax
+        if taken_for[true[i]] is None:
+            taken_for[true[i]] = names[chosen[i]]
     return {
         "class": list(range(classes)),
         "name": names,
         "samples": samples.tolist(),
-        "predicted": predicted.tolist(),
+        "predicted": predicted.astype(np.int64).tolist(),
         "top1": _shares(first, samples),
         f"top{k}": _shares(hits, samples),
         "precision": _shares(right, predicted),
-        "taken_for": [names[row.argmax()] if row.any() else None for row in mistakes],
+        "taken_for": taken_for,
     }
 
 

@@ -243,8 +243,8 @@ def make_plan(
 
     def where(label: str) -> str:
         request = next(request for request in requests if label in request.labels)
-        place = f"{request.file or source}, line {request.line}" if request.line > 0 else request.name
-        return f"{label!r} ({place})"
+        line = f"{request.file or source}, line {request.line}" if request.line > 0 else request.name
+        return f"{label!r} ({line})"
 
     ids = label_ids(
         [request.labels for request in requests],

@@ -85,8 +85,8 @@ def reading_identity(reading: Reading, label_names: LabelNames | None) -> list[d
     settings = {name: str(value) for name, value in named.items() if value != getattr(PLAIN, name)}
     if label_names:
         # Numbers that are positions are left out, so that datasets of before they were read have the same identity.
-        own = label_names.numbers if label_names.numbers != tuple(range(len(label_names.names))) else ()
-        lines = [*label_names.names, *map(str, own), *label_names.codes]
+        numbers = label_names.numbers if label_names.numbers != tuple(range(len(label_names.names))) else ()
+        lines = [*label_names.names, *map(str, numbers), *label_names.codes]
         settings["label_names"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     if reading.root:
         settings["root"] = reading.root.rstrip("/").rpartition("/")[2]  # its name, not where it lies

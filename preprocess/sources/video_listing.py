@@ -213,8 +213,8 @@ class _Videos:
         is_there = (self.root.path / row.path).is_file() if isinstance(self.root, Folder) else not row.stems
         if row.path and is_there:
             return row.path
-        found = [paths for stem in row.stems if (paths := self._by_stem.get(stem))]
-        paths = found[0] if found else []
+        named = [paths for stem in row.stems if (paths := self._by_stem.get(stem))]
+        paths = named[0] if named else []
         if not paths and row.path and isinstance(self.root, Folder):
             plain = str(PurePosixPath(row.path.replace("\\", "/")))
             paths = [plain] if (self.root.path / plain).is_file() else self._by_spelling.get(_spelling(plain), [])

@@ -19,6 +19,7 @@ from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.columns import MAX_FRAME
 from preprocess.sources.file_kinds import HEAD_BYTES, kind_of
+from preprocess.sources.list_records import ARCHIVES
 from preprocess.sources.probing import Probed, probe
 from preprocess.sources.roots import Folder, Remote, Root, Scratch
 from preprocess.sources.segments import video_pieces
@@ -37,7 +38,7 @@ from preprocess.sources.source import (
 )
 from preprocess.sources.tar_files import WithTars
 from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, VideoCandidate, collect, store_of
-from preprocess.sources.video_lists import ARCHIVES, read_list
+from preprocess.sources.video_lists import read_list
 from preprocess.workers.executors import map_over_workers
 
 log = logging.getLogger(__name__)

@@ -304,6 +304,33 @@ def test_what_cannot_be_trained_or_validated_is_refused_before_any_step(base: Fi
     assert not (tmp_path / "r").exists()
 
 
+def test_fault_39_every_remedy_for_a_class_that_only_validation_has_works(base: FinetuneConfig, tmp_path: Path) -> None:
+    shards = build_named(tmp_path / "train", {f"t{i}": ("walk", "run")[i % 2] for i in range(4)})
+    held_out = build_named(tmp_path / "val", {"v0": "walk", "v1": "run", "v2": "swim"})
+    (names := tmp_path / "names.txt").write_text("v0\nv1\n")
+    (labels := tmp_path / "labels.csv").write_text("name,label\nv0,walk\nv1,run\nv2,run\n")
+    val = ValConfig(shards=str(held_out), every=0)
+    one = into(
+        base, tmp_path / "refused", val=val, mix=MixConfig(),
+        data=replace(base.data, shards=str(shards), select=SelectConfig()),
+        train=replace(base.train, steps=1, global_batch=2), model=FinetuneModelConfig(),
+    )  # fmt: skip
+    remedies = [
+        replace(into(one, tmp_path / "select"), val=replace(val, select=SelectConfig(names=str(names)))),
+        replace(into(one, tmp_path / "labels"), val=replace(val, labels=str(labels))),
+        replace(
+            into(one, tmp_path / "classes"),
+            model=FinetuneModelConfig(class_names=("walk", "run", "swim")),
+            data=replace(one.data, missing_classes="warn"),
+        ),
+    ]
+    refused, *results = run_ranks(train, [one, *remedies], world=1)[0]
+    assert "1 classes of the dataset are none of the model's 2: 'swim'" in refused
+    for option in ("--val.select.names", "--val.labels", "--model.class_names", "--data.missing_classes warn"):
+        assert option in refused
+    assert results == [True] * 3
+
+
 def test_several_labels_a_clip_are_scored_by_average_precision(base: FinetuneConfig, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     rows = [f"{name},{i % 4} {(i + 1) % 4}\n" if i % 2 else f"{name},{i % 4}\n" for i, name in enumerate(NAMES)]
