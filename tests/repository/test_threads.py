@@ -49,6 +49,7 @@ SAFE = {
         "preprocess.jobs.output.UrlOutput.fetch",
         "preprocess.sources.frame_folders._find_trees",
         "preprocess.sources.frame_places.look_up",
+        "preprocess.sources.source.unread",
     ),
     "the caller's own list of fetched files, which it does not touch until all threads are done; each fetches "
     "another": ("preprocess.sources.roots.Kept.hold",),
