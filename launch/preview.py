@@ -122,7 +122,7 @@ def _strips(corpus: "Corpus", config: PreviewConfig, batch: "Batch") -> "list[St
     from mae3d.io.contact_sheet import Strip
     from pipelines.sampling.requests import training_request
 
-    sound = batch.status.argmin(dim=1, keepdim=True)  # a view of the sample that was requested, if there is one
+    sound = batch.status.argmin(dim=1, keepdim=True)  # a view of the requested sample, if there is one
     request = training_request(
         corpus,
         config.data,
