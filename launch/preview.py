@@ -19,6 +19,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.common.cli import EXIT_DONE, parse, reporting
 from launch.common.sole_writer import sole_writer
+from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -47,21 +48,17 @@ class PreviewConfig:
         batches: how many.
     """
 
-    out: str
+    out: str = field(metadata=FILLED)
     data: DataConfig = field(default_factory=DataConfig)
-    num_frames: int = 16
-    size: int = 224
-    batch: int = 4
-    seed: int = 0
-    epoch: int = 0
-    batches: int = 1
+    num_frames: int = bounded(16, least=1, most=1 << 20)
+    size: int = bounded(224, least=1, most=1 << 16)
+    batch: int = bounded(4, least=1, most=1 << 20)
+    seed: int = seeded()
+    epoch: int = bounded(0, least=0)
+    batches: int = bounded(1, least=1, most=100_000)
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "size", "batch", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: give 1 or more")
-        if self.epoch < 0:
-            raise ValueError(f"--epoch {self.epoch}: give 0 or more")
+        check_bounds(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

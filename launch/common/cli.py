@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_o
 import jsonargparse
 import yaml
 
+from mae3d.io.bounds import check_values
 from mae3d.io.resume import dotted
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def parse(
         # The recipe goes first as options of its own, so that both are checked against the types alike.
         namespace = parser.parse_args([*_as_options(recipe, known, lists), *rest])
         del namespace["config"]
+        check_values(config_class, namespace.as_dict())  # under the options' names, which a section does not know
         return config_class(**parser.instantiate(namespace).as_dict())
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         fail(_readable(error))
@@ -296,4 +298,7 @@ def _nearest(name: str, known: set[str], dashes: str) -> str:
 def _readable(error: Exception) -> str:
     """Return jsonargparse's message on one line, without the definition of the type."""
     message = str(error).strip()
+    # Words that YAML does not know as numbers; `.nan` and `.inf` come to the bounds.
+    if no_number := re.search(r'Parser key "([^"]+)".*value: ([+-]?(?:nan|inf(?:inity)?))$', message, re.I | re.S):
+        return f"{no_number[1]}={no_number[2]} must be a finite number"
     return " ".join(line.strip() for line in message.splitlines() if line.strip()) or repr(error)

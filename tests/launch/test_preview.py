@@ -116,7 +116,7 @@ def test_a_misspelt_key_is_refused_in_the_section_that_is_read(
         (["--data.rand_augment", "rand-x1"], "unknown part 'x1'"),
         (["--data.shards", "SHARDS", "--batch", "99"], "14 usable samples are fewer than --batch=99"),
         (["--data.shards", "SHARDS", "--data.short_side", "64", "128"], "is shorter than model.img_size=224"),
-        (["--epoch", "-1"], "--epoch -1: give 0 or more"),
+        (["--epoch", "-1"], "epoch=-1 must be at least 0"),
     ],
 )
 def test_what_is_wrong_is_told(

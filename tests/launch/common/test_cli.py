@@ -140,7 +140,7 @@ def test_the_fast_recipe_differs_in_its_windows_only() -> None:
         (["--train.precision", "fp8"], "train.precision"),
         (["--config", "dmeo"], "--config dmeo: no such file, nor a recipe: demo"),
         (["stray"], "stray"),
-        (["--run.keep_last=1"], "keep at least 2"),
+        (["--run.keep_last=1"], "must be at least 2"),
         (["--train.zero_stage=0"], "use zero_stage 1, or precision fp32"),
     ],
 )
