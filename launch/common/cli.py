@@ -16,12 +16,13 @@ from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
 import yaml
 
 from mae3d.io.bounds import check_values
+from mae3d.io.files import looked_for
 from mae3d.io.resume import dotted
 
 if TYPE_CHECKING:
@@ -88,6 +89,15 @@ def defaults_of(config: Any) -> dict[str, Any]:
     return defaults
 
 
+def setting_names(config_class: Any, prefix: str = "") -> set[str]:
+    """Return the dotted names of the settings of a dataclass of dataclasses, as its options have them."""
+    names = set()
+    for name, kind in get_type_hints(config_class).items():
+        is_section = dataclasses.is_dataclass(kind)
+        names |= setting_names(kind, f"{prefix}{name}.") if is_section else {f"{prefix}{name}"}
+    return names
+
+
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     """End the process with `error: message` on standard error; rank 0 prints the error that all ranks have."""
     ranks = [os.environ[name] for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID") if name in os.environ]
@@ -115,7 +125,8 @@ def reporting(where: str = "") -> Iterator[None]:
         fail(str(error))
     except OSError as error:
         name = error.filename or where
-        fail(f"{name}: {error.strerror or error}" if name else str(error), EXIT_IO)
+        from_here = looked_for(name) if name and isinstance(error, FileNotFoundError) else ""
+        fail(f"{name}: {error.strerror or error}{from_here}" if name else str(error), EXIT_IO)
     except RuntimeError as error:
         if type(error) is RuntimeError:
             from mae3d.distributed import is_lost_peer
@@ -245,7 +256,8 @@ def _read_recipe(name: str, known: set[str], from_recipe: Mapping[str, str]) -> 
         path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-        fail(f"--config {name}: no such file, nor a recipe: {', '.join(recipes)}")
+        hint = looked_for(name) if path.parent != Path() else ""
+        fail(f"--config {name}: no such file{hint}, nor a recipe: {', '.join(recipes)}")
     text = path.read_text(encoding="utf-8")
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)

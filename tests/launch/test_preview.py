@@ -131,6 +131,16 @@ def test_what_is_wrong_is_told(
     assert error.count("\n") == 1
 
 
+def test_a_pasted_command_of_pretraining_shows_its_clips(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["out", "--config", "demo", "--data.shards", "a", "b", "--model.img-size=32", "--model.num_frames", "4"]
+    pasted = ["--train.seed", "7", "--optim.betas", "0.9", "0.95", "--run.dir=run", "--eval.select.split", "val"]
+    config = _parse([*argv, *pasted, "--device", "cpu", "--batch", "2"])
+    assert (config.size, config.num_frames, config.seed, config.batch) == (32, 4, 7, 2)
+    assert config.data.shards == ("a", "b")
+    told = capsys.readouterr().err
+    assert "without effect here: --optim.betas, --run.dir, --eval.select.split, --device\n" in told
+
+
 def test_a_folder_that_cannot_be_made_is_an_io_error(shards: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stopped:
