@@ -104,7 +104,8 @@ def synthetic(config: MAEConfig, samples: int, *, views: int = 1, device: torch.
     size = config.img_size
     clips = torch.randint(0, 256, (samples, views, config.num_frames, size, size, 3), dtype=torch.uint8, device=device)
     numbers = torch.arange(samples)
-    return Batch(clips, numbers, numbers, 0, numbers.to(torch.int8), numbers)
+    by_view = numbers[:, None].expand(samples, views)
+    return Batch(clips, by_view, numbers, 0, torch.zeros_like(by_view, dtype=torch.int8), by_view)
 
 
 def mfu(options: argparse.Namespace, world: World) -> int:

@@ -38,7 +38,7 @@ def descendants() -> dict[int, int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             # "pid (name) state ppid ..." and the name may hold spaces and parentheses.
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+            parents[int(stat.parent.name)] = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue  # it ended meanwhile
     below: dict[int, int] = {}

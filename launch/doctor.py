@@ -21,6 +21,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.common import machine_checks as checks
 from launch.common.machine_checks import FAIL, OK, WARN, Check
+from mae3d.io.console import tolerate_any_text
 
 GB = 1e9
 
@@ -109,6 +110,7 @@ def examine(folder: Path, *, device: str = "auto") -> list[Check]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; return 0 if no check failed, else 1."""
+    tolerate_any_text()
     parser = argparse.ArgumentParser(prog="doctor", description="Checks this machine and says what to do.")
     parser.add_argument("--dir", type=Path, default=Path(), help="folder whose disk is tried (default: here)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: leave GPUs alone")

@@ -22,6 +22,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 from launch.common.cli import EXIT_IO, fail
 from launch.common.clip_options import read_card, run_of, stored_config
 from launch.common.sole_writer import sole_writer
+from mae3d.io.console import tolerate_any_text
 
 if TYPE_CHECKING:
     from mae3d.model.classifier import Classifier
@@ -63,6 +64,7 @@ class Clip:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
+    tolerate_any_text()
     parser = argparse.ArgumentParser(
         prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

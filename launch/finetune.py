@@ -95,7 +95,13 @@ class FinetuneTask:
         from pipelines.samples.corpus import check_labels
 
         config, model = self._config, self.model_config
-        check_labels(self._corpus, loader.rows, num_classes=model.num_classes, multi_label=model.multi_label)
+        check_labels(
+            self._corpus,
+            loader.rows,
+            num_classes=model.num_classes,
+            multi_label=model.multi_label,
+            missing_classes=config.data.missing_classes,
+        )
         check_batch(config.mix, clips=loader.micro_batch * config.data.repeat_aug)
         train = EvalSet(self._corpus, config.data, loader.rows)
         return Validator(config.val, train, model, self._world, steps_per_epoch=loader.steps_per_epoch)
@@ -135,7 +141,7 @@ def classified_loss(
     seed, rank, size = config.train.seed, world.ranks.rank, model_config.img_size
 
     def loss_of(engine: "Engine", batch: "Batch", *, step: int, micro: int) -> "torch.Tensor":
-        labels = fit_labels(batch.labels, model_config).repeat_interleave(batch.clips.shape[1], 0)
+        labels = fit_labels(batch.labels.flatten(0, 1), model_config)
         targets = soft_targets(labels, num_classes=model_config.num_classes, smoothing=config.mix.smoothing)
         mix = draw_mix(config.mix, seed=seed, step=step, micro=micro, rank=rank, height=size, width=size)
         torch.manual_seed(drop_seed(seed, step=step, micro=micro, rank=rank))
@@ -146,7 +152,7 @@ def classified_loss(
 
 
 def fit_labels(labels: "torch.Tensor", model_config: ClassifierConfig) -> "torch.Tensor":
-    """Return a batch's labels, laid out by the whole dataset, in the layout of the classifier."""
+    """Return the labels of clips, laid out by the whole dataset, in the layout of the classifier."""
     from torch.nn.functional import one_hot
 
     if labels.ndim == 2:  # the samples that are trained on have none of further classes

@@ -121,10 +121,11 @@ def _strips(corpus: "Corpus", config: PreviewConfig, batch: "Batch") -> "list[St
     from mae3d.io.contact_sheet import Strip
     from pipelines.sampling.requests import training_request
 
+    sound = batch.status.argmin(dim=1, keepdim=True)  # a view of the sample that was requested, if there is one
     request = training_request(
         corpus,
         config.data,
-        rows=batch.rows.numpy(),
+        rows=batch.rows.gather(1, sound)[:, 0].numpy(),
         positions=batch.positions.numpy(),
         epoch=batch.epoch,
         seed=config.seed,
@@ -132,10 +133,10 @@ def _strips(corpus: "Corpus", config: PreviewConfig, batch: "Batch") -> "list[St
         size=config.size,
     )
     strips = []
-    for b, row in enumerate(batch.rows.tolist()):
-        for v, (frames, view) in enumerate(_views_of(request, b)):
+    for b, rows in enumerate(batch.rows.tolist()):
+        for v, (row, (frames, view)) in enumerate(zip(rows, _views_of(request, b), strict=True)):
             title = f"{corpus.key(row)}  {corpus.name(row)}   position {int(batch.positions[b])}, view {v}"
-            if batch.status[b]:
+            if batch.status[b, v]:
                 # It stands for a damaged sample, of whose views these are.
                 strips.append(Strip(title, "in place of a damaged sample", batch.clips[b, v].numpy()))
                 continue

@@ -190,11 +190,15 @@ def _open_sets(
                 f"{option}: {len(samples.rows) - len(labelled):,} samples without a label are left out", file=sys.stderr
             )
         sets.append(replace(samples, rows=labelled))
-    test.corpus.labels = numbered_as(test.corpus.labels, train.corpus.label_names, rows=test.rows)
+    test.corpus.labels = numbered_as(test.corpus.labels, train.corpus.label_names, rows=sets[1].rows, option="test")
     multi_label = train.corpus.has_multiple_labels or test.corpus.has_multiple_labels
-    for samples in sets:
+    for option, samples in zip(("data", "test"), sets, strict=True):
         check_labels(
-            samples.corpus, samples.rows, num_classes=train.corpus.num_classes, multi_label=multi_label, training=False
+            samples.corpus,
+            samples.rows,
+            num_classes=train.corpus.num_classes,
+            multi_label=multi_label,
+            option=option,
         )
     classes = {label for row in sets[0].rows.tolist() for label in train.corpus.labels.of(row)}
     if "linear" in config.probes and not multi_label and len(classes) < 2:

@@ -14,11 +14,13 @@ from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints.format import CheckpointError
 from mae3d.checkpoints.mirror import complete
 from mae3d.checkpoints.table import files_of, look, table
+from mae3d.io.console import tolerate_any_text
 from mae3d.tracking.run_dir import CHECKPOINTS, Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m mae3d.checkpoint`; the exit code: 0, 2 for bad usage or where no checkpoint is whole."""
+    tolerate_any_text()
     parser = argparse.ArgumentParser(prog="python -m mae3d.checkpoint", description=str(__doc__).splitlines()[0])
     inspect = parser.add_subparsers(dest="command", required=True).add_parser("inspect", help="a run's checkpoints")
     inspect.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--run.dir)")

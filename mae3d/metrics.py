@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mae3d.io.console import tolerate_any_text
 from mae3d.io.files import refuse_foreign
 from mae3d.tracking.history import rows_of, summary
 from mae3d.tracking.plots import plot_curves
@@ -16,6 +17,7 @@ from mae3d.tracking.plots import plot_curves
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m mae3d.metrics`; the exit code: 0, 2 for bad usage or a run without lines, 3 where it cannot write."""
+    tolerate_any_text()
     parser = argparse.ArgumentParser(prog="python -m mae3d.metrics", description=str(__doc__).splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     plot = commands.add_parser("plot", help="curves of one or several runs, as a PNG")

@@ -39,14 +39,23 @@ MAX_RESTARTS = 3  # in a row, of a pipeline that fails though every frame decode
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples with R views each; every tensor belongs to torch."""
+    """B samples with R views each; every tensor belongs to torch.
+
+    Labels, status and rows are those of what was decoded for a view: of a sample's own windows one may be damaged, and
+    another sample takes the place of that view alone.
+    """
 
     clips: torch.Tensor  # (B, R, T, H, W, C) uint8 on the device
-    labels: torch.Tensor  # (B,) int64, -1 unlabelled; several labels a sample: (B, classes) float32
+    labels: torch.Tensor  # (B, R) int64, -1 unlabelled; several labels a sample: (B, R, classes) float32
     positions: torch.Tensor  # (B,) int64, positions in the epoch
     epoch: int
-    status: torch.Tensor  # (B,) int8: 0 ok, 1 padding, 2 substituted
-    rows: torch.Tensor  # (B,) int64, dataset rows that were decoded
+    status: torch.Tensor  # (B, R) int8: 0 ok, 1 padding, 2 substituted
+    rows: torch.Tensor  # (B, R) int64, dataset rows that were decoded
+
+    @property
+    def is_whole(self) -> torch.Tensor:
+        """Return (B,) bool: all views are of the sample that was asked for, which is no padding."""
+        return (self.status == STATUS_OK).all(dim=1)
 
 
 class ClipStream:
@@ -175,10 +184,11 @@ class ClipStream:
 
     def _batch(self, encoded: EncodedBatch, clips: torch.Tensor) -> Batch:
         request = encoded.request
-        clips_a_sample = len(encoded.clips) // len(request.positions)
-        rows = np.array([clip.row for clip in encoded.clips[::clips_a_sample]], dtype=np.int64)
-        bad = np.array(encoded.substituted).reshape(-1, clips_a_sample).any(axis=1)
-        self._num_substituted += int(bad.sum())
+        count = len(request.positions)
+        views_a_clip = count * request.num_views // len(encoded.clips)
+        rows = np.array([clip.row for clip in encoded.clips], dtype=np.int64).repeat(views_a_clip).reshape(count, -1)
+        bad = np.array(encoded.substituted).repeat(views_a_clip).reshape(count, -1)
+        self._num_substituted += int(bad.any(axis=1).sum())  # samples
         self.damage += encoded.damage
         apply_views(clips.flatten(0, 1), [view for clip in encoded.clips for view in clip.views])
         status = np.where(bad, STATUS_SUBSTITUTED, STATUS_OK).astype(np.int8)
@@ -259,14 +269,15 @@ def evaluation_clips(
 
 
 def labels_of(corpus: Corpus, rows: np.ndarray) -> torch.Tensor:
-    """Return labels as `Batch` holds them: (B,) int64 with -1 for none.
+    """Return labels in the shape of the rows as `Batch` holds them: int64 with -1 for none.
 
-    (B, classes) float32 if any sample has several.
+    With a last axis of classes, float32, if any sample has several.
     """
-    labels = [corpus.labels_of(row) for row in rows.tolist()]
+    labels = [corpus.labels_of(row) for row in rows.ravel().tolist()]
     if not corpus.has_multiple_labels:
-        return torch.tensor([of_one[0] if of_one else -1 for of_one in labels], dtype=torch.int64)
-    return torch.from_numpy(many_hot(labels, corpus.num_classes, dtype=np.float32))
+        numbers = np.array([of_one[0] if of_one else -1 for of_one in labels], dtype=np.int64)
+        return torch.from_numpy(numbers.reshape(rows.shape))
+    return torch.from_numpy(many_hot(labels, corpus.num_classes, dtype=np.float32).reshape(*rows.shape, -1))
 
 
 def _share_of_cores(local_world: int) -> int:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mae3d.io.console import tolerate_any_text
 from preprocess.jobs.options import add_build_options
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code."""
+    tolerate_any_text()
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

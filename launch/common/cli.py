@@ -22,6 +22,7 @@ import jsonargparse
 import yaml
 
 from mae3d.io.bounds import check_values
+from mae3d.io.console import tolerate_any_text
 from mae3d.io.files import looked_for
 from mae3d.io.resume import dotted
 
@@ -60,6 +61,7 @@ def parse(
     Raises:
         SystemExit: 0 after `--help`, 2 for anything wrong.
     """
+    tolerate_any_text()
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", help="recipe: a YAML file, or the name of one in launch/recipes")
     parser.add_class_arguments(config_class)

@@ -67,7 +67,9 @@ def gpu_names() -> list[str]:
     if smi is not None:
         try:
             query = [smi, "--query-gpu=name", "--format=csv,noheader"]
-            listed = subprocess.run(query, capture_output=True, text=True, timeout=30)
+            listed = subprocess.run(
+                query, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=30
+            )
         except (OSError, subprocess.TimeoutExpired):
             listed = None
         if listed is not None and listed.returncode == 0 and listed.stdout.strip():
@@ -142,7 +144,9 @@ def run_child(code: str, *arguments: str) -> tuple[int, str, str]:
     bootstrap = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
     command = [sys.executable, "-c", bootstrap + code, *arguments]
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS)
+        child = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=CHILD_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return 1, "", f"no answer in {CHILD_SECONDS} s"
     return child.returncode, child.stdout.strip(), _last_line(child.stderr)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipelines.stream import Batch
 
 PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
+MAX_MATRIX = 2000  # classes; of more, the pairs that occur are listed instead of a matrix, and no picture is drawn
 CLASSES, CONFUSION, CONFUSION_PICTURE = "classes.csv", "confusion.csv", "confusion.png"
 TOP = 5
 
@@ -98,7 +99,6 @@ def _number_labels(samples: "EvalSet", model_config: "ClassifierConfig") -> None
         labelled,
         num_classes=model_config.num_classes,
         multi_label=model_config.multi_label,
-        training=False,
     )
 
 
@@ -132,7 +132,7 @@ def _columns(
     """Return the columns of a batch: prediction, its name and score, whether it is right, all scores."""
     import pyarrow as pa
 
-    labels = [corpus.labels_of(row) for row in batch.rows.tolist()]
+    labels = [corpus.labels_of(row) for row in batch.rows[:, 0].tolist()]
     best = scores.argmax(axis=1)
     names = _class_names(model_config)
     # stable, so that the smaller of two classes with equal scores comes first, as in mae3d.analysis.scores.
@@ -146,7 +146,11 @@ def _columns(
         ),
     }
     if not model_config.multi_label:
-        hits = [true[0] in top if true else None for top, true in zip(ranked, labels, strict=True)]
+        above = (scores > 0).tolist()  # a probability of 0 is no hit
+        hits = [
+            true[0] in top and above[row][true[0]] if true else None
+            for row, (top, true) in enumerate(zip(ranked, labels, strict=True))
+        ]
         columns["hit5"] = pa.array(hits, pa.bool_())
     offsets = np.arange(len(scores) + 1, dtype=np.int32) * scores.shape[1]
     columns["scores"] = pa.ListArray.from_arrays(offsets, pa.array(scores.ravel(), pa.float32()))
@@ -216,8 +220,8 @@ def _class_names(model_config: "ClassifierConfig") -> list[str]:
 def _single_label_figures(
     scores: np.ndarray, targets: np.ndarray, model_config: "ClassifierConfig", out: Path
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return the figures, and columns by class; write the confusion matrix."""
-    from mae3d.analysis.scores import class_table, confusion, summary
+    """Return the figures, and columns by class; write the confusion matrix, or its pairs if the classes are many."""
+    from mae3d.analysis.scores import class_table, confused, confusion, summary
     from mae3d.tracking.plots import plot_confusion
 
     names = list(model_config.class_names) or None
@@ -226,9 +230,14 @@ def _single_label_figures(
     metrics["top1_standard_error"] = (metrics["top1"] * (1 - metrics["top1"]) / len(scores)) ** 0.5
     classes = class_table(scores, targets, names=names, k=TOP)
     metrics["mean_class_top1"] = float(np.mean([share for share in classes["top1"] if share is not None]))
+    if model_config.num_classes > MAX_MATRIX:
+        true, predicted, counts = (values.tolist() for values in confused(scores, targets))
+        pairs = {"true": [classes["name"][i] for i in true], "predicted": [classes["name"][i] for i in predicted]}
+        write_csv(out / CONFUSION, pairs | {"samples": counts})
+        return metrics, classes
     matrix = confusion(scores, targets)
-    predicted = dict(zip(classes["name"], matrix.T.tolist(), strict=True))
-    write_csv(out / CONFUSION, {"true \\ predicted": classes["name"], **predicted})
+    by_prediction = dict(zip(classes["name"], matrix.T.tolist(), strict=True))
+    write_csv(out / CONFUSION, {"true \\ predicted": classes["name"], **by_prediction})
     plot_confusion(matrix, out / CONFUSION_PICTURE, names=names)
     return metrics, classes
 

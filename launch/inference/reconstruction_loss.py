@@ -87,7 +87,7 @@ def losses_of(
     from mae3d.analysis.reconstruct import clip_losses
     from mae3d.model.masking import FIXED, mask_noise
 
-    clips, rows = batch.clips[:, 0], batch.rows.tolist()
+    clips, rows = batch.clips[:, 0], batch.rows[:, 0].tolist()
     if config.reverse:
         clips = clips.flip(1)
 

@@ -272,7 +272,8 @@ def _fill_mine(
                 batch = next(stream)
                 size = len(batch.status)
                 # take(null) is null, of columns of any type
-                read = pa.array(np.arange(size), pa.int64(), mask=np.asarray(batch.status) != 0)
+                is_bad: Any = np.asarray(batch.status).reshape(size, -1).any(axis=1)  # one view of it is enough
+                read = pa.array(np.arange(size), pa.int64(), mask=is_bad)
                 columns = {name: column.take(read) for name, column in columns_of(batch).items()}
                 batches.append(pa.table({**keys_of(rows[made : made + size]), **columns}))
                 made += size

@@ -71,10 +71,10 @@ def read_clips(
     clips = []
     with tqdm(total=len(rows), desc="reading", unit="clip", disable=None) as bar:
         for batch in stream:
-            for pixels, row, status in zip(
-                batch.clips[:, 0].cpu(), batch.rows.tolist(), batch.status.tolist(), strict=True
+            for pixels, row, is_whole in zip(
+                batch.clips[:, 0].cpu(), batch.rows[:, 0].tolist(), batch.is_whole.tolist(), strict=True
             ):
-                if status == 0:
+                if is_whole:
                     clips.append(_clip_of(corpus, row, pixels))
                 bar.update()
     stream.close()

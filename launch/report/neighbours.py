@@ -59,8 +59,8 @@ def pool_of_dataset(
     kept, vectors = [], []
     with tqdm(total=len(rows), desc="embedding", unit="clip", disable=None) as bar:
         for batch in stream:
-            fine = (batch.status == 0).cpu()
-            kept.append(batch.rows[fine].numpy())
+            fine = batch.is_whole.cpu()
+            kept.append(batch.rows[fine, 0].numpy())
             vectors.append(_features(model, batch.clips[:, 0])[fine.numpy()])
             bar.update(len(fine))
     stream.close()

@@ -137,8 +137,14 @@ class FinetuneModelConfig:
 
 @dataclass(frozen=True)
 class FinetuneDataConfig(DataConfig):
-    """The training clips: all repeats of a sample are cut from one window, harder than for pretraining."""
+    """The training clips: all repeats of a sample are cut from one window, harder than for pretraining.
 
+    Attributes:
+        missing_classes: what classes of the model without a training sample get: `error`, or `warn`, to train on a
+            subset of them.
+    """
+
+    missing_classes: Literal["error", "warn"] = free("error")
     repeat_aug: int = 1
     windows: Literal["own", "shared"] = "shared"
     area: tuple[float, float] = (0.08, 1.0)

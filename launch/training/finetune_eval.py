@@ -66,7 +66,7 @@ class Validator:
             self._held_out.rows,
             num_classes=model_config.num_classes,
             multi_label=model_config.multi_label,
-            training=False,
+            option=self.option,
         )
 
     def __str__(self) -> str:

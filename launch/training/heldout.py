@@ -38,14 +38,17 @@ def open_held_out(
         ValueError: no sample is left, or samples are trained on.
     """
     from pipelines.samples.corpus import corpus_of
+    from pipelines.samples.labels import numbered_as
 
     has_shards = bool(options.shards)
     if not has_shards:
         options = _of_training_shards(options, train.clips)
     decode = train.clips.decode if options.decode == "auto" else options.decode
     clips = replace(clips_config(options, asdict(train.clips)), decode=decode)
-    corpus = corpus_of(clips, classes=classes)
+    corpus = corpus_of(clips)
     rows = selected_rows(corpus, clips, num_frames=num_frames)
+    if classes is not None:  # of the samples that take part
+        corpus.labels = numbered_as(corpus.labels, classes, rows=rows, option=option)
     if not has_shards and np.isin(rows, train.rows).any():
         kind, off = ("validation", "null") if option == "val" else ("evaluation", "0")
         raise ValueError(
@@ -102,7 +105,7 @@ def score_samples(
     positions, scores = [], []
     try:
         for clips in stream:
-            readable = (clips.status == 0).numpy()  # neither padding nor a substitute for a damaged sample
+            readable = clips.is_whole.numpy()
             positions.append(clips.positions.numpy()[readable])
             scores.append(score_batch(clips)[readable])
             if stopping():

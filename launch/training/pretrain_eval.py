@@ -170,7 +170,9 @@ class Monitor:
         if not self._config.pool:
             return None, "eval.pool is 0"
         try:
-            corpus.labels = numbered_as(corpus.labels, train.corpus.label_names, rows=self._held_out.rows)
+            corpus.labels = numbered_as(
+                corpus.labels, train.corpus.label_names, rows=self._held_out.rows, option="eval"
+            )
         except DatasetError as error:
             return None, str(error)
         rows = train.rows[train.corpus.labels.per_sample[train.rows] > 0]
@@ -206,9 +208,9 @@ class Monitor:
             for batch in stream:
                 position = int(batch.positions[0])
                 result = reconstruct(model, batch.clips[0], self._noise([position]).to(batch.clips.device))
-                if batch.status[0] == 0:
+                if batch.is_whole[0]:
                     original, hidden = result.original[0], result.hidden[0]
-                    name = f"{position + 1}. {samples.corpus.name(int(batch.rows[0]))}"
+                    name = f"{position + 1}. {samples.corpus.name(int(batch.rows[0, 0]))}"
                     rows[name] = original
                     rows[f"{name}: {hidden.mean():.0%} hidden"] = result.masked[0]
                     closeness = psnr(result.predicted[0], original, hidden)

@@ -2,7 +2,7 @@
 
 scores (N, C), labels ─► figures
 
-    hits = hits_at(scores, labels, k=5)            # (N,) bool, each sample on its own: top-5 is hits.mean()
+    hits = hits_at(scores, labels, k=5)            # (N,) float64, each sample on its own: top-5 is hits.mean()
     counts += confusion(scores, labels)            # (C, C) int64: whole numbers add up exactly
     precisions = average_precisions(scores, targets)           # (C,) float64, needs all samples at once
 
@@ -26,8 +26,9 @@ def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         labels: (N,) class numbers; or (N, C) of 0 and 1, any number per sample.
 
     Returns:
-        `top1` and `top5` (with fewer than five classes, all count) and `loss`, the mean of -log of a label's score; for
-        (N, C) labels `map` and `loss`, binary cross-entropy averaged over classes and samples. NaN without samples.
+        `top1` and `top5` (with fewer than five classes, all with a score above 0 count) and `loss`, the mean of -log of
+        a label's score; for (N, C) labels `map` and `loss`, binary cross-entropy averaged over classes and samples. NaN
+        without samples.
 
     Raises:
         ValueError: As in `hits_at`.
@@ -49,29 +50,34 @@ def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     }
 
 
-def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.bool_]:
-    """Return whether each sample's class is among its k highest scores.
+def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.float64]:
+    """Return whether each sample's class is among its k highest scores: 1 or 0, and between them for equal scores.
+
+    Of t classes with one score, of which p of the k places are left for, each has p / t of a hit: what breaking the tie
+    by lot gives on average. So a constant score is worth what chance is, whichever numbers the classes have. Where no
+    score of a sample is negative, they are votes or probabilities, and a class with 0 is no hit.
 
     Args:
-        scores: (N, C): logits, probabilities or their sums over views.
+        scores: (N, C): logits, probabilities or their sums over views; shares of votes.
         labels: (N,) class numbers.
-        k: 1 for plain accuracy. Of equal scores, the class of the smaller number comes first, as with argmax.
+        k: 1 for plain accuracy.
 
     Returns:
-        (N,); all true if k is C or more.
+        (N,) from 0 to 1.
 
     Raises:
         ValueError: Scores are no numbers, or labels do not fit them.
     """
     scores, labels = _checked(scores, labels)
     of_labels = np.take_along_axis(scores, labels[:, None], axis=1)
-    before = (scores == of_labels) & (np.arange(scores.shape[1]) < labels[:, None])
-    hits: NDArray[np.bool_] = ((scores > of_labels) | before).sum(axis=1) < k
+    better, equal = (scores > of_labels).sum(axis=1), (scores == of_labels).sum(axis=1)
+    hits: NDArray[np.float64] = ((k - better) / np.maximum(equal, 1)).clip(0, 1)
+    hits[(of_labels[:, 0] == 0) & (scores >= 0).all(axis=1)] = 0
     return hits
 
 
 def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
-    """Count the samples by (true class, predicted class).
+    """Count the samples by (true class, predicted class); of equal scores the first class is the predicted one.
 
     Args:
         scores: (N, C).
@@ -83,10 +89,26 @@ def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
     Raises:
         ValueError: As in `hits_at`.
     """
+    classes = scores.shape[1]
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    true, predicted, counts = confused(scores, labels)
+    matrix[true, predicted] = counts
+    return matrix
+
+
+def confused(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[np.int64], ...]:
+    """Count the samples by (true class, predicted class) for the pairs that occur, of any number of classes.
+
+    Returns:
+        True classes, predicted classes and counts, each (P,), in the order of the pairs.
+
+    Raises:
+        ValueError: As in `hits_at`.
+    """
     scores, labels = _checked(scores, labels)
     classes = scores.shape[1]
-    pairs = labels * classes + scores.argmax(axis=1)
-    return np.bincount(pairs, minlength=classes * classes).astype(np.int64).reshape(classes, classes)
+    pairs, counts = np.unique(labels * classes + scores.argmax(axis=1), return_counts=True)
+    return pairs // classes, pairs % classes, counts
 
 
 def class_table(
@@ -108,23 +130,28 @@ def class_table(
     Raises:
         ValueError: As in `hits_at`, or there are not C names.
     """
-    matrix = confusion(scores, labels)
-    classes = len(matrix)
+    true, chosen, counts = confused(scores, labels)
+    classes = scores.shape[1]
     names = [str(i) for i in range(classes)] if names is None else list(names)
     if len(names) != classes:
         raise ValueError(f"{len(names)} names for {classes} classes: give one name per class")
-    right, samples, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    hits = np.bincount(labels[hits_at(scores, labels, k=k)], minlength=classes)
-    mistakes = matrix - np.diag(right)
+    samples, predicted = np.bincount(labels, minlength=classes), np.bincount(chosen, counts, minlength=classes)
+    right = np.bincount(true[true == chosen], counts[true == chosen], minlength=classes)
+    first, hits = (np.bincount(labels, hits_at(scores, labels, k=n), minlength=classes) for n in (1, k))
+    taken_for: list[str | None] = [None] * classes
+    wrong = np.flatnonzero(true != chosen)
+    for i in wrong[np.argsort(-counts[wrong], kind="stable")]:  # of equal counts the smaller class, as with argmax
+        if taken_for[true[i]] is None:
+            taken_for[true[i]] = names[chosen[i]]
     return {
         "class": list(range(classes)),
         "name": names,
         "samples": samples.tolist(),
-        "predicted": predicted.tolist(),
-        "top1": _shares(right, samples),
+        "predicted": predicted.astype(np.int64).tolist(),
+        "top1": _shares(first, samples),
         f"top{k}": _shares(hits, samples),
         "precision": _shares(right, predicted),
-        "taken_for": [names[row.argmax()] if row.any() else None for row in mistakes],
+        "taken_for": taken_for,
     }
 
 
@@ -172,7 +199,7 @@ def _average_precision(scores: NDArray[Any], positive: NDArray[np.bool_]) -> flo
 
 
 def _shares(parts: NDArray[Any], wholes: NDArray[Any]) -> list[float | None]:
-    return [int(part) / int(whole) if whole else None for part, whole in zip(parts, wholes, strict=True)]
+    return [float(part) / int(whole) if whole else None for part, whole in zip(parts, wholes, strict=True)]
 
 
 def _checked(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:

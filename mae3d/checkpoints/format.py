@@ -243,7 +243,7 @@ def verify(folder: Path, *, full: bool = True) -> None:
         CheckpointError: a file is missing, foreign or damaged.
     """
     try:
-        manifest = parse_manifest((folder / MANIFEST).read_text())
+        manifest = parse_manifest((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {MANIFEST} cannot be read ({error})") from error
     for name, written in manifest.items():
@@ -296,7 +296,7 @@ def is_own_file(name: str) -> bool:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Read the JSON state of a verified checkpoint."""
-    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state
 
 
@@ -308,7 +308,7 @@ def step_of(name: str) -> int:
 def pointed(run: Path, pointer: str) -> str | None:
     """Return the name that `latest` or `best` holds; None if there is no such file."""
     path = run / CHECKPOINTS / pointer
-    return path.read_text().strip() if path.is_file() else None
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def leftovers(run: Path) -> list[Path]:

@@ -121,7 +121,7 @@ class Mirror:
         folder, where = self._run / CHECKPOINTS / name, f"{CHECKPOINTS}/{name}"
         self._uploading = name
         try:
-            manifest = (folder / MANIFEST).read_text()
+            manifest = (folder / MANIFEST).read_text(encoding="utf-8")
             if self._sent.get(name) == manifest:
                 return True
             entries = checkpoint.parse_manifest(manifest)

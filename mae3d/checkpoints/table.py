@@ -110,7 +110,7 @@ def files_of(folder: Path, *, full: bool) -> list[str]:
     """Return one line per file of a checkpoint."""
     lines = []
     try:
-        manifest = checkpoint.parse_manifest((folder / MANIFEST).read_text())
+        manifest = checkpoint.parse_manifest((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return [f"{folder / MANIFEST}: cannot be read ({error})"]
     for name, entry in sorted(manifest.items()):

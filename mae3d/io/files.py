@@ -40,7 +40,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file; its encoding is UTF-8 whatever the locale."""
+    """Replace a text file; its encoding is UTF-8 under any locale."""
     with replace_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
 

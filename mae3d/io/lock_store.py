@@ -115,7 +115,7 @@ class FolderLockStore:
     def read(self, name: str) -> HeldLock | None:
         path = self.folder / name
         try:
-            text, modified = path.read_text(errors="replace"), path.stat().st_mtime
+            text, modified = path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mtime
         except FileNotFoundError:
             return None
         except IsADirectoryError:
@@ -138,7 +138,7 @@ class FolderLockStore:
             if error.errno not in _NO_LINKS:
                 raise
             # Its owner may be read before it is written.
-            with contextlib.suppress(FileExistsError), (self.folder / name).open("x") as file:
+            with contextlib.suppress(FileExistsError), (self.folder / name).open("x", encoding="utf-8") as file:
                 file.write(_as_text(owner))
                 return True
             return False
@@ -158,7 +158,7 @@ class FolderLockStore:
     def _written(self, name: str, owner: Owner) -> Path:
         aside = self.folder / f"{TEMPORARY_PREFIX}{owner.token}{name}"
         try:
-            aside.write_text(_as_text(owner))
+            aside.write_text(_as_text(owner), encoding="utf-8")
         except OSError:
             aside.unlink(missing_ok=True)
             raise
@@ -242,7 +242,7 @@ def _parsed(text: str, *, where: Path | str) -> Owner:
 def _machine() -> str:
     """Return the scope of a process id: a boot of a machine, and a namespace on it."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
@@ -251,7 +251,7 @@ def _machine() -> str:
 def _started(pid: int) -> str:
     """Return the start of a process in the kernel's ticks; "" if it is gone, or dead and not yet waited for."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if fields[0] in ("Z", "X") else fields[19]

@@ -126,7 +126,7 @@ def _length(run: Path, rows: Sequence[Row]) -> Iterator[Line]:
     if (run / DONE).exists():
         state = "finished"
     elif (run / STOPPED).exists():
-        state = f"{(run / STOPPED).read_text().strip()}; the same command goes on"
+        state = f"{(run / STOPPED).read_text(encoding='utf-8').strip()}; the same command goes on"
     yield "run", f"{run} ({state})"
     yield "length", f"{rows[-1]['step']:,} steps, {rows[-1].get('epoch', math.nan):.1f} epochs"
     losses = [row for row in rows if is_number(row.get("loss"))]
@@ -164,7 +164,10 @@ def _trouble(rows: Sequence[Row]) -> str:
 
 def _model(run: Path, config: Mapping[str, Any]) -> Iterator[Line]:
     folder = run / CHECKPOINTS
-    best, latest = ((folder / name).read_text().strip() if (folder / name).is_file() else "" for name in (BEST, LATEST))
+    best, latest = (
+        (folder / name).read_text(encoding="utf-8").strip() if (folder / name).is_file() else ""
+        for name in (BEST, LATEST)
+    )
     if not latest:
         yield "model", "no checkpoint yet"
         return

@@ -142,23 +142,27 @@ class Run:
         path = self.folder / METRICS
         if not path.exists():
             return
-        kept = [line for line in path.read_text().splitlines() if (row := _row(line)) and row["step"] <= step]
+        kept = [
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if (row := _row(line)) and row["step"] <= step
+        ]
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     def write_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
-        with (self.folder / METRICS).open("a") as file:
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def write_spike(self, row: Mapping[str, Any]) -> None:
         """Append a line to spikes.jsonl."""
-        with (self.folder / SPIKES).open("a") as file:
+        with (self.folder / SPIKES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def heartbeat(self, rank: int, step: int) -> None:
         """Record that a rank has taken `step` steps. A full disk or a lost mount is no reason to stop."""
         with contextlib.suppress(OSError):
-            (self.folder / HEARTBEATS / f"rank-{rank:05d}").write_text(f"{step}\n")
+            (self.folder / HEARTBEATS / f"rank-{rank:05d}").write_text(f"{step}\n", encoding="utf-8")
 
     def describe_heartbeats(self) -> str:
         """Describe how far each rank has come."""
@@ -166,7 +170,7 @@ class Run:
         for path in self._heartbeats():
             with contextlib.suppress(OSError, ValueError):
                 seconds = max(time.time() - path.stat().st_mtime, 0)
-                beats.append((int(path.read_text()), int(path.name.removeprefix("rank-")), seconds))
+                beats.append((int(path.read_text(encoding="utf-8")), int(path.name.removeprefix("rank-")), seconds))
         ranks = [f"rank {rank}: step {step}, {seconds:.0f} s ago" for step, rank, seconds in sorted(beats)[:_LISTED]]
         more = f"; {len(beats) - _LISTED} more" if len(beats) > _LISTED else ""
         return f"Last steps: {'; '.join(ranks)}{more}." if beats else ""
@@ -176,13 +180,13 @@ class Run:
 
     def end(self, marker: str, text: str) -> None:
         """Write DONE or STOPPED."""
-        (self.folder / marker).write_text(text + "\n")
+        (self.folder / marker).write_text(text + "\n", encoding="utf-8")
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """Return all complete lines of a run's metrics.jsonl."""
     path = Path(folder) / METRICS
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [row for row in map(_row, lines) if row]
 
 

@@ -226,7 +226,7 @@ def _numbers(row: Row) -> list[tuple[str, float]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}

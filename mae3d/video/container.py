@@ -22,6 +22,7 @@ from mae3d.video.errors import MediaError, raise_unless_of_the_file
 
 VIDEO_SUFFIXES = frozenset(
     (
+        *(".360", ".3gpp", ".insv", ".lrv"),
         *(".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"),
         *(".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"),
         *(".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm"),

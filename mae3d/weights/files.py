@@ -220,7 +220,7 @@ def find_model_file(path: str | Path) -> Path:
             f"{path} has neither {MODEL_FILE} nor {CHECKPOINTS}/{LATEST}: "
             "give a run with a checkpoint, a checkpoint's folder or a model file"
         )
-    name = pointer.read_text().strip()
+    name = pointer.read_text(encoding="utf-8").strip()
     file = path / CHECKPOINTS / name / MODEL_FILE
     if Path(name).name != name or not file.is_file():
         raise WeightsError(f"{pointer} names {name!r}, but there is no {file}: write another checkpoint's name into it")

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus
@@ -37,6 +38,17 @@ def read_gap(config: DataConfig) -> int:
     if config.read_gap >= 0:
         return config.read_gap
     return REMOTE_GAP if config.has_urls else 0
+
+
+def words_for(corpus: Corpus, row: int) -> tuple[str, str]:
+    """Return a sample's key and name for a message, or its number where the index cannot be read either.
+
+    They are read when they are needed, from the storage that has just failed, and no message must end a run.
+    """
+    try:
+        return corpus.key(row), corpus.name(row)
+    except (OSError, pa.ArrowException):
+        return f"number {row}", "its name cannot be read"
 
 
 def pread(descriptor: int, size: int, offset: int) -> bytes:
@@ -90,15 +102,20 @@ class ShardReader:
 
         Raises:
             ShardVanishedError: the shard is missing, though its dataset is there.
-            DataError: the storage failed at every try.
+            DataError: the storage failed at every try of one read.
         """
         attempt, thread = 0, threading.get_ident()
         self._underway[thread] = (row, time.monotonic())
+        pieces: list[np.ndarray] = []
         try:
             while True:
+                before = len(pieces)
                 try:
-                    return self._read_once(row, spans)
+                    self._read_on(row, spans, pieces)
+                    return pieces
                 except OSError as error:
+                    if len(pieces) > before:  # tries count for one read: a clip of many would use them up
+                        attempt = 0
                     self._wait_or_stop(row, attempt, error)
                 except DamagedFileError as error:
                     raise DataError(str(error)) from error
@@ -116,24 +133,24 @@ class ShardReader:
         """End waits before a retry; reads in progress are left to their threads."""
         self._closing.set()
 
-    def _read_once(self, row: int, spans: FrameSpans) -> list[np.ndarray]:
-        offsets, sizes = spans.offset.tolist(), spans.size.tolist()
-        pieces: list[np.ndarray] = []
+    def _read_on(self, row: int, spans: FrameSpans, pieces: list[np.ndarray]) -> None:
+        """Read the spans behind those that `pieces` holds, and add each to it as soon as it is there."""
+        offsets, sizes, known = spans.offset.tolist(), spans.size.tolist(), len(pieces)
         bytes_read = 0
         descriptor = self._corpus.open_shard(int(self._corpus.shard[row]))
         try:
-            for first, end in joined(offsets, sizes, gap=self._gap):
-                start = offsets[first]
-                data = _read_whole(descriptor, offsets[end - 1] + sizes[end - 1] - start, start)
+            for first, end in joined(offsets[known:], sizes[known:], gap=self._gap):
+                numbers = range(known + first, known + end)
+                start, last = offsets[numbers[0]], numbers[-1]
+                data = _read_whole(descriptor, offsets[last] + sizes[last] - start, start)
                 bytes_read += len(data)
                 whole = np.frombuffer(data, dtype=np.uint8)
-                pieces += [whole[offsets[i] - start :][: sizes[i]] for i in range(first, end)]
+                pieces += [whole[offsets[i] - start :][: sizes[i]] for i in numbers]
         finally:
             os.close(descriptor)
-        with self._lock:
-            self.bytes_read += bytes_read
-            self.bytes_used += sum(sizes)
-        return pieces
+            with self._lock:
+                self.bytes_read += bytes_read
+                self.bytes_used += sum(sizes[known : len(pieces)])
 
     def _wait_or_stop(self, row: int, attempt: int, error: OSError) -> None:
         where = self._where(row)
@@ -155,13 +172,7 @@ class ShardReader:
             raise DataError(f"{where}: closed before another try") from error
 
     def _where(self, row: int) -> str:
-        return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {self._key(row)}"
-
-    def _key(self, row: int) -> str:
-        try:
-            return self._corpus.key(row)
-        except OSError:  # keys are read when they are needed, from the storage that has just failed
-            return f"number {row}"
+        return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {words_for(self._corpus, row)[0]}"
 
 
 def _read_whole(descriptor: int, size: int, offset: int) -> bytes:

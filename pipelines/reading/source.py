@@ -21,7 +21,7 @@ import numpy as np
 
 from mae3d.io.random import Stream, philox
 from pipelines.reading.jpeg_header import HeaderError, scan_offset
-from pipelines.reading.shard_reader import DataError, ShardReader, ShardVanishedError
+from pipelines.reading.shard_reader import DataError, ShardReader, ShardVanishedError, words_for
 from pipelines.samples.corpus import Corpus
 from pipelines.sampling.requests import BatchRequest, ClipRequest
 
@@ -148,7 +148,7 @@ class ClipSource:
             damage.append(self._damage(clip.row, *wrong))
             logger.warning("%s; another sample takes its place", damage[-1])
         raise DataError(
-            f"sample {self._corpus.key(requested.row)} and its {MAX_SUBSTITUTES} substitutes are damaged:\n"
+            f"sample {words_for(self._corpus, requested.row)[0]} and its {MAX_SUBSTITUTES} substitutes are damaged:\n"
             + "\n".join(map(str, damage))
             + f"\n{self._corpus.repair}"
         )
@@ -202,7 +202,7 @@ class ClipSource:
     def _damage(self, row: int, frame: int, reason: str) -> DamagedFrame:
         corpus = self._corpus
         path = corpus.shard_name(int(corpus.shard[row]))
-        return DamagedFrame(str(path), corpus.key(row), corpus.name(row), frame, reason)
+        return DamagedFrame(str(path), *words_for(corpus, row), frame, reason)
 
 
 def substitute(corpus: Corpus, clip: ClipRequest, attempt: int, *, spares: np.ndarray) -> ClipRequest:

@@ -4,24 +4,27 @@ corpus = open_corpus(("out/kinetics", "out/surgery"))
 dataset, i = corpus.locate(240_017)      # row of the corpus ─► its dataset and the row there
 """
 
+import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
 from pipelines.config import DataConfig, is_url
-from pipelines.samples.labels import SHOWN, Labels, listed, numbered_as, read_labels, united_labels
+from pipelines.samples.labels import SHOWN, Labels, listed, read_labels, united_labels
 from preprocess.dataset.index import META_NAME, Dataset, DatasetError, FrameSpans, open_dataset
 
 if TYPE_CHECKING:
     from pipelines.storage.cache import Cache, RemoteFile
     from pipelines.storage.remote import RemoteShards
+
+logger = logging.getLogger(__name__)
 
 
 def _joined(columns: list[np.ndarray]) -> np.ndarray:
@@ -226,18 +229,15 @@ class Corpus:
         return " + ".join(dataset.location for dataset in self.datasets)
 
 
-def corpus_of(config: DataConfig, *, classes: Sequence[str] | None = None) -> Corpus:
-    """Open a corpus by the settings; with `classes`, a model's, labels have its numbers (`labels.numbered_as`)."""
-    corpus = open_corpus(
+def corpus_of(config: DataConfig) -> Corpus:
+    """Open a corpus by the settings."""
+    return open_corpus(
         config.roots,
         labels=config.labels,
         cache=config.cache,
         cache_gb=config.cache_gb,
         exclude_bad_shards=config.exclude_bad_shards,
     )
-    if classes is not None:
-        corpus.labels = numbered_as(corpus.labels, classes)
-    return corpus
 
 
 def open_corpus(
@@ -277,7 +277,13 @@ def open_corpus(
 
 
 def check_labels(
-    corpus: "Corpus", rows: np.ndarray, *, num_classes: int, multi_label: bool, training: bool = True
+    corpus: "Corpus",
+    rows: np.ndarray,
+    *,
+    num_classes: int,
+    multi_label: bool,
+    missing_classes: Literal["error", "warn", "ignore"] = "ignore",
+    option: str = "data",
 ) -> None:
     """Check, before any training, that a classifier of `num_classes` can be trained or validated on these samples.
 
@@ -286,7 +292,8 @@ def check_labels(
         rows: (n,) the training samples.
         num_classes: labels run from 0 to num_classes - 1.
         multi_label: whether a sample may have several labels, or none.
-        training: whether every class must have a sample.
+        missing_classes: what classes without a sample get.
+        option: section of the command line that these samples come from, for messages.
 
     Raises:
         DatasetError: labels out of range, or samples without one or with several, listed; or classes without a training
@@ -301,8 +308,8 @@ def check_labels(
             ]
             raise DatasetError(
                 f"{corpus}: {len(odd)} of {len(rows)} samples do not have one label each: "
-                f"{listed(bad, len(odd))}. Give labels with --data.labels FILE, leave these out with "
-                "--data.select.names FILE, or --model.multi_label true where samples may have any number"
+                f"{listed(bad, len(odd))}. Give labels with --{option}.labels FILE, leave these out with "
+                f"--{option}.select.names FILE, or --model.multi_label true where samples may have any number"
             )
     sample = np.repeat(np.arange(len(corpus)), labels.per_sample)
     taken = np.isin(sample, rows)
@@ -312,15 +319,27 @@ def check_labels(
             f"{value} ({corpus.name(row)}, key {corpus.key(row)})"
             for value, row in zip(labels.values[outside][:SHOWN], sample[outside][:SHOWN].tolist(), strict=True)
         ]
+        from_one = set(labels.values[outside].tolist()) == {num_classes} and labels.values[taken].min() == 1
+        counting = "They count from 1, and ids count from 0. " if from_one else ""
         raise DatasetError(
             f"{corpus}: {outside.sum()} labels are out of range for {num_classes} classes (0 to {num_classes - 1}): "
-            f"{listed(bad, int(outside.sum()))}. Give the right number of classes, or other labels "
-            "with --data.labels FILE"
+            f"{listed(bad, int(outside.sum()))}. {counting}Give --model.num_classes {labels.values[taken].max() + 1}, "
+            f"or other labels with --{option}.labels FILE (numbers from 0, or names)"
         )
     missing = np.setdiff1d(np.arange(num_classes), labels.values[taken]).tolist()
-    if training and missing:
+    if missing_classes != "ignore" and missing:
         shown = [f"{i} ({labels.names[i]})" if i < len(labels.names) else str(i) for i in missing[:SHOWN]]
+        text = (
+            f"{corpus}: {len(missing)} of {num_classes} classes have no training sample: {listed(shown, len(missing))}"
+        )
+        if missing_classes == "warn":
+            logger.warning("%s: the model will never name them", text)
+            return
+        from_one = missing == [0] and not labels.names
+        counting = (
+            "The labels count from 1: ids count from 0, or give names with --data.labels FILE. " if from_one else ""
+        )
         raise DatasetError(
-            f"{corpus}: {len(missing)} of {num_classes} classes have no training sample: "
-            f"{listed(shown, len(missing))}. Give fewer classes, or other samples (data.select.*, data.labels)"
+            f"{text}. {counting}Take samples that have them (--data.select, --data.labels), or train without them: "
+            "--data.missing_classes warn"
         )

@@ -118,7 +118,9 @@ def read_labels(path: str | Path, datasets: Sequence[Dataset]) -> Labels:
     return Labels(offsets, values.astype(np.int32), names, note)
 
 
-def numbered_as(labels: Labels, classes: Sequence[str], *, rows: np.ndarray | None = None) -> Labels:
+def numbered_as(
+    labels: Labels, classes: Sequence[str], *, rows: np.ndarray | None = None, option: str = "data"
+) -> Labels:
     """Return the same labels under a model's numbers: names are looked up in its classes, plain numbers stay.
 
     Two datasets number the same names differently as soon as one lacks a class; names are what they share.
@@ -127,6 +129,7 @@ def numbered_as(labels: Labels, classes: Sequence[str], *, rows: np.ndarray | No
         labels: of a corpus.
         classes: names by number, as the model was trained; empty if its labels were numbers.
         rows: (n,) samples that take part, None = all; a name that only others have becomes -1.
+        option: section of the command line that these samples come from, for messages.
 
     Raises:
         DatasetError: names that the model has not learned; or one side has names and the other numbers.
@@ -137,7 +140,7 @@ def numbered_as(labels: Labels, classes: Sequence[str], *, rows: np.ndarray | No
         have, lack = ("the dataset's", "the model's") if labels.names else ("the model's", "the dataset's")
         raise DatasetError(
             f"{have} classes have names and {lack} are mere numbers: nobody knows which are the same. Give the labels "
-            f"as {'numbers' if labels.names else 'names'} in a file: --data.labels FILE"
+            f"as {'numbers' if labels.names else 'names'} in a file: --{option}.labels FILE"
         )
     sample = np.repeat(np.arange(len(labels.per_sample)), labels.per_sample)
     values = labels.values if rows is None else labels.values[np.isin(sample, rows)]
@@ -146,7 +149,8 @@ def numbered_as(labels: Labels, classes: Sequence[str], *, rows: np.ndarray | No
         raise DatasetError(
             f"{len(unknown)} classes of the dataset are none of the model's {len(classes)}: "
             f"{listed([repr(name) for name in unknown[:SHOWN]], len(unknown))}. Leave their samples out "
-            "(--data.select.names FILE), or rename them with --data.labels FILE"
+            f"(--{option}.select.names FILE), rename them with --{option}.labels FILE, or finetune a "
+            "model that has them (--model.class_names with --data.missing_classes warn)"
         )
     number = {name: i for i, name in enumerate(classes)}
     values = np.array([number.get(name, -1) for name in labels.names], dtype=np.int32)[labels.values]

@@ -382,11 +382,11 @@ def _in_the_way(path: Path) -> OSError:
 
 def _earlier_caches(folder: Path) -> list[Path]:
     """Return what caches of layout 1 have left: `lock` and folders named by 16 hex digits, without a marker."""
-    places = [place for place in (folder, folder / "mae3d", folder / f"mae3d-{os.getuid()}") if place.is_dir()]
+    folders = [earlier for earlier in (folder, folder / "mae3d", folder / f"mae3d-{os.getuid()}") if earlier.is_dir()]
     return sorted(
         path
-        for place in places
-        if (place / LOCK).is_file() and not (place / MARKER).exists()
-        for path in place.iterdir()
+        for earlier in folders
+        if (earlier / LOCK).is_file() and not (earlier / MARKER).exists()
+        for path in earlier.iterdir()
         if _TAG.fullmatch(path.name) and path.is_dir() and any(path.iterdir())
     )

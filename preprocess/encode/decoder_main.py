@@ -94,8 +94,8 @@ def main() -> None:
         return  # it died before it could take us with it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # rather us than the worker
-    answers = os.fdopen(os.dup(1), "w")
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")  # rather us than the worker
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # text that a library prints is no answer
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels holds instead
     server = Server(mmap.mmap(page, PAGE_BYTES))

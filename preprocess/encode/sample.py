@@ -34,19 +34,24 @@ def media_files(row: PlannedSample, settings: Settings) -> list[str]:
     """Return the files of a sample, below its root: one, or those of the frames to be stored."""
     if row.kind != "frames":
         return [row.path]
-    keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
     folder = f"{row.path}/" if row.path else ""
-    numbers = [row.first + number for number in keep]
+    numbers = _kept_numbers(row, settings)
     if row.gaps:
         gaps = set(row.gaps)
-        numbers = [_before(number, gaps) for number in numbers]
+        numbers = [_before(number, gaps, row.stride) for number in numbers]
     return [folder + frame_name(row.prefix, row.digits, row.suffix, number) for number in numbers]
 
 
-def _before(number: int, gaps: set[int]) -> int:
+def _kept_numbers(row: PlannedSample, settings: Settings) -> list[int]:
+    """Return the numbers of the frames to be stored."""
+    rate = settings.source_fps and settings.source_fps / row.stride
+    return [row.numbers[k] for k in kept_frames(len(row.numbers), source_fps=rate, fps=settings.fps)]
+
+
+def _before(number: int, gaps: set[int], stride: int) -> int:
     """Return the frame that replaces a missing one."""
     while number in gaps:
-        number -= 1
+        number -= stride
     return number
 
 
@@ -116,35 +121,35 @@ def _encode_files(
     sink: Callable[[bytes], None],
     progress: Callable[[str], None],
 ) -> Facts:
-    keep = kept_frames(row.stop - row.first, source_fps=settings.source_fps, fps=settings.fps)
+    keep = _kept_numbers(row, settings)
     size: tuple[int, int] | None = None
     num_other = 0
     for number, file in zip(keep, files, strict=True):
         progress(file.name)
         try:
-            data = _read(file, row.first + number, limit=_BYTES_A_PIXEL * settings.max_pixels)
+            data = _read(file, number, limit=_BYTES_A_PIXEL * settings.max_pixels)
             header = jpeg_header(data)
             width, height = announced_size(data, header)
             if width * height > settings.max_pixels:
                 message = f"{file.name}: {width}x{height} pixels, --max-pixels {settings.max_pixels} are allowed"
-                raise MediaError("too_large", message, frame=row.first + number)
+                raise MediaError("too_large", message, frame=number)
             if size is None:
                 size = scaled_size(*natural_size(data, header), settings.short_side)
             stored, natural = stored_frame(data, header, size, quality=settings.quality, check=settings.check)
             num_other += scaled_size(*natural, settings.short_side) != size
         except ValueError as error:
-            raise MediaError("bad_frame", f"{file.name}: {error}", frame=row.first + number) from error
+            raise MediaError("bad_frame", f"{file.name}: {error}", frame=number) from error
         sink(stored)
     assert size is not None, "a planned sample has frames"
-    source_fps = settings.source_fps or math.nan
-    faster = len(keep) < row.stop - row.first
+    source_fps = (settings.source_fps or math.nan) / row.stride
+    faster = len(keep) < len(row.numbers)
     fps = settings.fps if faster and settings.fps else source_fps
     remark = _joined([mixed_sizes(num_other, len(keep), size), _filled(row, keep)])
-    return Facts(len(keep), row.first, row.first + keep[-1] + 1, fps, row.start_s, *size, remark)
+    return Facts(len(keep), row.first, keep[-1] + 1, fps, row.start_s, *size, remark)
 
 
 def _filled(row: PlannedSample, keep: Sequence[int]) -> tuple[str, str] | None:
-    filled = sum(row.first + number in row.gaps for number in keep)
+    filled = sum(number in row.gaps for number in keep)
     return ("filled_gaps", f"{filled} missing frames are the ones before them") if filled else None
 
 

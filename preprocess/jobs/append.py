@@ -78,10 +78,9 @@ def extend_plan(
     known = _known(plan, parts)
     names = [root.name for root in source.roots]
     new = [
-        request
-        for request in scan.requests
-        if _span(names[request.root], request.path, request.first, request.stop, request.start_s, request.stop_s)
-        not in known
+        one
+        for one in scan.requests
+        if _span(names[one.root], one.path, one.first, one.stop, one.start_s, one.stop_s, one.prefix) not in known
     ]
     if not new:
         return None
@@ -92,7 +91,7 @@ def extend_plan(
     more = make_plan(scan, source=source.list_name, settings=settings, identity=identity, label_names=label_names)
     longer = replace(
         plan,
-        rows=pa.concat_tables([plan.rows, _moved(more.rows, len(plan), plan.num_shards)]),
+        rows=pa.concat_tables([plan.rows, _moved(more.rows, len(plan), plan.num_shards)], promote_options="default"),
         problems=plan.problems + more.problems,
         source=plan.source if plan.source == more.source else "",
         label_names=more.label_names,
@@ -119,7 +118,7 @@ def _with_parts(plan: BuildPlan, parts: list[BuildPart]) -> BuildPlan:
 def _known(plan: BuildPlan, parts: Sequence[BuildPart]) -> set[tuple[Any, ...]]:
     """Return the spans of files that the plan has."""
     columns: list[list[Any]] = [
-        plan.rows[name].to_pylist() for name in ("root", "path", "first", "stop", "start_s", "stop_s")
+        plan.rows[name].to_pylist() for name in ("root", "path", "first", "stop", "start_s", "stop_s", "prefix")
     ]
     known, start = set(), 0
     for part in parts:
@@ -129,9 +128,9 @@ def _known(plan: BuildPlan, parts: Sequence[BuildPart]) -> set[tuple[Any, ...]]:
     return known
 
 
-def _span(root: str, path: str, first: int, stop: int, start_s: float, stop_s: float) -> tuple[Any, ...]:
+def _span(root: str, path: str, first: int, stop: int, start_s: float, stop_s: float, prefix: str) -> tuple[Any, ...]:
     """Return the identity of a span of a file: frames by their numbers if there are any, else by their time."""
-    return (root, path, first, stop) if stop > first else (root, path, start_s, stop_s)
+    return (root, path, prefix, first, stop) if stop > first else (root, path, start_s, stop_s)
 
 
 def _moved(rows: pa.Table, samples: int, shards: int) -> pa.Table:

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.video.errors import MediaError
 from preprocess.encode.sample import media_files
-from preprocess.plan.plan import BuildPlan, PlannedSample, Settings
+from preprocess.plan.plan import BuildPlan, PlannedSample, Settings, planned_samples
 from preprocess.sources.roots import Folder, Root
 from preprocess.sources.tar_files import WithTars
 from preprocess.workers.decoder import Written, decoder
@@ -242,15 +242,15 @@ def _drawn(rows: pa.Table, settings: Settings) -> Iterator[PlannedSample]:
     spread = (int((0.5 + number * _GOLDEN) % 1 * len(rows)) for number in range(_MOST_SAMPLES))
     rest = range(len(rows)) if len(rows) <= _MOST_SAMPLES else ()
     for row in dict.fromkeys(chain(spread if len(rows) else (), rest)):
-        yield _beginning(PlannedSample(**rows.slice(row, 1).to_pylist()[0]), settings)
+        yield _beginning(planned_samples(rows.slice(row, 1))[0], settings)
 
 
 def _beginning(sample: PlannedSample, settings: Settings) -> PlannedSample:
     if sample.kind == "video":
         fps = min(sample.rate if sample.rate > 0 else 30.0, settings.fps or math.inf)
         return replace(sample, stop_s=min(sample.stop_s, sample.start_s + _FRAMES / fps))
-    thinning = max(1.0, (settings.source_fps or 0.0) / (settings.fps or math.inf))
-    return replace(sample, stop=min(sample.stop, sample.first + math.ceil(_FRAMES * thinning)))
+    thinning = max(1.0, (settings.source_fps or 0.0) / sample.stride / (settings.fps or math.inf))
+    return replace(sample, stop=min(sample.stop, sample.first + sample.stride * math.ceil(_FRAMES * thinning)))
 
 
 def _source_bytes(rows: pa.Table, roots: Sequence[Root]) -> int | None:

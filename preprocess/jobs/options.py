@@ -60,7 +60,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--frames",
         nargs="+",
         metavar="ROOT",
-        help="folders of frame folders (ROOT/<name> or ROOT/train/<name>); without a ledger one folder per class",
+        help="folders of frame folders (ROOT/<name> or ROOT/train/<name>), a video each, or a video a prefix; without "
+        "a ledger one folder per class",
     )
     given.add_argument(
         "--videos",
@@ -87,7 +88,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--labels",
         choices=["auto", "folder", "none"],
         default="auto",
-        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder)",
+        help="of trees: the first folder if all files lie in one (auto), or where there is one (folder); also of lists "
+        "without labels",
     )
     group.add_argument(
         "--label-names",
@@ -110,8 +112,12 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
     group.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")
     group.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
-    group.add_argument("--allow-outside", action="store_true", help="take `..` and links that leave the root")
-    group.add_argument("--source-fps", type=float, metavar="HZ", help="the rate that frame folders were taken at")
+    group.add_argument(
+        "--allow-outside", action="store_true", help="take `..`, links that leave the root, linked folders"
+    )
+    group.add_argument(
+        "--source-fps", type=float, metavar="HZ", help="frame numbers per second; frames in steps of N: HZ / N"
+    )
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

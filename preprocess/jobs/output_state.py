@@ -162,7 +162,7 @@ def dataset_files(output: Output, folder: Path) -> list[str]:
 
 def _own_shards(output: Output, folder: Path, names: Sequence[str]) -> set[str]:
     """Return the names of the shards' files that a plan, a dataset.json or the table beside them proves to be ours."""
-    own: set[str] = set()
+    proven: set[str] = set()
     counts: dict[str, Callable[[Path], int]] = {
         PLAN_NAME: lambda path: read_plan(path).num_shards,
         META_NAME: lambda path: len(parse_meta(path.read_bytes(), where=str(path))["shards"]),
@@ -171,14 +171,14 @@ def _own_shards(output: Output, folder: Path, names: Sequence[str]) -> set[str]:
         if name in names:
             with suppress(DatasetError):
                 output.fetch([name], folder)
-                own.update(file for number in range(count(folder / name)) for file in shard_files(number))
+                proven.update(file for number in range(count(folder / name)) for file in shard_files(number))
     for name in names:
-        if name not in own and (table := _SHARD_TABLE.fullmatch(name)):
+        if name not in proven and (table := _SHARD_TABLE.fullmatch(name)):
             with suppress(DatasetError):
                 output.fetch([name], folder)
                 read_shard_table(folder / name)
-                own.update(shard_files(int(table[1])))
-    return own
+                proven.update(shard_files(int(table[1])))
+    return proven
 
 
 def sweep(output: Output) -> None:

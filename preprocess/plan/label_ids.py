@@ -123,8 +123,8 @@ def _check_numbers(numbers: dict[str, int], where: Callable[[str], str]) -> None
 def _mixture(
     numbers: Iterable[str], words: Iterable[str], continued: Sequence[str], where: Callable[[str], str]
 ) -> str:
-    some = [where(label) for label in sorted(numbers)[:_SHOWN]]
+    examples = [where(label) for label in sorted(numbers)[:_SHOWN]]
     others = [where(label) for label in sorted(words)[:_SHOWN]] or [
         f"{name!r} of the dataset" for name in continued[:1]
     ]
-    return f"labels are numbers ({', '.join(some)}) and words ({', '.join(others)})"
+    return f"labels are numbers ({', '.join(examples)}) and words ({', '.join(others)})"

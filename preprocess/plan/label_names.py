@@ -43,15 +43,15 @@ class LabelNames:
         Raises:
             DatasetError: they can be read in two ways.
         """
-        own = self.numbers or tuple(range(len(self.names)))
+        listed = self.numbers or tuple(range(len(self.names)))
         if self.base is not None:
-            return {number - own[0] + self.base: id for id, number in enumerate(own)}
+            return {number - listed[0] + self.base: id for id, number in enumerate(listed)}
         # Numbers that are not all those of the names may count from 1 where the names count from 0, or reversed.
-        is_certain = self.are_ids or (numbers <= set(own) and (bool(self.numbers) or 0 in numbers))
-        other, counts = 1 - own[0], own == tuple(range(own[0], own[0] + len(own)))
-        if not is_certain and counts and numbers and numbers <= set(range(other, other + len(own))):
+        is_certain = self.are_ids or (numbers <= set(listed) and (bool(self.numbers) or 0 in numbers))
+        other, counts = 1 - listed[0], listed == tuple(range(listed[0], listed[0] + len(listed)))
+        if not is_certain and counts and numbers and numbers <= set(range(other, other + len(listed))):
             raise DatasetError(self._two_readings(numbers))
-        return {number: id for id, number in enumerate(own)}
+        return {number: id for id, number in enumerate(listed)}
 
     def _two_readings(self, numbers: set[int]) -> str:
         number = min(numbers - {0}, default=0)
@@ -78,15 +78,15 @@ def read_label_names(data: bytes, source: str) -> LabelNames:
     """
     try:
         text = data.decode("utf-8-sig")
-        found = _from_json(json.loads(text)) if text.lstrip()[:1] in ("{", "[") else _from_text(text)
+        parsed = _from_json(json.loads(text)) if text.lstrip()[:1] in ("{", "[") else _from_text(text)
     except (ValueError, TypeError, csv.Error) as error:
         raise DatasetError(f"{source}: no label names ({error}); {_REMEDY}") from error
-    if not found.names:
+    if not parsed.names:
         raise DatasetError(f"{source}: no label names in it; {_REMEDY}")
-    for what, values in (("name", found.names), ("number", found.numbers)):
+    for what, values in (("name", parsed.names), ("number", parsed.numbers)):
         if twice := [value for value, count in Counter(values).items() if count > 1]:
             raise DatasetError(f"{source}: the label {what} {twice[0]!r} occurs twice")
-    return found
+    return parsed
 
 
 def _by_number(pairs: Sequence[tuple[int, str]], codes: Sequence[str] = ()) -> LabelNames:
@@ -103,8 +103,8 @@ def _from_text(text: str) -> LabelNames:
         return _from_pbtxt(items)
     if (table := _from_table(lines)) is not None:
         return table
-    if lines and all(found := [_NUMBERED.fullmatch(line) for line in lines]):
-        matches = [match for match in found if match]
+    if lines and all(parsed := [_NUMBERED.fullmatch(line) for line in lines]):
+        matches = [match for match in parsed if match]
         prefixes = {match[1] for match in matches}
         pairs = [(int(match[2]), _unquoted(match[3])) for match in matches]
         codes = [match[1] + match[2] for match in matches] if prefixes != {""} else []
@@ -114,8 +114,8 @@ def _from_text(text: str) -> LabelNames:
             raise ValueError(
                 "numbers before the names that are neither 0, 1, 2, ... nor 1, 2, 3, ...: give {name: number}"
             )
-    if lines and all(found := [_NUMBER_LAST.fullmatch(line) for line in lines]):
-        pairs = [(int(match[2]), _unquoted(match[1])) for match in found if match]
+    if lines and all(parsed := [_NUMBER_LAST.fullmatch(line) for line in lines]):
+        pairs = [(int(match[2]), _unquoted(match[1])) for match in parsed if match]
         if _counts(pairs):
             return _by_number(pairs)
     return LabelNames(tuple(lines))

@@ -59,6 +59,7 @@ _PLAN_FIELDS: list[Any] = [
     pa.field("line", pa.int32()),  # -1 = none
 ]
 PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
+_STRIDE = pa.field("stride", pa.int64())  # frames: from one number to the next; a column only where one is not 1
 _THRIFT_BYTES = (1 << 31) - 1  # metadata may be large: millions of rows that cannot be used
 _SHARDS_OF_A_SMALL_SET = 16
 _SMALLEST_SHARD = 16
@@ -98,7 +99,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class PlannedSample:
-    """A row of the plan; the columns of PLAN_SCHEMA."""
+    """A row of the plan; the columns of PLAN_SCHEMA, and the stride of frame numbers."""
 
     number: int
     shard: int
@@ -121,6 +122,12 @@ class PlannedSample:
     group: str = ""
     file: str = ""
     line: int = -1
+    stride: int = 1
+
+    @property
+    def numbers(self) -> range:
+        """Return the numbers of the frames, before any is thinned out."""
+        return range(self.first, self.stop, self.stride)
 
     @property
     def key(self) -> str:
@@ -151,6 +158,7 @@ class Request:
     rate: float = math.nan
     split: str = ""
     group: str = ""
+    stride: int = 1
 
 
 @dataclass(frozen=True)
@@ -186,13 +194,18 @@ class BuildPlan:
     def shard(self, number: int) -> list[PlannedSample]:
         """Return the samples of one shard, in order, in the same time for a plan of any length."""
         begin, end = self._bounds[number : number + 2].tolist()
-        return [PlannedSample(**row) for row in self.rows.slice(begin, end - begin).to_pylist()]
+        return planned_samples(self.rows.slice(begin, end - begin))
 
     @cached_property
     def _bounds(self) -> np.ndarray:
         """Return the first row of each shard, and the end."""
         shards = self.rows["shard"].to_numpy()
         return np.searchsorted(shards, np.arange(int(shards[-1]) + 2 if len(shards) else 1))
+
+
+def planned_samples(rows: pa.Table) -> list[PlannedSample]:
+    """Return rows of a plan as samples; the stride is 1 where none is noted."""
+    return [PlannedSample(**row | {"stride": row.get("stride") or 1}) for row in rows.to_pylist()]
 
 
 def make_plan(
@@ -220,8 +233,8 @@ def make_plan(
 
     def where(label: str) -> str:
         request = next(request for request in requests if label in request.labels)
-        place = f"{request.file or source}, line {request.line}" if request.line > 0 else request.name
-        return f"{label!r} ({place})"
+        line = f"{request.file or source}, line {request.line}" if request.line > 0 else request.name
+        return f"{label!r} ({line})"
 
     ids = label_ids(
         [request.labels for request in requests],
@@ -263,11 +276,12 @@ def _table(requests: Sequence[Request], ids: LabelIds, shard_size: int, split: s
     columns["labels"] = [
         [ids.number[label] for label in request.labels if label not in ids.missing] for request in requests
     ]
-    for column in PLAN_SCHEMA:
+    schema = PLAN_SCHEMA if all(request.stride == 1 for request in requests) else PLAN_SCHEMA.append(_STRIDE)
+    for column in schema:
         if column.name not in columns:
             columns[column.name] = list(map(attrgetter(column.name), requests))
         columns[column.name] = pa.array(columns[column.name], column.type)
-    return pa.table(columns, PLAN_SCHEMA)
+    return pa.table(columns, schema)
 
 
 def write_plan(plan: BuildPlan, path: Path) -> None:

@@ -226,10 +226,10 @@ def _check_one_meaning(
         if role == "path" and "path" in (names[i] for i in positions):
             at[role] = [i for i in positions if names[i] == "path"]
             continue
-        several = _listed([header[i] for i in positions])
+        names_of_role = _listed([header[i] for i in positions])
         spelled = {"start_s": "start", "stop_s": "end"}.get(role, role)
         raise LedgerError(
-            f"{source}: {several} could each be the {spelled}; say which, as in --columns "
+            f"{source}: {names_of_role} could each be the {spelled}; say which, as in --columns "
             f"{spelled}={header[positions[0]]}"
         )
 

@@ -9,15 +9,19 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
+from preprocess.sources.file_kinds import count_by_suffix
 from preprocess.sources.folder_labels import infer_labels
-from preprocess.sources.frame_names import FrameFolder, FrameFolders, index_shift
-from preprocess.sources.ledger import Ledger, LedgerError, LedgerRow, read_ledger
+from preprocess.sources.frame_names import FrameFolder, index_shift, left_out_folders
+from preprocess.sources.frame_notes import folder_notes, named_videos, naming_notes, stride_notes
+from preprocess.sources.frame_places import Location, counted_twofold, look_up, spans_of, unlisted_videos
+from preprocess.sources.frame_trees import FrameFolders
+from preprocess.sources.ledger import Ledger, LedgerError, read_ledger
 from preprocess.sources.roots import Root, Scratch
 from preprocess.sources.segments import frame_pieces
 from preprocess.sources.source import (
@@ -30,6 +34,7 @@ from preprocess.sources.source import (
     given_label_names,
     identified,
     leaving,
+    not_followed,
     opened,
     reading_identity,
     same_names,
@@ -39,7 +44,6 @@ from preprocess.sources.source import (
 log = logging.getLogger(__name__)
 
 _AT_A_TIME = 16  # folders that are read at the same time: on a network disk each takes milliseconds
-_LAYOUTS = ("", "train", "val", "validation", "test")  # where a ledger's folders may lie below a root
 
 
 def frame_folders(
@@ -53,7 +57,8 @@ def frame_folders(
     """Return a request for every piece of every usable row of a ledger, or of every frame folder without one.
 
     A ledger's folders are looked for in each root, there and below its train, val and test. Without a ledger, and
-    without a ledger.csv in the first root, every frame folder is a sample, labelled by the folder that it lies in.
+    without a ledger.csv in the first root, every frame folder is a sample, labelled by the folder that it lies in;
+    a folder with frames of several videos is one a prefix, named `folder/prefix`.
 
     Args:
         given: the roots, paths or URLs.
@@ -104,15 +109,6 @@ def _ledger_bytes(root: Root, ledger: str | Path | None, *, scratch: Scratch) ->
     return where.read(path), str(ledger)
 
 
-@dataclass(frozen=True)
-class _Location:
-    """The location of a name of the ledger."""
-
-    root: int
-    path: str
-    folder: FrameFolder
-
-
 def _find_rows(
     roots: Sequence[Root],
     ledger: Ledger,
@@ -123,24 +119,31 @@ def _find_rows(
 ) -> ScanResult:
     log.info("%s", ledger.dialect)
     names = sorted({row.name for row in ledger.rows})
-    trees = [FrameFolders(root) for root in roots]
-    places, notes = _look_up(names, trees, reading)
-    shifts = _shifts(ledger.rows, places)
+    trees = [FrameFolders(root, follow=reading.allow_outside) for root in roots]
+    places, notes = look_up(names, trees, reading)
+    spans = spans_of(ledger.rows)
+    shifts = {
+        name: index_shift(location.folder, *spans[name]) if isinstance(location, Location) else 0
+        for name, location in places.items()
+    }
     requests: list[Request] = []
     problems = list(ledger.problems)
     pieces: list[int] = []
     for row in ledger.rows:
         location = places[row.name]
+        if not isinstance(location, Problem):
+            location = counted_twofold(location, *spans[row.name]) or location
         if isinstance(location, Problem):
             problems.append(replace(location, line=row.line))
             continue
         first, stop = row.first + shifts[row.name], row.stop + shifts[row.name]
-        whole = Request("frames", location.root, location.path, row.name, row.labels, file, row.line, first, stop)
         gaps = _gaps(location.folder, first, stop, reading)
         if isinstance(gaps, Problem):
-            message = f"frames {row.first} to {row.stop - 1} message for, {gaps.message}"
+            message = f"frames {row.first} to {row.stop - 1} asked for, {gaps.message}"
             problems.append(Problem("missing_frame", message, row.name, row.line))
             continue
+        first, stop = _ends(location.folder, first, stop)
+        whole = Request("frames", location.root, location.path, row.name, row.labels, file, row.line, first, stop)
         made = list(frame_pieces(replace(whole, gaps=gaps), location.folder, settings))
         pieces.append(len(made))
         requests += made
@@ -148,12 +151,14 @@ def _find_rows(
         if shift:
             log.info("%d folders: frame numbers of the ledger %+d = numbers of the files", count, shift)
     absent = [name for name, location in places.items() if isinstance(location, Problem)]
-    unlisted = _unlisted(trees, places)
+    unlisted = unlisted_videos(trees, places)
     notes += [
         f"{len(absent)} folders of the ledger are not on disk or hold no frames{shortened(absent)}",
         f"{len(unlisted)} frame folders on disk are not in the ledger{shortened(unlisted)}",
     ]
-    notes += cut_notes(pieces) + _gap_notes(requests)
+    located = [one for one in places.values() if isinstance(one, Location)]
+    notes += naming_notes({one.path: one.naming for one in located if one.naming})
+    notes += cut_notes(pieces) + _gap_notes(requests) + stride_notes(requests)
     return ScanResult(
         requests, sorted(problems, key=lambda problem: problem.line), notes, label_names, reading.label_kind
     )
@@ -167,37 +172,61 @@ def _find_trees(
     notes: list[str] = []
     pieces: list[int] = []
     for number, root in enumerate(roots):
-        tree = FrameFolders(root)
-        paths = sorted(tree.below())
-        placed = infer_labels(paths, labels=reading.labels)
-        message = f"no ledger: {len(paths)} frame folders of {root.name}; {placed.note}"
+        tree = FrameFolders(root, follow=reading.allow_outside)
+        walked = tree.below()
+        beside = left_out_folders(walked.folders)
+        paths = [path for path in walked.folders if path not in beside]
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            namings = dict(zip(paths, pool.map(tree.scan, paths), strict=True))
+        videos = list(named_videos(namings))
+        placed = infer_labels([video.name for video in videos], labels=reading.labels)
+        message = f"no ledger: {len(videos)} frame folders of {root.name}; {placed.note}"
         log.info("%s", message)
         notes.append(message)
-        with ThreadPoolExecutor(_AT_A_TIME) as pool:
-            folders = list(pool.map(tree.scan, paths))
-        for path, folder, labels, split in zip(paths, folders, placed.labels, placed.splits, strict=True):
+        notes += naming_notes(namings) + folder_notes(root.name, beside)
+        notes += not_followed(root, walked.links.left, walked.links.loops)
+        if walked.others:
+            counted = f"{root.name}: {len(walked.others)} files outside of frame folders are not read"
+            notes.append(f"{counted}, {count_by_suffix(walked.others)}{shortened(sorted(walked.others))}")
+        if not walked.folders:
+            what = count_by_suffix(walked.others) or "none"
+            problems.append(Problem("no_frames", f"no numbered pictures below; other files: {what}", root.name))
+        if beside and not paths:
+            problems += [
+                Problem("no_frames", f"{why} by its name, and nothing else", path) for path, why in beside.items()
+            ]
+        for video, labels, split in zip(videos, placed.labels, placed.splits, strict=True):
+            path, folder, name = video.path, video.folder, video.name or root.name
             if folder is None:
-                problems.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", path))
+                problems.append(Problem("no_frames", video.refusal, name))
                 continue
             if folder.outside and not reading.allow_outside:
-                problems.append(leaving(path, folder.outside))
+                problems.append(leaving(name, folder.outside))
                 continue
             first, stop = int(folder.numbers[0]), int(folder.numbers[-1]) + 1
             gaps = _gaps(folder, first, stop, reading)
             if isinstance(gaps, Problem):
-                problems.append(replace(gaps, name=path or root.name))
+                problems.append(replace(gaps, name=name))
                 continue
-            whole = Request("frames", number, path, path or root.name, labels, path, -1, first, stop)
+            whole = Request("frames", number, path, name, labels, path, -1, first, stop)
             made = list(frame_pieces(replace(whole, gaps=gaps, split=split), folder, settings))
             pieces.append(len(made))
             requests += made
     requests, odd = encodable(requests)
-    notes += cut_notes(pieces) + _gap_notes(requests) + same_names(requests)
+    notes += cut_notes(pieces) + _gap_notes(requests) + stride_notes(requests) + same_names(requests)
     return ScanResult(requests, problems + odd, notes, label_names, reading.label_kind)
+
+
+def _ends(folder: FrameFolder, first: int, stop: int) -> tuple[int, int]:
+    """Return the first number in [first, stop) that frames have, and one more than the last."""
+    numbers = folder.expected(first, stop)
+    return numbers[0], numbers[-1] + 1
 
 
 def _gaps(folder: FrameFolder, first: int, stop: int, reading: Reading) -> tuple[int, ...] | Problem:
     """Return the missing frames that the ones before them replace; none unless that is allowed."""
+    if not folder.expected(first, stop):
+        return Problem("missing_frame", f"no frame has such a number; there are {folder.span}")
     missing = folder.first_missing(first, stop)
     if missing is None:
         return ()
@@ -208,69 +237,6 @@ def _gaps(folder: FrameFolder, first: int, stop: int, reading: Reading) -> tuple
     if folder.gaps(first, stop) is not None:
         message += "; --fill-gaps takes the frame before"
     return Problem("missing_frame", message)
-
-
-def _look_up(
-    names: Sequence[str], trees: Sequence[FrameFolders], reading: Reading
-) -> tuple[dict[str, _Location | Problem], list[str]]:
-    """Locate each name of the ledger, in the first root that has it."""
-    places: dict[str, _Location | Problem] = {}
-    twice: list[str] = []
-    layouts: Counter[str] = Counter()
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        for name, location in zip(names, pool.map(lambda name: _places(name, trees, reading), names), strict=True):
-            usable = [one for one in location if isinstance(one, _Location)]
-            if len(usable) > 1:
-                twice.append(name)
-            places[name] = next(iter(usable or location), Problem("missing_folder", "no such folder", name))
-            layouts.update(f"{trees[one.root].root.where}/{one.path.removesuffix(name)}" for one in usable[:1])
-    for layout, count in layouts.items():
-        log.info("%d frame folders are taken from %s", count, layout.rstrip("/"))
-    if not twice:
-        return places, []
-    return places, [
-        f"warning: {len(twice)} names of the ledger are there more than once; the first is taken{shortened(twice)}"
-    ]
-
-
-def _places(name: str, trees: Sequence[FrameFolders], reading: Reading) -> list[_Location | Problem]:
-    location: list[_Location | Problem] = []
-    for number, tree in enumerate(trees):
-        for layout in _LAYOUTS:
-            path = f"{layout}/{name}" if layout else name
-            try:
-                folder = tree.scan(path)
-            except FileNotFoundError:
-                continue
-            if not reading.allow_outside and not tree.root.inside(path):
-                location.append(leaving(name, "it"))
-            elif folder is None:
-                location.append(Problem("no_frames", "no numbered .jpg, .jpeg or .png in the folder", name))
-            elif not reading.allow_outside and folder.outside:
-                location.append(leaving(name, folder.outside))
-            else:
-                location.append(_Location(number, path, folder))
-    return location
-
-
-def _shifts(rows: Sequence[LedgerRow], places: dict[str, _Location | Problem]) -> dict[str, int]:
-    spans: dict[str, tuple[int, int]] = {}
-    for row in rows:
-        first, stop = spans.get(row.name, (row.first, row.stop))
-        spans[row.name] = min(first, row.first), max(stop, row.stop)
-    shifts = {}
-    for name, (first, stop) in spans.items():
-        location = places[name]
-        shifts[name] = index_shift(location.folder, first, stop) if isinstance(location, _Location) else 0
-    return shifts
-
-
-def _unlisted(trees: Sequence[FrameFolders], places: dict[str, _Location | Problem]) -> list[str]:
-    unlisted: list[str] = []
-    for number, tree in enumerate(trees):
-        listed = {one.path for one in places.values() if isinstance(one, _Location) and one.root == number}
-        unlisted += tree.below(skip=listed)
-    return sorted(unlisted)
 
 
 def _gap_notes(requests: Sequence[Request]) -> list[str]:

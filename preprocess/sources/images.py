@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
+from preprocess.sources.file_kinds import IMAGE_SUFFIXES, UNREAD_IMAGE_SUFFIXES
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.roots import Listing, Root, Scratch
 from preprocess.sources.source import (
@@ -27,14 +28,15 @@ from preprocess.sources.source import (
     identified,
     not_followed,
     opened,
+    other_files,
     reading_identity,
     same_names,
+    shown,
     staying,
+    unread,
 )
 
 log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 def image_files(
@@ -68,12 +70,18 @@ def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_n
     problems: list[Problem] = []
     notes: list[str] = []
     for number, (root, path) in enumerate(roots):
-        listing = Listing([path]) if path else root.files()
-        names = [name for name in listing.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-        log.info("%s: %d images, %d other files", path or root.where, len(names), len(listing.names) - len(names))
-        notes += not_followed(root, listing)
-        names, refused = staying(listing, names, reading)
-        problems += refused
+        listing = Listing([path]) if path else root.files(follow=reading.allow_outside)
+        names = [name for name in listing.names if path or _suffix(name) in IMAGE_SUFFIXES]
+        rest = [name for name in listing.names if not path and _suffix(name) not in IMAGE_SUFFIXES]
+        unreadable = [name for name in rest if _suffix(name) in UNREAD_IMAGE_SUFFIXES]
+        rest = [name for name in rest if _suffix(name) not in UNREAD_IMAGE_SUFFIXES]
+        pictures, others, strange = unread(root, listing, rest, "image", reading)
+        log.info(
+            "%s: %d images, %d other files", path or root.where, len(names) + len(pictures), len(rest) - len(pictures)
+        )
+        notes += not_followed(root, listing.links, listing.loops) + other_files(root.name, others)
+        names, refused = staying(listing, sorted([*names, *pictures]), reading)
+        problems += [*refused, *strange, *map(_unread_picture, unreadable)]
         placed = infer_labels(names, labels=reading.labels)
         if not path:
             log.info("%s", placed.note)
@@ -83,3 +91,12 @@ def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_n
             requests.append(timeless)
     requests, odd = encodable(requests)
     return ScanResult(requests, problems + odd, notes + same_names(requests), label_names, reading.label_kind)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _unread_picture(name: str) -> Problem:
+    message = f"{_suffix(name)} pictures are not read; convert them to JPEG or PNG"
+    return Problem("unknown_format", message, shown(name))

@@ -20,7 +20,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -28,16 +28,19 @@ from typing import Protocol
 
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
+from preprocess.sources.file_kinds import is_ignored
+from preprocess.sources.folder_walk import FolderLinks, walk
 
 _AT_A_TIME = 8  # files of one sample that are fetched at the same time
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All files below a folder but hidden ones; linked folders are counted, not followed."""
+    """All files below a folder but hidden ones and the system's (`preprocess.sources.file_kinds`)."""
 
     names: list[str]  # relative to the root, sorted
-    links: int = 0  # folders
+    links: tuple[str, ...] = ()  # linked folders that were not followed, `link -> target`, sorted
+    loops: int = 0  # linked folders that lead back to a folder above them
     outside: frozenset[str] = frozenset()  # those of the names that are links to what lies outside the root
 
 
@@ -52,11 +55,14 @@ class Root(Protocol):
     def where(self) -> str:
         """Return its path or URL, for messages only, never for files."""
 
-    def files(self, below: str = "") -> Listing:
-        """List all files below a folder of it; empty if there is no such folder."""
+    def files(self, below: str = "", *, follow: bool = False) -> Listing:
+        """List all files below a folder of it; empty if there is no such folder. `follow`: linked folders too."""
 
     def read(self, path: str) -> bytes:
         """Read a small file; FileNotFoundError if it does not exist."""
+
+    def head(self, path: str, count: int) -> bytes:
+        """Read the first `count` bytes of a regular file; none of anything else. OSError if it cannot be read."""
 
     def inside(self, path: str) -> bool:
         """Return whether a path below the root stays there when links are followed."""
@@ -87,37 +93,33 @@ class Folder:
     def where(self) -> str:
         return str(self.path)
 
-    def files(self, below: str = "") -> Listing:
+    def files(self, below: str = "", *, follow: bool = False) -> Listing:
         names: list[str] = []
         linked: list[str] = []
-        links = 0
-        pending = [below]
-        while pending:
-            folder = pending.pop()
-            prefix = f"{folder}/" if folder else ""
-            try:
-                entries = list(os.scandir(self.path / folder))
-            except FileNotFoundError:
-                continue
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                name = prefix + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(name)
-                elif entry.is_symlink() and entry.is_dir():
-                    links += 1
-                else:
-                    names.append(name)
-                    if entry.is_symlink():
-                        linked.append(name)
-        return Listing(sorted(names), links, frozenset(name for name in linked if not self.inside(name)))
+        links = FolderLinks()
+        with suppress(FileNotFoundError):
+            for folder, entries in walk(self.path, below, follow=follow, links=links):
+                prefix = f"{folder}/" if folder else ""
+                names += [prefix + entry.name for entry in entries]
+                linked += [prefix + entry.name for entry in entries if entry.is_symlink()]
+        # Below a link that was followed every file may be outside; it was followed because that is allowed.
+        outside = frozenset(name for name in linked if not self.inside(name))
+        return Listing(sorted(names), tuple(sorted(links.left)), links.loops, outside)
 
     def read(self, path: str) -> bytes:
         return (self.path / path).read_bytes()
 
+    def head(self, path: str, count: int) -> bytes:
+        if not (self.path / path).is_file():  # opening a pipe would wait
+            return b""
+        with (self.path / path).open("rb", buffering=0) as file:
+            return file.read(count)
+
     def inside(self, path: str) -> bool:
-        return (self.path / path).resolve().is_relative_to(self.path.resolve())
+        try:
+            return (self.path / path).resolve().is_relative_to(self.path.resolve())
+        except RuntimeError:  # a link to itself, which leads nowhere
+            return True
 
     @contextmanager
     def local(self, files: Sequence[str]) -> Iterator[list[Path]]:
@@ -157,12 +159,15 @@ class Remote:
     def where(self) -> str:
         return self.storage.url
 
-    def files(self, below: str = "") -> Listing:
+    def files(self, below: str = "", *, follow: bool = False) -> Listing:
         names = self.storage.sizes(below)
-        return Listing([name for name in names if not any(part.startswith(".") for part in name.split("/"))])
+        return Listing([name for name in names if not any(map(is_ignored, name.split("/")))])
 
     def read(self, path: str) -> bytes:
         return self.storage.read(path)
+
+    def head(self, path: str, count: int) -> bytes:
+        return self.storage.read(path, 0, count)
 
     def inside(self, path: str) -> bool:
         return True

@@ -53,23 +53,25 @@ def num_pieces(seconds: float, frames: float, settings: Settings) -> int:
 
 def frame_pieces(whole: Request, folder: FrameFolder, settings: Settings) -> Iterator[Request]:
     """Cut a row of frames into pieces, counted in stored frames."""
-    count = whole.stop - whole.first
-    rate = settings.source_fps or math.nan
+    count = len(range(whole.first, whole.stop, folder.stride))
+    clock = settings.source_fps or math.nan  # of the numbers
+    rate = clock / folder.stride
     pieces = min(count, num_pieces(count / rate, count / thinning(rate, settings), settings))
-    cuts = [whole.first + count * piece // pieces for piece in range(pieces + 1)]
+    cuts = [whole.first + folder.stride * (count * piece // pieces) for piece in range(pieces)] + [whole.stop]
     for begin, end in pairwise(cuts):
         yield replace(
             whole,
             first=begin,
             stop=end,
-            start_s=(begin - int(folder.numbers[0])) / rate,
+            start_s=(begin - int(folder.numbers[0])) / clock,
             stop_s=math.nan,
             prefix=folder.prefix,
             digits=folder.digits,
             suffix=folder.suffix,
             gaps=tuple(number for number in whole.gaps if begin <= number < end),
-            length_s=(end - begin) / rate,
+            length_s=len(range(begin, end, folder.stride)) / rate,
             rate=rate,
+            stride=folder.stride,
         )
 
 

@@ -12,20 +12,25 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from mae3d.io.storage import is_url
 from preprocess.plan.label_ids import LabelKind
 from preprocess.plan.label_names import LabelNames, read_label_names
 from preprocess.plan.plan import Request, ScanResult
 from preprocess.problems import Problem
+from preprocess.sources.file_kinds import HEAD_BYTES, count_by_suffix, is_picture, is_sidecar, kind_of
 from preprocess.sources.folder_labels import Labels
 from preprocess.sources.ledger import Delimiter, Header
 from preprocess.sources.roots import Listing, Root, Scratch, open_root
 from preprocess.sources.segments import LONG_FRAMES, LONG_SECONDS
 
+_AT_A_TIME = 16  # files whose first bytes are read at the same time
 CLIP_FRAMES = 16  # of the published models
 SCRATCH = Scratch(Path(tempfile.gettempdir()), 20 << 30)
 
@@ -80,8 +85,8 @@ def reading_identity(reading: Reading, label_names: LabelNames | None) -> list[d
     settings = {name: str(value) for name, value in named.items() if value != getattr(PLAIN, name)}
     if label_names:
         # Numbers that are positions are left out, so that datasets of before they were read have the same identity.
-        own = label_names.numbers if label_names.numbers != tuple(range(len(label_names.names))) else ()
-        lines = [*label_names.names, *map(str, own), *label_names.codes]
+        numbers = label_names.numbers if label_names.numbers != tuple(range(len(label_names.names))) else ()
+        lines = [*label_names.names, *map(str, numbers), *label_names.codes]
         settings["label_names"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     if reading.root:
         settings["root"] = reading.root.rstrip("/").rpartition("/")[2]  # its name, not where it lies
@@ -111,9 +116,55 @@ def leaving(name: str, what: str = "") -> Problem:
     return Problem("unsafe_name", f"{subject}a link that leaves the root (--allow-outside permits it)", name)
 
 
-def not_followed(root: Root, listing: Listing) -> list[str]:
-    """Return a note on linked folders."""
-    return [f"{root.name}: {listing.links} linked folders were not followed"] if listing.links else []
+def not_followed(root: Root, links: Sequence[str], loops: int) -> list[str]:
+    """Return notes on linked folders that were not followed, and on those that lead back to a folder above."""
+    notes = []
+    if links:
+        option = "--allow-outside follows them"
+        notes.append(f"{root.name}: {len(links)} linked folders were not followed ({option}){shortened(links)}")
+    if loops:
+        notes.append(f"{root.name}: {loops} linked folders lead back to a folder above them, and were not followed")
+    return notes
+
+
+def unread(
+    root: Root, listing: Listing, names: Sequence[str], media: str, reading: Reading
+) -> tuple[list[str], list[str], list[Problem]]:
+    """Sort files that no suffix announces as media: those that are of the given kind by content, others, and problems.
+
+    The first bytes are read of files whose suffix is unknown; sidecars are not opened, nor are pictures behind a URL
+    among videos, since each would be a request. A file of which nothing is known is a problem: it might be meant.
+
+    Args:
+        root: where they lie.
+        listing: all files there.
+        names: the files.
+        media: "video" or "image".
+        reading: whether links may leave the root.
+    """
+    passed_by = is_picture if is_url(root.where) else lambda name: False
+    candidates = [name for name in names if not (is_sidecar(name) or passed_by(name))]
+    unknown, problems = staying(listing, candidates, reading)
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        kinds = dict(zip(unknown, pool.map(partial(_kind, root), unknown), strict=True))
+    wrong = {name: _UNKNOWN[kind] for name, kind in kinds.items() if kind in _UNKNOWN and not is_picture(name)}
+    problems += [
+        Problem("unknown_format", f"its suffix is not known, and its content is {what}", shown(name))
+        for name, what in wrong.items()
+    ]
+    taken = [name for name in unknown if kinds[name] == media]
+    passed = {*taken, *wrong, *(problem.name for problem in problems)}
+    return taken, [name for name in names if name not in passed], problems
+
+
+_UNKNOWN = {"": f"neither media nor text by its first {HEAD_BYTES} bytes", "unreadable": "not to be read"}
+
+
+def _kind(root: Root, name: str) -> str:
+    try:
+        return kind_of(root.head(name, HEAD_BYTES))
+    except OSError:
+        return "unreadable"
 
 
 def shown(name: str) -> str:
@@ -144,6 +195,13 @@ def same_names(requests: Sequence[Request]) -> list[str]:
     if not twice:
         return []
     return [f"warning: {len(twice)} names are in several sources, and all are taken{shortened(twice)}"]
+
+
+def other_files(where: str, names: Sequence[str]) -> list[str]:
+    """Return a line on files that are not read, by suffix; none if there are none."""
+    if not names:
+        return []
+    return [f"{where}: {len(names)} other files are not read, {count_by_suffix(names)}{shortened(names)}"]
 
 
 def shortened(names: Sequence[str]) -> str:

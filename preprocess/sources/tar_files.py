@@ -12,7 +12,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -20,6 +20,7 @@ from typing import BinaryIO
 from mae3d.video.container import VIDEO_SUFFIXES
 from mae3d.video.errors import MediaError
 from preprocess.problems import Problem
+from preprocess.sources.file_kinds import HEAD_BYTES, is_picture, is_sidecar, is_system, kind_of
 from preprocess.sources.ledger import unsafe
 from preprocess.sources.roots import Listing, Root, Scratch, kept_files
 
@@ -42,6 +43,7 @@ class Archive:
 
     videos: list[TarVideo]
     problems: list[Problem]
+    others: list[str] = field(default_factory=list)  # members that are no videos
 
 
 def split_archive(path: str) -> tuple[str, str] | None:
@@ -65,15 +67,19 @@ def read_tar(path: Path, *, label_key: str = "") -> Archive:
     """
     members, problems = _members(path)
     videos: list[TarVideo] = []
+    others: list[str] = []
     with path.open("rb") as file:
         for name in members:
             if not _is_video(name):
-                continue
+                kind = "" if is_sidecar(name) or is_picture(name) else _kind(file, *members[name])
+                if kind != "video":
+                    others.append(name)
+                    continue
             try:
                 videos.append(TarVideo(name, _labels(file, members, name, label_key)))
             except ValueError as error:
                 problems.append(Problem("bad_label", str(error), name))
-    return Archive(videos, problems)
+    return Archive(videos, problems, others)
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,14 @@ class WithTars:
     def where(self) -> str:
         return self.root.where
 
-    def files(self, below: str = "") -> Listing:
-        return self.root.files(below)
+    def files(self, below: str = "", *, follow: bool = False) -> Listing:
+        return self.root.files(below, follow=follow)
 
     def read(self, path: str) -> bytes:
         return self.root.read(path)
+
+    def head(self, path: str, count: int) -> bytes:
+        return self.root.head(path, count)
 
     def inside(self, path: str) -> bool:
         parts = split_archive(path)
@@ -170,7 +179,7 @@ def _members(path: Path) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
             for info in _whole_members(tar, size, problems):
                 name = info.name.removeprefix("./")
                 latest, end = name, info.offset_data + info.size
-                if info.isdir() or not name:
+                if info.isdir() or not name or is_system(name):
                     continue
                 if why := unsafe(name):
                     problems.append(Problem("unsafe_name", f"{name!r}: {why.partition(' (')[0]}", name))
@@ -212,6 +221,12 @@ def _check_end(path: Path, end: int, latest: str, problems: list[Problem]) -> No
 
 def _is_video(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _kind(file: BinaryIO, offset: int, size: int) -> str:
+    """Return what a member of unknown suffix is by its first bytes."""
+    file.seek(offset)
+    return kind_of(file.read(min(size, HEAD_BYTES)))
 
 
 def _labels(file: BinaryIO, members: dict[str, tuple[int, int]], name: str, label_key: str) -> tuple[str, ...]:

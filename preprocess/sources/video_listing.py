@@ -22,7 +22,7 @@ from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.ledger import unsafe
 from preprocess.sources.published_lists import ListRow
 from preprocess.sources.roots import Folder, Root
-from preprocess.sources.source import Reading, not_followed, shown, staying
+from preprocess.sources.source import Reading, not_followed, other_files, shown, staying, unread
 from preprocess.sources.tar_files import TAR_SUFFIX, Archive, read_tar
 from preprocess.sources.video_lists import VideoList
 from preprocess.workers.executors import map_over_workers
@@ -108,14 +108,17 @@ def _request(root: int, path: str, labels: tuple[str, ...] = (), split: str = ""
 
 def _collect_tree(entry: Given, reading: Reading, workers: int, collected: Collected) -> None:
     """Add a folder's videos and tars."""
-    listing = entry.root.files()
+    listing = entry.root.files(follow=reading.allow_outside)
     names = [name for name in listing.names if _suffix(name) in TAKEN_SUFFIXES]
-    num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
-    log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(listing.names) - len(names))
-    for note in not_followed(entry.root, listing):
-        collected.note(note)
+    rest = [name for name in listing.names if _suffix(name) not in TAKEN_SUFFIXES]
+    videos, others, strange = unread(entry.root, listing, rest, "video", reading)
     names, refused = staying(listing, names, reading)
-    collected.problems += refused
+    names = sorted([*names, *videos])
+    num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
+    log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(rest) - len(videos))
+    for note in (*not_followed(entry.root, listing.links, listing.loops), *other_files(entry.root.name, others)):
+        collected.note(note)
+    collected.problems += [*refused, *strange]
     files = [name for name in names if _suffix(name) != TAR_SUFFIX]
     tars = [name for name in names if _suffix(name) == TAR_SUFFIX]
     if files:
@@ -138,6 +141,7 @@ def _collect_tars(
 ) -> None:
     """Add the videos of tars, each named `<tar>/<member>`; labels are the .cls or the .json beside them."""
     count = 0
+    others: list[str] = []
     look = partial(_look_into, entry.root, reading.label_key)
     archives = map_over_workers(look, tars, workers=workers, unit="tar", at_once=1)
     for tar, split, read in zip(tars, splits, archives, strict=True):
@@ -145,12 +149,16 @@ def _collect_tars(
             collected.problems.append(Problem(read.reason, str(read), shown(tar)))
             continue
         count += len(read.videos)
+        read_too = (".cls", ".json") if reading.label_key else (".cls",)
+        others += [f"{tar}/{name}" for name in read.others if not name.endswith(read_too)]
         collected.problems += [replace(problem, name=f"{tar}/{problem.name}") for problem in read.problems]
         for video in read.videos:
             labels = () if reading.labels == "none" else video.labels
             collected.candidates.append(VideoCandidate(_request(entry.number, f"{tar}/{video.name}", labels, split)))
     where = f"{len(tars)} tars of {entry.root.name}" if not entry.path else entry.path
     collected.note(f"{where}: {count} videos")
+    for note in other_files(where, others):
+        collected.note(note)
 
 
 def _look_into(root: Root, label_key: str, tar: str) -> Archive | MediaError:
@@ -168,11 +176,12 @@ class _Videos:
     """The videos below a root by their names; listed at first use."""
 
     root: Root
+    follow: bool  # linked folders too
     num_respelled: int = 0  # rows whose file was found under another spelling
 
     @cached_property
     def _names(self) -> list[str]:
-        return [name for name in self.root.files().names if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES]
+        return [name for name in self.root.files(follow=self.follow).names if _suffix(name) in VIDEO_SUFFIXES]
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -204,8 +213,8 @@ class _Videos:
         is_there = (self.root.path / row.path).is_file() if isinstance(self.root, Folder) else not row.stems
         if row.path and is_there:
             return row.path
-        found = [paths for stem in row.stems if (paths := self._by_stem.get(stem))]
-        paths = found[0] if found else []
+        named = [paths for stem in row.stems if (paths := self._by_stem.get(stem))]
+        paths = named[0] if named else []
         if not paths and row.path and isinstance(self.root, Folder):
             plain = str(PurePosixPath(row.path.replace("\\", "/")))
             paths = [plain] if (self.root.path / plain).is_file() else self._by_spelling.get(_spelling(plain), [])
@@ -241,7 +250,8 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
     assert read is not None, "a list"
     collected.note(read.dialect)
     collected.problems += [replace(problem, file=entry.path) for problem in read.problems]
-    videos = _Videos(entry.root)
+    videos = _Videos(entry.root, reading.allow_outside)
+    by_folder = reading.labels == "folder" and not any(row.labels for row in read.rows)
     absent = 0
     for row in read.rows:
         path, root = row.path, entry.number
@@ -259,7 +269,8 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
         if problem:
             collected.problems.append(replace(problem, file=entry.path))
             continue
-        request = Request("video", root, path, row.path or path, row.labels, entry.path, row.line)
+        labels = infer_labels([path], labels="folder").labels[0] if by_folder else row.labels
+        request = Request("video", root, path, row.path or path, labels, entry.path, row.line)
         request.start_s, request.stop_s, request.split = row.start_s, row.stop_s, row.split
         collected.candidates.append(VideoCandidate(request, loose=read.published, frames=row.frames))
     if videos.num_respelled:

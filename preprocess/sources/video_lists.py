@@ -10,14 +10,10 @@ publish them (`preprocess.sources.published_lists`), some of whose rows name a v
 without suffix, that its file may have.
 """
 
-import io
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mae3d.video.container import VIDEO_SUFFIXES
 from preprocess.problems import Problem
 from preprocess.sources.columns import Columns, describe, is_known, plain, read_columns
 from preprocess.sources.folder_labels import split_of
@@ -30,7 +26,18 @@ from preprocess.sources.ledger import (
     delimiter_name,
     has_control,
     sniff_delimiter,
-    split_line,
+)
+from preprocess.sources.list_records import (
+    ARCHIVES,
+    Record,
+    Table,
+    blank_record,
+    ends_as_video,
+    json_entries,
+    parquet_table,
+    separate_labels,
+    text_records,
+    value_text,
 )
 from preprocess.sources.published_lists import (
     ListRow,
@@ -44,19 +51,6 @@ from preprocess.sources.published_lists import (
 )
 
 _PATHS = ("path", "video_id", "youtube_id")
-ARCHIVES = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"7z\xbc\xaf": "7z",
-    b"Rar!": "rar",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
-_BETWEEN = "\x1f"  # between the labels of a list in JSON or Parquet, in the one field that they become
-_QUOTED_LINES = 100  # most lines that one row with line breaks in quotes may take
-
-Record = tuple[int, list[str]]  # a row's first line, and its fields
 
 
 @dataclass(frozen=True)
@@ -67,15 +61,6 @@ class VideoList:
     problems: list[Problem]
     dialect: str
     published: bool = False  # Kinetics: many of its videos are gone, and files may be cut to the row's span already
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Records below a header; `kind` describes the form."""
-
-    header: list[str]
-    records: list[Record]
-    kind: str
 
 
 def read_list(
@@ -102,7 +87,7 @@ def read_list(
     if kind := next((name for magic, name in ARCHIVES.items() if data.startswith(magic)), ""):
         raise LedgerError(f"{source}: {kind} data; unpack it, and give the folder or the .tar that comes out")
     if data[:4] == b"PAR1":
-        return _named_list(_parquet(data, source), source, columns)
+        return _named_list(parquet_table(data, source), source, columns)
     if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):
         return _json_list(data, source, columns)
     lines = decoded_lines(data, source)
@@ -111,28 +96,28 @@ def read_list(
     if not lines:
         raise LedgerError(f"{source}: only comments; rows are `path label`")
     character = DELIMITERS[delimiter] if delimiter != "auto" else sniff_delimiter(lines[0][1])
-    records = list(_records(lines, character))
+    records = list(text_records(lines, character))
     comments = f", {num_comments} comments" if num_comments else ""
     if label := hmdb_class(source):
         return _finished(hmdb(records, label), source, len(records))
     if header != "yes" and character == "," and not columns and all(is_ava(fields) for _, fields in records[:3]):
         return _finished(ava(records), source, len(records))
-    if _has_header(records[0][1], header, columns):
+    if _has_header(records, header, columns):
         if character == " ":  # blanks lie within paths as well: columns cannot be distinguished
             names = [plain(name) for name in records[0][1]]
             if columns or names[:1] != ["path"] or set(names[1:]) - {"label"}:
                 raise LedgerError(f"{source}, line 1: columns between blanks are ambiguous; separate them by commas")
             kind = f"spaces, a header ({', '.join(names)}){comments}"
-            return _bare_list([_blank_record(one) for one in lines[1:]], source, kind)
-        table = _Table(records[0][1], records[1:], f"{delimiter_name(character)}{comments}")
+            return _bare_list([blank_record(one) for one in lines[1:]], source, kind)
+        table = Table(records[0][1], records[1:], f"{delimiter_name(character)}{comments}")
         return _named_list(table, source, columns)
     kind = f"{delimiter_name(character)}, no header{comments}"
     if columns:
         width = max(len(fields) for _, fields in records)
-        numbered = _Table([str(i + 1) for i in range(width)], records, kind)
+        numbered = Table([str(i + 1) for i in range(width)], records, kind)
         return _named_list(numbered, source, [*columns, *_unnamed(columns, width)], shown=False)
     if character == " ":
-        records = [_blank_record(one) for one in lines]
+        records = [blank_record(one) for one in lines]
     return _bare_list(records, source, kind)
 
 
@@ -140,29 +125,20 @@ def _is_comment(text: str) -> bool:
     return text.startswith("#")
 
 
-def _records(lines: Sequence[tuple[int, str]], delimiter: str) -> Iterator[Record]:
-    """Split lines into fields; a quoted field may have line breaks."""
-    at = 0
-    while at < len(lines):
-        number, text = lines[at]
-        stop = at + 1
-        if delimiter != " " and text.count('"') % 2:
-            ends = (i for i in range(stop, min(len(lines), stop + _QUOTED_LINES)) if lines[i][1].count('"') % 2)
-            stop = next(ends, at) + 1
-        yield number, split_line("\n".join(line for _, line in lines[at:stop]), delimiter)
-        at = stop
-
-
-def _has_header(first: Sequence[str], header: Header, columns: Sequence[str]) -> bool:
-    """Return whether the first row names the columns."""
+def _has_header(records: Sequence[Record], header: Header, columns: Sequence[str]) -> bool:
+    """Return whether the first row names the columns: by a known name, or because a file is below it, and not in it."""
+    first = records[0][1]
     if header != "auto":
         return header == "yes"
-    if any(_ends_as_video(field) for field in first):
+    if any(ends_as_video(field) for field in first):
         return False
     named = {one.partition("=")[2] for one in columns}
     if named.intersection(first):
         return True
-    return is_known(first[0], path=True) or (len(first) > 1 and any(map(is_known, first)))
+    if is_known(first[0], path=True) or (len(first) > 1 and any(map(is_known, first))):
+        return True
+    second = records[1][1] if len(records) > 1 else []
+    return len(first) == len(second) > 1 and any(map(ends_as_video, second))
 
 
 def _unnamed(columns: Sequence[str], width: int) -> list[str]:
@@ -171,7 +147,7 @@ def _unnamed(columns: Sequence[str], width: int) -> list[str]:
     return [f"ignore={number}" for i in range(width) if (number := str(i + 1)) not in named]
 
 
-def _named_list(table: _Table, source: str, given: Sequence[str], *, shown: bool = True) -> VideoList:
+def _named_list(table: Table, source: str, given: Sequence[str], *, shown: bool = True) -> VideoList:
     """Return the rows of a table whose header names the columns."""
     columns = read_columns(table.header, given, source=source)
     if not columns.at.keys() & set(_PATHS):
@@ -202,7 +178,7 @@ def _named_rows(line: int, fields: Sequence[str], columns: Columns) -> list[List
     if len(fields) > len(columns.names):
         count = f"{len(fields)} columns, the header has {len(columns.names)}"
         return [Problem("bad_row", count, path or name or fields[0], line)]
-    labels, split = _several(columns.all("label", fields)), split_of(columns.one("split", fields))
+    labels, split = separate_labels(columns.all("label", fields)), split_of(columns.one("split", fields))
     try:
         span, frames = columns.span_s(fields), columns.frames(fields)
     except ValueError as error:
@@ -235,7 +211,7 @@ def _bare_list(records: Sequence[Record], source: str, kind: str) -> VideoList:
     for line, fields in records:
         path = fields[position] if position < len(fields) else ""
         labels = [field for i, field in enumerate(fields) if i >= first_label and i != position and field]
-        parsed.append(_row(line, path, _several(labels), ""))
+        parsed.append(_row(line, path, separate_labels(labels), ""))
     rows, problems = _distinct(parsed, source)
     return VideoList(rows, problems, f"{source}: {kind}{said}, {len(records)} rows")
 
@@ -247,9 +223,9 @@ def _path_position(records: Sequence[Record], source: str) -> tuple[int, int, st
         LedgerError: the field before the path could be a row's number or its label.
     """
     first = records[0][1]
-    if _ends_as_video(first[0]) or not any(map(_ends_as_video, first)):
+    if ends_as_video(first[0]) or not any(map(ends_as_video, first)):
         return 0, 0, ""
-    position = next(i for i, field in enumerate(first) if _ends_as_video(field))
+    position = next(i for i, field in enumerate(first) if ends_as_video(field))
     counted = [fields[0] for _, fields in records]
     counts = [[str(begin + i) for i in range(len(records))] for begin in (0, 1)]
     if position == 1 and counted in counts and len(records) > 1:
@@ -262,26 +238,12 @@ def _path_position(records: Sequence[Record], source: str) -> tuple[int, int, st
     return position, 0, ", the label before the path"
 
 
-def _blank_record(numbered: tuple[int, str]) -> Record:
-    """Split a line at blanks that may also lie in its path: up to the last word that ends as a video does."""
-    line, text = numbered
-    fields = split_line(text, " ")
-    begin = 0 if not any(map(_ends_as_video, fields)) or not fields[0].lstrip("+-").isdecimal() else 1
-    count = next((i for i in range(len(fields), 0, -1) if _ends_as_video(fields[i - 1])), 1)
-    begin = min(begin, count - 1)
-    return line, [*fields[:begin], " ".join(fields[begin:count]), *fields[count:]]
-
-
-def _ends_as_video(word: str) -> bool:
-    return word[max(word.rfind("."), 0) :].lower() in VIDEO_SUFFIXES
-
-
 def _row(line: int, path: str, labels: tuple[str, ...], split: str) -> ListRow | Problem:
     if not path or has_control(path):
         return Problem("unsafe_name", f"{path!r} names no file", path, line)
     # A name without a video's suffix may be a file as well: what exists decides.
     stem = path.replace("\\", "/").rstrip("/")
-    stems = () if _ends_as_video(path) else (stem,)
+    stems = () if ends_as_video(path) else (stem,)
     return ListRow(line, path, labels, split=split, stems=stems)
 
 
@@ -311,7 +273,7 @@ def _json_list(data: bytes, source: str, columns: Sequence[str]) -> VideoList:
     """Parse a list of objects, JSON lines, Something-Something's list or ActivityNet's database."""
     try:
         text = data.decode("utf-8-sig")
-        entries = _json_entries(text)
+        entries = json_entries(text)
     except ValueError as error:
         raise LedgerError(f"{source}: not JSON ({error})") from error
     if isinstance(entries, dict) and isinstance(entries.get("database"), dict):
@@ -325,49 +287,7 @@ def _json_list(data: bytes, source: str, columns: Sequence[str]) -> VideoList:
     if not columns and not {"path", "video", "file"} & set(map(plain, names)) and "id" in names:
         return _finished(something_something(entries), source, len(entries))
     records = [
-        (number, [_text(entry.get(name)) if isinstance(entry, dict) else "" for name in names])
+        (number, [value_text(entry.get(name)) if isinstance(entry, dict) else "" for name in names])
         for number, entry in enumerate(entries, start=1)
     ]
-    return _named_list(_Table(names, records, "JSON"), source, columns)
-
-
-def _json_entries(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) < 2:
-            raise
-        return [json.loads(line) for line in lines]
-
-
-def _parquet(data: bytes, source: str) -> _Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
-    except (pa.ArrowException, OSError) as error:
-        raise LedgerError(f"{source}: not a Parquet file that can be read ({error})") from error
-    columns: list[Callable[[int], str]] = []
-    names = [name for name in table.column_names if not name.startswith("__index_level_")]
-    values = [table[name].to_pylist() for name in names]
-    columns = [lambda i, column=column: _text(column[i]) for column in values]  # type: ignore[misc]
-    records = [(i + 1, [column(i) for column in columns]) for i in range(table.num_rows)]
-    return _Table(names, records, "Parquet")
-
-
-def _text(value: Any) -> str:
-    """Return a value of JSON or Parquet as a list would spell it; nothing for null and NaN."""
-    if value is None or value != value:
-        return ""
-    return _BETWEEN.join(map(_text, value)) if isinstance(value, list) else str(value)
-
-
-def _several(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return labels with those apart that one field holds: a list of JSON, or numbers such as 1;2 and 1|2."""
-    apart: list[str] = []
-    for label in labels:
-        parts = [part.strip() for part in label.replace("|", ";").split(";")]
-        apart += label.split(_BETWEEN) if _BETWEEN in label else parts if all(map(str.isdecimal, parts)) else [label]
-    return tuple(filter(None, apart))
+    return _named_list(Table(names, records, "JSON"), source, columns)

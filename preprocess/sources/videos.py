@@ -18,6 +18,8 @@ from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.columns import MAX_FRAME
+from preprocess.sources.file_kinds import HEAD_BYTES, kind_of
+from preprocess.sources.list_records import ARCHIVES
 from preprocess.sources.probing import Probed, probe
 from preprocess.sources.roots import Folder, Remote, Root, Scratch
 from preprocess.sources.segments import video_pieces
@@ -36,13 +38,12 @@ from preprocess.sources.source import (
 )
 from preprocess.sources.tar_files import WithTars
 from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, VideoCandidate, collect, store_of
-from preprocess.sources.video_lists import ARCHIVES, read_list
+from preprocess.sources.video_lists import read_list
 from preprocess.workers.executors import map_over_workers
 
 log = logging.getLogger(__name__)
 
 _LIST_SUFFIXES = {".csv", ".txt", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".lst", ".list"}
-_SNIFFED = 4096  # bytes of a file with an unknown suffix that are looked at
 
 
 def video_files(
@@ -92,15 +93,14 @@ def video_files(
 
 
 def _is_list(root: Root, path: str) -> bool:
-    """Return whether a file is a list: no video by its name and, in a folder, by its first bytes, which are no text."""
+    """Return whether a file is a list: by its name, or by its first bytes neither video nor unknown binary data."""
     suffix = PurePosixPath(path).suffix.lower()
     if not path or suffix in TAKEN_SUFFIXES:
         return False
-    if suffix in _LIST_SUFFIXES or not isinstance(root, Folder):
+    if suffix in _LIST_SUFFIXES:
         return True
-    with (root.path / path).open("rb") as file:
-        head = file.read(_SNIFFED)
-    return b"\0" not in head or head.startswith((b"PAR1", *ARCHIVES))
+    head = root.head(path, HEAD_BYTES)
+    return kind_of(head) != "video" and (b"\0" not in head or head.startswith((b"PAR1", *ARCHIVES)))
 
 
 def _stores(entries: Sequence[Given]) -> dict[str, int]:

@@ -177,7 +177,7 @@ def test_golden_logits_come_out_of_the_commands_own_code(case: str) -> None:
     """Golden clips are floats; the path from a batch to scores is the command's. Two equal views change nothing."""
     model, _, golden = classifier(case)
     clip = golden["clip"]
-    batch = Batch(torch.stack([clip, clip], 1), *[torch.zeros(len(clip))] * 2, 0, *[torch.zeros(len(clip))] * 2)  # type: ignore[arg-type]
+    batch = Batch(torch.stack([clip, clip], 1), *[torch.zeros(len(clip), 2)] * 2, 0, *[torch.zeros(len(clip), 2)] * 2)  # type: ignore[arg-type]
     for at_once in (1, 3, 64):
         scores = scores_of(model, batch, at_once=at_once, precision="fp32")
         assert error(torch.from_numpy(scores), golden["logits"].softmax(1)) <= OUTPUT_TOLERANCE

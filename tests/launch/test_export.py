@@ -30,10 +30,6 @@ SECRET = "clinic_77"  # in every name and path of the data
 
 def make_run(folder: Path, model: MAE | Classifier, **settings: object) -> Path:
     """A run's folder as the trainer leaves it."""
-    step = folder / "checkpoints" / "step-00000007"
-    step.mkdir(parents=True)
-    save_model(model, step / "model.safetensors")
-    (folder / "checkpoints" / "latest").write_text(step.name)
     data = DataConfig(
         shards=(f"/data/{SECRET}/shards", f"s3://{SECRET}/shards"), sampling_rate=2, target_fps=12,
         labels=f"{SECRET}.csv",
@@ -41,6 +37,10 @@ def make_run(folder: Path, model: MAE | Classifier, **settings: object) -> Path:
     )  # fmt: skip
     config = asdict(PretrainConfig(model=CONFIG, data=data, run=RunConfig(dir=str(folder)))) | settings
     Run(folder).claim(config, extend=False)
+    step = folder / "checkpoints" / "step-00000007"
+    step.mkdir(parents=True)
+    save_model(model, step / "model.safetensors")
+    (folder / "checkpoints" / "latest").write_text(step.name)
     return folder
 
 

@@ -244,7 +244,7 @@ def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batc
 
     class Batch:
         clips = torch.randint(0, 255, (3, 2, 4, 32, 32, 3), dtype=torch.uint8)
-        labels = torch.tensor([0, 1, 2])
+        labels = torch.tensor([[0, 0], [1, 3], [2, 2]])  # a view of the second is a substitute
 
     seen: list[torch.Tensor] = []
 
@@ -302,6 +302,33 @@ def test_what_cannot_be_trained_or_validated_is_refused_before_any_step(base: Fi
     assert "the dataset's classes have names and the model's are mere numbers" in stranger
     assert "mixup and cutmix need two clips or more in a micro-batch, got 1" in alone
     assert not (tmp_path / "r").exists()
+
+
+def test_fault_39_every_remedy_for_a_class_that_only_validation_has_works(base: FinetuneConfig, tmp_path: Path) -> None:
+    shards = build_named(tmp_path / "train", {f"t{i}": ("walk", "run")[i % 2] for i in range(4)})
+    held_out = build_named(tmp_path / "val", {"v0": "walk", "v1": "run", "v2": "swim"})
+    (names := tmp_path / "names.txt").write_text("v0\nv1\n")
+    (labels := tmp_path / "labels.csv").write_text("name,label\nv0,walk\nv1,run\nv2,run\n")
+    val = ValConfig(shards=str(held_out), every=0)
+    one = into(
+        base, tmp_path / "refused", val=val, mix=MixConfig(),
+        data=replace(base.data, shards=str(shards), select=SelectConfig()),
+        train=replace(base.train, steps=1, global_batch=2), model=FinetuneModelConfig(),
+    )  # fmt: skip
+    remedies = [
+        replace(into(one, tmp_path / "select"), val=replace(val, select=SelectConfig(names=str(names)))),
+        replace(into(one, tmp_path / "labels"), val=replace(val, labels=str(labels))),
+        replace(
+            into(one, tmp_path / "classes"),
+            model=FinetuneModelConfig(class_names=("walk", "run", "swim")),
+            data=replace(one.data, missing_classes="warn"),
+        ),
+    ]
+    refused, *results = run_ranks(train, [one, *remedies], world=1)[0]
+    assert "1 classes of the dataset are none of the model's 2: 'swim'" in refused
+    for option in ("--val.select.names", "--val.labels", "--model.class_names", "--data.missing_classes warn"):
+        assert option in refused
+    assert results == [True] * 3
 
 
 def test_several_labels_a_clip_are_scored_by_average_precision(base: FinetuneConfig, tmp_path: Path) -> None:

@@ -54,12 +54,13 @@ def test_pixels_labels_and_shapes_belong_to_the_rows(dataset: Corpus, windows: A
         assert batch.clips.dtype == torch.uint8
         assert batch.clips.is_contiguous()
         assert (batch.status == STATUS_OK).all()
-        rows = batch.rows.tolist()
+        assert (batch.rows == batch.rows[:, :1]).all()
+        rows = batch.rows[:, 0].tolist()
         names = [dataset.name(row) for row in rows]
         samples = [next(i for i, sample in enumerate(SAMPLES) if sample[0] == name) for name in names]
-        assert batch.labels.tolist() == [SAMPLES[i][4] for i in samples]
+        assert batch.labels.tolist() == [[SAMPLES[i][4]] * 2 for i in samples]
         request = training_request(
-            dataset, config, rows=batch.rows.numpy(), positions=batch.positions.numpy(), epoch=batch.epoch, seed=5,
+            dataset, config, rows=np.array(rows), positions=batch.positions.numpy(), epoch=batch.epoch, seed=5,
             num_frames=FRAMES, size=SIZE,
         )  # fmt: skip
         for b, sample in enumerate(samples):
@@ -159,7 +160,7 @@ def test_the_gpu_graph_and_torchvision_cut_the_same_pixels(dataset: Corpus, medi
     request = training_request(
         real,
         config,
-        rows=batch.rows.numpy(),
+        rows=batch.rows[:, 0].numpy(),
         positions=batch.positions.numpy(),
         epoch=0,
         seed=5,
@@ -192,7 +193,7 @@ def test_evaluation_clips_come_in_the_order_asked_and_end(dataset: Corpus) -> No
     batches = list(stream)
     stream.close()
     assert [len(batch.rows) for batch in batches] == [2, 2, 1]
-    assert torch.cat([batch.rows for batch in batches]).tolist() == rows.tolist()
+    assert torch.cat([batch.rows[:, 0] for batch in batches]).tolist() == rows.tolist()
 
 
 def test_labels_of_unlabelled_and_of_several(dataset: Corpus) -> None:

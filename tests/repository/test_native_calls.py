@@ -93,7 +93,7 @@ SAFE = {
     "pipelines.decoding.fallback._decode from_numpy": _OWN_ARRAY,
     "pipelines.decoding.transforms._colour empty_like": _WHOLE,
     "pipelines.decoding.transforms._erase from_numpy": _OWN_ARRAY,
-    "pipelines.reading.shard_reader.ShardReader._read_once frombuffer": "slices end where the bytes that were read end",
+    "pipelines.reading.shard_reader.ShardReader._read_on frombuffer": "slices end where the bytes that were read end",
     "pipelines.samples.labels.read_labels empty": "each entry of a dictionary has a row that is assigned to it",
     "pipelines.stream.ClipStream._batch from_numpy": "positions, status and rows of this batch alone",
     "pipelines.stream.labels_of from_numpy": _OWN_ARRAY,

@@ -17,7 +17,7 @@ FREE = {
     *("device", "extend", "eval", "run", "log"),
     *("data.shards", "data.exclude_bad_shards", "data.order", "data.mix_shards", "data.on_change"),
     *("data.decode", "data.read_threads", "data.decode_threads", "data.prefetch", "data.read_gap", "data.retries"),
-    *("data.max_bad", "data.cache", "data.cache_gb"),
+    *("data.max_bad", "data.missing_classes", "data.cache", "data.cache_gb"),
     *("val.shards", "val.exclude_bad_shards", "val.decode", "val.batch", "val.cache", "val.cache_gb"),
     *("train.accumulation", "train.max_skipped", "train.max_rollbacks", "train.zero_stage", "train.grad_checkpointing"),
     *(f"train.deepspeed.{key}" for key in ("zero_optimization", "comms_logger", "wall_clock_breakdown")),

@@ -135,7 +135,7 @@ def test_the_scores_are_those_of_a_plain_loop_over_the_checkpoint(base: Pretrain
     def middle(names: list[str]) -> Iterator[tuple[int, torch.Tensor]]:
         rows = np.array([i for i in range(len(corpus)) if corpus.name(i) in names])
         for batch in evaluation_clips(corpus, clips, rows=rows, num_frames=4, size=32, batch_size=1):
-            yield int(batch.rows[0]), batch.clips[0]
+            yield int(batch.rows[0, 0]), batch.clips[0]
 
     losses, hits = [], []
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_each_sample_is_looked_at_once_by_one_of_three_processes_in_as_many_batc
 
         def look(batch: Any, looked: list[int] = looked) -> np.ndarray:
             looked.append(len(batch.rows))
-            rows: np.ndarray = batch.rows.numpy()
+            rows: np.ndarray = batch.rows[:, 0].numpy()
             return rows
 
         whole = list(parts)  # of all three, when the first looks again

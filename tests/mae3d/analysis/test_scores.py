@@ -21,11 +21,24 @@ def test_top_k_is_scikit_learns(k: int) -> None:
     assert hits_at(SCORES, LABELS, k=k).mean() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_ties_go_to_the_smaller_class(k: int) -> None:
-    order = np.argsort(-COARSE, axis=1, kind="stable")[:, :k]
-    assert (hits_at(COARSE, LABELS, k=k) == (order == LABELS[:, None]).any(axis=1)).all()
-    assert not hits_at(np.zeros((1, 9)), np.array([k]), k=k).any()  # a constant is no right answer
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_a_tie_is_worth_what_lots_give_on_average(k: int) -> None:
+    luck = np.random.default_rng(1).random((2000, *COARSE.shape))
+    logits = COARSE - 10  # negative: no shares
+    order = np.lexsort((luck, np.broadcast_to(-logits, luck.shape)), axis=2)[:, :, :k]
+    by_lot = (order == LABELS[:, None]).any(axis=2).mean(axis=0)
+    assert np.abs(hits_at(logits, LABELS, k=k) - by_lot).max() < 0.06
+    assert (hits_at(logits[:, ::-1], 7 - LABELS, k=k) == hits_at(logits, LABELS, k=k)).all()  # under other numbers
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("level", [-2.5, 0.125])
+def test_constant_scores_are_worth_chance_and_nothing_is_worth_nothing(k: int, level: float) -> None:
+    assert (hits_at(np.full((300, 8), level), LABELS, k=k) == k / 8).all()
+    assert not hits_at(np.zeros((300, 8)), LABELS, k=k).any()
+    votes = np.zeros((300, 8))
+    votes[:, 2] = 1.0
+    assert (hits_at(votes, LABELS, k=k) == (LABELS == 2)).all()  # classes without a vote are no hits
 
 
 @pytest.mark.parametrize("scores", [SCORES, COARSE, COARSE.astype(np.int64)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.config import DataConfig
@@ -19,7 +20,7 @@ from pipelines.reading.source import ClipSource, EncodedBatch, substitute
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.sampling.augment import Crop, View
 from pipelines.sampling.requests import BatchRequest, ClipRequest
-from preprocess.dataset.index import FrameSpans
+from preprocess.dataset.index import Dataset, FrameSpans
 from tests.support.damage import flip_a_bit, overwrite, zero_a_block
 
 FRAMES = np.array([0, 2, 2, 5])
@@ -198,6 +199,25 @@ def test_fault_37_a_store_that_stays_away_stops_with_its_name_and_the_remedy(cor
         assert part in str(stopped.value)
 
 
+def test_fault_37_tries_count_for_one_read_not_for_all_of_a_clip(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "FIRST_WAIT_S", 0.001)
+    tried: list[int] = []
+
+    def every_read_fails_once(descriptor: int, size: int, offset: int) -> bytes:
+        tried.append(offset)
+        if tried.count(offset) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return os.pread(descriptor, size, offset)
+
+    monkeypatch.setattr(reads, "pread", every_read_fails_once)
+    clip = fetch(corpus, 3, retries=1)
+    assert clip.damage == ()
+    assert len(set(tried)) > 2
+    assert all(tried.count(offset) == 2 for offset in tried)  # what was there is not read again
+
+
 def test_fault_37_a_vanished_dataset_is_the_storage_and_not_damage(corpus: Corpus, store: Store) -> None:
     folder = corpus.shard_path(0).parent
     folder.rename(folder.with_name("unmounted"))
@@ -244,6 +264,19 @@ def test_fault_37_closing_ends_the_wait_for_another_try(
     start = time.monotonic()
     stream.close()
     assert time.monotonic() - start < source.CLOSE_S
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), pa.ArrowInvalid("not a page")])
+def test_fault_20_damage_is_told_where_the_index_cannot_be_read_either(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def unreadable(self: Any, column: str, whole: str, i: int) -> str:
+        raise error
+
+    overwrite(corpus, 3, flip_a_bit)
+    monkeypatch.setattr(Dataset, "_text", unreadable)
+    (damage,) = fetch(corpus, 3).damage
+    assert "number 3" in str(damage)
 
 
 @pytest.mark.parametrize("how", ["flipped bit", "zeroed block", "truncated shard", "vanished shard"])

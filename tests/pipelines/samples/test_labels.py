@@ -162,16 +162,16 @@ def test_fault_39_labels_out_of_range_and_missing_classes_are_refused_with_the_l
     first, second = (f"{label} ({corpus.name(row)}, key {corpus.key(row)})" for label, row in ((5, 1), (7, 4)))
     told = f"2 labels are out of range for 4 classes (0 to 3): {first}, {second}."
     with pytest.raises(DatasetError, match=re.escape(told)):
-        check_labels(corpus, np.arange(14), num_classes=4, multi_label=True)
+        check_labels(corpus, np.arange(14), num_classes=4, multi_label=True, missing_classes="error")
     with pytest.raises(DatasetError, match=r"3 of 8 classes have no training sample: 3 \(fall\), 4, 6\."):
-        check_labels(corpus, np.arange(14), num_classes=8, multi_label=True)
+        check_labels(corpus, np.arange(14), num_classes=8, multi_label=True, missing_classes="error")
     # Samples that do not take part are no training samples, and are not checked.
     with pytest.raises(DatasetError, match=r"1 of 3 classes have no training sample: 1 \(run\)"):
-        check_labels(corpus, np.array([0, 3]), num_classes=3, multi_label=False)
+        check_labels(corpus, np.array([0, 3]), num_classes=3, multi_label=False, missing_classes="error")
     # Validation need not have every class, but its labels must fit as well.
-    check_labels(corpus, np.array([0, 3]), num_classes=3, multi_label=False, training=False)
+    check_labels(corpus, np.array([0, 3]), num_classes=3, multi_label=False)
     with pytest.raises(DatasetError, match=re.escape(told)):
-        check_labels(corpus, np.arange(14), num_classes=4, multi_label=True, training=False)
+        check_labels(corpus, np.arange(14), num_classes=4, multi_label=True)
 
 
 def test_samples_without_one_label_each_are_refused_where_each_must_have_one(plain: Corpus) -> None:
@@ -179,3 +179,25 @@ def test_samples_without_one_label_each_are_refused_where_each_must_have_one(pla
     odd = ", ".join(f"{corpus.name(row)}, key {corpus.key(row)} ({count})" for row, count in ((1, 2), (2, 0)))
     with pytest.raises(DatasetError, match=re.escape(f"2 of 4 samples do not have one label each: {odd}.")):
         check_labels(corpus, np.arange(4), num_classes=3, multi_label=False)
+
+
+def test_fault_39_missing_classes_are_reported_on_request(plain: Corpus, caplog: pytest.LogCaptureFixture) -> None:
+    corpus = _labelled(plain, [0], [3])
+    check_labels(corpus, np.array([0, 1]), num_classes=174, multi_label=False, missing_classes="warn")
+    assert "172 of 174 classes have no training sample: 1 (run), 2 (sit), 4" in caplog.text
+
+
+@pytest.mark.parametrize(("num_classes", "missing_classes"), [(4, "error"), (3, "ignore")])
+def test_fault_39_labels_that_count_from_one_are_told_so(plain: Corpus, num_classes: int, missing_classes: str) -> None:
+    corpus = _labelled(plain, [1], [2], [3])
+    corpus.labels = Labels(corpus.labels.offsets, corpus.labels.values)
+    rows = np.arange(3)
+    with pytest.raises(DatasetError, match=r"count from 1.*ids count from 0.*names.*|count from 1.*--val\.labels"):
+        check_labels(
+            corpus,
+            rows,
+            num_classes=num_classes,
+            multi_label=False,
+            missing_classes=missing_classes,  # type: ignore[arg-type]
+            option="val",
+        )

@@ -100,7 +100,7 @@ def test_what_is_delivered_is_the_drawn_change_of_the_plain_crop(corpus: Corpus)
     (plain,) = take(corpus, replace(PLAIN, area=(0.08, 1.0)), 1)
     (augmented,) = take(corpus, AUGMENTED, 1)
     request = training_request(
-        corpus, AUGMENTED, rows=plain.rows.numpy(), positions=plain.positions.numpy(), epoch=0, seed=3,
+        corpus, AUGMENTED, rows=plain.rows[:, 0].numpy(), positions=plain.positions.numpy(), epoch=0, seed=3,
         num_frames=FRAMES, size=SIZE,
     )  # fmt: skip
     expected = plain.clips.clone()
@@ -257,9 +257,9 @@ def test_padding_is_marked_and_of_the_same_shape(corpus: Corpus) -> None:
     ]
     ((first,), (second,)) = ranks
     assert first.clips.shape == second.clips.shape == (2, 1, FRAMES, SIZE, SIZE, 3)
-    assert first.status.tolist() == [STATUS_OK, STATUS_OK]
-    assert second.status.tolist() == [STATUS_OK, STATUS_PADDED]
-    assert [*first.rows.tolist(), *second.rows.tolist()] == [4, 2, 8, 8]
+    assert first.status.tolist() == [[STATUS_OK], [STATUS_OK]]
+    assert second.status.tolist() == [[STATUS_OK], [STATUS_PADDED]]
+    assert [*first.rows[:, 0].tolist(), *second.rows[:, 0].tolist()] == [4, 2, 8, 8]
     assert [*first.positions.tolist(), *second.positions.tolist()] == [0, 1, 2, 2]
 
 

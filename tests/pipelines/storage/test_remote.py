@@ -237,7 +237,7 @@ def test_fault_20_missing_cut_and_changed_shards_behind_a_url(shards: Path, tmp_
     corpus = open_corpus([url], cache=tmp_path, exclude_bad_shards=True)
     assert corpus.left_out == [f"{url}/shard-00001.tar (4 samples): missing"]
     loader = Loader(corpus, CONFIG, num_frames=2, size=16, seed=3, global_batch=5)
-    rows = [row for batch in itertools.islice(loader, 2) for row in batch.rows.tolist()]
+    rows = [row for batch in itertools.islice(loader, 2) for row in batch.rows[:, 0].tolist()]
     loader.close()
     assert sorted(rows) == [0, 1, 2, 3, 8, 9, 10, 11, 12, 13]
     filesystem.pipe_file("/damaged/shard-00001.tar", whole[:-1] + b"x")
@@ -255,9 +255,9 @@ def test_fault_20_a_shard_that_vanishes_from_the_store_is_substituted(shards: Pa
     filesystem.rm_file("/vanishing/shard-00001.tar")
     batches = [next(loader) for _ in range(2)]
     loader.close()
-    status = torch.cat([batch.status for batch in batches]).tolist()
+    status = torch.cat([batch.status[:, 0] for batch in batches]).tolist()
     assert status.count(STATUS_SUBSTITUTED) == 4  # the samples of one shard
-    assert not {4, 5, 6, 7} & set(torch.cat([batch.rows for batch in batches]).tolist())
+    assert not {4, 5, 6, 7} & set(torch.cat([batch.rows[:, 0] for batch in batches]).tolist())
 
 
 def test_a_grown_dataset_is_seen_at_the_next_opening_only(shards: Path, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.sources.frame_names import FrameFolder, FrameFolders, index_shift
+from preprocess.sources.frame_names import FrameFolder, index_shift
+from preprocess.sources.frame_trees import FrameFolders
 from preprocess.sources.roots import Folder
 
 
@@ -25,8 +26,7 @@ def test_fault_05_the_template_of_a_folder_is_found(
 ) -> None:
     for name in names:
         (tmp_path / name).touch()
-    found = FrameFolders(Folder(tmp_path)).scan("")
-    assert found is not None
+    (found,) = FrameFolders(Folder(tmp_path)).scan("").videos
     assert (found.prefix, found.digits, found.suffix) == template
     assert found.numbers.tolist() == list(numbers)
     assert all((tmp_path / found.file_name(number)).exists() for number in numbers)
@@ -35,7 +35,7 @@ def test_fault_05_the_template_of_a_folder_is_found(
 def test_a_folder_without_numbered_images_has_no_template(tmp_path: Path) -> None:
     (tmp_path / "cover.jpg").touch()
     (tmp_path / "1.txt").touch()
-    assert FrameFolders(Folder(tmp_path)).scan("") is None
+    assert FrameFolders(Folder(tmp_path)).scan("").videos == ()
 
 
 def test_fault_05_the_counting_base_follows_the_files() -> None:
@@ -63,4 +63,4 @@ def test_fault_06_folders_outside_the_ledger_are_found(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
         if name != "empty":
             (tmp_path / name / "img_1.jpg").touch()
-    assert list(FrameFolders(Folder(tmp_path)).below(skip={"listed", "class/listed too"})) == ["class/other"]
+    assert FrameFolders(Folder(tmp_path)).below(skip={"listed", "class/listed too"}).folders == ["class/other"]

@@ -195,7 +195,9 @@ def test_one_frame_is_repeated_to_a_clip(tmp_path: Path) -> None:
     seen = set()
     for _ in range(3):
         batch = next(loader)
-        for row, label, clip in zip(batch.rows.tolist(), batch.labels.tolist(), batch.clips[:, 0].numpy(), strict=True):
+        for row, label, clip in zip(
+            batch.rows[:, 0].tolist(), batch.labels[:, 0].tolist(), batch.clips[:, 0].numpy(), strict=True
+        ):
             assert [frame_number(Image.fromarray(frame)) for frame in clip] == [row + 1] * 4
             assert label == int(row >= 5)
             seen.add(row)

@@ -26,6 +26,7 @@ VIDEOS = {
     "kinetics.csv": "abcdefghijk_000002_000005.mp4 val/lmnopqrstuv.mp4",
     "something.json": "78687.webm v/42.webm",
     "trainlist01.txt": "Archery/v_Archery_g01_c01.avi Biking/v_Biking_g01_c01.avi",
+    "testlist01.txt": "Diving/v_Diving_g01_c01.avi Archery/v_Archery_g02_c01.avi",
     "brush_hair_test_split1.txt": "brush_hair/one.avi brush_hair/two.avi brush_hair/three.avi wave/one.avi",
     "EPIC_100_train.csv": "P01/P01_01.MP4",
     "Charades_v1_train.csv": "46GP8.mp4 N11GT.mp4",
@@ -45,6 +46,7 @@ EXPECTED: dict[str, list[tuple[float, int, list[str | int], str]]] = {
     "kinetics.csv": [(0, 30, ["archery"], "train"), (0, 100, ["playing, chess"], "val")],
     "something.json": [(0, 100, ["Holding something"], ""), (0, 100, ["Dropping something"], "")],
     "trainlist01.txt": [(0, 100, ["Archery"], ""), (0, 100, ["Biking"], "")],
+    "testlist01.txt": [(0, 100, ["Diving"], ""), (0, 100, ["Archery"], "")],
     "brush_hair_test_split1.txt": [(0, 100, ["brush_hair"], "train"), (0, 100, ["brush_hair"], "test")],
     "EPIC_100_train.csv": [(0.2, 32, ["open"], ""), (4.4, 18, ["turn-on"], "")],
     "Charades_v1_train.csv": [

@@ -171,4 +171,4 @@ def test_linked_folders_are_counted_not_followed(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link").symlink_to(tmp_path / "in")
     listing = Folder(tmp_path / "root").files()
-    assert (listing.names, listing.links) == ([], 1)
+    assert (listing.names, listing.links) == ([], (f"link -> {tmp_path / 'in'}",))

@@ -175,3 +175,13 @@ def test_json_lines_and_parquet_are_tables(tmp_path: Path) -> None:
 def test_an_archive_is_refused_as_one(magic: bytes) -> None:
     with pytest.raises(LedgerError, match=r"v\.bin: \w+ data; unpack it"):
         read_list(magic + bytes(100), "v.bin")
+
+
+def test_fault_45_a_header_of_unknown_names_is_no_row() -> None:
+    with pytest.raises(LedgerError, match=r"'t_begin' is not understood.*--columns start=t_begin"):
+        read_list(b"clipfile,t_begin,t_finish\na.mp4,0,10\n", "list.csv")
+    with pytest.raises(LedgerError, match=r"no column is called path.*--columns path="):
+        read_list(b"clipfile,x\na.mp4,0\n", "list.csv")
+    columns = ["path=clipfile", "start=t_begin", "end=t_finish"]
+    (one,) = rows("clipfile,t_begin,t_finish\na.mp4,0,10\n", columns=columns)
+    assert (one.path, one.start_s, one.stop_s, one.labels) == ("a.mp4", 0.0, 10.0, ())
