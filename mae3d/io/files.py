@@ -63,6 +63,16 @@ def refuse_foreign(path: Path, *, marks: Sequence[bytes] = (MARK,)) -> None:
         raise ValueError(f"{path}: not replaced, because MAE3D has not made it: remove it, or name another file")
 
 
+def looked_for(path: str | Path) -> str:
+    """Return the clause of a message that a path is missing: where a relative one was looked for; else "".
+
+    A setting of config.yaml, too, is relative to the folder that a command is started from.
+    """
+    if Path(path).is_absolute() or "://" in str(path):
+        return ""
+    return f" (looked for in {Path.cwd()}, where this command runs: start it where the path begins, or give it whole)"
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's entries, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

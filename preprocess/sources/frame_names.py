@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from preprocess.plan.plan import frame_name
-from preprocess.sources.file_kinds import IMAGE_SUFFIXES, PARTNER, UNREAD_IMAGE_SUFFIXES, Role, is_ignored, role_of
+from preprocess.sources.file_kinds import IMAGE_SUFFIXES, PARTNER, UNREAD_IMAGE_SUFFIXES, Role, role_of
 
 _SUFFIXES = "|".join(sorted(map(re.escape, IMAGE_SUFFIXES | UNREAD_IMAGE_SUFFIXES)))
 _NUMBERED = re.compile(rf"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>{_SUFFIXES})", re.IGNORECASE | re.DOTALL)
@@ -107,17 +107,15 @@ class Naming:
 
 def is_frame(name: str) -> bool:
     """Return whether a file's name is that of a numbered picture, read or not."""
-    return not is_ignored(name) and _NUMBERED.fullmatch(name) is not None
+    return _NUMBERED.fullmatch(name) is not None
 
 
 def scan_names(names: Iterable[str]) -> Naming:
-    """Return the videos of a folder's files."""
+    """Return the videos of a folder's files, of which ignored ones were left out before."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     others: list[str] = []
     unread: list[str] = []
     for name in names:
-        if is_ignored(name):
-            continue
         match = _NUMBERED.fullmatch(name)
         if match is None or int(match["number"]) >= _LARGEST:
             others.append(name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from preprocess.sources.file_kinds import is_ignored
+from preprocess.sources.file_kinds import is_ignored, role_of
 from preprocess.sources.folder_walk import FolderLinks, walk
 from preprocess.sources.frame_names import FrameFolder, Naming, is_frame, scan_names
 from preprocess.sources.roots import Folder, Root
@@ -53,7 +53,7 @@ class FrameFolders:
         return scan_names(self._listed[folder])
 
     def scan_prefix(self, path: str) -> FrameFolder | None:
-        """Return the video of a folder that `folder/prefix` names, with or without the separator at its end."""
+        """Return the video of a folder that `folder/prefix` names: `v1_rgb_`, `v1_rgb`, or `v1` if it is one."""
         folder, _, name = path.rpartition("/")
         with self._lock:  # else all threads would read one large folder at the same time
             if folder not in self._holders:
@@ -62,8 +62,12 @@ class FrameFolders:
                 except FileNotFoundError:
                     self._holders[folder] = None
             naming = self._holders[folder]
-        named = [one for one in naming.videos if name and name in (one.prefix, one.stem)] if naming else []
-        return next((one for one in named if one.prefix == name), named[0]) if named else None
+        if not naming or not name:
+            return None
+        for spelled in (lambda one: one.prefix, lambda one: one.stem, lambda one: role_of(one.stem).base):
+            if len(named := [one for one in naming.videos if spelled(one) == name]) == 1:
+                return named[0]
+        return None
 
     def below(self, *, skip: Collection[str] = ()) -> Walked:
         """Find the folders with numbered pictures; no hidden ones, linked ones only if they are followed.

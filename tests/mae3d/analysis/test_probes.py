@@ -190,6 +190,21 @@ def test_the_attentive_probe_is_the_same_under_a_seed(monkeypatch: pytest.Monkey
     assert not np.allclose(runs[0], runs[3])
 
 
+def test_each_probe_says_how_far_it_is() -> None:
+    """Minutes without a line look like a program that hangs."""
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(24, 8)).astype(np.float32), np.eye(2, dtype=np.uint8)[np.arange(24) % 2]
+    said: list[str] = []
+    knn_scores(features, targets, features, chunk=10, say=said.append)
+    assert said == [f"knn: {count} of 24 test samples" for count in (10, 20, 24)]
+    said.clear()
+    linear_scores(features, targets, features, multi_label=False, say=said.append)
+    assert [line.partition(",")[0] for line in said] == [
+        "linear: the choice of C among 7",
+        "linear: the fit to 24 train samples",
+    ]
+
+
 @pytest.mark.parametrize("features", ["noise", "constant", "zero"])
 @pytest.mark.parametrize("order", ["cycled", "by class"])
 def test_what_knows_nothing_scores_no_more_than_chance(features: str, order: str) -> None:

@@ -139,11 +139,12 @@ def test_what_is_neither_is_not_taken_for_media(head: bytes, kind: str) -> None:
     ("suffix", "where"),
     [
         *product([".3gpp", ".LRV", ".insv", ".ps", ".Mp4_", ".bak", ""], ["folder", "file", "tar", "url"]),
+        (".yuv", "file"),  # a header of text, and no zero byte
         (".jpg", "folder"),  # in tars and behind URLs pictures are not opened
     ],
 )
 def test_videos_of_unknown_suffixes_are_taken(media: Path, tmp_path: Path, suffix: str, where: str) -> None:
-    clip = media / ("clip.mpg" if suffix == ".ps" else "clip.mp4")
+    clip = media / {".ps": "clip.mpg", ".yuv": "clip.y4m"}.get(suffix, "clip.mp4")
     (tmp_path / "in" / "c").mkdir(parents=True)
     file = shutil.copy(clip, tmp_path / "in" / "c" / f"one{suffix}")
     for name in ("one.srt", "one.json", "README"):

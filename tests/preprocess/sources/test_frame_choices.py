@@ -107,7 +107,7 @@ def test_fault_46_what_is_left_out_beside_frames_is_told(
     tmp_path: Path, files: list[str], kept: str, words: str
 ) -> None:
     found = find(touch(tmp_path, files))
-    assert [(one.prefix, one.stop - one.first) for one in found.requests] == [(kept, 3)]
+    assert [(one.prefix, one.suffix, one.stop - one.first) for one in found.requests] == [(kept, ".jpg", 3)]
     assert found.problems == []
     assert words in "\n".join(found.notes)
 
@@ -130,7 +130,10 @@ def test_fault_46_a_folder_without_a_clear_choice_is_refused(tmp_path: Path, fil
     assert words in found.problems[0].message
 
 
-@pytest.mark.parametrize("names", [("x", "y"), ("u", "v"), ("mask", "face", "depth"), ("a", "flow"), ("x", "y", "z")])
+@pytest.mark.parametrize(
+    "names",
+    [("x", "y"), ("u", "v"), ("mask", "face", "depth"), ("a", "flow"), ("x", "y", "z"), ("img", "dog", "u", "v")],
+)
 def test_classes_may_be_called_as_flow_and_masks_are(tmp_path: Path, names: tuple[str, ...]) -> None:
     found = find(touch(tmp_path, [f"{name}/1/img_#3.jpg" for name in names]))
     assert {one.labels for one in found.requests} == {(name,) for name in names}
@@ -155,6 +158,13 @@ def test_fault_46_a_ledger_names_the_videos_of_a_folder(tmp_path: Path) -> None:
     assert [(one.name, one.reason) for one in found.problems] == [("ca", "several_videos"), ("ca/v9", "missing_folder")]
     assert "holds 3 videos, of which rows name one: ca/v1, ca/v2, ca/v3" in found.problems[0].message
     assert "2 frame folders on disk are not in the ledger: ca/v3, w2" in found.notes
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("s1", "s1_rgb_"), ("s1_rgb", "s1_rgb_"), ("s2", "s2-"), ("s3", "")])
+def test_a_ledger_names_a_prefix_in_several_ways(tmp_path: Path, name: str, prefix: str) -> None:
+    touch(tmp_path, ["s1_rgb_#3.png", "s1_depth_#3.png", "s2-#3.png", "s3_rgb_#3.png", "s3_img_#3.png"])
+    found = find(tmp_path, ledger=f"{name} 1 3 0\n")
+    assert [one.prefix for one in found.requests] == ([prefix] if prefix else [])  # s3 could be either
 
 
 def test_videos_of_one_folder_are_built_and_added(tmp_path: Path) -> None:
