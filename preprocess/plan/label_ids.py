@@ -101,8 +101,20 @@ def _fixed_ids(
     number = {name: id for id, name in enumerate(names)} | {code: id for id, code in enumerate(fixed.codes)}
     numbers = {word: value for word in words - number.keys() if (value := number_of(word)) is not None}
     if numbers and kind != "words":
+        if both := sorted(word for word in words & number.keys() if number_of(word) is not None):
+            raise DatasetError(
+                f"numbers among the labels are names ({both[0]!r}), others would be ids ({min(numbers)!r}): correct "
+                "them, or give --label-kind words if all are names"
+            )
         ids = fixed.ids_of(set(numbers.values()))
         number |= {word: ids[value] for word, value in numbers.items() if value in ids}
+    if continued is not None and not continued:
+        moved = any(number.get(word, value) != value for word, value in numbers.items())
+        if moved or (fixed.numbers and fixed.numbers != tuple(range(len(names)))):
+            raise DatasetError(
+                "the labels of the dataset are numbers without names, and the label names given number them in another "
+                "way; the ids would change. Append with names of ids 0, 1, ..., or without --label-names"
+            )
     return LabelIds(names, number, frozenset(words - number.keys()), missing)
 
 

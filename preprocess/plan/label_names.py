@@ -47,9 +47,11 @@ class LabelNames:
         if self.base is not None:
             return {number - listed[0] + self.base: id for id, number in enumerate(listed)}
         # Numbers that are not all those of the names may count from 1 where the names count from 0, or reversed.
-        is_certain = self.are_ids or (numbers <= set(listed) and (bool(self.numbers) or 0 in numbers))
+        # One stray number must not decide: doubtful is what leaves more of them without a name than another reading.
         other, counts = 1 - listed[0], listed == tuple(range(listed[0], listed[0] + len(listed)))
-        if not is_certain and counts and numbers and numbers <= set(range(other, other + len(listed))):
+        strange, if_other = len(numbers - set(listed)), len(numbers - set(range(other, other + len(listed))))
+        is_open = not (self.numbers or self.are_ids or 0 in numbers) and if_other <= strange < len(numbers)
+        if counts and (is_open or if_other < strange):
             raise DatasetError(self._two_readings(numbers))
         return {number: id for id, number in enumerate(listed)}
 

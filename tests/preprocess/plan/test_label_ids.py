@@ -82,3 +82,18 @@ def test_appended_names_come_after_the_old_ones() -> None:
         label_ids([("5",)], continued=["cat"])
     with pytest.raises(DatasetError, match="do not begin with"):
         label_ids([], fixed=LabelNames(("dog", "cat")), continued=["cat"])
+
+
+@pytest.mark.parametrize("word", ["1", "ant"])
+def test_fault_45_names_that_would_move_the_numbers_of_a_dataset_are_refused(word: str) -> None:
+    assert label_ids([("0",), ("1",)], fixed=PETS, continued=[]).number["1"] == 1
+    with pytest.raises(DatasetError, match="the ids would change"):
+        label_ids([(word,)], fixed=LabelNames(PETS.names, (1, 2, 3)), continued=[])
+
+
+def test_fault_45_numbers_are_all_names_or_all_ids() -> None:
+    numbers = LabelNames(("3", "1", "2"))
+    assert label_ids([("1",), ("3",)], fixed=numbers).number["1"] == 1
+    with pytest.raises(DatasetError, match=r"names \('1'\).*ids \('0'\).*--label-kind words"):
+        label_ids([("0",), ("1",)], fixed=numbers)
+    assert label_ids([("0",), ("1",)], fixed=numbers, kind="words").unknown == {"0"}

@@ -67,6 +67,7 @@ def test_lines_that_look_like_json_are_names() -> None:
         (LabelNames(ABC, base=1), {1, 2, 3}, 1),
         (LabelNames(ABC, (0, 1, 2), base=1), {1, 2, 3}, 1),
         (LabelNames(ABC, (1, 2, 3), base=0), {0}, 0),
+        (LabelNames(ABC), {9}, 0),
         (LabelNames(ABC, (1, 2, 3)), {9}, 1),  # in no reading a class: unknown, not ambiguous
     ],
 )
@@ -85,6 +86,10 @@ def test_a_gap_between_numbers_shifts_nothing() -> None:
         (LabelNames(ABC), {1, 2}),
         (LabelNames(ABC, (1, 2, 3)), {0, 1, 2}),
         (LabelNames(ABC, (0, 1, 2)), {1, 2, 3}),
+        (LabelNames(ABC), {1, 2, 3, 99}),  # a stray number decides nothing
+        (LabelNames(ABC), {1, 2, 99}),
+        (LabelNames(ABC, (1, 2, 3)), {0, 1, 2, 99}),
+        (LabelNames(ABC, are_ids=True), {1, 2, 3}),  # a published list beside the dataset.json of another build
     ],
 )
 def test_fault_45_numbers_with_two_readings_are_refused_with_both(names: LabelNames, numbers: set[int]) -> None:
