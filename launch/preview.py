@@ -121,7 +121,7 @@ def _strips(corpus: "Corpus", config: PreviewConfig, batch: "Batch") -> "list[St
     from mae3d.io.contact_sheet import Strip
     from pipelines.sampling.requests import training_request
 
-    sound = batch.status.argmin(dim=1, keepdim=True)  # a view of the sample that was requested, if there is one
+    sound = batch.status.argmin(dim=1, keepdim=True)  # a view of the requested sample, if there is one
     request = training_request(
         corpus,
         config.data,
@@ -183,7 +183,7 @@ def _parse(argv: Sequence[str]) -> PreviewConfig:
 
 def _of_preview(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return a pasted command line of pretraining without what does not change a clip, and the names of that."""
-    own, foreign = setting_names(PreviewConfig), setting_names(PretrainConfig)
+    known, foreign = setting_names(PreviewConfig), setting_names(PretrainConfig)
     renamed = {theirs: ours for ours, theirs in FROM_RECIPE.items()}
     kept: list[str] = []
     dropped: list[str] = []
@@ -192,7 +192,7 @@ def _of_preview(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if argument.startswith("--"):
             name, equals, value = argument.removeprefix("--").partition("=")
             name = name.replace("-", "_")
-            keeps = name in renamed or name not in foreign or name in own
+            keeps = name in renamed or name not in foreign or name in known
             if keeps and name in renamed:
                 argument = f"--{renamed[name]}{equals}{value}"
             elif not keeps:

@@ -28,7 +28,6 @@ from mae3d.io.random import Stream, philox
 KNN = (1, 5, 10, 20)  # k = 20 is DINO's (Caron et al. 2021, appendix F.1 and table 2)
 PAIRS = 2**24  # pairs of a test and a train sample that are compared at a time, 16 bytes each
 TEMPERATURE = 0.07  # temperature of the votes' weights: Wu et al. 2018, section 3.4
-NEARER = 1e-8  # by which the nearest neighbour's vote is heavier, a second one's by half of it: no two sums are equal
 C_GRID = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: 1 / strength of the L2 penalty
 HELD_OUT = 0.2  # share of the train set on which C is chosen
 MAX_ITERATIONS = 1000  # limit of L-BFGS, as in CLIP's linear probes (Radford et al. 2021, appendix A.3)
@@ -58,8 +57,7 @@ def knn_scores(
         say: Takes a line after each chunk.
 
     Returns:
-        (m, C) float64 by k, each row divided by its weights: shares of the votes, 0 for a class without one. Of equal
-        shares that of the nearer neighbour is greater, by less than 1e-8.
+        (m, C) float64 by k, each row divided by its weights: shares of the votes.
     """
     train, most = _unit(train), min(max(ks), len(train))
     chunk = max(1, min(chunk, PAIRS // len(train)))
@@ -73,7 +71,6 @@ def knn_scores(
             nearest, closest = (np.take_along_axis(values, order, axis=1) for values in (nearest, closest))
             # Weights are relative to the nearest one's: the same shares, and no overflow.
             weights = np.exp((closest.astype(np.float64) - closest[:, :1]) / TEMPERATURE)
-            weights *= 1 + NEARER * 0.5 ** np.arange(most)
             for k in ks:
                 votes = np.einsum("mk,mkc->mc", weights[:, :k], targets[nearest[:, :k]].astype(np.float64))
                 scores[k][start : start + chunk] = votes / weights[:, :k].sum(axis=1, keepdims=True)

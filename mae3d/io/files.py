@@ -40,9 +40,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file; its encoding is UTF-8 under any locale."""
+    """Replace a text file; its encoding is UTF-8 under any locale, and what has no UTF-8 is written as an escape."""
     with replace_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def refuse_foreign(path: Path, *, marks: Sequence[bytes] = (MARK,)) -> None:

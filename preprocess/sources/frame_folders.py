@@ -7,11 +7,12 @@ result = source.find()
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from preprocess.plan.label_ids import number_of
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
@@ -21,7 +22,7 @@ from preprocess.sources.frame_names import FrameFolder, index_shift, left_out_fo
 from preprocess.sources.frame_notes import folder_notes, named_videos, naming_notes, stride_notes
 from preprocess.sources.frame_places import Location, counted_twofold, look_up, spans_of, unlisted_videos
 from preprocess.sources.frame_trees import FrameFolders
-from preprocess.sources.ledger import Ledger, LedgerError, read_ledger
+from preprocess.sources.ledger import Ledger, LedgerError, LedgerRow, read_ledger
 from preprocess.sources.roots import Root, Scratch
 from preprocess.sources.segments import frame_pieces
 from preprocess.sources.source import (
@@ -118,13 +119,16 @@ def _find_rows(
     label_names: LabelNames | None,
 ) -> ScanResult:
     log.info("%s", ledger.dialect)
-    names = sorted({row.name for row in ledger.rows})
+    names = sorted({row.name for row in ledger.rows} | {row.name for row in ledger.counted})
     trees = [FrameFolders(root, follow=reading.allow_outside) for root in roots]
     places, notes = look_up(names, trees, reading)
+    if counts := _by_total(ledger, places):
+        ledger = counts
+        notes.append(f"{file}: read as `name total_frames label`, because each total is the number of its frames")
     spans = spans_of(ledger.rows)
     shifts = {
-        name: index_shift(location.folder, *spans[name]) if isinstance(location, Location) else 0
-        for name, location in places.items()
+        name: index_shift(location.folder, *span) if isinstance(location := places[name], Location) else 0
+        for name, span in spans.items()
     }
     requests: list[Request] = []
     problems = list(ledger.problems)
@@ -162,6 +166,19 @@ def _find_rows(
     return ScanResult(
         requests, sorted(problems, key=lambda problem: problem.line), notes, label_names, reading.label_kind
     )
+
+
+def _by_total(ledger: Ledger, places: Mapping[str, Location | Problem]) -> Ledger | None:
+    """Return a ledger of mmaction2's rows as one of ours; None if its rows can be read as ours, or not as such."""
+    rows, fits = [], True
+    for row in ledger.counted:
+        location = places[row.name]
+        if isinstance(location, Problem) or len(location.folder.numbers) != row.total:
+            return None
+        first, last = int(location.folder.numbers[0]), int(location.folder.numbers[-1])
+        rows.append(LedgerRow(row.line, row.name, first, last + 1, row.labels))
+        fits = fits and row.total <= (number_of(row.labels[0]) or 0) <= last
+    return None if fits else Ledger(tuple(rows), (), ledger.dialect)
 
 
 def _find_trees(

@@ -49,6 +49,17 @@ class Ledger:
     rows: tuple[LedgerRow, ...]
     problems: tuple[Problem, ...]
     dialect: str
+    counted: tuple["CountedRow", ...] = ()  # the same rows read as mmaction2's; empty if a row cannot be
+
+
+@dataclass(frozen=True)
+class CountedRow:
+    """A row `name total_frames label ...` of mmaction2's lists of raw frames."""
+
+    line: int
+    name: str
+    total: int
+    labels: tuple[str, ...]
 
 
 def read_ledger(
@@ -95,7 +106,9 @@ def read_ledger(
     if not records:
         raise LedgerError(f"{source}: no row, only a header; rows are `name first last label`")
     said = f"{delimiter_name(character)}, {'a header' if has_header else 'no header'}, {len(records)} rows"
-    return Ledger(tuple(rows), tuple(problems), f"{PurePosixPath(source).name}: {said}")
+    counted = [_counted_row(line, fields, allow_outside) for line, fields in records]
+    as_counted = tuple(row for row in counted if row) if all(counted) else ()
+    return Ledger(tuple(rows), tuple(problems), f"{PurePosixPath(source).name}: {said}", as_counted)
 
 
 def decoded_lines(data: bytes, source: str) -> list[tuple[int, str]]:
@@ -174,6 +187,12 @@ def _parse_row(line: int, fields: list[str], allow_outside: bool) -> LedgerRow |
         if _is_number(label) and not -1 <= int(label) <= MAX_ID:
             return Problem("bad_row", f"label {label} is out of range; leave it out, or give -1 for none", name, line)
     return LedgerRow(line, name, first, last + 1, tuple(label for label in labels if label))
+
+
+def _counted_row(line: int, fields: list[str], allow_outside: bool) -> CountedRow | None:
+    if len(fields) < 3 or unsafe(fields[0], allow_outside=allow_outside) or not all(map(_is_number, fields[1:3])):
+        return None
+    return CountedRow(line, fields[0], int(fields[1]), tuple(filter(None, fields[2:])))
 
 
 def _is_number(text: str) -> bool:
