@@ -278,8 +278,8 @@ def _why_refused(error: Exception) -> str:
             f"it holds an object of {name}, and only tensors and plain values are opened, because others may run code: "
             "open it where it came from, and save its state dict alone, torch.save(model.state_dict(), FILE)"
         )
-    told = text.partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0] or text
-    reason = " ".join(told.split())[:300] or type(error).__name__
+    detail = text.partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0] or text
+    reason = " ".join(detail.split())[:300] or type(error).__name__
     return (
         f"it is damaged, or holds more than tensors and plain values ({reason}): fetch it again, or open it where it "
         "came from and save its state dict alone"

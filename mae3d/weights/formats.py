@@ -142,8 +142,8 @@ def _closest(foreign: State) -> str:
     shares = []
     for name in FORMATS:
         settings = replace(config, cls_embed=False, sep_pos_embed=False) if name == "videomae" else config
-        wanted = {theirs for rule in encoder_rules(name, settings) for theirs in rule.theirs}
-        shares.append((len(wanted & names) / len(wanted), name, sorted(wanted - names)))
+        expected = {theirs for rule in encoder_rules(name, settings) for theirs in rule.theirs}
+        shares.append((len(expected & names) / len(expected), name, sorted(expected - names)))
     share, name, missing = max(shares)
     return f"; closest to {name}, of whose names {', '.join(missing[:3])}, ... are missing" if share else ""
 
