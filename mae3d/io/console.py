@@ -3,6 +3,7 @@
 tolerate_any_text()        # first in a command
 """
 
+import contextlib
 import io
 import re
 import sys
@@ -21,4 +22,5 @@ def tolerate_any_text() -> None:
     """Let standard output and error write what their encoding lacks as \\u escapes instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # of a pipe that was taken for a file: it cannot be sought in
+                stream.reconfigure(errors="backslashreplace")
