@@ -39,6 +39,9 @@ class EvalConfig(ClipsConfig):
     pictures: int = bounded(4, least=0, most=10_000)
     batch: int = bounded(8, least=1, most=1 << 30)
 
+    def __post_init__(self) -> None:
+        check_bounds(self, "eval.")
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -168,6 +171,9 @@ class ValConfig(ClipsConfig):
     num_clips: int = bounded(1, least=1, most=1 << 16)
     num_crops: int = bounded(1, least=1, most=1 << 16)
     batch: int = bounded(free(8), least=1, most=1 << 30)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "val.")
 
 
 @dataclass(frozen=True)
