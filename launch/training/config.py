@@ -169,6 +169,10 @@ class ValConfig(ClipsConfig):
     num_crops: int = bounded(1, least=1, most=1 << 16)
     batch: int = bounded(free(8), least=1, most=1 << 30)
 
+    def every_steps(self, steps_per_epoch: int) -> int:
+        """Return `every` in steps, at least one; 0 if no step but the last is validated, or none."""
+        return max(round(self.every * steps_per_epoch), 1) if self.every else 0
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
