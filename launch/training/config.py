@@ -175,6 +175,10 @@ class ValConfig(ClipsConfig):
     def __post_init__(self) -> None:
         check_bounds(self, "val.")
 
+    def every_steps(self, steps_per_epoch: int) -> int:
+        """Return `every` in steps, at least one; 0 if no step but the last is validated, or none."""
+        return max(round(self.every * steps_per_epoch), 1) if self.every else 0
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
