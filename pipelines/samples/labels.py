@@ -20,9 +20,8 @@ from preprocess.dataset.index import Dataset, DatasetError
 
 Array = Any  # a pa.Array; the stubs of pyarrow do not know which
 SHOWN = 10  # so many of a list stand in a message
-_MISSING = r"^(-1(\.0*)?|[nN]a[nN]|NAN|<NA>|)$"  # as tables spell an empty cell
-_MISSING_AMONG_NUMBERS = r"(?i)^(none|null|na|n/a)$"  # among names they may be classes
-_NUMBER = r"^\+?(\d{1,9})(\.0*)?$"  # a column of pandas with an empty cell has floats
+_NUMBER = re.compile(r"\+?([0-9]+)(?:\.0*)?")  # tables with an empty cell have floats
+_MISSING = ["", "nan", "<na>", "-1", "-1.0"]  # what says that a sample has no label
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,8 @@ def read_labels(path: str | Path, datasets: Sequence[Dataset]) -> Labels:
     """Read labels from a CSV (with a header) or Parquet file, instead of the datasets'.
 
     Columns: `name` or `key` of the sample; `label`, one number or name, or `labels`, several (a list, or separated by
-    spaces). Empty cells, nan and -1 are no label, and 2.0 is 2. All samples of a name get its labels; of two rows for
-    one sample the first counts. Names that are the datasets' own keep their numbers; names that are all new are
-    numbered in alphabetical order.
+    spaces). All samples of a name get its labels; of two rows for one sample the first counts. Names that are the
+    datasets' own keep their numbers; names that are all new are numbered in alphabetical order.
 
     Raises:
         DatasetError: the file cannot be read, has other columns, no row that matches a sample, or a label that is none.
@@ -93,10 +91,9 @@ def read_labels(path: str | Path, datasets: Sequence[Dataset]) -> Labels:
     path = Path(path)
     table = _read_table(path)
     samples, of_row = _sample_column(path, table, datasets)
-    names_before = _names_of(datasets)
-    row_of_label, text = _present(*_label_column(path, table), names_before)
-    lengths = np.bincount(row_of_label, minlength=len(table))
-    numbers, names = _numbered(path, text, row_of_label, names_before)
+    labels = _label_column(path, table)
+    lengths = pc.list_value_length(labels).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    numbers, names = _numbered(path, labels.flatten(), np.repeat(np.arange(len(table)), lengths), datasets)
 
     codes = of_row.dictionary_encode()
     code_of_row = codes.indices.to_numpy(zero_copy_only=False)
@@ -191,8 +188,8 @@ def _sample_column(path: Path, table: pa.Table, datasets: Sequence[Dataset]) -> 
     return _one(joined), _one(table[column]).cast(pa.string()).fill_null("")
 
 
-def _label_column(path: Path, table: pa.Table) -> tuple[np.ndarray, Array]:
-    """Return the row of each label, ascending, and the labels: numbers or strings, null where there is none."""
+def _label_column(path: Path, table: pa.Table) -> Array:
+    """Return a list of labels per row; numbers or strings."""
     given = [name for name in ("label", "labels") if name in table.column_names]
     if len(given) != 1:
         columns = " and ".join(given) or "neither among " + ", ".join(table.column_names)
@@ -200,68 +197,64 @@ def _label_column(path: Path, table: pa.Table) -> tuple[np.ndarray, Array]:
     column: Array = _one(table[given[0]])
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if given == ["labels"] and not is_list:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        column = column.fill_null([])
+        lengths, flat = pc.list_value_length(column).to_numpy(zero_copy_only=False), column.flatten()
+    elif given == ["labels"]:
         column = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(column.cast(pa.string()).fill_null("")))
-        is_list = True
-    if not is_list:
-        return np.arange(len(column)), column
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    return np.repeat(np.arange(len(column)), lengths), column.flatten()
+        lengths, flat = pc.list_value_length(column).to_numpy(), column.flatten()
+    else:
+        lengths, flat = np.ones(len(column), np.int64), column
+    if pa.types.is_boolean(flat.type):
+        raise DatasetError(f"{path}: its labels are true and false; give whole numbers or names")
+    text: Array = pc.utf8_trim_whitespace(flat.cast(pa.string()).fill_null(""))
+    there = pc.invert(pc.is_in(pc.utf8_lower(text), pa.array(_MISSING)))
+    row = np.repeat(np.arange(len(column)), lengths)[there.to_numpy(zero_copy_only=False)]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(column)))])
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), text.filter(there))
 
 
-def _names_of(datasets: Sequence[Dataset]) -> list[str]:
-    try:
-        return united_labels(datasets).names
-    except DatasetError:  # their own labels cannot be united: the file is the remedy
-        return []
-
-
-def _present(row: np.ndarray, labels: Array, names: Sequence[str]) -> tuple[np.ndarray, Array]:
-    """Return row and text of the labels that say something: whole numbers without a fraction, or words.
-
-    One cell without a label, which makes floats or words of a whole column, must not change what the others are.
-    """
-    text: Array = pc.utf8_trim_whitespace(labels.cast(pa.string()).fill_null(""))
-    known = pc.is_in(text, value_set=pa.array(names, pa.string()))
-    text = pc.if_else(known, text, pc.replace_substring_regex(text, _NUMBER, r"\1"))
-    missing = pc.match_substring_regex(text, _MISSING)
-    empty = pc.match_substring_regex(text, _MISSING_AMONG_NUMBERS)
-    if pc.all(pc.or_(pc.or_(missing, empty), pc.match_substring_regex(text, _NUMBER))).as_py():
-        missing = pc.or_(missing, empty)
-    there: Array = pc.or_(known, pc.invert(missing))
-    return row[there.to_numpy(zero_copy_only=False)], text.filter(there)
-
-
-def _numbered(path: Path, text: Array, row: np.ndarray, names_before: list[str]) -> tuple[np.ndarray, list[str]]:
+def _numbered(path: Path, text: Array, row: np.ndarray, datasets: Sequence[Dataset]) -> tuple[np.ndarray, list[str]]:
     """Return the numbers of all labels, concatenated, and the labels' names; `row` is for messages."""
+    try:
+        names_before = united_labels(datasets).names
+    except DatasetError:  # their own labels cannot be united: the file is the remedy
+        names_before = []
     if not len(text):
         raise DatasetError(f"{path}: no labels; give whole numbers or names")
-    known = _index_in(text, pa.array(names_before, pa.string()))
-    numeric: Array = pc.match_substring_regex(text, r"^-?\d{1,9}$")
-    is_number = numeric.to_numpy(zero_copy_only=False)
-    if names_before and (known >= 0).all():
-        return known, names_before
-    if is_number.all():
-        numbers = text.cast(pa.int64()).to_numpy(zero_copy_only=False)
-        wrong = (numbers < 0) | (numbers >= len(names_before) if names_before else False)
-        if wrong.any():
-            at = int(wrong.argmax())
-            allowed = (
-                f"0 to {len(names_before) - 1}, the datasets' labels; names can be new" if names_before else "0 or more"
-            )
-            raise DatasetError(f"{_where(path, int(row[at]))}: label {numbers[at]}; numbers must be {allowed}")
-        return numbers, names_before
-    wrong = known < 0 if (known >= 0).any() else is_number
-    if wrong.any():
-        at = int(wrong.argmax())
+    encoded = text.dictionary_encode()
+    words, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+
+    def first(chosen: Sequence[str]) -> tuple[str, str]:
+        at = int(np.isin(codes, [words.index(word) for word in chosen]).argmax())
+        return _where(path, int(row[at])), words[codes[at]]
+
+    known = {name: number for number, name in enumerate(names_before)}
+    numbers = {word: int(match[1]) for word in words if (match := _NUMBER.fullmatch(word))}
+    strangers = [word for word in words if word not in known]
+    if names_before and not strangers:
+        return np.array([known[word] for word in words])[codes], names_before
+    if len(numbers) == len(words):
+        most = len(names_before) - 1 if names_before else 2**31 - 1
+        if wrong := [word for word in words if numbers[word] > most]:
+            where, word = first(wrong)
+            names = ", the datasets' labels; names can be new" if names_before else ""
+            raise DatasetError(f"{where}: label {word}; numbers must be 0 to {most}{names}")
+        return np.array([numbers[word] for word in words])[codes], names_before
+    if len(strangers) < len(words):
+        where, word = first(strangers)
         raise DatasetError(
-            f"{_where(path, int(row[at]))}: label {str(text[at])!r} is "
-            + ("no label of the datasets, though others are" if (known >= 0).any() else "a number, others are names")
-            + ": correct it, or give names that are all new"
+            f"{where}: label {word!r} is no label of the datasets, though others are: correct it, or give names that "
+            "are all new"
         )
-    names = sorted(set(text.to_pylist()))
-    return _index_in(text, pa.array(names)), names
+    if numbers:
+        (where, word), (there, name) = first(list(numbers)), first([word for word in words if word not in numbers])
+        raise DatasetError(
+            f"{where}: label {word!r} is a number, others are names, such as {name!r} ({there}): correct it, or give "
+            "names that are all new"
+        )
+    ordered = sorted(words)
+    return np.array([ordered.index(word) for word in words])[codes], ordered
 
 
 def _index_in(values: Array, among: Array) -> np.ndarray:
