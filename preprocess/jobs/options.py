@@ -246,8 +246,10 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
 
     if not options.frames and (options.ledger or options.source_fps or options.fill_gaps):
         raise ValueError("--ledger, --source-fps and --fill-gaps belong to --frames; videos have lists and a clock")
-    if not options.videos and (options.root or options.label_key or options.columns):
-        raise ValueError("--root, --columns and --label-key belong to the lists and tars of --videos")
+    if not options.videos and (options.root or options.label_key):
+        raise ValueError("--root and --label-key belong to the lists and tars of --videos")
+    if options.images and options.columns:
+        raise ValueError("--columns belongs to the lists of --videos, or to the ledger of --frames")
     reading = _from_options(Reading, options, columns=tuple(options.columns))
     scratch = Scratch(Path(options.scratch), round(options.scratch_gb * 1e9 / options.workers))
     if options.images:

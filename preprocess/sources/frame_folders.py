@@ -7,9 +7,10 @@ result = source.find()
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from preprocess.plan.label_names import LabelNames
@@ -19,9 +20,17 @@ from preprocess.sources.file_kinds import count_by_suffix
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.frame_names import FrameFolder, index_shift, left_out_folders
 from preprocess.sources.frame_notes import folder_notes, named_videos, naming_notes, stride_notes
-from preprocess.sources.frame_places import Location, counted_twofold, look_up, spans_of, unlisted_videos
+from preprocess.sources.frame_places import (
+    Location,
+    counted_twofold,
+    place_rows,
+    settle_totals,
+    spans_of,
+    unlisted_videos,
+)
 from preprocess.sources.frame_trees import FrameFolders
-from preprocess.sources.ledger import Ledger, LedgerError, read_ledger
+from preprocess.sources.ledger import Ledger, read_ledger
+from preprocess.sources.list_records import LedgerError
 from preprocess.sources.roots import Root, Scratch
 from preprocess.sources.segments import frame_pieces
 from preprocess.sources.source import (
@@ -82,17 +91,27 @@ def frame_folders(
     data, name = _ledger_bytes(roots[0], ledger, scratch=scratch)
     added = reading_identity(reading, names)
     others = [identified(root, "") for root in roots[1:]]
+    if data is None and reading.columns:
+        raise LedgerError("--columns names the columns of a ledger, and there is none: give it with --ledger")
     if data is None:
         identity = [identified(root, "") for root in roots] + added
         return Source(tuple(roots), "", identity, lambda: _find_trees(roots, settings, reading, names))
-    rows = read_ledger(
-        data, name, delimiter=reading.delimiter, header=reading.header, allow_outside=reading.allow_outside
+    ledger_read = partial(
+        read_ledger,
+        data,
+        name,
+        delimiter=reading.delimiter,
+        header=reading.header,
+        allow_outside=reading.allow_outside,
     )
+    rows = ledger_read(columns=reading.columns)
     list_name = PurePosixPath(name).name
     identity = [identified(roots[0], list_name, data), *others, *added]
-    return Source(
-        tuple(roots), list_name, identity, lambda: _find_rows(roots, rows, list_name, settings, reading, names)
-    )
+
+    def find() -> ScanResult:
+        return _find_rows(roots, rows, list_name, settings, reading, names, ledger_read)
+
+    return Source(tuple(roots), list_name, identity, find)
 
 
 def _ledger_bytes(root: Root, ledger: str | Path | None, *, scratch: Scratch) -> tuple[bytes | None, str]:
@@ -116,20 +135,22 @@ def _find_rows(
     settings: Settings,
     reading: Reading,
     label_names: LabelNames | None,
+    read: Callable[..., Ledger],
 ) -> ScanResult:
-    log.info("%s", ledger.dialect)
-    names = sorted({row.name for row in ledger.rows})
     trees = [FrameFolders(root, follow=reading.allow_outside) for root in roots]
-    places, notes = look_up(names, trees, reading)
-    spans = spans_of(ledger.rows)
+    ledger, places, notes = place_rows(ledger, trees, reading, read)
+    log.info("%s", ledger.dialect)
+    rows, problems, more = settle_totals(ledger.rows, places)
+    notes += more
+    spans = spans_of(rows)
     shifts = {
         name: index_shift(location.folder, *spans[name]) if isinstance(location, Location) else 0
         for name, location in places.items()
     }
     requests: list[Request] = []
-    problems = list(ledger.problems)
+    problems += ledger.problems
     pieces: list[int] = []
-    for row in ledger.rows:
+    for row in rows:
         location = places[row.name]
         if not isinstance(location, Problem):
             location = counted_twofold(location, *spans[row.name]) or location
@@ -144,7 +165,7 @@ def _find_rows(
             continue
         first, stop = _ends(location.folder, first, stop)
         whole = Request("frames", location.root, location.path, row.name, row.labels, file, row.line, first, stop)
-        made = list(frame_pieces(replace(whole, gaps=gaps), location.folder, settings))
+        made = list(frame_pieces(replace(whole, gaps=gaps, split=row.split), location.folder, settings))
         pieces.append(len(made))
         requests += made
     for shift, count in sorted(Counter(shifts.values()).items()):

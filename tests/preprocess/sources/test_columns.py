@@ -3,7 +3,7 @@ import math
 import pytest
 
 from preprocess.sources.columns import MAX_FRAME, read_columns, seconds_of
-from preprocess.sources.ledger import LedgerError
+from preprocess.sources.list_records import LedgerError
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_fault_45_frames_are_half_open_and_a_last_frame_is_included(
     columns = read_columns(["path", *names], [], source="x.csv")
     assert columns.frames(["a.mp4", *fields]) == frames
     with_seconds = read_columns(["path", *names, "start_s", "end_s"], [], source="x.csv")
-    assert with_seconds.frames(["a.mp4", *fields, "1", "2"]) is None  # seconds need no rate
+    assert with_seconds.has_seconds(["a.mp4", *fields, "1", "2"])  # they need no rate
 
 
 def test_milliseconds_and_a_duration() -> None:

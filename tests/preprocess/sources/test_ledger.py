@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.sources.ledger import Delimiter, Header, Ledger, LedgerError, LedgerRow
+from preprocess.sources.ledger import Ledger, LedgerRow
 from preprocess.sources.ledger import read_ledger as parse
+from preprocess.sources.list_records import Delimiter, Header, LedgerError
 
 
 def read_ledger(path: Path, *, delimiter: Delimiter = "auto", header: Header = "auto") -> Ledger:

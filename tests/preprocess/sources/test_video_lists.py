@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess.sources.ledger import LedgerError
+from preprocess.sources.list_records import LedgerError
 from preprocess.sources.video_lists import ListRow, VideoList, read_list
 
 
@@ -178,7 +178,9 @@ def test_an_archive_is_refused_as_one(magic: bytes) -> None:
 
 
 def test_fault_45_a_header_of_unknown_names_is_no_row() -> None:
-    with pytest.raises(LedgerError, match=r"'t_begin' is not understood.*--columns start=t_begin"):
+    with pytest.raises(
+        LedgerError, match=r"'clipfile' is not understood.*--columns path=clipfile start=t_begin end=t_finish, or"
+    ):
         read_list(b"clipfile,t_begin,t_finish\na.mp4,0,10\n", "list.csv")
     with pytest.raises(LedgerError, match=r"no column is called path.*--columns path="):
         read_list(b"clipfile,x\na.mp4,0\n", "list.csv")
