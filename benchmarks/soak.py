@@ -137,7 +137,7 @@ def _row(number: int, offset: int, jpeg: bytes) -> dict[str, object]:
 
 
 def _watch(run: Path, seconds: float, seen: list[State], over: threading.Event) -> None:
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     process, start = psutil.Process(), time.monotonic()
     while not over.wait(min(60.0, seconds / 20)):

@@ -21,6 +21,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
 from launch.common.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
 from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, clips_config, trained_data
 from launch.common.sole_writer import sole_writer
+from mae3d.io.bounds import FILLED, bounded, check_bounds
 from mae3d.io.resume import free
 
 if TYPE_CHECKING:
@@ -53,24 +54,23 @@ class EmbedConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
-    run: str
-    out: str
+    run: str = field(metadata=FILLED)
+    out: str = field(metadata=FILLED)
     data: ClipsConfig = field(default_factory=ClipsConfig)
     videos: tuple[str, ...] = ()
     layer: int = -1
     pool: Literal["mean", "cls", "tokens"] = "mean"
-    num_clips: int = 1
-    every: float = 0
+    num_clips: int = bounded(1, least=1, most=1 << 16)
+    every: float = bounded(0, least=0)
     map: str = ""
-    batch: int = 8
+    batch: int = bounded(8, least=1, most=1 << 30)
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if bool(self.videos) == bool(self.data.shards):
             raise ValueError("give either --data.shards or --videos")
-        if self.every < 0 or self.batch < 1:
-            raise ValueError(f"--every {self.every:g} must not be negative, --batch {self.batch} be 1 or more")
         if self.every and self.num_clips > 1:
             raise ValueError(f"--num_clips {self.num_clips}: with --every each clip has a row of its own")
         if self.map and self.pool == "tokens":

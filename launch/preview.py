@@ -2,7 +2,8 @@
 
     python launch/preview.py OUT --config k400_vit_large --data.shards out/shards --data.rand_augment rand-m7-inc1
 
-Of a recipe it takes `data`, model.num_frames, model.img_size and train.seed; options go over it. The batches come
+Of a recipe, and of the options of pretrain.py, it takes `data`, model.num_frames, model.img_size and train.seed; the
+rest changes no clip, and is named and left out. The batches come
 through the real Loader on the CPU (rank 0 of 1), from the start of an epoch. Under the order `global` they begin with
 the trainer's own first samples and views; under `shards` with those of a run of this --batch.
 """
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.common.cli import EXIT_DONE, parse, reporting
+from launch.common.cli import EXIT_DONE, parse, reporting, setting_names
 from launch.common.sole_writer import sole_writer
+from launch.training.config import PretrainConfig
+from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from pipelines.sampling.requests import BatchRequest
     from pipelines.stream import Batch
 
-# Options that a recipe has in another section.
+# Options that a recipe, and the command line of pretraining, have in another section.
 FROM_RECIPE = {"num_frames": "model.num_frames", "size": "model.img_size", "seed": "train.seed"}
 
 
@@ -47,21 +50,17 @@ class PreviewConfig:
         batches: how many.
     """
 
-    out: str
+    out: str = field(metadata=FILLED)
     data: DataConfig = field(default_factory=DataConfig)
-    num_frames: int = 16
-    size: int = 224
-    batch: int = 4
-    seed: int = 0
-    epoch: int = 0
-    batches: int = 1
+    num_frames: int = bounded(16, least=1, most=1 << 20)
+    size: int = bounded(224, least=1, most=1 << 16)
+    batch: int = bounded(4, least=1, most=1 << 20)
+    seed: int = seeded()
+    epoch: int = bounded(0, least=0)
+    batches: int = bounded(1, least=1, most=100_000)
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "size", "batch", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: give 1 or more")
-        if self.epoch < 0:
-            raise ValueError(f"--epoch {self.epoch}: give 0 or more")
+        check_bounds(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,7 +121,7 @@ def _strips(corpus: "Corpus", config: PreviewConfig, batch: "Batch") -> "list[St
     from mae3d.io.contact_sheet import Strip
     from pipelines.sampling.requests import training_request
 
-    sound = batch.status.argmin(dim=1, keepdim=True)  # a view of the sample that was asked for, if there is one
+    sound = batch.status.argmin(dim=1, keepdim=True)  # a view of the requested sample, if there is one
     request = training_request(
         corpus,
         config.data,
@@ -176,7 +175,31 @@ def _view_in_words(view: "View", frame_size: str) -> str:
 def _parse(argv: Sequence[str]) -> PreviewConfig:
     if argv and not argv[0].startswith("-"):
         argv = ["--out", *argv]
+    argv, dropped = _of_preview(argv)
+    if dropped:
+        print(f"not of the pictures, so without effect here: {', '.join(dropped)}", file=sys.stderr)
     return parse(PreviewConfig, argv, prog="preview.py", description=str(__doc__), from_recipe=FROM_RECIPE)
+
+
+def _of_preview(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return a pasted command line of pretraining without what does not change a clip, and the names of that."""
+    known, foreign = setting_names(PreviewConfig), setting_names(PretrainConfig)
+    renamed = {theirs: ours for ours, theirs in FROM_RECIPE.items()}
+    kept: list[str] = []
+    dropped: list[str] = []
+    keeps = True
+    for argument in argv:
+        if argument.startswith("--"):
+            name, equals, value = argument.removeprefix("--").partition("=")
+            name = name.replace("-", "_")
+            keeps = name in renamed or name not in foreign or name in known
+            if keeps and name in renamed:
+                argument = f"--{renamed[name]}{equals}{value}"
+            elif not keeps:
+                dropped.append(f"--{name}")
+        if keeps:
+            kept.append(argument)
+    return kept, dropped
 
 
 if __name__ == "__main__":

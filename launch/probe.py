@@ -12,7 +12,7 @@ Features are computed once, on all ranks, and kept in DIR as tables of launch/em
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ from launch.common.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_thread
 from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, trained_data
 from launch.common.sole_writer import sole_writer
 from launch.common.tables import aligned, columns_of
+from mae3d.io.bounds import FILLED, GREATEST, bounded, check_bounds, seeded
 from mae3d.io.resume import free
 
 if TYPE_CHECKING:
@@ -61,31 +62,32 @@ class ProbeConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
-    run: str
+    run: str = field(metadata=FILLED)
     data: ClipsConfig
     test: ClipsConfig
-    out: str
+    out: str = field(metadata=FILLED)
     probes: tuple[str, ...] = ("knn", "linear")
     layer: int = -1
     pool: Literal["mean", "cls"] = "mean"
-    num_clips: int = 1
+    num_clips: int = bounded(1, least=1, most=1 << 16)
     random_init: bool = False
-    few_shot: tuple[int, ...] = ()
-    seeds: int = 3
-    seed: int = 0
-    batch: int = 8
+    few_shot: tuple[int, ...] = bounded((), least=1)
+    seeds: int = bounded(3, least=1, most=1 << 16)
+    seed: int = seeded()
+    batch: int = bounded(8, least=1, most=1 << 30)
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         unknown = [probe for probe in self.probes if probe not in PROBES]
         if unknown or not self.probes:
             raise ValueError(f"--probes {' '.join(unknown)}: give some of {', '.join(PROBES)}")
         for name, side in (("data", self.data), ("test", self.test)):
             if not side.shards:
                 raise ValueError(f"--{name}.shards is missing: give the folder made by `python -m preprocess build`")
-        if self.few_shot and (min(self.few_shot) < 1 or self.seeds < 1):
-            raise ValueError(f"--few_shot {list(self.few_shot)}, --seeds {self.seeds}: give 1 or more of each")
+        if self.few_shot and self.seed > GREATEST - self.seeds:
+            raise ValueError(f"--seed {self.seed} leaves no room for --seeds {self.seeds}: give a smaller one")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -198,6 +200,9 @@ def _open_sets(
             multi_label=multi_label,
             option=option,
         )
+    classes = {label for row in sets[0].rows.tolist() for label in train.corpus.labels.of(row)}
+    if "linear" in config.probes and not multi_label and len(classes) < 2:
+        raise ValueError(f"{train.corpus}: all train samples have one class: give samples of two or more, or no linear")
     return sets[0], sets[1]
 
 

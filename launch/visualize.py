@@ -8,7 +8,7 @@ python launch/visualize.py --run runs/a --data.shards OUT --out DIR --show neigh
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from launch.report.attention import AttentionQuery, attention_section, check_que
 from launch.report.clips import IMAGES, Clip, read_clips, read_videos
 from launch.report.neighbours import neighbour_section, pool_of_dataset, pool_of_table
 from launch.report.reconstruction import mask_facts, reconstruction_section
+from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
 from mae3d.io.random import Stream
 from mae3d.model.config import nearest
 from pipelines.config import DataConfig
@@ -68,25 +69,28 @@ class VisualizeConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
-    run: str
+    run: str = field(metadata=FILLED)
     data: ClipsConfig
-    out: str
+    out: str = field(metadata=FILLED)
     show: tuple[str, ...] = ()
-    samples: int = 8
+    samples: int = bounded(8, least=1, most=10_000)
     keys: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
     mask: tuple[str, ...] = ()
-    mask_ratio: float | None = None
+    mask_ratio: float | None = bounded(None, least=0, below=1)
     layer: int = -1
     head: str = "mean"
     query: str | None = None
     rollout: bool = False
-    neighbours: int = 5
-    pool: int = 1000
+    neighbours: int = bounded(5, least=1, most=10_000)
+    pool: int = bounded(1000, least=1)
     embeddings: str = ""
-    seed: int = 0
-    frame_ms: int = 160
+    seed: int = seeded()
+    frame_ms: int = bounded(160, least=1, most=600_000)
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

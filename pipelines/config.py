@@ -6,10 +6,15 @@ DataConfig(shards="out/shards", sampling_rate=8, repeat_aug=4, windows="shared")
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from mae3d.io.bounds import bounded, check_bounds, seeded
 from mae3d.io.resume import free
+
+RATE: Mapping[str, Any] = {"above": 0, "most": 1e6}  # bounds of frames, and of frames per second
+CACHE_GB: Mapping[str, Any] = {"above": 0, "most": 1e9}
 
 
 @dataclass(frozen=True)
@@ -26,15 +31,12 @@ class SelectConfig:
 
     split: str = ""
     names: str = ""
-    fraction: float = 1
-    per_class: int = 0
-    seed: int = 0
+    fraction: float = bounded(1, above=0, most=1)
+    per_class: int = bounded(0, least=0)
+    seed: int = seeded()
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"data.select.fraction={self.fraction} must lie in (0, 1]")
-        if self.per_class < 0:
-            raise ValueError(f"data.select.per_class={self.per_class} must not be negative")
+        check_bounds(self, "select.")
 
 
 @dataclass(frozen=True)
@@ -133,52 +135,44 @@ class DataConfig:
     """
 
     shards: str | tuple[str, ...] = free("", local=True)
-    weights: tuple[float, ...] = ()
+    weights: tuple[float, ...] = bounded((), least=0, most=1e9)
     labels: str = ""
     select: SelectConfig = field(default_factory=SelectConfig)
     exclude_bad_shards: bool = free(False)
     order: Literal["auto", "global", "shards"] = free("auto")
-    mix_shards: int = free(16)
+    mix_shards: int = bounded(free(16), least=1)
     on_change: Literal["refuse", "new-epoch"] = free("refuse")
     sampling: Literal["strided", "segments"] = "strided"
-    sampling_rate: float = 4
-    target_fps: float = 30
-    num_segments: int = 8
-    frames_per_segment: int = 2
+    sampling_rate: float = bounded(4, **RATE)
+    target_fps: float = bounded(30, **RATE)
+    num_segments: int = bounded(8, least=1, most=1 << 20)
+    frames_per_segment: int = bounded(2, least=1, most=1 << 20)
     short: Literal["loop", "pad", "drop"] = "loop"
-    repeat_aug: int = 4
+    repeat_aug: int = bounded(4, least=1, most=1 << 16)
     windows: Literal["own", "shared"] = "own"
-    area: tuple[float, float] = (0.5, 1.0)
-    aspect: tuple[float, float] = (0.75, 4 / 3)
-    flip: float = 0.5
-    short_side: tuple[int, int] = (0, 0)
+    area: tuple[float, float] = bounded((0.5, 1.0), above=0, most=1)
+    aspect: tuple[float, float] = bounded((0.75, 4 / 3), above=0, most=1000)
+    flip: float = bounded(0.5, least=0, most=1, hint="it is a probability")
+    short_side: tuple[int, int] = bounded((0, 0), least=0, most=1 << 16)
     rand_augment: str = ""
-    colour_jitter: float = 0
-    erase: float = 0
+    colour_jitter: float = bounded(0, least=0, most=100)
+    erase: float = bounded(0, least=0, most=1, hint="it is a probability")
     decode: Literal["auto", "mixed", "cpu"] = free("auto")
-    read_threads: int = free(16, local=True)
-    decode_threads: int = free(0, local=True)
-    prefetch: int = free(4)
-    read_gap: int = free(-1)
-    retries: int = free(5)
-    max_bad: int = free(100)
+    read_threads: int = bounded(free(16, local=True), least=1, most=4096)
+    decode_threads: int = bounded(free(0, local=True), least=0, most=4096)
+    prefetch: int = bounded(free(4), least=1, most=4096)
+    read_gap: int = bounded(free(-1), least=-1)
+    retries: int = bounded(free(5), least=0, most=1000)
+    max_bad: int = bounded(free(100), least=0)
     cache: str = free("", local=True)
-    cache_gb: float = free(100, local=True)
+    cache_gb: float = bounded(free(100, local=True), **CACHE_GB)
 
     def __post_init__(self) -> None:
-        positive = ("sampling_rate", "target_fps", "num_segments", "frames_per_segment", "repeat_aug")
-        for name in (*positive, "read_threads", "prefetch", "mix_shards"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be greater than 0")
-        for name, bound in (("area", 1.0), ("aspect", float("inf"))):
+        check_bounds(self, "data.")
+        for name in ("area", "aspect"):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= bound:
-                raise ValueError(f"data.{name}={[low, high]} must rise and lie in (0, {bound:g}]")
-        for name in ("flip", "erase"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.{name}={getattr(self, name)} is a probability: give 0 to 1")
-        if self.colour_jitter < 0:
-            raise ValueError(f"data.colour_jitter={self.colour_jitter} must not be negative")
+            if low > high:
+                raise ValueError(f"data.{name}={[low, high]} must rise: give the least, then the greatest")
         shortest, longest = self.short_side
         if not (0 < shortest <= longest or shortest == longest == 0):
             raise ValueError(f"data.short_side={[shortest, longest]} must rise, such as 256 320; 0 0 switches it off")

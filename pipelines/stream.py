@@ -54,7 +54,7 @@ class Batch:
 
     @property
     def is_whole(self) -> torch.Tensor:
-        """Return (B,) bool: all views are of the sample that was asked for, which is no padding."""
+        """Return (B,) bool: all views are of the requested sample, which is no padding."""
         return (self.status == STATUS_OK).all(dim=1)
 
 

@@ -16,12 +16,14 @@ from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
 import yaml
 
+from mae3d.io.bounds import check_values
 from mae3d.io.console import tolerate_any_text
+from mae3d.io.files import looked_for
 from mae3d.io.resume import dotted
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def parse(
         # The recipe goes first as options of its own, so that both are checked against the types alike.
         namespace = parser.parse_args([*_as_options(recipe, known, lists), *rest])
         del namespace["config"]
+        check_values(config_class, namespace.as_dict())  # under the options' names, which a section does not know
         return config_class(**parser.instantiate(namespace).as_dict())
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         fail(_readable(error))
@@ -86,6 +89,15 @@ def defaults_of(config: Any) -> dict[str, Any]:
         elif field.default is not dataclasses.MISSING:
             defaults[field.name] = field.default
     return defaults
+
+
+def setting_names(config_class: Any, prefix: str = "") -> set[str]:
+    """Return the dotted names of the settings of a dataclass of dataclasses, as its options have them."""
+    names = set()
+    for name, kind in get_type_hints(config_class).items():
+        is_section = dataclasses.is_dataclass(kind)
+        names |= setting_names(kind, f"{prefix}{name}.") if is_section else {f"{prefix}{name}"}
+    return names
 
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
@@ -115,7 +127,8 @@ def reporting(where: str = "") -> Iterator[None]:
         fail(str(error))
     except OSError as error:
         name = error.filename or where
-        fail(f"{name}: {error.strerror or error}" if name else str(error), EXIT_IO)
+        from_here = looked_for(name) if name and isinstance(error, FileNotFoundError) else ""
+        fail(f"{name}: {error.strerror or error}{from_here}" if name else str(error), EXIT_IO)
     except RuntimeError as error:
         if type(error) is RuntimeError:
             from mae3d.distributed import is_lost_peer
@@ -245,7 +258,8 @@ def _read_recipe(name: str, known: set[str], from_recipe: Mapping[str, str]) -> 
         path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-        fail(f"--config {name}: no such file, nor a recipe: {', '.join(recipes)}")
+        hint = looked_for(name) if path.parent != Path() else ""
+        fail(f"--config {name}: no such file{hint}, nor a recipe: {', '.join(recipes)}")
     text = path.read_text(encoding="utf-8")
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -298,4 +312,7 @@ def _nearest(name: str, known: set[str], dashes: str) -> str:
 def _readable(error: Exception) -> str:
     """Return jsonargparse's message on one line, without the definition of the type."""
     message = str(error).strip()
+    # Words that YAML does not know as numbers; `.nan` and `.inf` come to the bounds.
+    if no_number := re.search(r'Parser key "([^"]+)".*value: ([+-]?(?:nan|inf(?:inity)?))$', message, re.I | re.S):
+        return f"{no_number[1]}={no_number[2]} must be a finite number"
     return " ".join(line.strip() for line in message.splitlines() if line.strip()) or repr(error)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mae3d.io.bounds import bounded, check_bounds
 from mae3d.io.resume import free
-from pipelines.config import DataConfig, SelectConfig
+from pipelines.config import CACHE_GB, RATE, DataConfig, SelectConfig
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
@@ -37,10 +38,13 @@ class ClipsConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     exclude_bad_shards: bool = free(False)
     cache: str = free("", local=True)
-    cache_gb: float = free(DataConfig.cache_gb, local=True)
+    cache_gb: float = bounded(free(DataConfig.cache_gb, local=True), **CACHE_GB)
     decode: Literal["auto", "mixed", "cpu"] = free("auto")
-    sampling_rate: float | None = None
-    target_fps: float | None = None
+    sampling_rate: float | None = bounded(None, **RATE)
+    target_fps: float | None = bounded(None, **RATE)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def agreed_model_file(run: str, world: "World") -> Path:

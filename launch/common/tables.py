@@ -8,7 +8,7 @@ A table is columns of equal length by name; None is an empty cell.
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,15 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def write_csv(path: Path, columns: Columns) -> None:
     """Replace a CSV file with a header line."""
+    write_rows(path, [list(columns), *zip(*columns.values(), strict=True)])
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Replace a CSV file by lines of which the first is the head; two of its names may be alike."""
     from mae3d.io.files import write_text
 
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(columns), *zip(*columns.values(), strict=True)])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
 
 

@@ -8,13 +8,14 @@ sums them, which ranks alike.
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.common.tables import write_csv
+from launch.common.tables import write_csv, write_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,7 @@ PREDICTIONS, METRICS = "predictions.parquet", "metrics.json"
 MAX_MATRIX = 2000  # classes; of more, the pairs that occur are listed instead of a matrix, and no picture is drawn
 CLASSES, CONFUSION, CONFUSION_PICTURE = "classes.csv", "confusion.csv", "confusion.png"
 TOP = 5
+BYTES_A_SCORE = 16  # of memory that the figures take: the scores, a copy of them, targets and orders
 
 
 def classify(config: "EvaluateConfig", world: "World") -> str:
@@ -54,6 +56,7 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     model = load_classifier(file)
     samples = open_samples(config.data, trained_data(file), model.config, world)
     _number_labels(samples, model.config)
+    _check_size(len(samples.rows), model.config.num_classes)
     out, views = Path(config.out), {"num_clips": config.num_clips, "num_crops": config.num_crops}
     settings = common_settings(config, file, samples, world) | views
     model.to(world.device)
@@ -100,6 +103,17 @@ def _number_labels(samples: "EvalSet", model_config: "ClassifierConfig") -> None
         num_classes=model_config.num_classes,
         multi_label=model_config.multi_label,
     )
+
+
+def _check_size(samples: int, classes: int) -> None:
+    """Refuse, before any clip is read, an evaluation whose figures would not fit into this machine's memory."""
+    needed = BYTES_A_SCORE * samples * classes
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise ValueError(
+            f"the scores of {samples:,} samples and {classes:,} classes take {needed / 1e9:.0f} GB in the end, this "
+            f"machine has {memory / 1e9:.0f} GB: evaluate in parts, with --data.select.names FILE"
+        )
 
 
 def scores_of(model: "Classifier", batch: "Batch", *, at_once: int, precision: str) -> np.ndarray:
@@ -236,8 +250,8 @@ def _single_label_figures(
         write_csv(out / CONFUSION, pairs | {"samples": counts})
         return metrics, classes
     matrix = confusion(scores, targets)
-    by_prediction = dict(zip(classes["name"], matrix.T.tolist(), strict=True))
-    write_csv(out / CONFUSION, {"true \\ predicted": classes["name"], **by_prediction})
+    by_class = zip(classes["name"], matrix.tolist(), strict=True)
+    write_rows(out / CONFUSION, [["true \\ predicted", *classes["name"]], *([name, *row] for name, row in by_class)])
     plot_confusion(matrix, out / CONFUSION_PICTURE, names=names)
     return metrics, classes
 

@@ -6,6 +6,8 @@ compare(features, ["knn", "linear"], few_shot=[1, 10], seeds=3)["probes"]
 
 import json
 import statistics
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +20,14 @@ import pyarrow.parquet as pq
 
 from launch.inference.embeddings import read_vectors
 from launch.inference.sharded_table import METADATA
-from mae3d.analysis.probes import attentive_scores, few_shot_rows, knn_scores, linear_scores
+from mae3d.analysis.probes import Say, attentive_scores, few_shot_rows, knn_scores, linear_scores
 from mae3d.analysis.scores import hits_at, mean_average_precision
 from pipelines.samples.labels import many_hot
 
 if TYPE_CHECKING:
     import torch
 
+SAID_EVERY = 10.0  # seconds between two lines of progress
 VECTORS, TOKENS = "{}.parquet", "{}_tokens.parquet"  # of `train` and `test`
 TOP = 5
 
@@ -48,6 +51,20 @@ class FeatureTables:
     device: "torch.device"
 
 
+class Progress:
+    """Lines on stderr, not more than one in ten seconds, so that a stage of minutes is seen to go on."""
+
+    def __init__(self) -> None:
+        self._said = 0.0
+
+    def __call__(self, line: str) -> None:
+        """Print a line, unless the last one is too young."""
+        now = time.monotonic()
+        if now - self._said >= SAID_EVERY or not self._said:
+            self._said = now
+            print(line, file=sys.stderr, flush=True)
+
+
 def compare(
     tables: FeatureTables, probes: Sequence[str], *, few_shot: Sequence[int] = (), seeds: int = 3, seed: int = 0
 ) -> dict[str, Any]:
@@ -64,16 +81,17 @@ def compare(
         `train` and `test` (samples, failed), `classes`, `probes`: one row each, beginning with the share of the train
         set's most frequent class, and `few_shot`: one row each of mean and standard deviation over the draws.
     """
+    say = Progress()
     results: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     shot_rows: list[dict[str, Any]] = []
     if {"knn", "linear"} & set(probes):
         sets = [_vectors(tables, name) for name in ("train", "test")]
         results = _counted(tables, VECTORS, *sets)
-        rows += _simple(tables, probes, *sets, seed=seed)
+        rows += _simple(tables, probes, *sets, seed=seed, say=say)
         for shots in few_shot:
             draws = [
-                list(_simple(tables, probes, _first_shots(sets[0], shots, draw), sets[1], seed=draw))
+                list(_simple(tables, probes, _first_shots(sets[0], shots, draw), sets[1], seed=draw, say=say))
                 for draw in range(seed, seed + seeds)
             ]
             shot_rows += [{"shots": shots, **_spread(runs)} for runs in zip(*draws, strict=True)]
@@ -81,7 +99,7 @@ def compare(
         with TemporaryDirectory(dir=tables.folder) as aside:
             sets = [_tokens(tables, name, Path(aside) / name) for name in ("train", "test")]
             results = results or _counted(tables, TOKENS, *sets)
-            rows.append(_attentive(tables, *sets, seed=seed))
+            rows.append(_attentive(tables, *sets, seed=seed, say=say))
     frequent = np.broadcast_to(sets[0].targets.mean(axis=0), sets[1].targets.shape)
     rows.insert(0, {"probe": "most frequent", **_measured(tables, frequent, sets[1])})
     return results | {"classes": tables.num_classes, "probes": rows, "few_shot": shot_rows}
@@ -95,20 +113,20 @@ class FeatureSet(NamedTuple):
 
 
 def _simple(
-    tables: FeatureTables, probes: Sequence[str], train: FeatureSet, test: FeatureSet, *, seed: int
+    tables: FeatureTables, probes: Sequence[str], train: FeatureSet, test: FeatureSet, *, seed: int, say: Say
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each k of the nearest neighbours, and one of the linear probe."""
     if "knn" in probes:
-        for k, scores in knn_scores(train.features, train.targets, test.features).items():
+        for k, scores in knn_scores(train.features, train.targets, test.features, say=say).items():
             yield {"probe": f"knn, k={k}", **_measured(tables, scores, test)}
     if "linear" in probes:
         scores, chosen = linear_scores(
-            train.features, train.targets, test.features, multi_label=tables.multi_label, seed=seed
+            train.features, train.targets, test.features, multi_label=tables.multi_label, seed=seed, say=say
         )
         yield {"probe": "linear", **_measured(tables, scores, test), **chosen}
 
 
-def _attentive(tables: FeatureTables, train: FeatureSet, test: FeatureSet, *, seed: int) -> dict[str, Any]:
+def _attentive(tables: FeatureTables, train: FeatureSet, test: FeatureSet, *, seed: int, say: Say) -> dict[str, Any]:
     scores, trained = attentive_scores(
         train.features,
         train.targets,
@@ -117,6 +135,7 @@ def _attentive(tables: FeatureTables, train: FeatureSet, test: FeatureSet, *, se
         num_heads=tables.num_heads,
         device=tables.device,
         seed=seed,
+        say=say,
     )
     return {"probe": "attentive", **_measured(tables, scores, test), **trained}
 

@@ -1,9 +1,10 @@
 """`launch/evaluate.py`'s options, both tasks'."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from launch.common.clip_options import ClipsConfig
+from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
 from mae3d.io.resume import free
 
 
@@ -31,24 +32,20 @@ class EvaluateConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
-    run: str
+    run: str = field(metadata=FILLED)
     data: ClipsConfig
-    out: str
+    out: str = field(metadata=FILLED)
     task: Literal["classification", "reconstruction"] = "classification"
-    num_clips: int = 5
-    num_crops: int = 3
+    num_clips: int = bounded(5, least=1, most=1 << 16)
+    num_crops: int = bounded(3, least=1, most=1 << 16)
     mask: tuple[str, ...] = ()
-    mask_ratio: float | None = None
-    draws: int = 1
-    seed: int = 0
+    mask_ratio: float | None = bounded(None, least=0, below=1)
+    draws: int = bounded(1, least=1, most=1 << 16)
+    seed: int = seeded()
     reverse: bool = False
-    batch: int = 16
+    batch: int = bounded(16, least=1, most=1 << 30)
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "num_crops", "draws", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: give 1 or more")
-        if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: give 0 or more")
+        check_bounds(self)

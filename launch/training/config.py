@@ -6,11 +6,12 @@ Commands read them for `--help`: no heavy imports here.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from launch.common.clip_options import ClipsConfig
+from mae3d.io.bounds import GREATEST, bounded, bounds_of, check_bounds
 from mae3d.io.resume import free
-from mae3d.model.config import MAEConfig, MixConfig
+from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig
 from mae3d.tracking.config import LogConfig
 from mae3d.training.config import FinetuneOptimConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
@@ -32,16 +33,11 @@ class EvalConfig(ClipsConfig):
         batch: samples at a time.
     """
 
-    every: int = 0
-    samples: int = 256
-    pool: int = 1024
-    pictures: int = 4
-    batch: int = 8
-
-    def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("samples", 1), ("pool", 0), ("pictures", 0), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"eval.{name}={getattr(self, name)} must be {least} or more")
+    every: int = bounded(0, least=0)
+    samples: int = bounded(256, least=1)
+    pool: int = bounded(1024, least=0)
+    pictures: int = bounded(4, least=0, most=10_000)
+    batch: int = bounded(8, least=1, most=1 << 30)
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,11 @@ class PretrainConfig:
     extend: bool = free(False)
 
 
+def _as_classifier(name: str, default: Any = None) -> Any:
+    """Return a field under the bounds that the model itself has for it."""
+    return bounded(default, **vars(bounds_of(ClassifierConfig, name)))
+
+
 @dataclass(frozen=True)
 class FinetuneModelConfig:
     """The classifier. What is null is as `init` has it; from scratch, as the preset has it.
@@ -107,28 +108,31 @@ class FinetuneModelConfig:
     """
 
     preset: str | None = None
-    img_size: int | None = None
-    num_frames: int | None = None
-    patch_size: int | None = None
-    t_patch_size: int | None = None
-    embed_dim: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    mlp_ratio: float | None = None
+    img_size: int | None = _as_classifier("img_size")
+    num_frames: int | None = _as_classifier("num_frames")
+    patch_size: int | None = _as_classifier("patch_size")
+    t_patch_size: int | None = _as_classifier("t_patch_size")
+    embed_dim: int | None = _as_classifier("embed_dim")
+    depth: int | None = _as_classifier("depth")
+    num_heads: int | None = _as_classifier("num_heads")
+    mlp_ratio: float | None = _as_classifier("mlp_ratio")
     qkv_bias: bool | None = None
     cls_embed: bool | None = None
     sep_pos_embed: bool | None = None
     trunc_init: bool | None = None
     pos_init: Literal["normal", "sines"] | None = None
-    mean: float | tuple[float, float, float] | None = None
-    std: float | tuple[float, float, float] | None = None
-    num_classes: int | None = None
+    mean: float | tuple[float, float, float] | None = _as_classifier("mean")
+    std: float | tuple[float, float, float] | None = _as_classifier("std")
+    num_classes: int | None = _as_classifier("num_classes")
     class_names: tuple[str, ...] = ()
     multi_label: bool | None = None
     pooling: Literal["mean", "cls"] = "mean"
-    dropout: float = 0.0
-    drop_path: float = 0.1
-    head_std: float = 2e-5
+    dropout: float = _as_classifier("dropout", 0.0)
+    drop_path: float = _as_classifier("drop_path", 0.1)
+    head_std: float = _as_classifier("head_std", 2e-5)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "model.")
 
 
 @dataclass(frozen=True)
@@ -160,17 +164,10 @@ class ValConfig(ClipsConfig):
         batch: samples at a time.
     """
 
-    every: float | None = 1.0
-    num_clips: int = 1
-    num_crops: int = 1
-    batch: int = free(8)
-
-    def __post_init__(self) -> None:
-        if self.every is not None and self.every < 0:
-            raise ValueError(f"val.every={self.every} must be 0 or more")
-        for name in ("num_clips", "num_crops", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"val.{name}={getattr(self, name)} must be 1 or more")
+    every: float | None = bounded(1.0, least=0, most=1e9)
+    num_clips: int = bounded(1, least=1, most=1 << 16)
+    num_crops: int = bounded(1, least=1, most=1 << 16)
+    batch: int = bounded(free(8), least=1, most=1 << 30)
 
 
 @dataclass(frozen=True)
@@ -203,14 +200,15 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=50))
     run: RunConfig = free(default_factory=RunConfig)
     log: LogConfig = free(default_factory=LogConfig)
-    few_shot: tuple[int, ...] = ()
-    seeds: int = 3
+    few_shot: tuple[int, ...] = bounded((), least=1)
+    seeds: int = bounded(3, least=1, most=1 << 16)
     device: str = free("auto", local=True)
     extend: bool = free(False)
 
     def __post_init__(self) -> None:
-        if any(shots < 1 for shots in self.few_shot) or self.seeds < 1:
-            raise ValueError(f"few_shot={list(self.few_shot)} and seeds={self.seeds} must be 1 or more")
+        check_bounds(self)
+        if self.few_shot and self.train.seed > GREATEST - self.seeds:
+            raise ValueError(f"train.seed={self.train.seed} leaves no room for seeds={self.seeds}: give a smaller one")
         if len(set(self.few_shot)) < len(self.few_shot):
             raise ValueError(f"few_shot={list(self.few_shot)} names a number twice")
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from launch.training.config import TrainingConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mae3d.distributed import World
     from mae3d.model.config import ClassifierConfig, MAEConfig
     from mae3d.tracking.run_dir import Run
@@ -56,10 +58,11 @@ def start_summary(
     size = f"{model_config.num_frames}x{model_config.img_size}x{model_config.img_size}"
     return {
         "model": f"{model_config.preset}, {parameters / 1e6:.1f} M parameters, clips {size}, {model_note}",
-        **_data_lines(data, corpus, loader),
+        **_data_lines(data, corpus, loader, num_frames=model_config.num_frames),
+        **_mismatches(data, corpus, loader.rows, size=model_config.img_size),
         "step": f"{train.global_batch} samples x {data.repeat_aug} views = {schedule.clips_per_step} clips "
         f"(processes {ranks.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
-        "rate": rate,
+        "rate": f"{rate}; {_course(schedule)}",
         "length": f"{schedule.total_steps:,} steps = {epochs:.1f} epochs of {loader.steps_per_epoch}",
         "memory": f"about {(states + activations) / 2**30:.1f} GiB per rank ({states / 2**30:.1f} for weights and "
         f"optimizer, about {activations / 2**30:.1f} for activations)",
@@ -83,7 +86,38 @@ def report_end(run: "Run", world: "World", *, finished: bool) -> None:
             print(history.summary(run.folder), flush=True)
 
 
-def _data_lines(data: "DataConfig", corpus: "Corpus", loader: "Loader") -> dict[str, str]:
+def _course(schedule: "TrainSchedule") -> str:
+    """Return how the rate goes on: defaults of ours stand here that another trainer does not have."""
+    warmup, end = schedule.rate["warmup_steps"], schedule.rate["min_lr"]
+    begins = f"warm-up of {warmup:,.0f} steps" if warmup else "no warm-up"
+    return f"{begins}, then {'constant' if end == schedule.rate['lr'] else f'a cosine to {end:.3g}'}"
+
+
+def _mismatches(data: "DataConfig", corpus: "Corpus", rows: "np.ndarray", *, size: int) -> dict[str, str]:
+    """Return what the stored samples have less of than the clips: pixels, and frames a second."""
+    import numpy as np
+
+    lines = {}
+    sides = np.minimum(corpus.width[rows], corpus.height[rows])
+    if small := int((sides < size).sum()):
+        lines["pixels"] = (
+            f"{small:,} of {len(rows):,} samples have a short side below {size}, down to {sides.min()}: upscaled; "
+            "shards of a larger --short-side, or a smaller model.img_size, would fit"
+        )
+    if data.sampling == "strided":
+        rates = corpus.fps[rows]
+        slow = rates < data.target_fps / data.sampling_rate  # NaN is not
+        if count := int(slow.sum()):
+            lines["frames"] = (
+                f"{count:,} of {len(rows):,} samples have fewer frames a second than the clips "
+                f"({data.target_fps / data.sampling_rate:g} = data.target_fps / data.sampling_rate), down to "
+                f"{rates[slow].min():g}: frames are repeated; shards of a larger --fps, or a larger "
+                "data.sampling_rate, would fit"
+            )
+    return lines
+
+
+def _data_lines(data: "DataConfig", corpus: "Corpus", loader: "Loader", *, num_frames: int) -> dict[str, str]:
     """Return the datasets, the samples that take part, and their order."""
     from pipelines.samples.selection import describe_selection
 
@@ -100,6 +134,8 @@ def _data_lines(data: "DataConfig", corpus: "Corpus", loader: "Loader") -> dict[
     if described := describe_selection(data.select):
         samples.append(described)
     if loader.num_short:
-        samples.append(f"{loader.num_short:,} of all are shorter than a clip: {data.short}")
+        seconds = (num_frames - 1) * data.sampling_rate / data.target_fps
+        span = f" ({num_frames} frames over {seconds:.3g} s)" if data.sampling == "strided" else ""
+        samples.append(f"{loader.num_short:,} of all are shorter than a clip{span}: {data.short}")
     lines = {"data": f"\n{'':9}".join(datasets), "samples": "; ".join(samples), "order": str(loader.order)}
     return lines | ({"labels": corpus.labels.note} if corpus.labels.note else {})

@@ -326,8 +326,14 @@ def make_schedule(
     optim, train = config.optim, config.train
     total = max(train.steps or round(train.epochs * loader.steps_per_epoch), 1)
     warmup = optim.warmup_epochs * loader.steps_per_epoch if optim.warmup_steps is None else optim.warmup_steps
+    peak = peak_lr(optim, lr_batch)
+    if optim.min_lr > peak:
+        raise ValueError(
+            f"optim.min_lr={optim.min_lr:g} is above the rate that it ends, {describe_rate(optim, lr_batch)}: give a "
+            "smaller one, or a larger optim.blr"
+        )
     rate = {
-        "lr": peak_lr(optim, lr_batch),
+        "lr": peak,
         "min_lr": optim.min_lr,
         "warmup_steps": min(warmup, total),
         "total_steps": total,

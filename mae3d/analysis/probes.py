@@ -23,23 +23,28 @@ from torch import Tensor, nn
 
 from mae3d.analysis.exact import one_thread
 from mae3d.analysis.scores import hits_at, mean_average_precision
-from mae3d.io.random import Stream
+from mae3d.io.random import Stream, philox
 
 KNN = (1, 5, 10, 20)  # k = 20 is DINO's (Caron et al. 2021, appendix F.1 and table 2)
 PAIRS = 2**24  # pairs of a test and a train sample that are compared at a time, 16 bytes each
 TEMPERATURE = 0.07  # temperature of the votes' weights: Wu et al. 2018, section 3.4
-NEARER = 1e-8  # by which the nearest neighbour's vote is heavier, a second one's by half of it: no two sums are equal
 C_GRID = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: 1 / strength of the L2 penalty
 HELD_OUT = 0.2  # share of the train set on which C is chosen
 MAX_ITERATIONS = 1000  # limit of L-BFGS, as in CLIP's linear probes (Radford et al. 2021, appendix A.3)
 EPOCHS, MIN_STEPS, BATCH, PEAK_LR, WEIGHT_DECAY = 20, 500, 64, 1e-3, 0.01  # the attentive probe's
+TOLD_EVERY = 50  # steps of the attentive probe between two lines of progress
 PIECE = 8  # samples of a batch that one thread of a CPU computes
 
 Array = NDArray[Any]
+Say = Callable[[str], None]  # takes a line of progress
+
+
+def silent(line: str) -> None:
+    """Drop a line of progress."""
 
 
 def knn_scores(
-    train: Array, targets: Array, test: Array, *, ks: tuple[int, ...] = KNN, chunk: int = 1024
+    train: Array, targets: Array, test: Array, *, ks: tuple[int, ...] = KNN, chunk: int = 1024, say: Say = silent
 ) -> dict[int, Array]:
     """Let the k nearest train samples vote: cosine similarity s, weight exp(s / 0.07) (Wu et al. 2018; DINO).
 
@@ -49,10 +54,10 @@ def knn_scores(
         test: (m, D).
         ks: Numbers of neighbours; a number above n means n.
         chunk: Test samples at a time, fewer if they make more than `PAIRS`; the result depends on it by rounding only.
+        say: Takes a line after each chunk.
 
     Returns:
-        (m, C) float64 by k, each row divided by its weights: shares of the votes, 0 for a class without one. Of equal
-        shares that of the nearer neighbour is greater, by less than 1e-8.
+        (m, C) float64 by k, each row divided by its weights: shares of the votes.
     """
     train, most = _unit(train), min(max(ks), len(train))
     chunk = max(1, min(chunk, PAIRS // len(train)))
@@ -66,15 +71,15 @@ def knn_scores(
             nearest, closest = (np.take_along_axis(values, order, axis=1) for values in (nearest, closest))
             # Weights are relative to the nearest one's: the same shares, and no overflow.
             weights = np.exp((closest.astype(np.float64) - closest[:, :1]) / TEMPERATURE)
-            weights *= 1 + NEARER * 0.5 ** np.arange(most)
             for k in ks:
                 votes = np.einsum("mk,mkc->mc", weights[:, :k], targets[nearest[:, :k]].astype(np.float64))
                 scores[k][start : start + chunk] = votes / weights[:, :k].sum(axis=1, keepdims=True)
+            say(f"knn: {min(start + chunk, len(test)):,} of {len(test):,} test samples")
     return scores
 
 
 def linear_scores(
-    train: Array, targets: Array, test: Array, *, multi_label: bool, seed: int = 0
+    train: Array, targets: Array, test: Array, *, multi_label: bool, seed: int = 0, say: Say = silent
 ) -> tuple[Array, dict[str, Any]]:
     """Fit a logistic regression (scikit-learn, L-BFGS) on standardised features; one per class with `multi_label`.
 
@@ -88,6 +93,7 @@ def linear_scores(
         test: (m, D).
         multi_label: Whether a sample may have any number of labels.
         seed: Seed that draws the fifth.
+        say: Takes a line before each stage.
 
     Returns:
         (m, C) probabilities, 0 for classes without a train sample; and the choice: C, its score on the fifth, and
@@ -107,11 +113,13 @@ def linear_scores(
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ConvergenceWarning)
         if held.any():
+            say(f"linear: the choice of C among {len(C_GRID)}, on {held.sum():,} of {len(train):,} train samples")
             features = _standardised(train[~held], train[held])
             fits = spread(lambda c: _fit(*features, targets[~held], c=c, multi_label=multi_label), C_GRID)
             measured = {c: measure(scores, targets[held]) for c, scores in zip(C_GRID, fits, strict=True)}
             caught.clear()
         c = max(measured, key=lambda c: (measured[c], -c)) if measured else 1.0
+        say(f"linear: the fit to {len(train):,} train samples, C={c:g}")
         scores = _fit(*_standardised(train, test), targets, c=c, multi_label=multi_label)
     return scores, {"C": c, "held_out": measured.get(c), "converged": not caught}
 
@@ -123,7 +131,7 @@ def held_out(targets: Array, *, seed: int = 0) -> NDArray[np.bool_]:
     """
     rarity = np.where(targets > 0, targets.sum(axis=0), np.inf)
     classes = np.where((targets > 0).any(axis=1), rarity.argmin(axis=1), -1)
-    luck = np.random.Generator(np.random.Philox(key=[seed, Stream.PROBE])).random(len(targets))
+    luck = philox(seed, Stream.PROBE).random(len(targets))
     held = np.zeros(len(targets), dtype=bool)
     for number in np.unique(classes):
         of_class = np.flatnonzero(classes == number)
@@ -134,7 +142,7 @@ def held_out(targets: Array, *, seed: int = 0) -> NDArray[np.bool_]:
 
 def few_shot_rows(targets: Array, *, shots: int, seed: int) -> NDArray[np.int64]:
     """Draw ascending rows of K samples of each class, all if there are fewer; a seed's K are among its K' > K."""
-    luck = np.random.Generator(np.random.Philox(key=[seed, Stream.PROBE])).random(len(targets))
+    luck = philox(seed, Stream.PROBE).random(len(targets))
     by_class = (np.flatnonzero(column) for column in targets.T)
     chosen = [rows[np.argsort(luck[rows])[:shots]] for rows in by_class]
     return np.unique(np.concatenate(chosen)).astype(np.int64)
@@ -170,6 +178,7 @@ def attentive_scores(
     num_heads: int,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    say: Say = silent,
 ) -> tuple[Array, dict[str, Any]]:
     """Train an `AttentiveProbe` for 20 epochs, 500 steps at least: AdamW, batches of 64, a cosine from 1e-3 to 0.
 
@@ -183,11 +192,12 @@ def attentive_scores(
         num_heads: Number of attention heads; it divides D.
         device: Device of the training.
         seed: Seed of the weights and of the order.
+        say: Takes a line every 50 steps.
 
     Returns:
         (m, C) logits; and the number of steps and the last loss.
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed, Stream.PROBE]))
+    generator = philox(seed, Stream.PROBE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe = AttentiveProbe(train.shape[-1], targets.shape[1], num_heads=num_heads).to(device)
@@ -224,6 +234,9 @@ def attentive_scores(
                 parameter.grad = gradient
             optimizer.step()
             schedule.step()
+            if step % TOLD_EVERY == 0:
+                say(f"attentive: step {step} of {steps}, loss {float(loss):.4g}")
+        say(f"attentive: the scores of {len(test):,} test samples")
         probe.eval()
         logits = torch.cat(list(compute(logits_of, _pieces(np.arange(len(test)), piece))))
     return logits.numpy(), {"steps": steps, "last_loss": float(loss)}

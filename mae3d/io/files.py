@@ -40,9 +40,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file; its encoding is UTF-8 under any locale."""
+    """Replace a text file; its encoding is UTF-8 under any locale, and what has no UTF-8 is written as an escape."""
     with replace_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def refuse_foreign(path: Path, *, marks: Sequence[bytes] = (MARK,)) -> None:
@@ -61,6 +61,16 @@ def refuse_foreign(path: Path, *, marks: Sequence[bytes] = (MARK,)) -> None:
             head = file.read(4096)
     if path.exists() and not any(mark in head for mark in marks):
         raise ValueError(f"{path}: not replaced, because MAE3D has not made it: remove it, or name another file")
+
+
+def looked_for(path: str | Path) -> str:
+    """Return the clause of a message that a path is missing: where a relative one was looked for; else "".
+
+    A setting of config.yaml, too, is relative to the folder that a command is started from.
+    """
+    if Path(path).is_absolute() or "://" in str(path):
+        return ""
+    return f" (looked for in {Path.cwd()}, where this command runs: start it where the path begins, or give it whole)"
 
 
 def sync(path: Path) -> None:

@@ -8,6 +8,7 @@ The same clips, crops and masks come out at every world size and after every res
 from enum import IntEnum, unique
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @unique
@@ -35,4 +36,12 @@ class Stream(IntEnum):
 
 def philox(seed: int, stream: Stream, *, epoch: int = 0, position: int = 0, view: int = 0) -> np.random.Generator:
     """Return a generator that depends on nothing but its arguments (counter-based: Salmon et al., SC 2011)."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, view, position, epoch]))
+    return np.random.Generator(np.random.Philox(key=philox_key(seed, stream), counter=[0, view, position, epoch]))
+
+
+def philox_key(seed: int, stream: Stream) -> NDArray[np.uint64]:
+    """Return the key of a purpose; OverflowError for a seed that does not fit into 64 bits without a sign.
+
+    Of a plain list with a number from 2^63 on NumPy makes floats, and neighbouring seeds become one.
+    """
+    return np.array([seed, stream], dtype=np.uint64)

@@ -14,7 +14,7 @@ path draw from torch's generators, which the trainer seeds anew for each micro-b
 import numpy as np
 from torch import Tensor, nn
 
-from mae3d.io.random import Stream
+from mae3d.io.random import Stream, philox_key
 from mae3d.model.config import ClassifierConfig
 from mae3d.model.encoder import Encoder
 
@@ -110,5 +110,5 @@ def drop_seed(seed: int, *, step: int, rank: int, micro: int = 0) -> int:
     Returns:
         63 bits, a pure function of the arguments (counter-based: Philox 4x64).
     """
-    bits = np.random.Philox(key=[seed, Stream.DROP], counter=[0, micro, rank, step])
+    bits = np.random.Philox(key=philox_key(seed, Stream.DROP), counter=[0, micro, rank, step])
     return int(bits.random_raw()) >> 1

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mae3d.io.bounds import bounded, check_bounds
+
 # A size that may be left out (None): __post_init__ derives it, so that readers of a config, and the type checker, see
 # an int; the command line accepts null.
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ else:
     Size = int | None
     Switch = bool | None
 _DERIVED: Any = None
+
+# Beyond these a size is a mistake, and memory ends before it is noticed.
+_PIXELS, _FRAMES, _WIDTH, _BLOCKS = 1 << 16, 1 << 20, 1 << 20, 10_000
 
 # Types of masks that masking.py makes; docs/masks.md shows each.
 MaskType = Literal["random", "tube", "frame", "block", "prospective", "retrospective", "interpolation"]
@@ -80,21 +85,21 @@ class EncoderConfig:
     """
 
     preset: str = "mae_vit_large_patch16"
-    img_size: int = 224
-    num_frames: int = 16
-    patch_size: Size = _DERIVED
-    t_patch_size: int = 2
-    embed_dim: Size = _DERIVED
-    depth: Size = _DERIVED
-    num_heads: Size = _DERIVED
-    mlp_ratio: float = 4.0
+    img_size: int = bounded(224, least=1, most=_PIXELS)
+    num_frames: int = bounded(16, least=1, most=_FRAMES)
+    patch_size: Size = bounded(_DERIVED, least=1, most=_PIXELS)
+    t_patch_size: int = bounded(2, least=1, most=_FRAMES)
+    embed_dim: Size = bounded(_DERIVED, least=1, most=_WIDTH)
+    depth: Size = bounded(_DERIVED, least=0, most=_BLOCKS)
+    num_heads: Size = bounded(_DERIVED, least=1, most=_WIDTH)
+    mlp_ratio: float = bounded(4.0, above=0, most=1000)
     qkv_bias: bool = True
     sep_pos_embed: bool = True
     cls_embed: bool = True
     trunc_init: bool = False
     pos_init: Literal["normal", "sines"] = "normal"
-    mean: float | tuple[float, float, float] = 0.45
-    std: float | tuple[float, float, float] = 0.225
+    mean: float | tuple[float, float, float] = bounded(0.45, least=0, most=1, hint="pixels count from 0 to 1")
+    std: float | tuple[float, float, float] = bounded(0.225, above=0, most=1, hint="pixels count from 0 to 1")
 
     def __post_init__(self) -> None:
         """Fill the sizes from the preset, then check them.
@@ -116,25 +121,15 @@ class EncoderConfig:
             object.__setattr__(self, name, value if isinstance(value, int | float) else tuple(value))
 
     def _check(self) -> None:
-        self._check_positive("img_size", "num_frames", "patch_size", "t_patch_size")
-        self._check_positive("embed_dim", "num_heads", "mlp_ratio")
+        check_bounds(self)
         self._check_whole("img_size", "patch_size")
         self._check_whole("num_frames", "t_patch_size")
         self._check_whole("embed_dim", "num_heads")
         self._check_sines("embed_dim")
-        if self.depth < 0:
-            raise ValueError(f"depth={self.depth} must be 0 or more")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != 3:
                 raise ValueError(f"{name}={value} must be one value, or three for R, G, B")
-        if min(self.std if isinstance(self.std, tuple) else (self.std,)) <= 0:
-            raise ValueError(f"std={self.std} must be above 0")
-
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
 
     def _check_whole(self, dividend: str, divisor: str) -> None:
         a, b = getattr(self, dividend), getattr(self, divisor)
@@ -187,17 +182,17 @@ class MAEConfig(EncoderConfig):
             part of each 2 x 2 tokens, one position further each time slot. Less work per step; the method is another.
     """
 
-    decoder_embed_dim: Size = _DERIVED
-    decoder_depth: Size = _DERIVED
-    decoder_num_heads: Size = _DERIVED
+    decoder_embed_dim: Size = bounded(_DERIVED, least=1, most=_WIDTH)
+    decoder_depth: Size = bounded(_DERIVED, least=0, most=_BLOCKS)
+    decoder_num_heads: Size = bounded(_DERIVED, least=1, most=_WIDTH)
     decoder_sep_pos_embed: Switch = _DERIVED
     decoder_cls: Literal["own", "encoder"] = "own"
     norm_pix_loss: bool = True
-    pred_t_dim: Size = _DERIVED
+    pred_t_dim: Size = bounded(_DERIVED, least=1, most=_FRAMES)
     target_rule: Literal["even", "stride"] = "even"
     mask_type: MaskType = "random"
-    mask_ratio: float = 0.9
-    decoder_mask_ratio: float = 0.0
+    mask_ratio: float = bounded(0.9, least=0, below=1)
+    decoder_mask_ratio: float = bounded(0.0, least=0, below=1)
 
     def _derive(self) -> None:
         super()._derive()
@@ -208,14 +203,11 @@ class MAEConfig(EncoderConfig):
 
     def _check(self) -> None:
         super()._check()
-        self._check_positive("decoder_embed_dim", "decoder_num_heads", "pred_t_dim")
         self._check_whole("decoder_embed_dim", "decoder_num_heads")
         self._check_sines("decoder_embed_dim")
         for name, known in (("decoder_cls", ("own", "encoder")), ("target_rule", ("even", "stride"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {' or '.join(known)}")
-        if self.decoder_depth < 0:
-            raise ValueError(f"decoder_depth={self.decoder_depth} must be 0 or more")
         predicted = self.t_patch_size * self.pred_t_dim
         if predicted % self.num_frames or self.pred_t_dim > self.num_frames:
             fitting = [self.num_frames * u // self.t_patch_size for u in range(1, self.t_patch_size + 1)]
@@ -229,8 +221,6 @@ class MAEConfig(EncoderConfig):
     def _check_mask(self) -> None:
         if self.mask_type not in get_args(MaskType):
             raise ValueError(f"mask_type={self.mask_type!r}: {nearest(self.mask_type, list(get_args(MaskType)))}")
-        if not 0 <= self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio={self.mask_ratio} must be at least 0 and below 1")
         if not 0 < self.num_kept < self.num_tokens:
             unit, kind = self.mask_unit, self.mask_type
             raise ValueError(
@@ -298,13 +288,13 @@ class ClassifierConfig(EncoderConfig):
         head_std: Deviation of the head's first weights, a truncated normal; the default is that of mae_st's finetuning.
     """
 
-    num_classes: int = 400
+    num_classes: int = bounded(400, least=1, most=1 << 30)
     class_names: tuple[str, ...] = ()
     multi_label: bool = False
     pooling: Literal["mean", "cls"] = "mean"
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    head_std: float = 2e-5
+    dropout: float = bounded(0.0, least=0, below=1)
+    drop_path: float = bounded(0.0, least=0, below=1)
+    head_std: float = bounded(2e-5, least=0, most=1)
 
     @classmethod
     def of(cls, encoder: EncoderConfig, **settings: Any) -> "ClassifierConfig":
@@ -322,7 +312,6 @@ class ClassifierConfig(EncoderConfig):
 
     def _check(self) -> None:
         super()._check()
-        self._check_positive("num_classes")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"class_names has {len(self.class_names)} names for num_classes={self.num_classes}: give one per class"
@@ -333,11 +322,6 @@ class ClassifierConfig(EncoderConfig):
             raise ValueError("pooling=cls needs a class token: set cls_embed=true or pooling=mean")
         if not self.cls_embed and self.num_tokens < 2:
             raise ValueError("a clip of one token and no class token leaves nothing to pool: take a smaller patch_size")
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
-        if self.head_std < 0:
-            raise ValueError(f"head_std={self.head_std} must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -353,21 +337,14 @@ class MixConfig:
         smoothing: Share of a label that is spread over all classes.
     """
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    smoothing: float = 0.1
+    mixup: float = bounded(0.0, least=0, most=1000, hint="0 switches it off")
+    cutmix: float = bounded(0.0, least=0, most=1000, hint="0 switches it off")
+    prob: float = bounded(1.0, least=0, most=1)
+    switch_prob: float = bounded(0.5, least=0, most=1)
+    smoothing: float = bounded(0.1, least=0, below=1)
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more; 0 switches it off")
-        for name in ("prob", "switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing={self.smoothing} must be at least 0 and below 1")
+        check_bounds(self, "mix.")
 
     @property
     def mixes(self) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae3d.io.random import Stream
+from mae3d.io.random import Stream, philox_key
 from mae3d.model.config import CELL_TOKENS, MAEConfig, MaskType
 
 FIXED = ("prospective", "retrospective", "interpolation")  # types whose every draw is the same mask
@@ -209,7 +209,7 @@ def mask_noise(*, seed: int, epoch: int, positions: Iterable[int], views: int, t
         float32 (B*R, L) on [0, 1), on the CPU; the views of a sample follow one another.
     """
     noise = np.empty((len(positions := list(positions)), views, tokens), dtype=np.float32)
-    bits = np.random.Philox(key=[seed, Stream.MASK])  # one for all: making it takes longer than drawing
+    bits = np.random.Philox(key=philox_key(seed, Stream.MASK))  # one for all: making it takes longer than drawing
     fresh, generator = bits.state, np.random.Generator(bits)
     for row, position in enumerate(positions):
         for view in range(views):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mae3d.io.bounds import bounded, check_bounds
+
 
 @dataclass(frozen=True)
 class LogConfig:
@@ -16,11 +18,10 @@ class LogConfig:
         wandb_mode: `online`, or `offline`: kept in RUN/wandb for `wandb sync`.
     """
 
-    every: int = 10
+    every: int = bounded(10, least=1)
     tensorboard: bool = False
     wandb: str = ""
     wandb_mode: Literal["online", "offline"] = "online"
 
     def __post_init__(self) -> None:
-        if self.every <= 0:
-            raise ValueError(f"log.every={self.every} must be greater than 0")
+        check_bounds(self, "log.")

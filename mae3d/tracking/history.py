@@ -5,6 +5,7 @@ python -m mae3d.metrics summary RUN
 """
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,18 +174,23 @@ def _model(run: Path, config: Mapping[str, Any]) -> Iterator[Line]:
     which = f"the best; the newest is {latest}" if best not in ("", latest) else "the newest"
     yield "model", f"{folder / (best or latest)} ({which}{', and the best' if best == latest else ''})"
     shards = config.get("data", {}).get("shards") or "SHARDS"
-    shards = shards if isinstance(shards, str) else " ".join(shards)
-    visualize = f"python launch/visualize.py --run {run} --data.shards {shards} --out {run}-report"
+    shards = shlex.join([shards] if isinstance(shards, str) else shards)
+    folder_of = {what: shlex.quote(f"{run}-{what}") for what in ("report", "test", "probes", "fine", "model")}
+    quoted = shlex.quote(str(run))
+    visualize = f"python launch/visualize.py --run {quoted} --data.shards {shards} --out {folder_of['report']}"
     if "few_shot" in config:  # of finetuning alone
         commands = [
-            f"python launch/evaluate.py --run {run} --data.shards TEST --num_clips 5 --num_crops 3 --out {run}-test",
+            f"python launch/evaluate.py --run {quoted} --data.shards TEST --num_clips 5 --num_crops 3 "
+            f"--out {folder_of['test']}",
             visualize,
         ]
     else:
         commands = [
             visualize,
-            f"python launch/probe.py --run {run} --data.shards {shards} --test.shards TEST --out {run}-probes",
-            f"python launch/finetune.py --init {run} --data.shards {shards} --val.shards VAL --run.dir {run}-fine",
+            f"python launch/probe.py --run {quoted} --data.shards {shards} --test.shards TEST "
+            f"--out {folder_of['probes']}",
+            f"python launch/finetune.py --init {quoted} --data.shards {shards} --val.shards VAL "
+            f"--run.dir {folder_of['fine']}",
         ]
-    plot, export = f"python -m mae3d.metrics plot {run}", f"python launch/export.py {run} {run}-model"
+    plot, export = f"python -m mae3d.metrics plot {quoted}", f"python launch/export.py {quoted} {folder_of['model']}"
     yield "next", _BELOW.join([plot, *commands, export])

@@ -6,6 +6,7 @@ plot_curves({Path("runs/a"): rows}, "curves.png", keys=["loss"])       # rows of
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -195,6 +196,8 @@ def _distributions(axes: Any, values: Mapping[str, NDArray[Any]], label: str) ->
 
 
 def _short(name: str) -> str:
+    """Return a name for a picture: cut, in one line, and without the signs that begin a formula."""
+    name = " ".join(name.split()).replace("$", r"\$")
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
 
 
@@ -206,5 +209,6 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
-    with replace_file(Path(path)) as aside:
+    with replace_file(Path(path)) as aside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for it
         figure.savefig(aside, format="png", dpi=110, metadata={"Software": MARK.decode()})

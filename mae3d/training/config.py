@@ -6,8 +6,12 @@ TrainConfig(global_batch=512, epochs=100, precision="bf16", zero_stage=1)
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mae3d.io.bounds import bounded, check_bounds, seeded
 from mae3d.io.resume import free, length
 from mae3d.training.deepspeed_config import FREE_KEYS, check_settings, read_settings
+
+_LARGEST_RATE = 100.0  # of learning: AdamW's steps are as long as the rate, and weights are some 0.02
+_LONGEST_MINUTES = 1e6  # two years: more is a mistake, and beyond what clocks count in
 
 
 @dataclass(frozen=True)
@@ -26,24 +30,22 @@ class OptimConfig:
         clip_grad: greatest norm of the gradient; null for no clipping.
     """
 
-    blr: float = 1.6e-3
-    lr: float | None = None
-    min_lr: float = 0.0
-    warmup_epochs: float = 5
-    warmup_steps: int | None = None
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip_grad: float | None = 0.02
+    blr: float = bounded(1.6e-3, least=0, most=_LARGEST_RATE)
+    lr: float | None = bounded(None, least=0, most=_LARGEST_RATE)
+    min_lr: float = bounded(0.0, least=0, most=_LARGEST_RATE)
+    warmup_epochs: float = bounded(5, least=0)
+    warmup_steps: int | None = bounded(None, least=0)
+    betas: tuple[float, float] = bounded((0.9, 0.95), least=0, below=1)
+    eps: float = bounded(1e-8, above=0, most=1)
+    weight_decay: float = bounded(0.05, least=0, most=100)
+    clip_grad: float | None = bounded(0.02, above=0, hint="null switches clipping off")
 
     def __post_init__(self) -> None:
-        for name in ("blr", "min_lr", "warmup_epochs", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
-        if self.clip_grad is not None and self.clip_grad <= 0:
-            raise ValueError(f"optim.clip_grad={self.clip_grad} must be greater than 0; null switches clipping off")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas={list(self.betas)} must lie in [0, 1)")
+        check_bounds(self, "optim.")
+        if self.lr is not None and self.min_lr > self.lr:
+            raise ValueError(
+                f"optim.min_lr={self.min_lr:g} is above optim.lr={self.lr:g}: the rate falls to it; give a smaller one"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,8 @@ class FinetuneOptimConfig(OptimConfig):
     min_lr: float = 1e-6
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float | None = 5.0
-    layer_decay: float = 0.75
-    ema: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"optim.layer_decay={self.layer_decay} must be above 0 and at most 1; 1 switches it off")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"optim.ema={self.ema} must be at least 0 and below 1; 0 switches it off")
+    layer_decay: float = bounded(0.75, above=0, most=1, hint="1 switches it off")
+    ema: float = bounded(0.0, least=0, below=1, hint="0 switches it off")
 
 
 @dataclass(frozen=True)
@@ -96,31 +91,21 @@ class TrainConfig:
             config.yaml; what has an option of ours is refused by name.
     """
 
-    global_batch: int = 512
-    accumulation: int = free(1)
-    epochs: float = length(100)
-    steps: int | None = length(None)
-    seed: int = 0
+    global_batch: int = bounded(512, least=1, most=1 << 30)
+    accumulation: int = bounded(free(1), least=1, most=1 << 30)
+    epochs: float = bounded(length(100), above=0, most=1e9)
+    steps: int | None = bounded(length(None), least=1)
+    seed: int = seeded()
     precision: Literal["bf16", "autocast", "fp32"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = free(1)
     grad_checkpointing: bool = free(False)
     compile: bool = False
-    max_skipped: int = free(10)
-    max_rollbacks: int = free(3)
+    max_skipped: int = bounded(free(10), least=1)
+    max_rollbacks: int = bounded(free(3), least=0)
     deepspeed: dict[str, Any] | str = free(default_factory=dict, below=FREE_KEYS)
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "accumulation", "epochs"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be greater than 0")
-        if self.steps is not None and self.steps <= 0:
-            raise ValueError(f"train.steps={self.steps} must be greater than 0")
-        if self.max_skipped <= 0 or self.max_rollbacks < 0:
-            raise ValueError(
-                f"train.max_skipped={self.max_skipped} must be at least 1, train.max_rollbacks={self.max_rollbacks} 0"
-            )
-        if self.seed < 0:
-            raise ValueError(f"train.seed={self.seed} must not be negative")
+        check_bounds(self, "train.")
         if self.zero_stage == 0 and self.precision != "fp32":
             # In bf16 DeepSpeed miscounts AdamW's steps there; under autocast it works, and has nothing over stage 1.
             raise ValueError(
@@ -156,20 +141,15 @@ class RunConfig:
     """
 
     dir: str = ""
-    checkpoint_every: int = 500
-    keep_last: int = 2
-    keep_every: int = 0
-    time_limit: float | None = None
-    timeout: float = 30
+    checkpoint_every: int = bounded(500, least=1)
+    keep_last: int = bounded(2, least=2, hint="the newest may be cut short")
+    keep_every: int = bounded(0, least=0)
+    time_limit: float | None = bounded(None, above=0, most=_LONGEST_MINUTES, hint="in minutes")
+    timeout: float = bounded(30, above=0, most=_LONGEST_MINUTES, hint="in minutes")
     remote: str = ""
 
     def __post_init__(self) -> None:
-        if self.checkpoint_every <= 0:
-            raise ValueError(f"run.checkpoint_every={self.checkpoint_every} must be greater than 0")
-        if self.timeout <= 0 or (self.time_limit is not None and self.time_limit <= 0):
-            raise ValueError(f"run.timeout={self.timeout} and run.time_limit={self.time_limit} must be above 0 minutes")
-        if self.keep_last < 2:
-            raise ValueError(f"run.keep_last={self.keep_last}: keep at least 2, because the newest may be cut short")
+        check_bounds(self, "run.")
         address = self.remote.partition("://")[2]
         if "?" in address or ":" in address.rpartition("@")[0]:
             raise ValueError(  # without the value, which is no secret any more once it is printed

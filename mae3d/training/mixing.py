@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae3d.io.random import Stream
+from mae3d.io.random import Stream, philox_key
 from mae3d.model.config import MixConfig
 
 
@@ -45,7 +45,7 @@ def draw_mix(config: MixConfig, *, seed: int, step: int, rank: int, height: int,
         micro: The micro-batch within the step, where gradients are accumulated.
     """
     # The lowest word counts the draws; the three above name the batch.
-    bits = np.random.Philox(key=[seed, Stream.MIX], counter=[0, micro, rank, step])
+    bits = np.random.Philox(key=philox_key(seed, Stream.MIX), counter=[0, micro, rank, step])
     generator = np.random.Generator(bits)
     mixed, switch = generator.random(2)
     if not config.mixes or mixed >= config.prob:

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mae3d.io.files import looked_for
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
@@ -209,7 +210,7 @@ def find_model_file(path: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise WeightsError(f"{path}: no such file or folder")
+        raise WeightsError(f"{path}: no such file or folder{looked_for(path)}")
     for name in (MODEL_FILE, FOREIGN_FILE):
         if (path / name).is_file():
             return path / name

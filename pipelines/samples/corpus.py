@@ -6,6 +6,7 @@ dataset, i = corpus.locate(240_017)      # row of the corpus ─► its dataset 
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -205,7 +206,9 @@ class Corpus:
     @property
     def repair(self) -> str:
         """Return the remedy for damaged shards that a message has named."""
-        folders = [f"`python -m preprocess verify {d.location} --full`" for d in self.datasets if not d.url]
+        folders = [
+            f"`python -m preprocess verify {shlex.quote(d.location)} --full`" for d in self.datasets if not d.url
+        ]
         urls = [d.url for d in self.datasets if d.url]
         remedies = (
             [f"run {' and '.join(dict.fromkeys(folders))}, build the shards named there again"] if folders else []

@@ -14,6 +14,7 @@ from pipelines.samples.corpus import Corpus
 from preprocess.dataset.index import DatasetError
 
 _SHOWN = 5  # so many of a list stand in a message
+_LETTERS = str.maketrans("0123456789abcdef", "ghijklmnopqrstuv")
 
 
 def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray) -> np.ndarray:
@@ -110,4 +111,9 @@ def _luck(corpus: Corpus, select: SelectConfig) -> np.ndarray:
     import pandas as pd  # a third of a second
 
     keys = corpus.keys.to_numpy().astype(object)
-    return pd.util.hash_array(keys, hash_key=f"{select.seed:016d}"[-16:], categorize=False)
+    return pd.util.hash_array(keys, hash_key=_hash_key(select.seed), categorize=False)
+
+
+def _hash_key(seed: int) -> str:
+    """Return 16 characters that no other seed has: its digits; from 10^16 on letters for its hexadecimal ones."""
+    return f"{seed:016d}" if seed < 10**16 else f"{seed:016x}".translate(_LETTERS)

@@ -18,6 +18,7 @@ Imports numpy and pyarrow only: trainers read through this module.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
-from mae3d.io.files import sha256_of
+from mae3d.io.files import looked_for, sha256_of
 from preprocess.dataset.dataset import BLOCK, REJECTED_NAME, Dataset, FrameSpans, frame_offsets, mapped_numbers
 from preprocess.dataset.schema import FRAMES_SCHEMA, READABLE_SCHEMAS, ROWS_SCHEMA, DatasetError, Shard
 
@@ -159,7 +160,8 @@ def read_meta(root: Path) -> dict[str, Any]:
     """Return dataset.json of a folder, its schema version and layout checked; raise DatasetError."""
     path = root / META_NAME
     if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder; `python -m preprocess build --out {root}` makes a dataset")
+        command = f"python -m preprocess build --out {shlex.quote(str(root))}"
+        raise DatasetError(f"{root}: no such folder{looked_for(root)}; `{command}` makes a dataset")
     if not path.is_file():
         if (root / PLAN_NAME).is_file():
             raise DatasetError(f"{root}: an unfinished build ({PLAN_NAME} but no {META_NAME}); run the build again")

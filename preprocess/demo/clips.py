@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mae3d.io.bounds import SEED, Bounds, check_number
 from mae3d.io.files import TEMPORARY_PREFIX
 from preprocess.demo.camera import DEFAULT_MOTIONS, MOTIONS, TURNS, camera_path
 from preprocess.demo.objects import OBJECTS, SHAPES, Drifting, object_drawer
@@ -49,8 +50,10 @@ def render_demo(
     Raises:
         ValueError: a number is out of range, a name is unknown or given twice, or `out` has a ledger already.
     """
-    if clips < 1 or size < 16 or frames < 2 or seed < 0:
-        raise ValueError(f"clips={clips} size={size} frames={frames} seed={seed}: need >= 1, >= 16, >= 2, >= 0")
+    check_number("clips", clips, Bounds(least=1))
+    check_number("size", size, Bounds(least=16, most=1 << 16))
+    check_number("frames", frames, Bounds(least=2))
+    check_number("seed", seed, SEED)
     _check_names("motion", motions, MOTIONS)
     _check_names("texture", textures, TEXTURES)
     _check_names("object", [objects], OBJECTS)

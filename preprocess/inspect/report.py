@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mae3d.io.bounds import SEED, Bounds, check_number
 from mae3d.io.files import replace_file
 from mae3d.io.html import data_uri, escape, page, paragraph, refuse_other_page, table
 from preprocess.dataset.index import REJECTED_NAME, Dataset, open_dataset
@@ -106,12 +107,11 @@ def write_report(
 
     Raises:
         DatasetError: There is no dataset, or its index is not complete.
-        ValueError: `samples` or `seed` is negative.
+        ValueError: `samples` or `seed` is out of its range.
         OSError: A shard cannot be read, or the page cannot be written.
     """
-    for option, value in (("--samples", samples), ("--seed", seed)):
-        if value < 0:
-            raise ValueError(f"{option} {value}: give 0 or more")
+    check_number("samples", samples, Bounds(least=0))
+    check_number("seed", seed, SEED)
     refuse_other_page(path)
     dataset = open_dataset(root, exclude_bad_shards=True)
     names = _Names(hash_names)

@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mae3d.io.bounds import Bounds, check_number
 from mae3d.io.files import TEMPORARY_PREFIX, sha256_of
 from mae3d.io.lock_store import LOCK_NAME
 from mae3d.io.storage import Storage, is_url
@@ -63,8 +64,7 @@ def verify(root: Path | str, *, full: bool = False, decode: bool = False, worker
         ValueError: a URL, and `full` or `decode`; fewer than one worker.
         OSError: the disk has gone.
     """
-    if workers < 1:
-        raise ValueError(f"workers = {workers} must be at least 1")
+    check_number("workers", workers, Bounds(least=1, most=4096))
     if is_url(str(root)):
         if full or decode:
             raise ValueError(f"{root}: --full and --decode read every byte; copy it to a folder and verify that")

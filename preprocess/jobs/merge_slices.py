@@ -6,6 +6,7 @@ result = merge("out/shards", slices=50)          # when all slices are there
 import tempfile
 from pathlib import Path
 
+from mae3d.io.bounds import Bounds, check_number
 from mae3d.io.lock import hold
 from mae3d.io.lock_store import LOCK_NAME
 from preprocess.dataset.index import PLAN_NAME, DatasetError
@@ -30,6 +31,8 @@ def merge(out: str | Path, *, slices: int | None = None, scratch: Path | None = 
         Locked: a run or a slice is at work there.
         OSError: `out` cannot be written.
     """
+    if slices is not None:
+        check_number("slices", slices, Bounds(least=1))
     output = open_output(out, scratch=scratch or Path(tempfile.gettempdir()))
     if PLAN_NAME not in output.sizes():
         raise DatasetError(f"{output}: no {PLAN_NAME}; `preprocess build` makes it, with or without --slice")

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from mae3d.io.bounds import Bounds, bounded, check_bounds, check_number
+
 if TYPE_CHECKING:
     from preprocess.plan.plan import Settings
     from preprocess.sources.source import Source
@@ -21,9 +23,9 @@ T = TypeVar("T")
 class Options:
     """The way to run a build; no option changes the bytes that are written."""
 
-    workers: int = 1
+    workers: int = bounded(1, least=1, most=4096)
     on_error: str = "skip"  # or "fail": the first unusable row or sample stops the build
-    max_bad_fraction: float = 0.05  # of rows of a ledger or list that do not fit what is on disk
+    max_bad_fraction: float = bounded(0.05, least=0, most=1)  # of rows of a ledger or list that do not fit the disk
     overwrite: bool = False
     append: bool = False  # add the samples that the sources have and the dataset has not
     slice: tuple[int, int] | None = None  # (i, n): only shards i, i + n, i + 2 n, ..., and no merge
@@ -33,10 +35,7 @@ class Options:
     ignore_space: bool = False  # begin although the disk is too small by far
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers = {self.workers} must be at least 1")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction = {self.max_bad_fraction} must lie in 0 ... 1")
+        check_bounds(self)
         if self.slice and not 0 <= self.slice[0] < self.slice[1]:
             raise ValueError(f"--slice {self.slice[0]}/{self.slice[1]}: slices of {self.slice[1]} count from 0")
         if self.slice and (self.append or self.overwrite):
@@ -251,6 +250,7 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     if options.images and options.columns:
         raise ValueError("--columns belongs to the lists of --videos, or to the ledger of --frames")
     reading = _from_options(Reading, options, columns=tuple(options.columns))
+    check_number("scratch_gb", options.scratch_gb, Bounds(above=0))
     scratch = Scratch(Path(options.scratch), round(options.scratch_gb * 1e9 / options.workers))
     if options.images:
         return image_files(options.images, settings=settings, reading=reading, scratch=scratch)

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mae3d.io.bounds import FINITE, check_number
 from preprocess.dataset.schema import DatasetError
 from preprocess.plan.plan import BuildPlan
 
@@ -36,6 +37,7 @@ def split_rule(fractions: Mapping[str, float], *, seed: int, by: str = "name") -
     Raises:
         ValueError: the fractions do not add up to 1.
     """
+    check_number("seed", seed, FINITE)
     if any(not 0 <= value <= 1 for value in fractions.values()) or not math.isclose(sum(fractions.values()), 1):
         shown = ", ".join(f"{name}={value:g}" for name, value in fractions.items())
         raise ValueError(f"--fractions {shown}: they must add up to 1, as in train=0.9,val=0.1")

@@ -144,8 +144,8 @@ def _find_rows(
     notes += more
     spans = spans_of(rows)
     shifts = {
-        name: index_shift(location.folder, *spans[name]) if isinstance(location, Location) else 0
-        for name, location in places.items()
+        name: index_shift(location.folder, *span) if isinstance(location := places[name], Location) else 0
+        for name, span in spans.items()
     }
     requests: list[Request] = []
     problems += ledger.problems

@@ -79,8 +79,9 @@ def place_rows(
     other_places, other_notes = look_up(sorted({row.name for row in totals.rows}), trees, reading)
     located = [(row, one) for row in totals.rows if isinstance(one := other_places[row.name], Location)]
     fitting = sum(row.total == len(location.folder.numbers) for row, location in located)
-    if located and 2 * fitting >= len(located):
-        return totals, other_places, other_notes
+    if located and fitting == len(located):
+        note = "the ledger is read as `name total_frames label`, because each total is the number of its frames"
+        return totals, other_places, [*other_notes, note]
     return (
         ledger,
         places,

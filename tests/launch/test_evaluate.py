@@ -444,7 +444,7 @@ def test_psnr_is_of_the_pixels_that_reconstruct_shows(shards: Path, norm_pix_los
         ({"--run": "nowhere"}, "nowhere: no such file or folder"),
         ({"--data.shards": "nowhere"}, "nowhere"),
         ({"--task": "reconstruction"}, "holds a classifier"),
-        ({"--num_clips": "0"}, "--num_clips 0: give 1 or more"),
+        ({"--num_clips": "0"}, "num_clips=0 must be at least 1"),
         ({"--precision": "fp16"}, "fp16"),
         ({"--num-crop": "3"}, "did you mean --num_crops"),
     ],

@@ -116,7 +116,7 @@ def test_a_misspelt_key_is_refused_in_the_section_that_is_read(
         (["--data.rand_augment", "rand-x1"], "unknown part 'x1'"),
         (["--data.shards", "SHARDS", "--batch", "99"], "14 usable samples are fewer than --batch=99"),
         (["--data.shards", "SHARDS", "--data.short_side", "64", "128"], "is shorter than model.img_size=224"),
-        (["--epoch", "-1"], "--epoch -1: give 0 or more"),
+        (["--epoch", "-1"], "epoch=-1 must be at least 0"),
     ],
 )
 def test_what_is_wrong_is_told(
@@ -129,6 +129,16 @@ def test_what_is_wrong_is_told(
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_a_pasted_command_of_pretraining_shows_its_clips(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["out", "--config", "demo", "--data.shards", "a", "b", "--model.img-size=32", "--model.num_frames", "4"]
+    pasted = ["--train.seed", "7", "--optim.betas", "0.9", "0.95", "--run.dir=run", "--eval.select.split", "val"]
+    config = _parse([*argv, *pasted, "--device", "cpu", "--batch", "2"])
+    assert (config.size, config.num_frames, config.seed, config.batch) == (32, 4, 7, 2)
+    assert config.data.shards == ("a", "b")
+    told = capsys.readouterr().err
+    assert "without effect here: --optim.betas, --run.dir, --eval.select.split, --device\n" in told
 
 
 def test_a_folder_that_cannot_be_made_is_an_io_error(shards: Path, tmp_path: Path, capsys: Any) -> None:

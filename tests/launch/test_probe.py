@@ -202,11 +202,22 @@ def test_labels_that_the_train_set_lacks_are_refused(
     assert "--test.labels" in capsys.readouterr().err
 
 
+def test_a_train_set_of_one_class_is_refused_before_anything_is_embedded(
+    model: Path, test_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = coloured(tmp_path / "one", ["red"] * 3, seed=0)
+    with pytest.raises(SystemExit) as stopped:
+        run(model, one, one, tmp_path / "out")
+    assert stopped.value.code == 2
+    assert "all train samples have one class" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*.parquet"))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (("--probes", "svm"), "give some of knn, linear, attentive"),
-        (("--few_shot", "0"), "give 1 or more"),
+        (("--few_shot", "0"), "must be at least 1"),
         (("--pool", "tokens"), "tokens"),
         (("--layer", "7"), "the encoder has 2 blocks"),
         (("--test.shards", ""), "--test.shards is missing"),

@@ -93,7 +93,7 @@ PROOF = {
         "preprocess.demo.clips.render_demo",
     ),
     "the settings in the table or beside its shards; without them no file has these names (begin)": (
-        "launch.common.tables.write_csv",
+        "launch.common.tables.write_rows",
         "launch.inference.classification.classify",
         "launch.inference.sharded_table.ShardedTable._remove_folder",
         "launch.inference.sharded_table.ShardedTable.begin",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.common.cli import RECIPES, defaults_of, parse
+from launch.common.cli import RECIPES, defaults_of, parse, reporting
 from launch.training.config import FinetuneConfig, PretrainConfig
 
 
@@ -140,7 +140,7 @@ def test_the_fast_recipe_differs_in_its_windows_only() -> None:
         (["--train.precision", "fp8"], "train.precision"),
         (["--config", "dmeo"], "--config dmeo: no such file, nor a recipe: demo"),
         (["stray"], "stray"),
-        (["--run.keep_last=1"], "keep at least 2"),
+        (["--run.keep_last=1"], "must be at least 2"),
         (["--train.zero_stage=0"], "use zero_stage 1, or precision fp32"),
     ],
 )
@@ -183,3 +183,26 @@ def test_defaults_are_those_of_every_setting_that_has_one() -> None:
     assert found["data"]["select"]["fraction"] == 1
     assert found["model"]["mask_type"] == "random"
     assert found.keys() == {field.name for field in fields(changed)}
+
+
+def test_a_relative_path_that_is_missing_is_told_with_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path in the config.yaml of a run begins where that run was started."""
+    from mae3d.weights.files import WeightsError, find_model_file
+    from pipelines.samples.corpus import open_corpus
+    from preprocess.dataset.index import DatasetError
+
+    monkeypatch.chdir(tmp_path)
+    where = f"looked for in {tmp_path}, where this command runs"
+    with pytest.raises(WeightsError, match=where):
+        find_model_file("out/run")
+    with pytest.raises(DatasetError, match=where) as error:
+        open_corpus(["my shards"])
+    assert "`python -m preprocess build --out 'my shards'` makes a dataset" in str(error.value)
+    with pytest.raises(DatasetError) as error:
+        open_corpus([tmp_path / "none"])
+    assert "looked for" not in str(error.value)
+    with pytest.raises(SystemExit), reporting():
+        Path("labels.csv").read_text()
+    assert where in capsys.readouterr().err

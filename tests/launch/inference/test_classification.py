@@ -39,3 +39,20 @@ def test_a_hundred_thousand_classes_take_no_matrix(tmp_path: Path) -> None:
     metrics, _ = classification._single_label_figures(scores, np.array([7, 99_999, 6]), config, tmp_path)
     assert metrics["top1"] == pytest.approx(2 / 3)
     assert len(rows_of(tmp_path / "confusion.csv")) == 4
+
+
+def test_no_name_of_a_class_breaks_the_last_step(tmp_path: Path) -> None:
+    """A formula's sign, a line break, letters that the picture's font lacks, and two names that are alike."""
+    names = ["$5 {or $6", "日本", "two\nlines", "true \\ predicted", "alike", "alike"]
+    config = ClassifierConfig(**vars(EncoderConfig()), num_classes=6, class_names=names)
+    classification._single_label_figures(SCORES, LABELS, config, tmp_path)
+    assert (tmp_path / "confusion.png").exists()
+    header, *matrix = rows_of(tmp_path / "confusion.csv")
+    assert header[1:] == [row[0] for row in matrix] == names
+    assert sum(int(cell) for row in matrix for cell in row[1:]) == len(LABELS)
+
+
+def test_figures_that_memory_cannot_hold_are_refused_before_any_clip() -> None:
+    classification._check_size(50_000, 1_000)
+    with pytest.raises(ValueError, match=r"100,000,000 samples .* 1,000,000 classes .* --data\.select\.names"):
+        classification._check_size(100_000_000, 1_000_000)

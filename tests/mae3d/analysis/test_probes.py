@@ -1,7 +1,5 @@
 """mae3d.analysis.probes: kNN as by hand, separable classes are separated, nothing is read out of shuffled labels."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -84,52 +82,6 @@ def test_nothing_is_read_out_of_shuffled_labels() -> None:
     scores, _ = linear_scores(train, shuffled, test, multi_label=False)
     for probed in (scores, knn_scores(train, shuffled, test)[20]):
         assert abs(top1(probed, expected) - 1 / CLASSES) < 0.12  # deviation of 400 draws: 0.02; blobs fall together
-
-
-def noise(kind: str, n: int, *, seed: int) -> NDArray[np.float32]:
-    features = np.random.default_rng(seed).standard_normal((n, 16)).astype(np.float32)
-    return {"noise": features, "constant": np.ones_like(features), "zero": np.zeros_like(features)}[kind]
-
-
-def probe_of(probe: str) -> Any:
-    def tokens_of(features: NDArray[np.float32]) -> NDArray[np.float32]:
-        return features[:, None]
-
-    return {
-        "knn 1": lambda *sets: knn_scores(*sets)[1],
-        "knn 5": lambda *sets: knn_scores(*sets)[5],
-        "knn 20": lambda *sets: knn_scores(*sets)[20],
-        "linear": lambda *sets: linear_scores(*sets, multi_label=False)[0],
-        "attentive": lambda train, targets, test: attentive_scores(
-            tokens_of(train), targets, tokens_of(test), multi_label=False, num_heads=1
-        )[0],
-    }[probe]
-
-
-@pytest.mark.parametrize("kind", ["noise", "constant", "zero"])
-@pytest.mark.parametrize("probe", ["knn 1", "knn 5", "knn 20", "linear", "attentive"])
-def test_no_score_of_features_without_any_meaning_is_above_chance(
-    probe: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(probes, "MIN_STEPS", 20)
-    monkeypatch.setattr(probes, "EPOCHS", 1)
-    classes, rng = 10, np.random.default_rng(3)
-    targets = np.eye(classes, dtype=np.uint8)[rng.integers(0, classes, 120)]
-    expected = rng.permutation(np.arange(400) % classes)
-    scores = probe_of(probe)(noise(kind, 120, seed=1), targets, noise(kind, 400, seed=2))
-    for k in (1, 5):
-        chance = k / classes
-        assert hits_at(scores, expected, k=k).mean() < chance + 4 * (chance * (1 - chance) / 400) ** 0.5
-    precision = mean_average_precision(scores, np.eye(classes, dtype=np.int64)[expected])
-    assert precision < 1 / classes + 0.05  # 40 positives among 400: noise alone gives 0.11
-
-
-def test_equal_votes_go_to_the_nearer_neighbour() -> None:
-    train = np.array([[1.0, 0.0], [1.0, 1e-9], [0.0, 1.0]])
-    scores = knn_scores(train, np.eye(3), np.array([[1.0, 0.0]]), ks=(2,))[2]
-    assert scores[0, 2] == 0
-    assert sorted(hits_at(np.repeat(scores, 2, 0), np.array([0, 1]), k=1).tolist()) == [False, True]
-    np.testing.assert_allclose(scores[0, :2], 0.5, rtol=1e-7)
 
 
 def test_c_is_chosen_on_the_fifth_and_the_fit_is_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +188,21 @@ def test_the_attentive_probe_is_the_same_under_a_seed(monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.allclose(runs[0], runs[2])
     assert not np.allclose(runs[0], runs[3])
+
+
+def test_each_probe_says_how_far_it_is() -> None:
+    """Minutes without a line look like a program that hangs."""
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(24, 8)).astype(np.float32), np.eye(2, dtype=np.uint8)[np.arange(24) % 2]
+    said: list[str] = []
+    knn_scores(features, targets, features, chunk=10, say=said.append)
+    assert said == [f"knn: {count} of 24 test samples" for count in (10, 20, 24)]
+    said.clear()
+    linear_scores(features, targets, features, multi_label=False, say=said.append)
+    assert [line.partition(",")[0] for line in said] == [
+        "linear: the choice of C among 7",
+        "linear: the fit to 24 train samples",
+    ]
 
 
 @pytest.mark.parametrize("features", ["noise", "constant", "zero"])

@@ -113,7 +113,7 @@ def test_a_config_is_taken_from_a_pretrained_one() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_classes": 0}, "num_classes=0 must be above 0"),
+        ({"num_classes": 0}, "num_classes=0 must be at least 1"),
         ({"pooling": "max"}, "must be mean or cls"),
         ({"pooling": "cls", "cls_embed": False}, "pooling=mean"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),

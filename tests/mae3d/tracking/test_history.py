@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,18 @@ def test_the_report_shows_how_held_out_samples_fared(run: Path, tmp_path: Path) 
     assert [card.title for card in section.cards] == ["Step 100", "Step 80", "Step 40", "Step 20"]
     page = write_report(tmp_path, title="a", intro=[], facts={}, sections=[section], losses=[])
     assert page.read_text().count("data:image/") == 4
+
+
+@pytest.mark.parametrize("config", [{}, {"few_shot": []}])
+def test_commands_to_copy_have_their_paths_quoted(tmp_path: Path, config: dict[str, Any]) -> None:
+    data = {"repeat_aug": 2, "shards": ["my shards", "b$HOME;c"]}
+    run = make_run(tmp_path / "it's my run", rows_to(20), data=data, **config)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "latest").write_text("step-00000020\n")
+    commands = [shlex.split(line[line.index("python") :]) for line in summary(run).splitlines() if "python" in line]
+    assert len(commands) >= 4
+    for words in commands:
+        assert str(run) in words
+        assert all(word.startswith(str(run)) for word in words if "my run" in word)
+        at = words.index("--data.shards") + 1 if "--data.shards" in words else None
+        assert at is None or words[at] == "TEST" or words[at : at + 2] == data["shards"]

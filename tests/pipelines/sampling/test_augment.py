@@ -246,7 +246,7 @@ def test_unknown_words_are_refused_by_name(text: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ({"erase": 1.5}, r"data\.erase=1\.5 is a probability"),
+        ({"erase": 1.5}, r"data\.erase=1\.5 must be at least 0 and at most 1"),
         ({"colour_jitter": -0.1}, r"data\.colour_jitter=-0\.1"),
         ({"short_side": (320, 256)}, r"data\.short_side=\[320, 256\] must rise"),
         ({"short_side": (0, 256)}, r"data\.short_side=\[0, 256\] must rise"),

@@ -179,8 +179,8 @@ def test_the_command_writes_beside_the_dataset(shards: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("options", "code", "told"),
     [
-        (["--samples", "-3"], 2, "error: --samples -3: give 0 or more"),
-        (["--seed", "-1"], 2, "error: --seed -1: give 0 or more"),
+        (["--samples", "-3"], 2, "error: samples=-3 must be at least 0"),
+        (["--seed", "-1"], 2, "error: seed=-1 must be at least 0"),
         (["--to", "/no/such/page.html"], 3, "error: /no/such: no such folder"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_killed_slice_is_taken_up_and_its_leftovers_are_swept(
         (["--slice", "3/3"], "slices of 3 count from 0"),
         (["--slice", "0/2", "--append"], "--slice goes with neither"),
         (["--append", "--overwrite"], "exclude each other"),
-        (["--scheduler", "tcp://127.0.0.1:9", "--workers", "0"], "workers = 0"),
+        (["--scheduler", "tcp://127.0.0.1:9", "--workers", "0"], "workers=0 must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused(

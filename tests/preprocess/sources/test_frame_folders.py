@@ -241,3 +241,28 @@ def test_frame_folders_behind_a_url(tmp_path: Path) -> None:
     for name in ("shard-00000.tar", "rejected.parquet"):
         assert (out / name).read_bytes() == (local / name).read_bytes()
     assert open_dataset(out).meta["totals"]["rejected"] == {"missing_folder": 1}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("labels", [("3", "0", "7"), ("2 5", "1", "0"), ("30", "40", "50"), ("-1", "2", "1")])
+def test_fault_45_raw_frames_of_mmaction2_are_read_by_their_totals(
+    tmp_path: Path, first: int, labels: tuple[str, ...]
+) -> None:
+    totals = (5, 8, 6)
+    for number, total in enumerate(totals):
+        make_frame_folder(tmp_path / "some" / f"v{number}", total, first=first, template="img_{:05d}.jpg")
+    rows = [f"some/v{i} {total} {label}\n" for i, (total, label) in enumerate(zip(totals, labels, strict=True))]
+    found = find_all(tmp_path, "".join(rows))
+    assert found.problems == []
+    assert [(one.first, one.stop) for one in found.requests] == [(first, first + total) for total in totals]
+    assert [one.labels for one in found.requests] == [tuple(label.split()) for label in labels]
+    assert any("name total_frames label" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "rows", ["v0 5 5\nv1 8 8\n", "v0 1 5 0\nv1 1 8 3\n", "v0 5 5 3\nv1 8 8 1\n", "v0 5 3\nv1 7 0\n"]
+)
+def test_rows_that_can_be_read_as_first_and_last_are(tmp_path: Path, rows: str) -> None:
+    for number, total in enumerate((5, 8)):
+        make_frame_folder(tmp_path / f"v{number}", total)
+    assert not any("is read as `name total_frames" in note for note in find_all(tmp_path, rows).notes)
