@@ -131,7 +131,7 @@ def read_columns(
     *,
     source: str,
     records: Sequence[Record] = (),
-    own: Mapping[str, str] = MappingProxyType({}),
+    other_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Columns:
     """Return the roles of the columns that a header names.
 
@@ -140,7 +140,7 @@ def read_columns(
         given: what --columns says.
         source: the list, for messages.
         records: the rows below; what their values look like decides where names say nothing.
-        own: the roles of names that mean something else here.
+        other_names: the roles of names that mean something else here.
 
     Raises:
         LedgerError: a column could mean something and is not understood, or two could be the same.
@@ -157,7 +157,7 @@ def read_columns(
             at.setdefault(role, []).append(position)
     chosen = set(at)
     for i, name in enumerate(header):
-        known = own.get(plain(name)) or role_of(name)
+        known = other_names.get(plain(name)) or role_of(name)
         if i not in settled and known and not _is_settled(known, chosen):
             at.setdefault(known, []).append(i)
             settled.add(i)
@@ -190,9 +190,9 @@ def _position(column: str, header: Sequence[str]) -> int | None:
 
 def _is_settled(role: str, chosen: set[str]) -> bool:
     """Return whether --columns has settled what a column of this role would say."""
-    for several in (STARTS, STOPS, ("path", "video_id")):
-        if role in several:
-            return bool(chosen.intersection(several))
+    for group in (STARTS, STOPS, ("path", "video_id")):
+        if role in group:
+            return bool(chosen.intersection(group))
     return role in chosen
 
 

@@ -156,7 +156,7 @@ def _named_columns(
     width = max(len(fields) for _, fields in records)
     names = list(header) or [str(i + 1) for i in range(width)]
     said = given if header else [*given, *ignoring_others(given, width)]
-    columns = read_columns(names, said, source=source, records=records, own=_ROLES)
+    columns = read_columns(names, said, source=source, records=records, other_names=_ROLES)
     at = columns.at
     understood = f"understood: {describe(at, names)}"
     if not at.keys() & {"path", "video_id"}:

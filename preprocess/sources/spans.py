@@ -1,4 +1,4 @@
-"""The spans that lists ask for are compared with their videos: frames ─► seconds, and what can be read in two ways.
+"""The spans in lists are compared with their videos: frames ─► seconds, and what can be read in two ways.
 
 facts = {(0, "a.mp4"): VideoFacts(...)}         # of candidates by root and path
 check_units(candidates, facts)                  # raises if `start` and `end` look like frames

@@ -262,10 +262,12 @@ def _check_labels(records: Sequence[Record], position: int, first_label: int, so
             f"{source}: fields {pairs[0] + 1} and {pairs[0] + 2} increase in every row of videos with several rows: "
             f"they could be a span, as in {reading}{','.join(str(i + 1) for i in fields)}"
         )
-    span = f" start={pairs[0] + 1} end={pairs[0] + 2}{label}" if pairs else f" label={first_label + 1}"
+    ids = ",".join(str(i + 1) for i in fields if not any(map(is_between, values[i])))
+    label = f" label={others if pairs else ids}" if (others if pairs else ids) else ""
+    span = f" start={pairs[0] + 1} end={pairs[0] + 2}" if pairs else ""
     raise LedgerError(
         f"{source}: field {time[0] + 1}, {time[1]!r}, is no label; say what the fields are, as in --columns "
-        f"path={position + 1}{span} (those that are not named are ignored)"
+        f"path={position + 1}{span}{label} (those that are not named are ignored)"
     )
 
 
