@@ -184,7 +184,7 @@ def _parse(argv: Sequence[str]) -> PreviewConfig:
 def _of_preview(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return a pasted command line of pretraining without what does not change a clip, and the names of that."""
     known, foreign = setting_names(PreviewConfig), setting_names(PretrainConfig)
-    renamed = {theirs: ours for ours, theirs in FROM_RECIPE.items()}
+    renamed = {key: option for option, key in FROM_RECIPE.items()}
     kept: list[str] = []
     dropped: list[str] = []
     keeps = True

@@ -243,7 +243,7 @@ def start_world(requested_device: str, *, timeout_minutes: float = 30, facts: Ca
             dist.init_process_group(backend, timeout=timeout, store=group_store, rank=ranks.rank, world_size=ranks.size)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise MeetingError(
-            f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]} {_OTHER_PORT}"
+            f"the ranks cannot meet at {address}:{port}: {' '.join(str(error).split())} {_OTHER_PORT}"
         ) from error
     world = World(ranks, device, dist.new_group(backend="gloo", timeout=timeout), timeout)
     if keeps_store:

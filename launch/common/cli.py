@@ -22,7 +22,7 @@ import jsonargparse
 import yaml
 
 from mae3d.io.bounds import check_values
-from mae3d.io.console import tolerate_any_text
+from mae3d.io.console import one_line, tolerate_any_text
 from mae3d.io.files import looked_for
 from mae3d.io.resume import dotted
 
@@ -135,8 +135,7 @@ def reporting(where: str = "") -> Iterator[None]:
 
             if not is_lost_peer(error):
                 raise  # not one of ours: the traceback says more
-            lost = str(error).splitlines()[0]
-            fail(f"another process is gone or hangs ({lost}). Its own output says why", EXIT_ERROR)
+            fail(f"another process is gone or hangs ({one_line(error)}). Its own output says why", EXIT_ERROR)
         fail(str(error), EXIT_ERROR)
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mae3d.io.console import one_line
+
 ROOT = Path(__file__).resolve().parents[2]
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 CHILD_SECONDS = 120
@@ -134,7 +136,7 @@ def check_gpu(gpus: Sequence[str]) -> Check:
             for index in range(max(1, torch.cuda.device_count())):
                 torch.ones(2, device=f"cuda:{index}").sum().item()
         except (RuntimeError, AssertionError) as problem:  # AssertionError: a build without CUDA
-            error = str(problem).strip().splitlines()[0]
+            error = one_line(problem)
     version, cuda = str(torch.__version__), torch.version.cuda
     return judge_gpu(gpus, torch_version=version, torch_cuda=cuda, driver=driver_cuda(), error=error)
 

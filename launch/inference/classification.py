@@ -146,25 +146,22 @@ def _columns(
     """Return the columns of a batch: prediction, its name and score, whether it is right, all scores."""
     import pyarrow as pa
 
+    from mae3d.analysis.scores import hits_at
+
     labels = [corpus.labels_of(row) for row in batch.rows[:, 0].tolist()]
     best = scores.argmax(axis=1)
     names = _class_names(model_config)
-    # stable, so that the smaller of two classes with equal scores comes first, as in mae3d.analysis.scores.
-    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :TOP].tolist()
     columns: dict[str, pa.Array] = {
         "prediction": pa.array(best, pa.int32()),
         "prediction_name": pa.array([names[number] for number in best.tolist()], pa.string()),
         "score": pa.array(scores[np.arange(len(best)), best], pa.float32()),
         "correct": pa.array(
-            [top[0] in true if true else None for top, true in zip(ranked, labels, strict=True)], pa.bool_()
+            [guess in true if true else None for guess, true in zip(best.tolist(), labels, strict=True)], pa.bool_()
         ),
     }
     if not model_config.multi_label:
-        above = (scores > 0).tolist()  # a probability of 0 is no hit
-        hits = [
-            true[0] in top and above[row][true[0]] if true else None
-            for row, (top, true) in enumerate(zip(ranked, labels, strict=True))
-        ]
+        first = np.array([true[0] if true else 0 for true in labels], dtype=np.int64)
+        hits = [hit if true else None for hit, true in zip(hits_at(scores, first, k=TOP).tolist(), labels, strict=True)]
         columns["hit5"] = pa.array(hits, pa.bool_())
     offsets = np.arange(len(scores) + 1, dtype=np.int32) * scores.shape[1]
     columns["scores"] = pa.ListArray.from_arrays(offsets, pa.array(scores.ravel(), pa.float32()))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from launch.inference.embeddings import read_vectors
 from launch.inference.sharded_table import METADATA
 from mae3d.analysis.probes import Say, attentive_scores, few_shot_rows, knn_scores, linear_scores
-from mae3d.analysis.scores import hits_at, mean_average_precision
+from mae3d.analysis.scores import credit_at, mean_average_precision
 from pipelines.samples.labels import many_hot
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _measured(tables: FeatureTables, scores: np.ndarray, test: FeatureSet) -> di
     if tables.multi_label:
         return {"map": mean_average_precision(scores, test.targets)}
     labels = test.targets.argmax(axis=1)
-    return {f"top{k}": float(hits_at(scores, labels, k=k).mean()) for k in (1, TOP) if k < tables.num_classes}
+    return {f"top{k}": float(credit_at(scores, labels, k=k).mean()) for k in (1, TOP) if k < tables.num_classes}
 
 
 def _counted(tables: FeatureTables, kind: str, train: FeatureSet, test: FeatureSet) -> dict[str, Any]:

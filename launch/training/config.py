@@ -39,6 +39,9 @@ class EvalConfig(ClipsConfig):
     pictures: int = bounded(4, least=0, most=10_000)
     batch: int = bounded(8, least=1, most=1 << 30)
 
+    def __post_init__(self) -> None:
+        check_bounds(self, "eval.")
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -168,6 +171,13 @@ class ValConfig(ClipsConfig):
     num_clips: int = bounded(1, least=1, most=1 << 16)
     num_crops: int = bounded(1, least=1, most=1 << 16)
     batch: int = bounded(free(8), least=1, most=1 << 30)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "val.")
+
+    def every_steps(self, steps_per_epoch: int) -> int:
+        """Return `every` in steps, at least one; 0 if no step but the last is validated, or none."""
+        return max(round(self.every * steps_per_epoch), 1) if self.every else 0
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,12 @@ class Validator:
 
         if self._config.every is None:
             return None
-        every = max(round(self._config.every * self._steps_per_epoch), 1) if self._config.every else 0
         best = "map" if self._model_config.multi_label else "top1"
-        return Validation(every, lambda step, stopping: self.scores(engine, stopping), best=best)
+        return Validation(
+            self._config.every_steps(self._steps_per_epoch),
+            lambda step, stopping: self.scores(engine, stopping),
+            best=best,
+        )
 
     def scores(self, engine: "Engine", stopping: "Callable[[], bool]") -> dict[str, float]:
         """Return `mae3d.analysis.scores.summary` over all samples that can be read; all ranks call it.

@@ -130,7 +130,7 @@ class Monitor:
         """Return how often the nearest of the pool have a held-out sample's label."""
         from mae3d.analysis.features import embed
         from mae3d.analysis.probes import knn_scores
-        from mae3d.analysis.scores import hits_at, mean_average_precision
+        from mae3d.analysis.scores import credit_at, mean_average_precision
 
         def score_batch(batch: "Batch") -> np.ndarray:
             vectors: np.ndarray = embed(model, batch.clips.flatten(0, 1)).cpu().numpy()
@@ -147,7 +147,7 @@ class Monitor:
         scores = knn_scores(pool_features, pool_targets, features[labelled], ks=(NEIGHBOURS,))[NEIGHBOURS]
         if multi_label:
             return {name: float(mean_average_precision(scores, targets[labelled]))}
-        return {name: float(hits_at(scores, targets[labelled].argmax(axis=1), k=1).mean())}
+        return {name: float(credit_at(scores, targets[labelled].argmax(axis=1), k=1).mean())}
 
     def _score(
         self, samples: EvalSet, score_batch: "Callable[[Batch], np.ndarray]", stopping: "Callable[[], bool]"

@@ -17,7 +17,7 @@ from launch.common.cli import EXIT_DONE, EXIT_STOPPED, fail, joined, set_threads
 from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts
 from launch.common.sole_writer import sole_writer
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
-from launch.training.lengths import beyond_the_run
+from launch.training.lengths import Length, beyond_the_run
 from launch.training.resumption import claim
 from launch.training.summary import report_end, report_finished, start_summary
 from mae3d.io.resume import dotted, resume_rules
@@ -213,8 +213,8 @@ def _train_alone(
                 model_note=task.model_note,
                 rate=rate,
             )
-            length = {"total_steps": schedule.total_steps, "steps_per_epoch": loader.steps_per_epoch}
-            if warnings := beyond_the_run(config, **length):
+            length = Length(schedule.total_steps, loader.steps_per_epoch, config.train.global_batch)
+            if warnings := beyond_the_run(config, length):
                 lines["warning"] = f"\n{'':9}".join(warnings)
             lines |= {**task.notes, evaluation.option: str(evaluation)} | ({"change": change} if change else {})
             print(*(f"{name + ':':9}{text}" for name, text in lines.items()), sep="\n", flush=True)

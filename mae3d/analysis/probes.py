@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mae3d.analysis.exact import one_thread
-from mae3d.analysis.scores import hits_at, mean_average_precision
+from mae3d.analysis.scores import credit_at, mean_average_precision
 from mae3d.io.random import Stream, philox
 
 KNN = (1, 5, 10, 20)  # k = 20 is DINO's (Caron et al. 2021, appendix F.1 and table 2)
@@ -276,7 +276,7 @@ def _fit(train: Array, test: Array, targets: Array, *, c: float, multi_label: bo
 
 
 def _accuracy(scores: Array, targets: Array) -> float:
-    return float(hits_at(scores, targets.argmax(axis=1), k=1).mean())
+    return float(credit_at(scores, targets.argmax(axis=1), k=1).mean())
 
 
 def _mean_precision(scores: Array, targets: Array) -> float:

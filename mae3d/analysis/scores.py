@@ -2,7 +2,7 @@
 
 scores (N, C), labels ─► figures
 
-    hits = hits_at(scores, labels, k=5)            # (N,) float64, each sample on its own: top-5 is hits.mean()
+    credit = credit_at(scores, labels, k=5)        # (N,) float64, each sample on its own: top-5 is credit.mean()
     counts += confusion(scores, labels)            # (C, C) int64: whole numbers add up exactly
     precisions = average_precisions(scores, targets)           # (C,) float64, needs all samples at once
 
@@ -31,7 +31,7 @@ def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         without samples.
 
     Raises:
-        ValueError: As in `hits_at`.
+        ValueError: As in `credit_at`.
     """
     tiny = 1e-12  # probabilities in float32 below this count as 0
     if not len(labels):
@@ -44,13 +44,22 @@ def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         }
     of_labels = np.take_along_axis(scores, labels[:, None], axis=1).astype(np.float64)
     return {
-        "top1": float(hits_at(scores, labels, k=1).mean()),
-        "top5": float(hits_at(scores, labels, k=5).mean()),
+        "top1": float(credit_at(scores, labels, k=1).mean()),
+        "top5": float(credit_at(scores, labels, k=5).mean()),
         "loss": float(-np.log(of_labels.clip(tiny)).mean()),
     }
 
 
-def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.float64]:
+def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.bool_]:
+    """Return (N,) whether each sample's class is among its k highest scores, however equal scores are ordered.
+
+    The arguments and errors are `credit_at`'s, whose mean is the accuracy.
+    """
+    hits: NDArray[np.bool_] = credit_at(scores, labels, k=k) == 1
+    return hits
+
+
+def credit_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.float64]:
     """Return whether each sample's class is among its k highest scores: 1 or 0, and between them for equal scores.
 
     Of t classes with one score, of which p of the k places are left for, each has p / t of a hit: what breaking the tie
@@ -71,9 +80,9 @@ def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np
     scores, labels = _checked(scores, labels)
     of_labels = np.take_along_axis(scores, labels[:, None], axis=1)
     better, equal = (scores > of_labels).sum(axis=1), (scores == of_labels).sum(axis=1)
-    hits: NDArray[np.float64] = ((k - better) / np.maximum(equal, 1)).clip(0, 1)
-    hits[(of_labels[:, 0] == 0) & (scores >= 0).all(axis=1)] = 0
-    return hits
+    credit: NDArray[np.float64] = ((k - better) / np.maximum(equal, 1)).clip(0, 1)
+    credit[(of_labels[:, 0] == 0) & (scores >= 0).all(axis=1)] = 0
+    return credit
 
 
 def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
@@ -87,7 +96,7 @@ def confusion(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
         (C, C): rows are true classes, columns predicted ones. Matrices of parts of a dataset add up to the whole's.
 
     Raises:
-        ValueError: As in `hits_at`.
+        ValueError: As in `credit_at`.
     """
     classes = scores.shape[1]
     matrix = np.zeros((classes, classes), dtype=np.int64)
@@ -103,7 +112,7 @@ def confused(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[np.int
         True classes, predicted classes and counts, each (P,), in the order of the pairs.
 
     Raises:
-        ValueError: As in `hits_at`.
+        ValueError: As in `credit_at`.
     """
     scores, labels = _checked(scores, labels)
     classes = scores.shape[1]
@@ -128,7 +137,7 @@ def class_table(
         predicted), `taken_for` (the class that its samples are most often mistaken for; None without mistakes).
 
     Raises:
-        ValueError: As in `hits_at`, or there are not C names.
+        ValueError: As in `credit_at`, or there are not C names.
     """
     true, chosen, counts = confused(scores, labels)
     classes = scores.shape[1]
@@ -137,7 +146,7 @@ def class_table(
         raise ValueError(f"{len(names)} names for {classes} classes: give one name per class")
     samples, predicted = np.bincount(labels, minlength=classes), np.bincount(chosen, counts, minlength=classes)
     right = np.bincount(true[true == chosen], counts[true == chosen], minlength=classes)
-    first, hits = (np.bincount(labels, hits_at(scores, labels, k=n), minlength=classes) for n in (1, k))
+    first, hits = (np.bincount(labels, credit_at(scores, labels, k=n), minlength=classes) for n in (1, k))
     taken_for: list[str | None] = [None] * classes
     wrong = np.flatnonzero(true != chosen)
     for i in wrong[np.argsort(-counts[wrong], kind="stable")]:  # of equal counts the smaller class, as with argmax
@@ -169,7 +178,7 @@ def average_precisions(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[n
         (C,), NaN for a class without a positive. `mean_average_precision` leaves those out.
 
     Raises:
-        ValueError: As in `hits_at`, or targets are other than 0 and 1.
+        ValueError: As in `credit_at`, or targets are other than 0 and 1.
     """
     if targets.ndim == 1:
         scores, targets = _checked(scores, targets)

@@ -3,12 +3,24 @@
 tolerate_any_text()        # first in a command
 """
 
+import contextlib
 import io
+import re
 import sys
+
+_MOST = 400  # characters of another library's message
+_FRAMES = re.compile(r"\s*(Exception raised from |C\+\+ CapturedTraceback|frame #\d+: ).*", re.S)
+
+
+def one_line(error: BaseException) -> str:
+    """Return another library's message on one line: whole, as what matters may stand last, but for frames of C++."""
+    text = " ".join(_FRAMES.sub("", str(error)).split()) or type(error).__name__
+    return text if len(text) <= _MOST else f"{text[:_MOST]} ..."
 
 
 def tolerate_any_text() -> None:
     """Let standard output and error write what their encoding lacks as \\u escapes instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # of a pipe that was taken for a file: it cannot be sought in
+                stream.reconfigure(errors="backslashreplace")

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from mae3d.io.console import one_line
 from mae3d.io.files import write_text
 from mae3d.tracking.config import LogConfig
 from mae3d.tracking.history import SCORES
@@ -86,8 +87,7 @@ class Tracker:
             package = (error.name or "").partition(".")[0]
             self._fail(f"the package {package} is missing or broken: pip install {package}")
         except BaseException as error:  # SystemExit as well: nothing of theirs may end a training
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._fail(f"{type(error).__name__}: {first}")
+            self._fail(f"{type(error).__name__}: {one_line(error)}")
 
     def _fail(self, what: str) -> None:
         self._warn(what)

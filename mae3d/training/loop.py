@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mae3d.distributed import World, is_lost_peer
+from mae3d.io.console import one_line
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.tracking.config import LogConfig
 from mae3d.tracking.progress import ProgressLogger
@@ -172,12 +173,12 @@ class TrainingLoop:
         try:
             return self.take_steps()
         except torch.OutOfMemoryError as error:
-            raise TrainingError(out_of_memory(str(error).splitlines()[0])) from error
+            raise TrainingError(out_of_memory(one_line(error))) from error
         except RuntimeError as error:
             if isinstance(error, TrainingError) or not is_lost_peer(error):
                 raise
             raise TrainingError(
-                f"another process is gone or hangs ({str(error).splitlines()[0]}). "
+                f"another process is gone or hangs ({one_line(error)}). "
                 f"{self.folder.describe_heartbeats()} Its own "
                 "output, above or on its node, says why; the same command goes on from the last checkpoint"
             ) from error

@@ -52,6 +52,8 @@ __all__ = [
 
 # Beginnings of keys that are no part of an encoder: decoders and heads for classes, of all formats.
 _BESIDE_ENCODER = ("decoder", "dec_pos_embed_", "mask_token", "pred_head.", "encoder_to_decoder.", "head.")
+# Prefixes of all names that trainers make: DistributedDataParallel, torch.compile, Lightning, classes of their own.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.", "target_encoder.", "_forward_module.")
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def from_foreign(
     """Convert a pretraining state dict, encoder and decoder.
 
     Args:
-        foreign: Names and tensors, possibly prefixed with `module.`.
+        foreign: Names and tensors, possibly under a prefix of a trainer (`module.`, `model.`).
         config: The model's config; None reads it off the tensors (`infer_config`).
         format: A key of FORMATS; None recognises it by the names.
         hints: Settings that tensors do not determine, under upstream's names (the `args` of its checkpoints).
@@ -78,8 +80,9 @@ def from_foreign(
         ConvertError: A key is missing or left over, the format is unknown or cannot hold the config.
         ValueError: The settings do not fit together.
     """
-    foreign = strip_prefix(foreign, "module.")
-    name = _known(format) if format else recognise(foreign)
+    foreign = unwrapped(foreign)
+    described = config is not None or "mean" in (hints or {})
+    name = _known(format) if format else recognise(foreign, described=described)
     if not FORMATS[name].decoder_blocks:
         raise ConvertError(
             f"{name} ({FORMATS[name].title}) has another decoder and target: open the encoder with mae3d.open_encoder"
@@ -110,8 +113,8 @@ def encoder_from_foreign(
     """Convert the encoder of a state dict; a decoder and a head for classes are left out, which is logged.
 
     Args:
-        foreign: Names and tensors, possibly prefixed with `module.`; VideoMAE's also as Hugging Face's transformers
-            names them.
+        foreign: Names and tensors, possibly under a prefix of a trainer (`module.`, `model.`); VideoMAE's also as
+            transformers of Hugging Face names them.
         config: The encoder's config; None reads it off the tensors.
         format: A key of FORMATS; None recognises it by the names.
         hints: Settings that tensors do not determine: num_heads, img_size, num_frames.
@@ -123,8 +126,8 @@ def encoder_from_foreign(
         ConvertError: A key is missing or left over, or the format is unknown.
         ValueError: The settings do not fit together.
     """
-    foreign, hints = from_transformers(strip_prefix(foreign, "module.")), hints or {}
-    name = _known(format) if format else recognise(foreign)
+    foreign, hints = from_transformers(unwrapped(foreign)), hints or {}
+    name = _known(format) if format else recognise(foreign, described=config is not None or "mean" in hints)
     beside = [key for key in foreign if key.startswith(_BESIDE_ENCODER)]
     if beside:
         logger.info("%d tensors beside the encoder are left out: %s, ...", len(beside), ", ".join(sorted(beside)[:3]))
@@ -160,7 +163,7 @@ def encoder_to_foreign(state: State, config: EncoderConfig, *, format: str) -> d
 
 def is_classifier(foreign: State) -> bool:
     """Return whether a state dict is a finetuned classifier's: it has a head for classes and predicts no pixels."""
-    names = set(strip_prefix(foreign, "module."))
+    names = set(unwrapped(foreign))
     return bool(names & {"head.weight", "head.projection.weight"}) and "decoder_embed.weight" not in names
 
 
@@ -174,7 +177,7 @@ def classifier_from_foreign(
     """Convert a finetuned classifier's state dict; PySlowFast's `head.projection` is read as `head`, as mae_st does.
 
     Args:
-        foreign: Names and tensors, possibly prefixed with `module.`.
+        foreign: Names and tensors, possibly under a prefix of a trainer (`module.`, `model.`).
         config: The classifier's config; None reads it off the tensors. They do not determine the pooling: it is taken
             as facebookresearch's mean; eminorhan's weights need `cls`.
         format: `mae_st` or `pyslowfast`; None recognises it by the names.
@@ -187,9 +190,9 @@ def classifier_from_foreign(
         ConvertError: A key is missing or left over, or the format's classifier is another than ours.
         ValueError: The settings do not fit together.
     """
-    foreign, hints = strip_prefix(foreign, "module."), hints or {}
-    foreign = _renamed(foreign, lambda key: key.replace("head.projection.", "head."))
-    name = _classifying(format or recognise(foreign))
+    foreign, hints = unwrapped(foreign), hints or {}
+    known = format or recognise(foreign, described=config is not None or "mean" in hints)
+    foreign, name = _renamed(foreign, lambda key: key.replace("head.projection.", "head.")), _classifying(known)
     if config is None:
         settings = {key: hints[key] for key in ("pooling", "multi_label", "class_names") if key in hints}
         if "pooling" not in settings:
@@ -259,6 +262,16 @@ def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae
 def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
     """Take a wrapper's prefix (DistributedDataParallel's `module.`) off every key that has it."""
     return _renamed(state, lambda name: name.removeprefix(prefix))
+
+
+def unwrapped(foreign: State) -> dict[str, Tensor]:
+    """Take the prefixes of trainers off, as far as all keys have them, and the counter of an averaged model."""
+    state = strip_prefix({name: tensor for name, tensor in foreign.items() if name != "n_averaged"}, "module.")
+    while prefix := next(
+        (prefix for prefix in _WRAPPERS if state and all(name.startswith(prefix) for name in state)), ""
+    ):
+        state = strip_prefix(state, prefix)
+    return state
 
 
 def _renamed(state: State, rename: Callable[[str], str]) -> dict[str, Tensor]:

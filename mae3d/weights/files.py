@@ -250,6 +250,42 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], MAEConfig | Classi
     return tensors, _KINDS[described["model"]](**described["config"])
 
 
+def _only(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return the one state dict of a trainer's checkpoint, under any key; a checkpoint that is one, as it is.
+
+    Raises:
+        WeightsError: there are several, as of a model and its average: which is meant is not for us to guess.
+    """
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    sets = {
+        str(key): value
+        for key, value in content.items()
+        if isinstance(value, dict) and value and all(isinstance(one, Tensor) for one in value.values())
+    }
+    if len(sets) > 1:
+        counts = ", ".join(f"{key} ({len(value)} tensors)" for key, value in sets.items())
+        raise WeightsError(f"{file}: holds several state dicts, {counts}: save the one that is meant alone")
+    return next(iter(sets.values()), content)
+
+
+def _why_refused(error: Exception) -> str:
+    """Return what torch has refused in a pickled file, and the remedy; its own advice is to run the file's code."""
+    text = str(error)
+    if refused := re.search(r"GLOBAL:? (\S+)|[Uu]nsupported class (\S+)|instance of [`']?([\w.]+)", text):
+        name = next(group for group in refused.groups() if group)
+        return (
+            f"it holds an object of {name}, and only tensors and plain values are opened, because others may run code: "
+            "open it where it came from, and save its state dict alone, torch.save(model.state_dict(), FILE)"
+        )
+    detail = text.partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0] or text
+    reason = " ".join(detail.split())[:300] or type(error).__name__
+    return (
+        f"it is damaged, or holds more than tensors and plain values ({reason}): fetch it again, or open it where it "
+        "came from and save its state dict alone"
+    )
+
+
 def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a foreign checkpoint's state dict, and its `args` as a dict (empty if it has none)."""
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
@@ -261,16 +297,12 @@ def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, EOFError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"{file}: refused, it holds more than tensors and plain values or is damaged ({reason}): "
-            "open it where it came from and save its state dict alone"
-        ) from error
+        raise WeightsError(f"{file}: refused, {_why_refused(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: holds a {type(content).__name__}, not a state dict")
     args = content.get("args")
     hints = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    state = next((content[key] for key in _STATES if isinstance(content.get(key), dict)), content)
+    state = next((content[key] for key in _STATES if isinstance(content.get(key), dict)), None) or _only(content, file)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if tensors and state is not content and (others := sorted(map(str, state.keys() - tensors.keys()))):
         raise WeightsError(f"{file}: left over, no tensors: {', '.join(others[:12])}; save the tensors alone")

@@ -20,6 +20,8 @@ from preprocess.dataset.index import Dataset, DatasetError
 
 Array = Any  # a pa.Array; the stubs of pyarrow do not know which
 SHOWN = 10  # so many of a list stand in a message
+_NUMBER = re.compile(r"\+?([0-9]+)(?:\.0*)?")  # tables with an empty cell have floats
+_MISSING = ["", "nan", "<na>", "-1", "-1.0"]  # what says that a sample has no label
 
 
 @dataclass(frozen=True)
@@ -196,56 +198,63 @@ def _label_column(path: Path, table: pa.Table) -> Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return column
-    if given == ["labels"]:
+        column = column.fill_null([])
+        lengths, flat = pc.list_value_length(column).to_numpy(zero_copy_only=False), column.flatten()
+    elif given == ["labels"]:
         column = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(column.cast(pa.string()).fill_null("")))
         lengths, flat = pc.list_value_length(column).to_numpy(), column.flatten()
     else:
         lengths, flat = np.ones(len(column), np.int64), column
-    # An empty cell is no label.
-    there = flat.is_valid().to_numpy(zero_copy_only=False)
-    if not pa.types.is_integer(flat.type):
-        flat = pc.utf8_trim_whitespace(flat.cast(pa.string()).fill_null(""))
-        there = flat.to_numpy(zero_copy_only=False) != ""
-    row = np.repeat(np.arange(len(column)), lengths)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(row[there], minlength=len(column)))])
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), flat.filter(pa.array(there)))
+    if pa.types.is_boolean(flat.type):
+        raise DatasetError(f"{path}: its labels are true and false; give whole numbers or names")
+    text: Array = pc.utf8_trim_whitespace(flat.cast(pa.string()).fill_null(""))
+    there = pc.invert(pc.is_in(pc.utf8_lower(text), pa.array(_MISSING)))
+    row = np.repeat(np.arange(len(column)), lengths)[there.to_numpy(zero_copy_only=False)]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(column)))])
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), text.filter(there))
 
 
-def _numbered(path: Path, flat: Array, row: np.ndarray, datasets: Sequence[Dataset]) -> tuple[np.ndarray, list[str]]:
+def _numbered(path: Path, text: Array, row: np.ndarray, datasets: Sequence[Dataset]) -> tuple[np.ndarray, list[str]]:
     """Return the numbers of all labels, concatenated, and the labels' names; `row` is for messages."""
     try:
         names_before = united_labels(datasets).names
     except DatasetError:  # their own labels cannot be united: the file is the remedy
         names_before = []
-    if pa.types.is_floating(flat.type) or not len(flat):
+    if not len(text):
         raise DatasetError(f"{path}: no labels; give whole numbers or names")
-    text: Array = flat.cast(pa.string())
-    known = _index_in(text, pa.array(names_before, pa.string()))
-    numeric: Array = pc.match_substring_regex(text, r"^-?\d{1,9}$")
-    is_number = numeric.to_numpy(zero_copy_only=False)
-    if names_before and (known >= 0).all():
-        return known, names_before
-    if is_number.all():
-        numbers = text.cast(pa.int64()).to_numpy(zero_copy_only=False)
-        wrong = (numbers < 0) | (numbers >= len(names_before) if names_before else False)
-        if wrong.any():
-            at = int(wrong.argmax())
-            allowed = (
-                f"0 to {len(names_before) - 1}, the datasets' labels; names can be new" if names_before else "0 or more"
-            )
-            raise DatasetError(f"{_where(path, int(row[at]))}: label {numbers[at]}; numbers must be {allowed}")
-        return numbers, names_before
-    wrong = known < 0 if (known >= 0).any() else is_number
-    if wrong.any():
-        at = int(wrong.argmax())
+    encoded = text.dictionary_encode()
+    words, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+
+    def first(chosen: Sequence[str]) -> tuple[str, str]:
+        at = int(np.isin(codes, [words.index(word) for word in chosen]).argmax())
+        return _where(path, int(row[at])), words[codes[at]]
+
+    known = {name: number for number, name in enumerate(names_before)}
+    numbers = {word: int(match[1]) for word in words if (match := _NUMBER.fullmatch(word))}
+    strangers = [word for word in words if word not in known]
+    if names_before and not strangers:
+        return np.array([known[word] for word in words])[codes], names_before
+    if len(numbers) == len(words):
+        most = len(names_before) - 1 if names_before else 2**31 - 1
+        if wrong := [word for word in words if numbers[word] > most]:
+            where, word = first(wrong)
+            names = ", the datasets' labels; names can be new" if names_before else ""
+            raise DatasetError(f"{where}: label {word}; numbers must be 0 to {most}{names}")
+        return np.array([numbers[word] for word in words])[codes], names_before
+    if len(strangers) < len(words):
+        where, word = first(strangers)
         raise DatasetError(
-            f"{_where(path, int(row[at]))}: label {str(text[at])!r} is "
-            + ("no label of the datasets, though others are" if (known >= 0).any() else "a number, others are names")
-            + ": correct it, or give names that are all new"
+            f"{where}: label {word!r} is no label of the datasets, though others are: correct it, or give names that "
+            "are all new"
         )
-    names = sorted(set(text.to_pylist()))
-    return _index_in(text, pa.array(names)), names
+    if numbers:
+        (where, word), (there, name) = first(list(numbers)), first([word for word in words if word not in numbers])
+        raise DatasetError(
+            f"{where}: label {word!r} is a number, others are names, such as {name!r} ({there}): correct it, or give "
+            "names that are all new"
+        )
+    ordered = sorted(words)
+    return np.array([ordered.index(word) for word in words])[codes], ordered
 
 
 def _index_in(values: Array, among: Array) -> np.ndarray:

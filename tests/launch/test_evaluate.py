@@ -470,5 +470,5 @@ def test_masks_that_do_not_fit_are_refused_unless_all_are_asked_for(
 
 
 def test_defaults_are_checked_without_a_command_line() -> None:
-    with pytest.raises(ValueError, match="--draws 0"):
+    with pytest.raises(ValueError, match="draws=0 must be at least 1"):
         EvaluateConfig(run="r", data=ClipsConfig(), out="o", draws=0)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from mae3d.analysis import probes
 from mae3d.analysis.probes import C_GRID, attentive_scores, few_shot_rows, held_out, knn_scores, linear_scores
-from mae3d.analysis.scores import hits_at, mean_average_precision
+from mae3d.analysis.scores import credit_at, mean_average_precision
 
 CLASSES, WIDTH = 4, 8
 RNG = np.random.default_rng(0)
@@ -28,7 +28,7 @@ def one_hot(labels: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def top1(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    return float(hits_at(scores, labels, k=1).mean())
+    return float(credit_at(scores, labels, k=1).mean())
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -219,9 +219,9 @@ def test_what_knows_nothing_scores_no_more_than_chance(features: str, order: str
     by_method["linear"] = linear_scores(train, targets, test, multi_label=False)[0]
     for method, scores in by_method.items():
         for k in (1, 5):
-            hits = hits_at(scores, wanted, k=k)
+            hits = credit_at(scores, wanted, k=k)
             assert hits.mean() < k / classes + 0.06, (method, k)
         if method == "knn 1":  # one vote: there is no second place
-            assert (hits_at(scores, wanted, k=5) == hits_at(scores, wanted, k=1)).all()
+            assert (credit_at(scores, wanted, k=5) == credit_at(scores, wanted, k=1)).all()
         targets_of_test = np.eye(classes, dtype=np.int64)[wanted]
         assert mean_average_precision(scores, targets_of_test) < 1 / classes + 0.06, method

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, top_k_accuracy_score
 
-from mae3d.analysis.scores import average_precisions, class_table, confusion, hits_at, mean_average_precision
+from mae3d.analysis.scores import (
+    average_precisions,
+    class_table,
+    confusion,
+    credit_at,
+    hits_at,
+    mean_average_precision,
+)
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(size=(300, 8)).astype(np.float32)
@@ -18,7 +25,7 @@ COARSE = np.round(SCORES)  # many ties
 @pytest.mark.parametrize("k", [1, 3, 5, 8, 20])
 def test_top_k_is_scikit_learns(k: int) -> None:
     expected = top_k_accuracy_score(LABELS, SCORES, k=k, labels=range(8)) if k < 8 else 1.0
-    assert hits_at(SCORES, LABELS, k=k).mean() == pytest.approx(expected, abs=1e-12)
+    assert credit_at(SCORES, LABELS, k=k).mean() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -27,18 +34,26 @@ def test_a_tie_is_worth_what_lots_give_on_average(k: int) -> None:
     logits = COARSE - 10  # negative: no shares
     order = np.lexsort((luck, np.broadcast_to(-logits, luck.shape)), axis=2)[:, :, :k]
     by_lot = (order == LABELS[:, None]).any(axis=2).mean(axis=0)
-    assert np.abs(hits_at(logits, LABELS, k=k) - by_lot).max() < 0.06
-    assert (hits_at(logits[:, ::-1], 7 - LABELS, k=k) == hits_at(logits, LABELS, k=k)).all()  # under other numbers
+    assert np.abs(credit_at(logits, LABELS, k=k) - by_lot).max() < 0.06
+    assert (credit_at(logits[:, ::-1], 7 - LABELS, k=k) == credit_at(logits, LABELS, k=k)).all()  # under other numbers
+
+
+def test_a_hit_holds_for_any_order_of_equal_scores() -> None:
+    votes = np.array([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [1, 0, 0, 0], [0.25] * 4])
+    wanted = np.array([0, 2, 0, 1])
+    assert hits_at(votes, wanted, k=1).tolist() == [False, False, True, False]
+    assert hits_at(votes, wanted, k=2).tolist() == [True, False, True, False]
+    assert hits_at(votes, wanted, k=4).tolist() == [True, False, True, True]
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("level", [-2.5, 0.125])
 def test_constant_scores_are_worth_chance_and_nothing_is_worth_nothing(k: int, level: float) -> None:
-    assert (hits_at(np.full((300, 8), level), LABELS, k=k) == k / 8).all()
-    assert not hits_at(np.zeros((300, 8)), LABELS, k=k).any()
+    assert (credit_at(np.full((300, 8), level), LABELS, k=k) == k / 8).all()
+    assert not credit_at(np.zeros((300, 8)), LABELS, k=k).any()
     votes = np.zeros((300, 8))
     votes[:, 2] = 1.0
-    assert (hits_at(votes, LABELS, k=k) == (LABELS == 2)).all()  # classes without a vote are no hits
+    assert (credit_at(votes, LABELS, k=k) == (LABELS == 2)).all()  # classes without a vote are no hits
 
 
 @pytest.mark.parametrize("scores", [SCORES, COARSE, COARSE.astype(np.int64)])
@@ -61,12 +76,12 @@ def test_a_class_without_positives_has_no_precision_and_does_not_count() -> None
 
 @pytest.mark.parametrize("scores", [SCORES, COARSE])
 def test_no_grouping_or_order_changes_anything(scores: np.ndarray[Any, Any]) -> None:
-    whole_hits, whole_confusion = hits_at(scores, LABELS, k=3), confusion(scores, LABELS)
+    whole_hits, whole_confusion = credit_at(scores, LABELS, k=3), confusion(scores, LABELS)
     whole_map = mean_average_precision(scores, SEVERAL)
     for parts in (1, 2, 7, 300):
         order = np.random.default_rng(parts).permutation(300)
         groups = np.array_split(order, parts)
-        assert (np.concatenate([hits_at(scores[g], LABELS[g], k=3) for g in groups]) == whole_hits[order]).all()
+        assert (np.concatenate([credit_at(scores[g], LABELS[g], k=3) for g in groups]) == whole_hits[order]).all()
         assert (sum(confusion(scores[g], LABELS[g]) for g in groups) == whole_confusion).all()
         assert mean_average_precision(scores[order], SEVERAL[order]) == whole_map
 
@@ -94,13 +109,13 @@ def test_the_table_of_a_small_case() -> None:
 def test_the_table_adds_up() -> None:
     table = class_table(SCORES, LABELS)
     weighted = sum(a * n for a, n in zip(table["top1"], table["samples"], strict=True)) / 300
-    assert weighted == pytest.approx(hits_at(SCORES, LABELS, k=1).mean())
+    assert weighted == pytest.approx(credit_at(SCORES, LABELS, k=1).mean())
     assert sum(table["predicted"]) == sum(table["samples"]) == 300
 
 
 def test_nothing_at_all_is_no_error() -> None:
     none = np.zeros((0, 8))
-    assert len(hits_at(none, np.zeros(0, dtype=np.int64), k=1)) == 0
+    assert len(credit_at(none, np.zeros(0, dtype=np.int64), k=1)) == 0
     assert confusion(none, np.zeros(0, dtype=np.int64)).sum() == 0
     assert np.isnan(mean_average_precision(none, np.zeros((0, 8))))
 
@@ -109,15 +124,15 @@ def test_what_cannot_be_scored_is_refused() -> None:
     holed = SCORES.copy()
     holed[5, 2] = np.nan
     with pytest.raises(ValueError, match="row 5"):
-        hits_at(holed, LABELS, k=1)
+        credit_at(holed, LABELS, k=1)
     with pytest.raises(ValueError, match="row 5"):
         average_precisions(holed, SEVERAL)
     with pytest.raises(ValueError, match=r"\[-1, 8\]"):
         confusion(SCORES[:2], np.array([-1, 8]))
     with pytest.raises(ValueError, match="class number"):
-        hits_at(SCORES, LABELS[:5], k=1)
+        credit_at(SCORES, LABELS[:5], k=1)
     with pytest.raises(ValueError, match="class number"):
-        hits_at(SCORES, LABELS.astype(float), k=1)
+        credit_at(SCORES, LABELS.astype(float), k=1)
     with pytest.raises(ValueError, match="0 or 1"):
         average_precisions(SCORES, SEVERAL * 2)
     with pytest.raises(ValueError, match="2 names for 8 classes"):

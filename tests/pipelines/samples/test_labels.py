@@ -122,7 +122,8 @@ def test_names_keep_their_numbers_and_new_ones_are_numbered(named: tuple[Corpus,
     [
         ("name,label\na0,walk\n\na1,wlak\n", r"l\.csv, line 4: label 'wlak' is no label of the datasets"),
         ("name,label\na0,0\na1,7\n", r"l\.csv, line 3: label 7; numbers must be 0 to 1"),
-        ("name,label\na0,-1\n", r"l\.csv, line 2: label -1; numbers must be"),
+        ("name,label\na0,-1\n", r"l\.csv: no labels"),
+        ("name,label\na0,2147483648\n", r"l\.csv, line 2: label 2147483648; numbers must be 0 to 1"),
         ("name,label\na0,sit\na1,1O\n\na1,3\n", r"l\.csv, line 5: label '3' is a number, others are names"),
         ("name,tag\na0,1\n", r"l\.csv: give one column `label`.*neither among name, tag"),
         ("video,label\na0,1\n", r"l\.csv: no column `name` or `key` among video, label"),
@@ -201,3 +202,39 @@ def test_fault_39_labels_that_count_from_one_are_told_so(plain: Corpus, num_clas
             missing_classes=missing_classes,  # type: ignore[arg-type]
             option="val",
         )
+
+
+@pytest.mark.parametrize("kind", ["csv", "text", "lists", "typed"])
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["2.0", "10.0"], [[2], [10]]),
+        (["2", "10"], [[2], [10]]),
+        (["-1", "10"], [[], [10]]),
+        (["", "10.0"], [[], [10]]),
+        (["nan", "3"], [[], [3]]),
+    ],
+)
+def test_fault_45_a_missing_label_or_a_float_permutes_nothing(
+    plain: Corpus, tmp_path: Path, kind: str, cells: list[str], expected: list[list[int]]
+) -> None:
+    names = [plain.name(0), plain.name(1)]
+    path = tmp_path / ("l.csv" if kind == "csv" else "l.parquet")
+    values: list[object] = [float(cell or "nan") for cell in cells] if kind == "typed" else list(cells)
+    if kind == "csv":
+        write(path, "name,label\n" + "".join(f"{name},{cell}\n" for name, cell in zip(names, cells, strict=True)))
+    else:
+        pd.DataFrame({"name": names, "label": [[value] for value in values] if kind == "lists" else values}).to_parquet(
+            path
+        )
+    labels = read_labels(path, plain.datasets)
+    assert (labels.names, [labels.of(0), labels.of(1)]) == ([], expected)
+
+
+@pytest.mark.parametrize("cells", [["2.0", "walk"], ["1.5", "2"], ["1e1", "2"], ["walk", "10"]])
+def test_fault_45_numbers_and_words_of_a_file_are_refused_with_an_example_of_each(
+    plain: Corpus, tmp_path: Path, cells: list[str]
+) -> None:
+    path = write(tmp_path / "l.csv", f"name,label\n{plain.name(0)},{cells[0]}\n{plain.name(1)},{cells[1]}\n")
+    with pytest.raises(DatasetError, match=r"l\.csv, line [23]: label '[^']+' is a number, others are names, such as "):
+        read_labels(path, plain.datasets)

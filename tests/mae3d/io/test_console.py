@@ -1,0 +1,27 @@
+"""Messages of other libraries come through on one line, with the part that says why."""
+
+import pytest
+
+from mae3d.io.console import one_line
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("", "RuntimeError"),
+        ("\n\n", "RuntimeError"),
+        (
+            "CUDA error: no kernel\nCompile with TORCH_USE_CUDA_DSA",
+            "CUDA error: no kernel Compile with TORCH_USE_CUDA_DSA",
+        ),
+        ("Weights only load failed.\n\tUnsupported global: a.B", "Weights only load failed. Unsupported global: a.B"),
+        (
+            "Connection closed by peer\nException raised from pair.cc:553\nframe #0: c10::Error",
+            "Connection closed by peer",
+        ),
+        ("NCCL error\nC++ CapturedTraceback:\n#4 x", "NCCL error"),
+        ("a" * 500, "a" * 400 + " ..."),
+    ],
+)
+def test_a_message_is_one_line_without_frames(message: str, told: str) -> None:
+    assert one_line(RuntimeError(message)) == told
