@@ -58,7 +58,7 @@ def check_units(candidates: Sequence[VideoCandidate], facts: Facts) -> None:
         for roles in (("start_frame", "end_frame"), ("start", "end"))
     )
     raise LedgerError(
-        f"{request.file}: of {len(beyond)} of {len(open_units)} rows the span ends after the video (line "
+        f"{request.file}: in {len(beyond)} of {len(open_units)} rows the span ends after the video (line "
         f"{request.line}: {request.start_s:g} to {request.stop_s:g}, and {request.name} has {known.duration_s:.1f} s): "
         f"{' and '.join(names)} may count frames, as --columns {frames} says, or seconds, as --columns {seconds} says"
     )
@@ -77,7 +77,7 @@ def span_notes(candidates: Sequence[VideoCandidate], facts: Facts) -> list[str]:
     if apart:
         request = apart[0].request
         frames = "frames disagree with the seconds beside them, which are taken"
-        notes.append(f"warning: of {len(apart)} rows the {frames}: {request.file}, line {request.line}")
+        notes.append(f"warning: in {len(apart)} rows the {frames}: {request.file}, line {request.line}")
     return notes
 
 

@@ -65,6 +65,7 @@ def test_what_is_no_span_is_refused(fields: list[str]) -> None:
         (["path", "label", "start_idx_in_frames"], "start_idx_in_frames"),
         (["path", "label", "timestamp"], "timestamp"),
         (["path", "label", "clip_time"], "clip_time"),
+        (["path", "label", "clipTime"], "clipTime"),
         (["path", "label", "start", "duration"], "duration"),
         (["path", "fine_class_de"], "fine_class_de"),
         (["path", "label", "cv_fold"], "cv_fold"),
