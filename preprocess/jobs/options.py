@@ -80,8 +80,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         default=(),
         metavar="ROLE=COLUMN",
-        help="columns of lists by name or number: path, id, label, start, end (s), start_ms, end_ms, start_frame, "
-        "end_frame, last_frame, duration, split, ignore",
+        help="columns of lists and ledgers by name or number: path, id, label, start, end (s), start_ms, end_ms, span, "
+        "start_frame, end_frame, last_frame, duration, num_frames, total_frames, split, ignore",
     )
     group.add_argument("--root", default="", metavar="DIR", help="where the paths in lists begin (beside the list)")
     group.add_argument(
@@ -245,8 +245,10 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
 
     if not options.frames and (options.ledger or options.source_fps or options.fill_gaps):
         raise ValueError("--ledger, --source-fps and --fill-gaps belong to --frames; videos have lists and a clock")
-    if not options.videos and (options.root or options.label_key or options.columns):
-        raise ValueError("--root, --columns and --label-key belong to the lists and tars of --videos")
+    if not options.videos and (options.root or options.label_key):
+        raise ValueError("--root and --label-key belong to the lists and tars of --videos")
+    if options.images and options.columns:
+        raise ValueError("--columns belongs to the lists of --videos, or to the ledger of --frames")
     reading = _from_options(Reading, options, columns=tuple(options.columns))
     check_number("scratch_gb", options.scratch_gb, Bounds(above=0))
     scratch = Scratch(Path(options.scratch), round(options.scratch_gb * 1e9 / options.workers))

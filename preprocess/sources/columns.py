@@ -1,62 +1,43 @@
-"""The columns of a list get roles: names as lists in use have them ─► path, label, span, split.
+"""The columns of a list get roles, and its rows spans: a header and what --columns says ─► path, label, start, stop.
 
-    columns = read_columns(["video_path", "start_sec", "end_sec", "label", "fps"], [])
+    columns = read_columns(["video_path", "start_sec", "end_sec", "label", "fps"], [], source="train.csv")
     columns.at["start_s"], columns.ignored              # [1], ["fps"]
-    span = columns.span(["a.mp4", "0:01.5", "3", "cut", "25"])
+    span = columns.span_s(["a.mp4", "0:01.5", "3", "cut", "25"])
 
 A column that is not understood and could mean something is an error that lists what is understood; `--columns` says
-what it is. One that cannot is ignored, and named in the line about the list.
+what it is. One that cannot (`preprocess.sources.column_names`) is ignored, and named in the line about the list.
 """
 
 import math
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from preprocess.sources.ledger import LedgerError
+from preprocess.sources.column_names import (
+    EXAMPLES,
+    ROLES,
+    STARTS,
+    STOPS,
+    VIDEO_ROLES,
+    could_mean,
+    increases,
+    is_without_unit,
+    pair_of,
+    plain,
+    role_of,
+    says_nothing,
+    seconds_of,
+)
+from preprocess.sources.list_records import LedgerError, Record
 
-# Role ─► the names that lists give to such a column, with _ for blanks, hyphens and dots.
-_NAMES = {
-    "path": "path video file filename file_name name video_path video_name url filepath file_path video_file clip_path "
-    "clip_name relative_path rel_path",
-    "video_id": "video_id vid vid_id clip_id video_uid",
-    "youtube_id": "youtube_id",
-    "label": "label labels class category target label_name class_name action activity class_id label_id action_id "
-    "action_label activity_label class_label verb_class noun_class action_class category_id category_name label_idx "
-    "class_index label_index phase gesture",
-    "start_s": "start start_s start_sec start_secs start_second start_seconds start_time time_start start_timestamp "
-    "t_start tstart start_t begin begin_s begin_sec begin_seconds begin_time time_begin from onset segment_start "
-    "clip_start",
-    "stop_s": "stop end stop_s end_s stop_sec end_sec stop_secs end_secs end_second end_seconds stop_seconds end_time "
-    "stop_time time_end time_stop stop_timestamp end_timestamp t_end t_stop tend end_t stop_t to segment_end clip_end",
-    "start_ms": "start_ms begin_ms start_msec start_millis start_milliseconds",
-    "stop_ms": "stop_ms end_ms end_msec stop_msec end_millis end_milliseconds",
-    "first": "start_frame frame_start first_frame begin_frame frame_begin start_f startframe start_frame_index",
-    "stop": "end_frame frame_end stop_frame frame_stop end_f endframe end_frame_index",  # the frame after the last
-    "last": "last_frame frame_last",
-    "actions": "actions",  # Charades: c092 11.90 21.20;c147 0.00 12.60
-    "split": "split subset partition set",
-}
-ROLES = (*_NAMES, "duration_s", "ignore")
-_ROLE = {name: role for role, names in _NAMES.items() for name in names.split()}
 _SPELLED = {"start": "start_s", "end": "stop_s", "end_s": "stop_s", "end_ms": "stop_ms", "duration": "duration_s"}
 _SPELLED |= {"id": "video_id", "start_frame": "first", "end_frame": "stop", "stop_frame": "stop", "last_frame": "last"}
-_STARTS, _STOPS = ("start_s", "start_ms", "first"), ("stop_s", "stop_ms", "stop", "last", "duration_s")
-_COULD_MEAN = {
-    "a span": re.compile(
-        r"start|begin|stop|onset|timestamp|timecode|(^|_)(end|from|to|offset|frames?|secs?|seconds?|times?|span|"
-        r"interval|segments?|t0|t1)(_|$)"
-    ),
-    "a label": re.compile(r"label|class|categor|action|activit|target|verb|noun|phase|gesture"),
-    "a split": re.compile(r"split|subset|fold|partition"),
-}
-_EXAMPLE = {"a span": "start", "a label": "label", "a split": "split", "a duration": "duration"}
-# Columns of lists in use that say nothing about where a sample is or what it shows.
-_NOTHING = re.compile(
-    r"|unnamed.*|(is_|has_|num_|n_|total_).*|n?frames|frame_(count|rate)|fps|index|idx|row|no|nr|length|duration(_s)?"
-    r"|narration.*|description|.*_count"
-)
-_CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)")
+_SPELLED |= {"first_frame": "first", "total_frames": "num_frames"}
+_LOOKED_AT = 1000  # rows whose values show what a column could be
+_FRAME_ROLES = {"first", "stop", "last", "num_frames"}
+_SECOND_ROLES = {"start_s", "start_ms", "stop_s", "stop_ms", "duration_s", "span"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +47,7 @@ class Columns:
     at: dict[str, list[int]]
     names: tuple[str, ...]
     ignored: tuple[str, ...] = ()
+    without_unit: bool = False  # times may be seconds, as they are read, or frames
 
     def one(self, role: str, fields: Sequence[str]) -> str:
         """Return a row's field of a role; empty if there is none."""
@@ -75,9 +57,17 @@ class Columns:
         """Return a row's fields of a role that are not empty."""
         return [fields[i] for i in self.at.get(role, ()) if i < len(fields) and fields[i]]
 
+    def has_seconds(self, fields: Sequence[str]) -> bool:
+        """Return whether a row says in seconds where its span is: then its frames are not needed."""
+        return any(self.one(role, fields) for role in _SECOND_ROLES)
+
     def span_s(self, fields: Sequence[str]) -> tuple[float, float]:
         """Return a row's start and stop in seconds; ValueError with the fields if they are none."""
         start, stop = self.one("start_s", fields), self.one("stop_s", fields)
+        if span := self.one("span", fields):
+            if (pair := pair_of(span)) is None:
+                raise ValueError(f"{span!r}: not two times in seconds, as 0.5-2")
+            start, stop = pair
         if not start and (given := self.one("start_ms", fields)):
             start = str(seconds_of(given) / 1000)
         if not stop and (given := self.one("stop_ms", fields)):
@@ -91,14 +81,17 @@ class Columns:
         return begin, end
 
     def frames(self, fields: Sequence[str]) -> tuple[int, int] | None:
-        """Return a row's first frame and the one after its last; None without such columns, or if seconds are given."""
-        if any(self.one(role, fields) for role in ("start_s", "stop_s", "start_ms", "stop_ms")):
-            return None
-        first, stop, last = (self.one(role, fields) for role in ("first", "stop", "last"))
-        if not (first or stop or last):
+        """Return a row's first frame and the one after its last; None if it has none of them."""
+        first, stop, last, count = (self.one(role, fields) for role in ("first", "stop", "last", "num_frames"))
+        if not (first or stop or last or count):
             return None
         begin = frame_of(first) if first else 0
-        end = frame_of(last) + 1 if last else frame_of(stop) if stop else MAX_FRAME
+        if last or stop:
+            end = frame_of(last) + 1 if last else frame_of(stop)
+        else:
+            end = begin + frame_of(count) if count else MAX_FRAME
+        if begin == end and stop:
+            raise ValueError(f"frames {begin} to {end}, the end not included: none (--columns last_frame includes it)")
         if not begin < end:
             raise ValueError(f"frames {begin} to {end}: reversed")
         return begin, end
@@ -107,34 +100,12 @@ class Columns:
 MAX_FRAME = 2**31 - 1  # the end of any video
 
 
-def seconds_of(text: str) -> float:
-    """Return the seconds of 12.5, 00:12.5 or 00:00:12.500; ValueError for anything else."""
-    if match := _CLOCK.fullmatch(text):
-        hours, minutes, seconds = match.groups()
-        return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r}: not seconds, nor HH:MM:SS") from None
-
-
 def frame_of(text: str) -> int:
     """Return the number of a frame, 12 or 12.0; ValueError for anything else."""
     number = re.fullmatch(r"(\d+)(\.0*)?", text)
     if not number:
         raise ValueError(f"{text!r}: not the number of a frame")
     return int(number[1])
-
-
-def plain(name: str) -> str:
-    """Return a column's name as it is looked up."""
-    return re.sub(r"[\s.-]+", "_", name.strip().lower())
-
-
-def is_known(name: str, *, path: bool = False) -> bool:
-    """Return whether lists give this name to a column; with `path` to one that names the video."""
-    role = _ROLE.get(plain(name))
-    return role in ("path", "video_id", "youtube_id") if path else role is not None
 
 
 def given_roles(given: Sequence[str]) -> dict[str, list[str]]:
@@ -154,13 +125,22 @@ def given_roles(given: Sequence[str]) -> dict[str, list[str]]:
     return roles
 
 
-def read_columns(header: Sequence[str], given: Sequence[str], *, source: str) -> Columns:
+def read_columns(
+    header: Sequence[str],
+    given: Sequence[str],
+    *,
+    source: str,
+    records: Sequence[Record] = (),
+    other_names: Mapping[str, str] = MappingProxyType({}),
+) -> Columns:
     """Return the roles of the columns that a header names.
 
     Args:
         header: the names.
         given: what --columns says.
         source: the list, for messages.
+        records: the rows below; what their values look like decides where names say nothing.
+        other_names: the roles of names that mean something else here.
 
     Raises:
         LedgerError: a column could mean something and is not understood, or two could be the same.
@@ -171,33 +151,36 @@ def read_columns(header: Sequence[str], given: Sequence[str], *, source: str) ->
     settled: set[int] = set()
     for role, columns in given_roles(given).items():
         for column in columns:
-            if (position := _position(column, names)) is None:
+            if (position := _position(column, header)) is None:
                 raise LedgerError(f"{source}: --columns {role}={column}: no such column; there are {_listed(header)}")
             settled.add(position)
             at.setdefault(role, []).append(position)
     chosen = set(at)
-    for i, name in enumerate(names):
-        known = _ROLE.get(name)
+    for i, name in enumerate(header):
+        known = other_names.get(plain(name)) or role_of(name)
         if i not in settled and known and not _is_settled(known, chosen):
             at.setdefault(known, []).append(i)
             settled.add(i)
-    if not {"path", "video_id", "youtube_id"}.intersection(at) and "id" in names:
+        elif known and i not in settled:
+            settled.add(i)
+            at.setdefault("ignore", []).append(i)
+    if not set(VIDEO_ROLES).intersection(at) and "id" in names:
         at["video_id"] = [names.index("id")]
         settled.add(names.index("id"))
     _check_one_meaning(at, chosen, names, header, source)
+    _check_units(at, header, source)
     open_columns = [i for i in range(len(names)) if i not in settled]
-    for i in open_columns:
-        if (meaning := _meaning(names[i], at)) is not None:
-            raise LedgerError(
-                f"{source}: the column {header[i]!r} is not understood, and could be {meaning}. Understood: "
-                f"{describe(at, header)}. Say what it is, as in --columns {_EXAMPLE[meaning]}={header[i]}, or "
-                f"--columns ignore={header[i]}"
-            )
+    _check_understood(open_columns, at, header, records, source)
     ignored = [header[i] for i in range(len(names)) if i in open_columns or i in at.get("ignore", ())]
-    return Columns(at, tuple(header), tuple(ignored))
+    times = [header[i] for role in ("start_s", "stop_s") if role not in chosen for i in at.get(role, ())]
+    return Columns(at, tuple(header), tuple(ignored), bool(times) and all(map(is_without_unit, times)))
 
 
-def _position(column: str, names: Sequence[str]) -> int | None:
+def _position(column: str, header: Sequence[str]) -> int | None:
+    """Return the position of the column that --columns names: as it is written, by its plain name, or by its number."""
+    if column in header:
+        return header.index(column)
+    names = [plain(name) for name in header]
     if plain(column) in names:
         return names.index(plain(column))
     if column.isdecimal() and 1 <= int(column) <= len(names):
@@ -207,12 +190,9 @@ def _position(column: str, names: Sequence[str]) -> int | None:
 
 def _is_settled(role: str, chosen: set[str]) -> bool:
     """Return whether --columns has settled what a column of this role would say."""
-    if role in _STARTS:
-        return bool(chosen.intersection(_STARTS))
-    if role in _STOPS:
-        return bool(chosen.intersection(_STOPS))
-    if role in ("path", "video_id"):
-        return bool(chosen.intersection(("path", "video_id")))
+    for group in (STARTS, STOPS, ("path", "video_id")):
+        if role in group:
+            return bool(chosen.intersection(group))
     return role in chosen
 
 
@@ -227,26 +207,60 @@ def _check_one_meaning(
             at[role] = [i for i in positions if names[i] == "path"]
             continue
         names_of_role = _listed([header[i] for i in positions])
-        spelled = {"start_s": "start", "stop_s": "end"}.get(role, role)
+        spelled = {"start_s": "start", "stop_s": "end", "video_id": "id"}.get(role, role)
         raise LedgerError(
-            f"{source}: {names_of_role} could each be the {spelled}; say which, as in --columns "
-            f"{spelled}={header[positions[0]]}"
+            f"{source}: {names_of_role} could each be the {spelled}; say which, as in "
+            f"{option(spelled, [header[positions[0]]])}"
         )
 
 
-def _meaning(name: str, at: dict[str, list[int]]) -> str | None:
-    """Return what a column that has no role could be and no other is; None if nothing."""
-    has_start, has_stop = bool(set(at).intersection(_STARTS)), bool(set(at).intersection(_STOPS))
-    if name in ("duration", "duration_s", "length") and has_start and not has_stop:
-        return "a duration"
-    if _NOTHING.fullmatch(name):
-        return None
-    missing = {
-        "a span": not has_start or not has_stop,
-        "a label": not set(at).intersection(("label", "actions")),
-        "a split": "split" not in at,
-    }
-    return next((what for what, words in _COULD_MEAN.items() if missing[what] and words.search(name)), None)
+def _check_units(at: dict[str, list[int]], header: Sequence[str], source: str) -> None:
+    """Raise LedgerError if the starts are in frames and the ends in seconds, or reversed: then one would be lost."""
+    starts, stops = set(at).intersection(STARTS), set(at).intersection(STOPS)
+    for unit in (_FRAME_ROLES, _SECOND_ROLES):
+        if starts and stops and starts <= unit and not stops & unit:
+            one, other = ("frames", "seconds") if unit is _FRAME_ROLES else ("seconds", "frames")
+            raise LedgerError(
+                f"{source}: the start is in {one} and the end in {other}. Understood: {describe(at, header)}. Name the "
+                "columns as in --columns start=COLUMN end=COLUMN, or start_frame=COLUMN end_frame=COLUMN"
+            )
+
+
+def _check_understood(
+    open_columns: Sequence[int],
+    at: dict[str, list[int]],
+    header: Sequence[str],
+    records: Sequence[Record],
+    source: str,
+) -> None:
+    """Raise LedgerError for columns without a role that could mean something, by their names or values."""
+    fields = [row for _, row in records[:_LOOKED_AT]]
+    values = {i: [row[i] if i < len(row) else "" for row in fields] for i in open_columns}
+    meanings = {i: could_mean(plain(header[i]), values[i], at) for i in open_columns}
+    unnamed = [i for i in open_columns if not says_nothing(header[i])]
+    for i in [] if set(at).intersection((*STARTS, *STOPS)) else unnamed:
+        if i + 1 in unnamed and increases(values[i], values[i + 1]):
+            meanings[i] = meanings[i + 1] = "a span"
+    unclear = {header[i]: meaning for i, meaning in meanings.items() if meaning}
+    if not unclear:
+        return
+    (name, meaning), *others = unclear.items()
+    more = "".join(f"; {other!r} could be {what}" for other, what in others)
+    examples: dict[str, str] = {}
+    for one, what in unclear.items():
+        role = EXAMPLES[what]
+        examples.setdefault("end" if role == "start" and role in examples else role, one)
+    options = " ".join(shlex.quote(f"{role}={one}") for role, one in examples.items())
+    nameless = "" if set(VIDEO_ROLES).intersection(at) else "no column is called path; "
+    raise LedgerError(
+        f"{source}: {nameless}the column {name!r} is not understood, and could be {meaning}{more}. Understood: "
+        f"{describe(at, header)}. Say what it is, as in --columns {options}, or {option('ignore', list(unclear))}"
+    )
+
+
+def option(role: str, columns: Sequence[str]) -> str:
+    """Return --columns as a shell takes it."""
+    return "--columns " + shlex.quote(f"{role}=" + ",".join(columns))
 
 
 def describe(at: dict[str, list[int]], header: Sequence[str]) -> str:

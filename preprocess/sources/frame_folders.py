@@ -7,12 +7,12 @@ result = source.find()
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from preprocess.plan.label_ids import number_of
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
@@ -20,9 +20,17 @@ from preprocess.sources.file_kinds import count_by_suffix
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.frame_names import FrameFolder, index_shift, left_out_folders
 from preprocess.sources.frame_notes import folder_notes, named_videos, naming_notes, stride_notes
-from preprocess.sources.frame_places import Location, counted_twofold, look_up, spans_of, unlisted_videos
+from preprocess.sources.frame_places import (
+    Location,
+    counted_twofold,
+    place_rows,
+    settle_totals,
+    spans_of,
+    unlisted_videos,
+)
 from preprocess.sources.frame_trees import FrameFolders
-from preprocess.sources.ledger import Ledger, LedgerError, LedgerRow, read_ledger
+from preprocess.sources.ledger import Ledger, read_ledger
+from preprocess.sources.list_records import LedgerError
 from preprocess.sources.roots import Root, Scratch
 from preprocess.sources.segments import frame_pieces
 from preprocess.sources.source import (
@@ -83,17 +91,27 @@ def frame_folders(
     data, name = _ledger_bytes(roots[0], ledger, scratch=scratch)
     added = reading_identity(reading, names)
     others = [identified(root, "") for root in roots[1:]]
+    if data is None and reading.columns:
+        raise LedgerError("--columns names the columns of a ledger, and there is none: give it with --ledger")
     if data is None:
         identity = [identified(root, "") for root in roots] + added
         return Source(tuple(roots), "", identity, lambda: _find_trees(roots, settings, reading, names))
-    rows = read_ledger(
-        data, name, delimiter=reading.delimiter, header=reading.header, allow_outside=reading.allow_outside
+    ledger_read = partial(
+        read_ledger,
+        data,
+        name,
+        delimiter=reading.delimiter,
+        header=reading.header,
+        allow_outside=reading.allow_outside,
     )
+    rows = ledger_read(columns=reading.columns)
     list_name = PurePosixPath(name).name
     identity = [identified(roots[0], list_name, data), *others, *added]
-    return Source(
-        tuple(roots), list_name, identity, lambda: _find_rows(roots, rows, list_name, settings, reading, names)
-    )
+
+    def find() -> ScanResult:
+        return _find_rows(roots, rows, list_name, settings, reading, names, ledger_read)
+
+    return Source(tuple(roots), list_name, identity, find)
 
 
 def _ledger_bytes(root: Root, ledger: str | Path | None, *, scratch: Scratch) -> tuple[bytes | None, str]:
@@ -117,23 +135,22 @@ def _find_rows(
     settings: Settings,
     reading: Reading,
     label_names: LabelNames | None,
+    read: Callable[..., Ledger],
 ) -> ScanResult:
-    log.info("%s", ledger.dialect)
-    names = sorted({row.name for row in ledger.rows} | {row.name for row in ledger.counted})
     trees = [FrameFolders(root, follow=reading.allow_outside) for root in roots]
-    places, notes = look_up(names, trees, reading)
-    if counts := _by_total(ledger, places):
-        ledger = counts
-        notes.append(f"{file}: read as `name total_frames label`, because each total is the number of its frames")
-    spans = spans_of(ledger.rows)
+    ledger, places, notes = place_rows(ledger, trees, reading, read)
+    log.info("%s", ledger.dialect)
+    rows, problems, more = settle_totals(ledger.rows, places)
+    notes += more
+    spans = spans_of(rows)
     shifts = {
         name: index_shift(location.folder, *span) if isinstance(location := places[name], Location) else 0
         for name, span in spans.items()
     }
     requests: list[Request] = []
-    problems = list(ledger.problems)
+    problems += ledger.problems
     pieces: list[int] = []
-    for row in ledger.rows:
+    for row in rows:
         location = places[row.name]
         if not isinstance(location, Problem):
             location = counted_twofold(location, *spans[row.name]) or location
@@ -148,7 +165,7 @@ def _find_rows(
             continue
         first, stop = _ends(location.folder, first, stop)
         whole = Request("frames", location.root, location.path, row.name, row.labels, file, row.line, first, stop)
-        made = list(frame_pieces(replace(whole, gaps=gaps), location.folder, settings))
+        made = list(frame_pieces(replace(whole, gaps=gaps, split=row.split), location.folder, settings))
         pieces.append(len(made))
         requests += made
     for shift, count in sorted(Counter(shifts.values()).items()):
@@ -166,19 +183,6 @@ def _find_rows(
     return ScanResult(
         requests, sorted(problems, key=lambda problem: problem.line), notes, label_names, reading.label_kind
     )
-
-
-def _by_total(ledger: Ledger, places: Mapping[str, Location | Problem]) -> Ledger | None:
-    """Return a ledger of mmaction2's rows as one of ours; None if its rows can be read as ours, or not as such."""
-    rows, fits = [], True
-    for row in ledger.counted:
-        location = places[row.name]
-        if isinstance(location, Problem) or len(location.folder.numbers) != row.total:
-            return None
-        first, last = int(location.folder.numbers[0]), int(location.folder.numbers[-1])
-        rows.append(LedgerRow(row.line, row.name, first, last + 1, row.labels))
-        fits = fits and row.total <= (number_of(row.labels[0]) or 0) <= last
-    return None if fits else Ledger(tuple(rows), (), ledger.dialect)
 
 
 def _find_trees(

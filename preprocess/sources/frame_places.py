@@ -6,15 +6,15 @@ places["class/video_1"]         # Location(root=0, path="train/class/video_1", f
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from preprocess.problems import Problem
-from preprocess.sources.frame_names import FrameFolder, Naming
+from preprocess.sources.frame_names import FrameFolder, Naming, index_shift
 from preprocess.sources.frame_notes import NO_FRAMES
 from preprocess.sources.frame_trees import FrameFolders
-from preprocess.sources.ledger import LedgerRow
+from preprocess.sources.ledger import Ledger, LedgerRow
 from preprocess.sources.source import Reading, leaving, shortened
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,71 @@ def look_up(
     return places, [
         f"warning: {len(twice)} names of the ledger are there more than once; the first is taken{shortened(twice)}"
     ]
+
+
+def place_rows(
+    ledger: Ledger, trees: Sequence[FrameFolders], reading: Reading, read: Callable[..., Ledger]
+) -> tuple[Ledger, dict[str, Location | Problem], list[str]]:
+    """Locate the names of a ledger, and decide what its columns are if neither a header nor --columns says so.
+
+    They are `name first last [label ...]`, unless most rows do not fit the disk so, and fit it as mmaction2's
+    `name total_frames [label ...]`.
+
+    Args:
+        ledger: as it was read.
+        trees: the roots.
+        reading: what is allowed.
+        read: reads the ledger again, with other `columns`.
+    """
+    places, notes = look_up(sorted({row.name for row in ledger.rows}), trees, reading)
+    num_rows = len(ledger.rows) + len(ledger.problems)
+    spans = spans_of(ledger.rows)
+    if not ledger.width or 2 * sum(_fits(row, places, spans) for row in ledger.rows) >= num_rows:
+        return ledger, places, notes
+    totals = read(columns=ledger.as_totals)
+    other_places, other_notes = look_up(sorted({row.name for row in totals.rows}), trees, reading)
+    located = [(row, one) for row in totals.rows if isinstance(one := other_places[row.name], Location)]
+    fitting = sum(row.total == len(location.folder.numbers) for row, location in located)
+    if located and fitting == len(located):
+        note = "the ledger is read as `name total_frames label`, because each total is the number of its frames"
+        return totals, other_places, [*other_notes, note]
+    return (
+        ledger,
+        places,
+        [*notes, f"if its rows are `name total_frames label`: --columns {' '.join(ledger.as_totals)}"],
+    )
+
+
+def _fits(row: LedgerRow, places: dict[str, Location | Problem], spans: dict[str, tuple[int, int]]) -> bool:
+    """Return whether a row's frames are in its folder."""
+    location = places[row.name]
+    if not isinstance(location, Location):
+        return False
+    shift = index_shift(location.folder, *spans[row.name])
+    low, high = int(location.folder.numbers[0]), int(location.folder.numbers[-1])
+    return low <= row.first + shift and row.stop - 1 + shift <= high
+
+
+def settle_totals(
+    rows: Sequence[LedgerRow], places: dict[str, Location | Problem]
+) -> tuple[list[LedgerRow], list[Problem], list[str]]:
+    """Return rows whose totals are numbers of frames now; problems where too few are there, and a note on more."""
+    settled: list[LedgerRow] = []
+    problems: list[Problem] = []
+    shortened_rows = 0
+    for row in rows:
+        location = places[row.name]
+        if row.total and isinstance(location, Location):
+            numbers = location.folder.numbers
+            if row.total > len(numbers):
+                message = f"{row.total} frames asked for, there are {location.folder.span}"
+                problems.append(Problem("missing_frame", message, row.name, row.line))
+                continue
+            shortened_rows += row.total < len(numbers)
+            row = replace(row, first=int(numbers[0]), stop=int(numbers[row.total - 1]) + 1)
+        settled.append(row)
+    note = f"{shortened_rows} rows ask for fewer frames than their folders hold: the first ones are taken"
+    return settled, problems, [note] if shortened_rows else []
 
 
 def _places(name: str, trees: Sequence[FrameFolders], reading: Reading) -> list[Location | Problem]:

@@ -1,45 +1,60 @@
 """The ledger of frame folders is parsed into rows: the frames of a folder that are a sample, and its labels.
 
 In: a text file with one row a sample, `name first last [label ...]`, both frames included, as the seeds'
-README shows it (spaces, no header) or as their code took it (commas, with or without a header). Out:
-`LedgerRow`s with half-open ranges, and a `Problem` for every row that is no such thing. Inclusive ranges
-exist in this file only.
+README shows it (spaces, no header) or as their code took it (commas, with or without a header); columns in another
+order if a header or --columns names them; or `name total_frames [label ...]` for whole folders. Out: `LedgerRow`s with
+half-open ranges, and a `Problem` for every row that is no such thing. Inclusive ranges exist in this file only.
 
     ledger = read_ledger(path.read_bytes(), "ledger.csv")
     print(ledger.dialect)       # ledger.csv: spaces, no header, 5 rows
     ledger.rows[0]              # LedgerRow(line=1, name='video_1', first=1, stop=3118, labels=('1',))
 """
 
-import csv
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Literal
 
 from preprocess.plan.label_ids import MAX_ID
 from preprocess.problems import Problem
+from preprocess.sources.column_names import plain, role_of
+from preprocess.sources.columns import Columns, describe, read_columns
+from preprocess.sources.folder_labels import split_of
+from preprocess.sources.list_records import (
+    DELIMITERS,
+    Delimiter,
+    Header,
+    LedgerError,
+    Record,
+    decoded_lines,
+    delimiter_name,
+    ignoring_others,
+    sniff_delimiter,
+    split_line,
+)
 
-Delimiter = Literal["auto", "comma", "space", "tab", "semicolon"]
-Header = Literal["auto", "yes", "no"]
-
-DELIMITERS = {"comma": ",", "space": " ", "tab": "\t", "semicolon": ";"}
-_NAMES = {",": "commas", " ": "spaces", "\t": "tabs", ";": "semicolons"}
+# What columns are called in ledgers that elsewhere would count seconds, or mean something else.
+_ROLES = {
+    **dict.fromkeys(("first", "start", "begin", "from", "onset"), "first"),
+    **dict.fromkeys(("last", "stop", "end", "to", "offset"), "last"),
+    **dict.fromkeys(("folder", "dir", "directory", "frame_dir", "frame_folder", "frames_dir", "frames_path"), "path"),
+    **dict.fromkeys(("total_frames", "num_frames", "n_frames", "nframes", "frame_count", "frames"), "num_frames"),
+}
+_IN_ORDER = (("path", "video_id"), ("first",), ("last", "stop"))  # and labels after them
 _CONTROL = re.compile(r"[\x00-\x1f]")
-
-
-class LedgerError(ValueError):
-    """A list or ledger that cannot be read at all; names the file, the line and the remedy."""
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """A sample: the frames first <= i < stop of a folder."""
+    """A sample: the frames first <= i < stop of a folder, or the first `total` of what it holds."""
 
     line: int
     name: str
     first: int
     stop: int
     labels: tuple[str, ...]
+    split: str = ""
+    total: int = 0  # frames; 0 = first and stop say which
 
 
 @dataclass(frozen=True)
@@ -49,21 +64,23 @@ class Ledger:
     rows: tuple[LedgerRow, ...]
     problems: tuple[Problem, ...]
     dialect: str
-    counted: tuple["CountedRow", ...] = ()  # the same rows read as mmaction2's; empty if a row cannot be
+    width: int = 0  # fields of the longest row, if neither a header nor --columns has said what they are
 
-
-@dataclass(frozen=True)
-class CountedRow:
-    """A row `name total_frames label ...` of mmaction2's lists of raw frames."""
-
-    line: int
-    name: str
-    total: int
-    labels: tuple[str, ...]
+    @property
+    def as_totals(self) -> list[str]:
+        """Return the --columns that read it as mmaction2's lists of frame folders, `name total_frames [label ...]`."""
+        labels = ",".join(str(i + 1) for i in range(2, self.width))
+        return ["path=1", "total_frames=2", *([f"label={labels}"] if labels else [])]
 
 
 def read_ledger(
-    data: bytes, source: str, *, delimiter: Delimiter = "auto", header: Header = "auto", allow_outside: bool = False
+    data: bytes,
+    source: str,
+    *,
+    delimiter: Delimiter = "auto",
+    header: Header = "auto",
+    columns: Sequence[str] = (),
+    allow_outside: bool = False,
 ) -> Ledger:
     """Read a ledger in the dialect that its lines show, or in the one that is named.
 
@@ -76,80 +93,96 @@ def read_ledger(
         source: its name, for messages.
         delimiter: between the fields.
         header: whether the first row is none.
+        columns: what --columns says of the columns: role=NAME, or role=NUMBER without a header.
         allow_outside: whether names may leave the root (`../x`, `/x`).
 
     Raises:
-        LedgerError: not UTF-8, or no row in it.
+        LedgerError: no text, no row in it, or columns that can be read in two ways.
     """
     lines = decoded_lines(data, source)
     character = DELIMITERS[delimiter] if delimiter != "auto" else sniff_delimiter(lines[0][1])
     records = [(number, split_line(text, character)) for number, text in lines]
     first = records[0][1]
-    has_header = header == "yes" or (
-        header == "auto" and len(first) >= 3 and not any(_is_number(field) for field in first[1:3])
-    )
+    has_header = header == "yes" or (header == "auto" and _is_header(first))
     if has_header:
         records = records[1:]
+    if not records:
+        raise LedgerError(f"{source}: no row, only a header; rows are `name first last label`")
+    named = _named_columns(first if has_header else [], records, columns, source)
     rows: list[LedgerRow] = []
     problems: list[Problem] = []
     seen: dict[tuple[object, ...], int] = {}
     for line, fields in records:
-        row = _parse_row(line, fields, allow_outside)
+        row = _named_row(line, fields, named, allow_outside) if named else _parse_row(line, fields, allow_outside)
         if isinstance(row, LedgerRow):
-            earlier = seen.setdefault((row.name, row.first, row.stop, row.labels), line)
+            earlier = seen.setdefault((row.name, row.first, row.stop, row.labels, row.total), line)
             if earlier != line:
                 row = Problem("duplicate_row", f"the same as line {earlier}", row.name, line)
         if isinstance(row, LedgerRow):
             rows.append(row)
         else:
             problems.append(row)
-    if not records:
-        raise LedgerError(f"{source}: no row, only a header; rows are `name first last label`")
     said = f"{delimiter_name(character)}, {'a header' if has_header else 'no header'}, {len(records)} rows"
-    counted = [_counted_row(line, fields, allow_outside) for line, fields in records]
-    as_counted = tuple(row for row in counted if row) if all(counted) else ()
-    return Ledger(tuple(rows), tuple(problems), f"{PurePosixPath(source).name}: {said}", as_counted)
+    if named:
+        said += f", read as {describe({k: v for k, v in named.at.items() if k != 'ignore'}, named.names)}"
+        said += f", ignored: {', '.join(named.ignored)}" if named.ignored else ""
+    width = 0 if has_header or columns else max(len(fields) for _, fields in records)
+    return Ledger(tuple(rows), tuple(problems), f"{PurePosixPath(source).name}: {said}", width)
 
 
-def decoded_lines(data: bytes, source: str) -> list[tuple[int, str]]:
-    """Return the non-empty lines of a UTF-8 text with their 1-based numbers, at least one.
+def _is_header(first: Sequence[str]) -> bool:
+    if len(first) == 2:
+        return all(map(_role, first))
+    return len(first) > 2 and not any(_is_number(field) for field in first[1:3])
+
+
+def _role(name: str) -> str | None:
+    return _ROLES.get(plain(name)) or role_of(name)
+
+
+def _named_columns(
+    header: Sequence[str], records: Sequence[Record], given: Sequence[str], source: str
+) -> Columns | None:
+    """Return the columns by role; None if they are `name first last label ...`, in that order.
 
     Raises:
-        LedgerError: not UTF-8, or nothing in it.
+        LedgerError: the folder or its frames are not among them, or one could mean something and is not understood.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise LedgerError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from error
-    # Not splitlines: it also splits at characters that names may hold.
-    numbered = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1)
-    lines = [(number, line) for number, line in numbered if line.strip()]
-    if not lines:
-        raise LedgerError(f"{source}, line 1: the file is empty")
-    return lines
+    roles = list(map(_role, header))
+    labels = roles[len(_IN_ORDER) :]
+    in_order = all(role is None or role in known for role, known in zip(roles, _IN_ORDER, strict=False))
+    if not given and in_order and (set(labels) <= {"label"} or not any(labels)):
+        return None
+    width = max(len(fields) for _, fields in records)
+    names = list(header) or [str(i + 1) for i in range(width)]
+    said = given if header else [*given, *ignoring_others(given, width)]
+    columns = read_columns(names, said, source=source, records=records, other_names=_ROLES)
+    at = columns.at
+    understood = f"understood: {describe(at, names)}"
+    if not at.keys() & {"path", "video_id"}:
+        raise LedgerError(f"{source}: no column names the folder; {understood}. Name it as in --columns path=COLUMN")
+    if not ("first" in at and at.keys() & {"last", "stop"}) and "num_frames" not in at:
+        raise LedgerError(
+            f"{source}: a ledger counts frames, and no columns say which; {understood}. Name them as in --columns "
+            "first=COLUMN last=COLUMN (both included), or total_frames=COLUMN for whole folders"
+        )
+    return columns
 
 
-def delimiter_name(character: str) -> str:
-    """Return a delimiter's name."""
-    return _NAMES[character]
-
-
-def sniff_delimiter(line: str) -> str:
-    """Return the character between the fields of a line."""
-    return next((character for character in (",", "\t", ";") if character in line), " ")
-
-
-def split_line(line: str, delimiter: str) -> list[str]:
-    """Split one line into fields, stripped; consecutive blanks count as one."""
-    if delimiter == " ":
-        line = line.replace("\t", " ")
-    if '"' in line:
-        (fields,) = csv.reader([line], delimiter=delimiter)
+def _named_row(line: int, fields: list[str], columns: Columns, allow_outside: bool) -> LedgerRow | Problem:
+    """Return the row of a record whose columns have names."""
+    one = {role: columns.one(role, fields) for role in columns.at}
+    name = one.get("path") or one.get("video_id", "")
+    first, last = one.get("first", ""), one.get("last") or one.get("stop", "")
+    if first or last or "num_frames" not in one:
+        row = _parse_row(line, [name, first, last, *columns.all("label", fields)], allow_outside)
     else:
-        fields = line.split(delimiter)
-    fields = [field.strip() for field in fields]
-    return [field for field in fields if field] if delimiter == " " else fields
+        row = _parse_row(line, [name, "0", one["num_frames"], *columns.all("label", fields)], allow_outside)
+        if isinstance(row, LedgerRow) and row.stop == 1:
+            row = Problem("bad_row", "0 frames", name, line)
+        elif isinstance(row, LedgerRow):
+            row = replace(row, stop=0, total=row.stop - 1)
+    return replace(row, split=split_of(one.get("split", ""))) if isinstance(row, LedgerRow) else row
 
 
 def has_control(name: str) -> bool:
@@ -187,12 +220,6 @@ def _parse_row(line: int, fields: list[str], allow_outside: bool) -> LedgerRow |
         if _is_number(label) and not -1 <= int(label) <= MAX_ID:
             return Problem("bad_row", f"label {label} is out of range; leave it out, or give -1 for none", name, line)
     return LedgerRow(line, name, first, last + 1, tuple(label for label in labels if label))
-
-
-def _counted_row(line: int, fields: list[str], allow_outside: bool) -> CountedRow | None:
-    if len(fields) < 3 or unsafe(fields[0], allow_outside=allow_outside) or not all(map(_is_number, fields[1:3])):
-        return None
-    return CountedRow(line, fields[0], int(fields[1]), tuple(filter(None, fields[2:])))
 
 
 def _is_number(text: str) -> bool:

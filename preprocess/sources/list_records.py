@@ -4,15 +4,30 @@ records = list(text_records(decoded_lines(data, "train.csv"), ","))       # [(li
 table = parquet_table(data, "train.parquet")                              # header, records
 """
 
+import ast
+import codecs
+import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mae3d.video.container import VIDEO_SUFFIXES
-from preprocess.sources.ledger import LedgerError, split_line
 
+Delimiter = Literal["auto", "comma", "space", "tab", "semicolon"]
+Header = Literal["auto", "yes", "no"]
+
+DELIMITERS = {"comma": ",", "space": " ", "tab": "\t", "semicolon": ";"}
+_NAMES = {",": "commas", " ": "spaces", "\t": "tabs", ";": "semicolons"}
+_MARKS = {  # byte-order marks; that of UTF-16 begins as that of UTF-32 does
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 ARCHIVES = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "zip",
@@ -22,10 +37,14 @@ ARCHIVES = {
     b"Rar!": "rar",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
-_BETWEEN = "\x1f"  # between the labels of a list in JSON or Parquet, in the one field that they become
+BETWEEN = "\x1f"  # between the labels of a list in JSON or Parquet, in the one field that they become
 _QUOTED_LINES = 100  # most lines that one row with line breaks in quotes may take
 
 Record = tuple[int, list[str]]  # a row's first line, and its fields
+
+
+class LedgerError(ValueError):
+    """A list or ledger that cannot be read at all; names the file, the line and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,60 @@ class Table:
     header: list[str]
     records: list[Record]
     kind: str
+
+
+def decoded_text(data: bytes, source: str) -> str:
+    """Return a text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, without the mark.
+
+    Raises:
+        LedgerError: it is none of these.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+        if text.count("\0") > len(text) // 4:
+            raise LedgerError(f"{source}: UTF-16 without a byte-order mark; convert it: iconv -f UTF-16LE -t UTF-8")
+        return text
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        remedy = "save it as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8 (or -f CP1252, -f UTF-16LE, ...)"
+        raise LedgerError(f"{source}, line {line}: not {encoding.upper()}; {remedy}") from error
+
+
+def decoded_lines(data: bytes, source: str) -> list[tuple[int, str]]:
+    """Return the non-empty lines of a text with their 1-based numbers, at least one.
+
+    Raises:
+        LedgerError: it is no text, or empty.
+    """
+    # Not splitlines: it also splits at characters that names may hold.
+    text = decoded_text(data, source).replace("\r\n", "\n").replace("\r", "\n")
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise LedgerError(f"{source}, line 1: the file is empty")
+    return lines
+
+
+def delimiter_name(character: str) -> str:
+    """Return a delimiter's name."""
+    return _NAMES[character]
+
+
+def sniff_delimiter(line: str) -> str:
+    """Return the character between the fields of a line."""
+    return next((character for character in (",", "\t", ";") if character in line), " ")
+
+
+def split_line(line: str, delimiter: str) -> list[str]:
+    """Split one line into fields, stripped; consecutive blanks count as one."""
+    if delimiter == " ":
+        line = line.replace("\t", " ")
+    if '"' in line:
+        (fields,) = csv.reader([line], delimiter=delimiter)
+    else:
+        fields = line.split(delimiter)
+    fields = [field.strip() for field in fields]
+    return [field for field in fields if field] if delimiter == " " else fields
 
 
 def text_records(lines: Sequence[tuple[int, str]], delimiter: str) -> Iterator[Record]:
@@ -63,6 +136,12 @@ def blank_record(numbered: tuple[int, str]) -> Record:
 def ends_as_video(word: str) -> bool:
     """Return whether a word ends with a video's suffix."""
     return word[max(word.rfind("."), 0) :].lower() in VIDEO_SUFFIXES
+
+
+def ignoring_others(columns: Sequence[str], width: int) -> list[str]:
+    """Return what ignores the columns of a list without header that --columns does not name."""
+    named = {name for one in columns for name in one.partition("=")[2].split(",")}
+    return [f"ignore={number}" for i in range(width) if (number := str(i + 1)) not in named]
 
 
 def json_entries(text: str) -> Any:
@@ -98,13 +177,27 @@ def value_text(value: Any) -> str:
     """Return a value of JSON or Parquet as a list would spell it; nothing for null and NaN."""
     if value is None or value != value:
         return ""
-    return _BETWEEN.join(map(value_text, value)) if isinstance(value, list) else str(value)
+    return BETWEEN.join(map(value_text, value)) if isinstance(value, list) else str(value)
 
 
 def separate_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return labels with those apart that one field holds: a list of JSON, or numbers such as 1;2 and 1|2."""
+    """Return labels with those apart that one field holds: a list of JSON or Python, or numbers as 1;2, 1|2 or 1,2."""
     apart: list[str] = []
     for label in labels:
-        parts = [part.strip() for part in label.replace("|", ";").split(";")]
-        apart += label.split(_BETWEEN) if _BETWEEN in label else parts if all(map(str.isdecimal, parts)) else [label]
+        parts = [part.strip() for part in re.split("[;|,]", label)]
+        if BETWEEN in label:
+            apart += label.split(BETWEEN)
+        elif label.startswith("[") and label.endswith("]") and (listed := _literal_list(label)) is not None:
+            apart += listed
+        else:
+            apart += parts if all(map(str.isdecimal, parts)) else [label]
     return tuple(filter(None, apart))
+
+
+def _literal_list(text: str) -> list[str] | None:
+    """Return the words of a list as pandas writes it, ['cut', 'pour']; None if it is none, as [something] is."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+    return [value_text(one) for one in value] if isinstance(value, list) else None

@@ -33,6 +33,7 @@ class ListRow:
     stems: tuple[str, ...] = ()
     name: str = ""  # for messages, where there is no path
     frames: tuple[int, int] | None = None  # instead of seconds: the first frame, and the one after the last
+    frames_too: tuple[int, int] | None = None  # the same beside seconds, which are taken
 
 
 Rows = tuple[list[ListRow], list[Problem], str]
@@ -56,14 +57,19 @@ def something_something(entries: Sequence[Any]) -> Rows:
 
 
 def activity_net(database: dict[str, Any]) -> Rows:
-    """Parse ActivityNet's {video: {"subset": ..., "annotations": [{"segment": [s, s], "label": ...}]}}."""
+    """Parse ActivityNet's {video: {"subset": ..., "annotations": [{"segment": [s, s], "label": ...}]}}.
+
+    Kinetics' json has one annotation in place of the list.
+    """
     rows: list[ListRow] = []
     problems: list[Problem] = []
     for number, (name, video) in enumerate(database.items(), start=1):
         stems = (f"v_{name}", name)
         try:
             split = split_of(str(video.get("subset", "")))
-            segments = [(str(one["label"]), one["segment"]) for one in video.get("annotations") or ()]
+            annotations = video.get("annotations") or ()
+            listed = [annotations] if isinstance(annotations, dict) else annotations
+            segments = [(str(one["label"]), one["segment"]) for one in listed]
             spans = [(label, float(start), float(stop)) for label, (start, stop) in segments]
         except (AttributeError, KeyError, TypeError, ValueError):
             problems.append(Problem("bad_row", "its annotations are no [{segment: [start, end], label}]", name, number))

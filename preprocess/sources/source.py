@@ -26,7 +26,7 @@ from preprocess.plan.plan import Request, ScanResult
 from preprocess.problems import Problem
 from preprocess.sources.file_kinds import HEAD_BYTES, count_by_suffix, is_picture, is_sidecar, kind_of
 from preprocess.sources.folder_labels import Labels
-from preprocess.sources.ledger import Delimiter, Header
+from preprocess.sources.list_records import Delimiter, Header
 from preprocess.sources.roots import Listing, Root, Scratch, open_root
 from preprocess.sources.segments import LONG_FRAMES, LONG_SECONDS
 

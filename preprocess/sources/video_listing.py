@@ -6,6 +6,8 @@ collected.candidates, collected.problems, collected.notes
 """
 
 import logging
+import math
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 TAKEN_SUFFIXES = VIDEO_SUFFIXES | {TAR_SUFFIX}  # what is no list
 
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:[/\\]|\\\\")
+
 
 @dataclass(frozen=True)
 class Given:
@@ -50,6 +54,8 @@ class VideoCandidate:
     request: Request
     loose: bool = False  # its span is of the video that the file may have been cut from already
     frames: tuple[int, int] | None = None  # its span, half-open, until the rate of the video is known
+    frames_too: tuple[int, int] | None = None  # its span in frames, where seconds are taken
+    without_unit: tuple[str, ...] = ()  # the columns of its span, if they may count frames
 
 
 @dataclass
@@ -178,6 +184,8 @@ class _Videos:
     root: Root
     follow: bool  # linked folders too
     num_respelled: int = 0  # rows whose file was found under another spelling
+    num_moved: int = 0  # rows with an absolute path whose end is a path below the root
+    moved_from: str = ""  # where those paths begin
 
     @cached_property
     def _names(self) -> list[str]:
@@ -217,8 +225,13 @@ class _Videos:
         paths = named[0] if named else []
         if not paths and row.path and isinstance(self.root, Folder):
             plain = str(PurePosixPath(row.path.replace("\\", "/")))
-            paths = [plain] if (self.root.path / plain).is_file() else self._by_spelling.get(_spelling(plain), [])
-            self.num_respelled += len(paths) == 1
+            if (self.root.path / plain).is_file():
+                paths = [plain]
+            elif paths := self._moved(plain):
+                self.num_moved += 1
+            else:
+                paths = self._by_spelling.get(_spelling(plain), [])
+                self.num_respelled += len(paths) == 1
         label = _plain(row.labels[0]) if row.labels else ""
         if exact := [path for path in paths if str(PurePosixPath(path).with_suffix("")) in row.stems]:
             paths = exact
@@ -228,12 +241,38 @@ class _Videos:
             return paths[0]
         if paths:
             raise MediaError("ambiguous_file", f"it could be {' or '.join(paths[:3])}; give the whole path")
+        raise MediaError("missing_file", self._why_missing(row))
+
+    def _moved(self, path: str) -> list[str]:
+        """Return the file below the root that an absolute path of another machine or folder means, or nothing.
+
+        The first such path that ends as a file below the root does shows what the others begin with.
+        """
+        if not _ABSOLUTE.match(path) or not isinstance(self.root, Folder):
+            return []
+        parts = path.split("/")
+        if not self.moved_from:
+            tails = (i for i in range(1, len(parts)) if (self.root.path / "/".join(parts[i:])).is_file())
+            if (begin := next(tails, 0)) == 0:
+                return []
+            self.moved_from = "/".join(parts[:begin]) + "/"
+        tail = path.removeprefix(self.moved_from)
+        return [tail] if tail != path and (self.root.path / tail).is_file() else []
+
+    def _why_missing(self, row: ListRow) -> str:
+        """Return where a row's file was looked for, how the row was understood, and the options that help."""
+        where = self.root.where
+        understood = f"the path {row.path!r}" if row.path else f"the video {row.name!r}"
+        understood += f" with the labels {', '.join(row.labels)}" if row.labels else " without labels"
+        remedy = f"the row is read as {understood}; --root begins paths elsewhere, --columns names other columns"
+        if isinstance(self.root, Folder) and row.path and (self.root.path / row.path).is_dir():
+            return f"{self.root.path / row.path} is a folder; frame folders are read with --frames {where} --ledger"
         if row.stems:
-            text = f"no {' or '.join(row.stems)} with a video's suffix below {self.root.where}"
-        else:
-            where = self.root.path / row.path if isinstance(self.root, Folder) else row.path
-            text = f"no file {where}; paths begin at {self.root.where}"
-        raise MediaError("missing_file", f"{text} (--root names another folder)")
+            return f"no {' or '.join(row.stems)} with a video's suffix below {where}; {remedy}"
+        stem = PurePosixPath(row.path.replace("\\", "/")).stem
+        there = f", but there is {named[0]}" if (named := self._by_stem.get(stem)) else ""
+        file = f"{where}/{row.path}" if not _ABSOLUTE.match(row.path) else row.path
+        return f"no file {file}{there}; paths begin at {where}; {remedy}"
 
 
 def _spelling(name: str) -> str:
@@ -272,7 +311,13 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
         labels = infer_labels([path], labels="folder").labels[0] if by_folder else row.labels
         request = Request("video", root, path, row.path or path, labels, entry.path, row.line)
         request.start_s, request.stop_s, request.split = row.start_s, row.stop_s, row.split
-        collected.candidates.append(VideoCandidate(request, loose=read.published, frames=row.frames))
+        whole_numbers = row.start_s % 1 == 0 and (math.isinf(row.stop_s) or row.stop_s % 1 == 0)
+        candidate = VideoCandidate(request, read.published, row.frames, row.frames_too)
+        candidate.without_unit = read.without_unit if whole_numbers else ()
+        collected.candidates.append(candidate)
+    if videos.num_moved:
+        moved = f"{videos.num_moved} paths that begin with {videos.moved_from}"
+        collected.note(f"{entry.path}: {moved} were found below {entry.root.where} instead")
     if videos.num_respelled:
         collected.note(f"{entry.path}: {videos.num_respelled} files were found under another spelling of their path")
     if absent:

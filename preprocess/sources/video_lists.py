@@ -13,29 +13,33 @@ without suffix, that its file may have.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
 
 from preprocess.problems import Problem
-from preprocess.sources.columns import Columns, describe, is_known, plain, read_columns
+from preprocess.sources.column_names import VIDEO_ROLES, increases, is_between, plain, role_of
+from preprocess.sources.columns import Columns, describe, read_columns
 from preprocess.sources.folder_labels import split_of
-from preprocess.sources.ledger import (
+from preprocess.sources.ledger import has_control
+from preprocess.sources.list_records import (
+    ARCHIVES,
     DELIMITERS,
     Delimiter,
     Header,
     LedgerError,
-    decoded_lines,
-    delimiter_name,
-    has_control,
-    sniff_delimiter,
-)
-from preprocess.sources.list_records import (
-    ARCHIVES,
     Record,
     Table,
     blank_record,
+    decoded_lines,
+    decoded_text,
+    delimiter_name,
     ends_as_video,
+    ignoring_others,
     json_entries,
     parquet_table,
     separate_labels,
+    sniff_delimiter,
+    split_line,
     text_records,
     value_text,
 )
@@ -50,7 +54,7 @@ from preprocess.sources.published_lists import (
     something_something,
 )
 
-_PATHS = ("path", "video_id", "youtube_id")
+_LOOKED_AT = 1000  # rows that show whether fields could be a span
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class VideoList:
     problems: list[Problem]
     dialect: str
     published: bool = False  # Kinetics: many of its videos are gone, and files may be cut to the row's span already
+    without_unit: tuple[str, ...] = ()  # columns of times that are read as seconds, and may be frames
 
 
 def read_list(
@@ -88,8 +93,8 @@ def read_list(
         raise LedgerError(f"{source}: {kind} data; unpack it, and give the folder or the .tar that comes out")
     if data[:4] == b"PAR1":
         return _named_list(parquet_table(data, source), source, columns)
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):
-        return _json_list(data, source, columns)
+    if (entries := _json(decoded_text(data, source), source)) is not None:
+        return _json_list(entries, source, columns)
     lines = decoded_lines(data, source)
     num_comments = sum(_is_comment(text) for _, text in lines)
     lines = [(number, text) for number, text in lines if not _is_comment(text)]
@@ -115,7 +120,7 @@ def read_list(
     if columns:
         width = max(len(fields) for _, fields in records)
         numbered = Table([str(i + 1) for i in range(width)], records, kind)
-        return _named_list(numbered, source, [*columns, *_unnamed(columns, width)], shown=False)
+        return _named_list(numbered, source, [*columns, *ignoring_others(columns, width)], shown=False)
     if character == " ":
         records = [blank_record(one) for one in lines]
     return _bare_list(records, source, kind)
@@ -135,22 +140,17 @@ def _has_header(records: Sequence[Record], header: Header, columns: Sequence[str
     named = {one.partition("=")[2] for one in columns}
     if named.intersection(first):
         return True
-    if is_known(first[0], path=True) or (len(first) > 1 and any(map(is_known, first))):
+    roles = list(map(role_of, first))
+    if roles[0] in VIDEO_ROLES or (len(first) > 1 and any(roles)):
         return True
     second = records[1][1] if len(records) > 1 else []
     return len(first) == len(second) > 1 and any(map(ends_as_video, second))
 
 
-def _unnamed(columns: Sequence[str], width: int) -> list[str]:
-    """Return what ignores the columns of a list without header that --columns does not name."""
-    named = {name for one in columns for name in one.partition("=")[2].split(",")}
-    return [f"ignore={number}" for i in range(width) if (number := str(i + 1)) not in named]
-
-
 def _named_list(table: Table, source: str, given: Sequence[str], *, shown: bool = True) -> VideoList:
     """Return the rows of a table whose header names the columns."""
-    columns = read_columns(table.header, given, source=source)
-    if not columns.at.keys() & set(_PATHS):
+    columns = read_columns(table.header, given, source=source, records=table.records)
+    if not columns.at.keys() & set(VIDEO_ROLES):
         raise LedgerError(
             f"{source}, line 1: no column is called path; understood: {describe(columns.at, table.header)}. "
             "Name it as in --columns path=COLUMN, or give --header no"
@@ -169,7 +169,9 @@ def _named_list(table: Table, source: str, given: Sequence[str], *, shown: bool 
         said += f", ignored: {', '.join(columns.ignored)}"
     if not table.records:
         raise LedgerError(f"{source}: no row, only a header; rows are `path label`")
-    return VideoList(rows, problems, f"{source}: {said}, {len(table.records)} rows", published)
+    names = [table.header[columns.at[role][0]] for role in ("start_s", "stop_s") if role in columns.at]
+    without_unit = tuple(names) if columns.without_unit and not published else ()
+    return VideoList(rows, problems, f"{source}: {said}, {len(table.records)} rows", published, without_unit)
 
 
 def _named_rows(line: int, fields: Sequence[str], columns: Columns) -> list[ListRow | Problem]:
@@ -193,7 +195,8 @@ def _named_rows(line: int, fields: Sequence[str], columns: Columns) -> list[List
             return ListRow(line, "", labels, start_s, stop_s, split, (cut, youtube_id), cut)
         made = _row(line, path or name, labels, split)
         if isinstance(made, ListRow):
-            made.start_s, made.stop_s, made.frames = start_s, stop_s, frames
+            made.start_s, made.stop_s = start_s, stop_s
+            made.frames, made.frames_too = (None, frames) if columns.has_seconds(fields) else (frames, None)
         return made
 
     if "actions" not in columns.at:
@@ -207,6 +210,7 @@ def _bare_list(records: Sequence[Record], source: str, kind: str) -> VideoList:
     if not records:
         raise LedgerError(f"{source}: no row, only a header; rows are `path label`")
     position, first_label, said = _path_position(records, source)
+    _check_labels(records, position, first_label, source)
     parsed: list[ListRow | Problem] = []
     for line, fields in records:
         path = fields[position] if position < len(fields) else ""
@@ -238,9 +242,40 @@ def _path_position(records: Sequence[Record], source: str) -> tuple[int, int, st
     return position, 0, ", the label before the path"
 
 
+def _check_labels(records: Sequence[Record], position: int, first_label: int, source: str) -> None:
+    """Raise LedgerError if fields in the place of labels are times, or could be the frames of a span."""
+    shown = records[:_LOOKED_AT]
+    width = len(shown[0][1])
+    fields = [i for i in range(first_label, width) if i != position]
+    steady = all(len(row) == width for _, row in shown)
+    values = {i: [row[i] if i < len(row) else "" for _, row in shown] for i in fields}
+    pairs = [i for i in fields[:-1] if i + 1 in values and increases(values[i], values[i + 1])]
+    time = next(((i, field) for i in fields for field in values[i] if is_between(field)), None)
+    if time is None and not (pairs and steady and len({row[position] for _, row in shown}) < len(shown)):
+        return
+    others = ",".join(str(i + 1) for i in fields if i not in (*pairs[:1], *(i + 1 for i in pairs[:1])))
+    label = f" label={others}" if others else ""
+    if time is None:
+        unit = f"start_frame={pairs[0] + 1} end_frame={pairs[0] + 2}"
+        reading = f"--columns path={position + 1} {unit}{label}, or as labels in --columns path={position + 1} label="
+        raise LedgerError(
+            f"{source}: fields {pairs[0] + 1} and {pairs[0] + 2} increase in every row of videos with several rows: "
+            f"they could be a span, as in {reading}{','.join(str(i + 1) for i in fields)}"
+        )
+    ids = ",".join(str(i + 1) for i in fields if not any(map(is_between, values[i])))
+    label = f" label={others if pairs else ids}" if (others if pairs else ids) else ""
+    span = f" start={pairs[0] + 1} end={pairs[0] + 2}" if pairs else ""
+    raise LedgerError(
+        f"{source}: field {time[0] + 1}, {time[1]!r}, is no label; say what the fields are, as in --columns "
+        f"path={position + 1}{span}{label} (those that are not named are ignored)"
+    )
+
+
 def _row(line: int, path: str, labels: tuple[str, ...], split: str) -> ListRow | Problem:
     if not path or has_control(path):
         return Problem("unsafe_name", f"{path!r} names no file", path, line)
+    if path.startswith("file://"):
+        path = unquote(path.removeprefix("file://"))
     # A name without a video's suffix may be a file as well: what exists decides.
     stem = path.replace("\\", "/").rstrip("/")
     stems = () if ends_as_video(path) else (stem,)
@@ -269,19 +304,37 @@ def _finished(parsed: tuple[list[ListRow], list[Problem], str], source: str, cou
     return VideoList(rows, problems, f"{source}: {kind}, {count} rows")
 
 
-def _json_list(data: bytes, source: str, columns: Sequence[str]) -> VideoList:
-    """Parse a list of objects, JSON lines, Something-Something's list or ActivityNet's database."""
+def _json(text: str, source: str) -> Any:
+    """Return the value of a list in JSON or JSON lines; None if it is another text."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
     try:
-        text = data.decode("utf-8-sig")
-        entries = json_entries(text)
+        return json_entries(text)
     except ValueError as error:
+        line = next(filter(str.strip, text.splitlines()))
+        if any(map(ends_as_video, split_line(line, sniff_delimiter(line)))):  # a file may be called [a] b.mp4
+            return None
         raise LedgerError(f"{source}: not JSON ({error})") from error
-    if isinstance(entries, dict) and isinstance(entries.get("database"), dict):
-        return _finished(activity_net(entries["database"]), source, len(entries["database"]))
+
+
+def _json_list(entries: Any, source: str, columns: Sequence[str]) -> VideoList:
+    """Parse a list of objects, paths or rows, {path: label}, Something-Something's list or ActivityNet's database."""
     if isinstance(entries, dict):
-        entries = [entries]
+        database = entries.get("database", entries)
+        values = list(database.values()) if isinstance(database, dict) else []
+        if values and all(isinstance(one, dict) for one in values):
+            if "database" in entries or all("annotations" in one for one in values):
+                return _finished(activity_net(database), source, len(database))
+            entries = [{"video_id": name, **one} for name, one in database.items()]
+        elif values and all(map(ends_as_video, entries)):
+            entries = [list(pair) for pair in entries.items()]
+        else:
+            entries = [entries]
     if not isinstance(entries, list) or not entries or entries == [{}]:
         raise LedgerError(f"{source}: not a list of videos; expected [{{'path': ..., 'label': ...}}, ...]")
+    if all(isinstance(entry, str | list) and entry for entry in entries):
+        rows = [[entry] if isinstance(entry, str) else list(map(value_text, entry)) for entry in entries]
+        return _bare_list(list(enumerate(rows, start=1)), source, "JSON")
     objects = [entry for entry in entries if isinstance(entry, dict)]
     names = list(dict.fromkeys(name for entry in objects for name in entry))
     if not columns and not {"path", "video", "file"} & set(map(plain, names)) and "id" in names:

@@ -5,7 +5,6 @@ result = source.find()      # ScanResult(requests, problems, notes)
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,11 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
-from mae3d.video.reader import VideoFacts
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
-from preprocess.sources.columns import MAX_FRAME
 from preprocess.sources.file_kinds import HEAD_BYTES, kind_of
 from preprocess.sources.list_records import ARCHIVES
 from preprocess.sources.probing import Probed, probe
@@ -36,6 +33,7 @@ from preprocess.sources.source import (
     reading_identity,
     same_names,
 )
+from preprocess.sources.spans import check_units, settled, span_notes
 from preprocess.sources.tar_files import WithTars
 from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, VideoCandidate, collect, store_of
 from preprocess.sources.video_lists import read_list
@@ -118,6 +116,7 @@ def _cut(
     good = {id(request) for request in requests}
     candidates = [one for one in collected.candidates if id(one.request) in good]
     facts = _facts(candidates, roots, settings, workers)
+    check_units(candidates, facts)
     made: list[Request] = []
     pieces: list[int] = []
     for one in candidates:
@@ -126,17 +125,17 @@ def _cut(
         try:
             if isinstance(known, MediaError):
                 raise known
-            if known is None:
+            if known is None or (settings.whole and not one.loose and not one.frames):
                 cut = [request]
             else:
-                cut = video_pieces(_settled(one, known), known, settings)
+                cut = video_pieces(settled(one, known), known, settings)
         except MediaError as error:
             file = request.file if request.line > 0 else ""
             problems.append(Problem(error.reason, str(error), request.name, request.line, file))
             continue
         pieces.append(len(cut))
         made += cut
-    notes = [*collected.notes, *cut_notes(pieces), *same_names(made)]
+    notes = [*collected.notes, *span_notes(candidates, facts), *cut_notes(pieces), *same_names(made)]
     return ScanResult(made, problems, notes, label_names)
 
 
@@ -145,7 +144,9 @@ def _facts(
 ) -> dict[tuple[int, str], Probed]:
     """Return the headers' announcements; nothing for existing files that are not cut."""
     paths = dict.fromkeys(
-        (one.request.root, one.request.path) for one in candidates if one.loose or one.frames or not settings.whole
+        (one.request.root, one.request.path)
+        for one in candidates
+        if one.loose or one.frames or one.frames_too or one.without_unit or not settings.whole
     )
     probed = map_over_workers(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
     facts: dict[tuple[int, str], Probed] = dict(zip(paths, probed, strict=True))
@@ -155,25 +156,3 @@ def _facts(
         if key not in facts and isinstance(where, Folder) and not (where.path / one.request.path).is_file():
             facts[key] = MediaError("missing_file", "no such file")
     return facts
-
-
-def _settled(one: VideoCandidate, known: VideoFacts) -> Request:
-    """Return the request with its span in seconds; without, if the file is shorter: then it is the span, already cut.
-
-    Raises:
-        MediaError: the span is in frames, and the video announces no rate.
-    """
-    if one.frames:
-        if not known.fps > 0:
-            raise MediaError("no_rate", "its span is in frames and it announces no frame rate: give seconds")
-        # Half a frame early, as pieces are cut: the time of a frame must not depend on rounding.
-        start_s, stop_s = ((number - 0.5) / known.fps for number in one.frames)
-        return replace(
-            one.request, start_s=max(0.0, start_s), stop_s=math.inf if one.frames[1] == MAX_FRAME else stop_s
-        )
-    duration_s, span_s = known.duration_s, one.request.stop_s - one.request.start_s
-    if one.loose and math.isfinite(one.request.stop_s):
-        cut_out = not duration_s >= one.request.stop_s - 1 or duration_s <= span_s + 1
-        if cut_out:
-            return replace(one.request, start_s=0.0, stop_s=math.inf)
-    return one.request

@@ -2,8 +2,9 @@ import math
 
 import pytest
 
-from preprocess.sources.columns import MAX_FRAME, read_columns, seconds_of
-from preprocess.sources.ledger import LedgerError
+from preprocess.sources.column_names import role_of, seconds_of
+from preprocess.sources.columns import MAX_FRAME, read_columns
+from preprocess.sources.list_records import LedgerError
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_fault_45_frames_are_half_open_and_a_last_frame_is_included(
     columns = read_columns(["path", *names], [], source="x.csv")
     assert columns.frames(["a.mp4", *fields]) == frames
     with_seconds = read_columns(["path", *names, "start_s", "end_s"], [], source="x.csv")
-    assert with_seconds.frames(["a.mp4", *fields, "1", "2"]) is None  # seconds need no rate
+    assert with_seconds.has_seconds(["a.mp4", *fields, "1", "2"])  # they need no rate
 
 
 def test_milliseconds_and_a_duration() -> None:
@@ -64,6 +65,7 @@ def test_what_is_no_span_is_refused(fields: list[str]) -> None:
         (["path", "label", "start_idx_in_frames"], "start_idx_in_frames"),
         (["path", "label", "timestamp"], "timestamp"),
         (["path", "label", "clip_time"], "clip_time"),
+        (["path", "label", "clipTime"], "clipTime"),
         (["path", "label", "start", "duration"], "duration"),
         (["path", "fine_class_de"], "fine_class_de"),
         (["path", "label", "cv_fold"], "cv_fold"),
@@ -104,3 +106,59 @@ def test_columns_that_say_nothing_are_ignored_by_name() -> None:
 def test_a_wrong_columns_option_is_told(given: str) -> None:
     with pytest.raises(ValueError, match=r"--columns"):
         read_columns(["path", "t0"], [given], source="x")
+
+
+@pytest.mark.parametrize(
+    ("names", "role"),
+    [
+        (["Start (s)", "startTime", "start[s]", "start time (sec)"], "start_s"),
+        (["startFrame", "Start Frame", "start_frame_idx"], "first"),
+        (["end[ms]", "endMs"], "stop_ms"),
+        (["videoPath", "Video Path"], "path"),
+        (["classId", "class-id"], "label"),
+    ],
+)
+def test_fault_45_signs_and_capitals_of_a_name_are_of_no_importance(names: list[str], role: str) -> None:
+    for name in names:
+        assert role_of(name) == role, name
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "remedy"),
+    [
+        (["path", "in", "out", "label"], [["a", "0", "1", "c"], ["a", "2", "3", "c"]], "start=in end=out"),
+        (["path", "label", "u", "v"], [["a", "c", "0:01", "0:02"]], "start=u end=v"),
+        (["path", "when", "label"], [["a", "00:00:01", "c"]], "start=when"),
+        (["path", "segment", "label"], [["a", "[0.5, 2]", "c"]], "span=segment"),
+        (["path", "emotion"], [["a", "sad"], ["b", "glad"]], "label=emotion"),
+        (["path", "sport"], [["a", "polo"], ["b", "golf"]], "label=sport"),
+        (["path", "label", "is_train"], [["a", "c", "1"]], "split=is_train"),
+        (["label", "clipfile"], [["c", "a.mp4"]], "path=clipfile"),
+        (["path", "start_frame", "num_frames", "label"], [["a", "5", "9", "c"]], "num_frames=num_frames"),
+    ],
+)
+def test_fault_45_values_show_what_a_column_could_be(header: list[str], rows: list[list[str]], remedy: str) -> None:
+    records = list(enumerate(rows, start=2))
+    with pytest.raises(LedgerError, match=rf"--columns {remedy}, or --columns ignore="):
+        read_columns(header, [], source="x", records=records)
+    columns = read_columns(header, remedy.split(), source="x", records=records)
+    assert columns.at.keys() > {"path"} or "path=" in remedy
+
+
+@pytest.mark.parametrize("header", [["path", "width", "height"], ["path", "caption"], ["path", "label", "x1", "x2"]])
+def test_what_says_nothing_may_have_any_values(header: list[str]) -> None:
+    read_columns(header, [], source="x", records=[(2, ["a.mp4", "1", "2", "3"][: len(header)])])
+
+
+@pytest.mark.parametrize("names", [["start_frame", "end_sec"], ["start_s", "end_frame"], ["start_ms", "last_frame"]])
+def test_fault_45_a_start_and_an_end_of_different_units_are_refused(names: list[str]) -> None:
+    with pytest.raises(LedgerError, match=r"the start is in .* and the end in"):
+        read_columns(["path", *names], [], source="x")
+
+
+def test_fault_45_a_span_may_be_one_column_or_a_number_of_frames() -> None:
+    assert read_columns(["path", "segment"], ["span=segment"], source="x").span_s(["a", "(0.5, 2)"]) == (0.5, 2.0)
+    counted = read_columns(["path", "start_frame", "n"], ["num_frames=n"], source="x")
+    assert counted.frames(["a", "5", "9"]) == (5, 14)
+    with pytest.raises(ValueError, match="last_frame"):
+        read_columns(["path", "start_frame", "end_frame"], [], source="x").frames(["a", "5", "5"])

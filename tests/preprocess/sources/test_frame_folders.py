@@ -265,4 +265,4 @@ def test_fault_45_raw_frames_of_mmaction2_are_read_by_their_totals(
 def test_rows_that_can_be_read_as_first_and_last_are(tmp_path: Path, rows: str) -> None:
     for number, total in enumerate((5, 8)):
         make_frame_folder(tmp_path / f"v{number}", total)
-    assert not any("total_frames" in note for note in find_all(tmp_path, rows).notes)
+    assert not any("is read as `name total_frames" in note for note in find_all(tmp_path, rows).notes)

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.sources.ledger import Delimiter, Header, Ledger, LedgerError, LedgerRow
+from preprocess.sources.ledger import Ledger, LedgerRow
 from preprocess.sources.ledger import read_ledger as parse
+from preprocess.sources.list_records import Delimiter, Header, LedgerError
 
 
 def read_ledger(path: Path, *, delimiter: Delimiter = "auto", header: Header = "auto") -> Ledger:
@@ -110,3 +111,44 @@ def test_a_header_alone_is_no_ledger(ledger: Path) -> None:
     ledger.write_text("name,start,end,label\n")
     with pytest.raises(LedgerError, match="only a header"):
         read_ledger(ledger)
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("path,label,start_frame,end_frame\nv,7,0,9\n", LedgerRow(2, "v", 0, 10, ("7",))),
+        ("label,name,first,last\n7,v,0,9\n", LedgerRow(2, "v", 0, 10, ("7",))),
+        ("Folder;Class;First Frame;Last Frame\nv;7;0;9\n", LedgerRow(2, "v", 0, 10, ("7",))),
+        ("name,start,end,split,label\nv,0,9,validation,7\n", LedgerRow(2, "v", 0, 10, ("7",), "val")),
+        ("name,start,end,label,weather\nv,0,9,7,rain\n", LedgerRow(2, "v", 0, 10, ("7",))),
+        ("name,start,end,emotion\nv,0,9,7\n", LedgerRow(2, "v", 0, 10, ("7",))),
+        ("name,total_frames,label\nv,10,7\n", LedgerRow(2, "v", 0, 0, ("7",), total=10)),
+        ("frame_dir total_frames\nv 10\n", LedgerRow(2, "v", 0, 0, (), total=10)),
+    ],
+)
+def test_fault_45_a_header_says_what_the_columns_of_a_ledger_are(ledger: Path, text: str, row: LedgerRow) -> None:
+    ledger.write_text(text)
+    assert read_ledger(ledger).rows == (row,)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name,start_sec,end_sec,label\nv,0,9,7\n", "a ledger counts frames"),
+        ("label,begin,end\n7,0,9\n", "no column names the folder"),
+        ("name,label,start,end,start_of_action\nv,7,0,9,4\n", None),
+    ],
+)
+def test_fault_45_a_header_that_fits_no_ledger_is_refused(ledger: Path, text: str, told: str | None) -> None:
+    ledger.write_text(text)
+    if told is None:
+        assert len(read_ledger(ledger).rows) == 1  # there is a start, so nothing is open
+        return
+    with pytest.raises(LedgerError, match=f"{told}.*--columns"):
+        read_ledger(ledger)
+
+
+def test_columns_of_a_ledger_may_be_named_by_number(ledger: Path) -> None:
+    ledger.write_text("7 v 0 9\n")
+    read = parse(ledger.read_bytes(), str(ledger), columns=["label=1", "path=2", "first=3", "last=4"])
+    assert read.rows == (LedgerRow(1, "v", 0, 10, ("7",)),)

@@ -8,10 +8,10 @@ import pytest
 
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
-from tests.support.media import make_video
+from tests.support.media import make_frame_folder, make_video
 
 PAGE = (Path(__file__).parents[3] / "docs" / "lists.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"<!-- (list|file): (\S+)(.*?) -->\n\n((?:    .*\n)+)")
+BLOCK = re.compile(r"<!-- (list|file|ledger): (\S+)(.*?) -->\n\n((?:    .*\n)+)")
 # The list ─► the videos that are there, ? for a blank; and (start in s, frames, labels, split) of each sample in order.
 VIDEOS = {
     "plain.txt": "archery/one.mp4 my?holiday.mp4",
@@ -114,3 +114,28 @@ def test_a_list_of_phases_is_refused_with_what_was_understood(
     (tmp_path / "video01-phase.txt").write_text("Frame\tPhase\n0\tPreparation\n1\tPreparation\n")
     assert main(["build", "--videos", str(tmp_path / "video01-phase.txt"), "--out", str(tmp_path / "out")]) == 2
     assert "label = Phase" in capsys.readouterr().err
+
+
+LEDGERS: dict[str, list[tuple[int, list[str | int]]]] = {  # (frames, labels) of each sample; folders of 10 and 8 frames
+    "named.csv": [(4, ["cut"]), (6, ["pour"])],
+    "rawframes.txt": [(10, [3]), (8, [30])],
+    "totals.txt": [(10, [10]), (7, [8])],
+}
+
+
+@pytest.mark.parametrize("name", LEDGERS)
+def test_fault_45_a_ledger_of_the_page_gives_its_frames_and_labels(tmp_path: Path, name: str) -> None:
+    blocks = [(one, given.split(), text) for kind, one, given, text in BLOCK.findall(PAGE) if kind == "ledger"]
+    assert [one for one, _, _ in blocks] == list(LEDGERS)
+    (options, text) = next((given, text) for one, given, text in blocks if one == name)
+    for folder, count in (("v1", 10), ("v2", 8)):
+        make_frame_folder(tmp_path / "rawframes" / "some" / folder, count)
+    (tmp_path / name).write_text(re.sub("^    ", "", text, flags=re.M))
+    given = ["--frames", str(tmp_path / "rawframes"), "--ledger", str(tmp_path / name), *options]
+    assert main(["build", *given, "--short-side", "32", "--out", str(tmp_path / "out")]) == 0
+    dataset = open_dataset(tmp_path / "out")
+    found = []
+    for i in range(len(dataset)):
+        labels = [dataset.label_names[label] if dataset.label_names else label for label in dataset.labels_of(i)]
+        found.append((int(dataset.num_frames[i]), labels))
+    assert LEDGERS[name] == found

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess.sources.ledger import LedgerError
+from preprocess.sources.list_records import LedgerError
 from preprocess.sources.video_lists import ListRow, VideoList, read_list
 
 
@@ -125,8 +125,8 @@ def test_the_index_of_a_table_is_no_label(text: str) -> None:
 def test_fault_45_numbers_before_paths_that_count_the_rows_are_refused_with_both_readings() -> None:
     with pytest.raises(LedgerError, match=r"--columns path=2 label=1, or --columns path=2"):
         read_list(b"0,a.mp4\n1,b.mp4\n", "list.csv")
-    assert [one.labels for one in rows("0,a.mp4\n1,b.mp4\n", columns=["path=2", "label=1"])] == [("0",), ("1",)]  # type: ignore[arg-type]
-    assert [one.labels for one in rows("0,a.mp4\n1,b.mp4\n", columns=["path=2"])] == [(), ()]  # type: ignore[arg-type]
+    assert [one.labels for one in rows("0,a.mp4\n1,b.mp4\n", columns=["path=2", "label=1"])] == [("0",), ("1",)]
+    assert [one.labels for one in rows("0,a.mp4\n1,b.mp4\n", columns=["path=2"])] == [(), ()]
 
 
 def test_a_label_may_come_first() -> None:
@@ -178,10 +178,76 @@ def test_an_archive_is_refused_as_one(magic: bytes) -> None:
 
 
 def test_fault_45_a_header_of_unknown_names_is_no_row() -> None:
-    with pytest.raises(LedgerError, match=r"'t_begin' is not understood.*--columns start=t_begin"):
+    with pytest.raises(
+        LedgerError, match=r"'clipfile' is not understood.*--columns path=clipfile start=t_begin end=t_finish, or"
+    ):
         read_list(b"clipfile,t_begin,t_finish\na.mp4,0,10\n", "list.csv")
     with pytest.raises(LedgerError, match=r"no column is called path.*--columns path="):
         read_list(b"clipfile,x\na.mp4,0\n", "list.csv")
     columns = ["path=clipfile", "start=t_begin", "end=t_finish"]
     (one,) = rows("clipfile,t_begin,t_finish\na.mp4,0,10\n", columns=columns)
     assert (one.path, one.start_s, one.stop_s, one.labels) == ("a.mp4", 0.0, 10.0, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("a.mp4,0.0,1.5,cut\nb.mp4,2.0,3.5,pour\n", "path=1 start=2 end=3 label=4"),
+        ("a.mp4,cut,00:00:01,00:00:02\n", "path=1 start=3 end=4 label=2"),
+        ("a.mp4 0 30 2\na.mp4 30 60 1\n", "path=1 start_frame=2 end_frame=3 label=4"),
+        ("a.mp4,3,0.97\n", "path=1 label=2"),
+    ],
+)
+def test_fault_45_times_in_the_place_of_labels_are_refused(text: str, remedy: str) -> None:
+    with pytest.raises(LedgerError, match=rf"--columns {remedy}"):
+        read_list(text.encode(), "list.csv")
+    (first, *_) = rows(text, columns=remedy.split())
+    assert first.path == "a.mp4"
+
+
+def test_several_labels_that_increase_are_labels_where_each_video_has_one_row() -> None:
+    assert [one.labels for one in rows("a.mp4 0 3\nb.mp4 1 2\n")] == [("0", "3"), ("1", "2")]
+
+
+@pytest.mark.parametrize("label", ["1,2", "[1, 2]", "['1', '2']"])
+def test_a_cell_may_hold_a_list(label: str) -> None:
+    assert rows(f'path,label\na.mp4,"{label}"\n')[0].labels == ("1", "2")
+    assert rows("path,label\na.mp4,Holding [something]\n")[0].labels == ("Holding [something]",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_how_a_list_is_encoded(encoding: str) -> None:
+    for text in ("path,label\né.mp4,3\n", '[{"path": "é.mp4", "label": 3}]'):
+        (one,) = read_list(text.encode(encoding), "list.csv").rows
+        assert (one.path, one.labels) == ("é.mp4", ("3",))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
+def test_another_encoding_is_refused_with_the_command_that_converts_it(encoding: str) -> None:
+    with pytest.raises(LedgerError, match=r"list\.csv.*iconv -f"):
+        read_list("path,label\né.mp4,3\n".encode(encoding), "list.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["a.mp4", "b.mp4"]',
+        '[["a.mp4", 1], ["b.mp4", 2]]',
+        '{"a.mp4": 1, "b.mp4": 2}',
+        '{"a.mp4": {"label": 1}, "b.mp4": {"label": 2}}',
+    ],
+)
+def test_other_shapes_of_json(text: str) -> None:
+    found = rows(text)
+    assert [one.path for one in found] == ["a.mp4", "b.mp4"]
+    assert [one.labels for one in found] in ([("1",), ("2",)], [(), ()])
+
+
+def test_kinetics_as_json() -> None:
+    entry = '{"annotations": {"label": "archery", "segment": [2.0, 5.0]}, "duration": 10.0, "subset": "val"}'
+    (one,) = rows(f'{{"abcdefghijk": {entry}}}')
+    assert (one.labels, one.start_s, one.stop_s, one.split) == (("archery",), 2.0, 5.0, "val")
+
+
+def test_a_path_may_begin_with_a_bracket_or_file() -> None:
+    assert [one.path for one in rows("[a] b.mp4\nfile:///data/c%20d.mp4\n")] == ["[a] b.mp4", "/data/c d.mp4"]
