@@ -188,7 +188,10 @@ def test_weights_come_from_init_or_from_scratch_and_fit_another_size(
 ) -> None:
     scratch = {"preset": "mae_vit_tiny_patch16", "embed_dim": 24, "depth": 2, "num_heads": 2}
     resized = FinetuneModelConfig(img_size=48, num_frames=8, drop_path=0.0)
-    at_zero = {"optim": replace(base.optim, lr=0.0, ema=0.0, weight_decay=0.0), "train": replace(base.train, steps=1)}
+    at_zero = {
+        "optim": replace(base.optim, lr=0.0, min_lr=0.0, ema=0.0, weight_decay=0.0),
+        "train": replace(base.train, steps=1),
+    }
     configs = [
         into(base, tmp_path / "init", **at_zero),
         into(base, tmp_path / "resized", model=resized, **at_zero),

@@ -63,7 +63,7 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"clips": 0}, {"size": 8}, {"frames": 1}, {"seed": -1}])
 def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="need"):
+    with pytest.raises(ValueError, match="must be at least"):
         render(tmp_path, **wrong)
 
 
