@@ -17,11 +17,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from preprocess.dataset.index import Dataset, DatasetError
+from preprocess.dataset.label_cells import MAX_ID, MISSING, number_of
 
 Array = Any  # a pa.Array; the stubs of pyarrow do not know which
 SHOWN = 10  # so many of a list stand in a message
-_NUMBER = re.compile(r"\+?([0-9]+)(?:\.0*)?")  # tables with an empty cell have floats
-_MISSING = ["", "nan", "<na>", "-1", "-1.0"]  # what says that a sample has no label
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ def _label_column(path: Path, table: pa.Table) -> Array:
     if pa.types.is_boolean(flat.type):
         raise DatasetError(f"{path}: its labels are true and false; give whole numbers or names")
     text: Array = pc.utf8_trim_whitespace(flat.cast(pa.string()).fill_null(""))
-    there = pc.invert(pc.is_in(pc.utf8_lower(text), pa.array(_MISSING)))
+    there = pc.invert(pc.is_in(pc.utf8_lower(text), pa.array(sorted(MISSING))))
     row = np.repeat(np.arange(len(column)), lengths)[there.to_numpy(zero_copy_only=False)]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(column)))])
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), text.filter(there))
@@ -230,12 +229,12 @@ def _numbered(path: Path, text: Array, row: np.ndarray, datasets: Sequence[Datas
         return _where(path, int(row[at])), words[codes[at]]
 
     known = {name: number for number, name in enumerate(names_before)}
-    numbers = {word: int(match[1]) for word in words if (match := _NUMBER.fullmatch(word))}
+    numbers = {word: number for word in words if (number := number_of(word)) is not None}
     strangers = [word for word in words if word not in known]
     if names_before and not strangers:
         return np.array([known[word] for word in words])[codes], names_before
     if len(numbers) == len(words):
-        most = len(names_before) - 1 if names_before else 2**31 - 1
+        most = len(names_before) - 1 if names_before else MAX_ID
         if wrong := [word for word in words if numbers[word] > most]:
             where, word = first(wrong)
             names = ", the datasets' labels; names can be new" if names_before else ""

@@ -8,19 +8,16 @@ A label that is a number is an id: of names without numbers the position, from 0
 Anything that can be read in two ways is an error that shows both.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from preprocess.dataset.label_cells import MAX_ID, MISSING, number_of
 from preprocess.dataset.schema import DatasetError
 from preprocess.plan.label_names import LabelNames
 
 LabelKind = Literal["auto", "numbers", "words"]
 
-MAX_ID = 2**31 - 1
-_NUMBER = re.compile(r"\+?([0-9]+)(\.0*)?")  # a table with an empty cell has floats
-_MISSING = {"", "nan", "<na>", "-1", "-1.0"}
 _MISSING_AMONG_NUMBERS = {"none", "null", "na", "n/a"}  # among words they may be classes
 _SHOWN = 5
 
@@ -58,7 +55,7 @@ def label_ids(
             continued.
     """
     words = {label for of_sample in labels for label in of_sample}
-    missing = frozenset(word for word in words if word.strip().lower() in _MISSING)
+    missing = frozenset(word for word in words if word.strip().lower() in MISSING)
     missing -= set(fixed.names) if fixed else set()
     words -= missing
     if fixed:
@@ -84,12 +81,6 @@ def label_ids(
         )
     names = (*(continued or ()), *sorted(words.difference(continued or ())))
     return LabelIds(names, {name: i for i, name in enumerate(names)}, missing=missing)
-
-
-def number_of(label: str) -> int | None:
-    """Return the id that a label is; None if it is none. 2.0 is 2, as tables with an empty cell have it."""
-    match = _NUMBER.fullmatch(label)
-    return int(match[1]) if match else None
 
 
 def _fixed_ids(

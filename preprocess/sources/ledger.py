@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from preprocess.plan.label_ids import MAX_ID
+from preprocess.dataset.label_cells import MAX_ID
 from preprocess.problems import Problem
 from preprocess.sources.column_names import plain, role_of
 from preprocess.sources.columns import Columns, describe, read_columns
