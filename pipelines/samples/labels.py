@@ -224,8 +224,10 @@ def _numbered(path: Path, text: Array, row: np.ndarray, datasets: Sequence[Datas
     encoded = text.dictionary_encode()
     words, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
 
+    code_of = {word: code for code, word in enumerate(words)}
+
     def first(chosen: Sequence[str]) -> tuple[str, str]:
-        at = int(np.isin(codes, [words.index(word) for word in chosen]).argmax())
+        at = int(np.isin(codes, [code_of[word] for word in chosen]).argmax())
         return _where(path, int(row[at])), words[codes[at]]
 
     known = {name: number for number, name in enumerate(names_before)}
@@ -253,7 +255,8 @@ def _numbered(path: Path, text: Array, row: np.ndarray, datasets: Sequence[Datas
             "names that are all new"
         )
     ordered = sorted(words)
-    return np.array([ordered.index(word) for word in words])[codes], ordered
+    number = {word: i for i, word in enumerate(ordered)}
+    return np.array([number[word] for word in words])[codes], ordered
 
 
 def _index_in(values: Array, among: Array) -> np.ndarray:
