@@ -255,8 +255,8 @@ def _numbered(path: Path, text: Array, row: np.ndarray, datasets: Sequence[Datas
             "names that are all new"
         )
     ordered = sorted(words)
-    number = {word: i for i, word in enumerate(ordered)}
-    return np.array([number[word] for word in words])[codes], ordered
+    id_of = {word: i for i, word in enumerate(ordered)}
+    return np.array([id_of[word] for word in words])[codes], ordered
 
 
 def _index_in(values: Array, among: Array) -> np.ndarray:
