@@ -34,7 +34,7 @@ from preprocess.sources.list_records import LedgerError, Record
 
 _SPELLED = {"start": "start_s", "end": "stop_s", "end_s": "stop_s", "end_ms": "stop_ms", "duration": "duration_s"}
 _SPELLED |= {"id": "video_id", "start_frame": "first", "end_frame": "stop", "stop_frame": "stop", "last_frame": "last"}
-_SPELLED |= {"first_frame": "first", "total_frames": "num_frames"}
+_SPELLED |= {"first_frame": "first", "total_frames": "num_frames", "stop": "stop_s"}
 _LOOKED_AT = 1000  # rows whose values show what a column could be
 _FRAME_ROLES = {"first", "stop", "last", "num_frames"}
 _SECOND_ROLES = {"start_s", "start_ms", "stop_s", "stop_ms", "duration_s", "span"}
@@ -117,7 +117,7 @@ def given_roles(given: Sequence[str]) -> dict[str, list[str]]:
     roles: dict[str, list[str]] = {}
     for one in given:
         role, _, names = one.partition("=")
-        role = _SPELLED.get(plain(role), {"stop": "stop_s"}.get(plain(role), plain(role)))
+        role = _SPELLED.get(plain(role), plain(role))
         if role not in ROLES or not names:
             known = ", ".join(sorted({*ROLES, *_SPELLED}))
             raise ValueError(f"--columns {one}: give ROLE=COLUMN, as in start=start_sec; roles: {known}")
