@@ -128,6 +128,7 @@ class Engine:
         self._norm: float | None = None  # where we clip
         self._skipped = 0
         self._averages = [self._master(piece).clone() for piece in self._layout.pieces()] if ema else []
+        self._updates = 0  # of the averages: AdamW's count, which is read from every parameter's state
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the module's forward pass."""
@@ -153,8 +154,8 @@ class Engine:
         if ends and self._averages and self.skipped_steps == skipped:
             with torch.no_grad():
                 masters = [self._master(piece) for piece in self._layout.pieces()]
-                decay = ema_decay(self.optimizer_step - 1, self._decay)
-                torch._foreach_lerp_(self._averages, masters, 1 - decay)
+                torch._foreach_lerp_(self._averages, masters, 1 - ema_decay(self._updates, self._decay))
+            self._updates += 1
 
     def _clip_gradients(self) -> None:
         """Clip as ZeRO's optimizers do themselves; DeepSpeed has averaged the gradients over the ranks by now."""
@@ -255,6 +256,7 @@ class Engine:
             CheckpointError: the checkpoint belongs to another model.
         """
         start_state(self._adam, self._layout, steps=optimizer_step)
+        self._updates = optimizer_step
         for piece, average in self._averaged_pieces():
             name, start, stop = piece.name, piece.start, piece.stop
             self._master(piece).copy_(reader.read(name, "master", start, stop))
