@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus
 from pipelines.storage.cache import DamagedFileError
-from preprocess.dataset.index import FrameSpans
+from preprocess.dataset.index import Spans
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class ShardReader:
         self._underway: dict[int, tuple[int, float]] = {}  # thread ─► row and the time it was begun
         self.bytes_read = self.bytes_used = self.num_retries = 0
 
-    def read(self, row: int, spans: FrameSpans) -> list[np.ndarray]:
+    def read(self, row: int, spans: Spans) -> list[np.ndarray]:
         """Return the bytes of each span, in order; too few of them if the shard ends early.
 
         Args:
@@ -133,7 +133,7 @@ class ShardReader:
         """End waits before a retry; reads in progress are left to their threads."""
         self._closing.set()
 
-    def _read_on(self, row: int, spans: FrameSpans, pieces: list[np.ndarray]) -> None:
+    def _read_on(self, row: int, spans: Spans, pieces: list[np.ndarray]) -> None:
         """Read the spans behind those that `pieces` holds, and add each to it as soon as it is there."""
         offsets, sizes, known = spans.offset.tolist(), spans.size.tolist(), len(pieces)
         bytes_read = 0

@@ -18,7 +18,7 @@ import pyarrow.csv
 
 from pipelines.config import DataConfig, is_url
 from pipelines.samples.labels import SHOWN, Labels, listed, read_labels, united_labels
-from preprocess.dataset.index import META_NAME, Dataset, DatasetError, FrameSpans, open_dataset
+from preprocess.dataset.index import META_NAME, Dataset, DatasetError, Spans, open_dataset
 
 if TYPE_CHECKING:
     from pipelines.storage.cache import Cache, RemoteFile
@@ -150,7 +150,7 @@ class Corpus:
         """Return the sample's labels, none or more."""
         return self.labels.of(row)
 
-    def frames(self, row: int, frame_indices: np.ndarray) -> FrameSpans:
+    def frames(self, row: int, frame_indices: np.ndarray) -> Spans:
         """Return the offsets of a sample's frames in its shard."""
         dataset, i = self.locate(row)
         return dataset.frames(i, frame_indices)

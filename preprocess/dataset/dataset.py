@@ -1,7 +1,7 @@
 """An opened dataset finds every frame of every sample, over mapped files; `preprocess.dataset.index` opens it.
 
 dataset = open_dataset("out/shards")
-spans = dataset.frames(7, np.array([0, 4, 8]))  # the positions of three JPEGs in their tar
+spans = dataset.spans(7, np.array([0, 4, 8]))  # the positions of three JPEGs, or of two groups, in their tar
 """
 
 import threading
@@ -15,18 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocess.dataset.layout import Layout
 from preprocess.dataset.schema import DatasetError, Shard
 
 REJECTED_NAME = "rejected.parquet"
-BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
 
 _TEXT_LOCK = threading.Lock()  # a pq.ParquetFile must not be read by two threads at once
 
 
 @dataclass(frozen=True)
-class FrameSpans:
-    """The positions of frames in their shard: arrays of one length, `offset` in bytes from the start of the tar."""
+class Spans:
+    """The positions of parts in their shard: arrays of one length, `offset` in bytes from the start of the tar."""
 
+    part: np.ndarray  # int64, number of the part in its sample
     offset: np.ndarray  # int64
     size: np.ndarray  # int64
     crc32: np.ndarray  # uint32
@@ -43,11 +44,12 @@ class Dataset:
 
     root: Path  # folder of the index files; of the shards, too, unless `url` says where they are
     meta: dict[str, Any]
+    layout: Layout
     fingerprint: str
     shards: tuple[Shard, ...]
     shard: np.ndarray  # int32
-    offset: np.ndarray  # int64, of the first frame's data in the tar
-    frames_at: np.ndarray  # int64
+    offset: np.ndarray  # int64, of the first part's data in the tar
+    parts_at: np.ndarray  # int64, the first part's row in the file of parts
     num_frames: np.ndarray  # int32
     first: np.ndarray  # int64, the source's number of the first frame
     fps: np.ndarray  # float64, NaN = unknown
@@ -59,7 +61,7 @@ class Dataset:
     splits: np.ndarray  # int32
     split_names: list[str]
     label_names: list[str]
-    _frames: pa.Table
+    _parts: pa.Table
     url: str = ""
     bad_shards: Mapping[int, str] = field(default_factory=dict)  # left out: the number ─► what is wrong with its tar
 
@@ -67,7 +69,7 @@ class Dataset:
         return len(self.shard)
 
     def key(self, i: int) -> str:
-        """Return the key of sample i: its members in the tar are `<key>.json`, `<key>.000000.jpg`, ..."""
+        """Return the key of sample i: its members in the tar are `<key>.json`, then its frames or its stream."""
         return self._text("key", "keys", i)
 
     def name(self, i: int) -> str:
@@ -85,30 +87,34 @@ class Dataset:
         """Return the labels of sample i: none, one, or several."""
         return self.label_values[self.label_offsets[i] : self.label_offsets[i + 1]].tolist()
 
-    def frames(self, i: int, frame_indices: np.ndarray) -> FrameSpans:
-        """Return the positions of the given frames of sample i in its shard.
+    def spans(self, i: int, frames: np.ndarray) -> Spans:
+        """Return the positions of the parts that hold the given frames of sample i in its shard.
 
         Args:
             i: the sample.
-            frame_indices: integers in [0, num_frames[i]), any order, repeats allowed.
+            frames: integers in [0, num_frames[i]), any order, repeats allowed.
+
+        Returns:
+            Each part once, in the order of the shard.
 
         Raises:
-            IndexError: a frame index is out of range.
+            IndexError: a frame number is out of range.
         """
         count = int(self.num_frames[i])
-        requested = np.asarray(frame_indices, np.int64)
+        requested = np.asarray(frames, np.int64)
         if requested.size and (requested.min() < 0 or requested.max() >= count):
             raise IndexError(
                 f"frame indices {requested.min()}..{requested.max()} of sample {i}, which has {count} frames"
             )
-        at = int(self.frames_at[i])
-        size, crc32 = self.frame_rows(at, at + int(requested.max(initial=-1)) + 1)
+        part = np.unique(self.layout.parts_of(requested))
+        at = int(self.parts_at[i])
+        size, crc32 = self.part_rows(at, at + int(part.max(initial=-1)) + 1)
         size = size.astype(np.int64)
-        offset = frame_offsets(size, start=int(self.offset[i]))
-        return FrameSpans(offset[requested], size[requested], crc32[requested])
+        offset = self.layout.offsets(size, start=int(self.offset[i]))
+        return Spans(part, offset[part], size[part], crc32[part])
 
-    def frame_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the (sizes, crc32s) of frames start ... stop of the whole dataset (`frames_at` counts them)."""
+    def part_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (sizes, crc32s) of parts start ... stop of the whole dataset (`parts_at` counts them)."""
         parts = []
         batch = int(np.searchsorted(self._batch_ends, start, side="right"))
         while start < stop:
@@ -125,8 +131,8 @@ class Dataset:
 
     @cached_property
     def _batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the (sizes, crc32s) of every batch of the frames file, mapped."""
-        return [(mapped_numbers(batch["size"]), mapped_numbers(batch["crc32"])) for batch in self._frames.to_batches()]
+        """Return the (sizes, crc32s) of every batch of the file of parts, mapped."""
+        return [(mapped_numbers(batch["size"]), mapped_numbers(batch["crc32"])) for batch in self._parts.to_batches()]
 
     @cached_property
     def _batch_ends(self) -> np.ndarray:
@@ -174,17 +180,6 @@ class Dataset:
     def names(self) -> pa.ChunkedArray:
         """Return the names of all samples; they are read at the first call."""
         return pq.read_table(self.root / self.meta["files"]["index"]["name"], columns=["name"])["name"]
-
-
-def frame_offsets(sizes: np.ndarray, *, start: int) -> np.ndarray:
-    """Return the offsets of the data of consecutive tar members: one header block and whole data blocks apart.
-
-    Args:
-        sizes: int64 (n,), bytes of each member's data.
-        start: offset of the first member's data.
-    """
-    steps = BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK
-    return start + np.concatenate([np.zeros(1, np.int64), np.cumsum(steps)])[: len(sizes)]
 
 
 def mapped_numbers(array: Any) -> np.ndarray:

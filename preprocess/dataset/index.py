@@ -6,12 +6,12 @@ a node:
     shard-00000.tar / .idx / .parquet   the frames; DALI's index; the shard's own rows (its presence = done)
     index-<hash>.parquet                one row per sample, for people and tools; the keys and names
     rows-<hash>.arrow                   the same rows without the strings, mapped
-    frames-<hash>.arrow                 one row per frame (size, crc32), mapped
+    frames-<hash>.arrow                 one row per frame (size, crc32), mapped; of layout video, groups-<hash>.arrow
     rejected.parquet                    the samples that were left out, where and why
     dataset.json                        replaced last: the files that it names are the dataset
 
     dataset = open_dataset("out/shards")
-    spans = dataset.frames(7, np.array([0, 4, 8]))  # where three JPEGs lie in their tar
+    spans = dataset.spans(7, np.array([0, 4, 8]))  # where three JPEGs, or two groups, lie in their tar
 
 Imports numpy and pyarrow only: trainers read through this module.
 """
@@ -28,8 +28,9 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from mae3d.io.files import looked_for, sha256_of
-from preprocess.dataset.dataset import BLOCK, REJECTED_NAME, Dataset, FrameSpans, frame_offsets, mapped_numbers
-from preprocess.dataset.schema import FRAMES_SCHEMA, READABLE_SCHEMAS, ROWS_SCHEMA, DatasetError, Shard
+from preprocess.dataset.dataset import REJECTED_NAME, Dataset, Spans, mapped_numbers
+from preprocess.dataset.layout import BLOCK, LAYOUTS, layout_of
+from preprocess.dataset.schema import PARTS_SCHEMA, READABLE_SCHEMAS, DatasetError, Shard, rows_schema
 
 __all__ = [  # the names that trainers and tools may use
     "BLOCK",
@@ -38,22 +39,21 @@ __all__ = [  # the names that trainers and tools may use
     "REJECTED_NAME",
     "Dataset",
     "DatasetError",
-    "FrameSpans",
     "Shard",
+    "Spans",
     "check_file",
     "check_shards",
-    "frame_offsets",
+    "index_files",
     "map_dataset",
     "open_dataset",
     "parse_meta",
     "read_meta",
 ]
 
-LAYOUT = "jpeg"
 META_NAME = "dataset.json"
 PLAN_NAME = "plan.parquet"
 
-_FILES = {"index", "rows", "frames", "rejected"}
+_FILES = {"index", "rows", "rejected"}
 _META_KEYS = {"settings", "settings_hash", "label_names", "split_names", "totals", "files", "shards"}
 _LISTED = 10  # bad shards that a message names
 _HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash in `verify`
@@ -74,7 +74,7 @@ def open_dataset(root: str | Path, *, exclude_bad_shards: bool = False) -> Datas
     """
     root = Path(root)
     meta = read_meta(root)
-    for stem in ("index", "rows", "frames"):  # rejected.parquet does not matter here
+    for stem in index_files(meta):
         entry = meta["files"][stem]
         check_file(root / entry["name"], entry["bytes"], entry["sha256"])
     sizes: dict[str, int | None] = {}
@@ -136,24 +136,32 @@ def map_dataset(
     Raises:
         DatasetError: an index file is none, or has other columns.
     """
-    rows = _map_table(root / meta["files"]["rows"]["name"], ROWS_SCHEMA)
+    layout = layout_of(meta)
+    rows = _map_table(root / meta["files"]["rows"]["name"], rows_schema(layout))
     columns = {name: mapped_numbers(rows[name].chunk(0)) for name in rows.column_names if name != "labels"}
     labels: Any = rows["labels"].chunk(0)  # a LargeListArray
     return Dataset(
         root=root,
         meta=meta,
+        layout=layout,
         fingerprint=_fingerprint(meta),
         shards=tuple(Shard(*entry) for entry in meta["shards"]),
         label_offsets=mapped_numbers(labels.offsets),
         label_values=mapped_numbers(labels.values),
         splits=columns.pop("split"),
+        parts_at=columns.pop(layout.at),
         split_names=list(meta["split_names"]),
         label_names=list(meta["label_names"]),
-        _frames=_map_table(root / meta["files"]["frames"]["name"], FRAMES_SCHEMA),
+        _parts=_map_table(root / meta["files"][layout.parts]["name"], PARTS_SCHEMA),
         url=url,
         bad_shards=bad_shards or {},
         **columns,
     )
+
+
+def index_files(meta: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the entries of dataset.json's `files` without which no sample can be found; rejected.parquet is none."""
+    return "index", "rows", layout_of(meta).parts
 
 
 def read_meta(root: Path) -> dict[str, Any]:
@@ -176,13 +184,16 @@ def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
         version, layout = meta["schema"], meta["layout"]
     except (ValueError, TypeError, KeyError) as error:
         raise DatasetError(f"{where}: cannot be read ({error}); run the build again") from error
-    if version not in READABLE_SCHEMAS or layout != LAYOUT:
+    if version not in READABLE_SCHEMAS or layout not in LAYOUTS:
         raise DatasetError(
             f"{where}: schema {version!r}, layout {layout!r}; this program reads schemas "
-            f"{' and '.join(map(str, READABLE_SCHEMAS))}, layout {LAYOUT!r}: build it again, or use the version that "
-            "wrote it"
+            f"{' and '.join(map(str, READABLE_SCHEMAS))}, layouts {' and '.join(LAYOUTS)}: build it again, or use the "
+            "version that wrote it"
         )
-    if lacking := sorted((_META_KEYS - meta.keys()) | (_FILES - dict(meta.get("files", {})).keys())):
+    keys = _META_KEYS | ({"codec", "group"} if layout == "video" else set())
+    if not (lacking := sorted(keys - meta.keys())):
+        lacking = sorted((_FILES | {layout_of(meta).parts}) - dict(meta["files"]).keys())
+    if lacking:
         raise DatasetError(f"{where}: has no {', '.join(lacking)}; run the build again")
     return meta
 
@@ -194,7 +205,7 @@ def _fingerprint(meta: dict[str, Any]) -> str:
         meta["layout"],
         files["rows"]["sha256"],
         files["index"]["sha256"],
-        files["frames"]["sha256"],
+        files[layout_of(meta).parts]["sha256"],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

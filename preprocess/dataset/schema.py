@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mae3d.io.files import replace_file
+from preprocess.dataset.layout import Layout
 
 SCHEMA_VERSION = 2
 READABLE_SCHEMAS = (1, 2)  # 2 adds the sizes and hashes of .idx, shard tables and plan, and a checksum of dataset.json
 
 # list[Any]: the stubs of pyarrow cannot join fields of two types.
 _SAMPLE_FIELDS: list[Any] = [
-    pa.field("offset", pa.int64()),  # of the first frame's data in its tar
+    pa.field("offset", pa.int64()),  # of the first part's data in its tar
     pa.field("num_frames", pa.int32()),
     pa.field("first", pa.int64()),  # the source's frame number of the first frame
     pa.field("fps", pa.float64()),  # of the stored frames; NaN = unknown
@@ -28,7 +29,7 @@ _SAMPLE_FIELDS: list[Any] = [
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
 ]
-_FRAME_FIELDS: list[Any] = [pa.field("size", pa.int32()), pa.field("crc32", pa.uint32())]
+_PART_FIELDS: list[Any] = [pa.field("size", pa.int32()), pa.field("crc32", pa.uint32())]
 _WHERE_FIELDS: list[Any] = [
     pa.field("file", pa.string()),  # the ledger or list that named it, or the media file
     pa.field("line", pa.int32()),  # 1-based; -1 = none
@@ -43,36 +44,44 @@ SHARD_SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.int32())),
         pa.field("split", pa.string()),
         *_SAMPLE_FIELDS,
-        pa.field("sizes", pa.list_(pa.int32())),  # of every frame
+        pa.field("sizes", pa.list_(pa.int32())),  # of every part (preprocess.dataset.layout)
         pa.field("crc32s", pa.list_(pa.uint32())),
         *_WHERE_FIELDS,
     ]
 )
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string()),
-        pa.field("name", pa.string()),
-        pa.field("labels", pa.list_(pa.int32())),
-        pa.field("split", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("shard", pa.int32()),
-        pa.field("frames_at", pa.int64()),  # the first frame's row in frames-<hash>.arrow
-        *_SAMPLE_FIELDS,
-    ]
-)
-ROWS_SCHEMA = pa.schema(
-    [
-        pa.field("labels", pa.large_list(pa.int32())),
-        pa.field("split", pa.int32()),  # position in dataset.json's split_names
-        pa.field("shard", pa.int32()),
-        pa.field("frames_at", pa.int64()),
-        *_SAMPLE_FIELDS,
-    ]
-)
-FRAMES_SCHEMA = pa.schema(_FRAME_FIELDS)
+PARTS_SCHEMA = pa.schema(_PART_FIELDS)
 # num_frames > 0 here: the sample was kept, with a remark (damaged: not all of it; mixed_sizes).
 REJECTED_SCHEMA = pa.schema(
     [pa.field("key", pa.string()), pa.field("name", pa.string()), pa.field("num_frames", pa.int32()), *_WHERE_FIELDS]
 )
+
+
+def index_schema(layout: Layout) -> pa.Schema:
+    """Return the columns of index-<hash>.parquet."""
+    return pa.schema(
+        [
+            pa.field("key", pa.string()),
+            pa.field("name", pa.string()),
+            pa.field("labels", pa.list_(pa.int32())),
+            pa.field("split", pa.dictionary(pa.int32(), pa.string())),
+            pa.field("shard", pa.int32()),
+            pa.field(layout.at, pa.int64()),  # the first part's row in frames- or groups-<hash>.arrow
+            *_SAMPLE_FIELDS,
+        ]
+    )
+
+
+def rows_schema(layout: Layout) -> pa.Schema:
+    """Return the columns of rows-<hash>.arrow."""
+    return pa.schema(
+        [
+            pa.field("labels", pa.large_list(pa.int32())),
+            pa.field("split", pa.int32()),  # position in dataset.json's split_names
+            pa.field("shard", pa.int32()),
+            pa.field(layout.at, pa.int64()),
+            *_SAMPLE_FIELDS,
+        ]
+    )
 
 
 class DatasetError(ValueError):

@@ -25,20 +25,21 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sha256_of
-from preprocess.dataset.index import LAYOUT, META_NAME, PLAN_NAME, REJECTED_NAME
+from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME
+from preprocess.dataset.layout import JPEG, Layout
 from preprocess.dataset.schema import (
-    FRAMES_SCHEMA,
-    INDEX_SCHEMA,
+    PARTS_SCHEMA,
     REJECTED_SCHEMA,
-    ROWS_SCHEMA,
     SCHEMA_VERSION,
+    index_schema,
     read_shard_table,
+    rows_schema,
 )
 
 Digest = tuple[int, str]  # size and sha256 of a file
 
 _CHECKSUM = b'"checksum": '  # the last key of dataset.json
-_FRAMES_PER_BATCH = 1 << 22  # frames-<hash>.arrow: few, large batches, so that a reader finds a row quickly
+_PARTS_PER_BATCH = 1 << 22  # frames-<hash>.arrow: few, large batches, so that a reader finds a row quickly
 _ROWS_PER_GROUP = 1 << 15  # a reader of one name reads one group
 
 
@@ -47,6 +48,7 @@ def write_dataset(
     *,
     tables: Sequence[Path],
     settings: dict[str, Any],
+    layout: Layout = JPEG,
     label_names: Sequence[str] = (),
     rejected: Sequence[dict[str, Any]] = (),
     splits: pa.DictionaryArray | None = None,
@@ -59,6 +61,7 @@ def write_dataset(
         root: the dataset's folder.
         tables: shard-NNNNN.parquet of every shard, in order.
         settings: the settings and sources of the build (JSON values only).
+        layout: of the shards.
         label_names: names of label ids 0, 1, ...; empty if the labels were numbers already.
         rejected: rows of REJECTED_SCHEMA for the samples that were left out of the plan.
         splits: the split of every planned sample by its number; None = as the tables say.
@@ -74,14 +77,14 @@ def write_dataset(
     """
     totals = _Totals()
     with ExitStack() as stack:
-        aside = {stem: root / f"{TEMPORARY_PREFIX}{stem}" for stem in ("index", "rows", "frames", "rejected")}
+        aside = {stem: root / f"{TEMPORARY_PREFIX}{stem}" for stem in ("index", "rows", layout.parts, "rejected")}
         for path in aside.values():
             stack.callback(path.unlink, missing_ok=True)
-        split_names = _write_files(aside, tables, rejected, splits, totals)
+        split_names = _write_files(aside, layout, tables, rejected, splits, totals)
         files = {
             "index": _adopt(aside["index"], "index", ".parquet"),
             "rows": _adopt(aside["rows"], "rows", ".arrow"),
-            "frames": _adopt(aside["frames"], "frames", ".arrow"),
+            layout.parts: _adopt(aside[layout.parts], layout.parts, ".arrow"),
         }
         with replace_file(root / REJECTED_NAME) as path:
             aside["rejected"].replace(path)
@@ -90,7 +93,8 @@ def write_dataset(
     digests = zip(idx, map(digest_of, tables), strict=True)
     meta = {
         "schema": SCHEMA_VERSION,
-        "layout": LAYOUT,
+        "layout": layout.name,
+        **({"codec": "h264", "group": layout.group} if layout.name == "video" else {}),
         "settings": settings,
         "settings_hash": settings_hash(settings),
         "label_names": list(label_names),
@@ -137,6 +141,7 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 def _write_files(
     aside: dict[str, Path],
+    layout: Layout,
     tables: Sequence[Path],
     rejected: Sequence[dict[str, Any]],
     splits: pa.DictionaryArray | None,
@@ -145,13 +150,16 @@ def _write_files(
     """Write the four files, shard by shard, and return the names of the splits in the order of their first samples."""
     split_codes: dict[str, int] = {}
     with ExitStack() as stack:
-        rows = _Rows(aside["rows"].parent, stack)
-        sink = stack.enter_context(pa.OSFile(str(aside["frames"]), "wb"))
-        arrow = stack.enter_context(pa.ipc.new_file(sink, FRAMES_SCHEMA))
-        index = stack.enter_context(pq.ParquetWriter(aside["index"], INDEX_SCHEMA, compression="zstd"))
+        rows = _Rows(aside["rows"].parent, rows_schema(layout), stack)
+        sink = stack.enter_context(pa.OSFile(str(aside[layout.parts]), "wb"))
+        arrow = stack.enter_context(pa.ipc.new_file(sink, PARTS_SCHEMA))
+        columns = index_schema(layout)
+        index = stack.enter_context(pq.ParquetWriter(aside["index"], columns, compression="zstd"))
         rejects = stack.enter_context(pq.ParquetWriter(aside["rejected"], REJECTED_SCHEMA))
-        frames = _Regrouped(_FRAMES_PER_BATCH, lambda table: arrow.write_batch(_frames_batch(table)))
-        samples = _Regrouped(_ROWS_PER_GROUP, lambda table: index.write_table(_index_table(table), _ROWS_PER_GROUP))
+        parts = _Regrouped(_PARTS_PER_BATCH, lambda table: arrow.write_batch(_parts_batch(table)))
+        samples = _Regrouped(
+            _ROWS_PER_GROUP, lambda table: index.write_table(_index_table(table, columns), _ROWS_PER_GROUP)
+        )
         problems = _Regrouped(_ROWS_PER_GROUP, lambda table: rejects.write_table(table, _ROWS_PER_GROUP))
         lost = pa.Table.from_pylist(list(rejected), REJECTED_SCHEMA)
         problems.add(lost)
@@ -163,19 +171,20 @@ def _write_files(
             table = table.filter(pc.field("num_frames") > 0)
             if splits is not None:
                 table = _with_splits(table, splits)
-            counts = table["num_frames"].to_numpy().astype(np.int64)
-            frames_at = totals.frames + np.cumsum(counts) - counts
+            counts = pc.list_value_length(table["sizes"]).to_numpy().astype(np.int64)
+            parts_at = totals.parts + np.cumsum(counts) - counts
+            totals.parts += int(counts.sum())
             table = table.append_column("shard", pa.array(np.full(len(table), number, np.int32)))
-            table = table.append_column("frames_at", pa.array(frames_at))
-            frames.add(pa.table([pc.list_flatten(table[name]) for name in ("sizes", "crc32s")], schema=FRAMES_SCHEMA))
-            samples.add(table.select(INDEX_SCHEMA.names))
+            table = table.append_column(layout.at, pa.array(parts_at))
+            parts.add(pa.table([pc.list_flatten(table[name]) for name in ("sizes", "crc32s")], schema=PARTS_SCHEMA))
+            samples.add(table.select(columns.names))
             for name in pc.unique(table["split"]).to_pylist():
                 split_codes.setdefault(str(name), len(split_codes))
             rows.add(table, split_codes)
             totals.shards.append([shard.name, shard.bytes, shard.sha256, shard.num_samples])
             totals.add_samples(table)
             totals.add_problems(lost)
-        for regrouped in (frames, samples, problems):
+        for regrouped in (parts, samples, problems):
             regrouped.finish()
         rows.write(aside["rows"])
     return list(split_codes)
@@ -213,11 +222,10 @@ class _Regrouped:
         self._written = True
 
 
-def _frames_batch(frames: pa.Table) -> pa.RecordBatch:
-    """Return frames in new buffers: those of a slice may hold more than the slice, which would be written too."""
-    return pa.record_batch(
-        [pa.array(frames[name].to_numpy().copy()) for name in FRAMES_SCHEMA.names], schema=FRAMES_SCHEMA
-    )
+def _parts_batch(parts: pa.Table) -> pa.RecordBatch:
+    """Return parts in new buffers: those of a slice may hold more than the slice, which would be written too."""
+    columns: list[Any] = [pa.array(parts[name].to_numpy().copy()) for name in PARTS_SCHEMA.names]
+    return pa.record_batch(columns, schema=PARTS_SCHEMA)
 
 
 def _with_splits(table: pa.Table, splits: pa.DictionaryArray) -> pa.Table:
@@ -226,16 +234,17 @@ def _with_splits(table: pa.Table, splits: pa.DictionaryArray) -> pa.Table:
     return table.set_column(table.schema.get_field_index("split"), "split", chosen)
 
 
-def _index_table(samples: pa.Table) -> pa.Table:
+def _index_table(samples: pa.Table, columns: pa.Schema) -> pa.Table:
     at = samples.schema.get_field_index("split")
-    return samples.set_column(at, "split", pc.dictionary_encode(samples["split"])).cast(INDEX_SCHEMA)
+    return samples.set_column(at, "split", pc.dictionary_encode(samples["split"])).cast(columns)
 
 
 class _Rows:
     """The columns of rows-<hash>.arrow, which is one batch: they grow in files without names, then are mapped."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        names = [*(name for name in ROWS_SCHEMA.names if name != "labels"), "label_offsets", "label_values"]
+    def __init__(self, folder: Path, schema: pa.Schema, stack: ExitStack) -> None:
+        self._schema = schema
+        names = [*(name for name in schema.names if name != "labels"), "label_offsets", "label_values"]
         self._files = {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in names}  # noqa: SIM115
         self._count = self._labels = 0
         self._files["label_offsets"].write(np.int64(0).tobytes())
@@ -256,15 +265,15 @@ class _Rows:
     def write(self, path: Path) -> None:
         """Write the file."""
         arrays: list[Any] = []
-        for column in ROWS_SCHEMA:
+        for column in self._schema:
             if column.name == "labels":
                 offsets = self._mapped("label_offsets", pa.int64(), self._count + 1)
                 values = self._mapped("label_values", pa.int32(), self._labels)
                 arrays.append(pa.LargeListArray.from_arrays(offsets, values))
             else:
                 arrays.append(self._mapped(column.name, column.type, self._count))
-        batch = pa.record_batch(arrays, schema=ROWS_SCHEMA)
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, ROWS_SCHEMA) as writer:
+        batch = pa.record_batch(arrays, schema=self._schema)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, self._schema) as writer:
             writer.write_batch(batch)
 
     def _mapped(self, name: str, kind: Any, count: int) -> Any:
@@ -282,6 +291,7 @@ class _Totals:
     shards: list[list[Any]] = field(default_factory=list)
     samples: int = 0
     frames: int = 0
+    parts: int = 0
     samples_without_fps: int = 0
     _seconds: list[float] = field(default_factory=list)
     _rejected: Counter[str] = field(default_factory=Counter)

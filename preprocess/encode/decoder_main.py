@@ -59,12 +59,13 @@ class Server:
             self._kept.close()
         with Path(request["tar"]).open("r+b") as file:
             file.seek(request["start"])
-            tar = TarWriter(file)
+            settings = Settings(**request["settings"])
+            tar = TarWriter(file, settings.stored_as)
             facts = write_sample(
                 tar,
                 PlannedSample(**request["sample"]),
                 [Path(name) for name in request["files"]],
-                settings=Settings(**request["settings"]),
+                settings=settings,
                 opened=self._kept.open,
                 progress=self._progress,
             )

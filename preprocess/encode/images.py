@@ -191,11 +191,15 @@ def stored_frame(
         decode_strictly(data)
     if passes:
         return data, size
+    image, natural = upright_picture(data, size)
+    return encode_jpeg(image, quality), natural
+
+
+def upright_picture(data: bytes, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int]]:
+    """Return an image file as upright RGB of a size, and the size that it had; errors as `decode_image`."""
     image = decode_image(data)
     natural = image.size
-    if natural != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return encode_jpeg(image, quality), natural
+    return (image if natural == size else image.resize(size, Image.Resampling.BICUBIC)), natural
 
 
 def _exif_orientation(body: bytes) -> int:

@@ -1,4 +1,4 @@
-"""A planned sample becomes JPEG frames: a row of the plan in, encoded frames to a sink and `Facts` out.
+"""A planned sample becomes stored frames: a row of the plan in, JPEGs or groups of H.264 to a sink and `Facts` out.
 
     with root.local(media_files(row, settings)) as files:
         facts = encode_sample(row, files, settings=settings, sink=writer.add)
@@ -20,14 +20,13 @@ import av
 
 from mae3d.video.errors import MediaError, raise_unless_of_the_file
 from mae3d.video.reader import Video, effective_fps, open_video
-from preprocess.encode.images import announced_size, jpeg_header, natural_size, scaled_size, stored_frame
-from preprocess.encode.video_frames import FrameEncoder
+from preprocess.encode.frame_store import FrameStore, frame_store
+from preprocess.encode.images import announced_size, jpeg_header, natural_size, scaled_size
 from preprocess.encode.video_properties import Looks, mixed_sizes
 from preprocess.plan.plan import Facts, PlannedSample, Settings, frame_name
 
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
 _BYTES_A_PIXEL = 8  # of an image file at most: four channels of 16 bits that did not compress
-_CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
 
 
 def media_files(row: PlannedSample, settings: Settings) -> list[str]:
@@ -70,7 +69,7 @@ def encode_sample(
         row: what to read.
         files: paths on this machine of what `media_files` names.
         settings: sizes, rates, quality and limits.
-        sink: takes the bytes of one JPEG.
+        sink: takes the bytes of one part: a JPEG, or a group of H.264.
         opened: opens videos, as `open_video` does.
         progress: called with the position, often.
 
@@ -78,12 +77,12 @@ def encode_sample(
         MediaError: the sample cannot be had; what the sink was given is to be forgotten.
         OSError: the disk of the source has gone.
     """
-    limited = _limited(sink, settings)
+    store = frame_store(settings, sink)
     if row.kind in ("frames", "image"):
-        return _encode_files(row, files, settings=settings, sink=limited, progress=progress)
+        return _encode_files(row, files, settings=settings, store=store, progress=progress)
     try:
         with opened(files[0], max_pixels=settings.max_pixels, progress=progress) as video:
-            return _encode_video(video, row, settings=settings, sink=limited)
+            return _encode_video(video, row, settings=settings, store=store)
     except av.error.FFmpegError as error:
         raise MediaError("undecodable", str(error.strerror)) from error
 
@@ -96,29 +95,12 @@ def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None)
     return [round(k * step) for k in range(math.ceil(num_frames / step)) if round(k * step) < num_frames]
 
 
-def _limited(sink: Callable[[bytes], None], settings: Settings) -> Callable[[bytes], None]:
-    """Return the sink, limited to the frames and bytes that a sample may have."""
-    num_frames = num_bytes = 0
-
-    def take(data: bytes) -> None:
-        nonlocal num_frames, num_bytes
-        num_frames += 1
-        num_bytes += len(data)
-        if num_frames > settings.max_frames:
-            raise MediaError("too_many_frames", f"more than --max-frames {settings.max_frames}: {_CUT_IT}")
-        if num_bytes > settings.max_gb * 1e9:
-            raise MediaError("too_large", f"would write more than --max-gb {settings.max_gb:g}: {_CUT_IT}")
-        sink(data)
-
-    return take
-
-
 def _encode_files(
     row: PlannedSample,
     files: Sequence[Path],
     *,
     settings: Settings,
-    sink: Callable[[bytes], None],
+    store: FrameStore,
     progress: Callable[[str], None],
 ) -> Facts:
     keep = _kept_numbers(row, settings)
@@ -135,11 +117,11 @@ def _encode_files(
                 raise MediaError("too_large", message, frame=number)
             if size is None:
                 size = scaled_size(*natural_size(data, header), settings.short_side)
-            stored, natural = stored_frame(data, header, size, quality=settings.quality, check=settings.check)
+            natural = store.add_picture(data, header, size)
             num_other += scaled_size(*natural, settings.short_side) != size
         except ValueError as error:
             raise MediaError("bad_frame", f"{file.name}: {error}", frame=number) from error
-        sink(stored)
+    store.finish()
     assert size is not None, "a planned sample has frames"
     source_fps = (settings.source_fps or math.nan) / row.stride
     faster = len(keep) < len(row.numbers)
@@ -170,7 +152,7 @@ def _read(file: Path, number: int, *, limit: int) -> bytes:
     return data
 
 
-def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
+def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, store: FrameStore) -> Facts:
     declared = video.facts.fps
     resample = settings.fps is not None and not declared <= settings.fps * _RATE_SLACK
     start_s, stop_s = row.start_s, row.stop_s
@@ -180,7 +162,6 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
     else:
         chosen = (pair for pair in video.frames(start_s, stop_s) if start_s <= max(pair[0], 0.0) and pair[0] < stop_s)
     looks = Looks(pixel_aspect=video.pixel_aspect)
-    encoder = FrameEncoder(settings.quality)
     first_s = last_s = math.nan
     size = (0, 0)
     for seconds, frame in chosen:
@@ -188,8 +169,9 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, sink:
             first_s = seconds
             size = scaled_size(*video.upright_size(frame), settings.short_side)
         last_s = seconds
-        sink(encoder.encode(frame, width=size[0], height=size[1]))
+        store.add_frame(frame, size)
         looks.add(frame, same_size=scaled_size(*video.upright_size(frame), settings.short_side) == size)
+    store.finish()
     num_frames, damage = looks.num_frames, video.damage
     if num_frames == 0:
         if damage:

@@ -79,7 +79,7 @@ def build_shard(
             with aside.open("r+b") as file:
                 file.truncate(stop)  # a sample that failed may have left something
                 file.seek(stop)
-                TarWriter(file).close()
+                TarWriter(file, settings.stored_as).close()
                 tar_bytes = file.tell()
             sha256.cover(tar_bytes)
             tar_sha256 = sha256.hexdigest()
@@ -118,7 +118,7 @@ def write_sample(
     except MediaError:
         tar.abandon()
         raise
-    tar.finish(_description(sample, facts))
+    tar.finish(_description(sample, facts, settings))
     return facts
 
 
@@ -155,9 +155,9 @@ def _row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str, Any]
     }
 
 
-def _description(sample: PlannedSample, facts: Facts) -> dict[str, Any]:
+def _description(sample: PlannedSample, facts: Facts, settings: Settings) -> dict[str, Any]:
     """Return a sample's .json: everything but the labels, which live in the index only."""
-    return {
+    described = {
         "name": sample.name,
         "range": [facts.first, facts.stop],
         "num_frames": facts.num_frames,
@@ -166,3 +166,6 @@ def _description(sample: PlannedSample, facts: Facts) -> dict[str, Any]:
         "width": facts.width,
         "height": facts.height,
     }
+    if settings.layout == "video":
+        described |= {"codec": "h264", "group": settings.group}
+    return described

@@ -1,14 +1,15 @@
-"""The tar of a shard is written: samples with their frames in, bytes, lines of the .idx and checksums out.
+"""The tar of a shard is written: samples with their parts in, bytes, lines of the .idx and checksums out.
 
-    tar = TarWriter(file)
+    tar = TarWriter(file, JPEG)
     tar.begin("000000007", 300)
     tar.add(jpeg)
     tar.finish({"name": "clip", ...})
     tar.close()
 
 WebDataset's layout: USTAR, the members of a sample side by side, its .json first, no times or owners. The .idx is
-DALI's (wds2idx v1.2). Frames are written as they come; the .json is filled in afterwards, and a sample that fails is
-cut off again.
+DALI's (wds2idx v1.2). Parts are written as they come: frames as members of their own, groups one behind the other in
+one member. The .json, and the header of that member, are filled in afterwards, and a sample that fails is cut off
+again.
 """
 
 import hashlib
@@ -23,7 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from preprocess.dataset.index import BLOCK
+import numpy as np
+
+from preprocess.dataset.layout import BLOCK, Layout
 
 IDX_VERSION = "v1.2"
 _AT_A_TIME = 1 << 20  # bytes that are read to be hashed
@@ -41,13 +44,14 @@ _BLANK_SUM = sum(_BLANK) - sum(_BLANK[_SIZE]) - sum(_BLANK[_SUM]) + 8 * ord(" ")
 
 @dataclass
 class TarWriter:
-    """A writer of samples to a tar: begin, add frames, then finish or abandon."""
+    """A writer of samples to a tar: begin, add parts, then finish or abandon."""
 
     file: BinaryIO
+    layout: Layout
     index: list[str] = field(default_factory=list)  # lines of the .idx, one a sample
     sizes: list[int] = field(default_factory=list)
     crc32s: list[int] = field(default_factory=list)
-    offset: int = 0  # of the first frame's data
+    offset: int = 0  # of the first part's data
     _key: str = ""
     _start: int = 0
     _json_bytes: int = 0
@@ -60,9 +64,14 @@ class TarWriter:
         self.offset = self.file.tell() + BLOCK
 
     def add(self, data: bytes) -> None:
-        """Write one frame."""
-        header = tar_header(frame_member(self._key, len(self.sizes)), len(data))
-        self.file.write(b"".join((header, data, bytes(-len(data) % BLOCK))))
+        """Write one part."""
+        if not self.layout.is_one_member:
+            header = tar_header(frame_member(self._key, len(self.sizes)), len(data))
+            self.file.write(b"".join((header, data, bytes(-len(data) % BLOCK))))
+        else:
+            if not self.sizes:
+                self.file.seek(self.offset)
+            self.file.write(data)
         self.sizes.append(len(data))
         self.crc32s.append(zlib.crc32(data))
 
@@ -70,12 +79,29 @@ class TarWriter:
         """Write the .json into its room; blanks fill it up."""
         text = json.dumps(facts).encode()
         assert len(text) <= self._json_bytes, "more than was reserved"
+        members = self._members()
+        if self.layout.is_one_member:
+            ((name, offset, size),) = members
+            self.file.write(bytes(-size % BLOCK))
+            self._write_at(offset - BLOCK, tar_header(name, size))
+        room = text.ljust(self._json_bytes).ljust(padded(self._json_bytes), b"\0")
+        self._write_at(self._start, tar_header(f"{self._key}.json", self._json_bytes) + room)
+        described = [(f"{self._key}.json", self._start + BLOCK, self._json_bytes), *members]
+        self.index.append(index_line(described))
+
+    def _members(self) -> list[tuple[str, int, int]]:
+        """Return name, offset and size of the members that hold the parts."""
+        if self.layout.is_one_member:
+            return [(stream_member(self._key), self.offset, sum(self.sizes))]
+        offsets = self.layout.offsets(np.array(self.sizes, np.int64), start=self.offset).tolist()
+        names = (frame_member(self._key, frame) for frame in range(len(self.sizes)))
+        return list(zip(names, offsets, self.sizes, strict=True))
+
+    def _write_at(self, offset: int, data: bytes) -> None:
         end = self.file.tell()
-        self.file.seek(self._start)
-        self.file.write(tar_header(f"{self._key}.json", self._json_bytes))
-        self.file.write(text.ljust(self._json_bytes).ljust(padded(self._json_bytes), b"\0"))
+        self.file.seek(offset)
+        self.file.write(data)
         self.file.seek(end)
-        self.index.append(index_line(self._key, self._start + BLOCK, self._json_bytes, self.offset, self.sizes))
 
     def abandon(self) -> None:
         """Forget the open sample."""
@@ -129,13 +155,14 @@ def frame_member(key: str, frame: int) -> str:
     return f"{key}.{frame:06d}.jpg"
 
 
-def index_line(key: str, json_offset: int, json_bytes: int, offset: int, sizes: Sequence[int]) -> str:
+def stream_member(key: str) -> str:
+    """Return the name of a sample's stream in the tar."""
+    return f"{key}.h264"
+
+
+def index_line(members: Sequence[tuple[str, int, int]]) -> str:
     """Return one sample's line of the .idx: extension, offset of the data, size and name of every member."""
-    parts = [f"json {json_offset} {json_bytes} {key}.json"]
-    for frame, size in enumerate(sizes):
-        parts.append(f"{frame:06d}.jpg {offset} {size} {frame_member(key, frame)}")
-        offset += BLOCK + padded(size)
-    return " ".join(parts)
+    return " ".join(f"{name.partition('.')[2]} {offset} {size} {name}" for name, offset, size in members)
 
 
 def tar_header(name: str, num_bytes: int) -> bytes:

@@ -1,7 +1,8 @@
-"""Decoded video frames become JPEGs: upright, scaled, in JPEG's colours.
+"""Decoded video frames become planes or JPEGs: upright, scaled, in JPEG's colours.
 
     encoder = FrameEncoder(quality=90)
     data = encoder.encode(frame, width=455, height=256)
+    y, cb, cr = FrameScaler().planes(frame, width=455, height=256)
 
 The planes go from the scaler to libjpeg-turbo as they are, 4:2:0, and never through RGB: that takes half the time, and
 what is stored is nearer to the video (benchmarks/RESULTS.md). Whole numbers only, so that every machine makes the same
@@ -39,16 +40,15 @@ _FULL_CHROMA = np.clip(np.rint((_CODES - 128) * 255 / 224) + 128, 0, 255).astype
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class FrameEncoder:
-    """An encoder of frames as JPEG, 4:2:0; one per video, because it keeps the scaler's tables."""
+class FrameScaler:
+    """A scaler of frames to planes of 4:2:0; one per video, because it keeps the tables of sizes and matrices."""
 
-    def __init__(self, quality: int) -> None:
-        self._quality = quality
+    def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._orientations: dict[int, Orientation] = {}
 
-    def encode(self, frame: av.VideoFrame, *, width: int, height: int) -> bytes:
-        """Encode the frame as an upright JPEG of the given size.
+    def planes(self, frame: av.VideoFrame, *, width: int, height: int) -> Planes:
+        """Return luma (height, width) and two of chroma of half that, rounded up: upright, BT.601, full range.
 
         Raises:
             MediaError: the scaler does not know the frame's pixels.
@@ -56,7 +56,7 @@ class FrameEncoder:
         way = orientation(frame, self._orientations)
         planes = self._planes(frame, *((height, width) if way[0] else (width, height)))
         y, cb, cr = (turned(plane, way) for plane in _in_bt601(planes, frame.colorspace))
-        return encode_planes(y, cb, cr, quality=self._quality)
+        return y, cb, cr
 
     def _planes(self, frame: av.VideoFrame, width: int, height: int) -> Planes:
         """Return luma (height, width) and two of chroma, full range; the matrix stays the frame's unless RGB."""
@@ -68,7 +68,7 @@ class FrameEncoder:
             scaled = self._converted(frame, width, height, "yuvj420p" if full else "yuv420p", kept)
         except av.error.FFmpegError as error:
             raise MediaError("unsupported", f"{frame.format.name} cannot be converted: {error.strerror}") from error
-        y, cb, cr = map(_rows, scaled.planes)
+        y, cb, cr = map(plane_rows, scaled.planes)
         return (y, cb, cr) if full else (_mapped(y, _FULL_LUMA), _mapped(cb, _FULL_CHROMA), _mapped(cr, _FULL_CHROMA))
 
     def _converted(
@@ -89,7 +89,25 @@ class FrameEncoder:
         )
 
 
-def _rows(plane: VideoPlane) -> np.ndarray:
+class FrameEncoder:
+    """An encoder of frames as JPEG, 4:2:0; one per video."""
+
+    def __init__(self, quality: int) -> None:
+        self._quality = quality
+        self._scaler = FrameScaler()
+
+    def encode(self, frame: av.VideoFrame, *, width: int, height: int) -> bytes:
+        """Encode the frame as an upright JPEG of the given size; errors as `FrameScaler.planes`."""
+        return encode_planes(*self._scaler.planes(frame, width=width, height=height), quality=self._quality)
+
+
+def picture_planes(scaler: FrameScaler, picture: np.ndarray) -> Planes:
+    """Return the planes of an upright picture, (height, width, 3) uint8 RGB, in its size."""
+    height, width = picture.shape[:2]
+    return scaler.planes(av.VideoFrame.from_ndarray(picture, "rgb24"), width=width, height=height)
+
+
+def plane_rows(plane: VideoPlane) -> np.ndarray:
     """Return a plane, (height, width), its first row on top: a view.
 
     Its lines are longer than the picture is wide, and what fills them is undefined. Some decoders (AMV's) write the

@@ -11,10 +11,12 @@ from PIL import Image, UnidentifiedImageError
 
 from mae3d.io.contact_sheet import png_mark, side_by_side
 from mae3d.io.files import refuse_foreign, replace_file
+from mae3d.video.groups import GroupDecoder, GroupError
 from preprocess.dataset.index import Dataset, DatasetError
 
 _BACKGROUND = (225, 228, 233)
 _DAMAGED = (190, 60, 60)
+_PLACE = ("part", "offset", "size")
 
 
 def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Image:
@@ -34,15 +36,22 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
     """
     count = int(dataset.num_frames[i])
     chosen = np.unique(np.linspace(0, count - 1, min(frames, count)).round().astype(np.int64))
-    spans = dataset.frames(i, chosen)
+    spans = dataset.spans(i, chosen)
     stored = int(dataset.width[i]), int(dataset.height[i])
     scale = min(1.0, width / max(stored))
     size = max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale))
-    pictures = []
+    decoder = GroupDecoder()
+    part_of = dataset.layout.parts_of(chosen)
+    pictures: list[Image.Image] = []
     with dataset.shard_path(int(dataset.shard[i])).open("rb") as tar:
-        for offset, num_bytes in zip(spans.offset.tolist(), spans.size.tolist(), strict=True):
+        for part, offset, num_bytes in zip(*(getattr(spans, name).tolist() for name in _PLACE), strict=True):
             tar.seek(offset)
-            pictures.append(_frame(tar.read(num_bytes), size))
+            data = tar.read(num_bytes)
+            if dataset.layout.is_one_member:
+                wanted = (chosen[part_of == part] - part * dataset.layout.group).tolist()
+                pictures += _frames_of_group(decoder, data, wanted, stored, size)
+            else:
+                pictures.append(_frame(data, size))
     return side_by_side(pictures, _BACKGROUND)
 
 
@@ -62,6 +71,21 @@ def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
     refuse_foreign(path)
     with replace_file(path) as aside:
         filmstrip(dataset, i, frames=8, width=320).save(aside, "PNG", pnginfo=png_mark())
+
+
+def _frames_of_group(
+    decoder: GroupDecoder, data: bytes, wanted: list[int], stored: tuple[int, int], size: tuple[int, int]
+) -> list[Image.Image]:
+    try:
+        frames = decoder.decode(data, wanted)
+    except GroupError:
+        return [Image.new("RGB", size, _DAMAGED) for _ in wanted]
+    pictures = []
+    for frame in frames:
+        pixels = np.empty((stored[1], stored[0], 3), np.uint8)
+        decoder.rgb(frame, pixels)
+        pictures.append(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return pictures
 
 
 def _frame(data: bytes, size: tuple[int, int]) -> Image.Image:

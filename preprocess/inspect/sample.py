@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preprocess.dataset.index import BLOCK, REJECTED_NAME, Dataset, DatasetError, frame_offsets
+from preprocess.dataset.index import BLOCK, REJECTED_NAME, Dataset, DatasetError
 from preprocess.dataset.schema import read_shard_table
 
 _SHOWN = 8
@@ -91,11 +91,11 @@ def _frames(dataset: Dataset, i: int) -> str:
 
 
 def _bytes(dataset: Dataset, i: int) -> dict[str, str]:
-    size = dataset.frames(i, np.arange(int(dataset.num_frames[i]))).size
+    size, part = _sizes(dataset, i), dataset.layout.parts[:-1]
     first = ", ".join(f"{one:,}" for one in size[:_SHOWN].tolist())
     return {
-        "bytes": f"{int(size.sum()):,}; a frame {size.min():,} to {size.max():,}, median {np.median(size):,.0f}",
-        "of frames": first + (", ..." if len(size) > _SHOWN else ""),
+        "bytes": f"{int(size.sum()):,}; a {part} {size.min():,} to {size.max():,}, median {np.median(size):,.0f}",
+        f"of {part}s": first + (", ..." if len(size) > _SHOWN else ""),
     }
 
 
@@ -111,9 +111,11 @@ def _length(dataset: Dataset, i: int, start: int) -> int:
 
 
 def _end(dataset: Dataset, i: int) -> int:
-    size = dataset.frames(i, np.arange(int(dataset.num_frames[i]))).size
-    # The header after the last frame would be the next sample's.
-    return int(frame_offsets(np.append(size, 0), start=int(dataset.offset[i]))[-1]) - BLOCK
+    return dataset.layout.end(_sizes(dataset, i), start=int(dataset.offset[i]))
+
+
+def _sizes(dataset: Dataset, i: int) -> np.ndarray:
+    return dataset.spans(i, np.arange(int(dataset.num_frames[i]))).size
 
 
 def _json(tar: Path, start: int) -> str:

@@ -19,7 +19,7 @@ from preprocess.dataset.index import REJECTED_NAME, Dataset
 _BINS = 14
 _MOST = 16  # bars of what has no natural end, such as sizes
 _MOST_LABELS = 40
-_FRAMES_LOOKED_AT = 1 << 22
+_PARTS_LOOKED_AT = 1 << 22
 _EXAMPLES = 5
 
 
@@ -60,7 +60,7 @@ def look_over(dataset: Dataset) -> Overview:
     charts["Frames a sample"] = histogram(dataset.num_frames)
     charts["Size, pixels"] = _sizes(dataset)
     charts["Frames a second"] = _rates(dataset)
-    charts["Bytes a frame"] = _frame_bytes(dataset)
+    charts[f"Bytes a {dataset.layout.parts[:-1]}"] = _part_bytes(dataset)
     charts["Split"] = _splits(dataset)
     charts["Labels"] = _labels(dataset)
     if len(dataset.label_values):
@@ -129,14 +129,14 @@ def _rates(dataset: Dataset) -> Chart:
     return most_frequent(rates, lambda rate: "unknown" if rate < 0 else _number(rate), in_order=True)
 
 
-def _frame_bytes(dataset: Dataset) -> Chart:
-    """Return the sizes of all frames, or of evenly chosen ones if there are many."""
-    total = int(dataset.num_frames.sum(dtype=np.int64))
-    every = -(-total // _FRAMES_LOOKED_AT)
+def _part_bytes(dataset: Dataset) -> Chart:
+    """Return the sizes of all frames or groups, or of evenly chosen ones if there are many."""
+    total = int(dataset.layout.count(dataset.num_frames).sum(dtype=np.int64))
+    every = -(-total // _PARTS_LOOKED_AT)
     step = 1 << 20
-    parts = [dataset.frame_rows(at, min(at + step, total))[0][::every] for at in range(0, total, step)]
+    parts = [dataset.part_rows(at, min(at + step, total))[0][::every] for at in range(0, total, step)]
     values = np.concatenate(parts) if parts else np.empty(0, np.int32)
-    return histogram(values, note=f"one frame in {every} was looked at" if every > 1 else "")
+    return histogram(values, note=f"one in {every} was looked at" if every > 1 else "")
 
 
 def _splits(dataset: Dataset) -> Chart:

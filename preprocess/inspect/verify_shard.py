@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from mae3d.video.errors import raise_unless_of_the_file
+from mae3d.video.groups import GroupDecoder, GroupError
 from preprocess.dataset.index import Dataset, map_dataset
+from preprocess.encode.group_encoder import padded_side
 from preprocess.encode.images import decode_strictly, jpeg_header
-from preprocess.encode.tar_writer import frame_member
+from preprocess.encode.tar_writer import frame_member, stream_member
 
 
 def check_frames(root: Path, meta: dict[str, Any], number: int) -> list[str]:
@@ -42,20 +44,32 @@ def check_frames(root: Path, meta: dict[str, Any], number: int) -> list[str]:
 
 def _damage(dataset: Dataset, number: int) -> Iterator[str]:
     start, stop = np.searchsorted(dataset.shard, [number, number + 1]).tolist()
+    decoder = GroupDecoder()
+    group = dataset.layout.group
     with dataset.shard_path(number).open("rb") as tar:
         for row in range(start, stop):
-            spans = dataset.frames(row, np.arange(int(dataset.num_frames[row])))
-            size = int(dataset.width[row]), int(dataset.height[row])
-            columns = (column.tolist() for column in (spans.offset, spans.size, spans.crc32))
-            for frame, (offset, num_bytes, crc32) in enumerate(zip(*columns, strict=True)):
+            num_frames, size = int(dataset.num_frames[row]), (int(dataset.width[row]), int(dataset.height[row]))
+            spans = dataset.spans(row, np.arange(num_frames))
+            columns = (column.tolist() for column in (spans.part, spans.offset, spans.size, spans.crc32))
+            for part, offset, num_bytes, crc32 in zip(*columns, strict=True):
                 tar.seek(offset)
-                if damage := _damage_of_frame(tar.read(num_bytes), crc32, size):
-                    yield f"{frame_member(dataset.key(row), frame)}: {damage}"
+                data = tar.read(num_bytes)
+                if zlib.crc32(data) != crc32:
+                    damage = "its crc32 is not the one in the index"
+                elif dataset.layout.is_one_member:
+                    damage = _damage_of_group(decoder, data, min(group, num_frames - part * group), size)
+                else:
+                    damage = _damage_of_frame(data, size)
+                if damage:
+                    yield f"{_part_name(dataset, row, part)}: {damage}"
 
 
-def _damage_of_frame(data: bytes, crc32: int, size: tuple[int, int]) -> str:
-    if zlib.crc32(data) != crc32:
-        return "its crc32 is not the one in the index"
+def _part_name(dataset: Dataset, row: int, part: int) -> str:
+    key = dataset.key(row)
+    return f"{stream_member(key)}, group {part}" if dataset.layout.is_one_member else frame_member(key, part)
+
+
+def _damage_of_frame(data: bytes, size: tuple[int, int]) -> str:
     header = jpeg_header(data)
     if header is None:
         return "not a JPEG"
@@ -66,3 +80,12 @@ def _damage_of_frame(data: bytes, crc32: int, size: tuple[int, int]) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _damage_of_group(decoder: GroupDecoder, data: bytes, num_frames: int, size: tuple[int, int]) -> str:
+    try:
+        frame = decoder.decode(data, range(num_frames))[-1]
+    except GroupError as error:
+        return str(error)
+    padded = padded_side(size[0]), padded_side(size[1])
+    return "" if (frame.width, frame.height) == padded else f"{frame.width}x{frame.height}, not {padded[0]}x{padded[1]}"

@@ -7,7 +7,6 @@ A second call with the same arguments finishes a build that was killed: the plan
 kept. Any number of workers, slices and kills writes the same bytes.
 """
 
-import dataclasses
 import logging
 import shutil
 import time
@@ -23,6 +22,7 @@ from mae3d.io.lock import Lock, hold
 from mae3d.io.lock_store import LOCK_NAME
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, parse_meta
 from preprocess.dataset.schema import shard_files, shard_name
+from preprocess.encode.group_encoder import codec_version
 from preprocess.encode.shard import ShardResult, build_shard
 from preprocess.jobs.append import OF_SOURCES, BuildPart, differences, extend_plan, parts_of, shards_of, start_plan
 from preprocess.jobs.estimate import TRIAL_S, Estimate, estimate_of, lines_of, require_room, surely_fits
@@ -92,7 +92,8 @@ class _Job:
     @property
     def identity(self) -> dict[str, Any]:
         """Return the settings and sources that two builds of the same dataset share."""
-        return {**dataclasses.asdict(self.settings), "sources": self.source.identity}
+        codec = {"codec_version": codec_version()} if self.settings.layout == "video" else {}
+        return {**self.settings.identity(), **codec, "sources": self.source.identity}
 
     @property
     def free_bytes(self) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mae3d.io.bounds import Bounds, bounded, check_bounds, check_number
+from preprocess.dataset.layout import LAYOUTS
 
 if TYPE_CHECKING:
     from preprocess.plan.plan import Settings
@@ -133,6 +134,19 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="how JPEGs that can stay as they are show that they are whole: decoded strictly, or by header and end",
     )
     group.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames per second (all)")
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="jpeg",
+        help="frames as JPEGs, or as H.264 in groups: a quarter of the bytes. Needs --fps, the rate of training: "
+        "frames that training skips are decoded all the same (%(default)s)",
+    )
+    group.add_argument("--crf", type=float, default=20.0, help="quality of layout video, lower is better (%(default)s)")
+    group.add_argument("--preset", default="veryfast", help="x264's effort for layout video (%(default)s)")
+    group.add_argument("--group", type=int, default=8, metavar="N", help="frames of a group at most (%(default)s)")
+    group.add_argument(
+        "--min-psnr", type=float, default=30.0, metavar="DB", help="refuse samples that come out worse (%(default)s)"
+    )
     cut = group.add_mutually_exclusive_group()
     cut.add_argument(
         "--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds (60, 1800 frames)"

@@ -22,6 +22,7 @@ from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.lock import Lock
 from mae3d.io.lock_store import LOCK_NAME
 from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, DatasetError, map_dataset, parse_meta
+from preprocess.dataset.layout import layout_of
 from preprocess.dataset.schema import read_shard_table, shard_files
 from preprocess.dataset.writer import write_dataset
 from preprocess.jobs.append import dataset_settings
@@ -34,7 +35,7 @@ from preprocess.sources.source import long_samples, short_samples
 
 _SHARD_TABLE = re.compile(r"shard-(\d{5,})\.parquet")
 _OURS = re.compile(
-    r"shard-\d{5,}\.(tar|idx|parquet)|index-[0-9a-f]{16}\.parquet|(rows|frames)-[0-9a-f]{16}\.arrow|"
+    r"shard-\d{5,}\.(tar|idx|parquet)|index-[0-9a-f]{16}\.parquet|(rows|frames|groups)-[0-9a-f]{16}\.arrow|"
     + "|".join(map(re.escape, (PLAN_NAME, REJECTED_NAME, META_NAME)))
 )
 _FULL = {
@@ -92,10 +93,12 @@ def finish(plan: BuildPlan, output: Output, folder: Path, lock: Lock) -> Summary
     lock.check()
     rejected = [rejected_row(problem, plan.source) for problem in plan.problems]
     paths = [folder / name for name in tables]
+    settings = dataset_settings(plan)
     meta = write_dataset(
         folder,
         tables=paths,
-        settings=dataset_settings(plan),
+        settings=settings,
+        layout=layout_of(settings),
         label_names=plan.label_names,
         rejected=rejected,
         splits=planned_splits(plan),

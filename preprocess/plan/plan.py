@@ -16,7 +16,7 @@ sources are cut into even pieces (`preprocess.sources.segments`). Rows that cann
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -27,12 +27,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mae3d.io.bounds import bounded, check_bounds
 from mae3d.io.files import replace_file
-from mae3d.video.container import MAX_PIXELS
 from preprocess.dataset.schema import DatasetError
 from preprocess.plan.label_ids import LabelIds, LabelKind, label_ids
 from preprocess.plan.label_names import LabelNames
+from preprocess.plan.settings import Settings
 from preprocess.problems import Problem, describe
 
 _PLAN_FIELDS: list[Any] = [
@@ -63,38 +62,6 @@ _STRIDE = pa.field("stride", pa.int64())  # frames: from one number to the next;
 _THRIFT_BYTES = (1 << 31) - 1  # metadata may be large: millions of rows that cannot be used
 _SHARDS_OF_A_SMALL_SET = 16
 _SMALLEST_SHARD = 16
-FPS: Mapping[str, Any] = {"above": 0, "most": 1e6}  # bounds of a frame rate
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of a dataset; two builds with equal settings and input write equal bytes."""
-
-    short_side: int = bounded(256, least=1)
-    quality: int = bounded(90, least=1, most=100, hint="75 to 95 make sense")
-    fps: float | None = bounded(None, **FPS)
-    source_fps: float | None = bounded(None, **FPS)
-    # Without either of two, what is longer than a minute is cut: preprocess.sources.segments.
-    segment_seconds: float | None = bounded(None, above=0)
-    segment_frames: int | None = bounded(None, least=1)
-    whole: bool = False  # nothing is cut
-    shard_size: int | None = bounded(None, least=1)  # samples; None = 1000, fewer for small sets, for some 16 shards
-    split: str = ""
-    max_pixels: int = bounded(MAX_PIXELS, least=1)  # of a frame before scaling
-    max_frames: int = bounded(1_000_000, least=1, most=1_000_000)  # of a sample; their names have six digits
-    max_gb: float = bounded(100.0, above=0)  # that one sample may write
-    timeout_s: float = bounded(60.0, above=0, most=1e8)  # without progress; then the decoder hangs
-    check: Literal["decode", "header"] = "decode"  # how a JPEG that passes through shows that it is whole
-    encoder: int = 3  # how pictures are made; not to be chosen, but no two kinds may meet in one dataset
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if self.check not in ("decode", "header"):
-            raise ValueError(f"check = {self.check!r} must be decode or header")
-        if self.segment_seconds and self.segment_frames:
-            raise ValueError("segment_seconds and segment_frames exclude each other; give one")
-        if self.whole and (self.segment_seconds or self.segment_frames):
-            raise ValueError("whole excludes segment_seconds and segment_frames; give one")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipelines.samples.corpus import Corpus
-from preprocess.dataset.index import FrameSpans
+from preprocess.dataset.index import Spans
 
 
 def overwrite(corpus: Corpus, row: int, change: Callable[[bytes], bytes], *, frames: slice = slice(None)) -> None:
@@ -43,7 +43,7 @@ def break_the_scan(data: bytes) -> bytes:
 class Vouched(Corpus):
     """An index that says of whatever lies in the shards now that it was written so: crc32 finds no damage."""
 
-    def frames(self, row: int, frame_indices: np.ndarray) -> FrameSpans:
+    def frames(self, row: int, frame_indices: np.ndarray) -> Spans:
         spans = super().frames(row, frame_indices)
         with self.shard_path(int(self.shard[row])).open("rb") as shard:
             crc32s = []

@@ -20,7 +20,7 @@ from pipelines.reading.source import ClipSource, EncodedBatch, substitute
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.sampling.augment import Crop, View
 from pipelines.sampling.requests import BatchRequest, ClipRequest
-from preprocess.dataset.index import Dataset, FrameSpans
+from preprocess.dataset.index import Dataset, Spans
 from tests.support.damage import flip_a_bit, overwrite, zero_a_block
 
 FRAMES = np.array([0, 2, 2, 5])
@@ -113,7 +113,7 @@ def test_frames_beyond_32_bits_are_read(corpus: Corpus, gap: int) -> None:
         for number, offset in enumerate(offsets):
             shard.seek(offset)
             shard.write(bytes([number]) * 700)
-    spans = FrameSpans(np.array(offsets), np.full(3, 700), np.zeros(3, np.uint32))
+    spans = Spans(np.array(offsets), np.full(3, 700), np.zeros(3, np.uint32))
     pieces = ShardReader(corpus, gap=gap, retries=0).read(3, spans)
     assert [piece.tobytes() for piece in pieces] == [bytes([number]) * 700 for number in range(3)]
 

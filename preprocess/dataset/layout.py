@@ -1,0 +1,70 @@
+"""A dataset's layout: what a sample's stored parts hold, and how they lie in its tar.
+
+    layout = layout_of(meta)              # of a dataset.json, or of the settings of a build
+    layout.parts_of(np.array([3, 9]))     # the parts that hold these frames
+
+`jpeg` stores every frame by itself: a part is a frame, one member of the tar each. `video` stores one stream a sample
+in closed groups of frames: a part is a group, and all of them are one member. Size and crc32 are kept for every part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a part is. `parts` names the file of their sizes and checksums, and `at` its column in the index."""
+
+    name: str
+    parts: str
+    at: str
+    extension: str  # of the members of the tar
+    group: int = 1  # frames of a part; the last of a sample may have fewer
+
+    def parts_of(self, frames: np.ndarray) -> np.ndarray:
+        """Return the parts of a sample that hold these frames, in their order, repeats included."""
+        return frames // self.group
+
+    def count(self, num_frames: np.ndarray | int) -> Any:
+        """Return the number of parts of samples with so many frames."""
+        return -(-num_frames // self.group)
+
+    def offsets(self, sizes: np.ndarray, *, start: int) -> np.ndarray:
+        """Return where consecutive parts of a sample lie in the tar.
+
+        Args:
+            sizes: int64 (n,), bytes of each part.
+            start: offset of the first.
+        """
+        steps = sizes if self.is_one_member else BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK
+        return start + np.concatenate([np.zeros(1, np.int64), np.cumsum(steps)])[: len(sizes)]
+
+    def end(self, sizes: np.ndarray, *, start: int) -> int:
+        """Return where the sample ends in the tar, padding included; arguments as `offsets`."""
+        if self.is_one_member:
+            return start + int(-(-sizes.sum() // BLOCK) * BLOCK)
+        return int(self.offsets(np.append(sizes, 0), start=start)[-1]) - BLOCK
+
+    @property
+    def is_one_member(self) -> bool:
+        """Return whether all parts of a sample are one member of the tar."""
+        return self.name == "video"
+
+
+JPEG = Layout("jpeg", parts="frames", at="frames_at", extension="jpg")
+LAYOUTS = ("jpeg", "video")
+
+
+def video_layout(group: int) -> Layout:
+    """Return the layout of H.264 streams in closed groups of so many frames."""
+    return Layout("video", parts="groups", at="groups_at", extension="h264", group=group)
+
+
+def layout_of(described: Mapping[str, Any]) -> Layout:
+    """Return the layout that a dataset.json, or the settings of a build, describe; without `layout` it is jpeg."""
+    return video_layout(int(described["group"])) if described.get("layout", "jpeg") == "video" else JPEG

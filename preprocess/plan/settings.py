@@ -1,0 +1,76 @@
+"""The settings of a dataset: sizes, rates, layout and limits, which decide the bytes that a build writes.
+
+settings = Settings(layout="video", fps=7.5)
+settings.identity()      # what two builds of one dataset share
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mae3d.io.bounds import bounded, check_bounds
+from mae3d.video.container import MAX_PIXELS
+from preprocess.dataset.layout import LAYOUTS, Layout, layout_of
+
+Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+# Settings that only one layout has. They are no part of the other's identity: JPEG datasets keep theirs from before.
+_OF_JPEG, _OF_VIDEO = frozenset({"quality", "check"}), frozenset({"crf", "preset", "group", "min_psnr"})
+FPS: Mapping[str, Any] = {"above": 0, "most": 1e6}  # bounds of a frame rate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a dataset; two builds with equal settings and input write equal bytes."""
+
+    short_side: int = bounded(256, least=1)
+    quality: int = bounded(90, least=1, most=100, hint="75 to 95 make sense")
+    fps: float | None = bounded(None, **FPS)
+    source_fps: float | None = bounded(None, **FPS)
+    # Without either of two, what is longer than a minute is cut: preprocess.sources.segments.
+    segment_seconds: float | None = bounded(None, above=0)
+    segment_frames: int | None = bounded(None, least=1)
+    whole: bool = False  # nothing is cut
+    shard_size: int | None = bounded(None, least=1)  # samples; None = 1000, fewer for small sets, for some 16 shards
+    split: str = ""
+    max_pixels: int = bounded(MAX_PIXELS, least=1)  # of a frame before scaling
+    max_frames: int = bounded(1_000_000, least=1, most=1_000_000)  # of a sample; their names have six digits
+    max_gb: float = bounded(100.0, above=0)  # that one sample may write
+    timeout_s: float = bounded(60.0, above=0, most=1e8)  # without progress; then the decoder hangs
+    check: Literal["decode", "header"] = "decode"  # how a JPEG that passes through shows that it is whole
+    layout: Literal["jpeg", "video"] = "jpeg"  # how frames are stored; preprocess.dataset.layout
+    crf: float = bounded(20.0, least=0, most=51)  # of layout video: x264's constant quality, lower is better
+    preset: Preset = "veryfast"  # x264's effort
+    group: int = bounded(8, least=1, most=250)  # frames that are decoded together at most
+    min_psnr: float = bounded(30.0, least=0, most=100)  # in dB, of luma; a group that comes out worse is rejected
+    encoder: int = 3  # how pictures are made; not to be chosen, but no two kinds may meet in one dataset
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.check not in ("decode", "header"):
+            raise ValueError(f"check = {self.check!r} must be decode or header")
+        if self.segment_seconds and self.segment_frames:
+            raise ValueError("segment_seconds and segment_frames exclude each other; give one")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout = {self.layout!r} must be {' or '.join(LAYOUTS)}")
+        if self.layout == "video" and self.fps is None:
+            raise ValueError("--layout video needs --fps, the rate of training: frames that it skips are decoded too")
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset = {self.preset!r} must be one of {', '.join(PRESETS)}")
+        other = _OF_JPEG if self.layout == "video" else _OF_VIDEO
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        if misplaced := sorted(name for name in other if getattr(self, name) != defaults[name]):
+            raise ValueError(f"{', '.join(misplaced)}: of another layout than {self.layout}; leave it out")
+        if self.whole and (self.segment_seconds or self.segment_frames):
+            raise ValueError("whole excludes segment_seconds and segment_frames; give one")
+
+    @property
+    def stored_as(self) -> Layout:
+        """Return the layout of the shards."""
+        return layout_of(dataclasses.asdict(self))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what two builds of one dataset share: the settings without those of the other layout."""
+        without = _OF_JPEG if self.layout == "video" else _OF_VIDEO | {"layout"}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in without}
