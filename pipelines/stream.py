@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from pipelines.config import DataConfig
-from pipelines.decoding.clips import CpuDecoding, GpuDecoding, cut_views
+from pipelines.decoding.clip_decoder import ClipDecoder
+from pipelines.decoding.clips import CpuDecoding, Decoding, GpuDecoding, ThreadDecoding, cut_views
 from pipelines.decoding.crops import Cropper
 from pipelines.decoding.dali import DaliDecoder
 from pipelines.decoding.fallback import decode_again
@@ -102,10 +103,24 @@ class ClipStream:
         self._failure: DataError | None = None
         threads = config.decode_threads or _share_of_cores(local_world)
         self._cropper = Cropper(size=size, threads=threads)
+        self._clip_decoder = ClipDecoder(corpus)
+        self._decoding: Decoding
+        if corpus.layouts == {"jpeg"}:
+            self._decoding = self._with_dali(config, max_clips * num_frames, num_views, size=size, threads=threads)
+        else:
+            self._decoding = ThreadDecoding(
+                self._clip_decoder, self._source, self._next_encoded, self._cropper, device, size=size, threads=threads
+            )
+        self.damage: list[DamagedFrame] = []  # of the batches delivered so far
+        self._num_substituted = self._num_restarts = 0
+        self._restarts_in_a_row = 0
+
+    def _with_dali(self, config: DataConfig, max_frames: int, num_views: int, *, size: int, threads: int) -> Decoding:
+        device = self._device
         on_gpu = device.type == "cuda"
         decoder = DaliDecoder(
             self._next_encoded,
-            max_frames=max_clips * num_frames,
+            max_frames=max_frames,
             # `auto` is resolved by the launcher: a decoder that can crash runs here only after a try in a child.
             decode="mixed" if on_gpu and config.decode == "mixed" else "cpu",
             resize="gpu" if on_gpu else None,
@@ -115,10 +130,7 @@ class ClipStream:
             boxes=not on_gpu and num_views == 1,  # pixels outside of the only view are not decoded
             device_id=(torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None,
         )
-        self._decoding = GpuDecoding(decoder, device) if on_gpu else CpuDecoding(decoder, self._cropper)
-        self.damage: list[DamagedFrame] = []  # of the batches delivered so far
-        self._num_substituted = self._num_restarts = 0
-        self._restarts_in_a_row = 0
+        return GpuDecoding(decoder, device) if on_gpu else CpuDecoding(decoder, self._cropper)
 
     def __iter__(self) -> "ClipStream":
         return self
@@ -126,6 +138,8 @@ class ClipStream:
     def __next__(self) -> Batch:
         try:
             encoded, outputs = self._decoding.run()
+        except DataError:
+            raise
         except RuntimeError as error:
             if self._failure is not None:
                 raise self._failure from error
@@ -163,7 +177,7 @@ class ClipStream:
             raise DataError(f"DALI failed ({error}) and cannot be started again ({again}): {_LOOK_AT}") from again
         failed = 0
         if encoded is not None:
-            encoded, decoded, failed = decode_again(self._source, encoded)
+            encoded, decoded, failed = decode_again(self._clip_decoder, self._source, encoded)
         self._restarts_in_a_row = 0 if failed else self._restarts_in_a_row + 1
         if self._restarts_in_a_row > MAX_RESTARTS:
             raise DataError(

@@ -64,6 +64,29 @@ class Cropper:
         return torch.from_numpy(self._arrays[-1])
 
 
+def cut_on_device(
+    clips: Sequence[torch.Tensor], views: Sequence[tuple[View, ...]], *, size: int, device: torch.device
+) -> torch.Tensor:
+    """Return the views of all clips as `Cropper.cut` does, cut and resized on a device; within 1 of its pixels.
+
+    Args:
+        clips: (T, H, W, C) uint8 each, on the CPU; sizes may differ.
+        views: of each clip, R of them.
+        size: height and width of a view, in pixels.
+        device: of the result, (len(clips) * R, T, size, size, C) uint8.
+    """
+    cut = []
+    for clip, of_clip in zip(clips, views, strict=True):
+        there = clip.to(device, non_blocking=True)
+        for view in of_clip:
+            # CUDA has no antialiased resize of uint8.
+            box = cut_box(there, view.crop).permute(0, 3, 1, 2).float()
+            resized = torch.nn.functional.interpolate(box, (size, size), mode="bilinear", antialias=True)
+            pixels = resized.round_().clamp_(0, 255).to(torch.uint8)
+            cut.append((pixels.flip(-1) if view.crop.flip else pixels).permute(0, 2, 3, 1))
+    return torch.stack(cut)
+
+
 def cut_box(frames: torch.Tensor, crop: Crop) -> torch.Tensor:
     """Return the crop's box, (T, H, W, C) ─► (T, h, w, C), without a copy."""
     return frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]

@@ -236,13 +236,13 @@ def decode_self_test(device: Literal["cpu", "mixed"], *, device_id: int = 0) -> 
 
 def _plain_batch(colours: np.ndarray) -> EncodedBatch:
     """Return a clip of eight plain frames per colour, each clip of another size."""
-    clips, frames = [], []
+    clips, parts = [], []
     for number, colour in enumerate(colours):
         height, width = 240, 320 + 96 * number
         jpeg = io.BytesIO()
         Image.fromarray(np.full((height, width, 3), colour, dtype=np.uint8)).save(jpeg, "JPEG")
         view = View(Crop(10, 20, 200, 160, bool(number)))
         clips.append(ClipRequest(number, np.arange(8), (view,)))
-        frames += [np.frombuffer(jpeg.getvalue(), dtype=np.uint8)] * 8
+        parts.append([np.frombuffer(jpeg.getvalue(), dtype=np.uint8)] * 8)
     request = BatchRequest(0, np.arange(len(clips)), tuple(clips), 1)
-    return EncodedBatch(request, request.clips, frames, (False,) * len(clips))
+    return EncodedBatch(request, request.clips, tuple(parts), (False,) * len(clips))

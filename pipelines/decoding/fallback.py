@@ -1,23 +1,21 @@
-"""A batch that DALI failed on ─► the same batch decoded frame by frame, what does not decode substituted.
+"""A batch that did not decode ─► the same batch decoded clip by clip on the CPU, what fails substituted.
 
-encoded, decoded = decode_again(source, encoded)     # decoded[i] is (T, H, W, C) uint8 on the CPU
-
-The decoder is PIL's: slower than DALI's on the CPU, and to the same pixels (both are libjpeg-turbo's).
+encoded, decoded, failed = decode_again(decoder, source, encoded)     # decoded[i] is (T, H, W, C) uint8 on the CPU
 """
 
-import io
-
-import numpy as np
 import torch
-from PIL import Image
 
+from pipelines.decoding.clip_decoder import BadFrameError, ClipDecoder
 from pipelines.reading.source import ClipSource, EncodedBatch, FetchedClip, encoded_batch
 
 
-def decode_again(source: ClipSource, encoded: EncodedBatch) -> tuple[EncodedBatch, list[torch.Tensor], int]:
+def decode_again(
+    decoder: ClipDecoder, source: ClipSource, encoded: EncodedBatch
+) -> tuple[EncodedBatch, list[torch.Tensor], int]:
     """Decode every clip of a batch on the CPU; replace clips that do not decode as damaged ones are replaced.
 
     Args:
+        decoder: of clips.
         source: reads substitutes.
         encoded: the batch.
 
@@ -27,37 +25,27 @@ def decode_again(source: ClipSource, encoded: EncodedBatch) -> tuple[EncodedBatc
     Raises:
         DataError: the storage fails, or no substitute of a clip decodes.
     """
-    per_clip = len(encoded.frames) // len(encoded.clips)
+
+    def judge(candidate: FetchedClip) -> tuple[int, str] | None:
+        try:
+            decoder.decode(candidate)
+        except BadFrameError as error:
+            return error.frame, str(error)
+        return None
+
     fetched, decoded, failed = [], [], 0
     for i, (requested, clip) in enumerate(zip(encoded.request.clips, encoded.clips, strict=True)):
-        jpegs = encoded.frames[i * per_clip : (i + 1) * per_clip]
-        fetch = FetchedClip(clip, jpegs, encoded.substituted[i])
-        frames = _decode(fetch)
-        if not isinstance(frames, torch.Tensor):
+        fetch = FetchedClip(clip, encoded.parts[i], encoded.substituted[i])
+        try:
+            frames = decoder.decode(fetch)
+        except BadFrameError:
             failed += 1
             # The substitute is drawn from the requested clip, so that it does not depend on where it failed.
-            fetch = source.fetch(requested, lambda candidate: _wrong(_decode(candidate)))
-            frames = _decode(fetch)
-            assert isinstance(frames, torch.Tensor), "judged just before"
+            fetch = source.fetch(requested, judge)
+            frames = decoder.decode(fetch)
         fetched.append(fetch)
         decoded.append(frames)
     again = encoded_batch(encoded.request, fetched)
     known = set(encoded.damage)
     damage = (*encoded.damage, *(one for one in again.damage if one not in known))
-    return EncodedBatch(again.request, again.clips, again.frames, again.substituted, damage), decoded, failed
-
-
-def _wrong(frames: torch.Tensor | tuple[int, str]) -> tuple[int, str] | None:
-    return None if isinstance(frames, torch.Tensor) else frames
-
-
-def _decode(fetched: FetchedClip) -> torch.Tensor | tuple[int, str]:
-    """Return a clip, (T, H, W, C) uint8, or the number of a frame that does not decode and the reason."""
-    frames = []
-    for number, jpeg in zip(fetched.clip.frames.tolist(), fetched.frames, strict=True):
-        try:
-            image = np.array(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
-        except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
-            return number, f"it does not decode ({next(iter(str(error).splitlines()), type(error).__name__)})"
-        frames.append(torch.from_numpy(image))
-    return torch.stack(frames)
+    return EncodedBatch(again.request, again.clips, again.parts, again.substituted, damage), decoded, failed

@@ -1,7 +1,7 @@
 """Spans of a shard ─► their bytes: near ones read together, failed reads tried again, all of it counted.
 
 reader = ShardReader(corpus, gap=0, retries=5)
-reader.read(7, corpus.frames(7, np.array([0, 4, 8])))      # ─► three uint8 arrays
+reader.read(7, corpus.spans(7, np.array([0, 4, 8])))       # ─► three uint8 arrays, or those of two groups
 """
 
 import logging
@@ -98,7 +98,7 @@ class ShardReader:
 
         Args:
             row: the sample.
-            spans: where its frames lie, rising.
+            spans: where its parts lie, rising.
 
         Raises:
             ShardVanishedError: the shard is missing, though its dataset is there.

@@ -1,4 +1,4 @@
-"""Batch requests ─► encoded frames, read ahead by threads, checked by crc32; damaged clips are replaced, not dropped.
+"""Batch requests ─► encoded parts, read ahead by threads, checked by crc32; damaged clips are replaced, not dropped.
 
 source = ClipSource(corpus, requests, read_threads=16, prefetch=4)
 source.next()      # ─► EncodedBatch, or None after the last request
@@ -52,20 +52,25 @@ class FetchedClip:
     """A clip with its bytes; `clip` is a substitute if the requested one is damaged."""
 
     clip: ClipRequest
-    frames: list[np.ndarray]  # (T,) of uint8, one JPEG each
+    parts: list[np.ndarray]  # uint8: (T,) JPEGs, or the groups that hold the frames, each once and in order
     is_substitute: bool = False
     damage: tuple[DamagedFrame, ...] = ()  # of the requested clip, and of substitutes that failed as well
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A request with its bytes: `frames` holds T JPEGs for each of `clips`, whose rows may be substitutes."""
+    """A request with its bytes: `parts` of each of `clips`, whose rows may be substitutes."""
 
     request: BatchRequest
     clips: tuple[ClipRequest, ...]
-    frames: list[np.ndarray]  # uint8, one JPEG each
+    parts: tuple[list[np.ndarray], ...]  # of each clip, as `FetchedClip` has them
     substituted: tuple[bool, ...]  # one for each clip
     damage: tuple[DamagedFrame, ...] = ()
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """Return the T JPEGs of all clips, one behind the other; for batches of layout jpeg."""
+        return [part for parts in self.parts for part in parts]
 
 
 def encoded_batch(request: BatchRequest, fetched: list[FetchedClip]) -> EncodedBatch:
@@ -73,7 +78,7 @@ def encoded_batch(request: BatchRequest, fetched: list[FetchedClip]) -> EncodedB
     return EncodedBatch(
         request=request,
         clips=tuple(each.clip for each in fetched),
-        frames=[frame for each in fetched for frame in each.frames],
+        parts=tuple(each.parts for each in fetched),
         substituted=tuple(each.is_substitute for each in fetched),
         damage=tuple(damage for each in fetched for damage in each.damage),
     )
@@ -140,11 +145,11 @@ class ClipSource:
         damage: list[DamagedFrame] = []
         for attempt in range(MAX_SUBSTITUTES + 1):
             clip = substitute(self._corpus, requested, attempt, spares=self._spares) if attempt else requested
-            frames, wrong = self._read(clip)
+            parts, wrong = self._read(clip)
             if wrong is None and judge is not None:
-                wrong = judge(FetchedClip(clip, frames))
+                wrong = judge(FetchedClip(clip, parts))
             if wrong is None:
-                return FetchedClip(clip, frames, attempt > 0, tuple(damage))
+                return FetchedClip(clip, parts, attempt > 0, tuple(damage))
             damage.append(self._damage(clip.row, *wrong))
             logger.warning("%s; another sample takes its place", damage[-1])
         raise DataError(
@@ -172,25 +177,30 @@ class ClipSource:
                 logger.warning("training waits for the storage: %s", "; ".join(self.reader.underway()))
 
     def _read(self, clip: ClipRequest) -> tuple[list[np.ndarray], tuple[int, str] | None]:
-        """Return the clip's JPEGs, or the number of a frame whose bytes are not those written, and the reason."""
-        # Strides and loops may take a frame twice: it is read once.
-        frame_numbers, again = np.unique(clip.frames, return_inverse=True)
-        spans = self._corpus.frames(clip.row, frame_numbers)
+        """Return the clip's parts, or the number of a frame whose bytes are not those written, and the reason."""
+        layout, row = self._corpus.layout(clip.row), clip.row
+        # Strides and loops may take a frame twice, and frames share groups: each part is read once.
+        spans = self._corpus.spans(row, clip.frames)
+        first_frames = (spans.part * layout.group).tolist()
         try:
-            jpegs = self.reader.read(clip.row, spans)
+            parts = self.reader.read(row, spans)
         except ShardVanishedError:
-            return [], (int(frame_numbers[0]), "the shard has vanished")
-        frame_size = (int(self._corpus.height[clip.row]), int(self._corpus.width[clip.row]))
-        for i, (jpeg, size, crc) in enumerate(zip(jpegs, spans.size.tolist(), spans.crc32.tolist(), strict=True)):
-            if len(jpeg) != size:
-                return [], (int(frame_numbers[i]), f"the shard ends after {len(jpeg)} of its {size} bytes")
-            if (crc_read := zlib.crc32(jpeg.data)) != crc:
-                return [], (int(frame_numbers[i]), f"its crc32 is {crc_read:08x}, {crc:08x} was written")
-            try:
-                self._check_header(jpeg, frame_size)
-            except HeaderError as error:
-                return [], (int(frame_numbers[i]), str(error))
-        return [jpegs[i] for i in again.tolist()], None
+            return [], (first_frames[0], "the shard has vanished")
+        frame_size = (int(self._corpus.height[row]), int(self._corpus.width[row]))
+        columns = (spans.size.tolist(), spans.crc32.tolist(), first_frames)
+        for part, size, crc, frame in zip(parts, *columns, strict=True):
+            if len(part) != size:
+                return [], (frame, f"the shard ends after {len(part)} of its {size} bytes")
+            if (crc_read := zlib.crc32(part.data)) != crc:
+                return [], (frame, f"its crc32 is {crc_read:08x}, {crc:08x} was written")
+            if layout.name == "jpeg":
+                try:
+                    self._check_header(part, frame_size)
+                except HeaderError as error:
+                    return [], (frame, str(error))
+        if layout.name == "jpeg":
+            parts = [parts[i] for i in np.searchsorted(spans.part, clip.frames).tolist()]
+        return parts, None
 
     def _check_header(self, jpeg: np.ndarray, frame_size: tuple[int, int]) -> None:
         known = self._headers.get(frame_size)

@@ -19,6 +19,7 @@ import pyarrow.csv
 from pipelines.config import DataConfig, is_url
 from pipelines.samples.labels import SHOWN, Labels, listed, read_labels, united_labels
 from preprocess.dataset.index import META_NAME, Dataset, DatasetError, Spans, open_dataset
+from preprocess.dataset.layout import Layout
 
 if TYPE_CHECKING:
     from pipelines.storage.cache import Cache, RemoteFile
@@ -150,10 +151,19 @@ class Corpus:
         """Return the sample's labels, none or more."""
         return self.labels.of(row)
 
-    def frames(self, row: int, frame_indices: np.ndarray) -> Spans:
-        """Return the offsets of a sample's frames in its shard."""
+    def spans(self, row: int, frames: np.ndarray) -> Spans:
+        """Return where the parts with these frames of a sample lie in its shard, each once, as `Dataset.spans`."""
         dataset, i = self.locate(row)
-        return dataset.frames(i, frame_indices)
+        return dataset.spans(i, frames)
+
+    def layout(self, row: int) -> Layout:
+        """Return the layout of the sample's dataset."""
+        return self.locate(row)[0].layout
+
+    @property
+    def layouts(self) -> set[str]:
+        """Return the names of the layouts of all datasets."""
+        return {dataset.layout.name for dataset in self.datasets}
 
     def shard_path(self, shard: int) -> Path:
         """Return the tar with this number (a value of `shard`), of a dataset in a folder."""

@@ -96,7 +96,7 @@ class _Groups(FrameStore):
         self._encoder: GroupEncoder | None = None
 
     def add_frame(self, frame: av.VideoFrame, size: Size) -> None:
-        self._add(self._scaler.planes(frame, width=size[0], height=size[1]), size)
+        self._add(self._scaler.scale(frame, width=size[0], height=size[1]), size)
 
     def add_picture(self, data: bytes, header: JpegHeader | None, size: Size) -> Size:
         if header is not None and header.tail < 0:

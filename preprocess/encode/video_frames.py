@@ -2,7 +2,7 @@
 
     encoder = FrameEncoder(quality=90)
     data = encoder.encode(frame, width=455, height=256)
-    y, cb, cr = FrameScaler().planes(frame, width=455, height=256)
+    y, cb, cr = FrameScaler().scale(frame, width=455, height=256)
 
 The planes go from the scaler to libjpeg-turbo as they are, 4:2:0, and never through RGB: that takes half the time, and
 what is stored is nearer to the video (benchmarks/RESULTS.md). Whole numbers only, so that every machine makes the same
@@ -47,7 +47,7 @@ class FrameScaler:
         self._reformatter = VideoReformatter()
         self._orientations: dict[int, Orientation] = {}
 
-    def planes(self, frame: av.VideoFrame, *, width: int, height: int) -> Planes:
+    def scale(self, frame: av.VideoFrame, *, width: int, height: int) -> Planes:
         """Return luma (height, width) and two of chroma of half that, rounded up: upright, BT.601, full range.
 
         Raises:
@@ -97,14 +97,14 @@ class FrameEncoder:
         self._scaler = FrameScaler()
 
     def encode(self, frame: av.VideoFrame, *, width: int, height: int) -> bytes:
-        """Encode the frame as an upright JPEG of the given size; errors as `FrameScaler.planes`."""
-        return encode_planes(*self._scaler.planes(frame, width=width, height=height), quality=self._quality)
+        """Encode the frame as an upright JPEG of the given size; errors as `FrameScaler.scale`."""
+        return encode_planes(*self._scaler.scale(frame, width=width, height=height), quality=self._quality)
 
 
 def picture_planes(scaler: FrameScaler, picture: np.ndarray) -> Planes:
     """Return the planes of an upright picture, (height, width, 3) uint8 RGB, in its size."""
     height, width = picture.shape[:2]
-    return scaler.planes(av.VideoFrame.from_ndarray(picture, "rgb24"), width=width, height=height)
+    return scaler.scale(av.VideoFrame.from_ndarray(picture, "rgb24"), width=width, height=height)
 
 
 def plane_rows(plane: VideoPlane) -> np.ndarray:

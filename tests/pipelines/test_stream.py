@@ -143,8 +143,8 @@ def test_fault_23_a_substitute_that_does_not_decode_gives_way_to_the_next(shards
     overwrite(sound, drawn[0], break_the_scan)
 
     class Half(Vouched):
-        def frames(self, row: int, frame_indices: np.ndarray) -> Any:
-            return sound.frames(row, frame_indices) if row == 5 else super().frames(row, frame_indices)
+        def spans(self, row: int, frame_indices: np.ndarray) -> Any:
+            return sound.spans(row, frame_indices) if row == 5 else super().spans(row, frame_indices)
 
     stream = stream_of(Half(vouched.datasets), "own")
     rows = torch.cat([batch.rows[:, 0] for batch in all_of(stream)]).tolist()
@@ -228,8 +228,8 @@ def damaged(shards: Path, tmp_path: Path) -> Corpus:
     overwrite(forged, 6, flip_a_bit)
 
     class Half(Vouched):
-        def frames(self, row: int, frame_indices: np.ndarray) -> Any:
-            return super().frames(row, frame_indices) if row == 9 else forged.frames(row, frame_indices)
+        def spans(self, row: int, frame_indices: np.ndarray) -> Any:
+            return super().spans(row, frame_indices) if row == 9 else forged.spans(row, frame_indices)
 
     return Half(forged.datasets)
 

@@ -56,7 +56,7 @@ ROOMS = {
 OTHERS = {
     "launch": {"mae3d", "pipelines", "preprocess.dataset"},
     "mae3d": set(),
-    "pipelines": {"mae3d.io", "preprocess.dataset"},
+    "pipelines": {"mae3d.io", "mae3d.video", "preprocess.dataset"},
     "preprocess": {"mae3d.io", "mae3d.video"},
 }
 

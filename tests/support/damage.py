@@ -12,7 +12,7 @@ from preprocess.dataset.index import Spans
 
 def overwrite(corpus: Corpus, row: int, change: Callable[[bytes], bytes], *, frames: slice = slice(None)) -> None:
     """Writes other bytes of the same length over frames of a sample, in place."""
-    spans = corpus.frames(row, np.arange(corpus.num_frames[row])[frames])
+    spans = corpus.spans(row, np.arange(corpus.num_frames[row])[frames])
     with corpus.shard_path(int(corpus.shard[row])).open("r+b") as shard:
         for offset, size in zip(spans.offset.tolist(), spans.size.tolist(), strict=True):
             shard.seek(offset)
@@ -43,8 +43,8 @@ def break_the_scan(data: bytes) -> bytes:
 class Vouched(Corpus):
     """An index that says of whatever lies in the shards now that it was written so: crc32 finds no damage."""
 
-    def frames(self, row: int, frame_indices: np.ndarray) -> Spans:
-        spans = super().frames(row, frame_indices)
+    def spans(self, row: int, frame_indices: np.ndarray) -> Spans:
+        spans = super().spans(row, frame_indices)
         with self.shard_path(int(self.shard[row])).open("rb") as shard:
             crc32s = []
             for offset, size in zip(spans.offset.tolist(), spans.size.tolist(), strict=True):

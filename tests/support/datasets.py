@@ -12,6 +12,7 @@ from PIL import Image
 
 from preprocess.__main__ import main
 from preprocess.dataset.index import Dataset, Shard
+from preprocess.dataset.layout import JPEG
 
 # name, frames, height, width, label: two sizes, lengths from one frame to longer than any clip
 SAMPLES = [(f"clip_{i:02d}", 1 if i == 0 else 6 + 3 * i, *((48, 64) if i % 3 else (64, 40)), i % 4) for i in range(14)]
@@ -81,6 +82,7 @@ def index_only(counts: Sequence[int], *, seed: int, root: str = "nowhere") -> Da
     dataset = Dataset(
         root=Path(root),
         meta={},
+        layout=JPEG,
         fingerprint=content,
         shards=tuple(
             Shard(f"shard-{i:05d}.tar", 1000 * count, hashlib.sha256(f"{seed} {i} {count}".encode()).hexdigest(), count)
@@ -88,7 +90,7 @@ def index_only(counts: Sequence[int], *, seed: int, root: str = "nowhere") -> Da
         ),
         shard=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
         offset=np.zeros(total, np.int64),
-        frames_at=np.cumsum(num_frames, dtype=np.int64) - num_frames,
+        parts_at=np.cumsum(num_frames, dtype=np.int64) - num_frames,
         num_frames=num_frames,
         first=np.zeros(total, np.int64),
         fps=rng.choice([24.0, 30.0, 59.94, np.nan], total),
@@ -100,7 +102,7 @@ def index_only(counts: Sequence[int], *, seed: int, root: str = "nowhere") -> Da
         splits=np.arange(total, dtype=np.int32) % 3 // 2,
         split_names=["train", "val"],
         label_names=[],
-        _frames=pa.table({}),
+        _parts=pa.table({}),
     )
     # What a dataset on disk reads from its index file.
     vars(dataset).update(keys=pa.chunked_array([keys], pa.string()), names=pa.chunked_array([names], pa.string()))

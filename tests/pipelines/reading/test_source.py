@@ -97,7 +97,7 @@ def test_the_gap_is_nothing_for_folders_and_256_kib_for_urls() -> None:
 def test_every_gap_gives_the_same_bytes_and_the_count_of_what_was_read(corpus: Corpus, gap: int) -> None:
     reader = ShardReader(corpus, gap=gap, retries=0)
     for row in range(1, len(corpus)):
-        spans = corpus.frames(row, np.arange(0, corpus.num_frames[row], 2))
+        spans = corpus.spans(row, np.arange(0, corpus.num_frames[row], 2))
         tar = corpus.shard_path(int(corpus.shard[row])).read_bytes()
         expected = [tar[o : o + s] for o, s in zip(spans.offset.tolist(), spans.size.tolist(), strict=True)]
         assert [piece.tobytes() for piece in reader.read(row, spans)] == expected
@@ -113,7 +113,7 @@ def test_frames_beyond_32_bits_are_read(corpus: Corpus, gap: int) -> None:
         for number, offset in enumerate(offsets):
             shard.seek(offset)
             shard.write(bytes([number]) * 700)
-    spans = Spans(np.array(offsets), np.full(3, 700), np.zeros(3, np.uint32))
+    spans = Spans(np.arange(3), np.array(offsets), np.full(3, 700), np.zeros(3, np.uint32))
     pieces = ShardReader(corpus, gap=gap, retries=0).read(3, spans)
     assert [piece.tobytes() for piece in pieces] == [bytes([number]) * 700 for number in range(3)]
 
@@ -289,7 +289,7 @@ def test_fault_20_damage_is_replaced_alike_everywhere_and_named(corpus: Corpus, 
         overwrite(corpus, 5, zero_a_block)
         reason = "its crc32 is"
     elif how == "truncated shard":
-        os.truncate(path, int(corpus.frames(5, np.array([2])).offset[0]) + 10)
+        os.truncate(path, int(corpus.spans(5, np.array([2])).offset[0]) + 10)
         reason = "the shard ends after 10 of its"
     else:
         path.unlink()

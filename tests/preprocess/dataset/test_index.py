@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mae3d.io.files import replace_file, sha256_of
-from preprocess.dataset.index import DatasetError, frame_offsets, open_dataset
+from preprocess.dataset.index import DatasetError, open_dataset
+from preprocess.dataset.layout import JPEG
 from preprocess.dataset.schema import write_shard_table
 from preprocess.dataset.writer import write_dataset
 from tests.support.disk import Disk
@@ -79,7 +80,7 @@ def test_every_column_comes_back(root: Path) -> None:
     assert dataset.label_names == ["a", "b", "c"]
     assert [dataset.split_names[code] for code in dataset.splits] == ["train", "val", "val"]
     assert dataset.shard.tolist() == [0, 0, 1]
-    assert dataset.frames_at.tolist() == [0, 4, 5]
+    assert dataset.parts_at.tolist() == [0, 4, 5]
     assert dataset.num_frames.tolist() == [4, 1, 3]
     assert dataset.first.tolist() == [0, 5, 15]
     assert dataset.width.tolist() == [64, 65, 67]
@@ -89,25 +90,25 @@ def test_every_column_comes_back(root: Path) -> None:
     assert [shard.num_samples for shard in dataset.shards] == [2, 1]
 
 
-def test_frames_are_found_in_any_order_and_repeated(root: Path) -> None:
+def test_frames_are_found_in_any_order_each_once(root: Path) -> None:
     dataset = open_dataset(root)
-    spans = dataset.frames(0, np.array([2, 0, 3, 2]))
+    spans = dataset.spans(0, np.array([2, 0, 3, 2]))
     start = 1536
-    expected = [start + (512 + 512) + (512 + 512), start, start + 1024 + 1024 + 512 + 1024, start + 2048]
-    assert spans.offset.tolist() == expected
-    assert spans.size.tolist() == [513, 100, 7, 513]
+    assert spans.part.tolist() == [0, 2, 3]
+    assert spans.offset.tolist() == [start, start + (512 + 512) + (512 + 512), start + 1024 + 1024 + 512 + 1024]
+    assert spans.size.tolist() == [100, 513, 7]
     assert spans.size.dtype == np.int64
-    assert spans.crc32.tolist() == [2, 0, 3, 2]
+    assert spans.crc32.tolist() == [0, 2, 3]
     assert spans.crc32.dtype == np.uint32
-    assert len(dataset.frames(0, np.array([], np.int64)).offset) == 0
+    assert len(dataset.spans(0, np.array([], np.int64)).offset) == 0
     for wrong in ([4], [-1]):
         with pytest.raises(IndexError):
-            dataset.frames(0, np.array(wrong))
+            dataset.spans(0, np.array(wrong))
 
 
 def test_offsets_step_over_headers_and_padding() -> None:
     sizes = np.array([0, 1, 511, 512, 513])
-    assert frame_offsets(sizes, start=512).tolist() == [512, 1024, 2048, 3072, 4096]
+    assert JPEG.offsets(sizes, start=512).tolist() == [512, 1024, 2048, 3072, 4096]
 
 
 def test_offsets_and_sizes_beyond_32_bits_come_back(root: Path) -> None:
@@ -123,7 +124,7 @@ def test_offsets_and_sizes_beyond_32_bits_come_back(root: Path) -> None:
     assert dataset.meta["totals"]["bytes"] == (6 << 30) + 4096
     for i, row in enumerate((2, 3)):
         start = (5 << 30) + i * (1 << 29)
-        assert dataset.frames(row, np.array([0, 1])).offset.tolist() == [start, start + 512 + 1024]
+        assert dataset.spans(row, np.array([0, 1])).offset.tolist() == [start, start + 512 + 1024]
 
 
 def test_what_was_lost_is_listed_and_counted(root: Path) -> None:

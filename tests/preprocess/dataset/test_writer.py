@@ -63,7 +63,7 @@ def merged(root: Path) -> Dataset:
 
 @pytest.mark.parametrize("shard_size", [1, 4, 50])
 def test_everything_comes_through_in_order(tmp_path: Path, shard_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "_FRAMES_PER_BATCH", 7)
+    monkeypatch.setattr(merge, "_PARTS_PER_BATCH", 7)
     monkeypatch.setattr(merge, "_ROWS_PER_GROUP", 3)
     rows = make_tables(tmp_path, 23, shard_size=shard_size)
     dataset = merged(tmp_path)
@@ -77,12 +77,12 @@ def test_everything_comes_through_in_order(tmp_path: Path, shard_size: int, monk
         assert np.array_equal(getattr(dataset, name), [row[name] for row in kept], equal_nan=True), name
     assert dataset.shard.tolist() == [int(str(row["key"])) // shard_size for row in kept]
     for i, row in enumerate(kept):
-        spans = dataset.frames(i, np.arange(int(dataset.num_frames[i])))
+        spans = dataset.spans(i, np.arange(int(dataset.num_frames[i])))
         assert (spans.size.tolist(), spans.crc32.tolist()) == (row["sizes"], row["crc32s"])
-    sizes, crc32s = dataset.frame_rows(0, int(dataset.num_frames.sum()))
+    sizes, crc32s = dataset.part_rows(0, int(dataset.num_frames.sum()))
     assert sizes.tolist() == [size for row in kept for size in row["sizes"]]  # type: ignore[attr-defined]
     assert len(crc32s) == len(sizes)
-    assert [len(part) for part in dataset.frame_rows(5, 5)] == [0, 0]
+    assert [len(part) for part in dataset.part_rows(5, 5)] == [0, 0]
     rejected = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     assert [row["key"] for row in rejected] == [row["key"] for row in rows if row["reason"]]
     totals = dataset.meta["totals"]
@@ -95,15 +95,15 @@ def test_frames_within_one_batch_are_mapped_wherever_they_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a sample that lies over the border of two batches costs a copy."""
-    monkeypatch.setattr(merge, "_FRAMES_PER_BATCH", 7)
+    monkeypatch.setattr(merge, "_PARTS_PER_BATCH", 7)
     make_tables(tmp_path, 23, shard_size=4)
     dataset = merged(tmp_path)
     frames = int(dataset.num_frames.sum())
     assert frames > 21
-    sizes, crc32s = dataset.frame_rows(0, frames)
+    sizes, crc32s = dataset.part_rows(0, frames)
     for start in range(frames):
         for stop in range(start + 1, min(start + 9, frames) + 1):
-            size, crc32 = dataset.frame_rows(start, stop)
+            size, crc32 = dataset.part_rows(start, stop)
             assert np.array_equal(size, sizes[start:stop])
             assert np.array_equal(crc32, crc32s[start:stop])
             assert size.flags.owndata == crc32.flags.owndata == (start // 7 != (stop - 1) // 7)
@@ -121,7 +121,7 @@ def test_a_rate_that_is_not_finite_is_no_rate(tmp_path: Path) -> None:
 
 
 def test_files_are_cut_by_rows_not_by_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "_FRAMES_PER_BATCH", 7)
+    monkeypatch.setattr(merge, "_PARTS_PER_BATCH", 7)
     monkeypatch.setattr(merge, "_ROWS_PER_GROUP", 3)
     files = {}
     for shard_size in (2, 9):
@@ -149,7 +149,7 @@ def test_a_dataset_of_which_nothing_is_left_can_be_opened(tmp_path: Path) -> Non
     assert len(dataset) == 0
     assert dataset.label_values.tolist() == []
     assert dataset.keys.to_pylist() == []
-    assert [len(part) for part in dataset.frame_rows(0, 0)] == [0, 0]
+    assert [len(part) for part in dataset.part_rows(0, 0)] == [0, 0]
 
 
 def test_more_shards_leave_old_rows_and_codes_in_their_places(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_more_shards_leave_old_rows_and_codes_in_their_places(tmp_path: Path) ->
     new = merged(tmp_path)
     count = len(old)
     assert len(new) > count
-    for name in ("shard", "offset", "frames_at", "num_frames", "splits", "first", "height"):
+    for name in ("shard", "offset", "parts_at", "num_frames", "splits", "first", "height"):
         assert np.array_equal(getattr(new, name)[:count], getattr(old, name)), name
     assert new.split_names[: len(old.split_names)] == old.split_names
     assert old.key(count - 1) == new.key(count - 1)  # the files of the old generation are still there

@@ -196,7 +196,7 @@ def test_fault_08_dali_reads_the_shards_with_their_idx(tmp_path: Path) -> None:
     first, last = first_and_last().run()
     dataset = open_dataset(shards)
     for i in range(6):
-        spans = dataset.frames(i, np.array([0, 3]))
+        spans = dataset.spans(i, np.array([0, 3]))
         tar = dataset.shard_path(int(dataset.shard[i])).read_bytes()
         for pixels, offset, size in zip((first, last), spans.offset, spans.size, strict=True):
             ours = np.asarray(decode_image(tar[offset : offset + size]), int)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from preprocess.dataset.layout import JPEG
 from preprocess.encode.tar_writer import GrowingHash, TarWriter, tar_header
 
 
@@ -19,7 +20,7 @@ def test_headers_are_those_that_tarfile_writes(name: str, num_bytes: int) -> Non
 def test_a_tar_is_what_tarfile_would_make_of_its_members() -> None:
     frames = [bytes([number]) * size for number, size in enumerate((1, 511, 512, 513, 5000))]
     ours = io.BytesIO()
-    writer = TarWriter(ours)
+    writer = TarWriter(ours, JPEG)
     writer.begin("000000001", 300)
     writer.add(b"lost")
     writer.abandon()

@@ -49,7 +49,7 @@ def shown(out: Path, i: int) -> list[int]:
     from preprocess.encode.images import decode_image
 
     dataset = open_dataset(out)
-    spans = dataset.frames(i, np.arange(dataset.num_frames[i]))
+    spans = dataset.spans(i, np.arange(dataset.num_frames[i]))
     tar = dataset.shard_path(int(dataset.shard[i])).read_bytes()
     pairs = zip(spans.offset.tolist(), spans.size.tolist(), strict=True)
     return [frame_number(decode_image(tar[offset : offset + size])) for offset, size in pairs]

@@ -251,7 +251,7 @@ def test_strided_frames_are_stored_with_their_time(tmp_path: Path) -> None:
     assert main([*run, str(tmp_path / "half"), "--fps", "3"]) == 0
     dataset = open_dataset(tmp_path / "half")
     assert (dataset.num_frames.tolist(), dataset.fps.tolist()) == ([6], [3.0])
-    spans = dataset.frames(0, np.arange(6))
+    spans = dataset.spans(0, np.arange(6))
     assert len(spans.offset) == 6
 
 

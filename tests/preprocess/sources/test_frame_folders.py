@@ -142,7 +142,7 @@ def test_fault_05_gaps_are_filled_if_that_is_asked_for(tmp_path: Path, capsys: p
     assert main([*run, "--fill-gaps"]) == 0
     assert "3 missing frames of 1 samples are the ones before them" in capsys.readouterr().out
     dataset = open_dataset(tmp_path / "out")
-    spans = dataset.frames(0, np.arange(9))
+    spans = dataset.spans(0, np.arange(9))
     tar = dataset.shard_path(0).read_bytes()
     pictures = [tar[at : at + size] for at, size in zip(spans.offset.tolist(), spans.size.tolist(), strict=True)]
     assert [frame_number(Image.open(io.BytesIO(data))) for data in pictures] == [0, 1, 2, 2, 2, 5, 6, 6, 8]

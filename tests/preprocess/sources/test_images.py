@@ -56,7 +56,7 @@ def build(out: Path, *options: str | Path) -> int:
 
 def stored(out: Path, i: int) -> Image.Image:
     dataset = open_dataset(out)
-    span = dataset.frames(i, np.arange(dataset.num_frames[i]))
+    span = dataset.spans(i, np.arange(dataset.num_frames[i]))
     start = int(span.offset[0])
     data = dataset.shard_path(int(dataset.shard[i])).read_bytes()[start : start + int(span.size[0])]
     return Image.open(io.BytesIO(data))

@@ -1,0 +1,102 @@
+"""A clip's bytes ─► its frames, on the CPU and without DALI: JPEGs by Pillow, groups of H.264 by PyAV.
+
+    decoder = ClipDecoder(corpus)
+    decoder.decode(fetched)             # (T, H, W, C) uint8; BadFrameError where a frame does not decode
+    decoder.decode_all([one, other])    # of clips of one row: what they share is decoded once
+
+Pillow is slower than DALI on the CPU, and gives the same pixels (both are libjpeg-turbo's). A decoder may be used by
+several threads: each has a PyAV context of its own.
+"""
+
+import io
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mae3d.io.console import one_line
+from mae3d.video.groups import GroupDecoder, GroupError
+from pipelines.reading.source import FetchedClip
+from pipelines.samples.corpus import Corpus
+from preprocess.dataset.layout import Layout
+
+
+class BadFrameError(Exception):
+    """A frame, by its number in the sample, that does not decode; the message says why."""
+
+    def __init__(self, frame: int, reason: str):
+        super().__init__(reason)
+        self.frame = frame
+
+
+class ClipDecoder:
+    """Decodes what `ClipSource` has fetched."""
+
+    def __init__(self, corpus: Corpus):
+        self._corpus = corpus
+        self._of_thread = threading.local()
+
+    def decode(self, fetched: FetchedClip) -> torch.Tensor:
+        """Return the clip, (T, H, W, C) uint8.
+
+        Raises:
+            BadFrameError: a frame does not decode, or has another size than the index says.
+        """
+        return self.decode_all([fetched])[0]
+
+    def decode_all(self, fetched: Sequence[FetchedClip]) -> list[torch.Tensor]:
+        """Return clips of one row, each (T, H, W, C) uint8; errors as `decode`."""
+        row = fetched[0].clip.row
+        layout, size = self._corpus.layout(row), (int(self._corpus.height[row]), int(self._corpus.width[row]))
+        if layout.name == "jpeg":
+            return [torch.from_numpy(np.stack(jpeg_frames(one, size))) for one in fetched]
+        wanted = np.unique(np.concatenate([one.clip.frames for one in fetched]))
+        groups = {int(part): data for one in fetched for part, data in zip(_parts(layout, one), one.parts, strict=True)}
+        pixels = np.empty((len(wanted), *size, 3), np.uint8)
+        self._decode_groups(groups, wanted, layout, pixels)
+        clips = [np.searchsorted(wanted, one.clip.frames) for one in fetched]
+        # A clip alone is what was decoded, as a rule: no copy.
+        return [torch.from_numpy(pixels if np.array_equal(at, np.arange(len(wanted))) else pixels[at]) for at in clips]
+
+    def _decode_groups(
+        self, groups: dict[int, np.ndarray], wanted: np.ndarray, layout: Layout, out: np.ndarray
+    ) -> None:
+        if not hasattr(self._of_thread, "decoder"):
+            self._of_thread.decoder = GroupDecoder()
+        decoder: GroupDecoder = self._of_thread.decoder
+        part_of = layout.parts_of(wanted)
+        for part, data in groups.items():
+            places = np.flatnonzero(part_of == part)
+            first = part * layout.group
+            try:
+                frames = decoder.decode(data.tobytes(), (wanted[places] - first).tolist())
+            except GroupError as error:
+                raise BadFrameError(first, str(error)) from error
+            for place, frame in zip(places.tolist(), frames, strict=True):
+                if frame.height < out.shape[1] or frame.width < out.shape[2]:
+                    raise BadFrameError(
+                        first, f"it is {frame.height} x {frame.width} pixels, smaller than in the index"
+                    )
+                decoder.rgb(frame, out[place])
+
+
+def _parts(layout: Layout, fetched: FetchedClip) -> list[int]:
+    numbers: list[int] = np.unique(layout.parts_of(fetched.clip.frames)).tolist()
+    return numbers
+
+
+def jpeg_frames(fetched: FetchedClip, size: tuple[int, int]) -> list[np.ndarray]:
+    """Return the frames of a clip of layout jpeg, (height, width, 3) each; errors as `ClipDecoder.decode`."""
+    pictures = []
+    for number, jpeg in zip(fetched.clip.frames.tolist(), fetched.parts, strict=True):
+        try:
+            picture = np.array(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
+        except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
+            raise BadFrameError(number, f"it does not decode ({one_line(error)})") from error
+        if picture.shape[:2] != size:
+            height, width = picture.shape[:2]
+            raise BadFrameError(number, f"it is {height} x {width} pixels, the index says {size[0]} x {size[1]}")
+        pictures.append(picture)
+    return pictures
