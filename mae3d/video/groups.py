@@ -61,7 +61,11 @@ class GroupDecoder:
         return [frames[number] for number in wanted]
 
     def rgb(self, frame: av.VideoFrame, out: np.ndarray) -> None:
-        """Write a frame's upper left part as RGB into `out`, (height, width, 3) uint8, no larger than the frame."""
+        """Write a frame's upper left part as RGB into `out`, (height, width, 3) uint8, no larger than the frame.
+
+        By swscale's fast converter, as all players and loaders of video use it: a level too dark in the mean, at a
+        fourteenth of the cost of the one that rounds.
+        """
         height, width = out.shape[:2]
         converted = self._reformatter.reformat(
             frame,

@@ -131,7 +131,7 @@ def _opened(width: int, height: int, settings: Settings) -> VideoCodecContext:
     assert isinstance(context, VideoCodecContext)
     context.width, context.height, context.pix_fmt = width, height, "yuv420p"
     context.time_base, context.framerate = _CLOCK, 1 / _CLOCK
-    context.colorspace, context.color_range = Colorspace.SMPTE170M, ColorRange.MPEG
+    context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
     context.thread_count = 1
     context.options = {
         "crf": f"{settings.crf:g}",
