@@ -171,7 +171,7 @@ def draw(out: Path) -> None:
     began = time.process_time()
     for i in rng.integers(0, len(dataset), DRAWS).tolist():
         first = int(rng.integers(0, max(1, int(dataset.num_frames[i]) - SPAN)))
-        dataset.frames(i, np.arange(first, min(first + SPAN, int(dataset.num_frames[i]))))
+        dataset.spans(i, np.arange(first, min(first + SPAN, int(dataset.num_frames[i]))))
     drawn = time.process_time() - began
     drawn_mb = memory_mb("Anonymous") - base
     began = time.perf_counter()

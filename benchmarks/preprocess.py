@@ -263,8 +263,8 @@ def totals(out: Path) -> tuple[int, int]:
     from preprocess.dataset.index import open_dataset
 
     dataset = open_dataset(out)
-    sizes = dataset._frames["size"].to_numpy()
-    return len(sizes), int(sizes.sum())
+    sizes = dataset.part_rows(0, int(dataset.layout.count(dataset.num_frames).sum()))[0]
+    return int(dataset.num_frames.sum()), int(sizes.sum(dtype="int64"))
 
 
 def watched(command: Sequence[str]) -> tuple[dict[str, float], Cost]:

@@ -141,7 +141,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="frames as JPEGs, or as H.264 in groups: a quarter of the bytes. Needs --fps, the rate of training: "
         "frames that training skips are decoded all the same (%(default)s)",
     )
-    group.add_argument("--crf", type=float, default=20.0, help="quality of layout video, lower is better (%(default)s)")
+    group.add_argument("--crf", type=float, default=17.0, help="quality of layout video, lower is better (%(default)s)")
     group.add_argument("--preset", default="veryfast", help="x264's effort for layout video (%(default)s)")
     group.add_argument("--group", type=int, default=8, metavar="N", help="frames of a group at most (%(default)s)")
     group.add_argument(

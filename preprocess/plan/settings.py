@@ -40,7 +40,7 @@ class Settings:
     timeout_s: float = bounded(60.0, above=0, most=1e8)  # without progress; then the decoder hangs
     check: Literal["decode", "header"] = "decode"  # how a JPEG that passes through shows that it is whole
     layout: Literal["jpeg", "video"] = "jpeg"  # how frames are stored; preprocess.dataset.layout
-    crf: float = bounded(20.0, least=0, most=51)  # of layout video: x264's constant quality, lower is better
+    crf: float = bounded(17.0, least=0, most=51)  # of layout video: x264's constant quality, lower is better
     preset: Preset = "veryfast"  # x264's effort
     group: int = bounded(8, least=1, most=250)  # frames that are decoded together at most
     min_psnr: float = bounded(30.0, least=0, most=100)  # in dB, of luma; a group that comes out worse is rejected
