@@ -141,13 +141,13 @@ PROOF = {
         "mae3d.weights.tensors.save_tensors",
         "mae3d.weights.tensors.stream_tensors",
     ),
-    "the cache's marker and names, a regular file of this user, and the time that only it gives (_is_ours)": (
+    "the cache's marker and names, a regular file of this user, and the time that only it gives (is_ours)": (
         "pipelines.storage.cache.Cache._download",
         "pipelines.storage.cache.Cache._locked",
         "pipelines.storage.cache.Cache.discard",
         "pipelines.storage.cache.Cache.fetch",
-        "pipelines.storage.cache._create_locked",
-        "pipelines.storage.cache._remove_unlocked",
+        "pipelines.storage.ownership.create_locked",
+        "pipelines.storage.ownership.remove_unlocked",
     ),
     "no file: tensors get other names": ("mae3d.weights.convert._renamed",),
     "beside a page with the mark, which is written before the first picture (visualize._claim_folder)": (
