@@ -1,4 +1,4 @@
-"""The files in a cache's folder that are provably the cache's own: its marker, their names, and times that only it gives.
+"""The files in a cache's folder that are provably its own: the marker, their names, and times that only a cache gives.
 
     if is_ours(path.name, path.lstat()): ...      # a regular file of this user that nobody has changed since
 
