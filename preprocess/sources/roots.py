@@ -275,7 +275,7 @@ def kept_files(scratch: Scratch) -> Kept:
     if key not in by_scratch:
         folder = Path(tempfile.mkdtemp(dir=process_folder(scratch.folder, "in")))
         kept = by_scratch[key] = Kept(folder, scratch.limit_bytes)
-        weakref.finalize(kept, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(kept, _remove_own, folder, os.getpid())
     return by_scratch[key]
 
 
@@ -308,8 +308,14 @@ def _process_folder(scratch: Path, kind: str, pid: int) -> Path:
     folder = scratch / f"{mine}{pid}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_remove_own, folder, pid)
     return folder
+
+
+def _remove_own(folder: Path, pid: int) -> None:
+    """Remove a folder of process `pid`; one that it has forked runs this at its end, too."""
+    if pid == os.getpid():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _size(storage: Fetched, file: str) -> int:

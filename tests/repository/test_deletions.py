@@ -69,7 +69,7 @@ PROOF = {
         "preprocess.sources.roots.Kept._fetch",
         "preprocess.sources.roots.Kept._make_room",
         "preprocess.sources.roots._process_folder",
-        "preprocess.sources.roots.kept_files",
+        "preprocess.sources.roots._remove_own",
         "preprocess.sources.tar_files._Members.get",
     ),
     "no file of anybody's: memory, or /proc": (

@@ -165,6 +165,27 @@ with Remote(Storage({remote.storage.url!r}), Scratch(Path({str(remote.scratch.fo
         assert held(remote) == {"b"}
 
 
+def test_a_forked_process_leaves_the_scratch_of_its_parent(tmp_path: Path) -> None:
+    """It ends as any program does, with all that the parent has registered for its own end."""
+    code = """
+import os, sys
+from pathlib import Path
+from mae3d.io.storage import Storage
+from preprocess.sources.roots import Remote, Scratch
+Storage("memory://forked").write("a", b"1")
+remote = Remote(Storage("memory://forked"), Scratch(Path(sys.argv[1]), 10))
+with remote.local(["a"]):
+    pass
+if not (child := os.fork()):
+    sys.exit()
+os.waitpid(child, 0)
+print(len([path for path in Path(sys.argv[1]).rglob("a") if path.is_file()]))
+"""
+    done = launch.run([sys.executable, "-c", code, tmp_path], cwd=launch.ROOT)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_linked_folders_are_counted_not_followed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "x").touch()
