@@ -217,8 +217,9 @@ def _training(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
     """Return a note on the licence of the weights that a run started from, or of a foreign file."""
-    from mae3d.weights.convert import recognise, strip_prefix
+    from mae3d.weights.convert import recognise
     from mae3d.weights.files import WeightsError, find_model_file, read_tensors
+    from mae3d.weights.wrappers import unwrapped
 
     if settings and not settings.get("init"):
         return SCRATCH
@@ -229,7 +230,7 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
             return str(licence)
         if origin != file and (earlier := stored_config(run_of(origin))):
             return _inherited(origin, earlier)  # a run that started from another run, and so on to the first
-        return INHERITED[recognise(strip_prefix(read_tensors(origin), "module."))]
+        return INHERITED[recognise(unwrapped(read_tensors(origin)))]
     except (WeightsError, ValueError, OSError):
         return UNKNOWN
 

@@ -12,7 +12,7 @@ from mae3d.model.config import EncoderConfig
 from mae3d.model.encoder import Encoder
 from mae3d.weights.convert import ConvertError, encoder_from_foreign, encoder_to_foreign
 from mae3d.weights.files import WeightsError, open_encoder
-from mae3d.weights.formats import recognise
+from mae3d.weights.recognition import recognise
 
 CONFIG = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1)
 HINTS = {"num_heads": 3}
