@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "run", help="a run (its best checkpoint, else the latest), a checkpoint's folder, a model file, a foreign .pth"
+        "run",
+        help="a run (its best checkpoint, else the latest), a checkpoint's folder, a model file, a foreign checkpoint",
     )
     parser.add_argument("out", help="the folder to be made; it must not hold anything yet")
     parser.add_argument("--format", choices=FORMATS, default=OWN, help="whose names the weights get (default: ours)")

@@ -329,6 +329,8 @@ def test_videomae_in_the_names_of_transformers_is_the_same_encoder(tmp_path: Pat
     save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, tmp_path / "model.safetensors")
     sizes = {"model_type": "videomae", "num_attention_heads": 3, "image_size": 32, "num_frames": 4}
     (tmp_path / "config.json").write_text(json.dumps(sizes))
-    opened = open_encoder(tmp_path)
-    assert opened.config == config
-    assert all(torch.equal(opened.state_dict()[name], tensor) for name, tensor in state.items())
+    torch.save(theirs, tmp_path / "pytorch_model.bin")
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        opened = open_encoder(tmp_path / file)
+        assert opened.config == config
+        assert all(torch.equal(opened.state_dict()[name], tensor) for name, tensor in state.items())
