@@ -87,21 +87,20 @@ def _chosen(content: dict[Any, Any], file: Path) -> tuple[tuple[str, ...], dict[
     Raises:
         ValueError: There is none, or there are several without a usual name, as of a model and its teacher.
     """
-    found = dict(_state_dicts(content, named=True)) or dict(_state_dicts(content, named=False))
-    if not found:
+    dicts = dict(_state_dicts(content, named=True)) or dict(_state_dicts(content, named=False))
+    if not dicts:
         raise ValueError(f"no tensors under {', '.join(_STATES)} or at the top; keys: {list(content)[:8]}")
-    counts = {path: f"{'.'.join(path)} ({len(state)} tensors)" for path, state in found.items()}
-    if len(found) == 1:
-        return next(iter(found.items()))
-    for key in _STATES:
-        under = [path for path in found if path[0] == key]
-        if len(under) == 1:
-            others = ", ".join(text for path, text in counts.items() if path != under[0])
-            logger.warning(
-                "%s: holds several state dicts, and %s is taken; left out: %s", file, counts[under[0]], others
-            )
-            return under[0], found[under[0]]
-    raise ValueError(f"holds several state dicts, {', '.join(counts.values())}: save the one that is meant alone")
+    counts = {path: f"{'.'.join(path)} ({len(state)} tensors)" for path, state in dicts.items()}
+    if len(dicts) == 1:
+        return next(iter(dicts.items()))
+    key = next((key for key in _STATES if any(path[0] == key for path in dicts)), "")
+    usual = [path for path in dicts if path[0] == key]
+    if len(usual) != 1:
+        raise ValueError(f"holds several state dicts, {', '.join(counts.values())}: save the one that is meant alone")
+    taken = counts.pop(usual[0])
+    left_out = ", ".join(counts.values())
+    logger.warning("%s: holds several state dicts, and %s is taken; left out: %s", file, taken, left_out)
+    return usual[0], dicts[usual[0]]
 
 
 def _state_dicts(

@@ -114,7 +114,8 @@ def test_of_several_state_dicts_the_models_is_taken_and_said_or_none_is_chosen(
         torch.save(content, tmp_path / "a.pth")
         assert torch.equal(read_tensors(tmp_path / "a.pth")["norm.bias"], foreign["norm.bias"])
         assert re.search(rf" {taken} \(\d+ tensors\) is taken; left out: {left} \(\d+ tensors\)", caplog.text)
-    for content in ({"encoder": foreign, "target_encoder": average}, {"model": {"a": foreign, "b": average}}):
+    two = {"a": foreign, "b": average}
+    for content in ({"encoder": foreign, "target_encoder": average}, {"model": two, "state_dict": foreign}):
         torch.save(content, tmp_path / "a.pth")
         with pytest.raises(WeightsError, match=r"several state dicts, \S+ \(\d+ tensors\), \S+ \(.*: save the one"):
             read_tensors(tmp_path / "a.pth")
