@@ -58,7 +58,7 @@ def _found(foreign: State) -> str:
 
 def _closest(foreign: State) -> str:
     """Return the format most of whose encoder's names are there, numbers of blocks aside, as a clause; "" if none."""
-    names = {re.sub(r"\d+", "0", name) for name in foreign}
+    names = {re.sub(r"\.\d+\.", ".0.", name) for name in foreign}
     config = EncoderConfig(preset="mae_vit_tiny_patch16", depth=1)
     shares = []
     for name in FORMATS:

@@ -61,11 +61,10 @@ def _load(file: Path) -> Any:
 def _why_refused(error: Exception) -> str:
     """Return what torch has refused in a pickled file, and the remedy; its own advice is to run the file's code."""
     text = str(error)
-    if refused := re.search(r"GLOBAL:? (\S+)|[Uu]nsupported class (\S+)|instance of [`']?([\w.]+)", text):
-        name = next(group for group in refused.groups() if group)
+    if refused := re.search(r"GLOBAL (\S+)", text):
         return (
-            f"it holds an object of {name}, and only tensors and plain values are opened, because others may run code: "
-            f"open it where it came from, and {_SAVE_ALONE}"
+            f"it holds an object of {refused[1]}, and only tensors and plain values are opened, because others may run "
+            f"code: open it where it came from, and {_SAVE_ALONE}"
         )
     if "Unsupported operand" in text:
         return (

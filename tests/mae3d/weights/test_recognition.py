@@ -1,6 +1,7 @@
 """Files of other trainers are recognised for certain, whatever they are wrapped in, or refused with what was found."""
 
 import fractions
+import os
 import pickle
 import re
 from pathlib import Path
@@ -140,7 +141,7 @@ def test_names_that_several_projects_share_are_refused_unless_described() -> Non
         ("vit.embeddings.patch_embeddings.projection.weight", (8, 3, 16, 16), "image model"),
         ("patch_embed.proj.weight", (8, 1, 2, 16, 16), r"\(width, 3, frames, p, p\)"),
         ("patch_embed.proj.weight", (8, 3, 2, 16, 14), r"\(width, 3, frames, p, p\)"),
-        ("patch_embed.proj.weight", (8, 768), r"\(width, 3, frames, p, p\)"),
+        ("patch_embed.proj.weight", (8, 3), r"\(width, 3, frames, p, p\)"),
     ],
 )
 def test_patches_of_another_shape_are_refused_with_it(name: str, shape: tuple[int, ...], told: str) -> None:
@@ -152,7 +153,7 @@ def test_patches_of_another_shape_are_refused_with_it(name: str, shape: tuple[in
 
 
 def test_unknown_names_are_told_with_shapes_and_the_closest_format() -> None:
-    state = {"blocks.3.norm1.weight": torch.zeros(8), "patch_embed.proj.bias": torch.zeros(8), "x": torch.zeros(2, 3)}
+    state = {"blocks.3.norm1.weight": torch.zeros(8), "x": torch.zeros(2, 3)}
     with pytest.raises(ConvertError, match=r"norm1\.weight \(8,\), .*x \(2, 3\)\); closest to \w+, of whose names"):
         recognise(state)
 
@@ -163,6 +164,7 @@ def test_unknown_names_are_told_with_shapes_and_the_closest_format() -> None:
         (fractions.Fraction(1, 3), r"fractions\.Fraction"),
         (Path("a"), r"pathlib\.\w*PosixPath"),
         (CONFIG, "EncoderConfig"),
+        (os.system, r"posix\.system"),
     ],
 )
 def test_a_refused_pickle_says_what_was_refused(thing: Any, name: str, tmp_path: Path) -> None:
