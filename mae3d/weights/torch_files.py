@@ -6,7 +6,6 @@ file ─► names and tensors, settings of its trainer
 import argparse
 import logging
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,10 +46,8 @@ def read_torch(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _load(file: Path) -> Any:
-    safe = torch.serialization.safe_globals([argparse.Namespace])
-    with file.open("rb") as opened, warnings.catch_warnings(), safe:  # opened, because torch, too, judges by suffixes
-        warnings.simplefilter("ignore")  # of other protocols of pickle: an error says so, if they cannot be read
-        try:
+    with file.open("rb") as opened, torch.serialization.safe_globals([argparse.Namespace]):
+        try:  # with the opened file, because torch judges a path by its suffix
             return torch.load(opened, map_location="cpu", weights_only=True)
         except OSError:
             raise

@@ -101,6 +101,7 @@ def test_weights_are_read_by_their_content_under_any_name(kind: str, tmp_path: P
         assert all(torch.equal(tensor, STATE[name]) for name, tensor in read.items())
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch's; the error says the same
 @pytest.mark.parametrize(("content", "told"), OTHERS, ids=[told for _, told in OTHERS])
 def test_other_files_are_refused_with_what_they_are_and_the_remedy(content: bytes, told: str, tmp_path: Path) -> None:
     for suffix in (".safetensors", ".pth"):
