@@ -149,7 +149,7 @@ PROOF = {
         "pipelines.storage.ownership.create_locked",
         "pipelines.storage.ownership.remove_unlocked",
     ),
-    "no file: tensors get other names": ("mae3d.weights.convert._renamed",),
+    "no file: tensors get other names": ("mae3d.weights.wrappers.renamed",),
     "beside a page with the mark, which is written before the first picture (visualize._claim_folder)": (
         "launch.report.attention._draw",
         "launch.report.attention.attention_section",
