@@ -237,9 +237,9 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     Raises:
         ValueError: there is no such file or folder, or options do not go together.
     """
+    from preprocess.sources.fetched_files import Scratch
     from preprocess.sources.frame_folders import frame_folders
     from preprocess.sources.images import image_files
-    from preprocess.sources.roots import Scratch
     from preprocess.sources.source import Reading
     from preprocess.sources.videos import video_files
 

@@ -4,36 +4,19 @@ Kinetics', EPIC-Kitchens', Charades' and UCF101's lists are tables whose columns
 plain rows of paths and labels.
 """
 
-import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from preprocess.problems import Problem
 from preprocess.sources.folder_labels import split_of
+from preprocess.sources.list_tables import ListRow
 
 _BRACKETS = str.maketrans("", "", "[]")
 _HMDB = re.compile(r"(.+)_test_split[123]\.txt")
 _HMDB_SPLITS = {"0": "", "1": "train", "2": "test"}
 _KEYFRAME_S = 0.5  # AVA annotates one frame a second; the second around it is the sample
-
-
-@dataclass(slots=True)
-class ListRow:
-    """A row of any list; `path` is empty if the row names a video: its file is the first that exists of `stems`."""
-
-    line: int
-    path: str
-    labels: tuple[str, ...] = ()
-    start_s: float = 0.0
-    stop_s: float = math.inf
-    split: str = ""
-    stems: tuple[str, ...] = ()
-    name: str = ""  # for messages, where there is no path
-    frames: tuple[int, int] | None = None  # instead of seconds: the first frame, and the one after the last
-    frames_too: tuple[int, int] | None = None  # the same beside seconds, which are taken
 
 
 Rows = tuple[list[ListRow], list[Problem], str]
@@ -128,15 +111,3 @@ def hmdb(records: Sequence[tuple[int, list[str]]], label: str) -> Rows:
             stem = PurePosixPath(path).stem
             rows.append(ListRow(line, "", (label,), split=_HMDB_SPLITS[part], stems=(stem,), name=path))
     return rows, problems, f"HMDB51's split of {label}"
-
-
-def charades_actions(text: str, line: int, row: Callable[[str, float, float], ListRow]) -> list[ListRow | Problem]:
-    """Parse Charades' `c092 11.90 21.20;c147 0.00 12.60` into one row per action."""
-    parsed: list[ListRow | Problem] = []
-    for action in filter(None, map(str.strip, text.split(";"))):
-        try:
-            label, start, stop = action.split()
-            parsed.append(row(label, float(start), float(stop)))
-        except ValueError:
-            parsed.append(Problem("bad_row", f"{action!r}: not a class and two times", line=line))
-    return parsed or [Problem("no_action", "no action in it", line=line, expected=True)]

@@ -15,10 +15,11 @@ from mae3d.video.errors import MediaError
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
+from preprocess.sources.archives import is_compressed_list, unpacked
+from preprocess.sources.fetched_files import Scratch
 from preprocess.sources.file_kinds import HEAD_BYTES, kind_of
-from preprocess.sources.list_records import ARCHIVES
 from preprocess.sources.probing import Probed, probe
-from preprocess.sources.roots import Folder, Remote, Root, Scratch
+from preprocess.sources.roots import Folder, Remote, Root
 from preprocess.sources.segments import video_pieces
 from preprocess.sources.source import (
     PLAIN,
@@ -70,8 +71,8 @@ def video_files(
     entries: list[Given] = []
     for number, one in enumerate(given):
         root, path = opened(one, remedy, scratch=scratch)
-        if _is_list(root, path):
-            data = root.read(path)
+        if _is_list(root, path, str(one)):
+            data = unpacked(root.read(path), str(one))
             read = read_list(data, path, delimiter=reading.delimiter, header=reading.header, columns=reading.columns)
             entries.append(Given(number, base or root, path, data, read))
         else:
@@ -90,15 +91,21 @@ def video_files(
     return Source(roots, list_name, [*identity, *reading_identity(reading, names)], find)
 
 
-def _is_list(root: Root, path: str) -> bool:
-    """Return whether a file is a list: by its name, or by its first bytes neither video nor unknown binary data."""
+def _is_list(root: Root, path: str, given: str) -> bool:
+    """Return whether a file is a list: by its name, or by its first bytes neither video nor unknown binary data.
+
+    Raises:
+        LedgerError: it is an archive of something else.
+    """
     suffix = PurePosixPath(path).suffix.lower()
     if not path or suffix in TAKEN_SUFFIXES:
         return False
     if suffix in _LIST_SUFFIXES:
         return True
     head = root.head(path, HEAD_BYTES)
-    return kind_of(head) != "video" and (b"\0" not in head or head.startswith((b"PAR1", *ARCHIVES)))
+    if is_compressed_list(head, path, given):
+        return True
+    return kind_of(head) != "video" and (b"\0" not in head or head.startswith(b"PAR1"))
 
 
 def _stores(entries: Sequence[Given]) -> dict[str, int]:

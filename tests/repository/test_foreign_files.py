@@ -36,7 +36,7 @@ from mae3d.metrics import main as plot
 from mae3d.tracking.run_dir import Run, RunError
 from mae3d.tracking.trackers import TrackerError, WeightsAndBiases
 from preprocess.__main__ import main
-from preprocess.sources.roots import process_folder
+from preprocess.sources.fetched_files import process_folder
 from tests.support.calls import ROOT
 from tests.support.media import make_video
 
