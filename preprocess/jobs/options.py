@@ -116,7 +116,10 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--allow-outside", action="store_true", help="take `..`, links that leave the root, linked folders"
     )
     group.add_argument(
-        "--source-fps", type=float, metavar="HZ", help="frame numbers per second; frames in steps of N: HZ / N"
+        "--source-fps",
+        type=float,
+        metavar="HZ",
+        help="frame numbers per second; frames in steps of N: HZ / N (in lists of videos: the rate of each video)",
     )
 
 
@@ -243,8 +246,8 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     from preprocess.sources.source import Reading
     from preprocess.sources.videos import video_files
 
-    if not options.frames and (options.ledger or options.source_fps or options.fill_gaps):
-        raise ValueError("--ledger, --source-fps and --fill-gaps belong to --frames; videos have lists and a clock")
+    if not options.frames and (options.ledger or options.fill_gaps):
+        raise ValueError("--ledger and --fill-gaps belong to --frames; videos have lists")
     if not options.videos and (options.root or options.label_key):
         raise ValueError("--root and --label-key belong to the lists and tars of --videos")
     if options.images and options.columns:

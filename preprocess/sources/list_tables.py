@@ -45,6 +45,7 @@ class VideoList:
     problems: list[Problem]
     dialect: str
     published: bool = False  # Kinetics: many of its videos are gone, and files may be cut to the row's span already
+    labels_all: bool = False  # of one video, from its first frame to its last
     without_unit: tuple[str, ...] = ()  # columns of times that are read as seconds, and may be frames
 
 
@@ -72,7 +73,8 @@ def named_list(table: Table, source: str, given: Sequence[str], *, shown: bool =
         raise LedgerError(f"{source}: no row, only a header; rows are `path label`")
     names = [table.header[columns.at[role][0]] for role in ("start_s", "stop_s") if role in columns.at]
     without_unit = tuple(names) if columns.without_unit and not published else ()
-    return VideoList(rows, problems, f"{source}: {said}, {len(table.records)} rows", published, without_unit)
+    dialect = f"{source}: {said}, {len(table.records)} rows"
+    return VideoList(rows, problems, dialect, published, without_unit=without_unit)
 
 
 def _named_rows(line: int, fields: Sequence[str], columns: Columns) -> list[ListRow | Problem]:

@@ -3,7 +3,7 @@
     videos = ListedVideos(Folder(Path("videos")), follow=False)
     videos.find(ListRow(1, "Archery\\one.MP4"))           # "archery/one.mp4"
 
-What exists decides; what could be two files is refused, and what is missing is told with where it was looked for.
+What exists decides; what could be two files is refused, and the message of a missing one has where it was looked for.
 """
 
 import re

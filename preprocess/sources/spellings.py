@@ -1,7 +1,7 @@
 """Names of files that differ only in how they are spelled are found: letter case, accents, separators.
 
-found = by_spelling([("Clips/A.mp4", "Clips/A.mp4")])
-found[spelling(".\\\\clips\\\\a.MP4")]             # ["Clips/A.mp4"]
+paths = by_spelling([("Clips/A.mp4", "Clips/A.mp4")])
+paths[spelling(".\\\\clips\\\\a.MP4")]             # ["Clips/A.mp4"]
 """
 
 import unicodedata
@@ -29,4 +29,4 @@ def by_spelling(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     paths: dict[str, set[str]] = defaultdict(set)
     for name, path in named:
         paths[spelling(name)].add(path)
-    return {spelled: sorted(found) for spelled, found in paths.items()}
+    return {spelled: sorted(of_spelling) for spelled, of_spelling in paths.items()}

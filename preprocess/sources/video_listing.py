@@ -50,6 +50,7 @@ class VideoCandidate:
     loose: bool = False  # its span is of the video that the file may have been cut from already
     frames: tuple[int, int] | None = None  # its span, half-open, until the rate of the video is known
     frames_too: tuple[int, int] | None = None  # its span in frames, where seconds are taken
+    labels_all: bool = False  # its list has labels of all frames of the video
     without_unit: tuple[str, ...] = ()  # the columns of its span, if they may count frames
 
 
@@ -201,7 +202,7 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
         request = Request("video", root, path, row.path or path, labels, entry.path, row.line)
         request.start_s, request.stop_s, request.split = row.start_s, row.stop_s, row.split
         whole_numbers = row.start_s % 1 == 0 and (math.isinf(row.stop_s) or row.stop_s % 1 == 0)
-        candidate = VideoCandidate(request, read.published, row.frames, row.frames_too)
+        candidate = VideoCandidate(request, read.published, row.frames, row.frames_too, read.labels_all)
         candidate.without_unit = read.without_unit if whole_numbers else ()
         collected.candidates.append(candidate)
     if videos.num_moved:

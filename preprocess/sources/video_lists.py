@@ -11,9 +11,11 @@ without suffix, that its file may have.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from preprocess.problems import Problem
+from preprocess.sources.archives import list_name
 from preprocess.sources.column_names import VIDEO_ROLES, plain, role_of
 from preprocess.sources.list_records import (
     DELIMITERS,
@@ -36,7 +38,16 @@ from preprocess.sources.list_records import (
     value_text,
 )
 from preprocess.sources.list_tables import ListRow, VideoList, bare_list, named_list
-from preprocess.sources.published_lists import activity_net, ava, hmdb, hmdb_class, is_ava, something_something
+from preprocess.sources.published_lists import (
+    activity_net,
+    ava,
+    frame_labels,
+    hmdb,
+    hmdb_class,
+    is_ava,
+    is_frame_labels,
+    something_something,
+)
 
 
 def read_list(
@@ -72,10 +83,13 @@ def read_list(
     character = DELIMITERS[delimiter] if delimiter != "auto" else sniff_delimiter(lines[0][1])
     records = list(text_records(lines, character))
     comments = f", {num_comments} comments" if num_comments else ""
-    if label := hmdb_class(source):
+    name = list_name(source)
+    if label := hmdb_class(name):
         return _finished(hmdb(records, label), source, len(records))
     if header != "yes" and character == "," and not columns and all(is_ava(fields) for _, fields in records[:3]):
         return _finished(ava(records), source, len(records))
+    if header != "no" and not columns and is_frame_labels(records):
+        return replace(_finished(frame_labels(records, name), source, len(records) - 1), labels_all=True)
     if _has_header(records, header, columns):
         if character == " ":  # blanks lie within paths as well: columns cannot be distinguished
             names = [plain(name) for name in records[0][1]]
