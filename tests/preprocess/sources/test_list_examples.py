@@ -172,6 +172,7 @@ def test_fault_45_phases_at_another_rate_than_the_video_are_refused_until_it_is_
 LEDGERS: dict[str, list[tuple[int, list[str | int]]]] = {  # (frames, labels) of each sample; folders of 10 and 8 frames
     "named.csv": [(4, ["cut"]), (6, ["pour"])],
     "rawframes.txt": [(10, [3]), (8, [30])],
+    "offsets.txt": [(4, [3]), (6, [7]), (8, [30])],
     "totals.txt": [(10, [10]), (7, [8])],
 }
 
