@@ -262,6 +262,8 @@ def _gaps(folder: FrameFolder, first: int, stop: int, reading: Reading) -> tuple
     message = f"{folder.file_name(missing)} is missing; there are {folder.span}"
     if folder.gaps(first, stop) is not None:
         message += "; --fill-gaps takes the frame before"
+        if folder.uneven_step:
+            message += f" for the numbers between, and --source-fps HZ --fps HZ/{folder.uneven_step} stores one a step"
     return Problem("missing_frame", message)
 
 

@@ -60,7 +60,7 @@ def look_up(
     notes = []
     if missing := [name for name in names if name not in places]:
         others = _OtherNames(trees)
-        places |= {name: others.place(name, reading) for name in missing}
+        places |= {name: others.locate(name, reading) for name in missing}
         respelled = [name for name in missing if isinstance(places[name], Location)]
         if respelled:
             spelled = f"{len(respelled)} folders were found under another spelling of their name"
@@ -83,7 +83,7 @@ class _OtherNames:
         self._folders = by_spelling((name, path) for path in paths for name in _names_of(path))
         self._archives = [archives_among(one.others) for one in walked]
 
-    def place(self, name: str, reading: Reading) -> Location | Problem:
+    def locate(self, name: str, reading: Reading) -> Location | Problem:
         """Return the place of a name in another spelling; a problem if there is none, or several."""
         paths = self._folders.get(spelling(name), []) or self._of_several(name)
         if len(paths) > 1:
