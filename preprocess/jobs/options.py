@@ -107,7 +107,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--label-kind",
         choices=["auto", "numbers", "words"],
         default="auto",
-        help="whether labels are ids or names (auto: numbers are ids if all labels are)",
+        help="whether labels are ids or names, sorted, numbers by value (auto: numbers are ids if all labels are)",
     )
     group.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
     group.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")
@@ -250,6 +250,8 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
         raise ValueError("--ledger and --fill-gaps belong to --frames; videos have lists")
     if not options.videos and (options.root or options.label_key):
         raise ValueError("--root and --label-key belong to the lists and tars of --videos")
+    if options.label_base != "auto" and not options.label_names:
+        raise ValueError("--label-base is the number that lists give to the first of --label-names; give those too")
     if options.images and options.columns:
         raise ValueError("--columns belongs to the lists of --videos, or to the ledger of --frames")
     reading = _from_options(Reading, options, columns=tuple(options.columns))
