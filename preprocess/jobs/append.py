@@ -111,8 +111,8 @@ def _check_label_base(parts: Sequence[BuildPart], identity: dict[str, Any], name
         return
     given = _label_settings(identity)
     for settings in map(_label_settings, (part.identity for part in parts)):
-        own = names.numbers[0] if names.numbers else 0
-        base = settings.get("label_base", str(own) if settings.get("label_names") == given["label_names"] else None)
+        first = names.numbers[0] if names.numbers else 0
+        base = settings.get("label_base", str(first) if settings.get("label_names") == given["label_names"] else None)
         if "label_names" in settings and base not in (None, str(names.first)):
             raise DatasetError(
                 f"--append: the labels of the dataset count from {base} (--label-base {base}), those that are given "

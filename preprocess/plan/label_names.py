@@ -68,8 +68,8 @@ class LabelNames:
         """
         if self.base is not None or not self.numbers or not numbers:
             return ""
-        own, other = (range(base, base + len(self.names)) for base in (self.first, 1 - self.first))
-        if self.numbers != tuple(own) or not numbers <= set(own).intersection(other):
+        of_file, other = (range(base, base + len(self.names)) for base in (self.first, 1 - self.first))
+        if self.numbers != tuple(of_file) or not numbers <= set(of_file).intersection(other):
             return ""
         return f"the numbers of the labels are those of the label names, from {self.first}: {self._readings(numbers)}"
 
