@@ -17,12 +17,23 @@ from mae3d.video.container import VIDEO_SUFFIXES
 from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Request
 from preprocess.problems import Problem
+from preprocess.sources.archives import list_name
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.ledger import unsafe
 from preprocess.sources.list_tables import ListRow, VideoList
 from preprocess.sources.listed_videos import ListedVideos
+from preprocess.sources.published_lists import labelled_video
 from preprocess.sources.roots import Folder, Root
-from preprocess.sources.source import Reading, not_followed, other_files, shown, staying, unread, unread_archives
+from preprocess.sources.source import (
+    Reading,
+    not_followed,
+    other_files,
+    shortened,
+    shown,
+    staying,
+    unread,
+    unread_archives,
+)
 from preprocess.sources.tar_files import TAR_SUFFIX, Archive, read_tar
 from preprocess.workers.executors import map_over_workers
 
@@ -121,6 +132,8 @@ def _collect_tree(entry: Given, reading: Reading, workers: int, collected: Colle
     linked = not_followed(entry.root, listing.links, listing.loops)
     for note in (*linked, *other_files(entry.root.name, others), *unread_archives(entry.root, others)):
         collected.note(note)
+    if not names and (lists := [name for name in others if labelled_video(list_name(name))]):
+        collected.note(f"{len(lists)} lists of labels are read if --root says where the videos lie{shortened(lists)}")
     collected.problems += [*refused, *strange]
     files = [name for name in names if _suffix(name) != TAR_SUFFIX]
     tars = [name for name in names if _suffix(name) == TAR_SUFFIX]

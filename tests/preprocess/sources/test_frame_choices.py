@@ -194,20 +194,14 @@ def test_videos_of_one_folder_are_built_and_added(tmp_path: Path) -> None:
         (range(10), 1, ()),
         ([1, 2, 3, 5, 6], 1, (4,)),
         ([1, 3], 1, (2,)),
-        ([0, 7, 15, 22, 30], 1, None),
     ],
 )
-def test_strided_numbers_are_found(
-    tmp_path: Path, numbers: list[int], stride: int, gaps: tuple[int, ...] | None
-) -> None:
+def test_strided_numbers_are_found(tmp_path: Path, numbers: list[int], stride: int, gaps: tuple[int, ...]) -> None:
     touch(tmp_path, [f"c/v/f{number:06d}.jpg" for number in numbers])
     found = find(tmp_path, settings=Settings(source_fps=25.0))
     if gaps:
         assert "--fill-gaps takes the frame before" in found.problems[0].message
         found = find(tmp_path, settings=Settings(source_fps=25.0), fill_gaps=True)
-    if gaps is None:
-        assert found.problems[0].reason == "missing_frame"
-        return
     (request,) = found.requests
     assert (request.first, request.stop, request.stride) == (min(numbers), max(numbers) + 1, stride)
     assert (request.gaps, request.rate) == (gaps, 25.0 / stride)
@@ -224,9 +218,8 @@ def test_uneven_steps_are_named_and_the_remedy_keeps_their_time(tmp_path: Path, 
         numbered_image(number).save(folder / f"f{number:03d}.png")
     step = int(np.median(np.diff(numbers)))
     message = find(tmp_path / "in").problems[0].message
-    assert f"5 frames, f{numbers[0]:03d}.png to f{numbers[-1]:03d}.png, mostly in steps of {step}" in message
-    remedy = f"--fill-gaps takes the frame before for the numbers between, and --source-fps HZ --fps HZ/{step}"
-    assert remedy in message
+    assert f"mostly in steps of {step}; --fill-gaps takes the frame before" in message
+    assert f"--source-fps HZ --fps HZ/{step} stores" in message
     run = ["build", "--frames", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--workers", "1", "--fill-gaps"]
     assert main([*run, "--source-fps", str(step), "--fps", "1"]) == 0  # as the message says
     dataset = open_dataset(tmp_path / "out")

@@ -133,6 +133,8 @@ def test_a_folder_of_phases_gives_the_spans_of_every_video(tmp_path: Path, video
     for name in ("video01.mp4", "video02.mp4"):
         (tmp_path / "videos").mkdir(exist_ok=True)
         (tmp_path / "videos" / name).hardlink_to(videos / "long.mp4")
+    found = video_files([tmp_path / "phases"], settings=Settings()).find()
+    assert any(note.startswith("2 lists of labels are read if --root says") for note in found.notes)
     reading = Reading(root=str(tmp_path / "videos"))
     found = video_files([tmp_path / "phases"], settings=Settings(), reading=reading).find()
     assert found.problems == []
