@@ -69,6 +69,8 @@ class ListedVideos:
         """
         is_there = (self.root.path / row.path).is_file() if isinstance(self.root, Folder) else not row.stems
         if row.path and is_there:
+            if row.stems and archives_among([row.path]):
+                raise MediaError("unknown_format", f"it is an archive: {how_to_unpack(self.root, row.path)}")
             return row.path
         named = [paths for stem in row.stems if (paths := self._by_stem.get(stem))]
         paths = named[0] if named else []

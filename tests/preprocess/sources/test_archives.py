@@ -103,6 +103,15 @@ def test_a_row_whose_folder_is_zipped_names_the_archive_and_the_command_helps(
     assert find(tmp_path / "l.csv").problems == []
 
 
+@pytest.mark.parametrize("name", ["a.zip", "a.tgz", "a.tar"])
+def test_a_row_that_names_an_archive_is_refused_with_the_command(tmp_path: Path, name: str) -> None:
+    make_archive(tmp_path / name, "one.mp4")
+    (tmp_path / "l.csv").write_text(f"{name},7\n")
+    (problem,) = find(tmp_path / "l.csv").problems
+    assert problem.reason == "unknown_format"
+    assert re.match(r"it is an archive: (unzip -d|mkdir -p) ", problem.message)
+
+
 def test_a_folder_of_archives_only_names_them(tmp_path: Path) -> None:
     make_archive(tmp_path / "videos.tar.gz", "one.mp4")
     (tmp_path / "l.json").write_text('[{"id": "1"}]')
