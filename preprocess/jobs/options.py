@@ -81,7 +81,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         default=(),
         metavar="ROLE=COLUMN",
         help="columns of lists and ledgers by name or number: path, id, label, start, end (s), start_ms, end_ms, span, "
-        "start_frame, end_frame, last_frame, duration, num_frames, total_frames, split, ignore",
+        "start_frame, end_frame, last_frame, duration, num_frames, offset, total_frames, split, ignore",
     )
     group.add_argument("--root", default="", metavar="DIR", help="where the paths in lists begin (beside the list)")
     group.add_argument(
