@@ -34,6 +34,7 @@ _MAGIC = {
 }
 _ONE_FILE = {".gz": "gzip -dk", ".bz2": "bzip2 -dk", ".xz": "xz -dk", ".zst": "zstd -d"}  # unless a tar is in it
 _TARS = (".tar", ".tgz", ".tbz2", ".txz", *(f".tar{suffix}" for suffix in _ONE_FILE))
+_SHEETS = (".xlsx", ".xlsm", ".ods")  # zip as well
 _SUFFIXES = (*_TARS, ".zip", ".rar", ".7z")
 _OPEN: dict[str, Callable[[BinaryIO], BinaryIO]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}  # type: ignore[dict-item]
 _LARGEST_LIST = 1 << 32  # bytes of a compressed list
@@ -128,6 +129,8 @@ def _kind(head: bytes) -> str:
 
 
 def _refusal(given: str, kind: str) -> str:
+    if given.lower().endswith(_SHEETS):
+        return f"{given}: a spreadsheet; save it as CSV in UTF-8"
     known = given.lower().endswith((*_SUFFIXES, *_ONE_FILE)) and "://" not in given
     command = f": {unpack_command(given)}" if known else ""
     return f"{given}: {kind} data; unpack it, and give the folder or the .tar that comes out{command}"

@@ -79,7 +79,7 @@ def video_files(
             entries.append(Given(len(entries), base or root, name, data, read))
         if not lists:
             entries.append(Given(len(entries), WithTars(root, scratch), path))
-    rows = [row for entry in entries if entry.read for row in entry.read.rows]
+    rows = (row for entry in entries if entry.read for row in entry.read.rows)
     if settings.source_fps and not any(row.frames or row.frames_too for row in rows):
         raise ValueError("--source-fps is the rate of frame numbers in lists, and none are given; videos have a clock")
     stores = _stores(entries)

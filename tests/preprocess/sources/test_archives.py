@@ -63,6 +63,12 @@ def test_an_archive_is_refused_with_the_command_that_unpacks_it(
     assert str(caught.value).endswith(": " + COMMANDS[name].replace("ROOT", str(tmp_path)))
 
 
+def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path: Path) -> None:
+    make_archive(tmp_path / "l.zip", "xl/workbook.xml").rename(tmp_path / "l.xlsx")
+    with pytest.raises(LedgerError, match=r"l\.xlsx: a spreadsheet; save it as CSV"):
+        find(tmp_path / "l.xlsx")
+
+
 @pytest.mark.parametrize("name", ["l.csv.gz", "l.jsonl.gz", "l.txt.bz2", "l.csv.xz", "l.gz"])
 def test_a_compressed_list_is_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "one.mp4").touch()
