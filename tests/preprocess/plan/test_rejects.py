@@ -27,5 +27,5 @@ def test_rows_that_do_not_fit_the_disk_or_the_names_stop_the_build_and_broken_me
     rejects = Rejects(100, source="l.csv", on_error="skip", max_bad_fraction=0.05)
     rejects.add([Problem("unreadable", "broken", "v", 1)] * 20)
     rejects.add([Problem(reason, "so", "v", 1)] * 5)
-    with pytest.raises(TooManyBad, match="6 of 100 rows cannot be used, --max-bad-fraction 0.05 allows 5"):
+    with pytest.raises(TooManyBad, match=r"6 of 100 rows cannot be used, --max-bad-fraction 0\.05 allows 5"):
         rejects.add([Problem(reason, "so", "v", 1)])
