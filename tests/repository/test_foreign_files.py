@@ -27,7 +27,7 @@ from mae3d.io.html import page, refuse_other_page
 from mae3d.metrics import main as plot
 from mae3d.tracking.run_dir import Run
 from preprocess.__main__ import main
-from preprocess.sources.roots import process_folder
+from preprocess.sources.fetched_files import process_folder
 from tests.support.calls import ROOT
 from tests.support.foreign import contents, plant
 from tests.support.media import make_video

@@ -14,7 +14,8 @@ import pytest
 
 from mae3d.io.storage import Storage
 from mae3d.video.errors import MediaError
-from preprocess.sources.roots import Folder, Remote, Root, Scratch, open_root
+from preprocess.sources.fetched_files import Scratch
+from preprocess.sources.roots import Folder, Remote, Root, open_root
 from tests.support import launch
 from tests.support.s3 import Server
 
@@ -151,7 +152,8 @@ def test_the_scratch_of_a_killed_process_is_swept(remote: Remote) -> None:
     code = f"""
 import os
 from pathlib import Path
-from preprocess.sources.roots import Remote, Scratch
+from preprocess.sources.fetched_files import Scratch
+from preprocess.sources.roots import Remote
 from mae3d.io.storage import Storage
 Storage({remote.storage.url!r}).write("a", b"1")
 with Remote(Storage({remote.storage.url!r}), Scratch(Path({str(remote.scratch.folder)!r}), 2500)).local(["a"]):
