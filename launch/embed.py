@@ -36,7 +36,7 @@ class EmbedConfig:
     """Embed clips with a frozen model.
 
     Attributes:
-        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint (.pth).
+        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint.
         out: The table: a Parquet file. Columns: key, name, labels, first_frame, start_s, end_s, vector.
         data: The clips of shards.
         videos: Video files instead of shards, `--videos a.mp4 b.mp4`; of data, sampling_rate and target_fps hold.

@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "run", help="a run (its best checkpoint, else the latest), a checkpoint's folder, a model file, a foreign .pth"
+        "run",
+        help="a run (its best checkpoint, else the latest), a checkpoint's folder, a model file, a foreign checkpoint",
     )
     parser.add_argument("out", help="the folder to be made; it must not hold anything yet")
     parser.add_argument("--format", choices=FORMATS, default=OWN, help="whose names the weights get (default: ours)")
@@ -217,8 +218,9 @@ def _training(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
     """Return a note on the licence of the weights that a run started from, or of a foreign file."""
-    from mae3d.weights.convert import recognise, strip_prefix
+    from mae3d.weights.convert import recognise
     from mae3d.weights.files import WeightsError, find_model_file, read_tensors
+    from mae3d.weights.wrappers import unwrapped
 
     if settings and not settings.get("init"):
         return SCRATCH
@@ -229,7 +231,7 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
             return str(licence)
         if origin != file and (earlier := stored_config(run_of(origin))):
             return _inherited(origin, earlier)  # a run that started from another run, and so on to the first
-        return INHERITED[recognise(strip_prefix(read_tensors(origin), "module."))]
+        return INHERITED[recognise(unwrapped(read_tensors(origin)))]
     except (WeightsError, ValueError, OSError):
         return UNKNOWN
 

@@ -41,7 +41,7 @@ class ProbeConfig:
     """Probe the frozen features of a model.
 
     Attributes:
-        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint (.pth).
+        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint.
         data: The train set.
         test: The test set: shards, select and labels are its own, labels are matched to the train set's by name; the
             rest counts as in data where it is not given.

@@ -2,7 +2,7 @@
 
     import mae3d
     model = mae3d.MAE(mae3d.MAEConfig(preset="mae_vit_base_patch16"))  # a new model
-    model = mae3d.load_model("RUN")  # a trained one: a run, an exported folder, a file, a foreign .pth
+    model = mae3d.load_model("RUN")  # a trained one: a run, an exported folder, a foreign checkpoint
     clip = mae3d.read_clip("talk.mp4", model.config, sampling_rate=4)  # what model and model.encoder take
 
 Names are resolved on first use (PEP 562), so that `import mae3d` and `mae3d.model.config` cost nothing: `--help` of

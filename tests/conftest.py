@@ -29,6 +29,7 @@ HEAVY = (
     "test_engine.py",
     "test_build.py",
     "test_finetune.py",
+    "test_finetune_labels.py",
     "test_remote.py",
     "test_faults.py",
     "test_packaging.py",

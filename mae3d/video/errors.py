@@ -1,7 +1,10 @@
 """Media that cannot be read have errors of their own, apart from disks and machines that fail."""
 
 import errno
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import av
 
 # Errors of a disk that has gone or of a machine that is short of something, never of one broken file.
 _NOT_OF_A_FILE = frozenset(
@@ -30,3 +33,15 @@ def raise_unless_of_the_file(error: BaseException, path: object) -> None:
     """Raise OSError if an error of reading a file, also FFmpeg's, is that of its disk or of the machine."""
     if (number := getattr(error, "errno", None)) in _NOT_OF_A_FILE:
         raise OSError(number, getattr(error, "strerror", ""), str(path)) from error
+
+
+def refuse_unconvertible(frame: "av.VideoFrame") -> None:
+    """Raise MediaError if swscale would end this process over a frame's pixels, or read what fills their lines."""
+    name = frame.format.name
+    if name.startswith("yaf32"):
+        remedy = "FFmpeg cannot convert these; encode the video again in another pixel format"
+    elif name.startswith("bayer_") and (frame.width % 2 or frame.height % 2):
+        remedy = "a Bayer pattern needs an even width and height; crop the video"
+    else:
+        return
+    raise MediaError("unsupported", f"{name} frames of {frame.width}x{frame.height} pixels: {remedy}")

@@ -28,7 +28,7 @@ import av
 
 from mae3d.video.clock import FrameTimes, PacketStamps, times_of_packets
 from mae3d.video.container import MAX_PIXELS
-from mae3d.video.errors import MediaError
+from mae3d.video.errors import MediaError, refuse_unconvertible
 from mae3d.video.orientation import Orientation, orientation
 from mae3d.video.stream import CLOCK_FRAMES, VideoFacts, VideoStream
 
@@ -142,6 +142,7 @@ class Video:
         Times ascend. A span that begins at the end of the one before goes on from there; else the container jumps.
 
         Raises:
+            MediaError: A frame has pixels that nothing can convert.
             OSError: The disk of the file has gone.
         """
         self._span = start_s, stop_s
@@ -241,6 +242,7 @@ class Video:
                 self._losses.append(_Loss(clock.next_s, str(error.strerror)))
                 continue
             for frame in frames:
+                refuse_unconvertible(frame)
                 seconds = clock.seconds(self._stream.stamp(frame))
                 if frame.is_corrupt:
                     self._losses.append(_Loss(seconds, "damaged frame", is_frame=True))

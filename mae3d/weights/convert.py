@@ -8,32 +8,23 @@ mae_st (both), cyrilzakka/MAE3D, PySlowFast, VideoMAE's encoder (its names or Hu
     config, state = classifier_from_foreign(foreign)          # finetuned: encoder and head
 
 Every key is accounted for: a key that is left over or missing is an error that names it. A conversion there and back
-gives the same bits; settings that a format cannot hold are refused by name. formats.py has the formats and their names.
+gives the same bits; settings that a format cannot hold are refused by name. formats.py has the formats, rules.py the
+tensors that each of ours is made of.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
 
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
-from mae3d.weights.formats import (
-    FORMATS,
-    HEAD_WIDTH,
-    ConvertError,
-    Rule,
-    State,
-    autoencoder_rules,
-    check_holds,
-    classifier_rules,
-    count_blocks,
-    encoder_rules,
-    encoder_settings,
-    from_transformers,
-    recognise,
-)
+from mae3d.weights.formats import FORMATS, ConvertError, State, check_holds
+from mae3d.weights.recognition import from_transformers, recognise
+from mae3d.weights.rules import Rule, autoencoder_rules, classifier_rules, encoder_rules
+from mae3d.weights.settings import encoder_settings, infer_config
+from mae3d.weights.wrappers import renamed, strip_prefix, unwrapped
 
 __all__ = [
     "FORMATS",
@@ -52,8 +43,6 @@ __all__ = [
 
 # Beginnings of keys that are no part of an encoder: decoders and heads for classes, of all formats.
 _BESIDE_ENCODER = ("decoder", "dec_pos_embed_", "mask_token", "pred_head.", "encoder_to_decoder.", "head.")
-# Prefixes of all names that trainers make: DistributedDataParallel, torch.compile, Lightning, classes of their own.
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.", "target_encoder.", "_forward_module.")
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +123,7 @@ def encoder_from_foreign(
     kept = {key: tensor for key, tensor in foreign.items() if key not in beside}
     if name == "videomae":
         # A finetuned VideoMAE calls its last norm fc_norm; it comes after pooling, where our classifier has `norm`.
-        kept = _renamed(strip_prefix(kept, "encoder."), lambda key: key.replace("fc_norm.", "norm."))
+        kept = renamed(strip_prefix(kept, "encoder."), lambda key: key.replace("fc_norm.", "norm."))
     if config is None:
         try:
             config = EncoderConfig(**encoder_settings(name, kept, hints=hints))
@@ -192,7 +181,7 @@ def classifier_from_foreign(
     """
     foreign, hints = unwrapped(foreign), hints or {}
     known = format or recognise(foreign, described=config is not None or "mean" in hints)
-    foreign, name = _renamed(foreign, lambda key: key.replace("head.projection.", "head.")), _classifying(known)
+    foreign, name = renamed(foreign, lambda key: key.replace("head.projection.", "head.")), _classifying(known)
     if config is None:
         settings = {key: hints[key] for key in ("pooling", "multi_label", "class_names") if key in hints}
         if "pooling" not in settings:
@@ -217,70 +206,6 @@ def classifier_to_foreign(state: State, config: ClassifierConfig, *, format: str
 def encoder_of(config: EncoderConfig) -> EncoderConfig:
     """Return the encoder's settings alone of a config that has more."""
     return EncoderConfig(**{field.name: getattr(config, field.name) for field in fields(EncoderConfig)})
-
-
-def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae_st") -> MAEConfig:
-    """Read a model's settings off its tensors.
-
-    Args:
-        foreign: Names and tensors, without `module.`.
-        hints: Upstream's `args`, as far as the file has them. They determine the settings without a trace in the
-            tensors: heads, the kind of target, the mask ratio, and the clip's size if positions are joint.
-        format: A key of FORMATS that has a decoder.
-
-    Raises:
-        ConvertError: A tensor that determines a size is missing, or a setting is in neither tensors nor hints.
-    """
-    form = FORMATS[format]
-    try:
-        settings = encoder_settings(format, foreign, hints=hints)
-        p, u, num_frames = settings["patch_size"], settings["t_patch_size"], settings["num_frames"]
-        decoder_width = foreign["decoder_embed.weight"].shape[0]
-        pred_u = foreign[f"{form.decoder_head}.weight"].shape[0] // (3 * p * p)
-    except KeyError as error:
-        raise ConvertError(
-            f"no tensor {error}: not a pretraining checkpoint with {format}'s names"
-            + (" (an encoder alone? mae3d.open_encoder opens it)" if "patch_embed.proj.weight" in foreign else "")
-        ) from None
-    for name in ("decoder_num_heads", "norm_pix_loss", "mask_ratio"):
-        if name in form.defaults and name not in hints:
-            logger.warning("%s is not in the checkpoint: taken as %s, as published", name, form.defaults[name])
-    hinted = {name: hints.get(name, default) for name, default in form.defaults.items()}
-    return MAEConfig(
-        **settings
-        | {
-            "decoder_embed_dim": decoder_width,
-            "decoder_num_heads": max(decoder_width // HEAD_WIDTH, 1),  # PySlowFast's; else `hinted` has them
-            "decoder_depth": count_blocks(foreign, f"{form.decoder_blocks}."),
-            "decoder_sep_pos_embed": f"{form.decoder_tables}spatial" in foreign,
-            "pred_t_dim": pred_u * num_frames // u,
-        }
-        | hinted
-    )
-
-
-def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
-    """Take a wrapper's prefix (DistributedDataParallel's `module.`) off every key that has it."""
-    return _renamed(state, lambda name: name.removeprefix(prefix))
-
-
-def unwrapped(foreign: State) -> dict[str, Tensor]:
-    """Take the prefixes of trainers off, as far as all keys have them, and the counter of an averaged model."""
-    state = strip_prefix({name: tensor for name, tensor in foreign.items() if name != "n_averaged"}, "module.")
-    while prefix := next(
-        (prefix for prefix in _WRAPPERS if state and all(name.startswith(prefix) for name in state)), ""
-    ):
-        state = strip_prefix(state, prefix)
-    return state
-
-
-def _renamed(state: State, rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """Rename tensors; two that come to the same name are an error, because one would be lost."""
-    names: dict[str, str] = {}
-    for name in state:
-        if (first := names.setdefault(rename(name), name)) != name:
-            raise ConvertError(f"{first} and {name} are the same tensor by name: leave one out")
-    return {new: state[old] for new, old in names.items()}
 
 
 def _known(format: str) -> str:

@@ -3,22 +3,18 @@
 model ◄─► model.safetensors; run, folder, foreign checkpoint ─► model
 
     save_model(model, "model.safetensors")
-    model = load_model("RUN")         # a run, a checkpoint or exported folder, a model file, or a foreign .pth
+    model = load_model("RUN")         # a run, a checkpoint or exported folder, a model file, or a foreign checkpoint
     model = load_classifier("RUN")    # of a finetuning run; open_model takes either kind
     encoder = open_encoder("FILE")    # of any of these, and of foreign checkpoints without a decoder that we know
 
 Nothing but tensors and plain values is ever unpickled (torch.load with weights_only=True).
 """
 
-import argparse
 import json
-import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -32,18 +28,15 @@ from mae3d.model.encoder import Encoder
 from mae3d.model.mae import MAE
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST
 from mae3d.weights.convert import classifier_from_foreign, encoder_from_foreign, from_foreign, is_classifier
+from mae3d.weights.kinds import kind_of, why_no_safetensors
 from mae3d.weights.tensors import save_tensors
+from mae3d.weights.torch_files import read_torch
 
 MODEL_FILE = "model.safetensors"
 FOREIGN_FILE = "checkpoint.pth"  # the model of an exported folder in another project's format
 CARD = "config.json"  # an exported folder's description, for people and for a foreign file beside it
 _KINDS: dict[str, type[MAEConfig] | type[ClassifierConfig]] = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
-_STATES = ("model", "model_state", "module")  # keys of the weights: mae_st, PySlowFast, DeepSpeed (VideoMAE)
-_PICKLED = {".pth", ".pyth", ".pt", ".bin"}
-_SAFE_TORCH = (2, 6)  # before it, weights_only could be made to run code (CVE-2025-32434)
-
-logger = logging.getLogger(__name__)
 
 
 class WeightsError(ValueError):
@@ -79,8 +72,9 @@ def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
 
     Args:
         path: A model file; a folder with model.safetensors, as launch/export.py makes it; a run, for its best
-            checkpoint if validation chose one, else the latest; or a foreign checkpoint (.pth, .pyth, .pt, or a
-            safetensors without our config) of a format in mae3d.weights.convert.FORMATS.
+            checkpoint if validation chose one, else the latest; or a foreign checkpoint, which torch.save has written
+            or a safetensors file without our config, of a format in mae3d.weights.convert.FORMATS. A file is known by
+            its content, and may have any name.
         config: Config of a foreign checkpoint, if its tensors do not determine it. Our files have their config.
 
     Raises:
@@ -158,15 +152,15 @@ def _named_in_errors(file: Path) -> Iterator[None]:
         yield
     except WeightsError:
         raise
-    except (ValueError, SafetensorError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         raise WeightsError(f"{file}: {error}") from error
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None, dict[str, Any]]:
     """Return tensors, the config if the file is ours, and the settings that a foreign file has."""
-    if file.suffix in _PICKLED:
-        tensors, hints = _read_pickled(file)
-        return tensors, None, hints
+    if kind_of(file) == "torch":
+        tensors, hints = read_torch(file)
+        return tensors, None, _hints_beside(file) | hints
     return *_read_safetensors(file), _hints_beside(file)
 
 
@@ -180,10 +174,19 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
         return _read(Path(file))[0]
 
 
+def _described_beside(file: Path) -> dict[str, Any]:
+    """Return the content of config.json in a file's folder; {} if there is none, or it is no description."""
+    card = file.parent / CARD
+    try:
+        described = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    except ValueError as error:
+        raise WeightsError(f"{card}: no JSON ({error}): mend it, or move {file.name} away from it") from error
+    return described if isinstance(described, dict) else {}
+
+
 def _hints_beside(file: Path) -> dict[str, Any]:
     """Return the settings in config.json beside a model of Hugging Face's transformers, under upstream's names."""
-    card = file.parent / CARD
-    described = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    described = _described_beside(file)
     if described.get("model_type") != "videomae":
         return {}
     names = {"num_heads": "num_attention_heads", "img_size": "image_size", "num_frames": "num_frames"}
@@ -192,11 +195,10 @@ def _hints_beside(file: Path) -> dict[str, Any]:
 
 def _card_beside(file: Path) -> MAEConfig | ClassifierConfig | None:
     """Return the config that launch/export.py wrote beside a file in another format."""
-    card = file.parent / CARD
-    if file.name != FOREIGN_FILE or not card.is_file():
+    if file.name != FOREIGN_FILE:
         return None
-    described = json.loads(card.read_text(encoding="utf-8"))
-    kind = _KINDS.get(described.get("kind"))
+    described = _described_beside(file)
+    kind = _KINDS.get(described.get("kind", ""))
     return kind(**described["model"]) if kind else None
 
 
@@ -239,73 +241,15 @@ def _build(config: MAEConfig | ClassifierConfig, state: Mapping[str, Tensor]) ->
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None]:
-    with safe_open(file, framework="pt") as opened:
-        stored = (opened.metadata() or {}).get(_METADATA_KEY)
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    try:
+        with safe_open(file, framework="pt") as opened:
+            stored = (opened.metadata() or {}).get(_METADATA_KEY)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(why_no_safetensors(file)) from error
     if not stored:
         return tensors, None
     described = json.loads(stored)
     if described["model"] not in _KINDS:
         raise WeightsError(f"{file}: holds a {described['model']!r}; this version knows {', '.join(_KINDS)}")
     return tensors, _KINDS[described["model"]](**described["config"])
-
-
-def _only(content: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return the one state dict of a trainer's checkpoint, under any key; a checkpoint that is one, as it is.
-
-    Raises:
-        WeightsError: there are several, as of a model and its average: which is meant is not for us to guess.
-    """
-    if any(isinstance(value, Tensor) for value in content.values()):
-        return content
-    sets = {
-        str(key): value
-        for key, value in content.items()
-        if isinstance(value, dict) and value and all(isinstance(one, Tensor) for one in value.values())
-    }
-    if len(sets) > 1:
-        counts = ", ".join(f"{key} ({len(value)} tensors)" for key, value in sets.items())
-        raise WeightsError(f"{file}: holds several state dicts, {counts}: save the one that is meant alone")
-    return next(iter(sets.values()), content)
-
-
-def _why_refused(error: Exception) -> str:
-    """Return what torch has refused in a pickled file, and the remedy; its own advice is to run the file's code."""
-    text = str(error)
-    if refused := re.search(r"GLOBAL:? (\S+)|[Uu]nsupported class (\S+)|instance of [`']?([\w.]+)", text):
-        name = next(group for group in refused.groups() if group)
-        return (
-            f"it holds an object of {name}, and only tensors and plain values are opened, because others may run code: "
-            "open it where it came from, and save its state dict alone, torch.save(model.state_dict(), FILE)"
-        )
-    detail = text.partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0] or text
-    reason = " ".join(detail.split())[:300] or type(error).__name__
-    return (
-        f"it is damaged, or holds more than tensors and plain values ({reason}): fetch it again, or open it where it "
-        "came from and save its state dict alone"
-    )
-
-
-def _read_pickled(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a foreign checkpoint's state dict, and its `args` as a dict (empty if it has none)."""
-    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
-    if version < _SAFE_TORCH:
-        raise WeightsError(
-            f"{file}: refused, torch {torch.__version__} may run code from a pickled file: install torch 2.6 or later"
-        )
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, EOFError) as error:
-        raise WeightsError(f"{file}: refused, {_why_refused(error)}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file}: holds a {type(content).__name__}, not a state dict")
-    args = content.get("args")
-    hints = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    state = next((content[key] for key in _STATES if isinstance(content.get(key), dict)), None) or _only(content, file)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if tensors and state is not content and (others := sorted(map(str, state.keys() - tensors.keys()))):
-        raise WeightsError(f"{file}: left over, no tensors: {', '.join(others[:12])}; save the tensors alone")
-    if not tensors:
-        raise WeightsError(f"{file}: no tensors under {', '.join(_STATES)} or at the top; keys: {list(content)[:8]}")
-    return tensors, hints

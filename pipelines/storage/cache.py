@@ -12,9 +12,9 @@ All locks are flock's: they end with their process, however it ends. A part that
 the next one that needs room removes it. Files under a shared lock (`hold`) are not evicted. Readers keep descriptors,
 so a file that is evicted under them stays readable.
 
-Only what is provably the cache's own is counted or removed: a regular file of this user, in a folder with the marker,
-under a name as above, and with the modification time that `_signed` gives it, which any other writer would change
-(a part: with its size). Everything else stays, and a fetch that finds it in its way fails.
+Only what is provably the cache's own (pipelines/storage/ownership.py) is counted or removed: a regular file of this
+user, in a folder with the marker, under a name as above, and with the modification time that `sign` gives it, which any
+other writer would change (a part: with its size). Everything else stays, and a fetch that finds it in its way fails.
 """
 
 import errno
@@ -22,33 +22,40 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
-import stat
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae3d.io.files import TEMPORARY_PREFIX, write_text
+from mae3d.io.files import write_text
+from pipelines.storage.ownership import (
+    FILE_NAME,
+    LOCK,
+    MARKER,
+    MARKER_TEXT,
+    PART_NAME,
+    READ_FLAGS,
+    TAG_NAME,
+    create_locked,
+    earlier_caches,
+    in_the_way,
+    is_ours,
+    make_folder,
+    marker_of,
+    owned_files,
+    remove_unlocked,
+    sign,
+    wait_for_owner,
+)
 
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 16 << 20  # of one request to the store
 ROOM_SECONDS = 60.0  # how long a read waits while other processes fetch into all of the cache
 FOLDER = f"mae3d-cache-{os.getuid()}"  # inside the folder that users name, which may hold anything
-MARKER, LOCK = "CACHEDIR.TAG", "lock"
-_MARK = """Signature: 8a477f597d28d172789f06886806bc55
-# This is a cache of shards that mae3d fetched (layout 2). It may be deleted when no program uses it.
-"""  # the first line is that of https://bford.info/cachedir/
-_TAG = re.compile(r"[0-9a-f]{16}")
-_NAME = r"(?:[0-9a-f]{16}-shard-\d{5,}\.tar|(?:index|rows|frames)-[0-9a-f]{16}\.(?:parquet|arrow))"
-_FILE = re.compile(_NAME)
-_PART = re.compile(_NAME + r"\.(\d+)\.part")
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # neither through a link nor waiting for a pipe
 
 
 @dataclass(frozen=True)
@@ -85,9 +92,9 @@ class Cache:
         Raises:
             OSError: the folder cannot be made, is another user's, or holds other things than a cache.
         """
-        self.folder = folder if _marker(folder) == _MARK else folder / FOLDER
+        self.folder = folder if marker_of(folder) == MARKER_TEXT else folder / FOLDER
         self.limit_bytes = limit_bytes
-        if not self.folder.exists() and (left := _earlier_caches(folder)):  # said once, when the new cache begins
+        if not self.folder.exists() and (left := earlier_caches(folder)):  # said once, when the new cache begins
             logger.warning(
                 "%s: of an earlier version and not used any more: remove it to have its space back (%d such folders)",
                 left[0],
@@ -96,7 +103,7 @@ class Cache:
         self.bytes_fetched = self.files_fetched = 0
         self._planned: dict[Path, int] = {}
         self._counting = threading.Lock()
-        self._make_folder()
+        make_folder(self.folder)
         if self.folder.stat().st_uid != os.getuid():  # anybody can make folders in /tmp
             raise PermissionError(
                 errno.EPERM, "another user's cache; give a folder of your own as data.cache", str(self.folder)
@@ -107,7 +114,7 @@ class Cache:
     def path(self, file: RemoteFile) -> Path:
         """Return the path at which the file is, or will be; ValueError if that is not a file of a cache."""
         tag, _, name = file.local.partition("/")
-        if not (_TAG.fullmatch(tag) and _FILE.fullmatch(name)):
+        if not (TAG_NAME.fullmatch(tag) and FILE_NAME.fullmatch(name)):
             raise ValueError(f"{file.url}: its dataset.json gives it a name that no dataset of MAE3D has: {name}")
         return self.folder / tag / name
 
@@ -125,17 +132,17 @@ class Cache:
         path = self.path(file)
         while True:
             try:
-                descriptor = os.open(path, _READ)
+                descriptor = os.open(path, READ_FLAGS)
             except FileNotFoundError:
                 self.fetch(file)
                 continue
             except OSError as error:  # a link, or nothing that this user may read
-                raise _in_the_way(path) from error
+                raise in_the_way(path) from error
             status = os.fstat(descriptor)
-            if not _is_ours(path.name, status) or status.st_size != file.num_bytes:
+            if not is_ours(path.name, status) or status.st_size != file.num_bytes:
                 os.close(descriptor)
-                raise _in_the_way(path)
-            _sign(descriptor, path.name)
+                raise in_the_way(path)
+            sign(descriptor, path.name)
             return descriptor
 
     def hold(self, file: RemoteFile) -> int:
@@ -151,7 +158,7 @@ class Cache:
         """Remove a file that turned out to be damaged, so that it is fetched again; those who hold it keep reading."""
         path = self.path(file)
         with suppress(FileNotFoundError):
-            if _is_ours(path.name, path.lstat()):
+            if is_ours(path.name, path.lstat()):
                 path.unlink()
 
     def fetch(self, file: RemoteFile, *, ahead: bool = False, is_stopped: Callable[[], bool] = lambda: False) -> bool:
@@ -175,11 +182,11 @@ class Cache:
             with self._locked():
                 if os.path.lexists(path):
                     return True
-                is_others = os.path.lexists(part) and not _remove_unlocked(part)
-                if is_others and not _is_ours(part.name, part.lstat()):
-                    raise _in_the_way(part)
+                is_others = os.path.lexists(part) and not remove_unlocked(part)
+                if is_others and not is_ours(part.name, part.lstat()):
+                    raise in_the_way(part)
                 has_room = not is_others and self._make_room(file.num_bytes, spare_planned=ahead)
-                descriptor = _create_locked(part, file.num_bytes) if has_room else None
+                descriptor = create_locked(part, file.num_bytes) if has_room else None
             if descriptor is not None:
                 try:
                     return self._download(file, descriptor, part, is_stopped=is_stopped)
@@ -189,7 +196,7 @@ class Cache:
             if ahead:
                 return is_others
             if is_others:
-                _wait_for_owner(part)
+                wait_for_owner(part)
                 continue
             no_room_since = no_room_since or time.monotonic()
             if file.num_bytes > self.limit_bytes or time.monotonic() - no_room_since > ROOM_SECONDS:
@@ -215,11 +222,11 @@ class Cache:
                 self._write(descriptor, data, start, file)
             if digest.hexdigest() == file.sha256:
                 path = self.path(file)
-                _sign(descriptor, path.name)
+                sign(descriptor, path.name)
                 os.fsync(descriptor)  # whole after a power cut, too: nothing checks it again
                 with self._locked():  # so that a process that makes room counts it once
                     if os.path.lexists(path):
-                        raise _in_the_way(path)
+                        raise in_the_way(path)
                     part.rename(path)
                 with self._counting:
                     self.files_fetched += 1
@@ -243,24 +250,14 @@ class Cache:
                 str(self.folder),
             ) from error
 
-    def _make_folder(self) -> bool:
-        """Make the folder, and return whether it has its marker; OSError if it holds other things than a cache."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        text = _marker(self.folder)
-        others = sorted(path.name for path in self.folder.iterdir() if not _is_own_name(path.name))
-        if text != _MARK and (text or others):
-            what = "the cache of another program or version" if text else f"holds {others[0]}, and is no cache"
-            raise FileExistsError(errno.EEXIST, f"{what}; give another folder as data.cache", str(self.folder))
-        return text == _MARK
-
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self._make_folder()  # those who tidy up /tmp may have taken it
+        make_folder(self.folder)  # those who tidy up /tmp may have taken it
         descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not self._make_folder():
-                write_text(self.folder / MARKER, _MARK)
+            if not make_folder(self.folder):
+                write_text(self.folder / MARKER, MARKER_TEXT)
             yield
         finally:
             os.close(descriptor)
@@ -272,121 +269,22 @@ class Cache:
         needed first.
         """
         excess, victims = num_bytes - self.limit_bytes, []
-        for path, status in self._owned():
-            if _PART.fullmatch(path.name) and _remove_unlocked(path):
+        for path, status in owned_files(self.folder):
+            if PART_NAME.fullmatch(path.name) and remove_unlocked(path):
                 continue  # a dead process's
             excess += status.st_size
             turn = self._planned.get(path)
-            if _FILE.fullmatch(path.name) and not (spare_planned and turn is not None):
+            if FILE_NAME.fullmatch(path.name) and not (spare_planned and turn is not None):
                 victims.append((turn is not None, -(turn or 0), status.st_atime_ns, status.st_size, path))
         if excess > sum(size for *_, size, _ in victims):
             return False
         for *_, size, path in sorted(victims):
             if excess <= 0:
                 break
-            if _remove_unlocked(path):
+            if remove_unlocked(path):
                 excess -= size
         return excess <= 0
-
-    def _owned(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Yield all files that are provably this cache's."""
-        for folder in self.folder.iterdir():
-            if _TAG.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-                for path in folder.iterdir():
-                    with suppress(FileNotFoundError):  # a part that its process has just given up
-                        if _is_ours(path.name, status := path.lstat()):
-                            yield path, status
 
 
 class DamagedFileError(ValueError):
     """A file that its store gives with other bytes than its dataset says; another try would not help."""
-
-
-def _create_locked(part: Path, num_bytes: int) -> int:
-    """Create a new part of full size, so that all processes count it, under this process's lock."""
-    part.parent.mkdir(mode=0o700, exist_ok=True)
-    if part.parent.is_symlink():
-        raise _in_the_way(part.parent)
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    os.ftruncate(descriptor, num_bytes)
-    return descriptor
-
-
-def _wait_for_owner(part: Path) -> None:
-    with suppress(FileNotFoundError):
-        descriptor = os.open(part, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
-
-
-def _remove_unlocked(path: Path) -> bool:
-    """Remove a file of the cache that no process has locked; return whether it was removed."""
-    try:
-        descriptor = os.open(path, _READ)
-    except OSError:  # it has gone, or is a link
-        return False
-    try:
-        if not _is_ours(path.name, os.fstat(descriptor)):
-            return False
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _marker(folder: Path) -> str:
-    """Return the text of a folder's marker, which backup tools know from many programs; "" if it has none."""
-    path = folder / MARKER
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _is_own_name(name: str) -> bool:
-    """Return whether a cache has an entry of this name."""
-    return name in (MARKER, LOCK) or bool(_TAG.fullmatch(name)) or name.startswith(TEMPORARY_PREFIX)
-
-
-def _is_ours(name: str, status: os.stat_result) -> bool:
-    """Return whether a cache wrote this file and nobody has changed it since."""
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
-        return False
-    if part := _PART.fullmatch(name):
-        return status.st_size in (0, int(part[1]))  # 0: killed before it had its size
-    return bool(_FILE.fullmatch(name)) and status.st_mtime_ns == _signed(name, status.st_mtime_ns) * 10**9
-
-
-def _sign(descriptor: int, name: str) -> None:
-    """Give a file now as its access time, and the modification time that shows that the cache wrote it."""
-    now = time.time_ns()  # the kernel's own would be that of its last tick
-    os.utime(descriptor, ns=(now, _signed(name, now) * 10**9))
-
-
-def _signed(name: str, time_ns: int) -> int:
-    """Return the last second, up to 18 hours before a time, that leaves the name's checksum modulo 2^16.
-
-    Writing to the file, or putting another in its place, gives another time; even seconds survive on FAT.
-    """
-    seconds = time_ns // 10**9
-    return seconds - (seconds - zlib.crc32(name.encode()) * 2) % 2**16
-
-
-def _in_the_way(path: Path) -> OSError:
-    why = "not as this cache wrote it; it is left alone: move it away, or give another folder as data.cache"
-    return FileExistsError(errno.EEXIST, why, str(path))
-
-
-def _earlier_caches(folder: Path) -> list[Path]:
-    """Return what caches of layout 1 have left: `lock` and folders named by 16 hex digits, without a marker."""
-    folders = [earlier for earlier in (folder, folder / "mae3d", folder / f"mae3d-{os.getuid()}") if earlier.is_dir()]
-    return sorted(
-        path
-        for earlier in folders
-        if (earlier / LOCK).is_file() and not (earlier / MARKER).exists()
-        for path in earlier.iterdir()
-        if _TAG.fullmatch(path.name) and path.is_dir() and any(path.iterdir())
-    )

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.dataset.schema import DatasetError
+from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import BuildPlan, ScanResult, Settings, make_plan
 from preprocess.sources.source import Source
 
@@ -75,6 +76,7 @@ def extend_plan(
     parts = parts_of(plan)
     if differing := differences(parts[0].identity, identity, but=OF_SOURCES):
         raise DatasetError(f"--append: {differing}; append with the same settings, or build another dataset")
+    _check_label_base(parts, identity, scan.label_names)
     known = _known(plan, parts)
     names = [root.name for root in source.roots]
     new = [
@@ -98,6 +100,29 @@ def extend_plan(
         notes=more.notes,
     )
     return _with_parts(longer, [*parts, _part(more, source, identity)])
+
+
+def _check_label_base(parts: Sequence[BuildPart], identity: dict[str, Any], names: LabelNames | None) -> None:
+    """Raise DatasetError if the numbers of lists count from another base than those that the dataset was built from.
+
+    Without --label-base the base is that of the file of names, which is known here if it is the same file.
+    """
+    if names is None:
+        return
+    given = _label_settings(identity)
+    for settings in map(_label_settings, (part.identity for part in parts)):
+        first = names.numbers[0] if names.numbers else 0
+        base = settings.get("label_base", str(first) if settings.get("label_names") == given["label_names"] else None)
+        if "label_names" in settings and base not in (None, str(names.first)):
+            raise DatasetError(
+                f"--append: the labels of the dataset count from {base} (--label-base {base}), those that are given "
+                f"from {names.first} (--label-base {names.first}); append lists that count as those of the dataset"
+            )
+
+
+def _label_settings(identity: dict[str, Any]) -> dict[str, str]:
+    """Return the settings of a part's sources that differ from the defaults, of which the labels' are some."""
+    return next((one for one in identity["sources"] if "label_names" in one), {})
 
 
 def differences(planned: dict[str, Any], given: dict[str, Any], *, but: frozenset[str] = frozenset()) -> str:

@@ -82,7 +82,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         default=(),
         metavar="ROLE=COLUMN",
         help="columns of lists and ledgers by name or number: path, id, label, start, end (s), start_ms, end_ms, span, "
-        "start_frame, end_frame, last_frame, duration, num_frames, total_frames, split, ignore",
+        "start_frame, end_frame, last_frame, duration, num_frames, offset, total_frames, split, ignore",
     )
     group.add_argument("--root", default="", metavar="DIR", help="where the paths in lists begin (beside the list)")
     group.add_argument(
@@ -108,7 +108,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--label-kind",
         choices=["auto", "numbers", "words"],
         default="auto",
-        help="whether labels are ids or names (auto: numbers are ids if all labels are)",
+        help="whether labels are ids or names, sorted, numbers by value (auto: numbers are ids if all labels are)",
     )
     group.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
     group.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")
@@ -117,7 +117,10 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--allow-outside", action="store_true", help="take `..`, links that leave the root, linked folders"
     )
     group.add_argument(
-        "--source-fps", type=float, metavar="HZ", help="frame numbers per second; frames in steps of N: HZ / N"
+        "--source-fps",
+        type=float,
+        metavar="HZ",
+        help="frame numbers per second; frames in steps of N: HZ / N (in lists of videos: the rate of each video)",
     )
 
 
@@ -251,16 +254,18 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     Raises:
         ValueError: there is no such file or folder, or options do not go together.
     """
+    from preprocess.sources.fetched_files import Scratch
     from preprocess.sources.frame_folders import frame_folders
     from preprocess.sources.images import image_files
-    from preprocess.sources.roots import Scratch
     from preprocess.sources.source import Reading
     from preprocess.sources.videos import video_files
 
-    if not options.frames and (options.ledger or options.source_fps or options.fill_gaps):
-        raise ValueError("--ledger, --source-fps and --fill-gaps belong to --frames; videos have lists and a clock")
+    if not options.frames and (options.ledger or options.fill_gaps):
+        raise ValueError("--ledger and --fill-gaps belong to --frames; videos have lists")
     if not options.videos and (options.root or options.label_key):
         raise ValueError("--root and --label-key belong to the lists and tars of --videos")
+    if options.label_base != "auto" and not options.label_names:
+        raise ValueError("--label-base is the number that lists give to the first of --label-names; give those too")
     if options.images and options.columns:
         raise ValueError("--columns belongs to the lists of --videos, or to the ledger of --frames")
     reading = _from_options(Reading, options, columns=tuple(options.columns))

@@ -22,7 +22,7 @@ from mae3d.io.lock_store import FolderLockStore, LockStore, UrlLockStore
 from mae3d.io.storage import Storage, is_url
 from preprocess.dataset.schema import DatasetError
 from preprocess.dataset.writer import Digest, digest_of
-from preprocess.sources.roots import process_folder
+from preprocess.sources.fetched_files import process_folder
 
 _AT_A_TIME = 16  # files that are fetched at the same time
 

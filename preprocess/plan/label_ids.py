@@ -30,6 +30,7 @@ class LabelIds:
     number: dict[str, int]
     unknown: frozenset[str] = frozenset()  # labels that are not among the names that were given
     missing: frozenset[str] = frozenset()  # labels that say that there is none: -1, nan, nothing
+    note: str = ""  # both readings of the numbers, where one was taken
 
 
 def label_ids(
@@ -79,8 +80,15 @@ def label_ids(
         raise DatasetError(
             f"{text}: give the names of the ids as --label-names, or --label-kind words if all are names"
         )
-    names = (*(continued or ()), *sorted(words.difference(continued or ())))
+    names = (*(continued or ()), *_sorted_names(words.difference(continued or ())))
     return LabelIds(names, {name: i for i, name in enumerate(names)}, missing=missing)
+
+
+def _sorted_names(names: set[str]) -> list[str]:
+    """Return names in their order: by number if all are whole numbers, so that 2 comes before 10; else by letters."""
+    if all(number_of(name) is not None for name in names):
+        return sorted(names, key=lambda name: (number_of(name) or 0, name))
+    return sorted(names)
 
 
 def _fixed_ids(
@@ -91,13 +99,14 @@ def _fixed_ids(
         raise DatasetError("the label names given do not begin with those of the dataset; the ids would change")
     number = {name: id for id, name in enumerate(names)} | {code: id for id, code in enumerate(fixed.codes)}
     numbers = {word: value for word in words - number.keys() if (value := number_of(word)) is not None}
+    note = ""
     if numbers and kind != "words":
         if both := sorted(word for word in words & number.keys() if number_of(word) is not None):
             raise DatasetError(
                 f"numbers among the labels are names ({both[0]!r}), others would be ids ({min(numbers)!r}): correct "
                 "them, or give --label-kind words if all are names"
             )
-        ids = fixed.ids_of(set(numbers.values()))
+        ids, note = fixed.ids_of(set(numbers.values())), fixed.note(set(numbers.values()))
         number |= {word: ids[value] for word, value in numbers.items() if value in ids}
     if continued is not None and not continued:
         moved = any(number.get(word, value) != value for word, value in numbers.items())
@@ -106,7 +115,7 @@ def _fixed_ids(
                 "the labels of the dataset are numbers without names, and the label names given number them in another "
                 "way; the ids would change. Append with names of ids 0, 1, ..., or without --label-names"
             )
-    return LabelIds(names, number, frozenset(words - number.keys()), missing)
+    return LabelIds(names, number, frozenset(words - number.keys()), missing, note)
 
 
 def _check_numbers(numbers: dict[str, int], where: Callable[[str], str]) -> None:

@@ -19,7 +19,8 @@ from preprocess.dataset.schema import DatasetError
 
 _REMEDY = "give one name per line, `number name` per line, or a dataset.json"
 _NAME_COLUMNS = ("name", "label_name", "class_name", "key", "label", "class", "category", "verb", "noun", "action")
-_NUMBERED = re.compile(r"([A-Za-z]?)([0-9]+)[\s,;:]+(\S.*)")  # 1 ApplyEyeMakeup; 0,name; c000 Holding some clothes
+# 1 ApplyEyeMakeup; 0,name; 1. name; 1) name; 1 - name; c000 Holding some clothes
+_NUMBERED = re.compile(r"([A-Za-z]?)([0-9]+)(?:\s+-\s+|[.)]?[\s,;:]+)(\S.*)")
 _NUMBER_LAST = re.compile(r"(.*\S)\s*[\s,;:]\s*([0-9]+)")
 _PBTXT_ITEM = re.compile(r"\w+\s*\{([^{}]*)\}")
 
@@ -31,8 +32,12 @@ class LabelNames:
     names: tuple[str, ...]
     numbers: tuple[int, ...] = ()  # of each name in its file; empty if it has none
     codes: tuple[str, ...] = ()  # of each name in its file, such as c092; empty if it has none
-    are_ids: bool = False  # of a dataset.json: its ids are the numbers of lists, from 0
     base: int | None = None  # the number that lists give to the first name, if the user has said so
+
+    @property
+    def first(self) -> int:
+        """Return the number that lists give to the first name."""
+        return self.base if self.base is not None else self.numbers[0] if self.numbers else 0
 
     def ids_of(self, numbers: set[int]) -> dict[int, int]:
         """Return the id of every number that stands for a name.
@@ -50,12 +55,28 @@ class LabelNames:
         # One stray number must not decide: doubtful is what leaves more of them without a name than another reading.
         other, counts = 1 - listed[0], listed == tuple(range(listed[0], listed[0] + len(listed)))
         strange, if_other = len(numbers - set(listed)), len(numbers - set(range(other, other + len(listed))))
-        is_open = not (self.numbers or self.are_ids or 0 in numbers) and if_other <= strange < len(numbers)
+        is_open = not (self.numbers or 0 in numbers) and if_other <= strange < len(numbers)
         if counts and (is_open or if_other < strange):
             raise DatasetError(self._two_readings(numbers))
         return {number: id for id, number in enumerate(listed)}
 
+    def note(self, numbers: set[int]) -> str:
+        """Return a line with both readings, if the numbers fit the file's own and, from another base, its names too.
+
+        Args:
+            numbers: those that occur in lists.
+        """
+        if self.base is not None or not self.numbers or not numbers:
+            return ""
+        of_file, other = (range(base, base + len(self.names)) for base in (self.first, 1 - self.first))
+        if self.numbers != tuple(of_file) or not numbers <= set(of_file).intersection(other):
+            return ""
+        return f"the numbers of the labels are those of the label names, from {self.first}: {self._readings(numbers)}"
+
     def _two_readings(self, numbers: set[int]) -> str:
+        return f"the numbers of the labels can be read in two ways: {self._readings(numbers)}"
+
+    def _readings(self, numbers: set[int]) -> str:
         number = min(numbers - {0}, default=0)
         readings = [
             f"{self.names[number - base]!r} if they count from {base}"
@@ -63,8 +84,8 @@ class LabelNames:
             if 0 <= number - base < len(self.names)
         ]
         return (
-            f"the numbers of the labels can be read in two ways: {number} is {', '.join(readings)}; give "
-            f"--label-base 0 or --label-base 1, the number that stands for the first name, {self.names[0]!r}"
+            f"{number} is {', '.join(readings)}; give --label-base 0 or --label-base 1, the number that stands for the "
+            f"first name, {self.names[0]!r}"
         )
 
 
@@ -164,7 +185,7 @@ def _from_pbtxt(items: Sequence[str]) -> LabelNames:
 def _from_json(content: object) -> LabelNames:
     """Return the names of a list, of a dataset.json, of {name: number} as Something-Something has it, or reversed."""
     if isinstance(content, dict) and "label_names" in content:
-        return LabelNames(tuple(map(str, content["label_names"])), are_ids=True)
+        return LabelNames(tuple(map(str, content["label_names"])))
     if isinstance(content, dict):
         pairs = list(content.items())
         if all(str(key).isdecimal() for key, _ in pairs) and not all(str(value).isdecimal() for _, value in pairs):

@@ -221,7 +221,7 @@ def make_plan(
         raise DatasetError(f"{source or 'the input'}: no usable sample\n{listed}".rstrip())
     size = settings.shard_size or min(1000, max(_SMALLEST_SHARD, math.ceil(len(requests) / _SHARDS_OF_A_SMALL_SET)))
     table = _table(requests, ids, size, settings.split)
-    notes = [*scan.notes]
+    notes = [*scan.notes, *([ids.note] if ids.note else [])]
     if ids.missing:
         count = sum(bool(ids.missing.intersection(request.labels)) for request in requests)
         notes.append(f"{count} samples have no label, for theirs is {' or '.join(map(repr, sorted(ids.missing)))}")

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 # Faults of a ledger or list, not of the media that it names: --max-bad-fraction is about these.
 _LIST_FAULTS = {"bad_row", "duplicate_row", "unsafe_name", "missing_folder", "missing_file", "missing_frame"}
-_LIST_FAULTS |= {"unknown_label", "several_videos"}
+_LIST_FAULTS |= {"unknown_label", "several_videos", "ambiguous_file", "ambiguous_folder"}
 _LISTED = 20  # problems shown by name; all of them are in rejected.parquet
 
 

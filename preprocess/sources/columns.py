@@ -11,7 +11,7 @@ what it is. One that cannot (`preprocess.sources.column_names`) is ignored, and 
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -108,8 +108,12 @@ def frame_of(text: str) -> int:
     return int(number[1])
 
 
-def given_roles(given: Sequence[str]) -> dict[str, list[str]]:
+def given_roles(given: Sequence[str], known: Collection[str] = ROLES) -> dict[str, list[str]]:
     """Return the columns of every role that --columns names: role=NAME or role=NUMBER, several with commas.
+
+    Args:
+        given: what --columns says.
+        known: the roles that there are.
 
     Raises:
         ValueError: one of them has no such form, or there is no such role.
@@ -118,9 +122,9 @@ def given_roles(given: Sequence[str]) -> dict[str, list[str]]:
     for one in given:
         role, _, names = one.partition("=")
         role = _SPELLED.get(plain(role), plain(role))
-        if role not in ROLES or not names:
-            known = ", ".join(sorted({*ROLES, *_SPELLED}))
-            raise ValueError(f"--columns {one}: give ROLE=COLUMN, as in start=start_sec; roles: {known}")
+        if role not in known or not names:
+            listed = ", ".join(sorted({*known, *_SPELLED}))
+            raise ValueError(f"--columns {one}: give ROLE=COLUMN, as in start=start_sec; roles: {listed}")
         roles.setdefault(role, []).extend(names.split(","))
     return roles
 
@@ -149,7 +153,7 @@ def read_columns(
     names = [plain(name) for name in header]
     at: dict[str, list[int]] = {}
     settled: set[int] = set()
-    for role, columns in given_roles(given).items():
+    for role, columns in given_roles(given, {*ROLES, *other_names.values()}).items():
         for column in columns:
             if (position := _position(column, header)) is None:
                 raise LedgerError(f"{source}: --columns {role}={column}: no such column; there are {_listed(header)}")

@@ -16,7 +16,9 @@ from pathlib import Path, PurePosixPath
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
-from preprocess.sources.file_kinds import count_by_suffix
+from preprocess.sources.archives import is_compressed_list, unpacked
+from preprocess.sources.fetched_files import Scratch
+from preprocess.sources.file_kinds import HEAD_BYTES, count_by_suffix
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.frame_names import FrameFolder, index_shift, left_out_folders
 from preprocess.sources.frame_notes import folder_notes, named_videos, naming_notes, stride_notes
@@ -31,7 +33,7 @@ from preprocess.sources.frame_places import (
 from preprocess.sources.frame_trees import FrameFolders
 from preprocess.sources.ledger import Ledger, read_ledger
 from preprocess.sources.list_records import LedgerError
-from preprocess.sources.roots import Root, Scratch
+from preprocess.sources.roots import Root
 from preprocess.sources.segments import frame_pieces
 from preprocess.sources.source import (
     PLAIN,
@@ -48,6 +50,7 @@ from preprocess.sources.source import (
     reading_identity,
     same_names,
     shortened,
+    unread_archives,
 )
 
 log = logging.getLogger(__name__)
@@ -83,6 +86,7 @@ def frame_folders(
     for one in given:
         root, path = opened(one, "--frames takes the folder that holds the frame folders", scratch=scratch)
         if path:
+            is_compressed_list(root.head(path, HEAD_BYTES), path, str(one))
             raise ValueError(f"{one}: not a folder; --frames takes the folder that holds the frame folders")
         roots.append(root)
     if settings.source_fps is None and (settings.fps or settings.segment_seconds):
@@ -118,14 +122,14 @@ def _ledger_bytes(root: Root, ledger: str | Path | None, *, scratch: Scratch) ->
     """Return the ledger and its name; None if the default one does not exist."""
     if ledger is None:
         try:
-            return root.read("ledger.csv"), "ledger.csv"
+            return unpacked(root.read("ledger.csv"), "ledger.csv"), "ledger.csv"
         except FileNotFoundError:
             return None, ""
     remedy = "give the file with --ledger; without it, and without ROOT/ledger.csv, all frame folders are taken"
     where, path = opened(ledger, remedy, scratch=scratch)
     if not path:
         raise LedgerError(f"{ledger}: a folder; {remedy}")
-    return where.read(path), str(ledger)
+    return unpacked(where.read(path), str(ledger)), str(ledger)
 
 
 def _find_rows(
@@ -206,11 +210,12 @@ def _find_trees(
         notes.append(message)
         notes += naming_notes(namings) + folder_notes(root.name, beside)
         notes += not_followed(root, walked.links.left, walked.links.loops)
+        packed = unread_archives(root, walked.others)
         if walked.others:
             counted = f"{root.name}: {len(walked.others)} files outside of frame folders are not read"
-            notes.append(f"{counted}, {count_by_suffix(walked.others)}{shortened(sorted(walked.others))}")
+            notes += [f"{counted}, {count_by_suffix(walked.others)}{shortened(sorted(walked.others))}", *packed]
         if not walked.folders:
-            what = count_by_suffix(walked.others) or "none"
+            what = "; ".join([count_by_suffix(walked.others) or "none", *packed])
             problems.append(Problem("no_frames", f"no numbered pictures below; other files: {what}", root.name))
         if beside and not paths:
             problems += [
@@ -257,6 +262,8 @@ def _gaps(folder: FrameFolder, first: int, stop: int, reading: Reading) -> tuple
     message = f"{folder.file_name(missing)} is missing; there are {folder.span}"
     if folder.gaps(first, stop) is not None:
         message += "; --fill-gaps takes the frame before"
+        if folder.uneven_step:
+            message += f" for the numbers between, and --source-fps HZ --fps HZ/{folder.uneven_step} stores one a step"
     return Problem("missing_frame", message)
 
 

@@ -49,6 +49,13 @@ class FrameFolder:
         span = int(self.numbers[-1] - self.numbers[0])
         return stride if span // stride + 1 <= 2 * len(self.numbers) else 1
 
+    @cached_property
+    def uneven_step(self) -> int:
+        """Return the step of most numbers if it is not that of all (0, 25, 50, 75, 110); 0 if there is none."""
+        steps = np.diff(self.numbers)
+        step = int(np.median(steps)) if len(steps) > 1 else 0
+        return step if step > self.stride and 2 * np.sum(np.abs(steps - step) <= 1) >= len(steps) else 0
+
     @property
     def stem(self) -> str:
         """Return the prefix without what separates it from the number."""
@@ -63,6 +70,7 @@ class FrameFolder:
         """Return the first and the last file, for messages."""
         first, last = int(self.numbers[0]), int(self.numbers[-1])
         steps = f" in steps of {self.stride}" if self.stride > 1 else ""
+        steps = f", mostly in steps of {self.uneven_step}" if self.uneven_step else steps
         return f"{len(self.numbers)} frames, {self.file_name(first)} to {self.file_name(last)}{steps}"
 
     def expected(self, first: int, stop: int) -> range:
@@ -82,13 +90,14 @@ class FrameFolder:
     def gaps(self, first: int, stop: int) -> tuple[int, ...] | None:
         """Return the expected numbers in [first, stop) without a file; None if no earlier frame could replace one.
 
-        Also None for numbers beyond the last file, or where more frames are missing than there are.
+        Also None for numbers beyond the last file, or where more frames are missing than there are, but for those
+        between uneven steps.
         """
         expected = self.expected(first, stop)
         low, high = np.searchsorted(self.numbers, [first, stop]).tolist()
         if not len(expected) or self.numbers[0] > expected[0] or self.numbers[-1] < expected[-1]:
             return None
-        if len(expected) > 2 * (high - low):
+        if len(expected) > 2 * (high - low) * max(1, self.uneven_step // self.stride):
             return None
         grid = np.arange(expected.start, expected.stop, expected.step)
         return tuple(np.setdiff1d(grid, self.numbers[low:high], assume_unique=True).tolist())

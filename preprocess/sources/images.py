@@ -15,9 +15,11 @@ from pathlib import Path, PurePosixPath
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
-from preprocess.sources.file_kinds import IMAGE_SUFFIXES, UNREAD_IMAGE_SUFFIXES
+from preprocess.sources.archives import is_compressed_list
+from preprocess.sources.fetched_files import Scratch
+from preprocess.sources.file_kinds import HEAD_BYTES, IMAGE_SUFFIXES, UNREAD_IMAGE_SUFFIXES, is_picture
 from preprocess.sources.folder_labels import infer_labels
-from preprocess.sources.roots import Listing, Root, Scratch
+from preprocess.sources.roots import Listing, Root
 from preprocess.sources.source import (
     PLAIN,
     SCRATCH,
@@ -34,6 +36,7 @@ from preprocess.sources.source import (
     shown,
     staying,
     unread,
+    unread_archives,
 )
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,9 @@ def image_files(
     if settings.fps or settings.source_fps or settings.segment_seconds or settings.segment_frames:
         raise ValueError("--fps, --source-fps, --segment-seconds and --segment-frames have no meaning for --images")
     roots = [opened(one, "--images takes folders and image files", scratch=scratch) for one in given]
+    for (root, path), one in zip(roots, given, strict=True):
+        if path and not is_picture(path):
+            is_compressed_list(root.head(path, HEAD_BYTES), path, str(one))
     names = given_label_names(reading, scratch=scratch)
     identity = [identified(root, path) for root, path in roots] + reading_identity(reading, names)
     return Source(tuple(root for root, _ in roots), "", identity, lambda: _request_images(roots, reading, names))
@@ -80,6 +86,7 @@ def _request_images(roots: Sequence[tuple[Root, str]], reading: Reading, label_n
             "%s: %d images, %d other files", path or root.where, len(names) + len(pictures), len(rest) - len(pictures)
         )
         notes += not_followed(root, listing.links, listing.loops) + other_files(root.name, others)
+        notes += unread_archives(root, others)
         names, refused = staying(listing, sorted([*names, *pictures]), reading)
         problems += [*refused, *strange, *map(_unread_picture, unreadable)]
         placed = infer_labels(names, labels=reading.labels)

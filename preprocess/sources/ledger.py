@@ -2,8 +2,9 @@
 
 In: a text file with one row a sample, `name first last [label ...]`, both frames included, as the seeds'
 README shows it (spaces, no header) or as their code took it (commas, with or without a header); columns in another
-order if a header or --columns names them; or `name total_frames [label ...]` for whole folders. Out: `LedgerRow`s with
-half-open ranges, and a `Problem` for every row that is no such thing. Inclusive ranges exist in this file only.
+order if a header or --columns names them; or `name total_frames [label ...]` for whole folders, and `name offset
+total_frames [label ...]` for parts, as mmaction2 has them. Out: `LedgerRow`s with half-open ranges, and a `Problem` for
+every row that is no such thing. Inclusive ranges exist in this file only.
 
     ledger = read_ledger(path.read_bytes(), "ledger.csv")
     print(ledger.dialect)       # ledger.csv: spaces, no header, 5 rows
@@ -38,6 +39,7 @@ _ROLES = {
     **dict.fromkeys(("first", "start", "begin", "from", "onset"), "first"),
     **dict.fromkeys(("last", "stop", "end", "to", "offset"), "last"),
     **dict.fromkeys(("folder", "dir", "directory", "frame_dir", "frame_folder", "frames_dir", "frames_path"), "path"),
+    **dict.fromkeys(("frame_offset", "offset_frames"), "offset"),
     **dict.fromkeys(("total_frames", "num_frames", "n_frames", "nframes", "frame_count", "frames"), "num_frames"),
 }
 _IN_ORDER = (("path", "video_id"), ("first",), ("last", "stop"))  # and labels after them
@@ -55,6 +57,7 @@ class LedgerRow:
     labels: tuple[str, ...]
     split: str = ""
     total: int = 0  # frames; 0 = first and stop say which
+    offset: int | None = None  # of the first of `total` from the folder's first frame; None = they are its first ones
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,11 @@ class Ledger:
     dialect: str
     width: int = 0  # fields of the longest row, if neither a header nor --columns has said what they are
 
-    @property
-    def as_totals(self) -> list[str]:
-        """Return the --columns that read it as mmaction2's lists of frame folders, `name total_frames [label ...]`."""
-        labels = ",".join(str(i + 1) for i in range(2, self.width))
-        return ["path=1", "total_frames=2", *([f"label={labels}"] if labels else [])]
+    def columns_of(self, *roles: str) -> list[str]:
+        """Return the --columns that read its first columns by these roles, and those after them as labels."""
+        labels = ",".join(str(i + 1) for i in range(len(roles), self.width))
+        named = [f"{role}={i + 1}" for i, role in enumerate(roles)]
+        return [*named, *([f"label={labels}"] if labels else [])]
 
 
 def read_ledger(
@@ -85,8 +88,8 @@ def read_ledger(
     """Read a ledger in the dialect that its lines show, or in the one that is named.
 
     A comma (tab, semicolon) in the first row is the delimiter, else blanks are; a first row whose second and
-    third fields are both words is a header. Byte-order mark, CRLF and empty lines are fine; quotes protect
-    blanks.
+    third fields are both words is a header. Byte-order mark, CRLF and empty lines are fine. Between blanks, a name
+    that comes first ends before the first number; quotes protect any blanks.
 
     Args:
         data: the file's bytes.
@@ -103,11 +106,14 @@ def read_ledger(
     character = DELIMITERS[delimiter] if delimiter != "auto" else sniff_delimiter(lines[0][1])
     records = [(number, split_line(text, character)) for number, text in lines]
     first = records[0][1]
-    has_header = header == "yes" or (header == "auto" and _is_header(first))
+    has_header = header == "yes" or (header == "auto" and _is_header(_with_name(first) if character == " " else first))
     if has_header:
         records = records[1:]
     if not records:
         raise LedgerError(f"{source}: no row, only a header; rows are `name first last label`")
+    begins_with_name = _role(first[0]) in _IN_ORDER[0] if has_header else not columns or "path=1" in columns
+    if character == " " and begins_with_name:
+        records = [(line, _with_name(fields)) for line, fields in records]
     named = _named_columns(first if has_header else [], records, columns, source)
     rows: list[LedgerRow] = []
     problems: list[Problem] = []
@@ -115,7 +121,7 @@ def read_ledger(
     for line, fields in records:
         row = _named_row(line, fields, named, allow_outside) if named else _parse_row(line, fields, allow_outside)
         if isinstance(row, LedgerRow):
-            earlier = seen.setdefault((row.name, row.first, row.stop, row.labels, row.total), line)
+            earlier = seen.setdefault((row.name, row.first, row.stop, row.labels, row.total, row.offset), line)
             if earlier != line:
                 row = Problem("duplicate_row", f"the same as line {earlier}", row.name, line)
         if isinstance(row, LedgerRow):
@@ -134,6 +140,12 @@ def _is_header(first: Sequence[str]) -> bool:
     if len(first) == 2:
         return all(map(_role, first))
     return len(first) > 2 and not any(_is_number(field) for field in first[1:3])
+
+
+def _with_name(fields: list[str]) -> list[str]:
+    """Return a row's fields with the words before the first number as one: a name that holds blanks."""
+    count = next((i for i, field in enumerate(fields) if i > 0 and _is_number(field)), 1)
+    return [" ".join(fields[:count]), *fields[count:]]
 
 
 def _role(name: str) -> str | None:
@@ -156,7 +168,10 @@ def _named_columns(
     width = max(len(fields) for _, fields in records)
     names = list(header) or [str(i + 1) for i in range(width)]
     said = given if header else [*given, *ignoring_others(given, width)]
-    columns = read_columns(names, said, source=source, records=records, other_names=_ROLES)
+    known = _ROLES
+    if "num_frames" in roles and "first" not in roles:  # beside an onset, the offset is the end
+        known = _ROLES | {"offset": "offset"}
+    columns = read_columns(names, said, source=source, records=records, other_names=known)
     at = columns.at
     understood = f"understood: {describe(at, names)}"
     if not at.keys() & {"path", "video_id"}:
@@ -164,7 +179,8 @@ def _named_columns(
     if not ("first" in at and at.keys() & {"last", "stop"}) and "num_frames" not in at:
         raise LedgerError(
             f"{source}: a ledger counts frames, and no columns say which; {understood}. Name them as in --columns "
-            "first=COLUMN last=COLUMN (both included), or total_frames=COLUMN for whole folders"
+            "first=COLUMN last=COLUMN (both included), total_frames=COLUMN for whole folders, or offset=COLUMN "
+            "total_frames=COLUMN for parts of them"
         )
     return columns
 
@@ -178,10 +194,13 @@ def _named_row(line: int, fields: list[str], columns: Columns, allow_outside: bo
         row = _parse_row(line, [name, first, last, *columns.all("label", fields)], allow_outside)
     else:
         row = _parse_row(line, [name, "0", one["num_frames"], *columns.all("label", fields)], allow_outside)
+        offset = one.get("offset", "0")
         if isinstance(row, LedgerRow) and row.stop == 1:
             row = Problem("bad_row", "0 frames", name, line)
+        elif not _is_number(offset) or int(offset) < 0:
+            row = Problem("bad_row", f"offset {offset!r} is not a whole number from 0", name, line)
         elif isinstance(row, LedgerRow):
-            row = replace(row, stop=0, total=row.stop - 1)
+            row = replace(row, stop=0, total=row.stop - 1, offset=int(offset) if "offset" in one else None)
     return replace(row, split=split_of(one.get("split", ""))) if isinstance(row, LedgerRow) else row
 
 
@@ -215,7 +234,7 @@ def _parse_row(line: int, fields: list[str], allow_outside: bool) -> LedgerRow |
             return Problem("bad_row", f"{what} frame {value!r} is not a whole number", name, line)
     first, last = int(start), int(end)
     if first < 0 or last < first:
-        return Problem("bad_row", f"frames {first} to {last}: negative or reversed", name, line)
+        return Problem("bad_row", f"frames {first} to {last} of {name!r}: negative or reversed", name, line)
     for label in labels:
         if _is_number(label) and not -1 <= int(label) <= MAX_ID:
             return Problem("bad_row", f"label {label} is out of range; leave it out, or give -1 for none", name, line)

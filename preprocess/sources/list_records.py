@@ -28,15 +28,6 @@ _MARKS = {  # byte-order marks; that of UTF-16 begins as that of UTF-32 does
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-ARCHIVES = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"7z\xbc\xaf": "7z",
-    b"Rar!": "rar",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
 BETWEEN = "\x1f"  # between the labels of a list in JSON or Parquet, in the one field that they become
 _QUOTED_LINES = 100  # most lines that one row with line breaks in quotes may take
 

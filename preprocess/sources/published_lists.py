@@ -1,39 +1,27 @@
-"""Lists in the forms in which datasets publish them become rows: Something-Something, ActivityNet, AVA, HMDB51.
+"""Lists as datasets publish them become rows: Something-Something, ActivityNet, AVA, HMDB51, Cholec80.
 
 Kinetics', EPIC-Kitchens', Charades' and UCF101's lists are tables whose columns `preprocess.sources.columns` knows, or
 plain rows of paths and labels.
 """
 
-import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
 from preprocess.problems import Problem
+from preprocess.sources.column_names import VIDEO_ROLES, plain, role_of
 from preprocess.sources.folder_labels import split_of
+from preprocess.sources.list_records import Record
+from preprocess.sources.list_tables import ListRow
 
 _BRACKETS = str.maketrans("", "", "[]")
 _HMDB = re.compile(r"(.+)_test_split[123]\.txt")
 _HMDB_SPLITS = {"0": "", "1": "train", "2": "test"}
+_OF_VIDEO = re.compile(r"(.+?)[-_](?:phases?|tools?|steps?)\.txt", re.IGNORECASE)
+_FRAME_NAMES = {"frame", "frames", "frame_number", "frame_no", "frame_id", "frame_idx", "frame_index"}
 _KEYFRAME_S = 0.5  # AVA annotates one frame a second; the second around it is the sample
-
-
-@dataclass(slots=True)
-class ListRow:
-    """A row of any list; `path` is empty if the row names a video: its file is the first that exists of `stems`."""
-
-    line: int
-    path: str
-    labels: tuple[str, ...] = ()
-    start_s: float = 0.0
-    stop_s: float = math.inf
-    split: str = ""
-    stems: tuple[str, ...] = ()
-    name: str = ""  # for messages, where there is no path
-    frames: tuple[int, int] | None = None  # instead of seconds: the first frame, and the one after the last
-    frames_too: tuple[int, int] | None = None  # the same beside seconds, which are taken
 
 
 Rows = tuple[list[ListRow], list[Problem], str]
@@ -130,13 +118,50 @@ def hmdb(records: Sequence[tuple[int, list[str]]], label: str) -> Rows:
     return rows, problems, f"HMDB51's split of {label}"
 
 
-def charades_actions(text: str, line: int, row: Callable[[str, float, float], ListRow]) -> list[ListRow | Problem]:
-    """Parse Charades' `c092 11.90 21.20;c147 0.00 12.60` into one row per action."""
-    parsed: list[ListRow | Problem] = []
-    for action in filter(None, map(str.strip, text.split(";"))):
-        try:
-            label, start, stop = action.split()
-            parsed.append(row(label, float(start), float(stop)))
-        except ValueError:
-            parsed.append(Problem("bad_row", f"{action!r}: not a class and two times", line=line))
-    return parsed or [Problem("no_action", "no action in it", line=line, expected=True)]
+def labelled_video(source: str) -> str:
+    """Return the video of Cholec80's video01-phase.txt or video01-tool.txt; empty for any other name."""
+    match = _OF_VIDEO.fullmatch(PurePosixPath(source).name)
+    return match[1] if match else ""
+
+
+def is_frame_labels(records: Sequence[Record]) -> bool:
+    """Return whether a table has a row per frame of one video: its number, and a label or columns of 0 and 1."""
+    (_, header), rows = records[0], [fields for _, fields in records[1:4]]
+    if plain(header[0]) not in _FRAME_NAMES or len(header) < 2 or role_of(header[1]) in VIDEO_ROLES:
+        return False
+    if not rows or not all(row[0].isdecimal() and len(row) == len(header) for row in rows):
+        return False
+    return len(header) == 2 or all(value in ("0", "1") for row in rows for value in row[1:])
+
+
+def frame_labels(records: Sequence[Record], source: str) -> Rows:
+    """Parse rows of a video's frames; consecutive ones of equal labels are one row. The video has the list's name."""
+    header = records[0][1]
+    stem = PurePosixPath(source).stem
+    stems = tuple(dict.fromkeys((labelled_video(source) or stem, stem)))
+    frames: list[tuple[int, int, tuple[str, ...]]] = []  # line, number, labels
+    problems: list[Problem] = []
+    for line, fields in records[1:]:
+        if len(fields) != len(header) or not fields[0].isdecimal():
+            problems.append(Problem("bad_row", f"not {', '.join(header)}", fields[0], line))
+        elif len(header) > 2 and not {*fields[1:]} <= {"0", "1"}:
+            problems.append(Problem("bad_row", f"not 0 or 1 in each of {', '.join(header[1:])}", fields[0], line))
+        elif frames and int(fields[0]) <= frames[-1][1]:
+            problems.append(Problem("bad_row", f"frame {fields[0]} after frame {frames[-1][1]}", fields[0], line))
+        elif len(header) > 2:
+            named = zip(header[1:], fields[1:], strict=True)
+            frames.append((line, int(fields[0]), tuple(name for name, value in named if value == "1")))
+        else:
+            frames.append((line, int(fields[0]), tuple(filter(None, fields[1:]))))
+    step = min((later[1] - earlier[1] for earlier, later in pairwise(frames)), default=1)
+    base = int(step == 1 and bool(frames) and frames[0][1] == 1)  # the number of the video's first frame
+    rows: list[ListRow] = []
+    for line, number, labels in frames:
+        begin, end = number - base, number - base + step
+        latest = rows[-1] if rows else None
+        if latest and latest.labels == labels and latest.frames and latest.frames[1] == begin:
+            latest.frames = latest.frames[0], end
+        else:
+            rows.append(ListRow(line, "", labels, stems=stems, name=stems[0], frames=(begin, end)))
+    every = "every frame" if step == 1 else f"every frame of {step}"
+    return rows, problems, f"labels of {every} of {stems[0]} in {len(rows)} spans, frames from {base}"

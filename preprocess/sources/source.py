@@ -24,10 +24,12 @@ from preprocess.plan.label_ids import LabelKind
 from preprocess.plan.label_names import LabelNames, read_label_names
 from preprocess.plan.plan import Request, ScanResult
 from preprocess.problems import Problem
+from preprocess.sources.archives import archives_among, how_to_unpack, unpacked
+from preprocess.sources.fetched_files import Scratch
 from preprocess.sources.file_kinds import HEAD_BYTES, count_by_suffix, is_picture, is_sidecar, kind_of
 from preprocess.sources.folder_labels import Labels
 from preprocess.sources.list_records import Delimiter, Header
-from preprocess.sources.roots import Listing, Root, Scratch, open_root
+from preprocess.sources.roots import Listing, Root, open_root
 from preprocess.sources.segments import LONG_FRAMES, LONG_SECONDS
 
 _AT_A_TIME = 16  # files whose first bytes are read at the same time
@@ -99,7 +101,7 @@ def given_label_names(reading: Reading, *, scratch: Scratch) -> LabelNames | Non
         return None
     root, path = opened(reading.label_names, "--label-names takes a file", scratch=scratch)
     path = path or "dataset.json"
-    names = read_label_names(root.read(path), reading.label_names)
+    names = read_label_names(unpacked(root.read(path), path), reading.label_names)
     return names if reading.label_base == "auto" else replace(names, base=int(reading.label_base))
 
 
@@ -202,6 +204,13 @@ def other_files(where: str, names: Sequence[str]) -> list[str]:
     if not names:
         return []
     return [f"{where}: {len(names)} other files are not read, {count_by_suffix(names)}{shortened(names)}"]
+
+
+def unread_archives(root: Root, names: Iterable[str]) -> list[str]:
+    """Return a warning of archives among files that are not read, with the command that unpacks one; or nothing."""
+    if not (archives := sorted(archives_among(names).values())):
+        return []
+    return [f"warning: {root.name}: {len(archives)} archives are not looked into; {how_to_unpack(root, archives[0])}"]
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -23,17 +23,23 @@ _ROUNDING_S = 1.0  # by which published spans miss the ends of their videos
 Facts = Mapping[tuple[int, str], Probed]
 
 
-def settled(one: VideoCandidate, known: VideoFacts) -> Request:
+def settled(one: VideoCandidate, known: VideoFacts, *, source_fps: float | None = None) -> Request:
     """Return the request with its span in seconds; without, if the file is shorter: then it is the span, already cut.
+
+    Args:
+        one: the request.
+        known: what the video announces.
+        source_fps: the rate of the frame numbers in lists; None = that of the video.
 
     Raises:
         MediaError: the span is in frames, and the video announces no rate.
     """
     if one.frames:
-        if not known.fps > 0:
-            raise MediaError("no_rate", "its span is in frames and it announces no frame rate: give seconds")
+        rate = source_fps or known.fps
+        if not rate > 0:
+            raise MediaError("no_rate", "its span is in frames and it announces no frame rate: give --source-fps")
         # Half a frame early, as pieces are cut: the time of a frame must not depend on rounding.
-        start_s, stop_s = ((number - 0.5) / known.fps for number in one.frames)
+        start_s, stop_s = ((number - 0.5) / rate for number in one.frames)
         return replace(
             one.request, start_s=max(0.0, start_s), stop_s=math.inf if one.frames[1] == MAX_FRAME else stop_s
         )
@@ -64,7 +70,32 @@ def check_units(candidates: Sequence[VideoCandidate], facts: Facts) -> None:
     )
 
 
-def span_notes(candidates: Sequence[VideoCandidate], facts: Facts) -> list[str]:
+def check_rates(candidates: Sequence[VideoCandidate], facts: Facts) -> None:
+    """Raise LedgerError if labels of all frames of a video end before its middle, or at twice its length, in most.
+
+    Then the numbers of the frames count another rate than the video's: that of a copy that was thinned out.
+    """
+    lists: dict[str, tuple[Request, int, VideoFacts]] = {}
+    for one, known in _known(candidates, facts):
+        if one.labels_all and one.frames and known.fps > 0 and known.duration_s > 0:
+            last = max(one.frames[1], lists[one.request.file][1] if one.request.file in lists else 0)
+            lists[one.request.file] = one.request, last, known
+    apart = [
+        (request, last, known)
+        for request, last, known in lists.values()
+        if not 0.5 <= last / known.fps / known.duration_s <= 2
+    ]
+    if 2 * len(apart) <= len(lists):
+        return
+    request, last, known = apart[0]
+    raise LedgerError(
+        f"{request.file}: its last label is that of frame {last - 1}, which is at {last / known.fps:.1f} s of "
+        f"{request.path}, and that has {known.duration_s:.1f} s at {known.fps:g} frames per second; if the numbers "
+        f"count another rate, give that as --source-fps; if it is right, give --source-fps {known.fps:g}"
+    )
+
+
+def span_notes(candidates: Sequence[VideoCandidate], facts: Facts, *, source_fps: float | None = None) -> list[str]:
     """Return notes on spans that end after their video, and on frames that disagree with the seconds beside them."""
     known = list(_known(candidates, facts))
     beyond = [one for one, file in known if not one.loose and not one.frames and _is_beyond(one, file)]
@@ -73,7 +104,7 @@ def span_notes(candidates: Sequence[VideoCandidate], facts: Facts) -> list[str]:
         request = beyond[0].request
         first = f"{request.file}, line {request.line}"
         notes.append(f"warning: {len(beyond)} spans end more than a second after their video, and end with it: {first}")
-    apart = [one for one, file in known if one.frames_too and _disagrees(one, file.fps)]
+    apart = [one for one, file in known if one.frames_too and _disagrees(one, source_fps or file.fps)]
     if apart:
         request = apart[0].request
         frames = "frames disagree with the seconds beside them, which are taken"

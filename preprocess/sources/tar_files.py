@@ -20,9 +20,10 @@ from typing import BinaryIO
 from mae3d.video.container import VIDEO_SUFFIXES
 from mae3d.video.errors import MediaError
 from preprocess.problems import Problem
+from preprocess.sources.fetched_files import Scratch, kept_files
 from preprocess.sources.file_kinds import HEAD_BYTES, is_picture, is_sidecar, is_system, kind_of
 from preprocess.sources.ledger import unsafe
-from preprocess.sources.roots import Listing, Root, Scratch, kept_files
+from preprocess.sources.roots import Listing, Root
 
 TAR_SUFFIX = ".tar"
 _COPIED_AT_ONCE = 1 << 20

@@ -7,12 +7,9 @@ collected.candidates, collected.problems, collected.notes
 
 import logging
 import math
-import re
-import unicodedata
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import PurePosixPath
 
 from mae3d.io.storage import is_url
@@ -20,20 +17,29 @@ from mae3d.video.container import VIDEO_SUFFIXES
 from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Request
 from preprocess.problems import Problem
+from preprocess.sources.archives import list_name
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.ledger import unsafe
-from preprocess.sources.published_lists import ListRow
+from preprocess.sources.list_tables import ListRow, VideoList
+from preprocess.sources.listed_videos import ListedVideos
+from preprocess.sources.published_lists import labelled_video
 from preprocess.sources.roots import Folder, Root
-from preprocess.sources.source import Reading, not_followed, other_files, shown, staying, unread
+from preprocess.sources.source import (
+    Reading,
+    not_followed,
+    other_files,
+    shortened,
+    shown,
+    staying,
+    unread,
+    unread_archives,
+)
 from preprocess.sources.tar_files import TAR_SUFFIX, Archive, read_tar
-from preprocess.sources.video_lists import VideoList
 from preprocess.workers.executors import map_over_workers
 
 log = logging.getLogger(__name__)
 
 TAKEN_SUFFIXES = VIDEO_SUFFIXES | {TAR_SUFFIX}  # what is no list
-
-_ABSOLUTE = re.compile(r"/|[A-Za-z]:[/\\]|\\\\")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class VideoCandidate:
     loose: bool = False  # its span is of the video that the file may have been cut from already
     frames: tuple[int, int] | None = None  # its span, half-open, until the rate of the video is known
     frames_too: tuple[int, int] | None = None  # its span in frames, where seconds are taken
+    labels_all: bool = False  # its list has labels of all frames of the video
     without_unit: tuple[str, ...] = ()  # the columns of its span, if they may count frames
 
 
@@ -122,8 +129,11 @@ def _collect_tree(entry: Given, reading: Reading, workers: int, collected: Colle
     names = sorted([*names, *videos])
     num_videos = sum(_suffix(name) != TAR_SUFFIX for name in names)
     log.info("%s: %d videos, %d other files", entry.root.where, num_videos, len(rest) - len(videos))
-    for note in (*not_followed(entry.root, listing.links, listing.loops), *other_files(entry.root.name, others)):
+    linked = not_followed(entry.root, listing.links, listing.loops)
+    for note in (*linked, *other_files(entry.root.name, others), *unread_archives(entry.root, others)):
         collected.note(note)
+    if not names and (lists := [name for name in others if labelled_video(list_name(name))]):
+        collected.note(f"{len(lists)} lists of labels are read if --root says where the videos lie{shortened(lists)}")
     collected.problems += [*refused, *strange]
     files = [name for name in names if _suffix(name) != TAR_SUFFIX]
     tars = [name for name in names if _suffix(name) == TAR_SUFFIX]
@@ -177,119 +187,12 @@ def _look_into(root: Root, label_key: str, tar: str) -> Archive | MediaError:
         return error
 
 
-@dataclass
-class _Videos:
-    """The videos below a root by their names; listed at first use."""
-
-    root: Root
-    follow: bool  # linked folders too
-    num_respelled: int = 0  # rows whose file was found under another spelling
-    num_moved: int = 0  # rows with an absolute path whose end is a path below the root
-    moved_from: str = ""  # where those paths begin
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return [name for name in self.root.files(follow=self.follow).names if _suffix(name) in VIDEO_SUFFIXES]
-
-    @cached_property
-    def _by_stem(self) -> dict[str, list[str]]:
-        """Return the files by their names without suffix, with and without their folder."""
-        stems: dict[str, list[str]] = defaultdict(list)
-        for name in self._names:
-            path = PurePosixPath(name)
-            for stem in {path.stem, str(path.with_suffix(""))}:
-                stems[stem].append(name)
-        return dict(stems)
-
-    @cached_property
-    def _by_spelling(self) -> dict[str, list[str]]:
-        spellings: dict[str, set[str]] = defaultdict(set)
-        for stem, names in self._by_stem.items():
-            spellings[_spelling(stem)].update(names)
-        for name in self._names:
-            spellings[_spelling(name)].add(name)
-        return {spelling: sorted(names) for spelling, names in spellings.items()}
-
-    def find(self, row: ListRow) -> str:
-        """Return the file of a row: its path, its path in another spelling, or the video that it names.
-
-        Of several videos of one name, it is the one in the folder of the row's label.
-
-        Raises:
-            MediaError: there is none, or there are several.
-        """
-        is_there = (self.root.path / row.path).is_file() if isinstance(self.root, Folder) else not row.stems
-        if row.path and is_there:
-            return row.path
-        named = [paths for stem in row.stems if (paths := self._by_stem.get(stem))]
-        paths = named[0] if named else []
-        if not paths and row.path and isinstance(self.root, Folder):
-            plain = str(PurePosixPath(row.path.replace("\\", "/")))
-            if (self.root.path / plain).is_file():
-                paths = [plain]
-            elif paths := self._moved(plain):
-                self.num_moved += 1
-            else:
-                paths = self._by_spelling.get(_spelling(plain), [])
-                self.num_respelled += len(paths) == 1
-        label = _plain(row.labels[0]) if row.labels else ""
-        if exact := [path for path in paths if str(PurePosixPath(path).with_suffix("")) in row.stems]:
-            paths = exact
-        if len(paths) > 1:
-            paths = [path for path in paths if label in map(_plain, path.split("/")[:-1])] or paths
-        if len(paths) == 1:
-            return paths[0]
-        if paths:
-            raise MediaError("ambiguous_file", f"it could be {' or '.join(paths[:3])}; give the whole path")
-        raise MediaError("missing_file", self._why_missing(row))
-
-    def _moved(self, path: str) -> list[str]:
-        """Return the file below the root that an absolute path of another machine or folder means, or nothing.
-
-        The first such path that ends as a file below the root does shows what the others begin with.
-        """
-        if not _ABSOLUTE.match(path) or not isinstance(self.root, Folder):
-            return []
-        parts = path.split("/")
-        if not self.moved_from:
-            tails = (i for i in range(1, len(parts)) if (self.root.path / "/".join(parts[i:])).is_file())
-            if (begin := next(tails, 0)) == 0:
-                return []
-            self.moved_from = "/".join(parts[:begin]) + "/"
-        tail = path.removeprefix(self.moved_from)
-        return [tail] if tail != path and (self.root.path / tail).is_file() else []
-
-    def _why_missing(self, row: ListRow) -> str:
-        """Return where a row's file was looked for, how the row was understood, and the options that help."""
-        where = self.root.where
-        understood = f"the path {row.path!r}" if row.path else f"the video {row.name!r}"
-        understood += f" with the labels {', '.join(row.labels)}" if row.labels else " without labels"
-        remedy = f"the row is read as {understood}; --root begins paths elsewhere, --columns names other columns"
-        if isinstance(self.root, Folder) and row.path and (self.root.path / row.path).is_dir():
-            return f"{self.root.path / row.path} is a folder; frame folders are read with --frames {where} --ledger"
-        if row.stems:
-            return f"no {' or '.join(row.stems)} with a video's suffix below {where}; {remedy}"
-        stem = PurePosixPath(row.path.replace("\\", "/")).stem
-        there = f", but there is {named[0]}" if (named := self._by_stem.get(stem)) else ""
-        file = f"{where}/{row.path}" if not _ABSOLUTE.match(row.path) else row.path
-        return f"no file {file}{there}; paths begin at {where}; {remedy}"
-
-
-def _spelling(name: str) -> str:
-    """Return what names that differ in letter case or in how Unicode composes their accents have in common."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _plain(label: str) -> str:
-    return label.replace("_", " ").strip().lower()
-
-
 def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, collected: Collected) -> None:
     read = entry.read
     assert read is not None, "a list"
     collected.note(read.dialect)
     collected.problems += [replace(problem, file=entry.path) for problem in read.problems]
-    videos = _Videos(entry.root, reading.allow_outside)
+    videos = ListedVideos(entry.root, reading.allow_outside)
     by_folder = reading.labels == "folder" and not any(row.labels for row in read.rows)
     absent = 0
     for row in read.rows:
@@ -312,7 +215,7 @@ def _collect_list(entry: Given, stores: Mapping[str, int], reading: Reading, col
         request = Request("video", root, path, row.path or path, labels, entry.path, row.line)
         request.start_s, request.stop_s, request.split = row.start_s, row.stop_s, row.split
         whole_numbers = row.start_s % 1 == 0 and (math.isinf(row.stop_s) or row.stop_s % 1 == 0)
-        candidate = VideoCandidate(request, read.published, row.frames, row.frames_too)
+        candidate = VideoCandidate(request, read.published, row.frames, row.frames_too, read.labels_all)
         candidate.without_unit = read.without_unit if whole_numbers else ()
         collected.candidates.append(candidate)
     if videos.num_moved:

@@ -15,10 +15,12 @@ from mae3d.video.errors import MediaError
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
+from preprocess.sources.archives import is_compressed_list, list_name, unpacked
+from preprocess.sources.fetched_files import Scratch
 from preprocess.sources.file_kinds import HEAD_BYTES, kind_of
-from preprocess.sources.list_records import ARCHIVES
 from preprocess.sources.probing import Probed, probe
-from preprocess.sources.roots import Folder, Remote, Root, Scratch
+from preprocess.sources.published_lists import labelled_video
+from preprocess.sources.roots import Folder, Remote, Root
 from preprocess.sources.segments import video_pieces
 from preprocess.sources.source import (
     PLAIN,
@@ -33,7 +35,7 @@ from preprocess.sources.source import (
     reading_identity,
     same_names,
 )
-from preprocess.sources.spans import check_units, settled, span_notes
+from preprocess.sources.spans import check_rates, check_units, settled, span_notes
 from preprocess.sources.tar_files import WithTars
 from preprocess.sources.video_listing import TAKEN_SUFFIXES, Collected, Given, VideoCandidate, collect, store_of
 from preprocess.sources.video_lists import read_list
@@ -55,7 +57,7 @@ def video_files(
     """Return a request for every piece of videos in folders (walked, sorted), tars, lists, or named one by one.
 
     Args:
-        given: paths or URLs.
+        given: paths or URLs; with a root for the paths of lists, folders of one list per video too.
         settings: rates and cuts.
         reading: dialect, labels and where the paths of lists begin.
         scratch: room for what is fetched.
@@ -68,14 +70,18 @@ def video_files(
     base = opened(reading.root, "--root takes a folder", scratch=scratch)[0] if reading.root else None
     names = given_label_names(reading, scratch=scratch)
     entries: list[Given] = []
-    for number, one in enumerate(given):
+    for one in given:
         root, path = opened(one, remedy, scratch=scratch)
-        if _is_list(root, path):
-            data = root.read(path)
-            read = read_list(data, path, delimiter=reading.delimiter, header=reading.header, columns=reading.columns)
-            entries.append(Given(number, base or root, path, data, read))
-        else:
-            entries.append(Given(number, WithTars(root, scratch), path))
+        lists = [path] if _is_list(root, path, str(one)) else _frame_labels(root) if base and not path else []
+        for name in lists:
+            data = unpacked(root.read(name), str(one) if path else f"{one}/{name}")
+            read = read_list(data, name, delimiter=reading.delimiter, header=reading.header, columns=reading.columns)
+            entries.append(Given(len(entries), base or root, name, data, read))
+        if not lists:
+            entries.append(Given(len(entries), WithTars(root, scratch), path))
+    rows = (row for entry in entries if entry.read for row in entry.read.rows)
+    if settings.source_fps and not any(row.frames or row.frames_too for row in rows):
+        raise ValueError("--source-fps is the rate of frame numbers in lists, and none are given; videos have a clock")
     stores = _stores(entries)
     roots = (*(entry.root for entry in entries), *(Remote(Storage(url), scratch) for url in stores))
     identity = [identified(entry.root, entry.path, entry.data) for entry in entries]
@@ -90,15 +96,29 @@ def video_files(
     return Source(roots, list_name, [*identity, *reading_identity(reading, names)], find)
 
 
-def _is_list(root: Root, path: str) -> bool:
-    """Return whether a file is a list: by its name, or by its first bytes neither video nor unknown binary data."""
+def _is_list(root: Root, path: str, given: str) -> bool:
+    """Return whether a file is a list: by its name, or by its first bytes neither video nor unknown binary data.
+
+    Raises:
+        LedgerError: it is an archive of something else.
+    """
     suffix = PurePosixPath(path).suffix.lower()
     if not path or suffix in TAKEN_SUFFIXES:
         return False
     if suffix in _LIST_SUFFIXES:
         return True
     head = root.head(path, HEAD_BYTES)
-    return kind_of(head) != "video" and (b"\0" not in head or head.startswith((b"PAR1", *ARCHIVES)))
+    if is_compressed_list(head, path, given):
+        return True
+    return kind_of(head) != "video" and (b"\0" not in head or head.startswith(b"PAR1"))
+
+
+def _frame_labels(root: Root) -> list[str]:
+    """Return the lists of a folder that holds one per video with labels of its frames, and no video."""
+    names = root.files().names
+    if any(PurePosixPath(name).suffix.lower() in TAKEN_SUFFIXES for name in names):
+        return []
+    return [name for name in names if labelled_video(list_name(name))]
 
 
 def _stores(entries: Sequence[Given]) -> dict[str, int]:
@@ -117,6 +137,8 @@ def _cut(
     candidates = [one for one in collected.candidates if id(one.request) in good]
     facts = _facts(candidates, roots, settings, workers)
     check_units(candidates, facts)
+    if settings.source_fps is None:
+        check_rates(candidates, facts)
     made: list[Request] = []
     pieces: list[int] = []
     for one in candidates:
@@ -128,14 +150,19 @@ def _cut(
             if known is None or (settings.whole and not one.loose and not one.frames):
                 cut = [request]
             else:
-                cut = video_pieces(settled(one, known), known, settings)
+                cut = video_pieces(settled(one, known, source_fps=settings.source_fps), known, settings)
         except MediaError as error:
             file = request.file if request.line > 0 else ""
             problems.append(Problem(error.reason, str(error), request.name, request.line, file))
             continue
         pieces.append(len(cut))
         made += cut
-    notes = [*collected.notes, *span_notes(candidates, facts), *cut_notes(pieces), *same_names(made)]
+    notes = [
+        *collected.notes,
+        *span_notes(candidates, facts, source_fps=settings.source_fps),
+        *cut_notes(pieces),
+        *same_names(made),
+    ]
     return ScanResult(made, problems, notes, label_names)
 
 

@@ -182,7 +182,8 @@ def test_a_failure_in_the_middle_leaves_nothing(run: Path, tmp_path: Path, monke
 
 def test_the_licence_of_the_weights_it_started_from(tmp_path: Path) -> None:
     foreign = tmp_path / "start.pth"
-    torch.save({"model": to_foreign(MAE(CONFIG).state_dict(), CONFIG, format="mae_st")}, foreign)
+    state = to_foreign(MAE(CONFIG).state_dict(), CONFIG, format="mae_st")
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}, foreign)
     start = export.export(make_run(tmp_path / "first", MAE(CONFIG)), tmp_path / "start", licence="MIT, by A. N. Other")
     for number, (init, expected) in enumerate(
         [("", "trained from scratch"), (str(foreign), "CC BY-NC 4.0"), (str(start), "MIT, by A. N. Other"),

@@ -1,11 +1,16 @@
 """The documentation holds: links, pictures, blocks of Python, the fault table, the names of rooms and of the API."""
 
+import ast
 import configparser
+import fnmatch
+import io
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 
@@ -27,6 +32,14 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 OTHERS_OPTIONS = {
     *("--hostfile", "--master_addr", "--no_ssh", "--node_rank", "--num_gpus", "--nproc-per-node", "--no-deps"),
     *("--gpus", "--ipc", "--read-only", "--rm", "--shm-size", "--tmpfs", "--user"),
+}
+# What sources name beside those, and whose it is.
+NAMED_IN_SOURCES = {
+    *("--accent", "--bar", "--ink", "--line", "--soft"),  # variables of CSS
+    *("--cpus", "--cpus-per-task", "--logdir", "--query-gpu"),  # docker, SLURM, TensorBoard, nvidia-smi
+    *("--local_rank", "--master-port", "--master_port"),  # what deepspeed and torchrun add
+    *("--model-ema-warmup",),  # timm's
+    *("--some-key", "--some_key"),  # any option, in the two ways to spell it
 }
 NOT_RUN = "# not run: "  # the first line of a block that needs more than the folder of `workplace`
 
@@ -71,22 +84,54 @@ def test_a_block_of_python_runs_as_it_stands(code: str, workplace: Path) -> None
     exec(compile(code, "block", "exec"), {"__name__": "block"})
 
 
-def test_every_option_of_the_pages_exists(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """Return the options of all commands, from their help."""
     mains: list[tuple[str, list[str]]] = [(f"launch.{path.stem}", []) for path in (ROOT / "launch").glob("[!_]*.py")]
     mains += [
         ("preprocess.__main__", [job]) for job in ("build", "merge", "split", "verify", "report", "inspect", "demo")
     ]
     mains += [("mae3d.metrics", ["plot"]), ("mae3d.checkpoint", ["inspect"])]
-    for module, arguments in mains:
-        with pytest.raises(SystemExit):
-            import_module(module).main([*arguments, "--help"])
-    known = set(re.findall(r"--[\w.-]+", capsys.readouterr().out)) | OTHERS_OPTIONS
+    with redirect_stdout(io.StringIO()) as shown:
+        for module, arguments in mains:
+            with pytest.raises(SystemExit):
+                import_module(module).main([*arguments, "--help"])
+    return set(re.findall(r"--[\w.-]+", shown.getvalue()))
+
+
+def test_every_option_of_the_pages_exists(options: set[str]) -> None:
+    known = options | OTHERS_OPTIONS
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if page.name == "migration.md":  # the last column is ours
             text = "\n".join(line.split("|")[-2] for line in text.splitlines() if line.startswith("| "))
         used = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text))
         assert used <= known, f"{page.name}: {sorted(used - known)}"
+
+
+def strings_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the strings of a source with their lines; * for what is filled in."""
+    parts: set[ast.expr] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts.update(node.values)
+            yield node.lineno, "".join(str(one.value) if isinstance(one, ast.Constant) else "*" for one in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
+            yield node.lineno, node.value
+
+
+def test_every_option_of_the_messages_and_docstrings_exists(options: set[str]) -> None:
+    known, unknown = options | OTHERS_OPTIONS | NAMED_IN_SOURCES, []
+    for package in ("mae3d", "pipelines", "preprocess", "launch"):
+        for path in (ROOT / package).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            for line, string in strings_of(ast.parse(text)) if re.search("--[a-z]", text) else ():
+                unknown += [
+                    f"{path.relative_to(ROOT)}:{line}: {option}"
+                    for option in re.findall(r"(?<![\w-])--[a-z][\w.*-]*[\w*]", string)
+                    if option not in known and not ("*" in option and fnmatch.filter(known, option))
+                ]
+    assert not unknown
 
 
 def test_the_readme_fits_on_a_few_screens() -> None:

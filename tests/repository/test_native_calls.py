@@ -8,10 +8,10 @@ tests/pipelines/decoding/test_crops.py.
 """
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
-ROOT = Path(__file__).parents[2]
+from tests.support.calls import expressions_in, expressions_of
+
 PACKAGES = ("mae3d", "preprocess", "pipelines", "launch")
 
 # The last part of a call's name; what C is given is a pointer, a stride or a length, or memory comes without values.
@@ -133,22 +133,15 @@ SAFE = {
 }
 
 
-def native_calls() -> Iterator[str]:
-    """Yield `module.function call` for each call into C of the four packages."""
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            yield from calls_in(ast.parse(path.read_text()), module)
+def native_calls() -> set[str]:
+    """Return `module.function call` of each call into C of the four packages."""
+    return set(calls_in(expressions_of(PACKAGES)))
 
 
-def calls_in(tree: ast.AST, where: str) -> Iterator[str]:
-    for node in ast.iter_child_nodes(tree):
-        inside = where
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            inside = f"{where}.{node.name}"
-        if isinstance(node, ast.Call | ast.Attribute) and (name := native_name(node)):
-            yield f"{inside} {name}"
-        yield from calls_in(node, inside)
+def calls_in(expressions: Iterable[tuple[str, ast.expr]]) -> Iterator[str]:
+    for where, found in expressions:
+        if isinstance(found, ast.Call | ast.Attribute) and (name := native_name(found)):
+            yield f"{where} {name}"
 
 
 def native_name(node: ast.Call | ast.Attribute) -> str:
@@ -163,7 +156,7 @@ def native_name(node: ast.Call | ast.Attribute) -> str:
 
 
 def test_fault_44_every_call_into_c_has_its_reason() -> None:
-    found = set(native_calls())
+    found = native_calls()
     assert not found - SAFE.keys(), "look up what these require, for odd and tiny sizes too, and add the reason"
     assert not SAFE.keys() - found, "these are no more"
 
@@ -179,11 +172,11 @@ class A:
             return [simplejpeg.encode_jpeg(p) for p in self.frame.planes]
         return torch.ops.aten.add.out(g())
 """
-    assert set(calls_in(ast.parse(source), "m")) == {
+    assert set(calls_in(expressions_in(ast.parse(source), "m"))) == {
         *("m frombuffer", "m.A.f memmap", "m.A.f empty", "m.A.f torch.ops.aten.add.out"),
         *("m.A.f.g simplejpeg.encode_jpeg", "m.A.f.g planes"),
     }
 
 
 if __name__ == "__main__":
-    print(*sorted(set(native_calls())), sep="\n")
+    print(*sorted(native_calls()), sep="\n")

@@ -52,12 +52,12 @@ SAFE = {
         "preprocess.sources.source.unread",
     ),
     "the caller's own list of fetched files, which it does not touch until all threads are done; each fetches "
-    "another": ("preprocess.sources.roots.Kept.hold",),
+    "another": ("preprocess.sources.fetched_files.Kept.hold",),
     "tasks of their own; a decoder and a scratch of its own for each thread (threading.local); the list of "
     "decoders is read when the threads are done, or to stop them": ("preprocess.workers.executors.local_workers",),
     "nothing: each check makes what it looks at": ("launch.doctor.examine",),
     "at the end of an object only its own folder or child, which nobody else has": (
-        "preprocess.sources.roots.kept_files",
+        "preprocess.sources.fetched_files.kept_files",
         "preprocess.workers.decoder._Child.__init__",
     ),
 }

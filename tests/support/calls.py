@@ -4,7 +4,7 @@ functions_with(lambda call: name_of(call) == "unlink")      # ─► {"preproces
 """
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,21 @@ def name_of(call: ast.Call) -> str:
 
 def functions_with(wanted: Callable[[Any], bool], *, kind: type[ast.expr] = ast.Call) -> set[str]:
     """The functions, as module.Class.function, in which there is such a call, or such an expression of another kind."""
-    found: set[str] = set()
-    for package in PACKAGES:
+    return {where for where, found in expressions_of(PACKAGES) if isinstance(found, kind) and wanted(found)}
+
+
+def expressions_of(packages: Sequence[str]) -> Iterator[tuple[str, ast.expr]]:
+    """Yield all expressions of packages with the module.Class.function in which they stand."""
+    for package in packages:
         for path in sorted((ROOT / package).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            found |= {
-                where
-                for where, found_there in _expressions(ast.parse(path.read_text(encoding="utf-8")), module)
-                if isinstance(found_there, kind) and wanted(found_there)
-            }
-    return found
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            yield from expressions_in(ast.parse(path.read_text(encoding="utf-8")), module)
 
 
-def _expressions(node: ast.AST, where: str) -> Iterator[tuple[str, ast.expr]]:
+def expressions_in(node: ast.AST, where: str) -> Iterator[tuple[str, ast.expr]]:
+    """Yield all expressions below a node; decorators and defaults stand in their function."""
     for child in ast.iter_child_nodes(node):
         is_named = isinstance(child, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)
         if isinstance(child, ast.expr):
             yield where, child
-        yield from _expressions(child, f"{where}.{child.name}" if is_named else where)  # type: ignore[attr-defined]
+        yield from expressions_in(child, f"{where}.{child.name}" if is_named else where)  # type: ignore[attr-defined]

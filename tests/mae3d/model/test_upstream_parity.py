@@ -19,7 +19,7 @@ from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.training.optim import finetune_groups
 from mae3d.weights.convert import encoder_from_foreign, from_foreign, to_foreign
-from mae3d.weights.formats import autoencoder_rules
+from mae3d.weights.rules import autoencoder_rules
 
 GOLDEN = Path(os.environ.get("MAE3D_GOLDEN", Path(__file__).parents[2] / "golden"))
 OUTPUT_TOLERANCE = 1e-5  # float32: absolute where values are below 1, relative above

@@ -1,13 +1,9 @@
-"""Checkpoints on a thread: what is written while training goes on, what a failure costs, what a kill leaves."""
+"""Checkpoints on a thread: what is written while training goes on, what a failure costs."""
 
 import errno
 import logging
-import multiprocessing
 import os
-import random
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,79 +17,11 @@ import torch.distributed as dist
 from torch import nn
 
 from mae3d.checkpoints import format as checkpoint
-from mae3d.checkpoints.format import Slice, SliceReader
-from mae3d.distributed import RankInfo, World
-from mae3d.model.config import MAEConfig
-from mae3d.model.mae import MAE
-from mae3d.tracking.run_dir import Run
+from mae3d.checkpoints.format import Slice
+from mae3d.distributed import World
 from mae3d.training import saver
-from mae3d.training.saver import Saver
-from mae3d.weights.files import load_model
 from tests.support.ranks import run_ranks
-
-CONFIG = MAEConfig(
-    preset="mae_vit_tiny_patch16", img_size=16, num_frames=2, patch_size=8, embed_dim=12, depth=1, num_heads=2,
-    decoder_embed_dim=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
-)  # fmt: skip
-NORM = "encoder.norm.weight"
-
-
-class StandIn:
-    """What a Saver asks of an Engine, without DeepSpeed: every value of the weights and moments is `value`."""
-
-    kind = "master"
-
-    def __init__(self, *, rank: int = 0, size: int = 1):
-        self.shapes = {name: parameter.shape for name, parameter in MAE(CONFIG).named_parameters()}
-        self.optimizer_step = 0
-        self._rank, self._size = rank, size
-        self._tensors = {name: torch.zeros(shape.numel()) for name, shape in self.shapes.items()}
-
-    def set(self, value: float) -> None:
-        self.optimizer_step = int(value)
-        for tensor in self._tensors.values():
-            tensor.fill_(value)
-
-    def slices(self) -> Iterator[Slice]:
-        for name, tensor in self._tensors.items():
-            first, last = (len(tensor) * part // self._size for part in (self._rank, self._rank + 1))
-            if first < last:
-                mine = tensor[first:last]
-                yield Slice(name, first, last, {"master": mine, "exp_avg": mine, "exp_avg_sq": mine})
-
-    def load(self, reader: SliceReader, *, optimizer_step: int) -> None:
-        for name, tensor in self._tensors.items():
-            tensor.copy_(reader.whole(name, "master"))
-        self.optimizer_step = optimizer_step
-
-
-def alone() -> World:
-    """A world of this process only, joined."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    return World(RankInfo(), torch.device("cpu"), dist.new_group(backend="gloo"))
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    yield alone()
-    dist.destroy_process_group()
-
-
-def make(run: Path, world: World, **options: Any) -> Saver:
-    run.mkdir(exist_ok=True)
-    return Saver(Run(run), world, model_config=CONFIG, **{"keep_last": 2, "keep_every": 0, **options})
-
-
-def value_of(run: Path) -> float:
-    """What all weights of the newest checkpoint are, after every byte was verified."""
-    folder = checkpoint.newest(run)
-    assert folder is not None
-    reader = SliceReader(folder)
-    values = {float(v) for name, _ in MAE(CONFIG).named_parameters() for v in reader.whole(name, "master")}
-    assert len(values) == 1
-    assert float(load_model(folder).state_dict()[NORM][0]) == min(values)
-    assert checkpoint.read_state(folder)["step"] == min(values)
-    return min(values)
+from tests.support.savings import StandIn, make, value_of
 
 
 def no_space(*arguments: Any, **named: Any) -> Any:
@@ -289,108 +217,6 @@ def test_fault_35_all_processes_agree_on_a_failure_of_one_and_stop_together(tmp_
     assert first == second == [(1, 0), (2, 1), (3, 0), (4, 1), (5, 2), (errno.EROFS, staged)]
     assert (counts, others) == ({"failed_saves": 4}, {"failed_saves": 0})
     assert value_of(run) == 3
-
-
-class Killed:
-    """Audit hook that kills its process at the n-th operation on files below a folder, in whichever thread."""
-
-    EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
-
-    def __init__(self, folder: Path, at: int):
-        self._folder, self._left = str(folder), at
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in self.EVENTS and str(arguments[0]).startswith(self._folder):
-            self._left -= 1
-            if self._left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _train_until_killed(run: Path, at: int, steps: int) -> None:
-    torch.set_num_threads(1)
-    world, engine = alone(), StandIn()
-    sys.addaudithook(Killed(run, at))
-    with make(run, world) as saving:
-        state = saving.resume(engine)
-        first = state["step"] + 1 if state else 1
-        for step in range(first, first + steps):
-            engine.set(step)
-            saving.save(engine, {}, step=step, score=random.Random(step).random())
-            (run / "reached").write_text(str(step - 1))  # the one before is there: it was waited for
-
-
-def kill_at_every(run: Path, points: Iterator[int]) -> int:
-    """Children that are killed at these operations, one after the other, in the same run; how many were killed."""
-    context, kills = multiprocessing.get_context("fork"), 0
-    for at in points:
-        child = context.Process(target=_train_until_killed, args=(run, at, 4))
-        child.start()
-        child.join(120)
-        kills += child.exitcode == -signal.SIGKILL
-        if (run / "checkpoints").is_dir() and list((run / "checkpoints").glob("step-*")):
-            reached = (run / "reached").read_text() if (run / "reached").exists() else ""
-            assert value_of(run) >= int(reached or 0)
-            best = checkpoint.pointed(run, "best")
-            if best is not None:
-                checkpoint.verify(run / "checkpoints" / best)
-        if child.exitcode == 0:
-            return kills
-        assert child.exitcode == -signal.SIGKILL
-    return kills
-
-
-@pytest.mark.slow
-def test_fault_30_a_kill_during_any_save_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
-    assert kill_at_every(tmp_path, iter(range(5, 150, 13))) >= 8
-
-
-@pytest.mark.soak
-def test_fault_30_a_kill_at_every_file_operation_of_four_saves(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    kills = kill_at_every(tmp_path, iter(range(1, 2000)))
-    with capsys.disabled():
-        print(f"\nkilled at each of {kills} file operations of resuming and four saves: every time a whole checkpoint")
-    assert kills > 80
-
-
-def _write_slowly(run: Path) -> None:
-    write = checkpoint.stream_tensors
-
-    def stream(shapes: Any, read: Any, path: Path, **named: Any) -> str:
-        def slow(name: str) -> torch.Tensor:
-            time.sleep(0.01)
-            (run / "writing").touch()
-            return read(name)
-
-        return write(shapes, slow, path, **named)
-
-    world, engine = alone(), StandIn()
-    saving = make(run, world)
-    engine.set(1)
-    saving.save(engine, {}, step=1)
-    saving.wait()
-    checkpoint.stream_tensors = stream
-    engine.set(2)
-    saving.save(engine, {}, step=2)
-    time.sleep(60)
-
-
-def test_fault_30_a_kill_while_the_thread_writes_leaves_half_a_file_that_is_swept(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    child = multiprocessing.get_context("fork").Process(target=_write_slowly, args=(tmp_path,))
-    child.start()
-    end = time.monotonic() + 60
-    while not (tmp_path / "writing").exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    child.kill()
-    child.join()
-    assert len(list((tmp_path / "checkpoints").glob(".staged-*/.tmp-*-rank-*"))) == 1
-    engine = StandIn()
-    state = make(tmp_path, request.getfixturevalue("world")).resume(engine)  # joined after the fork
-    assert state is not None
-    assert state["step"] == 1
-    assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
 class Trained(StandIn):

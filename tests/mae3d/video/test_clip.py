@@ -1,8 +1,10 @@
 """mae3d.video.clip: the right frames of a video, upright and square, as the pipeline would cut them."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -107,3 +109,17 @@ def test_a_giant_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "open_video", lambda path: open_video(path, max_pixels=64 * 48 - 1))
     with pytest.raises(VideoError, match=r"a\.mp4: too large.*scale the video down"):
         read_clip(path, CONFIG)
+
+
+@pytest.mark.parametrize("size", [(4, 2), (3, 2), (2, 3), (1, 1)])
+def test_a_bayer_pattern_that_is_not_whole_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    """swscale's assertion would end the process: a training's, too."""
+    path, frame = tmp_path / "a.nut", av.VideoFrame(*size, "bayer_rggb8")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("rawvideo", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, "bayer_rggb8"
+        frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+        container.mux(stream.encode(frame))
+    refused = pytest.raises(VideoError, match=rf"a\.nut: bayer_rggb8 frames of {size[0]}x{size[1]} pixels: .*crop")
+    with refused if size != (4, 2) else nullcontext():
+        assert read_clip(path, CONFIG).shape == (1, 4, 64, 64, 3)

@@ -81,14 +81,6 @@ def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_a_truncated_file_is_refused(model: MAE, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_model(model, path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match=r"model\.safetensors"):
-        load_model(path)
-
-
 def test_weights_that_do_not_fit_their_config_are_refused(model: MAE, tmp_path: Path) -> None:
     state = dict(model.state_dict())
     state["decoder.more"] = state.pop("decoder.mask_token")
@@ -130,6 +122,13 @@ def test_foreign_safetensors_open(tmp_path: Path) -> None:
     source = MAE(config)
     save_file(to_foreign(source.state_dict(), config, format="mae_st"), tmp_path / "foreign.safetensors")
     assert same(load_model(tmp_path / "foreign.safetensors", config=config), source)
+
+
+def test_a_description_beside_that_is_no_json_is_named(tmp_path: Path) -> None:
+    torch.save({"norm.bias": torch.zeros(1)}, tmp_path / "foreign.pth")
+    (tmp_path / "config.json").write_text("{kind: MAE}")
+    with pytest.raises(WeightsError, match=r"config\.json: no JSON \(.*move foreign\.pth away from it"):
+        load_model(tmp_path / "foreign.pth")
 
 
 def test_a_foreign_key_that_is_left_over_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Files of other trainers are recognised for certain, whatever they are wrapped in, or refused with what was found."""
 
 import fractions
+import os
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,8 @@ from torch import Tensor
 from mae3d.model.config import EncoderConfig
 from mae3d.model.encoder import Encoder
 from mae3d.weights.convert import ConvertError, encoder_from_foreign, encoder_to_foreign
-from mae3d.weights.files import WeightsError, open_encoder
-from mae3d.weights.formats import recognise
+from mae3d.weights.files import WeightsError, read_tensors
+from mae3d.weights.recognition import recognise
 
 CONFIG = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1)
 HINTS = {"num_heads": 3}
@@ -35,17 +38,65 @@ def shared_names() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "model.", "_orig_mod.", "encoder.", "backbone.", "module._orig_mod.", "module.backbone."]
+    ("prefix", "inside"),
+    [
+        *((prefix, "") for prefix in ("module.", "model.", "_orig_mod.", "encoder.", "backbone.", "net.", "student.")),
+        ("teacher.backbone.", ""),
+        ("module._orig_mod.model.", ""),
+        ("_forward_module.model.target_encoder.", ""),
+        ("encoder._orig_mod.", "_orig_mod."),
+        ("model._fsdp_wrapped_module.", "_fsdp_wrapped_module._checkpoint_wrapped_module."),
+        ("model.", "module."),
+    ],
 )
-@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", "target_encoder", "ema", ""])
-def test_wrappers_of_trainers_are_seen_through(
-    foreign: dict[str, Tensor], tmp_path: Path, prefix: str, key: str
+def test_names_lose_what_trainers_put_around_models_and_modules(
+    foreign: dict[str, Tensor], prefix: str, inside: str
 ) -> None:
-    state = {f"{prefix}{name}": tensor for name, tensor in foreign.items()}
-    torch.save(({key: state, "epoch": 3} if key else state) | {"args": HINTS}, tmp_path / "a.pth")
-    encoder = open_encoder(tmp_path / "a.pth")
-    _, ours = encoder_from_foreign(foreign, hints=HINTS)
-    assert all(torch.equal(tensor, ours[name]) for name, tensor in encoder.state_dict().items())
+    wrapped = {
+        prefix + name.replace("attn.", f"attn.{inside}").replace("blocks.0.", f"blocks.0.{inside}"): tensor
+        for name, tensor in foreign.items()
+    }
+    state = encoder_from_foreign(wrapped | {"head.weight": torch.zeros(2, 192)}, hints=HINTS)[1]
+    ours = encoder_from_foreign(foreign, hints=HINTS)[1]
+    assert state.keys() == ours.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in ours.items())
+
+
+def test_only_what_trainers_put_around_names_is_taken_off(foreign: dict[str, Tensor]) -> None:
+    with pytest.raises(ConvertError, match=r"no known names of tensors \(vit\.blocks"):
+        encoder_from_foreign({f"model.vit.{name}": tensor for name, tensor in foreign.items()}, hints=HINTS)
+    beside = {f"backbone.{name}": tensor for name, tensor in foreign.items()} | {"criterion.weight": torch.zeros(2)}
+    with pytest.raises(ConvertError, match=r"left over: criterion\.weight$"):
+        encoder_from_foreign(beside, hints=HINTS)
+
+
+def test_of_two_models_in_one_state_dict_none_is_chosen(foreign: dict[str, Tensor]) -> None:
+    two = {f"module.{model}.{name}": tensor for model in ("student", "teacher") for name, tensor in foreign.items()}
+    told = rf"several models, under student\. \({len(foreign)} tensors\), teacher\. \({len(foreign)} tensors\): save"
+    with pytest.raises(ConvertError, match=told):
+        encoder_from_foreign(two, hints=HINTS)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *(["model"], ["model_state"], ["module"], ["state_dict"], ["model_state_dict"], ["target_encoder"], ["ema"]),
+        *([], ["ema", "state_dict"], ["model", "module", "state_dict"]),
+    ],
+    ids=".".join,
+)
+def test_the_one_state_dict_is_found_under_any_keys(
+    foreign: dict[str, Tensor], tmp_path: Path, keys: list[str]
+) -> None:
+    content: dict[str, Any] = foreign
+    for key in reversed(keys):
+        content = {key: content, "temperature": torch.ones(1)}
+    trainer: dict[str, Any] = {"optimizer": {"state": {"norm.bias": {"exp_avg": torch.ones(1)}}}, "epoch": 3}
+    trainer |= {"rng": {"torch": torch.zeros(1)}, "scheduler": {0: {"norm.bias": torch.ones(1)}}}
+    torch.save(content | trainer | {"args": HINTS}, tmp_path / "a.pth")
+    read = read_tensors(tmp_path / "a.pth")
+    assert read.keys() == foreign.keys()
+    assert all(torch.equal(tensor, foreign[name]) for name, tensor in read.items())
 
 
 def test_an_averaged_models_counter_is_no_weight(foreign: dict[str, Tensor]) -> None:
@@ -53,10 +104,22 @@ def test_an_averaged_models_counter_is_no_weight(foreign: dict[str, Tensor]) -> 
     assert encoder_from_foreign(averaged, hints=HINTS)[1].keys() == Encoder(CONFIG).state_dict().keys()
 
 
-def test_several_state_dicts_are_not_chosen_from(foreign: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save({"encoder": foreign, "target_encoder": foreign, "epoch": 3}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"several state dicts, encoder \(\d+ tensors\), target_encoder"):
-        open_encoder(tmp_path / "a.pth")
+def test_of_several_state_dicts_the_models_is_taken_and_said_or_none_is_chosen(
+    foreign: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    average = {name: tensor + 1 for name, tensor in foreign.items()}
+    for content, taken, left in (
+        ({"model_ema": average, "model": foreign}, "model", "model_ema"),
+        ({"ema": {"state_dict": average}, "state_dict": foreign}, "state_dict", "ema.state_dict"),
+    ):
+        torch.save(content, tmp_path / "a.pth")
+        assert torch.equal(read_tensors(tmp_path / "a.pth")["norm.bias"], foreign["norm.bias"])
+        assert re.search(rf" {taken} \(\d+ tensors\) is taken; left out: {left} \(\d+ tensors\)", caplog.text)
+    two = {"a": foreign, "b": average}
+    for content in ({"encoder": foreign, "target_encoder": average}, {"model": two, "state_dict": foreign}):
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(WeightsError, match=r"several state dicts, \S+ \(\d+ tensors\), \S+ \(.*: save the one"):
+            read_tensors(tmp_path / "a.pth")
 
 
 def test_names_that_several_projects_share_are_refused_unless_described() -> None:
@@ -78,7 +141,7 @@ def test_names_that_several_projects_share_are_refused_unless_described() -> Non
         ("vit.embeddings.patch_embeddings.projection.weight", (8, 3, 16, 16), "image model"),
         ("patch_embed.proj.weight", (8, 1, 2, 16, 16), r"\(width, 3, frames, p, p\)"),
         ("patch_embed.proj.weight", (8, 3, 2, 16, 14), r"\(width, 3, frames, p, p\)"),
-        ("patch_embed.proj.weight", (8, 768), r"\(width, 3, frames, p, p\)"),
+        ("patch_embed.proj.weight", (8, 3), r"\(width, 3, frames, p, p\)"),
     ],
 )
 def test_patches_of_another_shape_are_refused_with_it(name: str, shape: tuple[int, ...], told: str) -> None:
@@ -90,7 +153,7 @@ def test_patches_of_another_shape_are_refused_with_it(name: str, shape: tuple[in
 
 
 def test_unknown_names_are_told_with_shapes_and_the_closest_format() -> None:
-    state = {"blocks.3.norm1.weight": torch.zeros(8), "patch_embed.proj.bias": torch.zeros(8), "x": torch.zeros(2, 3)}
+    state = {"blocks.3.norm1.weight": torch.zeros(8), "x": torch.zeros(2, 3)}
     with pytest.raises(ConvertError, match=r"norm1\.weight \(8,\), .*x \(2, 3\)\); closest to \w+, of whose names"):
         recognise(state)
 
@@ -101,16 +164,16 @@ def test_unknown_names_are_told_with_shapes_and_the_closest_format() -> None:
         (fractions.Fraction(1, 3), r"fractions\.Fraction"),
         (Path("a"), r"pathlib\.\w*PosixPath"),
         (CONFIG, "EncoderConfig"),
+        (os.system, r"posix\.system"),
     ],
 )
 def test_a_refused_pickle_says_what_was_refused(thing: Any, name: str, tmp_path: Path) -> None:
-    torch.save({"model": {"a": torch.zeros(1)}, "config": thing}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=f"refused, it holds an object of .*{name}.*save its state dict alone"):
-        open_encoder(tmp_path / "a.pth")
-
-
-def test_a_file_that_is_no_pickle_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / "a.pth").write_bytes(b"<html>not found</html>")
-    with pytest.raises(WeightsError, match="refused, it is damaged") as error:
-        open_encoder(tmp_path / "a.pth")
-    assert "weights_only" not in str(error.value)
+    content, file = {"model": {"a": torch.zeros(1)}, "config": thing}, tmp_path / "a.ckpt"
+    for write in (
+        lambda: torch.save(content, file),
+        lambda: torch.save(content, file, _use_new_zipfile_serialization=False),
+        lambda: file.write_bytes(pickle.dumps(thing, protocol=2)),
+    ):
+        write()
+        with pytest.raises(WeightsError, match=f"refused, it holds an object of .*{name}.*save its state dict alone"):
+            read_tensors(file)

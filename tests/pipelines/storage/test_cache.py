@@ -1,18 +1,15 @@
 """The bounded folder of fetched files: evicted by use, shared by processes, whole after any kill."""
 
 import errno
-import hashlib
 import multiprocessing
 import os
 import random
-import re
 import shutil
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -20,45 +17,9 @@ from typing import Any
 import pytest
 
 from pipelines.storage import cache as cache_module
-from pipelines.storage.cache import FOLDER, Cache, DamagedFileError, RemoteFile
+from pipelines.storage.cache import FOLDER, Cache, DamagedFileError
+from tests.support.caches import SIZE, content_of, file_of, local_of, names, read
 from tests.support.disk import Disk
-
-SIZE = 10_000
-SET = "5e7" + 13 * "0"  # the folder of the dataset
-
-
-def content_of(number: int) -> bytes:
-    return bytes([number % 256]) * SIZE
-
-
-def local_of(number: int) -> str:
-    return f"{SET}/{0:016x}-shard-{number:05d}.tar"
-
-
-def file_of(number: int, *, read: Callable[[int, int], bytes] | None = None) -> RemoteFile:
-    """A file of a store that is this process's memory."""
-    content = content_of(number)
-    sha256 = hashlib.sha256(content).hexdigest()
-    return RemoteFile(
-        f"test://store/{number}",
-        SIZE,
-        sha256,
-        local_of(number),
-        read or (lambda start, stop: content[start:stop]),
-    )
-
-
-def names(folder: Path) -> list[str]:
-    """The files of a dataset in a cache, without what its names have in common."""
-    return sorted(re.sub(r".*(\d{3})\.tar(\.\d+)?", r"\1", path.name) for path in folder.glob(f"**/{SET}/*"))
-
-
-def read(cache: Cache, file: RemoteFile) -> bytes:
-    descriptor = cache.open(file)
-    try:
-        return os.pread(descriptor, SIZE + 1, 0)
-    finally:
-        os.close(descriptor)
 
 
 def test_files_are_fetched_once_and_the_least_recently_used_goes(tmp_path: Path) -> None:
@@ -204,7 +165,7 @@ def _killed_at(folder: str, point: str) -> None:
         return content_of(3)[start:stop]
 
     if point == "evicted":
-        cache_module._create_locked = _die
+        cache_module.create_locked = _die
     if point == "unlocked":  # the part is there, its lock and size are not yet
         cache_module.fcntl.flock = lambda descriptor, kind: _die() if os.fstat(descriptor).st_size == 0 else None  # type: ignore[assignment]
         (Path(folder) / FOLDER / "lock").write_text("not empty")
@@ -316,139 +277,6 @@ def test_a_folder_that_was_tidied_away_is_made_again(tmp_path: Path) -> None:
 def test_a_size_that_is_asked_for_is_enough_and_little_more(num_bytes: int) -> None:
     said = float(cache_module.gigabytes(num_bytes)) * 1e9
     assert num_bytes <= int(said) <= 1.01 * num_bytes + 10_000
-
-
-def test_the_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    with pytest.raises(PermissionError, match="another user's cache"):
-        Cache(tmp_path, limit_bytes=SIZE)
-
-
-def planted(folder: Path) -> dict[Path, bytes]:
-    """Files and links that are not the cache's, below `folder`: old ones, parts, and names like the cache's own."""
-    shard = Path(local_of(7)).name
-    names = ["thesis.tex", "a/b/thesis.tex", "a/b/c.part", f"a/{SET}/thesis.tex", "lock", "dataset.json"]
-    names += [f"{SET}/{shard}", f"{SET}/{shard}.part", f"{SET}/index-{0:016x}.parquet"]  # a cache of layout 1 has those
-    ours = ["thesis.tex", "x.part", "shard-00000.tar", f"{shard}.bak", f"{shard}.part", f"{shard}.10000.part"]
-    names += [f"{FOLDER}/{SET}/{name}" for name in [*ours, shard, f"index-{0:016x}.parquet", f"sub/{shard}"]]
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode() * 1000)
-        os.utime(path, (1, 1))
-    (folder / FOLDER / ("1" * 16)).symlink_to(folder / SET)  # a folder of another disk
-    (folder / FOLDER / SET / Path(local_of(8)).name).symlink_to(folder / "thesis.tex")
-    return files_in(folder)
-
-
-def files_in(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
-
-
-def test_other_peoples_files_are_neither_counted_nor_removed(tmp_path: Path) -> None:
-    before = planted(tmp_path)
-    cache = Cache(tmp_path, limit_bytes=2 * SIZE)
-    for number in (0, 1, 2, 3):
-        assert read(cache, file_of(number)) == content_of(number)
-    assert Cache(tmp_path, limit_bytes=SIZE).files_fetched == 0
-    now = files_in(tmp_path)
-    ours = {cache.path(file_of(3)), cache.folder / "lock", cache.folder / cache_module.MARKER}
-    assert now.keys() - before.keys() == ours
-    assert {path: now.get(path) for path in before} == before
-
-
-@pytest.mark.parametrize("what", ["bytes", "as many bytes", "file", "link", "folder", "pipe", "part", "linked folder"])
-def test_what_lies_where_a_file_belongs_is_neither_served_nor_replaced(tmp_path: Path, what: str) -> None:
-    cache = Cache(tmp_path, limit_bytes=2 * SIZE)
-    path, mine = cache.path(file_of(1)), tmp_path / "mine"
-    mine.write_bytes(b"my own" * 10)
-    if what in ("part", "linked folder"):
-        path.parent.mkdir()
-    else:
-        cache.fetch(file_of(1))
-    if what.endswith("bytes"):  # into the very file
-        path.write_bytes(b"x" * (SIZE if what.startswith("as many") else 5))
-    elif what == "part":
-        path.with_name(f"{path.name}.{SIZE}.part").write_bytes(b"my own")
-    elif what == "linked folder":
-        path.parent.rename(tmp_path / "elsewhere")
-        path.parent.symlink_to(tmp_path / "elsewhere")
-    else:
-        path.unlink()
-        {
-            "file": lambda: shutil.copyfile(mine, path),
-            "link": lambda: path.symlink_to(mine),
-            "folder": path.mkdir,
-            "pipe": lambda: os.mkfifo(path),
-        }[what]()
-    before = files_in(tmp_path)
-    with pytest.raises(FileExistsError, match=r"left alone.*data\.cache"):
-        cache.open(file_of(1))
-    assert not Cache(tmp_path, limit_bytes=1).fetch(file_of(2), ahead=True)  # makes room, as far as it is its own
-    assert files_in(tmp_path) == before
-
-
-@pytest.mark.parametrize("marker", ["", "Signature: 8a477f597d28d172789f06886806bc55\n# of a browser\n"])
-def test_a_folder_with_the_name_or_marker_of_another_program_is_refused(tmp_path: Path, marker: str) -> None:
-    (tmp_path / FOLDER / "photos").mkdir(parents=True)
-    (tmp_path / FOLDER / cache_module.MARKER).write_text(marker)
-    with pytest.raises(FileExistsError, match=r"give another folder as data\.cache"):
-        Cache(tmp_path, limit_bytes=SIZE)
-    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["CACHEDIR.TAG", "photos"]
-
-
-def test_a_cache_may_be_named_itself(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, limit_bytes=SIZE)
-    cache.fetch(file_of(1))
-    again = Cache(cache.folder, limit_bytes=SIZE)
-    assert (again.folder, names(again.folder)) == (cache.folder, ["001"])
-    (tmp_path / cache_module.MARKER).write_text("Signature: 8a477f597d28d172789f06886806bc55\n# of all caches\n")
-    assert Cache(tmp_path, limit_bytes=SIZE).folder == cache.folder
-
-
-@pytest.mark.parametrize("place", ["", "mae3d", f"mae3d-{os.getuid()}"])
-def test_a_cache_of_an_earlier_version_is_left_alone_and_said_once(
-    tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    old = tmp_path / place / SET / Path(local_of(1)).name
-    old.parent.mkdir(parents=True)
-    old.write_bytes(content_of(1))
-    (tmp_path / place / "lock").touch()
-    for _ in range(2):
-        assert read(Cache(tmp_path, limit_bytes=SIZE), file_of(2)) == content_of(2)
-    assert old.read_bytes() == content_of(1)
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [str(old.parent)]
-
-
-@pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_a_folder_that_holds_anything_else_is_no_cache(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "in" / "photos").mkdir(parents=True)
-    (tmp_path / "in" / "photos" / "x.part").write_bytes(b"x")
-    if kind == "folder":
-        (tmp_path / "in").rename(tmp_path / FOLDER)
-    elif kind == "link":
-        (tmp_path / FOLDER).symlink_to(tmp_path / "in")
-    else:
-        (tmp_path / FOLDER).write_bytes(b"")
-    with pytest.raises(FileExistsError) as caught:
-        Cache(tmp_path, limit_bytes=SIZE)
-    assert caught.value.filename == str(tmp_path / FOLDER)
-    assert kind == "file" or "photos" in str(caught.value)
-
-
-def test_a_marker_that_was_tidied_away_comes_back(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, limit_bytes=SIZE)
-    cache.fetch(file_of(1))
-    (cache.folder / cache_module.MARKER).unlink()  # /tmp is swept by age
-    assert read(Cache(tmp_path, limit_bytes=SIZE), file_of(1)) == content_of(1)
-    assert (cache.folder / cache_module.MARKER).exists()
-
-
-def test_a_dataset_cannot_give_a_file_any_other_name(tmp_path: Path) -> None:
-    cache, file = Cache(tmp_path, limit_bytes=SIZE), file_of(1)
-    for local in ("../x.tar", f"{SET}/../../thesis.tex", f"{SET}/x.tar", f"{SET}/{0:016x}-a/b.tar", "/etc/passwd"):
-        with pytest.raises(ValueError, match=r"dataset\.json"):
-            cache.open(replace(file, local=local))
 
 
 def test_the_default_folder_lies_on_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

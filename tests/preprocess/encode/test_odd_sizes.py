@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -17,6 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import Image
 
 from mae3d.video.clip import square
+from mae3d.video.errors import MediaError, refuse_unconvertible
 from mae3d.video.orientation import turned
 from mae3d.video.reader import open_video
 from preprocess.encode.images import decode_image, encode_planes
@@ -93,6 +95,35 @@ def encode_between_guards() -> int:
 def test_fault_44_no_buffer_is_read_beyond_its_end() -> None:
     count = launch.result_of(launch.call(encode_between_guards, env={}), timeout=120)
     assert count == len(SIDES) ** 2 + 3 * len(FORMATS) * len(SIZES)
+
+
+def convert_all_pixels() -> tuple[set[str], int]:
+    """Convert a frame of each format and size that is not refused; in a process of its own, which some would end."""
+    encoder, refused, count = FrameEncoder(90), set(), 0
+    for name, size in itertools.product(
+        sorted(av.video.format.names), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 17)]
+    ):
+        try:
+            frame = av.VideoFrame(*size, name)
+        except (ValueError, av.error.FFmpegError):  # of a graphics card
+            continue
+        try:
+            refuse_unconvertible(frame)
+        except MediaError:
+            refused.add(name[:5])
+            continue
+        with suppress(av.error.FFmpegError):
+            square(frame, 8, (False, False, False), VideoReformatter())
+        with suppress(MediaError):
+            encoder.encode(frame, width=size[0], height=size[1])
+        count += 1
+    return refused, count
+
+
+def test_no_frame_ends_the_process_that_converts_it() -> None:
+    refused, count = launch.result_of(launch.call(convert_all_pixels, env={}), timeout=120)
+    assert refused == {"bayer", "yaf32"}
+    assert count > 1000
 
 
 def stored_and_shown(video: Path) -> Iterator[bytes]:

@@ -98,6 +98,32 @@ def test_appending_with_other_settings_is_refused_by_name(
     assert tree(out) == there
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (["--label-base", "1"], ["--label-base", "0"], ("1", "0")),
+        ([], ["--label-base", "0"], ("1", "0")),  # the file's own
+        (["--label-base", "0"], [], ("0", "1")),
+        ([], ["--label-base", "1"], ()),
+        (["--label-base", "1"], [], ()),
+    ],
+)
+def test_fault_45_appending_with_another_base_of_labels_is_refused_with_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture, first: list[str], second: list[str], told: tuple[str, ...]
+) -> None:
+    (tmp_path / "names.txt").write_text("1 ant\n2 bee\n3 cat\n")
+    for name in ("a", "b"):
+        make_video(tmp_path / f"{name}.mp4", 3)
+        (tmp_path / f"{name}.csv").write_text(f"{name}.mp4,2\n")
+    tail = ["--label-names", str(tmp_path / "names.txt"), "--out", str(tmp_path / "out"), "--workers", "1", "--whole"]
+    assert main(["build", "--videos", str(tmp_path / "a.csv"), *tail, *first]) == 0
+    assert ("2 is 'cat' if they count from 0, 'bee' if they count from 1" in capsys.readouterr().out) == (not first)
+    code = main(["build", "--videos", str(tmp_path / "b.csv"), *tail, *second, "--append"])
+    assert code == (2 if told else 0)
+    if told:
+        assert re.search(r"--label-base {}\).*--label-base {}\)".format(*told), capsys.readouterr().err)
+
+
 def test_a_shard_of_the_first_build_that_was_lost_is_made_again_whatever_was_rejected_there(tmp_path: Path) -> None:
     base, out = make_archive(tmp_path / "base", clips=7, size=SMALL), tmp_path / "out"
     for clip in (0, 1):

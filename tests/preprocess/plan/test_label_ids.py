@@ -97,3 +97,10 @@ def test_fault_45_numbers_are_all_names_or_all_ids() -> None:
     with pytest.raises(DatasetError, match=r"names \('1'\).*ids \('0'\).*--label-kind words"):
         label_ids([("0",), ("1",)], fixed=numbers)
     assert label_ids([("0",), ("1",)], fixed=numbers, kind="words").unknown == {"0"}
+
+
+def test_names_that_are_whole_numbers_are_sorted_by_value() -> None:
+    labels = [("10",), ("2",), ("01",), ("1",), ("-1",)]
+    assert label_ids(labels, kind="words").names == ("01", "1", "2", "10")
+    assert label_ids(labels, kind="words", continued=["3"]).names == ("3", "01", "1", "2", "10")
+    assert label_ids([*labels, ("cat",)], kind="words").names == ("01", "1", "10", "2", "cat")

@@ -26,6 +26,8 @@ ABC = ("ant", "bee", "cat")
         ('item {\n  name: "ant"\n  id: 1\n}\nitem { name: "bee" id: 2 }\nitem {name: "cat" label_id: 5}', (1, 2, 5)),
         ('[{"id": 1, "name": "ant"}, {"id": 2, "name": "bee"}, {"id": 3, "name": "cat"}]', (1, 2, 3)),
         ("c000 ant\nc001 bee\nc002 cat\n", (0, 1, 2)),
+        *((f"1{mark}ant\n2{mark}bee\n3{mark}cat\n", (1, 2, 3)) for mark in (". ", ") ", ": ", " - ", ".\t")),
+        ("0\tant\n1\tbee\n2\tcat\n", (0, 1, 2)),
     ],
 )
 def test_fault_45_names_are_read_with_their_numbers(text: str, numbers: tuple[int, ...]) -> None:
@@ -63,7 +65,6 @@ def test_lines_that_look_like_json_are_names() -> None:
         (LabelNames(ABC, (1, 2, 3)), {2}, 1),
         (LabelNames(ABC, (0, 1, 2)), {1, 2}, 0),
         (LabelNames(ABC), {0, 2}, 0),
-        (LabelNames(ABC, are_ids=True), {1, 2}, 0),
         (LabelNames(ABC, base=1), {1, 2, 3}, 1),
         (LabelNames(ABC, (0, 1, 2), base=1), {1, 2, 3}, 1),
         (LabelNames(ABC, (1, 2, 3), base=0), {0}, 0),
@@ -89,9 +90,30 @@ def test_a_gap_between_numbers_shifts_nothing() -> None:
         (LabelNames(ABC), {1, 2, 3, 99}),  # a stray number decides nothing
         (LabelNames(ABC), {1, 2, 99}),
         (LabelNames(ABC, (1, 2, 3)), {0, 1, 2, 99}),
-        (LabelNames(ABC, are_ids=True), {1, 2, 3}),  # a published list beside the dataset.json of another build
+        (read_label_names(b'{"label_names": ["ant", "bee", "cat"]}', "dataset.json"), {1, 2, 3}),
+        (read_label_names(b'{"label_names": ["ant", "bee", "cat"]}', "dataset.json"), {1, 2}),  # neither end: 0, 3
     ],
 )
 def test_fault_45_numbers_with_two_readings_are_refused_with_both(names: LabelNames, numbers: set[int]) -> None:
     with pytest.raises(DatasetError, match=r"(?s)from 0.*--label-base 0.*--label-base 1"):
         names.ids_of(numbers)
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers", "readings"),
+    [
+        (LabelNames(ABC, (1, 2, 3)), {1, 2}, "from 1: 1 is 'bee' if they count from 0, 'ant' if they count from 1"),
+        (LabelNames(ABC, (0, 1, 2)), {2}, "from 0: 2 is 'cat' if they count from 0, 'bee' if they count from 1"),
+        (LabelNames(ABC, (1, 2, 3)), {1, 3}, ""),
+        (LabelNames(ABC, (0, 1, 2)), {0, 1}, ""),
+        (LabelNames(ABC, (3, 10, 20)), {3}, ""),
+        (LabelNames(ABC, (1, 2, 3), base=1), {1}, ""),
+        (LabelNames(ABC, (1, 2, 3)), set(), ""),
+    ],
+)
+def test_fault_45_the_files_own_numbers_that_fit_another_base_are_shown_with_both_readings(
+    names: LabelNames, numbers: set[int], readings: str
+) -> None:
+    note = names.note(numbers)
+    assert bool(note) == bool(readings)
+    assert readings in note

@@ -1,16 +1,18 @@
 """What is taken of a tree of frames, and what is said about the rest: prefixes, flow, masks, strides, strays, links."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.plan.plan import ScanResult, Settings
 from preprocess.sources.frame_folders import frame_folders
 from preprocess.sources.source import Reading
-from tests.support.media import make_frame_folder, numbered_image
+from tests.support.media import frame_number, make_frame_folder, numbered_image
 
 
 def find(root: Path, *, ledger: str = "", settings: Settings | None = None, **reading: bool) -> ScanResult:
@@ -192,26 +194,50 @@ def test_videos_of_one_folder_are_built_and_added(tmp_path: Path) -> None:
         (range(10), 1, ()),
         ([1, 2, 3, 5, 6], 1, (4,)),
         ([1, 3], 1, (2,)),
-        ([0, 7, 15, 22, 30], 1, None),
     ],
 )
-def test_strided_numbers_are_found(
-    tmp_path: Path, numbers: list[int], stride: int, gaps: tuple[int, ...] | None
-) -> None:
+def test_strided_numbers_are_found(tmp_path: Path, numbers: list[int], stride: int, gaps: tuple[int, ...]) -> None:
     touch(tmp_path, [f"c/v/f{number:06d}.jpg" for number in numbers])
     found = find(tmp_path, settings=Settings(source_fps=25.0))
     if gaps:
         assert "--fill-gaps takes the frame before" in found.problems[0].message
         found = find(tmp_path, settings=Settings(source_fps=25.0), fill_gaps=True)
-    if gaps is None:
-        assert found.problems[0].reason == "missing_frame"
-        return
     (request,) = found.requests
     assert (request.first, request.stop, request.stride) == (min(numbers), max(numbers) + 1, stride)
     assert (request.gaps, request.rate) == (gaps, 25.0 / stride)
     count = len(numbers) + len(gaps)
     assert request.length_s == pytest.approx(count * stride / 25.0)
     assert any(f"numbered in steps of {stride}" in note for note in found.notes) == (stride > 1)
+
+
+@pytest.mark.parametrize("numbers", [[0, 25, 50, 75, 110], [0, 30, 60, 89, 119], [3, 10, 18, 25, 33]])
+def test_uneven_steps_are_named_and_the_remedy_keeps_their_time(tmp_path: Path, numbers: list[int]) -> None:
+    folder = tmp_path / "in" / "v"
+    folder.mkdir(parents=True)
+    for number in numbers:
+        numbered_image(number).save(folder / f"f{number:03d}.png")
+    step = int(np.median(np.diff(numbers)))
+    message = find(tmp_path / "in").problems[0].message
+    assert f"mostly in steps of {step}; --fill-gaps takes the frame before" in message
+    assert f"--source-fps HZ --fps HZ/{step} stores" in message
+    run = ["build", "--frames", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--workers", "1", "--fill-gaps"]
+    assert main([*run, "--source-fps", str(step), "--fps", "1"]) == 0  # as the message says
+    dataset = open_dataset(tmp_path / "out")
+    stored = dataset.frames(0, np.arange(int(dataset.num_frames[0])))
+    tar = dataset.shard_path(0).read_bytes()
+    pictures = [tar[at : at + size] for at, size in zip(stored.offset.tolist(), stored.size.tolist(), strict=True)]
+    shown = [frame_number(Image.open(io.BytesIO(data))) for data in pictures]
+    grid = range(numbers[0], numbers[-1] + 1, step)
+    assert shown == [max(number for number in numbers if number <= at) for at in grid]
+    assert dataset.fps[0] == 1.0
+
+
+@pytest.mark.parametrize("numbers", [[1, 2, 3, 4, 500], [3, 70, 72, 500], [1, 900]])
+def test_numbers_without_a_step_are_not_filled(tmp_path: Path, numbers: list[int]) -> None:
+    touch(tmp_path, [f"v/f{number:06d}.jpg" for number in numbers])
+    (problem,) = find(tmp_path, fill_gaps=True).problems
+    assert "--fill-gaps" not in problem.message
+    assert "steps" not in problem.message
 
 
 @pytest.mark.parametrize(

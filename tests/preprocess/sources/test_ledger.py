@@ -65,7 +65,7 @@ def test_fault_02_overrides_win_over_the_guess(ledger: Path) -> None:
     ("row", "reason", "told"),
     [
         ("v 1", "bad_row", "2 columns"),
-        ("v one 24 0", "bad_row", "'one'"),
+        ("v one 24 0", "bad_row", "of 'v one': negative or reversed"),
         ("v 1 24.5 0", "bad_row", "'24.5'"),
         ("v -1 24 0", "bad_row", "-1"),
         ("v 24 1 0", "bad_row", "reversed"),

@@ -8,6 +8,10 @@ import pytest
 
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
+from preprocess.plan.plan import Settings
+from preprocess.sources.list_records import LedgerError
+from preprocess.sources.source import Reading
+from preprocess.sources.videos import video_files
 from tests.support.media import make_frame_folder, make_video
 
 PAGE = (Path(__file__).parents[3] / "docs" / "lists.md").read_text(encoding="utf-8")
@@ -32,6 +36,8 @@ VIDEOS = {
     "Charades_v1_train.csv": "46GP8.mp4 N11GT.mp4",
     "ava_train_v2.2.csv": "one.mp4 clips/one.mp4",
     "activity_net.json": "v_abc.mp4 x/def.mp4",
+    "video01-phase.txt": "videos/video01.mp4",
+    "video01-tool.txt": "videos/video01.mp4",
 }
 EXPECTED: dict[str, list[tuple[float, int, list[str | int], str]]] = {
     "plain.txt": [(0, 100, [0], ""), (0, 100, [1], "")],
@@ -55,6 +61,12 @@ EXPECTED: dict[str, list[tuple[float, int, list[str | int], str]]] = {
     ],
     "ava_train_v2.2.csv": [(2.5, 10, [9, 80], ""), (6.5, 10, [12], "")],
     "activity_net.json": [(1, 35, ["Archery"], "train"), (0, 100, [], "test")],
+    "video01-phase.txt": [
+        (0, 50, ["Preparation"], ""),
+        (5, 25, ["CalotTriangleDissection"], ""),
+        (7.5, 25, ["Preparation"], ""),
+    ],
+    "video01-tool.txt": [(0, 25, [], ""), (2.5, 25, ["Grasper"], ""), (5, 50, ["Grasper", "Hook"], "")],
 }
 
 
@@ -108,17 +120,61 @@ def test_rows_that_a_published_list_leaves_out_are_listed(root: Path, tmp_path: 
     assert pq.read_table(tmp_path / "out" / "rejected.parquet").num_rows == count
 
 
-def test_a_list_of_phases_is_refused_with_what_was_understood(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def phases(*frames: int, rows: str = "", name: str = "video01-phase.txt") -> tuple[str, str]:
+    """Return a name, and a list of these frames: of phase A up to frame 29, of phase B after that."""
+    labelled = "".join(f"{frame}\t{'A' if frame < 30 else 'B'}\n" for frame in frames)
+    return name, f"Frame\tPhase\n{labelled}{rows}"
+
+
+def test_a_folder_of_phases_gives_the_spans_of_every_video(tmp_path: Path, videos: Path) -> None:
+    for name, text in (phases(*range(100)), phases(*range(1, 101), name="video02_phases.txt"), ("notes.txt", "x")):
+        (tmp_path / "phases").mkdir(exist_ok=True)
+        (tmp_path / "phases" / name).write_text(text)
+    for name in ("video01.mp4", "video02.mp4"):
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        (tmp_path / "videos" / name).hardlink_to(videos / "long.mp4")
+    found = video_files([tmp_path / "phases"], settings=Settings()).find()
+    assert any(note.startswith("2 lists of labels are read if --root says") for note in found.notes)
+    reading = Reading(root=str(tmp_path / "videos"))
+    found = video_files([tmp_path / "phases"], settings=Settings(), reading=reading).find()
+    assert found.problems == []
+    spans = [(one.path, one.labels, round(one.start_s, 2), round(one.stop_s, 2)) for one in found.requests]
+    assert spans == [  # half a frame early
+        ("video01.mp4", ("A",), 0.0, 2.95),
+        ("video01.mp4", ("B",), 2.95, 9.95),
+        ("video02.mp4", ("A",), 0.0, 2.85),
+        ("video02.mp4", ("B",), 2.85, 9.95),
+    ]
+
+
+def test_a_bad_row_of_phases_costs_itself(tmp_path: Path, videos: Path) -> None:
+    name, text = phases(*range(50), *range(60, 100), rows="x\tB\n70\tB\n100\n")
+    (tmp_path / name).write_text(text)
+    (tmp_path / "video01.mp4").hardlink_to(videos / "long.mp4")
+    found = video_files([tmp_path / name], settings=Settings()).find()
+    assert [(one.reason, one.line) for one in found.problems] == [("bad_row", line) for line in (92, 93, 94)]
+    assert [round(one.stop_s, 2) for one in found.requests] == [2.95, 4.95, 9.95]  # frames 50 to 59 have no label
+
+
+@pytest.mark.parametrize("last", [10, 300])
+def test_fault_45_phases_at_another_rate_than_the_video_are_refused_until_it_is_given(
+    tmp_path: Path, videos: Path, last: int
 ) -> None:
-    (tmp_path / "video01-phase.txt").write_text("Frame\tPhase\n0\tPreparation\n1\tPreparation\n")
-    assert main(["build", "--videos", str(tmp_path / "video01-phase.txt"), "--out", str(tmp_path / "out")]) == 2
-    assert "label = Phase" in capsys.readouterr().err
+    name, text = phases(*range(last))
+    (tmp_path / name).write_text(text)
+    (tmp_path / "video01.mp4").hardlink_to(videos / "long.mp4")
+    with pytest.raises(LedgerError, match=rf"frame {last - 1}, .* 10\.0 s at 10 frames per second; .*--source-fps"):
+        video_files([tmp_path / name], settings=Settings()).find()
+    (*_, request) = video_files([tmp_path / name], settings=Settings(source_fps=last / 10)).find().requests
+    assert request.stop_s == pytest.approx(10, abs=0.51)
+    with pytest.raises(ValueError, match="--source-fps is the rate of frame numbers"):
+        video_files([tmp_path / "video01.mp4"], settings=Settings(source_fps=25))
 
 
 LEDGERS: dict[str, list[tuple[int, list[str | int]]]] = {  # (frames, labels) of each sample; folders of 10 and 8 frames
     "named.csv": [(4, ["cut"]), (6, ["pour"])],
     "rawframes.txt": [(10, [3]), (8, [30])],
+    "offsets.txt": [(4, [3]), (6, [7]), (8, [30])],
     "totals.txt": [(10, [10]), (7, [8])],
 }
 

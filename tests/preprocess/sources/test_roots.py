@@ -14,7 +14,8 @@ import pytest
 
 from mae3d.io.storage import Storage
 from mae3d.video.errors import MediaError
-from preprocess.sources.roots import Folder, Remote, Root, Scratch, open_root
+from preprocess.sources.fetched_files import Scratch
+from preprocess.sources.roots import Folder, Remote, Root, open_root
 from tests.support import launch
 from tests.support.s3 import Server
 
@@ -151,7 +152,8 @@ def test_the_scratch_of_a_killed_process_is_swept(remote: Remote) -> None:
     code = f"""
 import os
 from pathlib import Path
-from preprocess.sources.roots import Remote, Scratch
+from preprocess.sources.fetched_files import Scratch
+from preprocess.sources.roots import Remote
 from mae3d.io.storage import Storage
 Storage({remote.storage.url!r}).write("a", b"1")
 with Remote(Storage({remote.storage.url!r}), Scratch(Path({str(remote.scratch.folder)!r}), 2500)).local(["a"]):
@@ -163,6 +165,27 @@ with Remote(Storage({remote.storage.url!r}), Scratch(Path({str(remote.scratch.fo
     with remote.local(["b"]):
         assert not left.exists()
         assert held(remote) == {"b"}
+
+
+def test_a_forked_process_leaves_the_scratch_of_its_parent(tmp_path: Path) -> None:
+    """It ends as any program does, with all that the parent has registered for its own end."""
+    code = """
+import os, sys
+from pathlib import Path
+from mae3d.io.storage import Storage
+from preprocess.sources.roots import Remote, Scratch
+Storage("memory://forked").write("a", b"1")
+remote = Remote(Storage("memory://forked"), Scratch(Path(sys.argv[1]), 10))
+with remote.local(["a"]):
+    pass
+if not (child := os.fork()):
+    sys.exit()
+os.waitpid(child, 0)
+print(len([path for path in Path(sys.argv[1]).rglob("a") if path.is_file()]))
+"""
+    done = launch.run([sys.executable, "-c", code, tmp_path], cwd=launch.ROOT)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_linked_folders_are_counted_not_followed(tmp_path: Path) -> None:

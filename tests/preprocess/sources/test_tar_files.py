@@ -8,7 +8,8 @@ import pytest
 from mae3d.io.storage import Storage
 from mae3d.video.errors import MediaError
 from preprocess.plan.plan import Settings
-from preprocess.sources.roots import Folder, Remote, Scratch
+from preprocess.sources.fetched_files import Scratch
+from preprocess.sources.roots import Folder, Remote
 from preprocess.sources.source import Reading
 from preprocess.sources.tar_files import TarVideo, WithTars, read_tar, split_archive
 from preprocess.sources.videos import video_files

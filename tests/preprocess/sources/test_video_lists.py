@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.sources.list_records import LedgerError
-from preprocess.sources.video_lists import ListRow, VideoList, read_list
+from preprocess.sources.list_tables import ListRow, VideoList
+from preprocess.sources.video_lists import read_list
 
 
 def rows(text: str, **options: object) -> list[ListRow]:
@@ -169,12 +170,6 @@ def test_json_lines_and_parquet_are_tables(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "l.parquet")
     read = read_list((tmp_path / "l.parquet").read_bytes(), "l.parquet")
     assert [(one.path, one.labels, one.start_s) for one in read.rows] == expected
-
-
-@pytest.mark.parametrize("magic", [b"\x1f\x8b\x08", b"PK\x03\x04", b"BZh9", b"\xfd7zXZ\x00"])
-def test_an_archive_is_refused_as_one(magic: bytes) -> None:
-    with pytest.raises(LedgerError, match=r"v\.bin: \w+ data; unpack it"):
-        read_list(magic + bytes(100), "v.bin")
 
 
 def test_fault_45_a_header_of_unknown_names_is_no_row() -> None:

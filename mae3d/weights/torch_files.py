@@ -1,0 +1,118 @@
+"""A file that torch.save has written gives the one state dict in it; nothing but tensors and plain values is unpickled.
+
+file ─► names and tensors, settings of its trainer
+"""
+
+import argparse
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_STATES = ("model", "model_state", "module", "state_dict", "model_state_dict")  # keys of the weights that are trained
+_SAFE_TORCH = (2, 6)  # before it, weights_only could be made to run code (CVE-2025-32434)
+_DEEPEST = 4  # dicts inside each other in which a state dict is looked for
+_SAVE_ALONE = "save its state dict alone, torch.save(model.state_dict(), FILE)"
+
+logger = logging.getLogger(__name__)
+
+
+def read_torch(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a foreign checkpoint's state dict, and its `args` as a dict (empty if it has none).
+
+    Raises:
+        ValueError: The file is damaged or unsafe to open, or which of its state dicts is meant is unknown; the message
+            has no path.
+    """
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if version < _SAFE_TORCH:
+        raise ValueError(
+            f"refused, torch {torch.__version__} may run code from a pickled file: install torch 2.6 or later"
+        )
+    content = _load(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"holds a {type(content).__name__}, not a state dict")
+    args = content.get("args")
+    hints = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    path, state = _chosen(content, file)
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if path and (others := sorted(map(str, state.keys() - tensors.keys()))):
+        raise ValueError(f"left over, no tensors: {', '.join(others[:12])}; save the tensors alone")
+    return tensors, hints
+
+
+def _load(file: Path) -> Any:
+    with file.open("rb") as opened, torch.serialization.safe_globals([argparse.Namespace]):
+        try:  # with the opened file, because torch judges a path by its suffix
+            return torch.load(opened, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged pickle fails in any way: as an index, a key, a struct, ...
+            raise ValueError(f"refused, {_why_refused(error)}") from error
+
+
+def _why_refused(error: Exception) -> str:
+    """Return what torch has refused in a pickled file, and the remedy; its own advice is to run the file's code."""
+    text = str(error)
+    if refused := re.search(r"GLOBAL (\S+)", text):
+        return (
+            f"it holds an object of {refused[1]}, and only tensors and plain values are opened, because others may run "
+            f"code: open it where it came from, and {_SAVE_ALONE}"
+        )
+    if "Unsupported operand" in text:
+        return (
+            "it is pickled by another protocol than torch.save's own, 2, and such are not opened without running code: "
+            f"open it where it came from, and {_SAVE_ALONE}"
+        )
+    if "Invalid magic number" in text:
+        return f"it is a pickle that torch.save has not written: open it where it came from, and {_SAVE_ALONE}"
+    if missing := re.search(r"expected (\d+) more bytes", text):
+        return f"it ends at least {int(missing[1]):,} bytes too early: download it again"
+    detail = text.partition("WeightsUnpickler error:")[2] or text
+    reason = f"{type(error).__name__}: {detail.strip().partition('. ')[0][:200]}".removesuffix(": ")
+    return f"it ends early or is damaged ({reason}): download it again"
+
+
+def _chosen(content: dict[Any, Any], file: Path) -> tuple[tuple[str, ...], dict[Any, Any]]:
+    """Return the path of keys to the state dict of a checkpoint, and the state dict.
+
+    Raises:
+        ValueError: There is none, or there are several without a usual name, as of a model and its teacher.
+    """
+    dicts = dict(_state_dicts(content, named=True)) or dict(_state_dicts(content, named=False))
+    if not dicts:
+        raise ValueError(f"no tensors under {', '.join(_STATES)} or at the top; keys: {list(content)[:8]}")
+    counts = {path: f"{'.'.join(path)} ({len(state)} tensors)" for path, state in dicts.items()}
+    if len(dicts) == 1:
+        return next(iter(dicts.items()))
+    key = next((key for key in _STATES if any(path[0] == key for path in dicts)), "")
+    usual = [path for path in dicts if path[0] == key]
+    if len(usual) != 1:
+        raise ValueError(f"holds several state dicts, {', '.join(counts.values())}: save the one that is meant alone")
+    taken = counts.pop(usual[0])
+    left_out = ", ".join(counts.values())
+    logger.warning("%s: holds several state dicts, and %s is taken; left out: %s", file, taken, left_out)
+    return usual[0], dicts[usual[0]]
+
+
+def _state_dicts(
+    content: dict[Any, Any], path: tuple[str, ...] = (), *, named: bool
+) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+    """Yield the state dicts of a checkpoint, each with the keys that lead to it.
+
+    Args:
+        content: A dict.
+        path: The keys that lead to it.
+        named: Whether the names of tensors must have a module's, as in `norm.weight`; optimizers' have none.
+    """
+    names = [name for name, value in content.items() if isinstance(value, Tensor) and isinstance(name, str)]
+    if any("." in name or not named for name in names):
+        yield path, content
+    elif len(path) < _DEEPEST:
+        for key, value in content.items():
+            if isinstance(key, str) and isinstance(value, dict):
+                yield from _state_dicts(value, (*path, key), named=named)
