@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from preprocess.dataset.index import frame_offsets, open_dataset
+from preprocess.dataset.index import open_dataset
+from preprocess.dataset.layout import JPEG
 from preprocess.dataset.schema import SHARD_SCHEMA
 from preprocess.dataset.writer import write_dataset
 
@@ -56,7 +57,7 @@ def make_tables(out: Path, number: int, samples: int, frames: int) -> None:
     counts = rng.integers(frames // 2, frames + frames // 2 + 1, samples).astype(np.int32)
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     sizes = rng.integers(8_000, 24_000, bounds[-1]).astype(np.int32)
-    ends = frame_offsets(np.append(sizes, 0), start=0)
+    ends = JPEG.offsets(np.append(sizes, 0), start=0)
     first = number * samples
     numbers = range(first, first + samples)
     starts: Any = pa.array(bounds)  # the stubs cannot tell of what

@@ -6,8 +6,8 @@
     python benchmarks/layouts.py build --videos FOLDER        # CPU time of a build, by x264's preset
 
 PSNR and SSIM (Wang et al. 2004, a Gaussian window of 11 x 11) are those of luma in full range, against the scaled
-frames that both encoders are given. Ratios are those of paired rounds that take turns, in one process with one thread, or of
-whole commands for `build`.
+frames that both encoders are given. Ratios are those of paired rounds that take turns, in one process with one thread,
+or of whole commands for `build`.
 """
 
 import argparse

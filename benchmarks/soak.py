@@ -104,7 +104,7 @@ def write_samples(root: Path, samples: int) -> None:
     from PIL import Image
 
     from preprocess.dataset import writer
-    from preprocess.dataset.dataset import BLOCK
+    from preprocess.dataset.layout import BLOCK
     from preprocess.dataset.schema import write_shard_table
 
     root.mkdir(parents=True)
