@@ -137,7 +137,8 @@ def _run(job: _Job) -> BuildResult:
         state = plan_for(job)
     plan = state.plan
     if job.options.plan_only:
-        return BuildResult(plan, estimate=_estimate(job, plan, _missing_shards(job, plan)), free_bytes=job.free_bytes)
+        estimate = _estimate(job, plan, _missing_shards(job, plan), compare=True)
+        return BuildResult(plan, estimate=estimate, free_bytes=job.free_bytes)
     if job.options.slice:
         return BuildResult(plan, slice=run_shards(job, plan))
     appending = job.options.append and state.progress != "new"
@@ -296,9 +297,18 @@ def _require_room(job: _Job, plan: BuildPlan, todo: Sequence[int]) -> None:
         require_room(estimate, free_bytes=free, out=str(job.output))
 
 
-def _estimate(job: _Job, plan: BuildPlan, todo: Sequence[int], *, trial_s: float = TRIAL_S) -> Estimate:
+def _estimate(
+    job: _Job, plan: BuildPlan, todo: Sequence[int], *, trial_s: float = TRIAL_S, compare: bool = False
+) -> Estimate:
     return estimate_of(
-        plan, todo, job.source.roots, job.settings, workers=job.options.workers, folder=job.folder, trial_s=trial_s
+        plan,
+        todo,
+        job.source.roots,
+        job.settings,
+        workers=job.options.workers,
+        folder=job.folder,
+        trial_s=trial_s,
+        compare=compare,
     )
 
 

@@ -59,6 +59,8 @@ class Estimate:
     trial: Trial | None  # None: no sample that was tried can be used
     workers: int
     source_bytes: int | None  # of videos on this machine; None = elsewhere, or not videos
+    other_layout: str = ""  # which the samples were tried in as well; "" = none
+    other_trial: Trial | None = None
 
     @property
     def num_bytes(self) -> float:
@@ -85,6 +87,7 @@ def estimate_of(
     workers: int,
     folder: Path,
     trial_s: float = TRIAL_S,
+    compare: bool = False,
 ) -> Estimate:
     """Return the estimate from a trial of some seconds and the counts of the plan.
 
@@ -96,10 +99,14 @@ def estimate_of(
         workers: the number of workers.
         folder: for the trial's file; on the disk of the shards, if it is one of this machine.
         trial_s: seconds after which no further sample is begun.
+        compare: try the samples in the other layout, too, for half of the time.
     """
     rows = _rows_of(plan, shards)
     num_frames, seconds = frames_of(rows, settings)
+    other = _other_layout(settings) if compare else None
+    trial_s /= 2 if other else 1
     trial = _tried(rows, roots, settings, folder=folder, trial_s=trial_s)
+    other_trial = _tried(rows, roots, other, folder=folder, trial_s=trial_s) if other else None
     if trial is not None and not math.isnan(trial.length_s):
         seconds = np.where(np.isnan(num_frames), trial.length_s, seconds)
         num_frames = np.where(np.isnan(num_frames), trial.length_s * trial.rate, num_frames)
@@ -110,7 +117,16 @@ def estimate_of(
         trial=trial,
         workers=workers,
         source_bytes=_source_bytes(rows, roots),
+        other_layout=other.layout if other else "",
+        other_trial=other_trial,
     )
+
+
+def _other_layout(settings: Settings) -> Settings | None:
+    """Return the settings with the other layout; None if it needs a rate that is not given."""
+    if settings.layout == "video":
+        return settings.in_layout("jpeg")
+    return settings.in_layout("video") if settings.fps is not None else None
 
 
 def frames_of(rows: pa.Table, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
@@ -153,6 +169,12 @@ def lines_of(estimate: Estimate, *, free_bytes: int | None) -> list[str]:
     lines.append(f"about {_duration(estimate.hours)} with {estimate.workers} {each}")
     free = "not known here" if free_bytes is None else _size(free_bytes)
     lines.append(f"needs about {_size(estimate.num_bytes)}{times}; free on the disk of the output: {free}")
+    if (other := estimate.other_trial) is not None:
+        share = other.frame_bytes / trial.frame_bytes
+        lines.append(
+            f"as --layout {estimate.other_layout}: {other.frame_bytes / 1000:.1f} kB +- {other.margin:.0%} per frame, "
+            f"{1 / other.frame_s:.0f} frames/s per worker; about {_size(share * estimate.num_bytes)}"
+        )
     if free_bytes is not None and estimate.num_bytes > _ROOM * free_bytes:
         lines.append(f"warning: that is too much: {_remedy(estimate, free_bytes)}")
     return lines

@@ -266,6 +266,8 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
         raise ValueError("--root and --label-key belong to the lists and tars of --videos")
     if options.label_base != "auto" and not options.label_names:
         raise ValueError("--label-base is the number that lists give to the first of --label-names; give those too")
+    if options.images and settings.layout == "video":
+        raise ValueError("--layout video belongs to --frames and --videos; pictures have no motion to code")
     if options.images and options.columns:
         raise ValueError("--columns belongs to the lists of --videos, or to the ledger of --frames")
     reading = _from_options(Reading, options, columns=tuple(options.columns))

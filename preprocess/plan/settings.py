@@ -70,6 +70,13 @@ class Settings:
         """Return the layout of the shards."""
         return layout_of(dataclasses.asdict(self))
 
+    def in_layout(self, layout: Literal["jpeg", "video"]) -> "Settings":
+        """Return these settings in another layout, what belongs to this one at its defaults."""
+        defaults: dict[str, Any] = {
+            field.name: field.default for field in dataclasses.fields(self) if field.name in _OF_JPEG | _OF_VIDEO
+        }
+        return dataclasses.replace(self, layout=layout, **defaults)
+
     def identity(self) -> dict[str, Any]:
         """Return what two builds of one dataset share: the settings without those of the other layout."""
         without = _OF_JPEG if self.layout == "video" else _OF_VIDEO | {"layout"}

@@ -54,6 +54,27 @@ def test_plan_only_writes_the_plan_and_tells_what_the_build_then_does(
     assert "nothing is left to build" in capsys.readouterr().out
 
 
+def test_both_layouts_are_foreseen(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreseen = {}
+    for layout, other in (("jpeg", "video"), ("video", "jpeg")):
+        options = ("--fps", "5", "--layout", layout)
+        assert main(command("videos", videos, tmp_path / layout, *options, "--plan-only")) == 0
+        said = capsys.readouterr().out
+        foreseen[layout] = re.search(r"frames\): ([\d.]+) kB", said)[1]  # type: ignore[index]
+        found = re.search(rf"as --layout {other}: ([\d.]+) kB .* frames/s per worker; about [\d.]+ kB\n", said)
+        assert found, said
+        foreseen[f"{other} beside"] = found[1]
+        assert main(command("videos", videos, tmp_path / layout, *options)) == 0
+        dataset = open_dataset(tmp_path / layout)
+        stored = sum(shard.bytes for shard in dataset.shards) / int(dataset.num_frames.sum())
+        assert float(foreseen[layout]) == pytest.approx(stored / 1000, rel=0.2)
+        capsys.readouterr()
+    assert foreseen["jpeg"] == foreseen["jpeg beside"]
+    assert foreseen["video"] == foreseen["video beside"]
+    assert main(command("videos", videos, tmp_path / "native", "--plan-only")) == 0
+    assert "as --layout" not in capsys.readouterr().out  # it needs a rate
+
+
 def test_bytes_are_foreseen_from_few_frames_of_each_sample(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

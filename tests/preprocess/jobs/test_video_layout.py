@@ -135,6 +135,13 @@ def test_settings_that_do_not_fit_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_single_pictures_have_no_motion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    numbered_image(1).save(tmp_path / "in" / "a.png")
+    assert main(["build", "--images", str(tmp_path / "in"), *VIDEO, "--out", str(tmp_path / "out")]) == 2
+    assert "--layout video belongs to --frames and --videos" in capsys.readouterr().err
+
+
 def test_datasets_of_jpegs_keep_their_settings(frames: Path, tmp_path: Path) -> None:
     """A dataset of an earlier version is gone on with: nothing of the other layout is in its settings."""
     assert main(command(frames, tmp_path / "out")) == 0
