@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,7 @@ class DisagreementError(ValueError):
 
 
 Facts = Mapping[str, Any]  # values of JSON by name
+T = TypeVar("T")
 
 _OTHER_PORT = (
     "If another run has that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
@@ -173,6 +174,29 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
+
+    def on_first(self, call: Callable[[], T]) -> T:
+        """Return, on every rank, what a call returns on rank 0, which alone makes it; all ranks call this.
+
+        Raises:
+            ValueError: the call raised one; all ranks raise it.
+            OSError: likewise.
+        """
+        value: Any = None
+        problem: Exception | None = None
+        portable: Exception | None = None
+        if self.is_first:
+            try:
+                value = call()
+            except ValueError as error:
+                problem, portable = error, ValueError(str(error))
+            except OSError as error:
+                name = str(error.filename) if error.filename else None
+                problem, portable = error, OSError(error.errno, error.strerror or str(error), name)
+        value, portable = self.share((value, portable))
+        if portable is not None:
+            raise problem or portable
+        return cast(T, value)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, by rank, on every rank."""

@@ -228,6 +228,8 @@ def _normalised(argv: Sequence[str], *, known: set[str], lists: Mapping[str, _Li
         if name in lists:
             values = [value] if equals else list(takewhile(lambda following: not following.startswith("--"), left))
             del left[: 0 if equals else len(values)]
+            if strange := [value for value in values if value != value.encode(errors="ignore").decode()]:
+                fail(f"--{name} {strange[0]!r}: this name is not UTF-8; rename it")
             arguments.append(f"--{name}={lists[name].joined(values)}")
         else:
             arguments.append(f"--{name}{equals}{value}")

@@ -249,17 +249,10 @@ def restore_from_remote(config: TrainingConfig, world: "World") -> None:
         return
     from mae3d.checkpoints import mirror
 
-    error: Exception | None = None
-    if world.is_first:
-        try:
-            if message := mirror.restore(Path(config.run.dir), config.run.remote, resume_rules(config)):
-                print(message, flush=True)
-        except ValueError as caught:
-            error = ValueError(str(caught))
-        except OSError as caught:
-            error = OSError(caught.errno, caught.strerror or str(caught), caught.filename)
-    if error := world.share(error):
-        raise error
+    folder, rules = Path(config.run.dir), resume_rules(config)
+    message = world.on_first(lambda: mirror.restore(folder, config.run.remote, rules))
+    if message and world.is_first:
+        print(message, flush=True)
 
 
 def agreed_decode(config: TrainingConfig, run: "Run", world: "World") -> "Decode":

@@ -1,8 +1,10 @@
 """mae3d.distributed: every launcher's ranks, their meeting point, and the device that each takes."""
 
 import datetime
+import pickle
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -227,3 +229,29 @@ def test_fault_42_real_ranks_stop_before_there_is_a_group_and_after(host: str) -
     assert f"optim.lr: 0 on rank 0 ({host}), 1 on rank 1 ({host})" in first
     later = run_ranks(same_later, world=2)
     assert later == 2 * [f"the processes differ: samples: 3 on rank 0 ({host}), 4 on rank 1 ({host}). Restore them"]
+
+
+def test_rank_0_makes_a_call_and_all_ranks_have_its_result_or_its_error() -> None:
+    said: list[Any] = []
+
+    class Told(World):
+        def share(self, value: Any) -> Any:
+            said.append(value) if self.is_first else None
+            return pickle.loads(pickle.dumps(said[-1]))  # as it travels
+
+    class Refused(ValueError):
+        def __init__(self, message: str, what: object):  # which pickle cannot make again
+            super().__init__(message)
+
+    def refuse() -> None:
+        raise Refused("no such model", object())
+
+    def fail() -> None:
+        raise FileNotFoundError(2, "No such file", Path("x.pth"))
+
+    first, second = (Told(RankInfo(rank, 2), torch.device("cpu")) for rank in range(2))
+    assert (first.on_first(lambda: 7), second.on_first(refuse)) == (7, 7)
+    for call, kind, text in ((refuse, ValueError, "no such model"), (fail, FileNotFoundError, "No such file")):
+        for world in (first, second):
+            with pytest.raises(kind, match=text):
+                world.on_first(call)

@@ -22,7 +22,7 @@ import yaml
 
 from launch.embed import EmbedConfig
 from launch.export import export
-from launch.inference.embedding_map import refuse_other_map
+from launch.inference.embedding_map import prepare_map
 from launch.inference.sharded_table import ShardedTable, TableError
 from launch.preview import main as preview
 from launch.probe import _refuse_other_results
@@ -193,7 +193,7 @@ def test_a_checkpoint_takes_the_place_of_another_checkpoint_only(tmp_path: Path,
 def test_a_folder_with_the_names_of_a_run_and_no_config_is_refused(tmp_path: Path, name: str) -> None:
     before = plant(tmp_path, name)
     with pytest.raises(RunError, match=r"run\.dir"):
-        Run(tmp_path).claim({"run": {"dir": "x"}}, extend=True)
+        Run(tmp_path).check({"run": {"dir": "x"}}, extend=True)
     assert contents(tmp_path) == before
 
 
@@ -201,7 +201,7 @@ def test_a_folder_with_the_names_of_a_run_and_no_config_is_refused(tmp_path: Pat
 def test_another_programs_config_is_never_rewritten(tmp_path: Path, config: str) -> None:
     (tmp_path / "config.yaml").write_text(config)
     with pytest.raises(RunError, match=r"config\.yaml.*run\.dir"):
-        Run(tmp_path).claim({"run": {"dir": "x"}}, extend=True)
+        Run(tmp_path).check({"run": {"dir": "x"}}, extend=True)
     assert (tmp_path / "config.yaml").read_text() == config
 
 
@@ -209,7 +209,8 @@ def test_a_start_removes_the_heartbeats_of_ranks_only(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.claim({"run": {}}, extend=False)
     before = plant(tmp_path, "heartbeats/notes.txt", "heartbeats/rank-list", "heartbeats/rank-00003")
-    Run(tmp_path).claim({"run": {}}, extend=False)
+    Run(tmp_path).check({"run": {}}, extend=False)
+    run.claim({"run": {}}, extend=False)
     assert before.keys() - contents(tmp_path).keys() == {"heartbeats/rank-00003"}
 
 
@@ -375,7 +376,7 @@ def test_pictures_and_pages_replace_those_of_ours_only(
 def test_a_map_takes_the_place_of_a_map_only(tmp_path: Path, name: str) -> None:
     before = plant(tmp_path, name)
     with pytest.raises(ValueError, match=rf"{name}: no"):
-        refuse_other_map(tmp_path / "map.png")
+        prepare_map(tmp_path / "map.png", table=tmp_path / "vectors.parquet")
     assert contents(tmp_path) == before
     with pytest.raises(ValueError, match="--map"):
         EmbedConfig(run="r", out=str(tmp_path / "map.png"), videos=("v",), map=str(tmp_path / "x/../map.png"))
