@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mae3d.io.console import one_line
 from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sync, write_text
 from mae3d.io.resources import require_disk
 from mae3d.io.resume import dotted
@@ -178,7 +179,9 @@ class ShardedTable:
         try:
             return pq.read_table(file, partitioning=None)
         except pa.ArrowException as error:
-            raise TableError(f"{file}: damaged ({error}); delete it: the next start makes it again") from error
+            raise TableError(
+                f"{file}: damaged ({one_line(error)}); delete it: the next start makes it again"
+            ) from error
 
     def _file(self, shard: int) -> Path:
         return self.folder / f"part-{shard:05d}.parquet"
@@ -279,7 +282,7 @@ def stored_settings(path: Path) -> dict[str, Any]:
     try:
         stored = (pq.read_schema(path).metadata or {}).get(METADATA)
     except pa.ArrowException as error:
-        raise TableError(f"{path}: no Parquet file ({error}); give another --out, or delete it") from error
+        raise TableError(f"{path}: no Parquet file ({one_line(error)}); give another --out, or delete it") from error
     if stored is None:
         raise TableError(f"{path}: not a table of ours, because it has no settings; give another --out, or delete it")
     settings: dict[str, Any] = json.loads(stored)

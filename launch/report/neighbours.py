@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.report.clips import IMAGES, Clip, batches, read_clips
+from mae3d.io.console import one_line
 from mae3d.io.resources import require_memory
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def pool_of_table(path: str, corpus: "Corpus") -> Pool:
         vectors, there = read_vectors(Path(path))  # damaged samples have none
         column = pq.read_table(path, columns=["key"])["key"].to_pylist()
     except (pa.ArrowInvalid, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: no table of embeddings (launch/embed.py makes one): {error}") from error
+        raise ValueError(f"{path}: no table of embeddings (launch/embed.py makes one): {one_line(error)}") from error
     keys = [str(column[row]) for row in there.tolist()]
     if not keys or len(set(keys)) < len(keys):
         what = "several vectors a sample" if keys else "no vectors"
