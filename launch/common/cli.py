@@ -106,7 +106,11 @@ def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     rank = int(ranks[0]) if ranks else 0
     if rank == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
-    else:
+    if ranks and os.environ.get("WORLD_SIZE") != "1":
+        from mae3d.distributed import report_failure  # loads torch, after the message
+
+        report_failure(message)
+    if rank > 0:
         if code == EXIT_USAGE:
             # a launcher ends all ranks when one ends: rank 0 has printed by then, if it failed as well
             time.sleep(4)

@@ -10,7 +10,7 @@ import pytest
 
 from launch.training.config import PretrainConfig
 from launch.training.resumption import claim
-from launch.training.trainer import make_schedule
+from launch.training.schedule import make_schedule
 from mae3d.io.resume import resume_rules
 from mae3d.model.config import MAEConfig
 from mae3d.tracking.run_dir import DONE, Run, RunError
