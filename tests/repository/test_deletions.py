@@ -134,6 +134,7 @@ PROOF = {
         "mae3d.io.contact_sheet._save_gif",
         "mae3d.io.contact_sheet.save_animation",
         "mae3d.io.files.write_text",
+        "mae3d.io.storage.Storage.create.upload",
         "mae3d.io.storage.Storage.put.upload",
         "mae3d.io.storage.Storage.remove",
         "mae3d.io.storage.Storage.remove_folder",
