@@ -163,20 +163,18 @@ def _embed_videos(
     # the settings for shards give the sampling alone; windows of a video have no segments
     as_shards = dataclasses.replace(config.data, shards=videos)
     clips = clips_config(as_shards, stored | {"sampling": "strided"})
-    plan = files = None
-    if world.is_first:
-        plan = plan_windows(
+    plan = world.on_first(
+        lambda: plan_windows(
             videos,
             num_frames=embedder.config.num_frames,
             step_s=clips.sampling_rate / clips.target_fps,
             every_s=config.every,
             num_clips=config.num_clips,
         )
-        files = files_hash(videos)
-    plan, files = world.share((plan, files))
+    )
     _check_map(config, len(plan.windows))
     settings = {
-        "videos": files,
+        "videos": world.on_first(lambda: files_hash(videos)),
         "data": {"sampling_rate": clips.sampling_rate, "target_fps": clips.target_fps},
         "every_s": config.every,
     }

@@ -302,6 +302,6 @@ def test_what_cannot_be_shown_is_refused_before_any_clip_is_read(
 
 def test_no_name_of_a_video_breaks_the_last_step(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """So long that its pictures' names would be longer than a file system allows; or not in UTF-8."""
-    video = make_video(tmp_path / "v.mp4", 8).rename(tmp_path / f"{'v' * 240}.mp4")
+    video = make_video(tmp_path / "v.mp4", 8).rename(tmp_path / f"{'v' * 250}.mp4")
     assert visualize.main(["--run", str(run), "--videos", str(video), "--out", str(tmp_path / "out")]) == 0
     assert "this name is not UTF-8" in refused(capsys, "--run", "r", "--videos", os.fsdecode(b"\xff.mp4"), "--out", "o")
