@@ -364,6 +364,8 @@ def _meet(store: dist.Store, ranks: RankInfo, facts: Facts, where: str) -> None:
         return
     store.add("read", int(ranks.rank == 0))
     _wait_for_readers(store, ranks)
+    if ranks.rank == 0:
+        time.sleep(LATE_S)
     raise DisagreementError(
         f"the processes that meet at {where} have not been started alike: {text}. {_SAME_START}. {_OTHER_PORT}"
     )
@@ -377,13 +379,12 @@ def _store(address: str, port: str, ranks: RankInfo, timeout: datetime.timedelta
 
 
 def _wait_for_readers(store: dist.Store, ranks: RankInfo) -> None:
-    """Keep the store, on rank 0, until all ranks have read why they end, and a while longer for those that are late."""
+    """Keep the store, on rank 0, until all ranks have read why they end."""
     if ranks.rank > 0:
         return
     end = time.monotonic() + _READ_S
     while store.add("read", 0) < ranks.size and time.monotonic() < end:
         time.sleep(_POLL_S)
-    time.sleep(LATE_S)
 
 
 def _differing(first: Facts, mine: Facts) -> dict[str, Any]:
