@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mae3d.io.console import one_line
 from pipelines.reading.source import ClipSource, EncodedBatch, FetchedClip, encoded_batch
 
 
@@ -58,6 +59,6 @@ def _decode(fetched: FetchedClip) -> torch.Tensor | tuple[int, str]:
         try:
             image = np.array(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
         except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
-            return number, f"it does not decode ({next(iter(str(error).splitlines()), type(error).__name__)})"
+            return number, f"it does not decode ({one_line(error)})"
         frames.append(torch.from_numpy(image))
     return torch.stack(frames)

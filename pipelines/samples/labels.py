@@ -50,8 +50,12 @@ def many_hot(labels: Sequence[Sequence[int]], num_classes: int, *, dtype: Any = 
     return targets
 
 
-def united_labels(datasets: Sequence[Dataset]) -> Labels:
+def united_labels(datasets: Sequence[Dataset], *, option: str = "data") -> Labels:
     """Unite the datasets' labels by name: the first dataset's keep their numbers, new ones follow.
+
+    Args:
+        datasets: in their order.
+        option: section of the command line that they come from, for messages.
 
     Raises:
         DatasetError: the labels of one dataset have names, those of another are mere numbers.
@@ -61,7 +65,7 @@ def united_labels(datasets: Sequence[Dataset]) -> Labels:
     if named and numbered:
         raise DatasetError(
             f"the labels of {named[0].location} have names, those of {numbered[0].location} are numbers: nobody knows "
-            "which are the same. Give both by name in a file: --data.labels FILE"
+            f"which are the same. Give both by name in a file: --{option}.labels FILE"
         )
     names = list(dict.fromkeys(name for dataset in datasets for name in dataset.label_names))
     if len(datasets) == 1:

@@ -273,7 +273,7 @@ def test_all_processes_open_the_checkpoint_that_the_first_one_found(tmp_path: Pa
         file.touch()
     (tmp_path / "checkpoints" / "latest").write_text(following.parent.name)
     sent: list[Path] = []
-    late = type("World", (), {"share": lambda self, value: sent.append(value) or first})()
+    late = type("World", (), {"on_first": lambda self, call: sent.append(call()) or first})()
     assert agreed_model_file(str(tmp_path), late) == first
     assert sent == [following]  # which is what counts where this process is the first
 

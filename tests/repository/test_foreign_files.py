@@ -17,7 +17,7 @@ import pytest
 
 from launch.embed import EmbedConfig
 from launch.export import export
-from launch.inference.embedding_map import refuse_other_map
+from launch.inference.embedding_map import prepare_map
 from launch.inference.sharded_table import ShardedTable, TableError
 from launch.preview import main as preview
 from launch.probe import _refuse_other_results
@@ -197,7 +197,7 @@ def test_pictures_and_pages_replace_those_of_ours_only(
 def test_a_map_takes_the_place_of_a_map_only(tmp_path: Path, name: str) -> None:
     before = plant(tmp_path, name)
     with pytest.raises(ValueError, match=rf"{name}: no"):
-        refuse_other_map(tmp_path / "map.png")
+        prepare_map(tmp_path / "map.png", table=tmp_path / "vectors.parquet")
     assert contents(tmp_path) == before
     with pytest.raises(ValueError, match="--map"):
         EmbedConfig(run="r", out=str(tmp_path / "map.png"), videos=("v",), map=str(tmp_path / "x/../map.png"))

@@ -89,7 +89,7 @@ def test_a_checkpoint_takes_the_place_of_another_checkpoint_only(tmp_path: Path,
 def test_a_folder_with_the_names_of_a_run_and_no_config_is_refused(tmp_path: Path, name: str) -> None:
     before = plant(tmp_path, name)
     with pytest.raises(RunError, match=r"run\.dir"):
-        Run(tmp_path).claim({"run": {"dir": "x"}}, extend=True)
+        Run(tmp_path).check({"run": {"dir": "x"}}, extend=True)
     assert contents(tmp_path) == before
 
 
@@ -97,7 +97,7 @@ def test_a_folder_with_the_names_of_a_run_and_no_config_is_refused(tmp_path: Pat
 def test_another_programs_config_is_never_rewritten(tmp_path: Path, config: str) -> None:
     (tmp_path / "config.yaml").write_text(config)
     with pytest.raises(RunError, match=r"config\.yaml.*run\.dir"):
-        Run(tmp_path).claim({"run": {"dir": "x"}}, extend=True)
+        Run(tmp_path).check({"run": {"dir": "x"}}, extend=True)
     assert (tmp_path / "config.yaml").read_text() == config
 
 
@@ -105,7 +105,8 @@ def test_a_start_removes_the_heartbeats_of_ranks_only(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.claim({"run": {}}, extend=False)
     before = plant(tmp_path, "heartbeats/notes.txt", "heartbeats/rank-list", "heartbeats/rank-00003")
-    Run(tmp_path).claim({"run": {}}, extend=False)
+    Run(tmp_path).check({"run": {}}, extend=False)
+    run.claim({"run": {}}, extend=False)
     assert before.keys() - contents(tmp_path).keys() == {"heartbeats/rank-00003"}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from launch.training.config import PretrainConfig
 from launch.training.resumption import claim
-from launch.training.trainer import make_schedule
+from launch.training.schedule import make_schedule
 from mae3d.io.resume import resume_rules
 from mae3d.model.config import MAEConfig
 from mae3d.tracking.run_dir import DONE, Run, RunError
@@ -21,7 +21,7 @@ from pipelines.loader import Loader
 from pipelines.samples.corpus import Corpus
 from tests.support.datasets import index_only
 
-ALONE: Any = SimpleNamespace(is_first=True, share=lambda value: value)
+ALONE: Any = SimpleNamespace(is_first=True, on_first=lambda call: call())
 BEFORE = PretrainConfig(
     model=MAEConfig(preset="mae_vit_tiny_patch16"),
     optim=OptimConfig(lr=1.0, warmup_epochs=1),
@@ -87,7 +87,7 @@ def test_fault_33_what_cannot_go_on_is_refused_and_nothing_is_written(
     run: Path, config: PretrainConfig, shards: list[int], told: str
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(ValueError, match=told):
         start(run, config, shards)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert (run / DONE).exists()

@@ -22,6 +22,7 @@ from mae3d.io import lock, lock_store
 from mae3d.io.lock import Locked, hold
 from mae3d.io.lock_store import LOCK_NAME, FolderLockStore, LockStore, Owner, UrlLockStore
 from mae3d.io.storage import Storage
+from tests.support.s3 import Server
 
 SPAWN = multiprocessing.get_context("fork")
 
@@ -355,3 +356,52 @@ def test_what_a_lock_says_can_be_read(tmp_path: Path) -> None:
     with hold(FolderLockStore(tmp_path), LOCK_NAME, job="slice 3/8"):
         told = json.loads((tmp_path / LOCK_NAME).read_text())
     assert (told["job"], told["pid"]) == ("slice 3/8", os.getpid())
+
+
+class Blind(UrlLockStore):
+    """Two starts within one second: each has looked before the other has written."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage)
+        object.__setattr__(self, "looked", False)
+
+    def read(self, name: str) -> lock_store.HeldLock | None:
+        if not self.looked:  # type: ignore[attr-defined]
+            object.__setattr__(self, "looked", True)
+            return None
+        return super().read(name)
+
+
+@pytest.mark.parametrize("url", ["memory://locks", "s3://locks/run"])
+def test_of_two_starts_at_one_url_within_a_second_one_gets_the_lock(
+    s3: Server, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(lock_store, "SETTLE_S", 0)  # the one has believed in its lock before the other writes
+    fsspec.filesystem("memory").store.clear()
+    if url.startswith("s3"):
+        fsspec.filesystem("s3").mkdir("locks")
+    owners = [Owner.here(job) for job in ("first", "second")]
+    assert [Blind(Storage(url)).create(LOCK_NAME, owner) for owner in owners] == [True, False]
+    held = UrlLockStore(Storage(url)).read(LOCK_NAME)
+    assert held is not None
+    assert held.owner == owners[0]
+    assert Blind(Storage(url)).create(LOCK_NAME, owners[0])  # a second try, after the first one's answer was lost
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL])
+def test_a_server_without_conditional_writes_is_written_to_as_before(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    plain = files.pipe_file
+
+    def pipe_file(path: str, value: bytes, mode: str = "overwrite") -> None:
+        if mode == "create":
+            raise OSError(number, "no such condition")
+        plain(path, value)
+
+    monkeypatch.setattr(files, "pipe_file", pipe_file)
+    storage = Storage("memory://locks")
+    assert [storage.create(".lock", data) for data in (b"a", b"b")] == [True, False]
+    assert storage.read(".lock") == b"a"

@@ -109,6 +109,7 @@ def train(
 
     run = Run(folder)
     if world.is_first:
+        run.check({}, extend=False)
         run.claim({}, extend=False)
     world.barrier()
     try:
