@@ -16,6 +16,8 @@ def test_fault_45_a_span_is_known_by_its_common_names(start: str, stop: str) -> 
     assert columns.span_s(["a.mp4", "0:05.5", "cut", "1.5"]) == (1.5, 5.5)
     assert columns.span_s(["a.mp4", "", "cut", ""]) == (0.0, math.inf)
     assert (columns.one("path", ["a.mp4"]), columns.all("label", ["a.mp4", "", "cut"])) == ("a.mp4", ["cut"])
+    either = read_columns(["video", "label", start, "t0"], [f"start={start},t0"], source="x.csv")
+    assert either.one("start_s", ["a.mp4", "cut", "", "2"]) == "2"
 
 
 @pytest.mark.parametrize(
@@ -102,10 +104,16 @@ def test_columns_that_say_nothing_are_ignored_by_name() -> None:
     )
 
 
-@pytest.mark.parametrize("given", ["start", "begins=t0", "start=", "start=absent", "label=9"])
-def test_a_wrong_columns_option_is_told(given: str) -> None:
-    with pytest.raises(ValueError, match=r"--columns"):
-        read_columns(["path", "t0"], [given], source="x")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        *((given, "give ROLE=COLUMN") for given in ("start", "begins=t0", "start=")),
+        *((given, "no such column; there are , path, t0") for given in ("start=absent", "label=9", "label=0")),
+    ],
+)
+def test_a_wrong_columns_option_is_told(given: str, told: str) -> None:
+    with pytest.raises(ValueError, match=rf"--columns.*{told}"):
+        read_columns(["", "path", "t0"], [given], source="x")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +153,9 @@ def test_fault_45_values_show_what_a_column_could_be(header: list[str], rows: li
     assert columns.at.keys() > {"path"} or "path=" in remedy
 
 
-@pytest.mark.parametrize("header", [["path", "width", "height"], ["path", "caption"], ["path", "label", "x1", "x2"]])
+@pytest.mark.parametrize(
+    "header", [["path", "width", "height"], ["path", "caption"], ["path", "label", "x1", "x2"], ["", "path"]]
+)
 def test_what_says_nothing_may_have_any_values(header: list[str]) -> None:
     read_columns(header, [], source="x", records=[(2, ["a.mp4", "1", "2", "3"][: len(header)])])
 

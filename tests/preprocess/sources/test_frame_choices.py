@@ -71,6 +71,7 @@ def test_fault_46_every_prefix_is_a_video(
         (["c/v/#3.jpg", "c/v/u_#3.jpg", "c/v/v_#3.jpg"], "", "optical flow left out by name: 6 files"),
         (["c/v/clip#3.jpg", "c/v/x_#3.jpg", "c/v/y_#3.jpg"], "clip", "optical flow left out by name: 6 files"),
         (["c/v/a_#3.jpg", "c/v/a_x_#3.jpg", "c/v/a_y_#3.jpg"], "a_", "optical flow left out by name: 6 files"),
+        (["c/v/#3.jpg", "c/v/mask/#3.png"], "", "or the like left out by name: 1 folders: c/v/mask"),
         (["c/v/img_#3.jpg", "c/v/img_mask_#4.png"], "img_", "masks, depth, thumbnails or the like left out by name: 4"),
         (
             ["c/v/frame_#3.jpg", "c/v/depth_#4.png"],
@@ -139,6 +140,19 @@ def test_classes_may_be_called_as_flow_and_masks_are(tmp_path: Path, names: tupl
     assert {one.labels for one in found.requests} == {(name,) for name in names}
 
 
+@pytest.mark.parametrize("names", [("cam1_rgb_", "cam2_rgb_"), ("Cam1_rgb_", "Cam2_rgb_"), ("Cam1_", "Cam2_")])
+def test_flow_belongs_to_the_pictures_of_its_name_among_several(tmp_path: Path, names: tuple[str, str]) -> None:
+    first = names[0].partition("_")[0]
+    found = find(touch(tmp_path, [f"c/{prefix}#3.jpg" for prefix in (*names, f"{first}_x_", f"{first}_y_")]))
+    assert [one.prefix for one in found.requests] == list(names)
+    assert "optical flow left out by name: 6 files of 1 folders" in "\n".join(found.notes)
+
+
+def test_what_is_left_out_is_counted_in_the_folders_that_hold_it(tmp_path: Path) -> None:
+    found = find(touch(tmp_path, ["a/v/#3.jpg", "a/v/notes.txt", "b/w/#3.jpg"]))
+    assert "1 other files of 1 frame folders are not read" in "\n".join(found.notes)
+
+
 def test_one_prefix_of_flow_is_taken_with_a_warning(tmp_path: Path) -> None:
     found = find(touch(tmp_path, ["c/v/flow_x_#3.jpg"]))
     assert taken(found) == [("c/v", "flow_x_", 3)]
@@ -193,6 +207,8 @@ def test_videos_of_one_folder_are_built_and_added(tmp_path: Path) -> None:
         ([1, 2, 3, 5, 6], 1, (4,)),
         ([1, 3], 1, (2,)),
         ([0, 7, 15, 22, 30], 1, None),
+        ([0, 10, 1000], 1, None),
+        ([1, 2, 50], 1, None),
     ],
 )
 def test_strided_numbers_are_found(
@@ -200,11 +216,12 @@ def test_strided_numbers_are_found(
 ) -> None:
     touch(tmp_path, [f"c/v/f{number:06d}.jpg" for number in numbers])
     found = find(tmp_path, settings=Settings(source_fps=25.0))
-    if gaps:
-        assert "--fill-gaps takes the frame before" in found.problems[0].message
+    if gaps != ():
+        assert ("--fill-gaps takes the frame before" in found.problems[0].message) == bool(gaps)
         found = find(tmp_path, settings=Settings(source_fps=25.0), fill_gaps=True)
     if gaps is None:
         assert found.problems[0].reason == "missing_frame"
+        assert "in steps of" not in found.problems[0].message
         return
     (request,) = found.requests
     assert (request.first, request.stop, request.stride) == (min(numbers), max(numbers) + 1, stride)

@@ -260,7 +260,7 @@ def test_fault_45_raw_frames_of_mmaction2_are_read_by_their_totals(
 
 
 @pytest.mark.parametrize(
-    "rows", ["v0 5 5\nv1 8 8\n", "v0 1 5 0\nv1 1 8 3\n", "v0 5 5 3\nv1 8 8 1\n", "v0 5 3\nv1 7 0\n"]
+    "rows", ["v0 5 5\nv1 8 8\n", "v0 1 5 0\nv1 1 8 3\n", "v0 5 5 3\nv1 8 8 1\n", "v0 5 3\nv1 7 0\n", "v0 5 5\nv1 8 9\n"]
 )
 def test_rows_that_can_be_read_as_first_and_last_are(tmp_path: Path, rows: str) -> None:
     for number, total in enumerate((5, 8)):

@@ -37,7 +37,10 @@ def test_fault_45_frames_in_columns_without_a_unit_are_refused_with_both_reading
     assert any("end more than a second after their video" in note for note in seconds.notes)
 
 
-@pytest.mark.parametrize("spans", [((0, 2), (2, 5)), ((0, 2.5), (2.5, 60)), ((0, 5), (0, 6))])
+@pytest.mark.parametrize(
+    "spans",
+    [((0, 2), (2, 5)), ((0, 2.5), (2.5, 60)), ((0, 5), (0, 6)), ((0, 60.5), (1, 70.5)), ((0, 2), (2, 5), (3, 60))],
+)
 def test_seconds_are_read_as_such(root: Path, spans: tuple[tuple[float, float], ...]) -> None:
     rows = "".join(f"a.mp4,{start},{end},{i}\n" for i, (start, end) in enumerate(spans))
     found = find(root, f"video,start,end,label\n{rows}")
@@ -58,9 +61,9 @@ def test_fault_45_frames_that_disagree_with_seconds_are_told(
 
 
 def test_absolute_paths_of_another_machine_are_found_by_their_ends_and_told(root: Path) -> None:
-    found = find(root, "/data/other/a.mp4 0\nC:\\videos\\a.mp4 1\n/data/another/a.mp4 2\n")
+    found = find(root, "sub/a.mp4 3\n/data/other/a.mp4 0\nC:\\videos\\a.mp4 1\n/data/another/a.mp4 2\n")
     assert [(one.path, one.labels) for one in found.requests] == [("a.mp4", ("0",))]
-    assert [one.reason for one in found.problems] == ["missing_file", "missing_file"]
+    assert [one.reason for one in found.problems] == ["missing_file"] * 3  # a relative path has one beginning
     assert any(f"begin with /data/other/ were found below {root}" in note for note in found.notes)
 
 
