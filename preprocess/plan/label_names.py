@@ -19,6 +19,7 @@ from preprocess.dataset.schema import DatasetError
 
 _REMEDY = "give one name per line, `number name` per line, or a dataset.json"
 _NAME_COLUMNS = ("name", "label_name", "class_name", "key", "label", "class", "category", "verb", "noun", "action")
+_NUMBER_COLUMN = re.compile(r"(.*_)?(id|index|idx|number|label|class)")
 _NUMBERED = re.compile(r"([A-Za-z]?)([0-9]+)[\s,;:]+(\S.*)")  # 1 ApplyEyeMakeup; 0,name; c000 Holding some clothes
 _NUMBER_LAST = re.compile(r"(.*\S)\s*[\s,;:]\s*([0-9]+)")
 _PBTXT_ITEM = re.compile(r"\w+\s*\{([^{}]*)\}")
@@ -148,7 +149,8 @@ def _from_table(lines: Sequence[str]) -> LabelNames | None:
     names = [row[named].strip() for row in rows]
     if not numbers:
         return LabelNames(tuple(names))
-    return _by_number([(int(row[numbers[0]]), name) for row, name in zip(rows, names, strict=True)])
+    numbered = next((i for i in numbers if _NUMBER_COLUMN.fullmatch(head[i])), numbers[0])
+    return _by_number([(int(row[numbered]), name) for row, name in zip(rows, names, strict=True)])
 
 
 def _from_pbtxt(items: Sequence[str]) -> LabelNames:

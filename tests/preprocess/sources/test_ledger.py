@@ -152,3 +152,5 @@ def test_columns_of_a_ledger_may_be_named_by_number(ledger: Path) -> None:
     ledger.write_text("7 v 0 9\n")
     read = parse(ledger.read_bytes(), str(ledger), columns=["label=1", "path=2", "first=3", "last=4"])
     assert read.rows == (LedgerRow(1, "v", 0, 10, ("7",)),)
+    unlabelled = parse(ledger.read_bytes(), str(ledger), columns=["path=2", "first=3", "last=4"])
+    assert unlabelled.rows == (LedgerRow(1, "v", 0, 10, ()),)  # what is not named is ignored
