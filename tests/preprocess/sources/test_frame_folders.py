@@ -12,6 +12,7 @@ from preprocess.dataset.index import open_dataset
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.frame_folders import frame_folders
+from preprocess.sources.list_records import LedgerError
 from preprocess.sources.source import Reading
 from tests.support.media import frame_number, make_frame_folder
 
@@ -122,6 +123,12 @@ def test_rates_of_frame_folders_must_be_given(tmp_path: Path) -> None:
         find(tmp_path, "v1 1 2 0\n", fps=10.0)
     with pytest.raises(ValueError, match="no such file or folder; --frames"):
         frame_folders([tmp_path / "nowhere"], tmp_path / "ledger.csv", settings=Settings())
+
+
+def test_columns_without_a_ledger_are_told(tmp_path: Path) -> None:
+    make_frame_folder(tmp_path / "v1", 2)
+    with pytest.raises(LedgerError, match=r"--columns.*there is none: give it with --ledger"):
+        frame_folders([tmp_path], settings=Settings(), reading=Reading(columns=("path=1",)))
 
 
 def test_fault_05_gaps_are_filled_if_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,6 +184,8 @@ def test_fault_45_a_header_of_unknown_names_is_no_row() -> None:
         read_list(b"clipfile,t_begin,t_finish\na.mp4,0,10\n", "list.csv")
     with pytest.raises(LedgerError, match=r"no column is called path.*--columns path="):
         read_list(b"clipfile,x\na.mp4,0\n", "list.csv")
+    with pytest.raises(LedgerError, match=r"no column is called path; understood: label = label.*--columns path="):
+        read_list(b"label,fps\n0,25\n", "list.csv")
     columns = ["path=clipfile", "start=t_begin", "end=t_finish"]
     for name in ("a.mp4", "a"):  # what --columns names is a header, whatever is below it
         (one,) = rows(f"clipfile,t_begin,t_finish\n{name},0,10\n", columns=columns)
