@@ -77,7 +77,15 @@ def test_overwriting_leaves_what_lies_beside_a_dataset(tmp_path: Path) -> None:
     build = ["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overwrite"]
     assert main(build) == 0
     ours = contents(tmp_path / "out").keys()
-    foreign = ["thesis.tex", "index-2020.parquet", "shard-7.tar", "rows-x.arrow", ".tmp-x", "sub/shard-00000.tar"]
+    foreign = [
+        "thesis.tex",
+        "plan.parquet.old",
+        "index-2020.parquet",
+        "shard-7.tar",
+        "rows-x.arrow",
+        ".tmp-x",
+        "sub/shard-00000.tar",
+    ]
     plant(tmp_path / "out", *foreign)
     (tmp_path / "out" / f"{TEMPORARY_PREFIX}host-1-shard-00000.tar").touch()
     assert main([*build, "--quality", "80"]) == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mae3d.io.files import TEMPORARY_PREFIX
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.jobs import build as build_module
@@ -39,6 +40,8 @@ def test_plan_only_writes_the_plan_and_tells_what_the_build_then_does(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
+    out.mkdir()
+    (out / f"{TEMPORARY_PREFIX}host-1-shard-00004.tar").touch()  # of a killed run: its room is given back at the start
     assert main(command("videos", videos, out, "--plan-only")) == 0
     said = capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["plan.parquet"]
