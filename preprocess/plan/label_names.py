@@ -101,7 +101,7 @@ def _by_number(pairs: Sequence[tuple[int, str]], codes: Sequence[str] = ()) -> L
 
 
 def _from_text(text: str) -> LabelNames:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in re.split("\r\n?|\n", text) if line.strip()]
     if items := _PBTXT_ITEM.findall(text):
         return _from_pbtxt(items)
     if (table := _from_table(lines)) is not None:

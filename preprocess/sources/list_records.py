@@ -149,7 +149,7 @@ def json_entries(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in re.split("\r\n?|\n", text) if line.strip()]  # not splitlines, as in decoded_lines
         if len(lines) < 2:
             raise
         return [json.loads(line) for line in lines]

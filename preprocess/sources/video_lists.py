@@ -337,7 +337,7 @@ def _json_list(entries: Any, source: str, columns: Sequence[str]) -> VideoList:
         return _bare_list(list(enumerate(rows, start=1)), source, "JSON")
     objects = [entry for entry in entries if isinstance(entry, dict)]
     names = list(dict.fromkeys(name for entry in objects for name in entry))
-    if not columns and not {"path", "video", "file"} & set(map(plain, names)) and "id" in names:
+    if not columns and not {*VIDEO_ROLES}.intersection(map(role_of, names)) and "id" in names:
         return _finished(something_something(entries), source, len(entries))
     records = [
         (number, [value_text(entry.get(name)) if isinstance(entry, dict) else "" for name in names])

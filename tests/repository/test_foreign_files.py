@@ -122,9 +122,12 @@ def test_overwriting_removes_nothing_before_the_new_plan_stands(tmp_path: Path) 
     make_video(tmp_path / "in" / "v.mp4", 3)
     assert main(["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     before = contents(tmp_path / "out")
-    (tmp_path / "junk").mkdir()
-    (tmp_path / "junk" / "v.mp4").write_bytes(b"no video")
-    for videos, more in (("absent", []), ("junk", []), ("in", ["--plan-only"])):
+    for folder in ("junk", "mixed"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "v.mp4").write_bytes(b"no video")
+    (tmp_path / "mixed" / "w.mp4").hardlink_to(tmp_path / "in" / "v.mp4")
+    refused = (("absent", []), ("junk", []), ("mixed", ["--on-error", "fail"]), ("in", ["--plan-only"]))
+    for videos, more in refused:
         build = ["build", "--videos", str(tmp_path / videos), "--out", str(tmp_path / "out"), "--overwrite", *more]
         assert main(build) != 0
         assert contents(tmp_path / "out") == before

@@ -58,6 +58,10 @@ def test_lines_that_look_like_json_are_names() -> None:
     assert read_label_names(b'"ant"\n"', "labels").names == ('"ant"', '"')
 
 
+def test_lines_of_names_end_as_those_of_lists_do() -> None:
+    assert read_label_names("ant\u2028eater\r\nbee\rcat\n".encode(), "labels").names == ("ant\u2028eater", "bee", "cat")
+
+
 @pytest.mark.parametrize(
     ("names", "numbers", "first"),
     [

@@ -71,6 +71,8 @@ def test_fault_02_overrides_win_over_the_guess(ledger: Path) -> None:
         ("v 24 1 0", "bad_row", "reversed"),
         ("v 1 24 -3", "bad_row", "label -3"),
         ("v 1 24 99999999999", "bad_row", "99999999999"),
+        ("v 0 99999999999999999999 0", "bad_row", "99999999999999999999 is too large"),
+        (f"{300 * 'v'} 1 24 0", "unsafe_name", "longer than 255 bytes"),
         ("../v 1 24 0", "unsafe_name", "leaves the root"),
         ("/v 1 24 0", "unsafe_name", "leaves the root"),
         ("v/../../w 1 24 0", "unsafe_name", "leaves the root"),

@@ -60,6 +60,7 @@ def test_fault_02_the_dialect_is_told_and_can_be_overridden() -> None:
         ("path,label\n,2\n", "unsafe_name"),
         ("path,label\na\x00.mp4,2\n", "unsafe_name"),
         ("path,label\nb.mp4,2\nb.mp4,2\n", "duplicate_row"),
+        (3 * "v,1,.1,.1,.2,.2,3,1\n" + "v,1,.1,.1,.2,.2,nan,1\n", "bad_row"),
     ],
 )
 def test_fault_03_a_bad_row_has_its_line_and_reason(text: str, reason: str) -> None:
@@ -107,6 +108,8 @@ def test_something_something_as_published() -> None:
         (("78687",), ("Holding something next to something",)),
         (("1420",), ()),
     ]
+    (other,) = rows('[{"id": 7, "video_path": "a.mp4", "label": 3}]')  # a table whose rows are numbered
+    assert (other.path, other.labels) == ("a.mp4", ("3",))
 
 
 @pytest.mark.parametrize("text", ["", " \n\n", "path,label\n", "[]", "{}", "[1"])
@@ -165,6 +168,8 @@ def test_json_lines_and_parquet_are_tables(tmp_path: Path) -> None:
     text = '{"video": "a.mp4", "label": [3, 4], "start": 1}\n{"video": "b.mp4", "label": null}\n'
     expected = [("a.mp4", ("3", "4"), 1.0), ("b.mp4", (), 0.0)]
     assert [(one.path, one.labels, one.start_s) for one in rows(text)] == expected
+    (one, two) = rows('{"path": "a.mp4", "label": "x\u2028y"}\r\n{"path": "b.mp4", "label": "z"}\r\n')
+    assert (one.labels, two.labels) == (("x\u2028y",), ("z",))  # a line separator of Unicode ends no line
     table = pa.table({"video": ["a.mp4", "b.mp4"], "label": [[3, 4], None], "start": [1.0, float("nan")]})
     pq.write_table(table, tmp_path / "l.parquet")
     read = read_list((tmp_path / "l.parquet").read_bytes(), "l.parquet")

@@ -371,6 +371,13 @@ def test_a_file_that_is_missing_is_told_with_where_it_was_looked_for(tmp_path: P
     assert "--root" in problem.message
 
 
+@pytest.mark.parametrize("name", [300 * "x", f"{300 * 'x'}.mp4", f"sub/{128 * 'é'}.mp4"])
+def test_fault_03_a_name_that_no_file_can_have_costs_its_row_only(tmp_path: Path, name: str) -> None:
+    found = listed(tmp_path, f"v1.mp4,0\n{name},1\n", "v1.mp4")
+    assert [one.path for one in found.requests] == ["v1.mp4"]
+    assert [(one.reason, one.line) for one in found.problems] == [("unsafe_name", 2)]
+
+
 def test_frames_become_seconds_by_the_rate_of_the_video(tmp_path: Path) -> None:
     found = listed(tmp_path, "path,start_frame,end_frame\nv1.mp4,1,3\nv1.mp4,2,\n", "v1.mp4")
     assert [(round(one.start_s, 3), round(one.stop_s, 3)) for one in found.requests] == [(0.05, 0.25), (0.15, math.inf)]
