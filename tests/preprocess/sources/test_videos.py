@@ -340,8 +340,11 @@ def test_fault_45_a_file_is_found_under_another_spelling_if_it_is_the_only_one(
     tmp_path: Path, row: str, there: str
 ) -> None:
     found = listed(tmp_path, row + "\n", there, "other/v2.mp4")
-    assert [(tmp_path / "in" / one.path).samefile(tmp_path / "in" / there) for one in found.requests] == [True]
-    assert [one.labels for one in found.requests] == [("0",)]
+    assert [(one.path, one.labels) for one in found.requests] == [(there, ("0",))]
+
+
+def test_a_file_of_the_very_name_comes_before_one_with_a_suffix(tmp_path: Path) -> None:
+    assert [one.path for one in listed(tmp_path, "v1,0\n", "v1", "v1.mp4").requests] == ["v1"]
 
 
 @pytest.mark.parametrize(("row", "names"), [("v1,0", ["v1.mp4", "v1.avi"]), ("V1.mp4,0", ["v1.mp4", "v1.MP4"])])
