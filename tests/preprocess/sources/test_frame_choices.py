@@ -39,6 +39,7 @@ def taken(found: ScanResult) -> list[tuple[str, str, int]]:
     ("files", "expected"),
     [
         (["ca/v1_#4.jpg", "ca/v2_#5.jpg"], [("ca/v1", "v1_", 4), ("ca/v2", "v2_", 5)]),
+        (["c/v1 #3.jpg", "c/v2 #3.jpg"], [("c/v1", "v1 ", 3), ("c/v2", "v2 ", 3)]),
         (["v1-#3.png", "v2-#3.png"], [("v1", "v1-", 3), ("v2", "v2-", 3)]),
         (["c/0001_#3.jpg", "c/0002_#3.jpg"], [("c/0001", "0001_", 3), ("c/0002", "0002_", 3)]),
         (["a/v1_#3.jpg", "a/v2_#3.jpg", "b/v3_#3.jpg"], [("a/v1", "v1_", 3), ("a/v2", "v2_", 3), ("b/v3", "v3_", 3)]),
@@ -81,6 +82,7 @@ def test_fault_46_every_prefix_is_a_video(
         (["c/v/frame_#3.jpg", "c/v/thumb_#1.jpg"], "frame_", "thumbnails or the like left out by name: 1 files"),
         (["c/v/frame_#3.jpg", "c/v/frame_#3.png"], "frame_", "numbers with other suffixes left out by name: 3 files"),
         (["c/v/frame_#3.jpg", "c/v/frame_4.jpg"], "frame_", "numbers of other widths left out by name: 1 files"),
+        (["c/v/frame_#3.jpg", "c/v/frame_99999999999999999999.jpg"], "frame_", "1 other files of 1 frame folders"),
         (["c/v/frame_#3.jpg", "c/v/photo_7.jpg"], "frame_", "single pictures left out by name: 1 files"),
         (
             ["c/v/frame_#3.jpg", "c/v/frame_#2.heic"],
@@ -129,6 +131,12 @@ def test_fault_46_a_folder_without_a_clear_choice_is_refused(tmp_path: Path, fil
     assert found.requests == []
     assert {problem.reason for problem in found.problems} == {"no_frames"}
     assert words in found.problems[0].message
+
+
+def test_masks_beside_nothing_but_flow_are_told_too(tmp_path: Path) -> None:
+    found = find(touch(tmp_path, ["c/v/x_#3.jpg", "c/v/y_#3.jpg", "c/v/z_mask_#3.png"]))
+    assert "nothing but optical flow (x_, y_)" in found.problems[0].message
+    assert "or the like left out by name: 3 files" in "\n".join(found.notes)
 
 
 @pytest.mark.parametrize(

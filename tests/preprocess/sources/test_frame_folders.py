@@ -55,6 +55,8 @@ def test_fault_05_a_ledger_that_goes_beyond_its_folder_is_told_what_there_is(tmp
     ]
     assert "img_00017.jpg is missing; there are 16 frames, img_00001.jpg to img_00016.jpg" in problems[0].message
     assert "img_00004.jpg" in problems[1].message
+    _, problems = find(tmp_path, "absent 1 2 0\nv1 one 2 0\nv1 1 17 0\n")
+    assert [problem.line for problem in problems] == [1, 2, 3]  # of whichever kind they are
 
 
 def test_fault_05_one_shift_for_all_segments_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -250,7 +252,7 @@ def test_frame_folders_behind_a_url(tmp_path: Path) -> None:
     assert open_dataset(out).meta["totals"]["rejected"] == {"missing_folder": 1}
 
 
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("first", [0, 1, 100])
 @pytest.mark.parametrize("labels", [("3", "0", "7"), ("2 5", "1", "0"), ("30", "40", "50"), ("-1", "2", "1")])
 def test_fault_45_raw_frames_of_mmaction2_are_read_by_their_totals(
     tmp_path: Path, first: int, labels: tuple[str, ...]
@@ -264,6 +266,33 @@ def test_fault_45_raw_frames_of_mmaction2_are_read_by_their_totals(
     assert [(one.first, one.stop) for one in found.requests] == [(first, first + total) for total in totals]
     assert [one.labels for one in found.requests] == [tuple(label.split()) for label in labels]
     assert any("name total_frames label" in note for note in found.notes)
+
+
+def test_totals_that_are_not_all_of_a_folder_are_told(tmp_path: Path) -> None:
+    make_frame_folder(tmp_path / "v", 5)
+    found = find_all(tmp_path, "name,total_frames,label\nv,3,0\nv,6,1\nv,5,2\n")
+    assert [(one.first, one.stop) for one in found.requests] == [(1, 4), (1, 6)]
+    assert [(one.line, one.reason) for one in found.problems] == [(3, "missing_frame")]
+    assert "6 frames asked for, there are 5 frames" in found.problems[0].message
+    assert "1 rows ask for fewer frames than their folders hold: the first ones are taken" in found.notes
+
+
+def test_rows_that_fit_in_no_reading_are_told_of_the_other_one(tmp_path: Path) -> None:
+    for where in ("v", "train/v"):
+        make_frame_folder(tmp_path / where, 5)
+    found = find_all(tmp_path, "v 4 9 1\n")
+    assert [one.reason for one in found.problems] == ["missing_frame"]
+    notes = "\n".join(found.notes)
+    assert "if its rows are `name total_frames label`: --columns path=1 total_frames=2 label=3,4" in notes
+    assert "1 names of the ledger are there more than once" in notes
+
+
+def test_a_folder_with_frames_comes_before_one_without(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    make_frame_folder(tmp_path / "train" / "v", 3)
+    found = find_all(tmp_path, "v 1 3 0\n")
+    assert [(one.path, one.stop) for one in found.requests] == [("train/v", 4)]
+    assert "more than once" not in "\n".join(found.notes)
 
 
 @pytest.mark.parametrize(
