@@ -13,6 +13,7 @@ from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.frame_folders import frame_folders
 from preprocess.sources.list_records import LedgerError
+from preprocess.sources.roots import Scratch
 from preprocess.sources.source import Reading
 from tests.support.media import frame_number, make_frame_folder
 
@@ -239,7 +240,7 @@ def test_fault_08_odd_names_are_kept(tmp_path: Path) -> None:
 def test_frame_folders_behind_a_url(tmp_path: Path) -> None:
     for name in ("train/a", "train/b", "extra"):
         make_frame_folder(tmp_path / name, 3)
-    (tmp_path / "ledger.csv").write_text("a 0 2 x\nb 1 3 y\nnone 1 3 y\n")
+    (tmp_path / "ledger.csv").write_text("a 0 2 x\nb 1 3 y\nnone 1 3 y\ntrain 1 3 y\n")
     storage = Storage("memory://frames/in")
     for path in sorted(tmp_path.rglob("*.*")):
         storage.put(path, path.relative_to(tmp_path).as_posix())
@@ -249,7 +250,9 @@ def test_frame_folders_behind_a_url(tmp_path: Path) -> None:
     assert main(["build", "--frames", str(tmp_path), "--ledger", f"{storage.url}/ledger.csv", *tail, str(local)]) == 0
     for name in ("shard-00000.tar", "rejected.parquet"):
         assert (out / name).read_bytes() == (local / name).read_bytes()
-    assert open_dataset(out).meta["totals"]["rejected"] == {"missing_folder": 1}
+    assert open_dataset(out).meta["totals"]["rejected"] == {"missing_folder": 1, "no_frames": 1}
+    notes = frame_folders([storage.url], settings=Settings(), scratch=Scratch(tmp_path, 1 << 20)).find().notes
+    assert "1 frame folders on disk are not in the ledger: extra" in notes
 
 
 @pytest.mark.parametrize("first", [0, 1, 100])
@@ -270,9 +273,9 @@ def test_fault_45_raw_frames_of_mmaction2_are_read_by_their_totals(
 
 def test_totals_that_are_not_all_of_a_folder_are_told(tmp_path: Path) -> None:
     make_frame_folder(tmp_path / "v", 5)
-    found = find_all(tmp_path, "name,total_frames,label\nv,3,0\nv,6,1\nv,5,2\n")
+    found = find_all(tmp_path, "name,total_frames\nv,3\nv,6\nv,5\nv,0\n")
     assert [(one.first, one.stop) for one in found.requests] == [(1, 4), (1, 6)]
-    assert [(one.line, one.reason) for one in found.problems] == [(3, "missing_frame")]
+    assert [(one.line, one.reason) for one in found.problems] == [(3, "missing_frame"), (5, "bad_row")]
     assert "6 frames asked for, there are 5 frames" in found.problems[0].message
     assert "1 rows ask for fewer frames than their folders hold: the first ones are taken" in found.notes
 
@@ -285,6 +288,22 @@ def test_rows_that_fit_in_no_reading_are_told_of_the_other_one(tmp_path: Path) -
     notes = "\n".join(found.notes)
     assert "if its rows are `name total_frames label`: --columns path=1 total_frames=2 label=3,4" in notes
     assert "1 names of the ledger are there more than once" in notes
+
+
+def test_a_name_that_is_a_file_is_no_folder(tmp_path: Path) -> None:
+    make_frame_folder(tmp_path / "v", 3)
+    _, (problem,) = find(tmp_path, "v 1 3 0\nledger.csv 1 3 0\n")
+    assert (problem.name, problem.reason) == ("ledger.csv", "missing_folder")
+
+
+def test_a_link_out_of_the_root_costs_its_own_video_only(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for prefix, count in (("v1", 3), ("v2", 2)):
+        make_frame_folder(root / "c", count, template=f"{prefix}_{{:05d}}.jpg")
+    (root / "c" / "v2_00003.jpg").symlink_to(make_frame_folder(tmp_path / "elsewhere", 1) / "img_00001.jpg")
+    found = frame_folders([root], settings=Settings()).find()
+    assert [one.name for one in found.requests] == ["c/v1"]
+    assert [(one.name, one.reason) for one in found.problems] == [("c/v2", "unsafe_name")]
 
 
 def test_a_folder_with_frames_comes_before_one_without(tmp_path: Path) -> None:

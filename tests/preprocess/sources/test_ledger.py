@@ -150,6 +150,15 @@ def test_fault_45_a_header_that_fits_no_ledger_is_refused(ledger: Path, text: st
         read_ledger(ledger)
 
 
+def test_columns_of_a_ledger_are_told_as_they_are_understood(ledger: Path) -> None:
+    ledger.write_text("name,start,end,label,weather\nv,0,9,7,rain\n")
+    assert (
+        "read as path = name, first = start, last = end, label = label, ignored: weather" in read_ledger(ledger).dialect
+    )
+    read = parse(b"v 0 9 7\n", "ledger.csv", columns=["path=1", "first=2", "last=3", "ignore=4"])
+    assert read.dialect.endswith("read as path = 1, first = 2, last = 3, ignored: 4")
+
+
 def test_columns_of_a_ledger_may_be_named_by_number(ledger: Path) -> None:
     ledger.write_text("7 v 0 9\n")
     read = parse(ledger.read_bytes(), str(ledger), columns=["label=1", "path=2", "first=3", "last=4"])

@@ -144,9 +144,9 @@ def test_a_path_without_suffix_names_a_video() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ['path,label\na.mp4,"x\ny"\nb.mp4,z\n', 'a.mp4,"x\ny"\nb.mp4,z\n'])
+@pytest.mark.parametrize("text", ['path,label\na.mp4,"x\ny\nw"\nb.mp4,z\n', 'a.mp4,"x\ny\nw"\nb.mp4,z\n'])
 def test_quotes_protect_line_breaks(text: str) -> None:
-    assert [one.labels for one in rows(text)] == [("x\ny",), ("z",)]
+    assert [one.labels for one in rows(text)] == [("x\ny\nw",), ("z",)]
     assert rows(text)[1].line == text.count("\n")
 
 
@@ -170,10 +170,20 @@ def test_json_lines_and_parquet_are_tables(tmp_path: Path) -> None:
     assert [(one.path, one.labels, one.start_s) for one in rows(text)] == expected
     (one, two) = rows('{"path": "a.mp4", "label": "x\u2028y"}\r\n{"path": "b.mp4", "label": "z"}\r\n')
     assert (one.labels, two.labels) == (("x\u2028y",), ("z",))  # a line separator of Unicode ends no line
-    table = pa.table({"video": ["a.mp4", "b.mp4"], "label": [[3, 4], None], "start": [1.0, float("nan")]})
+    table = pa.table(
+        {
+            "video": ["a.mp4", "b.mp4"],
+            "label": [[3, 4], None],
+            "start": [1.0, float("nan")],
+            "__index_level_0__": [4, 7],
+        }
+    )
     pq.write_table(table, tmp_path / "l.parquet")
     read = read_list((tmp_path / "l.parquet").read_bytes(), "l.parquet")
     assert [(one.path, one.labels, one.start_s) for one in read.rows] == expected
+    assert "__index_level_0__" not in read.dialect  # of pandas
+    with pytest.raises(LedgerError, match=r"l\.parquet: not a Parquet file that can be read"):
+        read_list((tmp_path / "l.parquet").read_bytes()[:-9], "l.parquet")
 
 
 @pytest.mark.parametrize("magic", [b"\x1f\x8b\x08", b"PK\x03\x04", b"BZh9", b"\xfd7zXZ\x00"])
