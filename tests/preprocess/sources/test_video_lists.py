@@ -268,5 +268,38 @@ def test_kinetics_as_json() -> None:
     assert (one.labels, one.start_s, one.stop_s, one.split) == (("archery",), 2.0, 5.0, "val")
 
 
+def test_ava_gives_a_sample_a_key_frame() -> None:
+    boxes = ("v,0.2,.1,.1,.2,.2,80,1", "v,0.2,.1,.1,.2,.2,9,1", "v,0.2,.3,.3,.4,.4,9,2", "v,3,.1,.1,.2,.2,7,1")
+    found = rows("\n".join(boxes))
+    assert [(one.stems, one.labels) for one in found] == [(("v",), ("9", "80")), (("v",), ("7",))]
+    assert [(one.start_s, one.stop_s) for one in found] == [(0.0, 0.7), (2.5, 3.5)]
+
+
+def test_activity_net_names_videos_without_annotations_too() -> None:
+    (one,) = rows('{"database": {"a": {"subset": "testing", "annotations": []}}}')
+    assert (one.stems, one.labels, one.split) == (("v_a", "a"), (), "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.json", '{"database": {"a": {"annotations": [{"label": "x"}]}}}', "bad_row"),
+        ("a.json", '{"database": {"a": {"annotations": [{"label": "x", "segment": [1, "b"]}]}}}', "bad_row"),
+        ("s.json", '[{"id": ""}, {"id": "1"}]', "bad_row"),
+        ("s.json", '[{"id": "1"}, 3]', "bad_row"),
+        ("wave_test_split1.txt", "a.avi 7\n", "bad_row"),
+        ("wave_test_split1.txt", "a b.avi 0\n", "not_in_split"),
+        ("c.csv", "id,actions\na,c092 x 1\n", "bad_row"),
+        ("c.csv", "id,actions\na,\n", "no_action"),
+    ],
+)
+def test_fault_03_a_bad_row_of_a_published_list_costs_itself_only(name: str, text: str, reason: str) -> None:
+    assert [problem.reason for problem in read_list(text.encode(), name).problems] == [reason]
+
+
+def test_fields_between_blanks_may_be_between_tabs_as_well() -> None:
+    assert [one.labels for one in rows("a.mp4 1\nb.mp4\t2\n")] == [("1",), ("2",)]
+
+
 def test_a_path_may_begin_with_a_bracket_or_file() -> None:
     assert [one.path for one in rows("[a] b.mp4\nfile:///data/c%20d.mp4\n")] == ["[a] b.mp4", "/data/c d.mp4"]
