@@ -13,7 +13,16 @@ from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import ScanResult, Settings
-from preprocess.sources.source import Reading, Source, long_samples, short_samples
+from preprocess.sources.source import (
+    PLAIN,
+    SCRATCH,
+    Reading,
+    Source,
+    given_label_names,
+    long_samples,
+    reading_identity,
+    short_samples,
+)
 from preprocess.sources.videos import video_files
 from preprocess.workers.decoder import decoder
 from tests.preprocess.sources.test_tar_files import make_tar
@@ -203,6 +212,18 @@ def test_something_something_with_its_labels(tmp_path: Path) -> None:
         ("sub/7.webm", ("Dropping something",)),
     ]
     assert found.label_names == LabelNames(("Holding something", "Dropping something"), numbers=(0, 1))
+
+
+def test_the_names_of_labels_are_part_of_the_identity_with_their_numbers_and_codes(tmp_path: Path) -> None:
+    """Numbers that are positions are not, so that a dataset of before they were read has the same."""
+    given = (), ((0, 1),), ((1, 2),), ((0, 1), ("c0", "c1"))
+    plain, positions, *others = (reading_identity(PLAIN, LabelNames(("a", "b"), *more)) for more in given)
+    assert plain == positions
+    assert len({str(one) for one in (plain, *others)}) == 3
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    reading = Reading(label_names=str(tmp_path / "names.txt"), label_base="1")
+    names = given_label_names(reading, scratch=SCRATCH)
+    assert names == LabelNames(("a", "b"), base=1)
 
 
 def test_names_that_two_sources_have_are_told(tmp_path: Path) -> None:
