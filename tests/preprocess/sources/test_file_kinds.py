@@ -1,5 +1,6 @@
 """Files whose suffix says too little or the wrong thing, metadata of systems, and folders that are links."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -214,6 +215,25 @@ def test_sidecars_are_not_opened(media: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Folder, "head", noted)
     video_files([tmp_path], settings=Settings()).find()
     assert opened == [("clip.video", HEAD_BYTES)]
+
+
+def test_a_file_that_is_refused_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clip.foo").touch()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "away.foo").symlink_to(tmp_path / "clip.foo")
+    (tmp_path / "in" / "bad.foo").touch()
+
+    def fails(self: Folder, path: str, count: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(Folder, "head", fails)
+    found = video_files([tmp_path / "in"], settings=Settings()).find()
+    assert [(one.name, one.reason) for one in found.problems] == [
+        ("away.foo", "unsafe_name"),
+        ("bad.foo", "unknown_format"),
+    ]
+    assert "its content is not to be read" in found.problems[1].message
+    assert "other files" not in "\n".join(found.notes)
 
 
 def frames_of(folder: Path) -> Path:
