@@ -375,6 +375,14 @@ def test_fault_45_a_file_that_could_be_two_is_refused_with_both(tmp_path: Path, 
     assert all(name in problem.message for name in names)
 
 
+def test_folders_are_labels_of_a_list_only_if_that_is_said(tmp_path: Path) -> None:
+    (one,) = listed(tmp_path, "a/v1.mp4\n", "a/v1.mp4").requests
+    assert one.labels == ()
+    reading = Reading(labels="folder")
+    (one,) = video_files([tmp_path / "in" / "list.csv"], settings=Settings(), reading=reading).find().requests
+    assert one.labels == ("a",)
+
+
 @pytest.mark.parametrize("path", ["..\\\\secret.avi", "..\\\\..\\\\secret", "../secret"])
 def test_fault_07_another_spelling_does_not_leave_the_root(tmp_path: Path, path: str) -> None:
     make_video(tmp_path / "secret.avi", 3)
