@@ -178,6 +178,12 @@ def test_pictures_of_unknown_suffixes_are_taken(media: Path, tmp_path: Path, suf
     assert "in: 1 other files are not read, 1 .txt: c/notes.txt" in found.notes
 
 
+def test_pictures_behind_a_url_are_known_by_their_suffix_in_any_case(media: Path, tmp_path: Path) -> None:
+    storage = Storage(f"memory://pictures/{tmp_path.name}")
+    storage.put(media / "image.jpeg", "c/ONE.JPG")
+    assert [one.name for one in image_files([storage.url], settings=Settings()).find().requests] == ["c/ONE.JPG"]
+
+
 def test_what_could_be_meant_and_is_not_read_is_rejected_by_name(media: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

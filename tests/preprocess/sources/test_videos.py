@@ -368,10 +368,39 @@ def test_a_file_of_the_very_name_comes_before_one_with_a_suffix(tmp_path: Path) 
     assert [one.path for one in listed(tmp_path, "v1,0\n", "v1", "v1.mp4").requests] == ["v1"]
 
 
+def test_a_video_of_the_very_folder_comes_before_one_below(tmp_path: Path) -> None:
+    assert [one.path for one in listed(tmp_path, "v1,0\n", "v1.mp4", "deep/v1.mp4").requests] == ["v1.mp4"]
+
+
+def test_files_under_another_spelling_are_counted(tmp_path: Path) -> None:
+    found = listed(tmp_path, "V1.MP4,0\nv2.mp4,0\n", "v1.mp4", "v2.mp4")
+    assert "list.csv: 1 files were found under another spelling of their path" in found.notes
+
+
+def test_a_list_behind_a_url_names_no_file_of_this_machine(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "v.mp4", 3)
+    (tmp_path / "list.csv").write_text(f"{video},0\n")
+    storage = Storage(f"memory://absolute/{tmp_path.name}")
+    storage.put(tmp_path / "list.csv", "list.csv")
+    (problem,) = video_files([f"{storage.url}/list.csv"], settings=Settings()).find().problems
+    assert (problem.reason, problem.message) == ("unsafe_name", "an absolute path in a list that is behind a URL")
+
+
+def test_labels_beside_videos_in_tars_are_read_or_told(tmp_path: Path) -> None:
+    data = make_video(tmp_path / "v.mp4", 3).read_bytes()
+    tar = make_tar(tmp_path / "a.tar", {"v.mp4": data, "v.cls": b"3", "v.json": b"{}"})
+    for labels, expected in (("auto", ("3",)), ("none", ())):
+        found = video_files([tar], settings=Settings(), reading=Reading(labels=labels)).find()  # type: ignore[arg-type]
+        assert [one.labels for one in found.requests] == [expected]
+        assert "a.tar: 1 other files are not read, 1 .json: a.tar/v.json" in found.notes
+
+
 @pytest.mark.parametrize(("row", "names"), [("v1,0", ["v1.mp4", "v1.avi"]), ("V1.mp4,0", ["v1.mp4", "v1.MP4"])])
 def test_fault_45_a_file_that_could_be_two_is_refused_with_both(tmp_path: Path, row: str, names: list[str]) -> None:
-    (problem,) = listed(tmp_path, row + "\n", *names).problems
+    found = listed(tmp_path, row + "\n", *names)
+    (problem,) = found.problems
     assert problem.reason == "ambiguous_file"
+    assert "have no file" not in "\n".join(found.notes)
     assert all(name in problem.message for name in names)
 
 
