@@ -6,6 +6,8 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mae3d.io.storage import Storage
@@ -13,6 +15,7 @@ from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import ScanResult, Settings
+from preprocess.sources.list_records import LedgerError
 from preprocess.sources.source import (
     PLAIN,
     SCRATCH,
@@ -384,6 +387,29 @@ def test_a_list_behind_a_url_names_no_file_of_this_machine(tmp_path: Path) -> No
     storage.put(tmp_path / "list.csv", "list.csv")
     (problem,) = video_files([f"{storage.url}/list.csv"], settings=Settings()).find().problems
     assert (problem.reason, problem.message) == ("unsafe_name", "an absolute path in a list that is behind a URL")
+
+
+def test_lists_and_archives_are_known_by_their_first_bytes_too(tmp_path: Path) -> None:
+    make_video(tmp_path / "v.mp4", 3)
+    pq.write_table(pa.table({"path": ["v.mp4"]}), tmp_path / "list.table")
+    assert len(video_files([tmp_path / "list.table"], settings=Settings()).find().requests) == 1
+    (tmp_path / "videos.blob").write_bytes(b"PK\x03\x04" + bytes(99))
+    with pytest.raises(LedgerError, match=r"videos\.blob: zip data; unpack it"):
+        video_files([tmp_path / "videos.blob"], settings=Settings())
+
+
+def test_a_video_that_cannot_be_opened_is_told_with_its_list_and_a_link_to_nothing_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"broken")
+    found = listed(tmp_path, "v1.mp4,0\nbroken.mp4,1\n", "v1.mp4")
+    assert [(one.reason, one.line, one.file) for one in found.problems] == [("missing_file", 2, "list.csv")]
+    (tmp_path / "in" / "broken.mp4").write_bytes(b"broken")
+    (problem,) = video_files([tmp_path / "in" / "list.csv"], settings=Settings()).find().problems
+    assert (problem.reason != "missing_file", problem.line, problem.file) == (True, 2, "list.csv")
+    (tmp_path / "in" / "broken.mp4").unlink()
+    (tmp_path / "in" / "gone.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "in" / "list.csv").write_text("gone,0\n")
+    (problem,) = video_files([tmp_path / "in" / "list.csv"], settings=Settings(whole=True)).find().problems
+    assert (problem.reason, problem.line) == ("missing_file", 1)
 
 
 def test_labels_beside_videos_in_tars_are_read_or_told(tmp_path: Path) -> None:
