@@ -1,8 +1,9 @@
-"""Samples that are kept with a remark are logged."""
+"""Rows that cannot be used are counted, and samples that are kept with a remark are logged."""
 
 import pytest
 
-from preprocess.plan.rejects import Remarks
+from preprocess.plan.rejects import Rejects, Remarks, TooManyBad
+from preprocess.problems import Problem
 
 
 def test_the_first_remarks_of_a_reason_are_told_by_name_and_the_others_counted(
@@ -19,3 +20,21 @@ def test_the_first_remarks_of_a_reason_are_told_by_name_and_the_others_counted(
         "more that is interlaced is only counted; rejected.parquet has all of it",
         "late.mp4: kept, but hdr: PQ",
     ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_of_the_list"),
+    [
+        *((reason, True) for reason in ("bad_row", "missing_frame", "unknown_label", "several_videos")),
+        *((reason, False) for reason in ("unreadable", "unknown_format", "no_frames")),
+    ],
+)
+def test_faults_of_a_list_count_against_the_limit_and_those_of_media_do_not(reason: str, is_of_the_list: bool) -> None:
+    rejects = Rejects(10, source="list.csv", on_error="skip", max_bad_fraction=0.1)
+    problem = Problem(reason, "why", "v", 1)
+    rejects.add([problem])
+    if is_of_the_list:
+        with pytest.raises(TooManyBad, match="2 of 10 rows cannot be used, --max-bad-fraction"):
+            rejects.add([problem])
+    else:
+        rejects.add([problem])
