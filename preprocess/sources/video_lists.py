@@ -137,7 +137,7 @@ def _has_header(records: Sequence[Record], header: Header, columns: Sequence[str
         return header == "yes"
     if any(ends_as_video(field) for field in first):
         return False
-    named = {one.partition("=")[2] for one in columns}
+    named = {name for one in columns for name in one.partition("=")[2].split(",") if not name.isdecimal()}
     if named.intersection(first):
         return True
     roles = list(map(role_of, first))

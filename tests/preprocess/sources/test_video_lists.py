@@ -45,8 +45,9 @@ def test_fault_02_the_dialect_is_told_and_can_be_overridden() -> None:
     assert rows("a,b.mp4 3\n", delimiter="space")[0].path == "a,b.mp4"
     with pytest.raises(LedgerError, match="no column is called path"):
         rows("x,y\na.mp4,3\n", header="yes")
-    with pytest.raises(LedgerError, match="separate them by commas"):
-        rows("path start end\na.mp4 0 1\n")
+    for text, columns in (("path start end\na.mp4 0 1\n", []), ("path label\na.mp4 0\n", ["path=path"])):
+        with pytest.raises(LedgerError, match="separate them by commas"):
+            rows(text, columns=columns)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,7 @@ def test_fault_03_a_bad_row_has_its_line_and_reason(text: str, reason: str) -> N
 
 def test_fault_04_spans_of_one_video_are_no_duplicates() -> None:
     assert len(rows("path,start,end\na.mp4,0,2\na.mp4,2,4\n")) == 2
+    assert len(rows("path,start_frame,end_frame\na.mp4,0,2\na.mp4,2,4\n")) == 2
     assert len(rows("a.mp4 1\na.mp4 2\n")) == 2
 
 
@@ -90,6 +92,9 @@ def test_kinetics_as_published() -> None:
     assert (second.labels, second.split) == (("drinking, beer",), "val")
     (hidden,) = kinetics("youtube_id,time_start,time_end,split\nabc,3,13,test\n").rows
     assert (hidden.labels, hidden.split) == ((), "test")
+    assert kinetics("youtube_id,start,end\nabc,3,13\n").without_unit == ()  # Kinetics counts seconds
+    (problem,) = kinetics("youtube_id,time_start,time_end\nabc,3,13\n,3,13\n").problems
+    assert (problem.message, problem.line) == ("no youtube_id", 3)
 
 
 def test_something_something_as_published() -> None:
@@ -132,6 +137,13 @@ def test_fault_45_numbers_before_paths_that_count_the_rows_are_refused_with_both
     assert [one.labels for one in rows("0,a.mp4\n1,b.mp4\n", columns=["path=2"])] == [(), ()]
 
 
+def test_fault_45_columns_named_by_number_make_no_header_of_a_row_that_holds_such_numbers() -> None:
+    found = rows("v1,2\nv2,1\n", columns=["path=1", "label=2"])
+    assert [(one.path, one.labels) for one in found] == [("v1", ("2",)), ("v2", ("1",))]
+    (one,) = rows("clip,one,two\nv1,2,3\n", columns=["path=clip", "label=one,two"])
+    assert (one.path, one.labels) == ("v1", ("2", "3"))
+
+
 def test_a_label_may_come_first() -> None:
     assert [(one.path, one.labels) for one in rows("7 a b.mp4\n9 c.mp4\n")] == [("a b.mp4", ("7",)), ("c.mp4", ("9",))]
     assert [one.labels for one in rows("cat,a.mp4\ndog,b.mp4\n")] == [("cat",), ("dog",)]
@@ -157,6 +169,8 @@ def test_a_quote_that_is_never_closed_costs_its_line_only() -> None:
 def test_comments_are_counted() -> None:
     read = read_list(b"# made by hand\na.mp4 1\n#b.mp4 2\n", "list.txt")
     assert (len(read.rows), read.dialect) == (1, "list.txt: spaces, no header, 2 comments, 1 rows")
+    with pytest.raises(LedgerError, match=r"list\.txt: only comments"):
+        read_list(b"# made by hand\n\n#b.mp4 2\n", "list.txt")
 
 
 @pytest.mark.parametrize(("label", "labels"), [("1;2", ("1", "2")), ("1|2", ("1", "2")), ("cut; pour", ("cut; pour",))])
@@ -273,6 +287,8 @@ def test_ava_gives_a_sample_a_key_frame() -> None:
     found = rows("\n".join(boxes))
     assert [(one.stems, one.labels) for one in found] == [(("v",), ("9", "80")), (("v",), ("7",))]
     assert [(one.start_s, one.stop_s) for one in found] == [(0.0, 0.7), (2.5, 3.5)]
+    (one,) = rows(boxes[3], columns=["path=1", "label=7"])  # what --columns says comes first
+    assert (one.path, one.labels, one.stop_s) == ("v", ("7",), math.inf)
 
 
 def test_activity_net_names_videos_without_annotations_too() -> None:
