@@ -140,7 +140,7 @@ def test_fault_45_numbers_before_paths_that_count_the_rows_are_refused_with_both
 def test_fault_45_columns_named_by_number_make_no_header_of_a_row_that_holds_such_numbers() -> None:
     found = rows("v1,2\nv2,1\n", columns=["path=1", "label=2"])
     assert [(one.path, one.labels) for one in found] == [("v1", ("2",)), ("v2", ("1",))]
-    (one,) = rows("clip,one,two\nv1,2,3\n", columns=["path=clip", "label=one,two"])
+    (one,) = rows("clip,one,two\nv1,2,3\n", columns=["path=1", "label=one,two"])
     assert (one.path, one.labels) == ("v1", ("2", "3"))
 
 
