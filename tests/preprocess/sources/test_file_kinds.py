@@ -180,7 +180,8 @@ def test_pictures_of_unknown_suffixes_are_taken(media: Path, tmp_path: Path, suf
 
 def test_pictures_behind_a_url_are_known_by_their_suffix_in_any_case(media: Path, tmp_path: Path) -> None:
     storage = Storage(f"memory://pictures/{tmp_path.name}")
-    storage.put(media / "image.jpeg", "c/ONE.JPG")
+    for name in ("c/ONE.JPG", "c/._ONE.JPG", "@eaDir/ONE.JPG", ".hidden/ONE.JPG"):
+        storage.put(media / "image.jpeg", name)
     assert [one.name for one in image_files([storage.url], settings=Settings()).find().requests] == ["c/ONE.JPG"]
 
 
