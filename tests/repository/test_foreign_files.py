@@ -169,13 +169,13 @@ def test_retention_removes_checkpoints_and_nothing_else(tmp_path: Path) -> None:
 def test_retention_neither_counts_nor_removes_what_others_put_beside_checkpoints(
     tmp_path: Path, foreign: list[str]
 ) -> None:
-    for step in (1, 3, 4):
+    for step in (0, 1, 3, 4):
         a_checkpoint(tmp_path, step)
     before = plant(tmp_path / "checkpoints", *foreign)
     (tmp_path / "checkpoints" / "latest").write_text("step-00000004\n")
-    retention.prune(tmp_path, keep_last=2, keep_every=0)
+    retention.prune(tmp_path, keep_last=3, keep_every=0)
     after = contents(tmp_path / "checkpoints")
-    assert {name.split("/")[0] for name in before.keys() - after.keys()} == {"step-00000001"}
+    assert {name.split("/")[0] for name in before.keys() - after.keys()} == {"step-00000000"}
 
 
 @pytest.mark.parametrize(("linked", "left"), [(1, [1, 3]), (3, [2, 3])])
