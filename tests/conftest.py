@@ -18,6 +18,10 @@ Result = TypeVar("Result")
 # A test that starts a trainer must not believe that it is a rank of the job in which the tests happen to run.
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+# Where the tests' folders lie if there is room: each of the thousands of files that are written safely takes a disk
+# milliseconds, in which a core has nothing to do. Containers often have 64 MB there.
+MEMORY, MEMORY_GB = Path("/dev/shm"), 4
+
 # Seconds of CPU that one test may use with all its processes, without fixtures that others share. A test of a real
 # launcher may use twice as much, because each of its interpreters imports torch and DeepSpeed.
 BUDGET_S = 20
@@ -45,6 +49,8 @@ def pytest_configure() -> None:
     _forget_launchers()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share few cores
     os.environ.setdefault("MPLBACKEND", "Agg")
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_GB * 1e9:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # deepspeed, ninja
     if not _gpu_is_there():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed's search, and its warning
