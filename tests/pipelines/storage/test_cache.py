@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from mae3d.io.files import TEMPORARY_PREFIX
 from pipelines.storage import cache as cache_module
 from pipelines.storage.cache import FOLDER, Cache, DamagedFileError, RemoteFile
 from tests.support.disk import Disk
@@ -337,7 +338,17 @@ def planted(folder: Path) -> dict[Path, bytes]:
         path.write_bytes(name.encode() * 1000)
         os.utime(path, (1, 1))
     (folder / FOLDER / ("1" * 16)).symlink_to(folder / SET)  # a folder of another disk
-    (folder / FOLDER / SET / Path(local_of(8)).name).symlink_to(folder / "thesis.tex")
+    link = folder / FOLDER / SET / Path(local_of(8)).name
+    link.symlink_to(folder / "thesis.tex")
+    pipe, inner = link.with_name(Path(local_of(9)).name), link.with_name(Path(local_of(10)).name)
+    os.mkfifo(pipe)
+    inner.mkdir()
+    temporary = folder / FOLDER / f"{TEMPORARY_PREFIX}x" / shard
+    temporary.parent.mkdir()
+    temporary.write_bytes(b"x" * 1000)
+    # Their times are those that the cache would have given a file of the name, but each lacks something else.
+    for path in (link, pipe, inner, temporary, folder / SET / shard, link.with_name(f"{shard}.bak")):
+        os.utime(path, ns=(1, cache_module._signed(path.name, time.time_ns()) * 10**9))
     return files_in(folder)
 
 
@@ -355,6 +366,19 @@ def test_other_peoples_files_are_neither_counted_nor_removed(tmp_path: Path) -> 
     ours = {cache.path(file_of(3)), cache.folder / "lock", cache.folder / cache_module.MARKER}
     assert now.keys() - before.keys() == ours
     assert {path: now.get(path) for path in before} == before
+    assert cache.path(file_of(9)).is_fifo()
+    assert cache.path(file_of(10)).is_dir()
+
+
+def test_a_file_of_another_user_is_neither_served_nor_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path, limit_bytes=SIZE)
+    cache.fetch(file_of(1))
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(FileExistsError, match="left alone"):
+        cache.open(file_of(1))
+    cache.discard(file_of(1))
+    assert cache.fetch(file_of(2))
+    assert names(tmp_path) == ["001", "002"]  # nor counted
 
 
 @pytest.mark.parametrize("what", ["bytes", "as many bytes", "file", "link", "folder", "pipe", "part", "linked folder"])
