@@ -381,7 +381,9 @@ def test_a_file_of_another_user_is_neither_served_nor_removed(tmp_path: Path, mo
     assert names(tmp_path) == ["001", "002"]  # nor counted
 
 
-@pytest.mark.parametrize("what", ["bytes", "as many bytes", "file", "link", "folder", "pipe", "part", "linked folder"])
+@pytest.mark.parametrize(
+    "what", ["bytes", "as many bytes", "file", "link", "moved", "folder", "pipe", "part", "linked folder"]
+)
 def test_what_lies_where_a_file_belongs_is_neither_served_nor_replaced(tmp_path: Path, what: str) -> None:
     cache = Cache(tmp_path, limit_bytes=2 * SIZE)
     path, mine = cache.path(file_of(1)), tmp_path / "mine"
@@ -394,6 +396,9 @@ def test_what_lies_where_a_file_belongs_is_neither_served_nor_replaced(tmp_path:
         path.write_bytes(b"x" * (SIZE if what.startswith("as many") else 5))
     elif what == "part":
         path.with_name(f"{path.name}.{SIZE}.part").write_bytes(b"my own")
+    elif what == "moved":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
     elif what == "linked folder":
         path.parent.rename(tmp_path / "elsewhere")
         path.parent.symlink_to(tmp_path / "elsewhere")
@@ -410,6 +415,16 @@ def test_what_lies_where_a_file_belongs_is_neither_served_nor_replaced(tmp_path:
         cache.open(file_of(1))
     assert not Cache(tmp_path, limit_bytes=1).fetch(file_of(2), ahead=True)  # makes room, as far as it is its own
     assert files_in(tmp_path) == before
+
+
+def test_a_file_that_was_cut_is_not_served_even_if_its_time_was_kept(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit_bytes=SIZE)
+    cache.fetch(file_of(1))
+    written = cache.path(file_of(1)).stat()
+    os.truncate(cache.path(file_of(1)), SIZE - 1)
+    os.utime(cache.path(file_of(1)), ns=(written.st_atime_ns, written.st_mtime_ns))
+    with pytest.raises(FileExistsError, match="left alone"):
+        cache.open(file_of(1))
 
 
 @pytest.mark.parametrize("marker", ["", "Signature: 8a477f597d28d172789f06886806bc55\n# of a browser\n"])
