@@ -162,6 +162,18 @@ def test_fault_41_two_runs_at_one_url_are_refused_and_an_unreachable_url_is_no_r
         assert "no lock can be kept there (no route to host); the run goes on without" in caplog.text
 
 
+def test_fault_41_a_writer_that_was_taken_over_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    successor = elsewhere("another")
+    with sole_writer(tmp_path, job="training") as ownership:
+        ownership.check()
+        FolderLockStore(tmp_path).replace(LOCK_NAME, successor)
+        ownership.locks[0]._heart.join(10)
+        with pytest.raises(lock.Locked, match="taken over by another on node7"):
+            ownership.check()
+    assert FolderLockStore(tmp_path).read(LOCK_NAME).owner == successor  # type: ignore[union-attr]
+
+
 def refused_together(world: World, folder: Path) -> str:
     if world.is_first:
         FolderLockStore(folder).create(LOCK_NAME, Owner.here("another"))
