@@ -139,6 +139,20 @@ def test_fault_41_an_owner_on_another_machine_is_waited_for_until_it_is_known_wh
         assert store.read(LOCK_NAME).here  # type: ignore[union-attr]
 
 
+def test_fault_41_whatever_a_start_waits_for_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, owner = FolderLockStore(tmp_path), elsewhere()
+    store.create(LOCK_NAME, owner)
+
+    def stops() -> None:
+        store.replace(LOCK_NAME, replace(owner, ending=True))
+        time.sleep(0.15)
+        store.remove(LOCK_NAME)
+
+    assert joins_after(tmp_path, stops)
+    told = capsys.readouterr().out
+    assert [told.count(text) for text in ("in use by", "waiting for the next one", "it is stopping")] == [2, 1, 1]
+
+
 def test_fault_41_two_runs_at_one_url_are_refused_and_an_unreachable_url_is_no_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

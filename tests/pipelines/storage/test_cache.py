@@ -485,6 +485,10 @@ def test_a_marker_that_was_tidied_away_comes_back(tmp_path: Path) -> None:
 
 def test_a_dataset_cannot_give_a_file_any_other_name(tmp_path: Path) -> None:
     cache, file = Cache(tmp_path, limit_bytes=SIZE), file_of(1)
+    shard = Path(local_of(1)).name
+    for local in (f"../{shard}", f"photos/{shard}", f"/{shard}", shard):
+        with pytest.raises(ValueError, match=r"dataset\.json"):
+            cache.path(replace(file, local=local))
     for local in ("../x.tar", f"{SET}/../../thesis.tex", f"{SET}/x.tar", f"{SET}/{0:016x}-a/b.tar", "/etc/passwd"):
         with pytest.raises(ValueError, match=r"dataset\.json"):
             cache.open(replace(file, local=local))
