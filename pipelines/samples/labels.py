@@ -198,8 +198,6 @@ def _label_column(path: Path, table: pa.Table) -> Array:
         columns = " and ".join(given) or "neither among " + ", ".join(table.column_names)
         raise DatasetError(f"{path}: give one column `label` (one per sample) or `labels` (several); it has {columns}")
     column: Array = _one(table[given[0]])
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         column = column.fill_null([])
         lengths, flat = pc.list_value_length(column).to_numpy(zero_copy_only=False), column.flatten()
@@ -237,7 +235,7 @@ def _numbered(path: Path, text: Array, row: np.ndarray, datasets: Sequence[Datas
     known = {name: number for number, name in enumerate(names_before)}
     numbers = {word: number for word in words if (number := number_of(word)) is not None}
     strangers = [word for word in words if word not in known]
-    if names_before and not strangers:
+    if not strangers:
         return np.array([known[word] for word in words])[codes], names_before
     if len(numbers) == len(words):
         most = len(names_before) - 1 if names_before else MAX_ID

@@ -14,6 +14,7 @@ from PIL import Image
 
 from launch import evaluate
 from launch.common.clip_options import ClipsConfig
+from launch.inference import classification
 from launch.inference.classification import scores_of
 from launch.inference.settings import EvaluateConfig
 from mae3d.model.classifier import Classifier
@@ -222,6 +223,20 @@ def test_a_finished_evaluation_is_left_alone_and_other_settings_are_refused(
     assert "num_crops was 3 and is 1" in told
     assert "data.sampling_rate was 1.0 and is 4" in told
     assert "another --out" in told
+
+
+def test_what_would_fail_at_the_end_is_refused_before_the_first_clip(
+    model_file: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ("--run", str(model_file), "--data.shards", str(shards), "--out", str(tmp_path), "--device", "cpu")
+    for name in ("metrics.json", "classes.csv", "confusion.csv", "confusion.png"):
+        (tmp_path / name).write_text("of another program")
+        assert f"{tmp_path / name}: there already" in refused(capsys, *argv)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(classification, "BYTES_A_SCORE", 10**15)
+    assert "evaluate in parts, with --data.select.names FILE" in refused(capsys, *argv)
+    assert not list(tmp_path.iterdir())
 
 
 def test_samples_that_cannot_be_read_are_null_counted_and_not_scored(

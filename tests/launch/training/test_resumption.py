@@ -141,6 +141,37 @@ def test_whatever_changes_the_schedule_is_reported(
     assert change.startswith(told) if told else change == ""
 
 
+def test_the_newest_state_that_can_be_read_counts(tmp_path: Path) -> None:
+    start(tmp_path, BEFORE)
+    for step in (5, 7, 9):
+        save(tmp_path, step)
+    (tmp_path / "checkpoints" / "step-00000009" / "state.json").write_text("{")
+    assert "The rate was 0.857 in step 7; " in start(tmp_path, longer(steps=24))
+
+
+def test_after_a_step_without_a_rate_there_is_no_leap_to_report(tmp_path: Path) -> None:
+    start(tmp_path, BEFORE)
+    save(tmp_path, 1)
+    change = start(tmp_path, longer(steps=24))
+    assert change.endswith(
+        "The rate was 0 in step 1; the next one has 0.143 by the old schedule, and 0.143 by this one"
+    )
+
+
+def test_all_ranks_hear_what_the_first_one_found(tmp_path: Path) -> None:
+    loader = loader_of(BEFORE, SHARDS)
+    schedule = make_schedule(BEFORE, loader, lr_batch=[2], flops_per_clip=1.0)
+    run = Run(tmp_path, resume_rules(BEFORE))
+    for shared in (("another length", ""), (None, "total_steps was 12, is 24")):
+        follower: Any = SimpleNamespace(is_first=False, share=lambda _, shared=shared: shared)
+        if shared[0]:
+            with pytest.raises(RunError, match="another length"):
+                claim(run, BEFORE, loader, schedule, follower)
+        else:
+            assert claim(run, BEFORE, loader, schedule, follower) == shared[1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_by_epochs_of_grown_data_is_longer(tmp_path: Path) -> None:
     by_epochs = replace(BEFORE, train=replace(BEFORE.train, steps=None, epochs=2))
     start(tmp_path, by_epochs)
@@ -148,3 +179,4 @@ def test_a_run_by_epochs_of_grown_data_is_longer(tmp_path: Path) -> None:
     assert start(tmp_path, by_epochs, [*SHARDS, 10]).startswith(
         "warmup_steps was 7, is 12; total_steps was 14, is 24. The rate was "
     )
+    assert start(tmp_path, by_epochs, [*SHARDS, 40]).endswith(", and 0.185 by this one, 0.324 times the last")

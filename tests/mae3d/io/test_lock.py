@@ -95,6 +95,30 @@ def test_fault_18_silence_counts_on_another_machine(store: LockStore, monkeypatc
         pass
 
 
+def test_fault_18_the_clocks_of_two_machines_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = FolderLockStore(tmp_path), time.time()
+    store.create(LOCK_NAME, elsewhere(Owner.here("build")))
+    monkeypatch.setattr(lock_store.time, "time", lambda: now + 3600)
+    held = store.read(LOCK_NAME)
+    assert held is not None
+    assert held.alive
+    assert 0 <= held.silent_s < 60
+
+
+def test_fault_18_a_process_is_known_by_its_start_whatever_its_name_and_gone_before_it_is_waited_for() -> None:
+    started, name = lock_store._started(os.getpid()), Path("/proc/self/comm").read_text()
+    try:
+        Path("/proc/self/comm").write_text("a) Z 1 2")
+        assert lock_store._started(os.getpid()) == started
+    finally:
+        Path("/proc/self/comm").write_text(name)
+    assert int(started) > 0
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert lock_store._started(child.pid) == ""
+    child.wait()
+
+
 def test_fault_18_an_owner_that_beats_is_alive_and_one_that_lost_its_lock_is_told(
     store: LockStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +194,15 @@ def test_a_whole_run_and_slices_exclude_each_other(store: LockStore) -> None:
     with hold(store, LOCK_NAME, job="merge", excludes=True):
         assert store.names() == [LOCK_NAME]  # a dead slice's lock is not left for ever
     assert store.names() == []
+
+
+def test_the_lock_of_something_in_the_folder_is_on_its_own(store: LockStore) -> None:
+    with hold(store, f"{LOCK_NAME}-report", job="a report"):
+        with hold(store, LOCK_NAME, job="merge", excludes=True):
+            assert store.names() == [LOCK_NAME, f"{LOCK_NAME}-report"]
+        refused(store, f"{LOCK_NAME}-report", "a report")
+    with hold(store, LOCK_NAME, job="training"), hold(store, f"{LOCK_NAME}-report", job="a report"):
+        pass
 
 
 def test_one_that_waits_gets_in_when_the_other_is_done(store: LockStore, monkeypatch: pytest.MonkeyPatch) -> None:
