@@ -158,17 +158,11 @@ def test_after_a_step_without_a_rate_there_is_no_leap_to_report(tmp_path: Path) 
     )
 
 
-def test_all_ranks_hear_what_the_first_one_found(tmp_path: Path) -> None:
+def test_ranks_but_the_first_write_nothing_and_hear_what_it_found(tmp_path: Path) -> None:
     loader = loader_of(BEFORE, SHARDS)
     schedule = make_schedule(BEFORE, loader, lr_batch=[2], flops_per_clip=1.0)
-    run = Run(tmp_path, resume_rules(BEFORE))
-    for shared in (("another length", ""), (None, "total_steps was 12, is 24")):
-        follower: Any = SimpleNamespace(is_first=False, share=lambda _, shared=shared: shared)
-        if shared[0]:
-            with pytest.raises(RunError, match="another length"):
-                claim(run, BEFORE, loader, schedule, follower)
-        else:
-            assert claim(run, BEFORE, loader, schedule, follower) == shared[1]
+    follower: Any = SimpleNamespace(on_first=lambda call: "total_steps was 12, is 24")
+    assert claim(Run(tmp_path, resume_rules(BEFORE)), BEFORE, loader, schedule, follower) == "total_steps was 12, is 24"
     assert not list(tmp_path.iterdir())
 
 

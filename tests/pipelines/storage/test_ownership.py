@@ -10,7 +10,7 @@ import pytest
 
 from mae3d.io.files import TEMPORARY_PREFIX
 from pipelines.storage.cache import FOLDER, Cache
-from pipelines.storage.ownership import MARKER, signed
+from pipelines.storage.ownership import MARKER, _signed
 from tests.support.caches import SET, SIZE, content_of, file_of, local_of, names, read
 
 
@@ -43,7 +43,7 @@ def planted(folder: Path) -> dict[Path, bytes]:
     temporary.write_bytes(b"x" * 1000)
     # Their times are those that the cache would have given a file of the name, but each lacks something else.
     for path in (link, pipe, inner, temporary, folder / SET / shard, link.with_name(f"{shard}.bak")):
-        os.utime(path, ns=(1, signed(path.name, time.time_ns()) * 10**9))
+        os.utime(path, ns=(1, _signed(path.name, time.time_ns()) * 10**9))
     return files_in(folder)
 
 
