@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from launch.inference.embeddings import Embedder
     from mae3d.distributed import World
 
+SHORTEST_S = 1e-3  # between clips: no footage has more frames a second
 SHOWN = 20  # unreadable files that are listed
 
 
@@ -69,6 +70,8 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if 0 < self.every < SHORTEST_S:
+            raise ValueError(f"every={self.every:g} must be 0 or at least {SHORTEST_S:g} seconds")
         if bool(self.videos) == bool(self.data.shards):
             raise ValueError("give either --data.shards or --videos")
         if self.every and self.num_clips > 1:
@@ -107,7 +110,7 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         ValueError: A setting, the model or the dataset is wrong; the message gives the remedy.
         OSError: The table cannot be written.
     """
-    from launch.inference.embedding_map import refuse_other_map
+    from launch.inference.embedding_map import prepare_map
     from launch.inference.embeddings import Embedder
     from mae3d.weights.files import open_encoder
 
@@ -123,8 +126,7 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         precision=config.precision,
     )
     if config.map:
-        refuse_other_map(Path(config.map))
-    Path(config.out).resolve().parent.mkdir(parents=True, exist_ok=True)
+        world.on_first(lambda: prepare_map(Path(config.map), table=Path(config.out)))
     make = _embed_videos if config.videos else _embed_shards
     return make(config, embedder, stored, model_sha256=model_sha256, world=world)
 
@@ -136,6 +138,7 @@ def _embed_shards(
     from launch.inference.evaluate import open_samples
 
     samples = open_samples(config.data, stored, embedder.config, world)
+    _check_map(config, len(samples.rows))
     embed_samples(
         Path(config.out),
         embedder,
@@ -160,19 +163,18 @@ def _embed_videos(
     # the settings for shards give the sampling alone; windows of a video have no segments
     as_shards = dataclasses.replace(config.data, shards=videos)
     clips = clips_config(as_shards, stored | {"sampling": "strided"})
-    plan = files = None
-    if world.is_first:
-        plan = plan_windows(
+    plan = world.on_first(
+        lambda: plan_windows(
             videos,
             num_frames=embedder.config.num_frames,
             step_s=clips.sampling_rate / clips.target_fps,
             every_s=config.every,
             num_clips=config.num_clips,
         )
-        files = files_hash(videos)
-    plan, files = world.share((plan, files))
+    )
+    _check_map(config, len(plan.windows))
     settings = {
-        "videos": files,
+        "videos": world.on_first(lambda: files_hash(videos)),
         "data": {"sampling_rate": clips.sampling_rate, "target_fps": clips.target_fps},
         "every_s": config.every,
     }
@@ -189,6 +191,12 @@ def _embed_videos(
         _draw_map(config, [])
     unreadable: dict[str, str] = plan.unreadable
     return unreadable
+
+
+def _check_map(config: EmbedConfig, rows: int) -> None:
+    """Refuse a map of one vector; a sample may have several with --every."""
+    if config.map and rows < 2 and not (config.every and config.data.shards):
+        raise ValueError(f"--map {config.map}: one vector makes no map; give more samples, or --every SECONDS")
 
 
 def _draw_map(config: EmbedConfig, label_names: Sequence[str]) -> None:

@@ -22,7 +22,9 @@ if not __package__:  # run as a file: use the checkout this file sits in
 from launch.common.cli import EXIT_IO, fail
 from launch.common.clip_options import read_card, run_of, stored_config
 from launch.common.sole_writer import sole_writer
+from mae3d.io.bounds import Bounds, check_number
 from mae3d.io.console import tolerate_any_text
+from pipelines.config import RATE
 
 if TYPE_CHECKING:
     from mae3d.model.classifier import Classifier
@@ -81,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     clip = {name: value for name in ("sampling_rate", "target_fps") if (value := getattr(options, name)) is not None}
     folder = Path(options.out).absolute()
     try:
+        for name, value in clip.items():
+            check_number(f"--{name}", value, Bounds(**RATE))
         with sole_writer(folder.parent, job="export", what=folder.name):
             out = export(options.run, options.out, format=options.format, licence=options.licence, clip=clip)
     except ValueError as error:
@@ -111,6 +115,7 @@ def export(
         OSError: The folder cannot be written.
     """
     from mae3d.io.files import write_text
+    from mae3d.io.resources import require_disk
     from mae3d.model.mae import MAE
     from mae3d.weights.convert import classifier_to_foreign, to_foreign
     from mae3d.weights.files import CARD, FOREIGN_FILE, MODEL_FILE, find_model_file, open_model, save_model
@@ -120,6 +125,8 @@ def export(
         raise ValueError(f"{out} holds something already: remove it, or name another folder")
     file = find_model_file(run)
     model, settings = open_model(file), stored_config(run_of(file))
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    require_disk(out, size, f"the weights of {file}", "give another folder")
     before = read_card(file.parent)
     facts: dict[str, Any] = {
         **_facts(model, Clip(**(_clip_of(settings, before) | dict(clip or {})))),
@@ -153,8 +160,13 @@ def _save_foreign(state: Mapping[str, Any], model: "MAE | Classifier", path: Pat
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
     key = "model_state" if any(name.startswith("pred_head.") for name in state) else "model"
     content = {key: {name: tensor.contiguous().clone() for name, tensor in state.items()}, "epoch": 0, "args": plain}
-    with replace_file(path) as aside:
-        torch.save(content, aside)
+    try:
+        with replace_file(path) as aside, aside.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # of torch's archive, which it cannot end after an error of the system
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 @contextmanager

@@ -10,6 +10,7 @@ Features are computed once, on all ranks, and kept in DIR as tables of launch/em
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -116,7 +117,7 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
         ValueError: A setting, the model or a dataset is wrong; the message gives the remedy.
         OSError: The features cannot be written.
     """
-    from launch.inference.probing import FeatureTables, compare
+    from launch.inference.probing import FeatureTables, compare, require_room
     from mae3d.analysis.features import check_pool
     from mae3d.io.files import write_text
     from mae3d.weights.files import open_encoder
@@ -127,8 +128,18 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     if config.random_init:
         encoder, model = _untrained(encoder, config.seed), f"untrained, seed {config.seed}"
     _refuse_other_results(Path(config.out) / RESULTS)
-    Path(config.out).mkdir(parents=True, exist_ok=True)
     train, test = _open_sets(config, trained_data(file), encoder.config, world)
+    world.on_first(
+        lambda: require_room(
+            Path(config.out),
+            config.probes,
+            train=len(train.rows),
+            test=len(test.rows),
+            classes=train.corpus.num_classes,
+            width=encoder.config.embed_dim,
+            tokens=math.prod(encoder.config.grid),
+        )
+    )
     _embed(config, encoder, model, {"train": train, "test": test}, world)
     if not world.is_first:
         return {}
@@ -179,7 +190,7 @@ def _open_sets(
 
     train = open_samples(config.data, trained, model_config, world)
     sampling = {name: getattr(train.clips, name) for name in ("sampling_rate", "target_fps")}
-    test = open_samples(config.test, trained | sampling, model_config, world)
+    test = open_samples(config.test, trained | sampling, model_config, world, "test")
     sets = []
     for option, samples in (("data", train), ("test", test)):
         labelled = samples.rows[samples.corpus.labels.per_sample[samples.rows] > 0]

@@ -20,8 +20,8 @@ from launch.common.clip_options import ClipsConfig, clips_config, run_of, traine
 from launch.common.eval_set import draw_rows, selected_rows
 from launch.common.sole_writer import sole_writer
 from launch.report.attention import AttentionQuery, attention_section, check_query, default_query
-from launch.report.clips import IMAGES, Clip, read_clips, read_videos
-from launch.report.neighbours import neighbour_section, pool_of_dataset, pool_of_table
+from launch.report.clips import IMAGES, Clip, read_clips, read_videos, require_room
+from launch.report.neighbours import Pool, neighbour_section, open_pool, pool_of_dataset
 from launch.report.reconstruction import mask_facts, reconstruction_section
 from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
 from mae3d.io.random import Stream
@@ -132,16 +132,22 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
     rows = _choose(corpus, config, data, num_frames=model.config.num_frames) if corpus and not config.videos else None
     for bad in corpus.left_out if corpus else ():
         print(f"left out: {bad}", file=sys.stderr)
+    require_room(model.config, clips=len(config.videos) if rows is None else len(rows))
+    pool = None
+    if "neighbours" in show and corpus is not None:
+        searched = selected_rows(corpus, data, num_frames=model.config.num_frames)
+        searched = draw_rows(searched, config.pool, seed=config.seed, stream=Stream.POOL)
+        pool = open_pool(config.embeddings, corpus, searched, queries=rows, width=model.config.embed_dim)
+    out = Path(config.out)
+    _claim_folder(out)
     if corpus is not None and rows is not None:
         clips = read_clips(corpus, data, rows, model.config, device=device)
         if not clips:
             raise ValueError(f"{corpus}: every chosen sample is damaged; {corpus.repair}")
     else:
         clips = read_videos(config.videos, model.config, data)
-    out = Path(config.out)
-    _claim_folder(out)
     facts = facts_of(model, file, run, data) | ({"dataset": f"{len(corpus):,} samples"} if corpus else {})
-    sections, more = _sections(config, show, model.to(device), clips, corpus, data, out, device=device)
+    sections, more = _sections(config, show, model.to(device), clips, corpus, data, pool, out, device=device)
     intro = [f"{len(clips)} clips, and what the model makes of them. {_KINDS[type(model).__name__]}"]
     if rows is not None and len(rows) > len(clips):
         intro.append(f"{len(rows) - len(clips)} of the chosen samples could not be read and are left out.")
@@ -220,6 +226,7 @@ def _sections(
     clips: Sequence[Clip],
     corpus: "Corpus | None",
     data: DataConfig,
+    pool: "Pool | np.ndarray | None",
     out: Path,
     *,
     device: "torch.device",
@@ -243,13 +250,9 @@ def _sections(
         sections.append(
             attention_section(model, clips, _attention_query(config), out, frame_ms=config.frame_ms, device=device)
         )
-    if "neighbours" in show and corpus is not None:
-        if config.embeddings:
-            pool = pool_of_table(config.embeddings, corpus)
-        else:
-            rows = selected_rows(corpus, data, num_frames=model.config.num_frames)
-            searched = draw_rows(rows, config.pool, seed=config.seed, stream=Stream.POOL)
-            pool = pool_of_dataset(model, corpus, data, searched, device=device)
+    if pool is not None and corpus is not None:
+        if not isinstance(pool, Pool):
+            pool = pool_of_dataset(model, corpus, data, pool, device=device)
         sections.append(
             neighbour_section(
                 model, clips, pool, corpus, data, out, count=config.neighbours, frame_ms=config.frame_ms, device=device

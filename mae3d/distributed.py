@@ -14,9 +14,10 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,7 @@ class DisagreementError(ValueError):
 
 
 Facts = Mapping[str, Any]  # values of JSON by name
+T = TypeVar("T")
 
 _OTHER_PORT = (
     "If another run has that port, give another: deepspeed --master_port, torchrun --master-port, or MASTER_PORT"
@@ -44,6 +46,9 @@ _SAME_START = "Give all nodes the same command and the same code"
 _SHOWN = 8  # facts that a message lists
 LATE_S = 3.0  # that it stays for ranks that are late: without it they would wait for as long as for a node
 _READ_S = 10.0  # that rank 0, which keeps the store, waits for the others to read why all end
+_REPORT_S = 5.0  # that a rank which has failed tries to reach the others
+_POLL_S = 0.05
+_has_come = False  # whether this process has been at the store, where the others hear of its end by themselves
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,29 @@ class World:
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
+    def on_first(self, call: Callable[[], T]) -> T:
+        """Return, on every rank, what a call returns on rank 0, which alone makes it; all ranks call this.
+
+        Raises:
+            ValueError: the call raised one; all ranks raise it.
+            OSError: likewise.
+        """
+        value: Any = None
+        problem: Exception | None = None
+        portable: Exception | None = None
+        if self.is_first:
+            try:
+                value = call()
+            except ValueError as error:
+                problem, portable = error, ValueError(str(error))
+            except OSError as error:
+                name = str(error.filename) if error.filename else None
+                problem, portable = error, OSError(error.errno, error.strerror or str(error), name)
+        value, portable = self.share((value, portable))
+        if portable is not None:
+            raise problem or portable
+        return cast(T, value)
+
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, by rank, on every rank."""
         values: list[Any] = [None] * self.ranks.size
@@ -217,7 +245,12 @@ def start_world(requested_device: str, *, timeout_minutes: float = 30, facts: Ca
     """
     ranks = rank_info(os.environ)
     address, port = meeting_point(os.environ, ranks)
-    device = choose_device(requested_device, local_rank=ranks.local_rank)
+    try:
+        device = choose_device(requested_device, local_rank=ranks.local_rank)
+        common = {**facts(), "device": device.type, "number of processes": ranks.size} if ranks.size > 1 else {}
+    except (ValueError, OSError) as error:
+        report_failure(str(error))
+        raise
     gpu = ranks.local_rank if device.index is None else device.index  # DeepSpeed takes LOCAL_RANK for the GPU's number
     os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.size), LOCAL_RANK=str(gpu))
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=port, DS_ACCELERATOR=device.type)
@@ -227,17 +260,20 @@ def start_world(requested_device: str, *, timeout_minutes: float = 30, facts: Ca
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_size))
     timeout = datetime.timedelta(minutes=timeout_minutes)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    common = {**facts(), "device": device.type, "number of processes": ranks.size} if ranks.size > 1 else {}
     # torchrun's own store outlives the ranks: those that it starts again would find what the last ones have left, such
     # as addresses at which nobody listens any more.
     keeps_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    global _has_come
+    _has_come = True
     try:
         if ranks.size == 1:  # a single rank takes no port from other runs on the machine
             dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
         else:
-            store, _, _ = next(rendezvous("env://", timeout=timeout))
-            store.set_timeout(timeout)
-            if not keeps_store:
+            if keeps_store:
+                store, _, _ = next(rendezvous("env://", timeout=timeout))
+                store.set_timeout(timeout)
+            else:
+                store = _store(address, port, ranks, timeout)
                 _meet(dist.PrefixStore("mae3d", store), ranks, common, f"{address}:{port}")
             group_store = dist.PrefixStore(f"default_pg {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
             dist.init_process_group(backend, timeout=timeout, store=group_store, rank=ranks.rank, world_size=ranks.size)
@@ -253,6 +289,22 @@ def start_world(requested_device: str, *, timeout_minutes: float = 30, facts: Ca
             world.close()
             raise
     return world
+
+
+def report_failure(message: str) -> None:
+    """Let the ranks that wait for this one know why it does not come; nothing if it has come, or is alone."""
+    if _has_come:
+        return
+    with suppress(Exception):  # nobody is there
+        ranks = rank_info(os.environ)
+        if ranks.size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun ends them itself
+            return
+        tcp_store = _store(*meeting_point(os.environ, ranks), ranks, datetime.timedelta(seconds=_REPORT_S))
+        store = dist.PrefixStore("mae3d", tcp_store)
+        failure = {"rank": ranks.rank, "host": socket.gethostname(), "message": message}
+        store.set("failure", json.dumps(failure))
+        store.add("read", 1)
+        _wait_for_readers(store, ranks)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
@@ -272,31 +324,67 @@ def _meet(store: dist.Store, ranks: RankInfo, facts: Facts, where: str) -> None:
 
     Raises:
         DisagreementError: the facts differ.
-        MeetingError: another process has come as this rank, so that at least one of them is of another run.
+        MeetingError: another process has come as this rank, so that at least one of them is of another run; or a rank
+            has failed and reported it.
+        dist.DistStoreError: a rank does not come.
     """
+
+    timeout: datetime.timedelta = store.timeout  # type: ignore[attr-defined]  # missing in torch's stubs
+
+    def get(key: str, rank: int) -> str:
+        """Wait for a value that a rank sets, or for the message of one that has failed."""
+        end = time.monotonic() + timeout.total_seconds()
+        while not store.check([key]):
+            if store.check(["failure"]):
+                failure = json.loads(store.get("failure"))
+                store.add("read", 1)
+                _wait_for_readers(store, ranks)
+                raise MeetingError(
+                    f"rank {failure['rank']} ({failure['host']}) failed before the ranks met: {failure['message']}"
+                )
+            if time.monotonic() > end:
+                raise dist.DistStoreError(f"rank {rank} has not come within {timeout}.")
+            time.sleep(_POLL_S)
+        return store.get(key).decode()
+
     if store.add(f"came as rank {ranks.rank}", 1) > 1:
         raise MeetingError(f"another process has met at {where} as rank {ranks.rank}. {_OTHER_PORT}")
     host = socket.gethostname()
     if ranks.rank == 0:
         store.set("first", json.dumps(facts, default=str))
-        others = [json.loads(store.get(f"rank {rank}")) for rank in range(1, ranks.size)]
+        others = [json.loads(get(f"rank {rank}", rank)) for rank in range(1, ranks.size)]
         text = _describe_differences(facts, [(host, {}), *((other["host"], other["facts"]) for other in others)])
         store.set("judgement", text)
     else:
-        mine = _differing(json.loads(store.get("first")), facts)
+        mine = _differing(json.loads(get("first", 0)), facts)
         store.set(f"rank {ranks.rank}", json.dumps({"host": host, "facts": mine}, default=str))
-        text = store.get("judgement").decode()
+        text = get("judgement", 0)
         store.add("read", 1)
     if not text:
         return
+    store.add("read", int(ranks.rank == 0))
+    _wait_for_readers(store, ranks)
     if ranks.rank == 0:
-        end = time.monotonic() + _READ_S
-        while store.add("read", 0) < ranks.size - 1 and time.monotonic() < end:
-            time.sleep(0.05)
         time.sleep(LATE_S)
     raise DisagreementError(
         f"the processes that meet at {where} have not been started alike: {text}. {_SAME_START}. {_OTHER_PORT}"
     )
+
+
+def _store(address: str, port: str, ranks: RankInfo, timeout: datetime.timedelta) -> dist.TCPStore:
+    """Return the store of all ranks, which rank 0 keeps; it does not wait for them."""
+    return dist.TCPStore(
+        address, int(port), ranks.size, ranks.rank == 0, timeout, wait_for_workers=False, multi_tenant=True
+    )
+
+
+def _wait_for_readers(store: dist.Store, ranks: RankInfo) -> None:
+    """Keep the store, on rank 0, until all ranks have read why they end."""
+    if ranks.rank > 0:
+        return
+    end = time.monotonic() + _READ_S
+    while store.add("read", 0) < ranks.size and time.monotonic() < end:
+        time.sleep(_POLL_S)
 
 
 def _differing(first: Facts, mine: Facts) -> dict[str, Any]:

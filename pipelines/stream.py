@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mae3d.io.console import one_line
 from pipelines.config import DataConfig
 from pipelines.decoding.clip_decoder import ClipDecoder
 from pipelines.decoding.clips import CpuDecoding, Decoding, GpuDecoding, ThreadDecoding, cut_views
@@ -169,12 +170,13 @@ class ClipStream:
     def _rescue(self, error: RuntimeError) -> Batch:
         """Decode the batch that DALI failed on without it, and build a new pipeline for the next; no rank waits."""
         self._num_restarts += 1
-        lines = str(error).strip().splitlines()
-        logger.warning("DALI failed (%s): the batch is decoded again without it", lines[0] if lines else "no message")
+        logger.warning("DALI failed (%s): the batch is decoded again without it", one_line(error))
         try:
             encoded = self._decoding.restart()
         except RuntimeError as again:
-            raise DataError(f"DALI failed ({error}) and cannot be started again ({again}): {_LOOK_AT}") from again
+            raise DataError(
+                f"DALI failed ({one_line(error)}) and cannot be started again ({one_line(again)}): {_LOOK_AT}"
+            ) from again
         failed = 0
         if encoded is not None:
             encoded, decoded, failed = decode_again(self._clip_decoder, self._source, encoded)
@@ -182,7 +184,7 @@ class ClipStream:
         if self._restarts_in_a_row > MAX_RESTARTS:
             raise DataError(
                 f"DALI failed {self._restarts_in_a_row} times in a row though every frame decodes without it; the last "
-                f"time: {error}. {_LOOK_AT}"
+                f"time: {one_line(error)}. {_LOOK_AT}"
             ) from error
         if encoded is None:
             return next(self)

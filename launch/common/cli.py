@@ -106,7 +106,11 @@ def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     rank = int(ranks[0]) if ranks else 0
     if rank == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
-    else:
+    if ranks and os.environ.get("WORLD_SIZE") != "1":
+        from mae3d.distributed import report_failure  # loads torch, after the message
+
+        report_failure(message)
+    if rank > 0:
         if code == EXIT_USAGE:
             # a launcher ends all ranks when one ends: rank 0 has printed by then, if it failed as well
             time.sleep(4)
@@ -228,6 +232,8 @@ def _normalised(argv: Sequence[str], *, known: set[str], lists: Mapping[str, _Li
         if name in lists:
             values = [value] if equals else list(takewhile(lambda following: not following.startswith("--"), left))
             del left[: 0 if equals else len(values)]
+            if strange := [value for value in values if value != value.encode(errors="ignore").decode()]:
+                fail(f"--{name} {strange[0]!r}: this name is not UTF-8; rename it")
             arguments.append(f"--{name}={lists[name].joined(values)}")
         else:
             arguments.append(f"--{name}{equals}{value}")

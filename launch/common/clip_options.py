@@ -54,8 +54,7 @@ def agreed_model_file(run: str, world: "World") -> Path:
     """
     from mae3d.weights.files import find_model_file
 
-    file: Path = world.share(find_model_file(run))
-    return file
+    return world.on_first(lambda: find_model_file(run))
 
 
 def agreed_model_hash(file: Path, world: "World") -> str:

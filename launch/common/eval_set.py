@@ -57,12 +57,15 @@ class EvalSet:
         )
 
 
-def selected_rows(corpus: "Corpus", clips: DataConfig, *, num_frames: int) -> "np.ndarray":
-    """Return the (n,) rows that `clips.select` takes of the samples from which a clip can be made, ascending."""
+def selected_rows(corpus: "Corpus", clips: DataConfig, *, num_frames: int, option: str = "data") -> "np.ndarray":
+    """Return the (n,) rows that `clips.select` takes of the samples from which a clip can be made, ascending.
+
+    Messages name the options of the section `option`.
+    """
     from pipelines.samples.selection import select_rows
     from pipelines.sampling.requests import usable_rows
 
-    return select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=num_frames))
+    return select_rows(corpus, clips.select, rows=usable_rows(corpus, clips, num_frames=num_frames), option=option)
 
 
 def sample_facts(samples: EvalSet, option: str) -> dict[str, str]:

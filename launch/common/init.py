@@ -32,18 +32,16 @@ class InitialWeights:
             ValueError: there are no weights, or they are of another size, which the message names; on all ranks.
         """
         self._source: MAE | Encoder | None = None
-        self._description, error = "from scratch", None
-        if init and world.is_first:
+        self._description = "from scratch"
+
+        def open_on_first() -> None:
             if has_checkpoint_from(run, init):
                 self._description = f"{init}, when the run began"
             else:
-                try:
-                    self._open(init, model_config, decoder=decoder)
-                except ValueError as caught:
-                    error = str(caught)
-        error = world.share(error)
-        if error:
-            raise ValueError(error)
+                self._open(init, model_config, decoder=decoder)
+
+        if init:
+            world.on_first(open_on_first)
 
     def __str__(self) -> str:
         return self._description

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 from mae3d.io.console import one_line
@@ -129,7 +130,7 @@ def check_gpu(gpus: Sequence[str]) -> Check:
     try:
         import torch
     except ImportError as problem:
-        return Check("torch and GPU", FAIL, f"torch cannot be imported: {_last_line(str(problem))}", "make setup")
+        return Check("torch and GPU", FAIL, f"torch cannot be imported: {one_line(problem)}", "make setup")
     error = None
     if gpus:
         try:
@@ -142,7 +143,7 @@ def check_gpu(gpus: Sequence[str]) -> Check:
 
 
 def run_child(code: str, *arguments: str) -> tuple[int, str, str]:
-    """Run Python code in a child, which may crash; return exit code (< 0: signal), output, last line of errors."""
+    """Run Python code in a child, which may crash; return exit code (< 0: signal), last line of output, error."""
     bootstrap = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
     command = [sys.executable, "-c", bootstrap + code, *arguments]
     try:
@@ -151,7 +152,7 @@ def run_child(code: str, *arguments: str) -> tuple[int, str, str]:
         )
     except subprocess.TimeoutExpired:
         return 1, "", f"no answer in {CHILD_SECONDS} s"
-    return child.returncode, child.stdout.strip(), _last_line(child.stderr)
+    return child.returncode, (child.stdout.strip().splitlines() or [""])[-1], error_of(child.stderr)
 
 
 def check_dali(gpus: Sequence[str], *, run: Callable[..., tuple[int, str, str]] = run_child) -> Check:
@@ -183,7 +184,7 @@ def _try_dali(device: str, index: int, run: Callable[..., tuple[int, str, str]])
     code += "print(test(sys.argv[1], device_id=int(sys.argv[2])))"
     returned, output, error = run(code, device, str(index))
     if returned == 0:
-        return _last_line(output), ""
+        return output, ""
     return "", f"killed by signal {-returned}" if returned < 0 else error
 
 
@@ -192,15 +193,11 @@ def check_deepspeed(*, run: Callable[..., tuple[int, str, str]] = run_child) -> 
     code, output, error = run("import deepspeed; print(deepspeed.__version__)")
     if code != 0:
         return Check("DeepSpeed", FAIL, f"cannot be imported: {error}", "make setup")
-    version, pin = _last_line(output), deepspeed_pin()
-    if version != pin:
+    if output != (pin := deepspeed_pin()):
         return Check(
-            "DeepSpeed",
-            FAIL,
-            f"{version}, but checkpoints are read for {pin}",
-            f"pip install deepspeed=={pin}",
+            "DeepSpeed", FAIL, f"{output}, but checkpoints are read for {pin}", f"pip install deepspeed=={pin}"
         )
-    return Check("DeepSpeed", OK, version)
+    return Check("DeepSpeed", OK, output)
 
 
 def deepspeed_pin() -> str:
@@ -278,7 +275,7 @@ def check_communication(gpus: Sequence[str]) -> Check:
         from torch import distributed
         from torch.cuda import nccl
     except ImportError as problem:
-        return Check("communication", FAIL, _last_line(str(problem)), "make setup")
+        return Check("communication", FAIL, one_line(problem), "make setup")
     if not gpus:
         there = distributed.is_available() and distributed.is_gloo_available()
         return Check(
@@ -288,16 +285,15 @@ def check_communication(gpus: Sequence[str]) -> Check:
             "" if there else "make setup",
         )
     if not distributed.is_nccl_available():
-        return Check(
-            "communication",
-            FAIL,
-            "torch without NCCL",
-            "make setup TORCH_INDEX= brings the locked CUDA build",
-        )
+        remedy = "make setup TORCH_INDEX= brings the locked CUDA build"
+        return Check("communication", FAIL, "torch without NCCL", remedy)
     return Check("communication", OK, f"NCCL {'.'.join(map(str, nccl.version()))}")
 
 
-def _last_line(text: str) -> str:
-    """Return the last line that is not blank, which has the error of a traceback."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+def error_of(text: str) -> str:
+    """Return the error of a child's output: all of the message below a traceback, else the last line."""
+    _, traceback, below = text.rpartition("Traceback (most recent call last):\n")
+    message = list(dropwhile(lambda line: not line or line[0].isspace(), below.splitlines()))
+    if traceback and message:
+        return one_line("\n".join(message))
+    return (text.strip().splitlines() or ["no message"])[-1]

@@ -1,7 +1,8 @@
-"""Small tables of results ─► CSV files, whole or absent, and lines for a terminal.
+"""Small tables of results ─► CSV files, whole or absent, and lines for a terminal; large ones of vectors are read.
 
 write_csv(out / "summary.csv", {"mask": ["tube"], "mean": [0.41]})
 print(*aligned({"mask": ["tube"], "mean": [0.41]}), sep="\n")
+vectors, rows = read_vectors(Path("vectors.parquet"))
 
 A table is columns of equal length by name; None is an empty cell.
 """
@@ -10,7 +11,10 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -49,3 +53,32 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def read_vectors(path: Path, *, most: int | None = None) -> "tuple[np.ndarray, np.ndarray]":
+    """Return the vectors of a table of launch/embed.py that are not null, (n, width) float32, and their rows (n,).
+
+    Args:
+        path: the table; never all of it is in memory beside the vectors.
+        most: return so many, at equal distances, if there are more; None for all.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        there = np.concatenate([batch.column(0).is_valid() for batch in file.iter_batches(columns=["vector"])])
+        rows = np.flatnonzero(there)
+        if most is not None and len(rows) > most:
+            rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+        vectors = np.zeros((len(rows), file.schema_arrow.field("vector").type.list_size), np.float32)
+        begin = made = 0
+        for batch in file.iter_batches(columns=["vector"]):
+            end = begin + len(batch)
+            mine = rows[made : np.searchsorted(rows, end)] - begin
+            indices: Any = pa.array(mine)
+            chosen: Any = batch.column(0).take(indices)
+            shape = len(mine), vectors.shape[1]
+            vectors[made : made + len(mine)] = chosen.flatten().to_numpy(zero_copy_only=False).reshape(shape)
+            begin, made = end, made + len(mine)
+    return vectors, rows

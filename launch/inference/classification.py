@@ -8,7 +8,6 @@ sums them, which ranks alike.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from launch.common.tables import write_csv, write_rows
+from mae3d.io.resources import require_memory
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +56,7 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     model = load_classifier(file)
     samples = open_samples(config.data, trained_data(file), model.config, world)
     _number_labels(samples, model.config)
-    _check_size(len(samples.rows), model.config.num_classes)
+    world.on_first(lambda: _check_size(len(samples.rows), model.config.num_classes))
     out, views = Path(config.out), {"num_clips": config.num_clips, "num_crops": config.num_crops}
     settings = common_settings(config, file, samples, world) | views
     model.to(world.device)
@@ -75,6 +75,7 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
         batch_size=max(1, config.batch // (config.num_clips * config.num_crops)),
         num_clips=config.num_clips,
         num_crops=config.num_crops,
+        row_bytes=4 * model.config.num_classes,
         unit="samples",
         beside=(METRICS, CLASSES, CONFUSION, CONFUSION_PICTURE),
     )
@@ -106,14 +107,12 @@ def _number_labels(samples: "EvalSet", model_config: "ClassifierConfig") -> None
 
 
 def _check_size(samples: int, classes: int) -> None:
-    """Refuse, before any clip is read, an evaluation whose figures would not fit into this machine's memory."""
-    needed = BYTES_A_SCORE * samples * classes
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > memory:
-        raise ValueError(
-            f"the scores of {samples:,} samples and {classes:,} classes take {needed / 1e9:.0f} GB in the end, this "
-            f"machine has {memory / 1e9:.0f} GB: evaluate in parts, with --data.select.names FILE"
-        )
+    """Refuse, before any clip is read, an evaluation whose figures would not fit into memory."""
+    require_memory(
+        BYTES_A_SCORE * samples * classes,
+        f"scores of {samples:,} samples and {classes:,} classes",
+        "evaluate in parts, with --data.select.names FILE",
+    )
 
 
 def scores_of(model: "Classifier", batch: "Batch", *, at_once: int, precision: str) -> np.ndarray:

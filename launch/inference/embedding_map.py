@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launch.inference.embeddings import read_vectors
+from launch.common.tables import read_vectors
 from launch.inference.sharded_table import stored_settings
-from mae3d.io.files import MARK, refuse_foreign, replace_file
+from mae3d.io.files import refuse_foreign, replace_file, require_writable
+from mae3d.tracking.plots import one_label, save_figure
 
 MAX_POINTS = 10_000  # t-SNE takes a minute for so many
 MIN_TSNE = 32  # points; of fewer there is no neighbourhood to speak of
@@ -38,21 +39,15 @@ def draw_map(table: Path, picture: Path, *, label_names: Sequence[str] = (), see
         ValueError: there are fewer than two vectors.
         OSError: one of the files cannot be written.
     """
-    vectors, rows = read_vectors(table)
+    vectors, rows = read_vectors(table, most=MAX_POINTS)
     if len(rows) < 2:
         raise ValueError(f"{table}: {len(rows)} vectors make no map")
-    if len(rows) > MAX_POINTS:
-        chosen = np.linspace(0, len(rows) - 1, MAX_POINTS).astype(np.int64)
-        vectors, rows = vectors[chosen], rows[chosen]
     places, method = project(vectors, seed=seed)
     samples = pq.read_table(table, columns=["key", "name", "labels", "start_s"]).take(pa.array(rows))
     samples = samples.append_column("x", pa.array(places[:, 0])).append_column("y", pa.array(places[:, 1]))
-    picture.resolve().parent.mkdir(parents=True, exist_ok=True)
     with replace_file(places_of(picture)) as aside:
         pq.write_table(samples, aside)
-    figure = _draw(places, samples, label_names, title=f"{len(places):,} vectors, {method}")
-    with replace_file(picture) as aside:
-        figure.savefig(aside, format="png", dpi=150, metadata={"Software": MARK.decode()})
+    save_figure(_draw(places, samples, label_names, title=f"{len(places):,} vectors, {method}"), picture, dpi=150)
     return picture
 
 
@@ -61,11 +56,24 @@ def places_of(picture: Path) -> Path:
     return picture.with_name(f"{picture.stem}_places.parquet")
 
 
-def refuse_other_map(picture: Path) -> None:
-    """Raise ValueError if this program has not made the picture that is there, or the places beside it."""
+def prepare_map(picture: Path, *, table: Path) -> None:
+    """Make the folder of a map, before its vectors are computed.
+
+    Args:
+        picture: the PNG that `draw_map` will write.
+        table: of the vectors, which the places must not replace.
+
+    Raises:
+        ValueError: this program has not made the picture that is there, or the places beside it.
+        OSError: the folder cannot be written.
+    """
     refuse_foreign(picture)
+    if places_of(picture).resolve() == table.resolve():
+        raise ValueError(f"{picture}: its places would be written to {table}, which is --out: give another --map")
     if places_of(picture).exists():
         stored_settings(places_of(picture))
+    picture.resolve().parent.mkdir(parents=True, exist_ok=True)
+    require_writable(picture.resolve().parent)
 
 
 def project(vectors: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, str]:
@@ -112,7 +120,7 @@ def _draw(places: np.ndarray, samples: pa.Table, label_names: Sequence[str], *, 
     for number, kind in enumerate(kinds):
         colour = colours(number if len(kinds) <= MAX_LEGEND else number / len(kinds))
         mine = of_names == kind
-        axes.scatter(x[mine], y[mine], color=[colour], s=size, label=kind, linewidths=0)
+        axes.scatter(x[mine], y[mine], color=[colour], s=size, label=one_label(kind), linewidths=0)
     if 1 <= len(kinds) <= MAX_LEGEND:
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure

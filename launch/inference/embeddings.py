@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from launch.inference.sharded_table import ShardedTable, fill_missing_shards, sample_keys, sample_settings
+from launch.inference.evaluate import evaluate_into_table, sample_keys, sample_settings
+from launch.inference.sharded_table import ShardedTable, fill_missing_shards
 from mae3d.analysis.exact import each_clip
 from mae3d.analysis.features import Pool, check_pool, embed, layer_of
 from mae3d.model.encoder import Encoder
@@ -81,6 +82,11 @@ class Embedder:
             "precision": self.precision,
         }
 
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes of a row's vector."""
+        return 4 * self.config.embed_dim * (math.prod(self.config.grid) if self.pool == "tokens" else 1)
+
     def __call__(self, clips: torch.Tensor) -> Array:
         """Return B lists of float32, of fixed size, for uint8 (B, K, T, H, W, 3)."""
         features = each_clip(self._features, clips.flatten(0, 1).to(self.device, non_blocking=True))
@@ -120,7 +126,6 @@ def embed_samples(
         ValueError: `TableError`, or raised by `windows_every`.
         OSError: the table cannot be written.
     """
-    from launch.inference.evaluate import evaluate_into_table
     from pipelines.sampling.requests import windows_every
 
     starts = None
@@ -155,6 +160,7 @@ def embed_samples(
         keys_of=keys_of,
         starts=starts,
         num_clips=embedder.num_clips,
+        row_bytes=embedder.row_bytes,
     )
     return is_new
 
@@ -203,6 +209,7 @@ def embed_videos(
         num_rows=len(windows),
         batch_size=batch_size,
         settings={"model": model_sha256, **embedder.settings, **settings},
+        row_bytes=embedder.row_bytes,
     )
     return fill_missing_shards(table, world=world, open_stream=open_stream, keys_of=keys_of, columns_of=columns_of)
 
@@ -214,14 +221,6 @@ def files_hash(paths: Sequence[str]) -> str:
         status = Path(path).stat() if Path(path).is_file() else None
         digest.update(f"{path}\n{status and (status.st_size, status.st_mtime_ns)}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the vectors of a table that are not null, (n, width) float32, and their rows (n,)."""
-    column: Any = pq.read_table(path, columns=["vector"])["vector"].combine_chunks()
-    rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    flat = column.drop_null().flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(rows), column.type.list_size), rows
 
 
 def count_failed(path: Path) -> int:

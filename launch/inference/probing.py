@@ -5,7 +5,7 @@ compare(features, ["knn", "linear"], few_shot=[1, 10], seeds=3)["probes"]
 """
 
 import json
-import statistics
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launch.inference.embeddings import read_vectors
+from launch.common.tables import read_vectors
 from launch.inference.sharded_table import METADATA
-from mae3d.analysis.probes import Say, attentive_scores, few_shot_rows, knn_scores, linear_scores
-from mae3d.analysis.scores import credit_at, mean_average_precision
+from mae3d.analysis.probes import KNN, Say, attentive_scores, few_shot_rows, knn_scores, linear_scores
+from mae3d.analysis.scores import credit_at, mean_and_deviation, mean_average_precision
+from mae3d.io.resources import require_disk, require_memory
 from pipelines.samples.labels import many_hot
 
 if TYPE_CHECKING:
@@ -30,6 +31,47 @@ if TYPE_CHECKING:
 SAID_EVERY = 10.0  # seconds between two lines of progress
 VECTORS, TOKENS = "{}.parquet", "{}_tokens.parquet"  # of `train` and `test`
 TOP = 5
+
+
+def require_room(
+    folder: Path, probes: Sequence[str], *, train: int, test: int, classes: int, width: int, tokens: int
+) -> None:
+    """Refuse, before any clip is read, probes whose features and scores fit neither into memory nor onto the disk.
+
+    Args:
+        folder: of the tables.
+        probes: one or more of knn, linear, attentive.
+        train: samples.
+        test: samples.
+        classes: C.
+        width: D.
+        tokens: L, of a clip.
+
+    Raises:
+        ValueError: the memory is too small.
+        OSError: the disk is too small for the tokens, beside their table.
+    """
+    sizes = f"{train:,} + {test:,} samples of {classes:,} classes"
+    less = "give fewer --probes, or fewer samples, with --data.select and --test.select"
+    for name, needed in bytes_needed(train=train, test=test, classes=classes, width=width).items():
+        if name in probes:
+            require_memory(needed, f"features and scores of {sizes} (--probes {name})", less)
+    if "attentive" in probes:
+        values = {"train": train * tokens * width, "test": test * tokens * width}
+        new = [name for name in values if not any(folder.glob(f"{TOKENS.format(name)}*"))]  # tables that are not begun
+        needed = 2 * sum(values.values()) + 4 * sum(values[name] for name in new)
+        require_disk(folder, needed, f"{tokens:,} tokens, {width:,} wide, of {sizes} (--probes attentive)", less)
+
+
+def bytes_needed(*, train: int, test: int, classes: int, width: int) -> dict[str, int]:
+    """Return the least memory that each probe takes at its peak; the arguments are those of `require_room`."""
+    targets = (train + test) * classes
+    features = 4 * (train + test) * width
+    return {
+        "knn": features + targets + 4 * train * width + 8 * len(KNN) * test * classes,
+        "linear": 2 * features + targets + 4 * train * width + 8 * test * classes,
+        "attentive": targets + 4 * train * classes + 4 * test * classes,
+    }
 
 
 @dataclass(frozen=True)
@@ -79,7 +121,8 @@ def compare(
 
     Returns:
         `train` and `test` (samples, failed), `classes`, `probes`: one row each, beginning with the share of the train
-        set's most frequent class, and `few_shot`: one row each of mean and standard deviation over the draws.
+        set's most frequent class, and `few_shot`: one row each of mean and standard deviation over the draws, with the
+        number of samples that the smallest class has given, `fewest_per_class`.
     """
     say = Progress()
     results: dict[str, Any] = {}
@@ -90,11 +133,14 @@ def compare(
         results = _counted(tables, VECTORS, *sets)
         rows += _simple(tables, probes, *sets, seed=seed, say=say)
         for shots in few_shot:
-            draws = [
-                list(_simple(tables, probes, _first_shots(sets[0], shots, draw), sets[1], seed=draw, say=say))
-                for draw in range(seed, seed + seeds)
-            ]
-            shot_rows += [{"shots": shots, **_spread(runs)} for runs in zip(*draws, strict=True)]
+            draws, sizes = [], []
+            for draw in range(seed, seed + seeds):
+                few = _first_shots(sets[0], shots, draw)
+                sizes.append(few.targets.sum(axis=0, dtype=np.int64))
+                draws.append(list(_simple(tables, probes, few, sets[1], seed=draw, say=say)))
+            present = np.min(sizes, axis=0)[sets[0].targets.any(axis=0)]
+            used = {"shots": shots, "fewest_per_class": int(present.min())}  # of a smaller class all are taken
+            shot_rows += [{**used, **_spread(runs)} for runs in zip(*draws, strict=True)]
     if "attentive" in probes:
         with TemporaryDirectory(dir=tables.folder) as aside:
             sets = [_tokens(tables, name, Path(aside) / name) for name in ("train", "test")]
@@ -164,9 +210,7 @@ def _spread(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return mean and standard deviation of the figures over the runs of one probe."""
     row: dict[str, Any] = {"probe": runs[0]["probe"], "runs": len(runs)}
     for name in (name for name in ("top1", f"top{TOP}", "map") if name in runs[0]):
-        values = [run[name] for run in runs]
-        row[name] = statistics.mean(values)
-        row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        row[name], row[f"{name}_std"] = mean_and_deviation([run[name] for run in runs])
     return row
 
 
@@ -183,6 +227,8 @@ def _tokens(tables: FeatureTables, name: str, to: Path) -> FeatureSet:
         settings = json.loads(file.schema_arrow.metadata[METADATA])
         shape = (file.metadata.num_rows, int(np.prod(settings["grid"])), settings["width"])
         mapped = np.lib.format.open_memmap(to, mode="w+", dtype=np.float16, shape=shape)
+        with to.open("r+b") as reserved:  # of a full disk an error, where writing to the map would end by SIGBUS
+            os.posix_fallocate(reserved.fileno(), 0, to.stat().st_size)
         labels: list[list[int]] = []
         for batch in file.iter_batches(64, columns=["labels", "vector"]):
             read: Any = batch.filter(batch["vector"].is_valid())

@@ -18,14 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launch.common.eval_set import sample_facts
+from mae3d.io.console import one_line
 from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sync, write_text
+from mae3d.io.resources import require_disk
 from mae3d.io.resume import dotted
 
 if TYPE_CHECKING:
-    from launch.common.eval_set import EvalSet
     from mae3d.distributed import World
-    from pipelines.samples.corpus import Corpus
 
 MAX_SHARDS = 1000  # a kill loses at most a thousandth of a long table per rank
 ROW_GROUP_BYTES = 64 * 2**20  # rows that the merge holds in memory
@@ -47,6 +46,7 @@ class ShardedTable:
         num_rows: int,
         batch_size: int,
         settings: Mapping[str, Any],
+        row_bytes: int = 0,
         beside: Sequence[str] = (),
     ) -> None:
         """Describe the table; nothing is touched yet.
@@ -56,9 +56,10 @@ class ShardedTable:
             num_rows: of the complete table, 1 or more.
             batch_size: rows per batch; a shard is a number of batches, which so never depend on the missing shards.
             settings: all that the rows depend on, as nested plain values: the model, the samples, the views.
+            row_bytes: of a row on the disk, at least.
             beside: names of files that are written beside it when it is finished.
         """
-        self.path, self.num_rows, self.beside = path, num_rows, beside
+        self.path, self.num_rows, self.row_bytes, self.beside = path, num_rows, row_bytes, beside
         self.folder = path.with_name(f"{path.name}.parts")
         self.shard_rows = batch_size * -(-num_rows // (batch_size * MAX_SHARDS))
         self.num_shards = -(-num_rows // self.shard_rows)
@@ -81,7 +82,7 @@ class ShardedTable:
         Raises:
             TableError: the table has other settings than these, or another program wrote it, or a file of `beside` is
                 there already, whose table this is not.
-            OSError: the folder cannot be made.
+            OSError: the folder cannot be made, or the table does not fit into its file system.
         """
         if self.is_finished:
             self._compare(stored_settings(self.path), file=self.path)
@@ -101,9 +102,17 @@ class ShardedTable:
                         f"{self.path.with_name(name)}: there already, without its {self.path.name}: remove it, or give "
                         "another --out"
                     )
+        missing = [shard for shard in range(self.num_shards) if self._file(shard).name not in done]
+        require_disk(
+            self.folder,
+            self.row_bytes * (self.num_rows + sum(len(self.rows(shard)) for shard in missing)),  # and then its copy
+            f"a table of {self.num_rows:,} rows of {self.row_bytes:,} bytes, and its shards until they are joined",
+            "give an --out with more room, or fewer samples",
+        )
+        if not done:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / SETTINGS, json.dumps(self.settings, indent=1) + "\n")
-        return [shard for shard in range(self.num_shards) if self._file(shard).name not in done]
+        return missing
 
     def rows(self, shard: int) -> range:
         """Return the row numbers of a shard."""
@@ -170,7 +179,9 @@ class ShardedTable:
         try:
             return pq.read_table(file, partitioning=None)
         except pa.ArrowException as error:
-            raise TableError(f"{file}: damaged ({error}); delete it: the next start makes it again") from error
+            raise TableError(
+                f"{file}: damaged ({one_line(error)}); delete it: the next start makes it again"
+            ) from error
 
     def _file(self, shard: int) -> Path:
         return self.folder / f"part-{shard:05d}.parquet"
@@ -219,7 +230,7 @@ def fill_missing_shards(
         TableError: see `ShardedTable.begin`.
         OSError: likewise, or a shard cannot be written.
     """
-    missing, finished = _begin_together(table, world)
+    missing, finished = world.on_first(lambda: (table.begin(), table.is_finished))
     if finished:
         return False
     mine = missing[world.ranks.rank :: world.ranks.size]
@@ -235,21 +246,6 @@ def fill_missing_shards(
         table.merge()
     world.barrier()
     return True
-
-
-def _begin_together(table: ShardedTable, world: "World") -> tuple[list[int], bool]:
-    """Return the missing shards, and whether the table is finished, as rank 0 sees it; all ranks raise its error."""
-    missing: list[int] = []
-    problem: Exception | None = None
-    if world.is_first:
-        try:
-            missing = table.begin()
-        except (TableError, OSError) as error:
-            problem = error
-    missing, finished, problem = world.share((missing, table.is_finished, problem))
-    if problem is not None:
-        raise problem
-    return missing, finished
 
 
 def _fill_mine(
@@ -281,39 +277,12 @@ def _fill_mine(
             table.write(shard, pa.concat_tables(batches))
 
 
-def sample_keys(corpus: "Corpus", rows: np.ndarray) -> dict[str, pa.Array]:
-    """Return the columns that a table begins with: key, name, labels (list of int32; empty = unlabelled).
-
-    Args:
-        corpus: the opened shards.
-        rows: (n,) rows of the corpus.
-    """
-    numbers = rows.tolist()
-    return {
-        "key": pa.array([corpus.key(row) for row in numbers], pa.string()),
-        "name": pa.array([corpus.name(row) for row in numbers], pa.string()),
-        "labels": pa.array([corpus.labels_of(row) for row in numbers], pa.list_(pa.int32())),
-    }
-
-
-def sample_settings(samples: "EvalSet") -> dict[str, Any]:
-    """Return the settings of a table that come from its data: datasets, labels, samples, and the sampling of clips."""
-    facts = sample_facts(samples, "data")
-    names = ("decode", "sampling", "short", "sampling_rate", "target_fps", "num_segments", "frames_per_segment")
-    return {
-        "dataset": facts["data: datasets"],
-        "labels": facts["data: labels"],
-        "samples": facts["data: samples"],
-        "data": {name: getattr(samples.clips, name) for name in names},
-    }
-
-
 def stored_settings(path: Path) -> dict[str, Any]:
     """Return the settings in a finished table or a shard; TableError if it is another program's file."""
     try:
         stored = (pq.read_schema(path).metadata or {}).get(METADATA)
     except pa.ArrowException as error:
-        raise TableError(f"{path}: no Parquet file ({error}); give another --out, or delete it") from error
+        raise TableError(f"{path}: no Parquet file ({one_line(error)}); give another --out, or delete it") from error
     if stored is None:
         raise TableError(f"{path}: not a table of ours, because it has no settings; give another --out, or delete it")
     settings: dict[str, Any] = json.loads(stored)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mae3d.io.resources import require_memory
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 IMAGES = "images"  # the folder of pictures, beside the page
 BATCH = 4  # clips per batch
+MAX_STEM = 100  # letters of a video's name that its pictures' names keep
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,16 @@ class Clip:
         """`pixels` for pictures."""
         frames: np.ndarray = self.pixels.numpy()
         return frames
+
+
+def require_room(config: "EncoderConfig", *, clips: int) -> None:
+    """Raise ValueError if memory cannot hold the pixels of so many clips."""
+    frames, size = config.num_frames, config.img_size
+    require_memory(
+        3 * clips * frames * size * size,
+        f"{clips:,} clips of {frames:,} x {size:,} x {size:,} pixels",
+        "give a smaller --samples, or fewer --keys or --videos",
+    )
 
 
 def read_clips(
@@ -107,7 +120,7 @@ def read_videos(paths: Sequence[str], config: "EncoderConfig", data: "DataConfig
     clips = []
     for number, path in enumerate(paths):
         pixels = read_clip(path, config, sampling_rate=data.sampling_rate, target_fps=data.target_fps)[0]
-        stem = f"video_{number}_" + re.sub(r"[^a-z0-9_]", "_", Path(path).stem.lower())
+        stem = f"video_{number}_" + re.sub(r"[^a-z0-9_]", "_", Path(path).stem.lower())[:MAX_STEM]
         clips.append(Clip(pixels, number, Path(path).name, stem))
     return clips
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.report.clips import IMAGES, Clip, batches, read_clips
+from mae3d.io.console import one_line
+from mae3d.io.resources import require_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 BATCH = 8  # clips that are embedded together
 MAX_QUERIES = 4096  # labelled samples whose neighbours' labels are counted
-CHUNK = 256  # of these per matrix product
+CHUNK = 256  # of these per matrix product, fewer if they make more than PAIRS
+PAIRS = 2**24  # pairs of samples that are compared at a time, 30 bytes each
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,39 @@ class Pool:
         rows: (N,) rows of the corpus.
         vectors: (N, D) float32, of length 1.
         origin: Where the vectors are from, for the page.
-        made_here: Whether this model made them here: only then can clips outside of the pool be compared with them.
     """
 
     rows: "np.ndarray"
     vectors: "np.ndarray"
     origin: str
-    made_here: bool
+
+
+def open_pool(
+    table: str, corpus: "Corpus", rows: "np.ndarray", *, queries: "np.ndarray | None", width: int
+) -> "Pool | np.ndarray":
+    """Return the vectors to search, or the rows to embed for it, before any clip is read.
+
+    Args:
+        table: of launch/embed.py; "" to embed the rows.
+        corpus: The dataset.
+        rows: (N,) which samples.
+        queries: The samples whose neighbours are searched; None for videos.
+        width: Of a vector.
+
+    Raises:
+        ValueError: They do not fit into memory, the table is not of this dataset, or a query has no vector in it.
+    """
+    import numpy as np
+
+    if not table:
+        require_memory(8 * len(rows) * width, f"{len(rows):,} vectors, {width:,} wide", "give a smaller --pool")
+        return rows
+    pool = pool_of_table(table, corpus)
+    missing = None if queries is None else queries[~np.isin(queries, pool.rows)]
+    if missing is None or len(missing):
+        what = "--videos" if missing is None else corpus.name(int(missing[0]))
+        raise ValueError(f"{what}: has no vector in --embeddings; leave that out, to embed the dataset here")
+    return pool
 
 
 def pool_of_dataset(
@@ -65,7 +94,7 @@ def pool_of_dataset(
             bar.update(len(fine))
     stream.close()
     origin = f"{sum(map(len, kept)):,} of the dataset's {len(corpus):,} samples, embedded here, one clip each"
-    return Pool(np.concatenate(kept), np.concatenate(vectors), origin, made_here=True)
+    return Pool(np.concatenate(kept), np.concatenate(vectors), origin)
 
 
 def pool_of_table(path: str, corpus: "Corpus") -> Pool:
@@ -78,20 +107,25 @@ def pool_of_table(path: str, corpus: "Corpus") -> Pool:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from launch.common.tables import read_vectors
+
     if len(corpus.datasets) > 1:
         raise ValueError("--embeddings: keys tell samples of one dataset apart, not of several; give one --data.shards")
     try:
-        table = pq.read_table(path, columns=["key", "vector"])
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise ValueError(f"{path}: no table of embeddings (launch/embed.py makes one): {error}") from error
-    table = table.filter(table["vector"].is_valid())  # damaged samples have none
-    keys = [str(key) for key in table["key"].to_pylist()]
+        with pq.ParquetFile(path) as file:
+            width = file.schema_arrow.field("vector").type.list_size
+            needed = 8 * file.metadata.num_rows * width  # as they are, and of length 1
+            require_memory(needed, f"{path}: {file.metadata.num_rows:,} vectors, {width:,} wide", "give a smaller one")
+        vectors, there = read_vectors(Path(path))  # damaged samples have none
+        column = pq.read_table(path, columns=["key"])["key"].to_pylist()
+    except (pa.ArrowInvalid, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: no table of embeddings (launch/embed.py makes one): {one_line(error)}") from error
+    keys = [str(column[row]) for row in there.tolist()]
     if not keys or len(set(keys)) < len(keys):
         what = "several vectors a sample" if keys else "no vectors"
         raise ValueError(f"{path}: has {what}; give a table with one vector a sample (launch/embed.py without --every)")
     rows = np.array([corpus.find(key) for key in keys], dtype=np.int64)
-    vectors = np.stack(list(table["vector"].to_numpy()))
-    return Pool(rows, _unit(vectors.astype(np.float32)), f"{len(rows):,} samples of {Path(path).name}", made_here=False)
+    return Pool(rows, _unit(vectors), f"{len(rows):,} samples of {Path(path).name}")
 
 
 def neighbour_section(
@@ -119,8 +153,6 @@ def neighbour_section(
         frame_ms: How long a GIF shows a frame, milliseconds.
         device: Where to compute.
 
-    Raises:
-        ValueError: A query is not in a pool that others made.
     """
     import numpy as np
 
@@ -152,9 +184,6 @@ def _vectors_of(model: "MAE | Classifier", clips: Sequence[Clip], pool: Pool, de
     position = {row: i for i, row in enumerate(pool.rows.tolist())}
     if all(clip.row in position for clip in clips):
         return pool.vectors[[position[clip.row] for clip in clips if clip.row is not None]]
-    if not pool.made_here:
-        missing = next(clip for clip in clips if clip.row not in position)
-        raise ValueError(f"{missing.title}: has no vector in --embeddings; leave that out, to embed the dataset here")
     return np.concatenate([_features(model, pixels) for _, pixels in batches(clips, device, doing="embedding")])
 
 
@@ -202,8 +231,9 @@ def agreement(pool: Pool, corpus: "Corpus", sources: "np.ndarray", *, count: int
     _, source = np.unique(sources.astype(str), return_inverse=True)
     shares, nearest, chances = [], [], []
     queries = labelled[:: -(-len(labelled) // MAX_QUERIES) or 1]
-    for first in range(0, len(queries), CHUNK):
-        query = queries[first : first + CHUNK]
+    chunk = max(1, min(CHUNK, PAIRS // max(1, len(labelled))))
+    for first in range(0, len(queries), chunk):
+        query = queries[first : first + chunk]
         others = (source[query][:, None] != source[labelled]).astype(bool)
         similar = np.where(others, pool.vectors[query] @ pool.vectors[labelled].T, -np.inf)
         agrees = (targets[query] @ targets[labelled].T > 0) & others

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from mae3d.io.files import write_text
 from mae3d.io.html import data_uri, escape, page, paragraph, table
 from mae3d.tracking.history import is_number, pictures, score_names
 from mae3d.tracking.plots import running_mean
@@ -128,7 +129,7 @@ def write_report(
         *(_section(folder, section, f"part{i}") for i, section in enumerate(sections)),
     ]
     path = folder / PAGE
-    path.write_text(page(title, body, style=_STYLE), encoding="utf-8")
+    write_text(path, page(title, body, style=_STYLE))
     return path
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from launch.common.eval_set import EvalSet, sample_facts
 from launch.training.config import ValConfig
 from launch.training.heldout import open_held_out, score_samples
+from mae3d.io.resources import require_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from mae3d.training.engine import Engine
     from mae3d.training.loop import Validation
     from pipelines.stream import Batch
+
+
+BYTES_A_SCORE = 12  # of memory on each rank: the parts of all ranks, these in one piece, and in order
 
 
 class Validator:
@@ -60,6 +64,14 @@ class Validator:
             option=self.option,
             num_frames=model_config.num_frames,
             classes=train.corpus.label_names,
+        )
+        rows, classes = len(self._held_out.rows), model_config.num_classes
+        world.on_first(
+            lambda: require_memory(
+                BYTES_A_SCORE * rows * classes * world.ranks.local_size,
+                f"scores of {rows:,} validation samples and {classes:,} classes on {world.ranks.local_size} ranks",
+                "validate on fewer, with --val.select, or give --val.every null and run launch/evaluate.py afterwards",
+            )
         )
         check_labels(
             self._held_out.corpus,

@@ -45,8 +45,8 @@ def open_held_out(
         options = _of_training_shards(options, train.clips)
     decode = train.clips.decode if options.decode == "auto" else options.decode
     clips = replace(clips_config(options, asdict(train.clips)), decode=decode)
-    corpus = corpus_of(clips)
-    rows = selected_rows(corpus, clips, num_frames=num_frames)
+    corpus = corpus_of(clips, option=option)
+    rows = selected_rows(corpus, clips, num_frames=num_frames, option=option)
     if classes is not None:  # of the samples that take part
         corpus.labels = numbered_as(corpus.labels, classes, rows=rows, option=option)
     if not has_shards and np.isin(rows, train.rows).any():

@@ -17,6 +17,7 @@ from launch.common.eval_set import EvalSet, draw_rows, sample_facts
 from launch.training.config import EvalConfig
 from launch.training.heldout import open_held_out, score_samples
 from mae3d.io.random import Stream
+from mae3d.io.resources import require_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,6 +61,7 @@ class Monitor:
         held_out = open_held_out(config, train, option=self.option, num_frames=model_config.num_frames)
         self._held_out = replace(held_out, rows=_draw(held_out.rows, config.samples))
         self._pool, self._no_neighbours = self._neighbour_pool(train)
+        world.on_first(self._require_memory)
 
     def __str__(self) -> str:
         if not self._config.every:
@@ -107,6 +109,20 @@ class Monitor:
             if self._config.pictures:
                 self._save_picture(model, step)
         return self._world.share(scores)
+
+    def _require_memory(self) -> None:
+        """Refuse more samples, neighbours or pictures than the memory of a node can hold; ValueError."""
+        config, model = self._config, self._model_config
+        samples, pool = len(self._held_out.rows), len(self._pool.rows) if self._pool else 0
+        pictures = min(config.pictures, samples)
+        vectors = 8 * samples * (model.embed_dim + 2) + 4 * pool * model.embed_dim
+        pixels = pictures * 3 * model.num_frames * model.img_size**2 * 3  # three strips of colour
+        require_memory(
+            (3 * vectors + pixels) * self._world.ranks.local_size,  # the parts of all ranks, in one piece, in order
+            f"features of {samples:,} held-out samples and {pool:,} neighbours, and {pictures:,} pictures, on "
+            f"{self._world.ranks.local_size} ranks",
+            "give a smaller --eval.samples, --eval.pool or --eval.pictures",
+        )
 
     def _losses_and_features(
         self, model: "MAE", stopping: "Callable[[], bool]"

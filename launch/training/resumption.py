@@ -29,21 +29,18 @@ def claim(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "Train
         What going on changes in the schedule; "" if nothing.
 
     Raises:
-        RunError: other settings, another length, other data, or a request to stop.
+        ValueError: other settings, another length, other data, or a request to stop.
+        OSError: the folder cannot be written.
     """
-    refused, note = None, ""
-    if world.is_first:
-        settings, defaults = dataclasses.asdict(config), defaults_of(config)
-        try:
-            run.check(settings, extend=config.extend, defaults=defaults)
-            note = change_of_schedule(run, config, loader, schedule)
-            run.claim(settings, extend=config.extend, defaults=defaults)
-        except ValueError as error:
-            refused = str(error)
-    refused, note = world.share((refused, note))
-    if refused:
-        raise RunError(refused)
-    return note
+
+    def check_and_write() -> str:
+        settings = dataclasses.asdict(config)
+        run.check(settings, extend=config.extend, defaults=defaults_of(config))
+        note = change_of_schedule(run, config, loader, schedule)
+        run.claim(settings, extend=config.extend)
+        return note
+
+    return world.on_first(check_and_write)
 
 
 def change_of_schedule(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "TrainSchedule") -> str:

@@ -6,10 +6,8 @@ return run_task(PretrainTask, config, corpus, world)     # `train` of a command:
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -19,6 +17,7 @@ from launch.common.sole_writer import sole_writer
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from launch.training.lengths import Length, beyond_the_run
 from launch.training.resumption import claim
+from launch.training.schedule import describe_rate, make_schedule
 from launch.training.summary import report_end, report_finished, start_summary
 from mae3d.io.resume import dotted, resume_rules
 
@@ -31,14 +30,12 @@ if TYPE_CHECKING:
     from mae3d.model.config import ClassifierConfig, MAEConfig
     from mae3d.model.mae import MAE
     from mae3d.tracking.run_dir import Run
-    from mae3d.training.config import OptimConfig
     from mae3d.training.engine import Engine
-    from mae3d.training.loop import Ownership, TrainSchedule, Validation
+    from mae3d.training.loop import Ownership, Validation
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
 
 SAME_INIT = "Make the same weights, and the same labels, reachable on every node"
-LR_REFERENCE_BATCH = 256  # the batch that optim.blr is given for (upstream's linear rule)
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 
@@ -249,17 +246,10 @@ def restore_from_remote(config: TrainingConfig, world: "World") -> None:
         return
     from mae3d.checkpoints import mirror
 
-    error: Exception | None = None
-    if world.is_first:
-        try:
-            if message := mirror.restore(Path(config.run.dir), config.run.remote, resume_rules(config)):
-                print(message, flush=True)
-        except ValueError as caught:
-            error = ValueError(str(caught))
-        except OSError as caught:
-            error = OSError(caught.errno, caught.strerror or str(caught), caught.filename)
-    if error := world.share(error):
-        raise error
+    folder, rules = Path(config.run.dir), resume_rules(config)
+    message = world.on_first(lambda: mirror.restore(folder, config.run.remote, rules))
+    if message and world.is_first:
+        print(message, flush=True)
 
 
 def agreed_decode(config: TrainingConfig, run: "Run", world: "World") -> "Decode":
@@ -307,64 +297,3 @@ def check_same_data(loader: "Loader", samples: EvalSet, world: "World") -> None:
     for number, dataset in enumerate(facts.pop("datasets"), 1):  # wherever each rank has found it
         facts[f"dataset {number}"] = "{samples:,} samples in {shards:,} shards ({content})".format(**dataset)
     world.check_same(facts | sample_facts(samples, "data"), SAME_DATA)
-
-
-def make_schedule(
-    config: TrainingConfig, loader: "Loader", *, lr_batch: Sequence[int], flops_per_clip: float
-) -> "TrainSchedule":
-    """Return the lengths, rates and intervals of the training.
-
-    Args:
-        config: the settings.
-        loader: knows the steps of an epoch.
-        lr_batch: factors of the batch that optim.blr is scaled by.
-        flops_per_clip: of a forward and backward pass.
-    """
-    from mae3d.training.loop import TrainSchedule
-    from mae3d.training.optim import lr_at
-
-    optim, train = config.optim, config.train
-    total = max(train.steps or round(train.epochs * loader.steps_per_epoch), 1)
-    warmup = optim.warmup_epochs * loader.steps_per_epoch if optim.warmup_steps is None else optim.warmup_steps
-    peak = peak_lr(optim, lr_batch)
-    if optim.min_lr > peak:
-        raise ValueError(
-            f"optim.min_lr={optim.min_lr:g} is above the rate that it ends, {describe_rate(optim, lr_batch)}: give a "
-            "smaller one, or a larger optim.blr"
-        )
-    rate = {
-        "lr": peak,
-        "min_lr": optim.min_lr,
-        "warmup_steps": min(warmup, total),
-        "total_steps": total,
-    }
-
-    return TrainSchedule(
-        total_steps=total,
-        accumulation=train.accumulation,
-        clips_per_step=train.global_batch * config.data.repeat_aug,
-        flops_per_clip=flops_per_clip,
-        lr=partial(lr_at, **rate),
-        rate=rate,
-        log=config.log,
-        checkpoint_every=config.run.checkpoint_every,
-        keep_last=config.run.keep_last,
-        keep_every=config.run.keep_every,
-        max_skipped=train.max_skipped,
-        max_rollbacks=train.max_rollbacks,
-        time_limit=config.run.time_limit,
-        remote=config.run.remote,
-    )
-
-
-def peak_lr(optim: "OptimConfig", lr_batch: Sequence[int]) -> float:
-    """Return the learning rate after the warm-up: optim.lr, else optim.blr scaled by the batch."""
-    return optim.blr * math.prod(lr_batch) / LR_REFERENCE_BATCH if optim.lr is None else optim.lr
-
-
-def describe_rate(optim: "OptimConfig", lr_batch: Sequence[int]) -> str:
-    """Return the peak learning rate, with the product that it comes from."""
-    rate = f"{peak_lr(optim, lr_batch):.3g}"
-    if optim.lr is not None:
-        return rate
-    return f"{optim.blr:.3g} x {' x '.join(map(str, lr_batch))}/{LR_REFERENCE_BATCH} = {rate}"

@@ -50,6 +50,11 @@ def summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     }
 
 
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of a score over runs and its standard deviation, None for one run; NaN if a run has none."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
 def hits_at(scores: NDArray[Any], labels: NDArray[Any], *, k: int) -> NDArray[np.bool_]:
     """Return (N,) whether each sample's class is among its k highest scores, however equal scores are ordered.
 

@@ -9,12 +9,14 @@ import errno
 import hashlib
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 # First letters of what a killed process leaves behind and later ones sweep; no other program makes such names.
 TEMPORARY_PREFIX = ".tmp-mae3d-"
+_LONGEST_NAME = 255  # bytes, of the file systems of Linux
 MARK = b"MAE3D"  # in the head of the pictures and pages that users name, so that these alone are replaced
 
 
@@ -22,14 +24,18 @@ MARK = b"MAE3D"  # in the head of the pictures and pages that users name, so tha
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name; what is written there is synced and moved to `path`, or removed on an error.
 
-    The name holds host and process id, because several hosts may write to one folder on shared storage.
+    The name holds host and process id, because several hosts may write to one folder on shared storage; it is no longer
+    than file systems allow, also beside a long name.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
-    aside = path.with_name(f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
+    mine = f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-"
+    aside = path.with_name(mine + path.name)
+    if len(os.fsencode(aside.name)) > _LONGEST_NAME:
+        aside = path.with_name(mine + hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16])
     try:
         yield aside
         sync(aside)
@@ -43,6 +49,18 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file; its encoding is UTF-8 under any locale, and what has no UTF-8 is written as an escape."""
     with replace_file(path) as aside:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def require_writable(folder: Path) -> None:
+    """Make a file in a folder for a moment, before the long part of a command; OSError if that cannot be done."""
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
+    try:
+        with tempfile.TemporaryFile(prefix=TEMPORARY_PREFIX, dir=folder):
+            pass
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 def refuse_foreign(path: Path, *, marks: Sequence[bytes] = (MARK,)) -> None:

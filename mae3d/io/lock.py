@@ -6,7 +6,8 @@
         lock.end_soon()                                  # who starts now waits for the end instead of being refused
 
 In a folder, NFS included, creating the lock is one atomic step, and so is taking it over: among several takers one
-wins. A URL has no such step in general: there a writer puts its lock, waits, and looks whether it is still its own.
+wins. Behind a URL, S3's and Google's stores have such a step (a conditional write); in others a writer puts its lock,
+waits, and looks whether it is still its own.
 An owner gives a sign of life every half minute; on its own machine it is looked up by its process id instead.
 """
 

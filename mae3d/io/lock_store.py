@@ -180,7 +180,8 @@ class FolderLockStore:
 class UrlLockStore:
     """Locks as objects below a URL, written again as the sign of life.
 
-    Two writers that begin within the same second may both believe that they have it until the next sign of life.
+    S3's and Google's stores create an object in one step. In others two writers that begin within the same second may
+    both believe that they have it until the next sign of life.
     """
 
     storage: Storage
@@ -205,8 +206,11 @@ class UrlLockStore:
     def create(self, name: str, owner: Owner) -> bool:
         if self.read(name) is not None:
             return False
-        self.replace(name, owner)
-        held = self.read(name)
+        if self.storage.create(name, self._as_bytes(owner)):
+            time.sleep(SETTLE_S)
+        held = self.read(
+            name
+        )  # also after a refusal, which may be that of a second try whose first one was answered late
         return held is not None and held.owner.token == owner.token
 
     def replace(self, name: str, owner: Owner) -> None:
@@ -214,10 +218,13 @@ class UrlLockStore:
         time.sleep(SETTLE_S)
 
     def heartbeat(self, name: str, owner: Owner) -> None:
-        self.storage.write(name, json.dumps({**asdict(owner), "beat": time.time()}).encode())
+        self.storage.write(name, self._as_bytes(owner))
 
     def remove(self, name: str) -> None:
         self.storage.remove(name)
+
+    def _as_bytes(self, owner: Owner) -> bytes:
+        return json.dumps({**asdict(owner), "beat": time.time()}).encode()
 
 
 def _as_text(owner: Owner) -> str:

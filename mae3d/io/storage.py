@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+_NO_CONDITIONS = {errno.ENOSYS, errno.EINVAL}  # answers of servers of S3's protocol that know no conditional writes
 BACK_OFF_S = (1.0, 4.0)  # seconds before a call is tried again
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}  # folders make themselves
 
@@ -98,6 +99,28 @@ class Storage:
             self._files.pipe_file(self._path(name), data)
 
         self._call(upload, name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file unless there is one, in one step in S3's and Google's stores; return whether it was."""
+
+        def upload() -> bool:
+            self._make_folder(name)
+            try:
+                self._files.pipe_file(self._path(name), data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_CONDITIONS:
+                    raise
+                files, _ = self._opened
+                files.invalidate_cache()
+                if files.exists(self._path(name)):
+                    return False
+                files.pipe_file(self._path(name), data)
+            return True
+
+        created: bool = self._call(upload, name)
+        return created
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""

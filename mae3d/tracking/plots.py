@@ -49,7 +49,7 @@ def plot_confusion(matrix: NDArray[Any], path: str | Path, *, names: Sequence[st
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
     if classes <= MAX_NAMED:
-        labels = [_short(name) for name in names] if names else [str(number) for number in range(classes)]
+        labels = [one_label(name) for name in names] if names else [str(number) for number in range(classes)]
         size = 9 if classes <= 30 else 6
         upright = names is None or max(map(len, labels)) <= 2
         axes.set_xticks(range(classes), labels, rotation=0 if upright else 90, fontsize=size)
@@ -63,7 +63,7 @@ def plot_confusion(matrix: NDArray[Any], path: str | Path, *, names: Sequence[st
     axes.set_ylabel("true class")
     accuracy = matrix.trace() / max(matrix.sum(), 1)
     axes.set_title(f"{int(matrix.sum()):,} samples, {classes} classes, {accuracy:.1%} right", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_losses(losses: Mapping[str, NDArray[Any]], path: str | Path, *, title: str = "") -> None:
@@ -88,7 +88,7 @@ def plot_losses(losses: Mapping[str, NDArray[Any]], path: str | Path, *, title: 
         )
         drawn[1].axhline(0, color="black", linewidth=0.8)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_curves(
@@ -120,8 +120,9 @@ def plot_curves(
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     handles = [panels[0].plot([], [], color=f"C{i}", linewidth=2.2)[0] for i in range(len(runs))]
-    figure.legend(handles, short_names(list(runs)), loc="outside upper center", ncols=min(len(runs), 4), frameon=False)
-    _save(figure, path)
+    names = [one_label(name) for name in short_names(list(runs))]
+    figure.legend(handles, names, loc="outside upper center", ncols=min(len(runs), 4), frameon=False)
+    save_figure(figure, path)
 
 
 def _curves(axes: Any, runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> None:
@@ -195,10 +196,11 @@ def _distributions(axes: Any, values: Mapping[str, NDArray[Any]], label: str) ->
     axes.grid(axis="y", alpha=0.3)
 
 
-def _short(name: str) -> str:
-    """Return a name for a picture: cut, in one line, and without the signs that begin a formula."""
-    name = " ".join(name.split()).replace("$", r"\$")
-    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
+def one_label(name: str) -> str:
+    """Return a name for a picture: cut, in one line, without the signs that begin a formula, with a glyph for all."""
+    name = " ".join(name.encode("utf-8", "backslashreplace").decode().split())
+    name = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
+    return name.replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -208,7 +210,8 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: str | Path) -> None:
+def save_figure(figure: "Figure", path: str | Path, *, dpi: int = 110) -> None:
+    """Write a PNG with this program's mark."""
     with replace_file(Path(path)) as aside, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for it
-        figure.savefig(aside, format="png", dpi=110, metadata={"Software": MARK.decode()})
+        figure.savefig(aside, format="png", dpi=dpi, metadata={"Software": MARK.decode()})

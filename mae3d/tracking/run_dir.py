@@ -1,7 +1,8 @@
 """A run's folder: its layout, its config, its metrics, and the marker of its end.
 
 run = Run("out/run")
-run.claim(config, extend=False)      # writes config.yaml, or compares with it
+run.check(config, extend=False)      # compares with config.yaml
+run.claim(config, extend=False)      # writes it
 """
 
 import contextlib
@@ -38,7 +39,7 @@ class Run:
 
         Args:
             folder: need not exist.
-            rules: which settings may differ between two starts; `claim` and `check_same` need them.
+            rules: which settings may differ between two starts; `check` and `check_same` need them.
         """
         self.folder, self.rules = Path(folder), rules
 
@@ -70,19 +71,14 @@ class Run:
             raise RunError(f"{self.folder / CONFIG}: no config of a run of MAE3D; give another run.dir")
         self._compare(dotted(_plain(defaults)) | before, now, extend=extend)
 
-    def claim(
-        self, config: Mapping[str, Any], *, extend: bool, defaults: Mapping[str, Any] = MappingProxyType({})
-    ) -> None:
+    def claim(self, config: Mapping[str, Any], *, extend: bool) -> None:
         """Make the folder with its config.yaml, after a `check`; the marker of an end goes if there is more to do.
 
         Raises:
-            RunError: as `check`.
             OSError: the folder cannot be written.
         """
-        self.check(config, extend=extend, defaults=defaults)
-        path, config = self.folder / CONFIG, _plain(config)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(config, sort_keys=False))
+        write_text(self.folder / CONFIG, yaml.safe_dump(_plain(config), sort_keys=False))
         (self.folder / STOPPED).unlink(missing_ok=True)
         (self.folder / HEARTBEATS).mkdir(exist_ok=True)
         for beat in self._heartbeats():

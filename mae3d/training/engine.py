@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mae3d.checkpoints.format import Slice, SliceReader
 from mae3d.distributed import World
+from mae3d.io.console import one_line
 from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.deepspeed_config import merged
 from mae3d.training.optim import ParamGroup, ema_decay
@@ -57,9 +58,9 @@ def make_adamw(groups: Sequence[ParamGroup], optim: OptimConfig, *, device: torc
 
             return FusedAdam(plain, adam_w_mode=True, **settings)
         except Exception as error:  # the builder raises what it likes: no nvcc, no ninja, another CUDA than torch's
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             logger.warning(
-                "FusedAdam cannot be built (%s): torch's fused AdamW takes its place, with the same steps", reason
+                "FusedAdam cannot be built (%s): torch's fused AdamW takes its place, with the same steps",
+                one_line(error),
             )
     return torch.optim.AdamW(plain, fused=True, **settings)
 

@@ -46,14 +46,17 @@ class Corpus:
         *,
         remote: "Mapping[int, RemoteShards] | None" = None,
         labels: Labels | None = None,
+        option: str = "data",
     ):
         """Join datasets; `remote` maps the number of a dataset behind a URL to the reader of its shards.
+
+        Messages name the options of the section `option`.
 
         Raises:
             DatasetError: no `labels` are given, and the datasets' own are not of one kind.
         """
         self.datasets, self._remote = tuple(datasets), remote or {}
-        self.labels = labels or united_labels(datasets)
+        self.labels = labels or united_labels(datasets, option=option)
         self.row_starts = np.cumsum([0, *map(len, self.datasets)])
         self._shard_starts = np.cumsum([0, *(len(dataset.shards) for dataset in self.datasets)])
 
@@ -239,14 +242,15 @@ class Corpus:
         return " + ".join(dataset.location for dataset in self.datasets)
 
 
-def corpus_of(config: DataConfig) -> Corpus:
-    """Open a corpus by the settings."""
+def corpus_of(config: DataConfig, *, option: str = "data") -> Corpus:
+    """Open a corpus by the settings of a section of the command line."""
     return open_corpus(
         config.roots,
         labels=config.labels,
         cache=config.cache,
         cache_gb=config.cache_gb,
         exclude_bad_shards=config.exclude_bad_shards,
+        option=option,
     )
 
 
@@ -257,6 +261,7 @@ def open_corpus(
     cache: str | Path = "",
     cache_gb: float = 100,
     exclude_bad_shards: bool = False,
+    option: str = "data",
 ) -> Corpus:
     """Open every dataset.
 
@@ -266,6 +271,7 @@ def open_corpus(
         cache: folder for what is fetched from URLs; "" = `pipelines.storage.cache.default_folder`.
         cache_gb: most that it may hold, in GB.
         exclude_bad_shards: go without the samples of shards that are missing or not whole, instead of refusing them.
+        option: section of the command line that the roots come from, for messages.
 
     Raises:
         DatasetError: one of them cannot be used, or the cache cannot.
@@ -283,7 +289,7 @@ def open_corpus(
         else open_dataset(str(root).removeprefix("file://"), exclude_bad_shards=exclude_bad_shards)
         for i, root in enumerate(roots)
     ]
-    return Corpus(datasets, remote=remote, labels=read_labels(labels, datasets) if labels else None)
+    return Corpus(datasets, remote=remote, labels=read_labels(labels, datasets) if labels else None, option=option)
 
 
 def check_labels(

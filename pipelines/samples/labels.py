@@ -50,8 +50,12 @@ def many_hot(labels: Sequence[Sequence[int]], num_classes: int, *, dtype: Any = 
     return targets
 
 
-def united_labels(datasets: Sequence[Dataset]) -> Labels:
+def united_labels(datasets: Sequence[Dataset], *, option: str = "data") -> Labels:
     """Unite the datasets' labels by name: the first dataset's keep their numbers, new ones follow.
+
+    Args:
+        datasets: in their order.
+        option: section of the command line that they come from, for messages.
 
     Raises:
         DatasetError: the labels of one dataset have names, those of another are mere numbers.
@@ -61,7 +65,7 @@ def united_labels(datasets: Sequence[Dataset]) -> Labels:
     if named and numbered:
         raise DatasetError(
             f"the labels of {named[0].location} have names, those of {numbered[0].location} are numbers: nobody knows "
-            "which are the same. Give both by name in a file: --data.labels FILE"
+            f"which are the same. Give both by name in a file: --{option}.labels FILE"
         )
     names = list(dict.fromkeys(name for dataset in datasets for name in dataset.label_names))
     if len(datasets) == 1:
@@ -194,8 +198,6 @@ def _label_column(path: Path, table: pa.Table) -> Array:
         columns = " and ".join(given) or "neither among " + ", ".join(table.column_names)
         raise DatasetError(f"{path}: give one column `label` (one per sample) or `labels` (several); it has {columns}")
     column: Array = _one(table[given[0]])
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         column = column.fill_null([])
         lengths, flat = pc.list_value_length(column).to_numpy(zero_copy_only=False), column.flatten()
@@ -233,7 +235,7 @@ def _numbered(path: Path, text: Array, row: np.ndarray, datasets: Sequence[Datas
     known = {name: number for number, name in enumerate(names_before)}
     numbers = {word: number for word in words if (number := number_of(word)) is not None}
     strangers = [word for word in words if word not in known]
-    if names_before and not strangers:
+    if not strangers:
         return np.array([known[word] for word in words])[codes], names_before
     if len(numbers) == len(words):
         most = len(names_before) - 1 if names_before else MAX_ID

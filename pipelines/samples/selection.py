@@ -17,7 +17,7 @@ _SHOWN = 5  # so many of a list stand in a message
 _LETTERS = str.maketrans("0123456789abcdef", "ghijklmnopqrstuv")
 
 
-def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray) -> np.ndarray:
+def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray, option: str = "data") -> np.ndarray:
     """Apply split, names, fraction and per_class, in this order.
 
     A sample's luck in `fraction` depends on its key and the seed alone: other samples, added or removed, do not change
@@ -28,6 +28,7 @@ def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray) -> np
         corpus: the datasets.
         select: the settings.
         rows: (n,) ascending rows to choose from.
+        option: section of the command line that the settings come from, for messages.
 
     Returns:
         The chosen rows, ascending.
@@ -40,8 +41,11 @@ def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray) -> np
         value = getattr(select, setting)
         if value == getattr(SelectConfig, setting):
             continue
-        rows = choose(corpus, select, rows)
-        history.append(f"data.select.{setting}={value} leaves {len(rows):,}")
+        try:
+            rows = choose(corpus, select, rows)
+        except DatasetError as error:
+            raise DatasetError(f"{option}.select.{setting}={value}: {error}") from error
+        history.append(f"{option}.select.{setting}={value} leaves {len(rows):,}")
         if not len(rows):
             raise DatasetError(f"{corpus}: no sample is left: {', '.join(history)}")
     return rows
@@ -60,7 +64,7 @@ def describe_selection(select: SelectConfig) -> str:
 def _of_split(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
     if select.split not in corpus.split_names:
         known = ", ".join(name or '"" (none)' for name in corpus.split_names)
-        raise DatasetError(f"data.select.split={select.split}: {corpus} has the splits {known}")
+        raise DatasetError(f"{corpus} has the splits {known}")
     return rows[corpus.split[rows] == corpus.split_names.index(select.split)]
 
 
@@ -69,7 +73,7 @@ def _of_names(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndar
     try:
         lines = Path(select.names).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"data.select.names={select.names}: cannot be read ({error}); give a text file") from error
+        raise DatasetError(f"cannot be read ({error}); give a text file") from error
     requested = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     of_names = pa.array(requested, pa.string())
     columns = [corpus.names] if len(corpus.datasets) > 1 else [corpus.names, corpus.keys]
@@ -81,7 +85,7 @@ def _of_names(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndar
         unknown = [name for name, there in zip(requested, known.tolist(), strict=True) if not there]
         what = "names (keys belong to one dataset)" if len(corpus.datasets) > 1 else "names or keys"
         raise DatasetError(
-            f"data.select.names={select.names}: {len(unknown)} of {len(requested)} {what} are not in {corpus}: "
+            f"{len(unknown)} of {len(requested)} {what} are not in {corpus}: "
             + ", ".join(unknown[:_SHOWN])
             + (", …" if len(unknown) > _SHOWN else "")
         )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mae3d.io.bounds import SEED, Bounds, check_number
-from mae3d.io.files import replace_file
+from mae3d.io.files import require_writable, write_text
 from mae3d.io.html import data_uri, escape, page, paragraph, refuse_other_page, table
 from preprocess.dataset.index import REJECTED_NAME, Dataset, open_dataset
 from preprocess.inspect.filmstrip import filmstrip
@@ -113,6 +113,7 @@ def write_report(
     check_number("samples", samples, Bounds(least=0))
     check_number("seed", seed, SEED)
     refuse_other_page(path)
+    require_writable(path.parent)
     dataset = open_dataset(root, exclude_bad_shards=True)
     names = _Names(hash_names)
     overview = look_over(dataset)
@@ -131,8 +132,7 @@ def write_report(
         f"<section>{''.join(_sheet(dataset, samples, seed, names, images=images))}</section>",
         f"<h2>Settings</h2><section><pre>{escape(_settings(dataset, names))}</pre></section>",
     ]
-    with replace_file(path) as aside:
-        aside.write_text(page(title, body, style=_STYLE), encoding="utf-8")
+    write_text(path, page(title, body, style=_STYLE))
 
 
 def _intro(dataset: Dataset, hash_names: bool) -> Iterator[str]:

@@ -19,6 +19,7 @@ from preprocess.dataset.schema import DatasetError
 
 _REMEDY = "give one name per line, `number name` per line, or a dataset.json"
 _NAME_COLUMNS = ("name", "label_name", "class_name", "key", "label", "class", "category", "verb", "noun", "action")
+_NUMBER_COLUMN = re.compile(r"(.*_)?(id|index|idx|number|label|class)")
 # 1 ApplyEyeMakeup; 0,name; 1. name; 1) name; 1 - name; c000 Holding some clothes
 _NUMBERED = re.compile(r"([A-Za-z]?)([0-9]+)(?:\s+-\s+|[.)]?[\s,;:]+)(\S.*)")
 _NUMBER_LAST = re.compile(r"(.*\S)\s*[\s,;:]\s*([0-9]+)")
@@ -121,7 +122,7 @@ def _by_number(pairs: Sequence[tuple[int, str]], codes: Sequence[str] = ()) -> L
 
 
 def _from_text(text: str) -> LabelNames:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in re.split("\r\n?|\n", text) if line.strip()]
     if items := _PBTXT_ITEM.findall(text):
         return _from_pbtxt(items)
     if (table := _from_table(lines)) is not None:
@@ -169,7 +170,8 @@ def _from_table(lines: Sequence[str]) -> LabelNames | None:
     names = [row[named].strip() for row in rows]
     if not numbers:
         return LabelNames(tuple(names))
-    return _by_number([(int(row[numbers[0]]), name) for row, name in zip(rows, names, strict=True)])
+    numbered = next((i for i in numbers if _NUMBER_COLUMN.fullmatch(head[i])), numbers[0])
+    return _by_number([(int(row[numbered]), name) for row, name in zip(rows, names, strict=True)])
 
 
 def _from_pbtxt(items: Sequence[str]) -> LabelNames:

@@ -41,16 +41,16 @@ def walk(
         folder, above = pending.pop()
         if folder in skip:
             continue
-        if follow:
-            status = (root / folder).stat()
-            if (status.st_dev, status.st_ino) in above:
-                links.loops += 1
-                continue
-            above |= {(status.st_dev, status.st_ino)}
         try:
+            if follow:
+                status = (root / folder).stat()
+                if (status.st_dev, status.st_ino) in above:
+                    links.loops += 1
+                    continue
+                above |= {(status.st_dev, status.st_ino)}
             with os.scandir(root / folder) as opened:
                 entries = [entry for entry in opened if not is_ignored(entry.name)]
-        except FileNotFoundError:
+        except FileNotFoundError:  # removed since the folder above was read
             if folder == below:
                 raise
             continue

@@ -195,7 +195,7 @@ def _chosen(videos: list[FrameFolder], left: dict[str, list[str]]) -> tuple[list
 
 def _kinds(roles: Sequence[Role]) -> list[str]:
     """Return for each prefix of a folder whether it is "rgb", "flow" or "beside" the pictures."""
-    pictures = {role.base if role.kind else role.word for role in roles if role.kind in ("rgb", "")}
+    pictures = {role.base.lower() for role in roles if role.kind in ("rgb", "")}
     axes = {(role.base, role.word) for role in roles if role.kind == "axis"}
     num_pictures = sum(role.kind in ("rgb", "") for role in roles)
     num_flow = sum(role.kind == "flow" for role in roles)

@@ -45,7 +45,7 @@ def named_videos(namings: Mapping[str, Naming]) -> Iterator[NamedVideo]:
             name = f"{path}/{one.stem}" if path else one.stem
             if stems[one.stem] > 1 or name in namings:  # v1_ and v1-, or v1_ beside a folder v1
                 name = f"{path}/{one.prefix}" if path else one.prefix
-            yield NamedVideo(path, name.rstrip("/") if one.prefix else path, one)
+            yield NamedVideo(path, name.rstrip("/"), one)
 
 
 def naming_notes(namings: Mapping[str, Naming]) -> list[str]:

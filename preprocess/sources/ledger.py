@@ -44,6 +44,8 @@ _ROLES = {
 }
 _IN_ORDER = (("path", "video_id"), ("first",), ("last", "stop"))  # and labels after them
 _CONTROL = re.compile(r"[\x00-\x1f]")
+_LONGEST_NAME = 255  # bytes; a file system has an error for longer ones, not an answer
+_MOST_DIGITS = 18  # of a frame's number
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,8 @@ def unsafe(name: str, *, allow_outside: bool = False) -> str | None:
         return "control character in the name"
     if not allow_outside and (name.startswith("/") or ".." in name.split("/")):
         return "leaves the root (--allow-outside permits it)"
+    if any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in name.split("/")):
+        return f"longer than {_LONGEST_NAME} bytes, as no file's name is"
     return None
 
 
@@ -232,6 +236,8 @@ def _parse_row(line: int, fields: list[str], allow_outside: bool) -> LedgerRow |
     for what, value in (("first", start), ("last", end)):
         if not _is_number(value):
             return Problem("bad_row", f"{what} frame {value!r} is not a whole number", name, line)
+        if len(value) > _MOST_DIGITS:
+            return Problem("bad_row", f"{what} frame {value} is too large for a frame's number", name, line)
     first, last = int(start), int(end)
     if first < 0 or last < first:
         return Problem("bad_row", f"frames {first} to {last} of {name!r}: negative or reversed", name, line)

@@ -140,10 +140,8 @@ def json_entries(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) < 2:
-            raise
-        return [json.loads(line) for line in lines]
+        lines = re.split("\r\n?|\n", text)  # not splitlines, as in decoded_lines
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 def parquet_table(data: bytes, source: str) -> Table:

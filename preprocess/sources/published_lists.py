@@ -75,7 +75,7 @@ def is_ava(fields: Sequence[str]) -> bool:
         second, *box, action = map(float, fields[1:7])
     except ValueError:
         return False
-    return len(fields) in (7, 8) and second >= 0 and all(0 <= edge <= 1 for edge in box) and action == int(action)
+    return len(fields) in (7, 8) and second >= 0 and all(0 <= edge <= 1 for edge in box) and action % 1 == 0
 
 
 def ava(records: Sequence[tuple[int, list[str]]]) -> Rows:

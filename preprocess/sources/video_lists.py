@@ -120,7 +120,7 @@ def _has_header(records: Sequence[Record], header: Header, columns: Sequence[str
         return header == "yes"
     if any(ends_as_video(field) for field in first):
         return False
-    named = {one.partition("=")[2] for one in columns}
+    named = {name for one in columns for name in one.partition("=")[2].split(",") if not name.isdecimal()}
     if named.intersection(first):
         return True
     roles = list(map(role_of, first))
@@ -168,7 +168,7 @@ def _json_list(entries: Any, source: str, columns: Sequence[str]) -> VideoList:
         return bare_list(list(enumerate(rows, start=1)), source, "JSON")
     objects = [entry for entry in entries if isinstance(entry, dict)]
     names = list(dict.fromkeys(name for entry in objects for name in entry))
-    if not columns and not {"path", "video", "file"} & set(map(plain, names)) and "id" in names:
+    if not columns and not {*VIDEO_ROLES}.intersection(map(role_of, names)) and "id" in names:
         return _finished(something_something(entries), source, len(entries))
     records = [
         (number, [value_text(entry.get(name)) if isinstance(entry, dict) else "" for name in names])

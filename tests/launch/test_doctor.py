@@ -63,7 +63,7 @@ def test_dali_is_tried_on_the_device_in_use(gpus: list[str], device: str) -> Non
 
     def run(code: str, *arguments: str) -> tuple[int, str, str]:
         asked.append(arguments)
-        return 0, "a warning\n2.4.0", ""
+        return 0, "2.4.0", ""
 
     assert checks.check_dali(gpus, run=run) == checks.Check("DALI", OK, f"2.4.0 decodes JPEG ({device})")
     assert asked == [(device, "0")]
@@ -80,7 +80,24 @@ def test_dali_that_fails_or_crashes_is_told(code: int, reason: str) -> None:
 def test_child_that_crashes_is_reported() -> None:
     assert checks.run_child("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")[0] == -11
     assert checks.run_child("raise RuntimeError('why')") == (1, "", "RuntimeError: why")
-    assert checks.run_child("print(sys.argv[1])", "word")[:2] == (0, "word")
+    assert checks.run_child("print('a warning'); print(sys.argv[1])", "word")[:2] == (0, "word")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "no message"),
+        ("a warning\nterminate called\n", "terminate called"),
+        (
+            "Traceback (most recent call last):\n  File x\nKeyError: 1\n\nDuring ...:\n\n"
+            "Traceback (most recent call last):\n  File y, line 2\n    p.run()\nRuntimeError: Critical error:\n\n"
+            "  File z\n\nencountered:\n\nno decoder\nCurrent pipeline object is no longer valid.\n",
+            "RuntimeError: Critical error: File z encountered: no decoder Current pipeline object is no longer valid.",
+        ),
+    ],
+)
+def test_a_childs_error_is_its_whole_message_not_its_last_line(text: str, told: str) -> None:
+    assert checks.error_of(text) == told
 
 
 def test_deepspeed_must_be_the_pinned_one() -> None:

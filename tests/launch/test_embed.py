@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from launch import embed
+from launch.common.tables import read_vectors
 from launch.inference import embedding_map as vector_map
 from launch.inference import embeddings
-from launch.inference.embeddings import read_vectors
 from mae3d.analysis import features
 from mae3d.model.mae import MAE
 from mae3d.video.clip import read_clip
@@ -248,6 +248,8 @@ def test_another_model_or_layer_does_not_go_on_with_a_table(
         ((), "give either --data.shards or --videos"),
         (("--data.shards", "a", "--videos", "b"), "give either --data.shards or --videos"),
         (("--videos", "a", "a"), "given twice"),
+        (("--videos", "a", "--every", "1e-9"), "every=1e-09 must be 0 or at least 0.001 seconds"),
+        (("--videos", "a", "--map", "m.png"), "one vector makes no map"),
         (("--videos", "a", "--every", "1", "--num_clips", "2"), "with --every each clip has a row of its own"),
         (("--videos", "a", "--pool", "tokens", "--map", "m.png"), "give --pool mean or cls"),
         (("--videos", "a", "--pool", "tokens", "--num_clips", "2"), "with pool=tokens"),
@@ -271,6 +273,49 @@ def test_the_map_is_drawn_and_places_lie_beside_it(model: Path, timed: Path, tmp
     places = pq.read_table(tmp_path / "new" / "map_places.parquet")
     assert places.column_names == ["key", "name", "labels", "start_s", "x", "y"]
     assert len(places) == 5
+
+
+def test_what_a_map_would_end_on_is_known_before_any_clip(
+    model: Path, timed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its places would replace the table; it lies where a file lies, or in a folder that cannot be written."""
+    monkeypatch.setattr("launch.inference.embeddings.embed_samples", None)
+    (tmp_path / "file").touch()
+    for out, picture, told in (
+        ("map_places.parquet", "map.png", "its places would be written to"),
+        ("a.parquet", "file/map.png", "file"),
+        ("a.parquet", "/proc/map.png", "/proc: "),
+    ):
+        command = ["--run", str(model), "--out", str(tmp_path / out), "--map", str(tmp_path / picture)]
+        with pytest.raises(SystemExit):
+            embed.main([*command, "--device", "cpu", *SAMPLING, "--data.shards", str(timed)])
+        assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_name_and_no_length_of_one_ends_the_last_step(model: Path, timed: Path, tmp_path: Path) -> None:
+    names = ["$\\no{formula$", "日本\n_", "plain"]
+    table = tmp_path / f"{'v' * 190}.parquet"
+    run(model, table, "--data.shards", timed)
+    # what is written aside has a longer name than the picture
+    picture = vector_map.draw_map(table, tmp_path / f"{'m' * 231}.png", label_names=names)
+    assert picture.is_file()
+    assert vector_map.places_of(picture).is_file()
+
+
+def test_some_vectors_are_read_without_the_others(tmp_path: Path) -> None:
+    """Of a table that pyarrow reads in several batches."""
+    count = 140_000
+    values = np.arange(count * 2, dtype=np.float32)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), 2)
+    there = np.arange(count) % 3 > 0
+    pq.write_table(pa.table({"vector": vectors.take(pa.array(np.arange(count), mask=~there))}), tmp_path / "v.parquet")
+    everything, rows = read_vectors(tmp_path / "v.parquet")
+    np.testing.assert_array_equal(rows, np.flatnonzero(there))
+    np.testing.assert_array_equal(everything, values.reshape(-1, 2)[rows])
+    few, chosen = read_vectors(tmp_path / "v.parquet", most=10)
+    np.testing.assert_array_equal(chosen, rows[np.linspace(0, len(rows) - 1, 10).astype(int)])
+    np.testing.assert_array_equal(few, values.reshape(-1, 2)[chosen])
 
 
 def test_what_is_alike_lies_together() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from launch import evaluate
 from launch.common.clip_options import ClipsConfig
+from launch.inference import classification
 from launch.inference.classification import scores_of
 from launch.inference.settings import EvaluateConfig
 from mae3d.model.classifier import Classifier
@@ -224,6 +225,20 @@ def test_a_finished_evaluation_is_left_alone_and_other_settings_are_refused(
     assert "another --out" in told
 
 
+def test_what_would_fail_at_the_end_is_refused_before_the_first_clip(
+    model_file: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ("--run", str(model_file), "--data.shards", str(shards), "--out", str(tmp_path), "--device", "cpu")
+    for name in ("metrics.json", "classes.csv", "confusion.csv", "confusion.png"):
+        (tmp_path / name).write_text("of another program")
+        assert f"{tmp_path / name}: there already" in refused(capsys, *argv)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(classification, "BYTES_A_SCORE", 10**15)
+    assert "evaluate in parts, with --data.select.names FILE" in refused(capsys, *argv)
+    assert not list(tmp_path.iterdir())
+
+
 def test_samples_that_cannot_be_read_are_null_counted_and_not_scored(
     model_file: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], done: Path
 ) -> None:
@@ -273,7 +288,7 @@ def test_all_processes_open_the_checkpoint_that_the_first_one_found(tmp_path: Pa
         file.touch()
     (tmp_path / "checkpoints" / "latest").write_text(following.parent.name)
     sent: list[Path] = []
-    late = type("World", (), {"share": lambda self, value: sent.append(value) or first})()
+    late = type("World", (), {"on_first": lambda self, call: sent.append(call()) or first})()
     assert agreed_model_file(str(tmp_path), late) == first
     assert sent == [following]  # which is what counts where this process is the first
 

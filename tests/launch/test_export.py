@@ -2,6 +2,9 @@
 
 import json
 import re
+import resource
+import shutil
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -167,6 +170,43 @@ def test_a_folder_that_holds_something_is_refused(
     assert "holds something already" in refused(capsys, str(run), str(tmp_path / "out"))
     assert (tmp_path / "out" / "README.md").read_bytes() == before
     assert "no such file or folder" in refused(capsys, str(tmp_path / "nowhere"), str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("format", ["mae3d", "mae_st"])
+def test_a_disk_that_fills_up_is_named_whichever_library_writes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            export.main([str(run), str(tmp_path / "out"), "--format", format])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert stopped.value.code == 3
+    assert "ile too large" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
+
+
+@pytest.mark.parametrize("rate", ["nan", "0", "-4", "inf"])
+def test_a_distance_of_frames_that_is_none_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: str
+) -> None:
+    told = refused(capsys, str(run), str(tmp_path / "out"), "--sampling_rate", rate)
+    assert "--sampling_rate=" in told
+    assert "must be above 0" in told
+
+
+def test_weights_that_the_disk_cannot_hold_are_refused_first(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"the weights of .* of disk are needed"):
+        export.export(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
 
 def test_a_failure_in_the_middle_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

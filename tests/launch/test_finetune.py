@@ -177,7 +177,7 @@ def test_weights_come_from_init_or_from_scratch_and_fit_another_size(
 
 
 def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batch(base: FinetuneConfig) -> None:
-    from launch.training.trainer import make_schedule
+    from launch.training.schedule import make_schedule
 
     class Epoch:
         steps_per_epoch = 3
@@ -218,7 +218,7 @@ def test_the_rate_counts_repeats_and_the_losses_are_drawn_by_step_and_micro_batc
 
 @pytest.mark.parametrize("warmup_epochs", [0, 1 / 30, 0.05, 0.15, 0.25, 1.0, 1.37, 99.0])
 def test_a_warmup_of_any_part_of_a_step_counts(base: FinetuneConfig, warmup_epochs: float) -> None:
-    from launch.training.trainer import make_schedule
+    from launch.training.schedule import make_schedule
 
     class Epoch:
         steps_per_epoch = 10

@@ -1,17 +1,24 @@
 """launch/finetune.py: labels and classes that fit, that do not, and those of the validation."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from launch.common.eval_set import EvalSet
 from launch.training.config import FinetuneConfig, FinetuneModelConfig, ValConfig
+from launch.training.finetune_eval import Validator
+from mae3d.distributed import RankInfo
 from mae3d.model.config import ClassifierConfig, MixConfig
 from mae3d.tracking.run_dir import read_metrics
 from mae3d.weights.files import load_classifier
 from pipelines.config import SelectConfig
+from pipelines.samples.corpus import corpus_of
 from tests.support.datasets import build_named
 from tests.support.finetunings import MAE_CONFIG, NAMES, STEPS, into, pretrained_model, scored, settings, train
 from tests.support.ranks import run_ranks
@@ -49,6 +56,20 @@ def test_what_cannot_be_trained_or_validated_is_refused_before_any_step(base: Fi
     assert "the dataset's classes have names and the model's are mere numbers" in stranger
     assert "mixup and cutmix need two clips or more in a micro-batch, got 1" in alone
     assert not (tmp_path / "r").exists()
+
+
+def test_scores_that_memory_cannot_hold_are_refused_before_any_step(
+    base: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = corpus_of(base.data)
+    model = ClassifierConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, num_classes=4)
+    world: Any = SimpleNamespace(ranks=RankInfo(local_size=8), on_first=lambda call: call())
+    samples = EvalSet(corpus, base.data, np.arange(10))
+    needed = 12 * len(NAMES[10:]) * 4 * 8
+    for available, refused in ((needed, nullcontext()), (needed - 1, pytest.raises(ValueError, match="validation"))):
+        monkeypatch.setattr("mae3d.io.resources.available_memory", lambda available=available: available)
+        with refused:
+            Validator(base.val, samples, model, world, steps_per_epoch=1)
 
 
 def test_fault_39_every_remedy_for_a_class_that_only_validation_has_works(base: FinetuneConfig, tmp_path: Path) -> None:

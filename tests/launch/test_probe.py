@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from launch import probe
+from launch.common.tables import read_vectors
 from launch.inference import probing
-from launch.inference.embeddings import read_vectors
 from mae3d.analysis import probes
 from mae3d.analysis.features import embed
 from mae3d.analysis.probes import knn_scores

@@ -8,7 +8,7 @@ import yaml
 
 from launch.common.cli import RECIPES, parse
 from launch.training.config import FinetuneConfig, PretrainConfig
-from launch.training.trainer import peak_lr
+from launch.training.schedule import peak_lr
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

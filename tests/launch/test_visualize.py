@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -26,7 +29,7 @@ from mae3d.weights.files import save_model
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import open_corpus
 from pipelines.stream import evaluation_clips
-from tests.support.media import make_dataset
+from tests.support.media import make_dataset, make_video
 from tests.support.s3 import Server
 
 CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1, decoder_depth=1, mask_ratio=0.5)
@@ -271,3 +274,34 @@ def test_what_is_wrong_is_told(
 ) -> None:
     options = {"--run": str(run), "--data.shards": str(shards), "--out": str(tmp_path)} | change
     assert told in refused(capsys, *(word for option in options.items() for word in option))
+
+
+def test_what_cannot_be_shown_is_refused_before_any_clip_is_read(
+    run: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(visualize, "read_clips", None)
+    monkeypatch.setattr(visualize, "read_videos", None)
+    command = ["--run", str(run), "--data.shards", str(shards), "--out", str(tmp_path / "out")]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(2, np.float32)), 2)
+    pq.write_table(pa.table({"key": ["000000001"], "vector": vectors}), tmp_path / "v.parquet")
+    table = ["--show", "neighbours", "--embeddings", str(tmp_path / "v.parquet")]
+    assert "has no vector in --embeddings" in refused(capsys, *command, *table, "--keys", "000000000")
+    assert "--videos: has no vector in --embeddings" in refused(capsys, *command, *table, "--videos", "a.mp4")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "index.html").write_text("a thesis")
+    assert "not replaced" in refused(capsys, *command)
+    monkeypatch.setattr("mae3d.io.resources.available_memory", lambda: 10_000)
+    told = refused(capsys, *command)
+    assert "6 clips of 4 x 32 x 32 pixels: " in told
+    assert "--samples" in told
+
+
+def test_no_name_of_a_video_breaks_the_last_step(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So long that its pictures' names would be longer than a file system allows; or not in UTF-8."""
+    video = make_video(tmp_path / "v.mp4", 8).rename(tmp_path / f"{'v' * 250}.mp4")
+    assert visualize.main(["--run", str(run), "--videos", str(video), "--out", str(tmp_path / "out")]) == 0
+    assert "this name is not UTF-8" in refused(capsys, "--run", "r", "--videos", os.fsdecode(b"\xff.mp4"), "--out", "o")

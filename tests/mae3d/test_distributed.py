@@ -1,8 +1,10 @@
 """mae3d.distributed: every launcher's ranks, their meeting point, and the device that each takes."""
 
 import datetime
+import pickle
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,6 +208,49 @@ def test_fault_42_processes_of_two_runs_at_one_port_all_stop(host: str) -> None:
     assert heard[1]
 
 
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_rank_that_fails_before_it_joins_ends_the_others_soon_who_name_it_and_why(
+    host: str, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Whichever comes first: those that wait, or the one that has failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    heard: list[str] = []
+
+    def wait(rank: int) -> None:
+        place = RankInfo(rank, 3)
+        store = distributed._store("127.0.0.1", str(port), place, datetime.timedelta(seconds=20))
+        try:
+            distributed._meet(dist.PrefixStore("mae3d", store), place, ALIKE, "node-a:29500")
+        except MeetingError as error:
+            heard.append(str(error))
+
+    threads = [threading.Thread(target=wait, args=(rank,)) for rank in range(3) if rank != failing]
+    for thread in threads:
+        thread.start()
+    for name, value in (("RANK", failing), ("WORLD_SIZE", 3), ("LOCAL_RANK", 0), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(distributed, "_has_come", False)
+    with pytest.raises(DeviceError):
+        start_world("cuda")
+    for thread in threads:
+        thread.join(10)
+    assert len(heard) == 2
+    assert set(heard) == {next(iter(heard))}
+    assert f"rank {failing} ({host}) failed before the ranks met: torch" in heard[0]
+    assert "can use no GPU here" in heard[0]
+
+
+def test_a_rank_that_never_comes_is_named(host: str) -> None:
+    store = dist.HashStore()
+    store.set_timeout(datetime.timedelta(seconds=0.2))
+    with pytest.raises(dist.DistStoreError, match=r"rank 1 has not come within 0:00:00\.2"):
+        distributed._meet(store, RankInfo(0, 2), ALIKE, "node-a:29500")
+
+
 def started_differently(rank: int) -> str:
     distributed.LATE_S = 0.0
     with pytest.raises(DisagreementError) as refused:
@@ -227,3 +272,29 @@ def test_fault_42_real_ranks_stop_before_there_is_a_group_and_after(host: str) -
     assert f"optim.lr: 0 on rank 0 ({host}), 1 on rank 1 ({host})" in first
     later = run_ranks(same_later, world=2)
     assert later == 2 * [f"the processes differ: samples: 3 on rank 0 ({host}), 4 on rank 1 ({host}). Restore them"]
+
+
+def test_rank_0_makes_a_call_and_all_ranks_have_its_result_or_its_error() -> None:
+    said: list[Any] = []
+
+    class Told(World):
+        def share(self, value: Any) -> Any:
+            said.append(value) if self.is_first else None
+            return pickle.loads(pickle.dumps(said[-1]))  # as it travels
+
+    class Refused(ValueError):
+        def __init__(self, message: str, what: object):  # which pickle cannot make again
+            super().__init__(message)
+
+    def refuse() -> None:
+        raise Refused("no such model", object())
+
+    def fail() -> None:
+        raise FileNotFoundError(2, "No such file", Path("x.pth"))
+
+    first, second = (Told(RankInfo(rank, 2), torch.device("cpu")) for rank in range(2))
+    assert (first.on_first(lambda: 7), second.on_first(refuse)) == (7, 7)
+    for call, kind, text in ((refuse, ValueError, "no such model"), (fail, FileNotFoundError, "No such file")):
+        for world in (first, second):
+            with pytest.raises(kind, match=text):
+                world.on_first(call)

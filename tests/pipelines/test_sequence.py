@@ -23,7 +23,7 @@ from pipelines.sampling.requests import BatchRequest
 from tests.support.datasets import build_shards, index_only
 from tests.support.ranks import run_ranks
 
-WORLDS, ACCUMULATIONS = (1, 2, 3, 4, 7, 8), (1, 2, 3)
+WORLDS, ACCUMULATIONS = (1, 2, 3, 4, 7, 8), (1, 3)
 SHARE = 168  # every world divides it; the global batch is this for each micro-batch of a step
 PLAIN = DataConfig(sampling_rate=2, repeat_aug=1)
 CONFIGS = {

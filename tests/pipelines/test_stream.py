@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from pipelines import stream as stream_module
 from pipelines.config import DataConfig, SelectConfig
+from pipelines.decoding import fallback
 from pipelines.decoding.dali import DaliDecoder, decode_self_test
 from pipelines.loader import Loader
 from pipelines.reading.shard_reader import DataError
@@ -343,3 +345,28 @@ def test_each_view_has_the_label_of_what_was_decoded_for_it(
         torn += int((batch.status[:, 0] != batch.status[:, 1]).sum())
         assert torch.equal(batch.is_whole, (batch.status == STATUS_OK).all(dim=1))
     assert torn, "no sample has lost one of its views only: another seed is needed"
+
+
+def test_messages_of_dali_and_pil_keep_the_part_that_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failure = RuntimeError(
+        "Critical error in pipeline:\nencountered:\n\nno memory\nStacktrace (1 entries):\n[frame 0]: x"
+    )
+
+    def restart() -> None:
+        raise RuntimeError("Critical error\nencountered:\nno device")
+
+    failing: Any = SimpleNamespace(_num_restarts=0, _decoding=SimpleNamespace(restart=restart))
+    with pytest.raises(DataError, match=r"encountered: no memory\) .* started again \(.*no device\)") as refused:
+        ClipStream._rescue(failing, failure)
+    (record,) = caplog.records
+    assert "no memory" in record.getMessage()
+    assert "\n" not in record.getMessage() + str(refused.value)
+
+    def damaged(*_: object) -> None:
+        raise SyntaxError("broken picture\nno marker at byte 7")
+
+    monkeypatch.setattr("PIL.Image.open", damaged)
+    fetched: Any = SimpleNamespace(clip=SimpleNamespace(frames=np.array([3])), frames=[np.zeros(4, np.uint8)])
+    assert fallback._decode(fetched) == (3, "it does not decode (broken picture no marker at byte 7)")

@@ -85,7 +85,7 @@ PROOF = {
         "launch.preview.preview",
         "launch.report.page.write_report",
         "launch.visualize._claim_folder",
-        "mae3d.tracking.plots._save",
+        "mae3d.tracking.plots.save_figure",
         "preprocess.inspect.filmstrip.write_filmstrip",
         "preprocess.inspect.report.write_report",
     ),
@@ -102,7 +102,7 @@ PROOF = {
         "launch.inference.sharded_table._fill_mine",
         "launch.probe.probe",
     ),
-    "a run's folder: config.yaml was compared, or written where no name of a run was (Run.claim)": (
+    "a run's folder: config.yaml was compared, or written where no name of a run was (Run.check)": (
         "launch.training.pretrain_eval.Monitor._save_picture",
         "mae3d.checkpoints.format.finish",
         "mae3d.checkpoints.mirror._fetch",
@@ -134,6 +134,7 @@ PROOF = {
         "mae3d.io.contact_sheet._save_gif",
         "mae3d.io.contact_sheet.save_animation",
         "mae3d.io.files.write_text",
+        "mae3d.io.storage.Storage.create.upload",
         "mae3d.io.storage.Storage.put.upload",
         "mae3d.io.storage.Storage.remove",
         "mae3d.io.storage.Storage.remove_folder",

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.calls import functions_with, name_of
 
 TEXT_MODES = set("rwaxt+")
@@ -18,19 +20,37 @@ def uses_the_locale(call: ast.Call) -> bool:
     name, is_method = name_of(call), isinstance(call.func, ast.Attribute)
     if name in ("read_text", "write_text"):
         return is_method and len(call.args) <= (name == "write_text")
-    if name in ("run", "Popen", "check_output"):
+    if name in ("run", "Popen", "call", "check_call", "check_output"):
         return bool(named & {"text", "universal_newlines"})
     if name in ("open", "fdopen"):
-        owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-        mode = next(
-            (arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)), None
-        )
-        return owner not in ("os", "av", "Image", "tarfile") and mode is not None and set(mode) <= TEXT_MODES
-    return False
+        owner = ast.unparse(call.func.value) if is_method else ""
+        if f"{owner}.{name}" in ("os.open", "av.open", "Image.open", "tarfile.open"):
+            return False
+        values = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        modes = [arg.value for arg in values if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        if not modes:  # text, but for the methods of other things, which are given what to open
+            return owner in ("", "os") or not call.args
+        return set(modes[0]) <= TEXT_MODES
+    return name in ("popen", "getoutput", "getstatusoutput")
 
 
 def test_no_text_is_read_or_written_in_the_locales_encoding() -> None:
     assert functions_with(uses_the_locale) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "uses"),
+    [
+        *((f"path.{code}", True) for code in ("open()", "open('a')", "open(mode='w')", "read_text()", "write_text(x)")),
+        *((code, True) for code in ("open(path)", "open(path, 'r')", "os.fdopen(f)", "os.fdopen(f, 'w')")),
+        *((f"subprocess.{code}", True) for code in ("run(c, text=True)", "check_call(c, text=True)", "getoutput(c)")),
+        *((f"path.{code}", False) for code in ("open('rb')", "open(encoding='utf-8')", "read_bytes()")),
+        *((code, False) for code in ("os.open(p, flags)", "Image.open(p)", "cache.open(shard)", "subprocess.run(c)")),
+    ],
+)
+def test_what_uses_the_locale_is_seen(code: str, uses: bool) -> None:
+    (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+    assert uses_the_locale(call) == uses
 
 
 def test_a_locale_without_the_characters_breaks_neither_files_nor_output(tmp_path: Path) -> None:

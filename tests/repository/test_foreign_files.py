@@ -17,7 +17,7 @@ import pytest
 
 from launch.embed import EmbedConfig
 from launch.export import export
-from launch.inference.embedding_map import refuse_other_map
+from launch.inference.embedding_map import prepare_map
 from launch.inference.sharded_table import ShardedTable, TableError
 from launch.preview import main as preview
 from launch.probe import _refuse_other_results
@@ -57,7 +57,15 @@ def test_overwriting_leaves_what_lies_beside_a_dataset(tmp_path: Path) -> None:
     build = ["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overwrite"]
     assert main(build) == 0
     ours = contents(tmp_path / "out").keys()
-    foreign = ["thesis.tex", "index-2020.parquet", "shard-7.tar", "rows-x.arrow", ".tmp-x", "sub/shard-00000.tar"]
+    foreign = [
+        "thesis.tex",
+        "plan.parquet.old",
+        "index-2020.parquet",
+        "shard-7.tar",
+        "rows-x.arrow",
+        ".tmp-x",
+        "sub/shard-00000.tar",
+    ]
     plant(tmp_path / "out", *foreign)
     (tmp_path / "out" / f"{TEMPORARY_PREFIX}host-1-shard-00000.tar").touch()
     assert main([*build, "--quality", "80"]) == 0
@@ -94,9 +102,12 @@ def test_overwriting_removes_nothing_before_the_new_plan_stands(tmp_path: Path) 
     make_video(tmp_path / "in" / "v.mp4", 3)
     assert main(["build", "--videos", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     before = contents(tmp_path / "out")
-    (tmp_path / "junk").mkdir()
-    (tmp_path / "junk" / "v.mp4").write_bytes(b"no video")
-    for videos, more in (("absent", []), ("junk", []), ("in", ["--plan-only"])):
+    for folder in ("junk", "mixed"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "v.mp4").write_bytes(b"no video")
+    (tmp_path / "mixed" / "w.mp4").hardlink_to(tmp_path / "in" / "v.mp4")
+    refused = (("absent", []), ("junk", []), ("mixed", ["--on-error", "fail"]), ("in", ["--plan-only"]))
+    for videos, more in refused:
         build = ["build", "--videos", str(tmp_path / videos), "--out", str(tmp_path / "out"), "--overwrite", *more]
         assert main(build) != 0
         assert contents(tmp_path / "out") == before
@@ -132,18 +143,22 @@ def test_a_table_removes_its_own_shards_only(tmp_path: Path) -> None:
         table.write(shard, rows)
     table.merge()
     assert contents(table.folder) == {name: data for name, data in kept.items() if name != "settings.json"}
+    before = plant(table.folder, "part-00000.parquet")
     assert table.begin() == []  # another program's shards beside a finished table
-    assert "part-00002.parquet" in contents(table.folder)
+    assert contents(table.folder) == before
+    (table.folder / "settings.json").write_text('{"a": 2, "rows": 2, "rows_at_once": 1}')  # another table's of ours
+    assert table.begin() == []
+    assert (table.folder / "part-00000.parquet").exists()
 
 
 def test_an_export_and_a_scratch_folder_remove_nothing_that_has_almost_their_name(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    pid, host = os.getpid(), socket.gethostname()
+    pid, host, namespace = os.getpid(), socket.gethostname(), Path("/proc/self/ns/pid").stat().st_ino
     before = plant(
         tmp_path,
         *(f".out.{pid}.tmp/a", ".out-x/a", f"mae3d-in-{host}-{pid}/a", f"mae3d-in-{host}-1/a", "mae3d-in-notes/a"),
-        f"mae3d-in-{host}-999999999/a",
+        *(f"mae3d-in-{host}-999999999/a", f"mae3d-in-{host}-{namespace}-notes/a"),
     )
     export(tiny_model, tmp_path / "out")
     process_folder(tmp_path, "in")
@@ -197,7 +212,7 @@ def test_pictures_and_pages_replace_those_of_ours_only(
 def test_a_map_takes_the_place_of_a_map_only(tmp_path: Path, name: str) -> None:
     before = plant(tmp_path, name)
     with pytest.raises(ValueError, match=rf"{name}: no"):
-        refuse_other_map(tmp_path / "map.png")
+        prepare_map(tmp_path / "map.png", table=tmp_path / "vectors.parquet")
     assert contents(tmp_path) == before
     with pytest.raises(ValueError, match="--map"):
         EmbedConfig(run="r", out=str(tmp_path / "map.png"), videos=("v",), map=str(tmp_path / "x/../map.png"))

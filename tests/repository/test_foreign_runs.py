@@ -28,10 +28,11 @@ def a_checkpoint(run: Path, step: int) -> Path:
 
 def test_retention_removes_checkpoints_and_nothing_else(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for step in (1, 2, 3, 4):
+    for step in (0, 1, 2, 3, 4):
         a_checkpoint(run, step)
-    kept = plant(run, "checkpoints/step-00000002/notes.txt", "checkpoints/.staged-thesis/x", "checkpoints/step-1/x")
-    kept |= plant(run, "checkpoints/step-00000001.bak/x", "checkpoints/.staged-step-00000009/notes.txt")
+    kept = plant(run, "checkpoints/step-00000002/notes.txt", "checkpoints/step-00000000/notes/of/mine")
+    kept |= plant(run, "checkpoints/.staged-thesis/model.safetensors", "checkpoints/step-1/manifest.json")
+    kept |= plant(run, "checkpoints/step-00000001.bak/manifest.json", "checkpoints/.staged-step-00000009/notes.txt")
     (run / "checkpoints" / ".staged-step-00000008").mkdir()
     (run / "checkpoints" / "latest").write_text("step-00000004\n")
     retention.prune(run, keep_last=1, keep_every=0)
@@ -53,24 +54,27 @@ def test_retention_removes_checkpoints_and_nothing_else(tmp_path: Path) -> None:
 def test_retention_neither_counts_nor_removes_what_others_put_beside_checkpoints(
     tmp_path: Path, foreign: list[str]
 ) -> None:
-    for step in (1, 3, 4):
+    for step in (0, 1, 3, 4):
         a_checkpoint(tmp_path, step)
     before = plant(tmp_path / "checkpoints", *foreign)
     (tmp_path / "checkpoints" / "latest").write_text("step-00000004\n")
-    retention.prune(tmp_path, keep_last=2, keep_every=0)
+    retention.prune(tmp_path, keep_last=3, keep_every=0)
     after = contents(tmp_path / "checkpoints")
-    assert {name.split("/")[0] for name in before.keys() - after.keys()} == {"step-00000001"}
+    assert {name.split("/")[0] for name in before.keys() - after.keys()} == {"step-00000000"}
 
 
-def test_a_checkpoint_that_is_a_link_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("linked", "left"), [(1, [1, 3]), (3, [2, 3])])
+def test_a_checkpoint_that_is_a_link_stays_and_does_not_count(tmp_path: Path, linked: int, left: list[int]) -> None:
     for step in (1, 2, 3):
         a_checkpoint(tmp_path, step)
-    a_checkpoint(tmp_path, 1).rename(tmp_path / "archive")
-    checkpoint.step_folder(tmp_path, 1).symlink_to(tmp_path / "archive")
+    a_checkpoint(tmp_path, linked).rename(tmp_path / "archive")
+    checkpoint.step_folder(tmp_path, linked).symlink_to(tmp_path / "archive")
     before = contents(tmp_path / "archive")
     (tmp_path / "checkpoints" / "latest").write_text("step-00000003\n")
     retention.prune(tmp_path, keep_last=1, keep_every=0)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*step*")) == ["step-00000001", "step-00000003"]
+    assert sorted((tmp_path / "checkpoints").glob("*step*")) == [
+        checkpoint.step_folder(tmp_path, step) for step in left
+    ]
     assert contents(tmp_path / "archive") == before
 
 
@@ -89,7 +93,7 @@ def test_a_checkpoint_takes_the_place_of_another_checkpoint_only(tmp_path: Path,
 def test_a_folder_with_the_names_of_a_run_and_no_config_is_refused(tmp_path: Path, name: str) -> None:
     before = plant(tmp_path, name)
     with pytest.raises(RunError, match=r"run\.dir"):
-        Run(tmp_path).claim({"run": {"dir": "x"}}, extend=True)
+        Run(tmp_path).check({"run": {"dir": "x"}}, extend=True)
     assert contents(tmp_path) == before
 
 
@@ -97,7 +101,7 @@ def test_a_folder_with_the_names_of_a_run_and_no_config_is_refused(tmp_path: Pat
 def test_another_programs_config_is_never_rewritten(tmp_path: Path, config: str) -> None:
     (tmp_path / "config.yaml").write_text(config)
     with pytest.raises(RunError, match=r"config\.yaml.*run\.dir"):
-        Run(tmp_path).claim({"run": {"dir": "x"}}, extend=True)
+        Run(tmp_path).check({"run": {"dir": "x"}}, extend=True)
     assert (tmp_path / "config.yaml").read_text() == config
 
 
@@ -105,7 +109,8 @@ def test_a_start_removes_the_heartbeats_of_ranks_only(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.claim({"run": {}}, extend=False)
     before = plant(tmp_path, "heartbeats/notes.txt", "heartbeats/rank-list", "heartbeats/rank-00003")
-    Run(tmp_path).claim({"run": {}}, extend=False)
+    Run(tmp_path).check({"run": {}}, extend=False)
+    run.claim({"run": {}}, extend=False)
     assert before.keys() - contents(tmp_path).keys() == {"heartbeats/rank-00003"}
 
 

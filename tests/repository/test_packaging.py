@@ -178,18 +178,18 @@ def run_help(*command: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_help_works_from_anywhere(path: Path, tmp_path: Path) -> None:
-    for command, cwd in (([str(path)], tmp_path), (["-m", f"launch.{path.stem}"], ROOT)):
-        child, _ = run_help(*command, cwd=cwd)
-        assert child.returncode == 0, child.stderr
-        assert "usage" in child.stdout.lower()
-
-
-@pytest.mark.launch
-@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_help_is_quick_and_imports_nothing_heavy(path: Path, tmp_path: Path) -> None:
+def test_help_is_quick_and_works_from_anywhere(path: Path, tmp_path: Path) -> None:
+    child, seconds = run_help(str(path), cwd=tmp_path)
+    again, _ = run_help("-m", f"launch.{path.stem}", cwd=ROOT)
+    for each in (child, again):
+        assert each.returncode == 0, each.stderr
+        assert "usage" in each.stdout.lower()
     # The best of a few: other programs share the machine's caches and clock.
-    assert min(run_help(str(path), cwd=tmp_path)[1] for _ in range(4)) < HELP_SECONDS
+    assert seconds < HELP_SECONDS or any(run_help(str(path), cwd=tmp_path)[1] < HELP_SECONDS for _ in range(4))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_help_imports_nothing_heavy(path: Path, tmp_path: Path) -> None:
     child, _ = run_help("-X", "importtime", str(path), cwd=tmp_path)
     modules = {line.rpartition("|")[2].strip() for line in child.stderr.splitlines()}
     assert "argparse" in modules

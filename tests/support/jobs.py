@@ -27,7 +27,7 @@ STEPS = 14  # the dataset of the fixture `shards` has 3 steps an epoch
 TINY = """
 model: {preset: mae_vit_tiny_patch16, img_size: 32, num_frames: 4, embed_dim: 24, depth: 1, num_heads: 2,
         decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2, mask_ratio: 0.75}
-data: {sampling_rate: 1, repeat_aug: 12, windows: own, read_threads: 2, prefetch: 2, decode_threads: 1}
+data: {sampling_rate: 1, repeat_aug: 8, windows: own, read_threads: 2, prefetch: 2, decode_threads: 1}
 optim: {lr: 1.0e-2, warmup_steps: 2, clip_grad: 1.0}
 train: {global_batch: 4, steps: 14, precision: fp32}
 run: {checkpoint_every: 4}

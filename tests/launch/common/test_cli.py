@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.common.cli import RECIPES, defaults_of, parse, reporting
+from launch.common.cli import RECIPES, defaults_of, fail, parse, reporting
 from launch.training.config import FinetuneConfig, PretrainConfig
 
 
@@ -162,6 +162,20 @@ def test_a_recipe_that_is_none_is_refused(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         config("--config", str(recipe))
     assert "broken.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "waited_for"), [(None, False), ("1", False), ("2", True)])
+def test_what_ends_a_rank_before_it_joins_the_others_is_reported_to_them(
+    monkeypatch: pytest.MonkeyPatch, size: str | None, waited_for: bool
+) -> None:
+    reported: list[str] = []
+    monkeypatch.setattr("mae3d.distributed.report_failure", reported.append)
+    if size:
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(SystemExit):
+        fail("no such option")
+    assert reported == ["no such option"] * waited_for
 
 
 def test_other_ranks_speak_only_if_they_outlive_the_first(

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,10 +38,8 @@ log: {every: 1}
 class Alone:
     """Stands for the World of a single process."""
 
-    is_first = True
-
-    def share(self, value: object) -> object:
-        return value
+    def on_first(self, call: Callable[[], None]) -> None:
+        call()
 
 
 def start(path: Path, own: MAEConfig = MODEL, *, decoder: bool = True) -> tuple[str, MAE, MAE]:

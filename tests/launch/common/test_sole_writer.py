@@ -139,6 +139,20 @@ def test_fault_41_an_owner_on_another_machine_is_waited_for_until_it_is_known_wh
         assert store.read(LOCK_NAME).here  # type: ignore[union-attr]
 
 
+def test_fault_41_whatever_a_start_waits_for_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, owner = FolderLockStore(tmp_path), elsewhere()
+    store.create(LOCK_NAME, owner)
+
+    def stops() -> None:
+        store.replace(LOCK_NAME, replace(owner, ending=True))
+        time.sleep(0.15)
+        store.remove(LOCK_NAME)
+
+    assert joins_after(tmp_path, stops)
+    told = capsys.readouterr().out
+    assert [told.count(text) for text in ("in use by", "waiting for the next one", "it is stopping")] == [2, 1, 1]
+
+
 def test_fault_41_two_runs_at_one_url_are_refused_and_an_unreachable_url_is_no_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,6 +174,18 @@ def test_fault_41_two_runs_at_one_url_are_refused_and_an_unreachable_url_is_no_r
     monkeypatch.setattr(Storage, "read", refuse)
     with sole_writer(tmp_path / "a", job="training", remote=url):
         assert "no lock can be kept there (no route to host); the run goes on without" in caplog.text
+
+
+def test_fault_41_a_writer_that_was_taken_over_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    successor = elsewhere("another")
+    with sole_writer(tmp_path, job="training") as ownership:
+        ownership.check()
+        FolderLockStore(tmp_path).replace(LOCK_NAME, successor)
+        ownership.locks[0]._heart.join(10)
+        with pytest.raises(lock.Locked, match="taken over by another on node7"):
+            ownership.check()
+    assert FolderLockStore(tmp_path).read(LOCK_NAME).owner == successor  # type: ignore[union-attr]
 
 
 def refused_together(world: World, folder: Path) -> str:

@@ -1,6 +1,8 @@
 """launch/common/start_facts.py: what two processes of one start compare, and what is each machine's own."""
 
+import platform
 from dataclasses import fields, is_dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,12 @@ def settings_of(config: Any, prefix: str = "") -> set[str]:
     return names
 
 
-def test_fault_42_one_relative_folder_seen_from_two_is_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = CONFIGS["pretrain"]
-    config = replace(config, run=replace(config.run, dir="out/run"))
+@pytest.mark.parametrize("name", ["pretrain", "evaluate"])
+def test_fault_42_one_relative_folder_seen_from_two_is_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config = CONFIGS[name]
+    config = replace(config, run=replace(config.run, dir="out")) if name == "pretrain" else replace(config, out="out")
     seen = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -56,10 +61,17 @@ def test_fault_42_one_relative_folder_seen_from_two_is_two(tmp_path: Path, monke
 
 
 def test_fault_42_a_changed_line_of_code_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for text in ("x = 1", "x = 2"):
-        (tmp_path / text[-1] / "mae3d").mkdir(parents=True)
-        (tmp_path / text[-1] / "mae3d" / "a.py").write_text(text)
-    assert sources_hash(tmp_path / "1") != sources_hash(tmp_path / "2")
+    hashes = {sources_hash(tmp_path)}
+    for package in ("mae3d", "pipelines", "preprocess", "launch"):
+        (tmp_path / package / "part").mkdir(parents=True)
+        for name in ("a.py", "part/b.py"):
+            for text in ("x = 1", "x = 2"):
+                (tmp_path / package / name).write_text(text)
+                hashes.add(sources_hash(tmp_path))
+    (tmp_path / "mae3d" / "a.py").rename(tmp_path / "mae3d" / "c.py")
+    assert len(hashes | {sources_hash(tmp_path)}) == 1 + 4 * 2 * 2 + 1
     before = start_facts(CONFIGS["pretrain"])
+    assert before["code"].endswith(f"sources {sources_hash()}")
+    assert (before["python"], before["torch"]) == (platform.python_version(), version("torch"))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert start_facts(CONFIGS["pretrain"]) == before | {"NVIDIA_TF32_OVERRIDE": "0"}

@@ -1,7 +1,9 @@
 """launch/inference/sharded_table.py: one table, however many processes made it, wherever they were killed."""
 
+import errno
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -18,13 +20,12 @@ import torch
 from tqdm import tqdm
 
 from launch.common.eval_set import EvalSet
+from launch.inference.evaluate import sample_keys, sample_settings
 from launch.inference.sharded_table import (
     MAX_SHARDS,
     ShardedTable,
     TableError,
     fill_missing_shards,
-    sample_keys,
-    sample_settings,
 )
 from pipelines.config import DataConfig, SelectConfig
 from pipelines.samples.corpus import corpus_of
@@ -44,8 +45,8 @@ class Alone:
     def barrier(self) -> None:
         pass
 
-    def share(self, value: Any) -> Any:
-        return value
+    def on_first(self, call: Callable[[], Any]) -> Any:
+        return call()
 
 
 class Counting:
@@ -79,9 +80,13 @@ def columns_of(batch: Batch) -> Mapping[str, pa.Array]:
     return {"square": pa.array([value**2 for value in values], pa.int64()), "scores": several}
 
 
-def table_in(folder: Path, *, num_rows: int = ROWS, batch_size: int = BATCH, **settings: Any) -> ShardedTable:
+def table_in(
+    folder: Path, *, num_rows: int = ROWS, batch_size: int = BATCH, row_bytes: int = 0, **settings: Any
+) -> ShardedTable:
     settings = {"model": "abc", "views": {"clips": 2}} | settings
-    return ShardedTable(folder / "t.parquet", num_rows=num_rows, batch_size=batch_size, settings=settings)
+    return ShardedTable(
+        folder / "t.parquet", num_rows=num_rows, batch_size=batch_size, settings=settings, row_bytes=row_bytes
+    )
 
 
 def make(table: ShardedTable, world: Any = None, open_stream: Callable[[np.ndarray], Any] = Counting) -> bool:
@@ -131,7 +136,7 @@ def test_processes_share_the_parts_and_batches_never_change(tmp_path: Path) -> N
     missing = shared.begin()
     for rank in (2, 1, 0):  # the first process merges
         world = Alone(rank, 3)
-        world.share = lambda value: (missing, False, None)  # type: ignore[method-assign]
+        world.on_first = lambda call: (missing, False)  # type: ignore[method-assign]
         make(shared, world, open_stream=lambda rows: of_rank.append(Counting(rows)) or of_rank[-1])
     assert sorted(batch for stream in of_rank for batch in stream.seen) == batches[0].seen
     assert all(stream.closed for stream in of_rank)
@@ -238,6 +243,20 @@ def test_before_the_first_part_other_settings_cost_nothing(tmp_path: Path) -> No
     table_in(tmp_path).begin()
     make(table_in(tmp_path, model="xyz"))
     assert b'"xyz"' in pq.read_schema(tmp_path / "t.parquet").metadata[b"mae3d"]
+
+
+def test_a_table_that_the_disk_cannot_hold_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shards and then their copy; shards that are there already need no more room."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"a table of 23 rows of 230 bytes.* of disk are needed") as refused:
+        make(table_in(tmp_path, row_bytes=230))
+    assert refused.value.errno == errno.ENOSPC
+    assert files(tmp_path) == []
+    begun = table_in(tmp_path, row_bytes=200)
+    begun.begin()
+    begun.write(0, pa.table({"key": ["a"] * BATCH}))
+    assert table_in(tmp_path, row_bytes=230).begin() == list(range(1, begun.num_shards))
 
 
 def test_two_starts_at_once_with_other_settings_never_mix(tmp_path: Path) -> None:

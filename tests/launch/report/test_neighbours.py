@@ -140,7 +140,7 @@ def test_labels_are_counted_beside_chance(corpus: Corpus, monkeypatch: pytest.Mo
     monkeypatch.setattr(neighbours, "CHUNK", chunk)
     angles = np.array([0.0, 0.1, 1.5, 1.55, 3.0, 0.05])  # the third a lies beside the first b; the last has no label
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    pool = Pool(np.arange(6), vectors, "", made_here=True)
+    pool = Pool(np.arange(6), vectors, "")
     sources = np.array([f"0:{i}" for i in range(6)], dtype=object)
     table = agreement(pool, corpus, sources, count=2)
     assert table is not None
@@ -154,7 +154,7 @@ def test_labels_are_counted_beside_chance(corpus: Corpus, monkeypatch: pytest.Mo
 
 
 def test_the_same_video_counts_neither_as_neighbour_nor_as_chance(corpus: Corpus) -> None:
-    pool = Pool(np.arange(4), np.eye(4, dtype=np.float32), "", made_here=True)
+    pool = Pool(np.arange(4), np.eye(4, dtype=np.float32), "")
     sources = np.array(["v", "v", "v", "w"], dtype=object)  # a, a, a of one video, b of another
     table = agreement(pool, corpus, sources, count=3)
     assert table is not None

@@ -194,7 +194,18 @@ def one_process(rank: int = 0, size: int = 1) -> Any:
         is_first=True,
         gather=lambda value: [value],
         share=lambda value: value,
+        on_first=lambda call: call(),
     )
+
+
+def test_held_out_samples_that_memory_cannot_hold_are_refused_before_any_step(
+    base: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = corpus_of(base.data)
+    rows = np.array([i for i in range(len(corpus)) if corpus.name(i) in NAMES[:TRAINED]])
+    monkeypatch.setattr("mae3d.io.resources.available_memory", lambda: 20_000)
+    with pytest.raises(ValueError, match=r"6 held-out samples and .* neighbours, and . pictures.* --eval\.samples"):
+        monitor_of(base, corpus, rows, tmp_path, one_process())
 
 
 @pytest.mark.soak

@@ -10,7 +10,7 @@ import pytest
 
 from launch.training.config import PretrainConfig
 from launch.training.resumption import claim
-from launch.training.trainer import make_schedule
+from launch.training.schedule import make_schedule
 from mae3d.io.resume import resume_rules
 from mae3d.model.config import MAEConfig
 from mae3d.tracking.run_dir import DONE, Run, RunError
@@ -21,7 +21,7 @@ from pipelines.loader import Loader
 from pipelines.samples.corpus import Corpus
 from tests.support.datasets import index_only
 
-ALONE: Any = SimpleNamespace(is_first=True, share=lambda value: value)
+ALONE: Any = SimpleNamespace(is_first=True, on_first=lambda call: call())
 BEFORE = PretrainConfig(
     model=MAEConfig(preset="mae_vit_tiny_patch16"),
     optim=OptimConfig(lr=1.0, warmup_epochs=1),
@@ -87,7 +87,7 @@ def test_fault_33_what_cannot_go_on_is_refused_and_nothing_is_written(
     run: Path, config: PretrainConfig, shards: list[int], told: str
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(ValueError, match=told):
         start(run, config, shards)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert (run / DONE).exists()
@@ -141,6 +141,31 @@ def test_whatever_changes_the_schedule_is_reported(
     assert change.startswith(told) if told else change == ""
 
 
+def test_the_newest_state_that_can_be_read_counts(tmp_path: Path) -> None:
+    start(tmp_path, BEFORE)
+    for step in (5, 7, 9):
+        save(tmp_path, step)
+    (tmp_path / "checkpoints" / "step-00000009" / "state.json").write_text("{")
+    assert "The rate was 0.857 in step 7; " in start(tmp_path, longer(steps=24))
+
+
+def test_after_a_step_without_a_rate_there_is_no_leap_to_report(tmp_path: Path) -> None:
+    start(tmp_path, BEFORE)
+    save(tmp_path, 1)
+    change = start(tmp_path, longer(steps=24))
+    assert change.endswith(
+        "The rate was 0 in step 1; the next one has 0.143 by the old schedule, and 0.143 by this one"
+    )
+
+
+def test_ranks_but_the_first_write_nothing_and_hear_what_it_found(tmp_path: Path) -> None:
+    loader = loader_of(BEFORE, SHARDS)
+    schedule = make_schedule(BEFORE, loader, lr_batch=[2], flops_per_clip=1.0)
+    follower: Any = SimpleNamespace(on_first=lambda call: "total_steps was 12, is 24")
+    assert claim(Run(tmp_path, resume_rules(BEFORE)), BEFORE, loader, schedule, follower) == "total_steps was 12, is 24"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_by_epochs_of_grown_data_is_longer(tmp_path: Path) -> None:
     by_epochs = replace(BEFORE, train=replace(BEFORE.train, steps=None, epochs=2))
     start(tmp_path, by_epochs)
@@ -148,3 +173,4 @@ def test_a_run_by_epochs_of_grown_data_is_longer(tmp_path: Path) -> None:
     assert start(tmp_path, by_epochs, [*SHARDS, 10]).startswith(
         "warmup_steps was 7, is 12; total_steps was 14, is 24. The rate was "
     )
+    assert start(tmp_path, by_epochs, [*SHARDS, 40]).endswith(", and 0.185 by this one, 0.324 times the last")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_score, top_k_accuracy_score
 
 from mae3d.analysis.scores import (
     average_precisions,
@@ -13,6 +13,7 @@ from mae3d.analysis.scores import (
     credit_at,
     hits_at,
     mean_average_precision,
+    summary,
 )
 
 RNG = np.random.default_rng(0)
@@ -44,6 +45,12 @@ def test_a_hit_holds_for_any_order_of_equal_scores() -> None:
     assert hits_at(votes, wanted, k=1).tolist() == [False, False, True, False]
     assert hits_at(votes, wanted, k=2).tolist() == [True, False, True, False]
     assert hits_at(votes, wanted, k=4).tolist() == [True, False, True, True]
+
+
+def test_a_logit_of_zero_counts_like_any_other() -> None:
+    """Only where no score is negative are they votes, of which zero is none."""
+    logits = np.array([[0.0, -1.0, -2.0], [0.0, 1.0, -2.0], [0.0, 0.0, -1.0]])
+    assert credit_at(logits, np.zeros(3, np.int64), k=1).tolist() == [1, 0, 0.5]
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -106,11 +113,38 @@ def test_the_table_of_a_small_case() -> None:
     }
 
 
-def test_the_table_adds_up() -> None:
-    table = class_table(SCORES, LABELS)
+@pytest.mark.parametrize("scores", [SCORES, COARSE])
+def test_the_table_adds_up(scores: np.ndarray[Any, Any]) -> None:
+    table = class_table(scores, LABELS)
     weighted = sum(a * n for a, n in zip(table["top1"], table["samples"], strict=True)) / 300
-    assert weighted == pytest.approx(credit_at(SCORES, LABELS, k=1).mean())
+    assert weighted == pytest.approx(credit_at(scores, LABELS, k=1).mean())
     assert sum(table["predicted"]) == sum(table["samples"]) == 300
+    assert table["precision"] == pytest.approx(precision_score(LABELS, scores.argmax(axis=1), average=None).tolist())
+    mistakes = confusion(scores, LABELS)
+    np.fill_diagonal(mistakes, 0)
+    assert table["taken_for"] == [str(other) for other in mistakes.argmax(axis=1)]
+
+
+def test_small_types_of_labels_do_not_overflow() -> None:
+    scores = np.eye(300, dtype=np.float32)
+    assert (confusion(scores, np.arange(300).astype(np.int16)) == np.eye(300)).all()  # 299 x 300 is no int16
+    assert class_table(scores[:200], np.arange(200, dtype=np.uint8))["taken_for"] == [None] * 300
+
+
+def test_the_figures_of_a_validation() -> None:
+    scores = np.array([[0.3, 0.2, 0.2, 0.1, 0.1, 0.1, 0.0]] * 3)
+    figures = summary(scores, np.array([0, 5, 6]))
+    assert figures == {
+        "top1": pytest.approx(1 / 3),
+        "top5": pytest.approx((1 + 2 / 3) / 3),
+        "loss": pytest.approx(-np.log([0.3, 0.1, 1e-12]).mean()),
+    }  # a label that was given no chance has a loss as well
+    several = summary(np.array([[0.75, 0.5], [0.0, 0.5]]), np.array([[1, 0], [1, 0]]))
+    assert several == {"map": 1.0, "loss": pytest.approx(-np.log([0.75, 0.5, 1e-12, 0.5]).mean())}
+    for labels, names in ((np.zeros(0, np.int64), ["top1", "top5", "loss"]), (np.zeros((0, 7)), ["map", "loss"])):
+        nothing = summary(np.zeros((0, 7)), labels)
+        assert list(nothing) == names
+        assert all(np.isnan(value) for value in nothing.values())
 
 
 def test_nothing_at_all_is_no_error() -> None:
@@ -121,19 +155,22 @@ def test_nothing_at_all_is_no_error() -> None:
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
-    holed = SCORES.copy()
-    holed[5, 2] = np.nan
-    with pytest.raises(ValueError, match="row 5"):
-        credit_at(holed, LABELS, k=1)
-    with pytest.raises(ValueError, match="row 5"):
-        average_precisions(holed, SEVERAL)
-    with pytest.raises(ValueError, match=r"\[-1, 8\]"):
-        confusion(SCORES[:2], np.array([-1, 8]))
+    for no_number in (np.nan, np.inf, -np.inf):
+        holed = SCORES.copy()
+        holed[5, 2] = no_number
+        with pytest.raises(ValueError, match="row 5"):
+            credit_at(holed, LABELS, k=1)
+        with pytest.raises(ValueError, match="row 5"):
+            average_precisions(holed, SEVERAL)
+    for scorer in (confusion, average_precisions):
+        with pytest.raises(ValueError, match=r"\[-1, 8\]"):
+            scorer(SCORES[:2], np.array([-1, 8]))
     with pytest.raises(ValueError, match="class number"):
         credit_at(SCORES, LABELS[:5], k=1)
     with pytest.raises(ValueError, match="class number"):
         credit_at(SCORES, LABELS.astype(float), k=1)
     with pytest.raises(ValueError, match="0 or 1"):
         average_precisions(SCORES, SEVERAL * 2)
-    with pytest.raises(ValueError, match="2 names for 8 classes"):
-        class_table(SCORES, LABELS, names=["a", "b"])
+    for count in (2, 9):
+        with pytest.raises(ValueError, match=f"{count} names for 8 classes"):
+            class_table(SCORES, LABELS, names=["a"] * count)

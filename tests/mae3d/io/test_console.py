@@ -20,7 +20,8 @@ from mae3d.io.console import one_line
             "Connection closed by peer",
         ),
         ("NCCL error\nC++ CapturedTraceback:\n#4 x", "NCCL error"),
-        ("a" * 500, "a" * 400 + " ..."),
+        ("DALI\nencountered:\nno marker\nStacktrace (2 entries):\n[frame 0]: x", "DALI encountered: no marker"),
+        ("begin " + "a" * 500 + " end", "begin " + "a" * 114 + " ... " + "a" * 276 + " end"),
     ],
 )
 def test_a_message_is_one_line_without_frames(message: str, told: str) -> None:

@@ -22,6 +22,7 @@ from mae3d.io import lock, lock_store
 from mae3d.io.lock import Locked, hold
 from mae3d.io.lock_store import LOCK_NAME, FolderLockStore, LockStore, Owner, UrlLockStore
 from mae3d.io.storage import Storage
+from tests.support.s3 import Server
 
 SPAWN = multiprocessing.get_context("fork")
 
@@ -92,6 +93,30 @@ def test_fault_18_silence_counts_on_another_machine(store: LockStore, monkeypatc
     time.sleep(0.3)
     with hold(store, LOCK_NAME, job="build"):
         pass
+
+
+def test_fault_18_the_clocks_of_two_machines_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = FolderLockStore(tmp_path), time.time()
+    store.create(LOCK_NAME, elsewhere(Owner.here("build")))
+    monkeypatch.setattr(lock_store.time, "time", lambda: now + 3600)
+    held = store.read(LOCK_NAME)
+    assert held is not None
+    assert held.alive
+    assert 0 <= held.silent_s < 60
+
+
+def test_fault_18_a_process_is_known_by_its_start_whatever_its_name_and_gone_before_it_is_waited_for() -> None:
+    started, name = lock_store._started(os.getpid()), Path("/proc/self/comm").read_text()
+    try:
+        Path("/proc/self/comm").write_text("a) Z 1 2")
+        assert lock_store._started(os.getpid()) == started
+    finally:
+        Path("/proc/self/comm").write_text(name)
+    assert int(started) > 0
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert lock_store._started(child.pid) == ""
+    child.wait()
 
 
 def test_fault_18_an_owner_that_beats_is_alive_and_one_that_lost_its_lock_is_told(
@@ -169,6 +194,15 @@ def test_a_whole_run_and_slices_exclude_each_other(store: LockStore) -> None:
     with hold(store, LOCK_NAME, job="merge", excludes=True):
         assert store.names() == [LOCK_NAME]  # a dead slice's lock is not left for ever
     assert store.names() == []
+
+
+def test_the_lock_of_something_in_the_folder_is_on_its_own(store: LockStore) -> None:
+    with hold(store, f"{LOCK_NAME}-report", job="a report"):
+        with hold(store, LOCK_NAME, job="merge", excludes=True):
+            assert store.names() == [LOCK_NAME, f"{LOCK_NAME}-report"]
+        refused(store, f"{LOCK_NAME}-report", "a report")
+    with hold(store, LOCK_NAME, job="training"), hold(store, f"{LOCK_NAME}-report", job="a report"):
+        pass
 
 
 def test_one_that_waits_gets_in_when_the_other_is_done(store: LockStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,3 +389,52 @@ def test_what_a_lock_says_can_be_read(tmp_path: Path) -> None:
     with hold(FolderLockStore(tmp_path), LOCK_NAME, job="slice 3/8"):
         told = json.loads((tmp_path / LOCK_NAME).read_text())
     assert (told["job"], told["pid"]) == ("slice 3/8", os.getpid())
+
+
+class Blind(UrlLockStore):
+    """Two starts within one second: each has looked before the other has written."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage)
+        object.__setattr__(self, "looked", False)
+
+    def read(self, name: str) -> lock_store.HeldLock | None:
+        if not self.looked:  # type: ignore[attr-defined]
+            object.__setattr__(self, "looked", True)
+            return None
+        return super().read(name)
+
+
+@pytest.mark.parametrize("url", ["memory://locks", "s3://locks/run"])
+def test_of_two_starts_at_one_url_within_a_second_one_gets_the_lock(
+    s3: Server, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(lock_store, "SETTLE_S", 0)  # the one has believed in its lock before the other writes
+    fsspec.filesystem("memory").store.clear()
+    if url.startswith("s3"):
+        fsspec.filesystem("s3").mkdir("locks")
+    owners = [Owner.here(job) for job in ("first", "second")]
+    assert [Blind(Storage(url)).create(LOCK_NAME, owner) for owner in owners] == [True, False]
+    held = UrlLockStore(Storage(url)).read(LOCK_NAME)
+    assert held is not None
+    assert held.owner == owners[0]
+    assert Blind(Storage(url)).create(LOCK_NAME, owners[0])  # a second try, after the first one's answer was lost
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL])
+def test_a_server_without_conditional_writes_is_written_to_as_before(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    plain = files.pipe_file
+
+    def pipe_file(path: str, value: bytes, mode: str = "overwrite") -> None:
+        if mode == "create":
+            raise OSError(number, "no such condition")
+        plain(path, value)
+
+    monkeypatch.setattr(files, "pipe_file", pipe_file)
+    storage = Storage("memory://locks")
+    assert [storage.create(".lock", data) for data in (b"a", b"b")] == [True, False]
+    assert storage.read(".lock") == b"a"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import runpy
 import shlex
 import sys
@@ -138,6 +139,13 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
     plot_curves({tmp_path: rows}, tmp_path / "curves.png")
     with pytest.raises(ValueError, match=r"--keys mfu: in no line of metrics\.jsonl; there are step, lr, loss"):
         plot_curves({tmp_path: rows}, tmp_path / "curves.png", keys=["loss", "mfu"])
+
+
+def test_no_name_of_a_run_breaks_its_curves(tmp_path: Path) -> None:
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+    runs = [tmp_path / "$\\no{formula$", tmp_path / "two\nlines", tmp_path / os.fsdecode(b"\xff")]
+    plot_curves(dict.fromkeys(runs, rows), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
 
 
 @pytest.mark.parametrize("command", ["summary", "plot"])

@@ -30,6 +30,7 @@ def test_the_same_config_goes_on_and_may_lie_elsewhere(tmp_path: Path) -> None:
         changed("train", "zero_stage", 2),
         changed("data", "shards", "b"),
     ):
+        run.check(config, extend=False)
         run.claim(config, extend=False)
     assert not (tmp_path / "run" / STOPPED).exists()
 
@@ -41,8 +42,8 @@ def test_fault_33_other_settings_are_refused_by_name(tmp_path: Path, section: st
     run = Run(tmp_path / "run", RULES)
     run.claim(CONFIG, extend=False)
     with pytest.raises(RunError, match=rf"{section}\.{key}: was .*, is {value}"):
-        run.claim(changed(section, key, value), extend=True)
-    run.claim(CONFIG, extend=False)  # the refused config left no trace
+        run.check(changed(section, key, value), extend=True)
+    run.check(CONFIG, extend=False)  # the refused config left no trace
 
 
 def test_a_setting_that_is_newer_than_the_run_had_its_default(tmp_path: Path) -> None:
@@ -50,8 +51,8 @@ def test_a_setting_that_is_newer_than_the_run_had_its_default(tmp_path: Path) ->
     run.claim(CONFIG, extend=False)
     defaults = {"model": {"mask_type": "random"}}
     with pytest.raises(RunError, match=r"model\.mask_type: was 'random', is 'tube'"):
-        run.claim(changed("model", "mask_type", "tube"), extend=False, defaults=defaults)
-    run.claim(changed("model", "mask_type", "random"), extend=False, defaults=defaults)
+        run.check(changed("model", "mask_type", "tube"), extend=False, defaults=defaults)
+    run.check(changed("model", "mask_type", "random"), extend=False, defaults=defaults)
 
 
 def test_another_length_needs_extend(tmp_path: Path) -> None:
@@ -59,8 +60,9 @@ def test_another_length_needs_extend(tmp_path: Path) -> None:
     run.claim(CONFIG, extend=False)
     run.end(DONE, "10 steps")
     with pytest.raises(RunError, match=r"train\.steps: was 10, is 20.*--extend"):
-        run.claim(changed("train", "steps", 20), extend=False)
+        run.check(changed("train", "steps", 20), extend=False)
     assert run.is_done
+    run.check(changed("train", "steps", 20), extend=True)
     run.claim(changed("train", "steps", 20), extend=True)
     assert not run.is_done
 

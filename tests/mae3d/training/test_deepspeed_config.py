@@ -92,7 +92,9 @@ def test_a_resumed_run_may_change_sizes_of_buckets_but_nothing_that_losses_depen
     run = Run(tmp_path / "run", rules)
 
     def claim(settings: dict[str, Any]) -> None:
-        run.claim({"train": asdict(TrainConfig(deepspeed=settings))}, extend=False)
+        config = {"train": asdict(TrainConfig(deepspeed=settings))}
+        run.check(config, extend=False)
+        run.claim(config, extend=False)
 
     claim(GOOD)
     claim(GOOD | {"zero_optimization": {"reduce_bucket_size": 2000}, "wall_clock_breakdown": True})

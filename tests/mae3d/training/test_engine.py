@@ -12,8 +12,8 @@ from tests.support.trainings import MODEL, SMALL_PARTS, Case, Outcome, plain_tra
 
 pytestmark = pytest.mark.slow
 
-HALF, END = 4, 8
-FIRST, SECOND = range(HALF), range(HALF, END)
+HALF, END = 3, 6
+FIRST, SECOND, SKIPPING = range(HALF), range(HALF, END), range(4)
 TO_BITS = {"fp32": 1e-5, "autocast": 2e-3, "bf16": 3e-3}  # absolute, of losses around 1
 
 
@@ -30,10 +30,10 @@ def on_two(runs: Path) -> dict[str, Outcome]:
     cases["3 in parts"] = Case(3, accumulation=2, deepspeed=SMALL_PARTS, steps=FIRST, save=runs / "3 in parts")
     cases["3 bf16"] = Case(3, precision="bf16")
     cases["3 bf16 first"] = Case(3, precision="bf16", steps=FIRST, save=runs / "3 bf16")
-    cases |= {f"{stage} poisoned": Case(stage, poisoned=2) for stage in (0, 1, 2, 3)}
-    cases["2 bf16 poisoned"] = Case(2, precision="bf16", poisoned=2)
+    cases |= {f"{stage} poisoned": Case(stage, poisoned=2, steps=SKIPPING) for stage in (0, 1, 2, 3)}
+    cases["2 bf16 poisoned"] = Case(2, precision="bf16", poisoned=2, steps=SKIPPING)
     cases["1 autocast"] = Case(1, precision="autocast")
-    cases["3 autocast poisoned"] = Case(3, precision="autocast", poisoned=2)
+    cases["3 autocast poisoned"] = Case(3, precision="autocast", poisoned=2, steps=SKIPPING)
     return run_ranks(train_all, cases, world=2)[0]
 
 
@@ -134,13 +134,13 @@ def test_bf16_keeps_fp32_masters_and_resumes(
 def test_fault_26_a_gradient_that_is_not_finite_on_one_process_skips_the_step_on_all(
     on_two: dict[str, Outcome], name: str
 ) -> None:
-    outcome, expected = on_two[name], plain_training(steps=END, without=2)
+    outcome, expected = on_two[name], plain_training(steps=len(SKIPPING), without=2)
     assert outcome.skipped == 1
-    assert outcome.optimizer_step == END - 1
+    assert outcome.optimizer_step == len(SKIPPING) - 1
     assert math.isnan(outcome.losses[2])
     assert not math.isfinite(outcome.norms[2])
     exact = "bf16" not in name and "autocast" not in name
-    for step in set(range(END)) - {2}:
+    for step in set(SKIPPING) - {2}:
         assert outcome.losses[step] == pytest.approx(expected.losses[step], abs=1e-5 if exact else 2e-2)
 
 

@@ -100,7 +100,7 @@ def test_steps_are_counted_and_taken_up_wherever_an_optimizer_keeps_them(kind: A
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("message", ["CUDA_HOME environment variable is not set\nand more lines", ""])
+@pytest.mark.parametrize("message", ["Error building extension\nnvcc: fatal error: no such architecture", ""])
 def test_fault_24_where_fused_adam_cannot_be_built_torch_steps_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, message: str
 ) -> None:
@@ -118,7 +118,7 @@ def test_fault_24_where_fused_adam_cannot_be_built_torch_steps_and_one_line_says
     (record,) = caplog.records
     assert "torch's fused AdamW takes its place" in record.message
     assert "\n" not in record.message
-    assert (message.splitlines() or ["OSError"])[0] in record.message
+    assert (message.splitlines() or ["OSError"])[-1] in record.message
     assert adam.param_groups[0]["lr_scale"] == 0.5
 
 

@@ -17,7 +17,7 @@ from mae3d.video.windows import VideoClips, plan_windows
 from tests.support.media import frame_number, make_video, rotate_mp4
 from tests.support.odd_media import announce_hours, make_resolution_switch, numbers, store
 
-SIZE = 64
+SIZE, COUNT = 64, 24
 CONFIG = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=SIZE, num_frames=8, depth=1)
 
 
@@ -82,7 +82,7 @@ def first_difference(path: Path) -> str:
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "ts", "mpg", "nut"])
 def test_containers_that_hold_most_codecs(tmp_path: Path, codec: str, suffix: str) -> None:
-    check_numbered(make_video(tmp_path / f"a.{suffix}", 40, codec=codec, fps=25, size=(SIZE, SIZE)))
+    check_numbered(make_video(tmp_path / f"a.{suffix}", COUNT, codec=codec, fps=25, size=(SIZE, SIZE)))
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_containers_of_some_codecs(tmp_path: Path, name: str) -> None:
     codec = name.partition(".")[0]
     pixel_format = {"gif": "rgb8", "mjpeg": "yuvj420p", "prores": "yuv422p10le", "apng": "rgb24"}.get(codec, "yuv420p")
     path = tmp_path / name
-    check_numbered(make_video(path, 40, codec=codec, fps=25, size=(SIZE, SIZE), pixel_format=pixel_format))
+    check_numbered(make_video(path, COUNT, codec=codec, fps=25, size=(SIZE, SIZE), pixel_format=pixel_format))
 
 
 def check_numbered(path: Path) -> None:
     assert first_difference(path) == ""
     shown, num_replaced = inference_frames(path, 0.02)
     seen = [frame_number(Image.fromarray(frame.picture)) for frame in shown]
-    assert (numbers(store(path)[1]), seen, num_replaced) == (list(range(40)), list(range(40)), 0)
+    assert (numbers(store(path)[1]), seen, num_replaced) == (list(range(COUNT)), list(range(COUNT)), 0)
 
 
 def write_late(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Corpus]:
 
 
 def write(path: Path, text: str) -> Path:
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     return path
 
 
@@ -51,9 +52,10 @@ def test_names_of_several_datasets_are_united(named: tuple[Corpus, Corpus]) -> N
 def test_labels_take_the_numbers_of_a_model_by_name(plain: Corpus, named: tuple[Corpus, Corpus]) -> None:
     classes = ["swim", "walk", "run"]
     for corpus in named:
-        renumbered = numbered_as(corpus.labels, classes)
-        for row in range(len(corpus)):
-            assert [classes[i] for i in renumbered.of(row)] == [corpus.label_names[i] for i in corpus.labels_of(row)]
+        for order in (classes, corpus.label_names[::-1]):
+            renumbered = numbered_as(corpus.labels, order)
+            for row in range(len(corpus)):
+                assert [order[i] for i in renumbered.of(row)] == [corpus.label_names[i] for i in corpus.labels_of(row)]
     with pytest.raises(DatasetError, match=r"1 classes of the dataset are none of the model's 2: 'swim'"):
         numbered_as(named[1].labels, ["walk", "run"])
     without = numbered_as(named[1].labels, ["walk", "run"], rows=np.array([0]))
@@ -122,6 +124,7 @@ def test_names_keep_their_numbers_and_new_ones_are_numbered(named: tuple[Corpus,
     [
         ("name,label\na0,walk\n\na1,wlak\n", r"l\.csv, line 4: label 'wlak' is no label of the datasets"),
         ("name,label\na0,0\na1,7\n", r"l\.csv, line 3: label 7; numbers must be 0 to 1"),
+        ("name,label,remark\na0,0,\xe9\na1,7,x\n", r"l\.csv, line 3: label 7; numbers must be 0 to 1"),  # no UTF-8
         ("name,label\na0,-1\n", r"l\.csv: no labels"),
         ("name,label\na0,2147483648\n", r"l\.csv, line 2: label 2147483648; numbers must be 0 to 1"),
         ("name,label\na0,sit\na1,1O\n\na1,3\n", r"l\.csv, line 5: label '3' is a number, others are names"),
@@ -147,6 +150,12 @@ def test_a_file_that_is_missing_or_of_keys_for_two_datasets_is_refused(
     path = write(tmp_path / "keys.csv", "key,label\n000000,1\n")
     with pytest.raises(DatasetError, match="keys belong to one dataset, and there are 2"):
         read_labels(path, [*named[0].datasets, *named[1].datasets])
+
+
+def test_labels_that_are_true_and_false_are_refused(plain: Corpus, tmp_path: Path) -> None:
+    pd.DataFrame({"name": NAMES[:2], "label": [True, False]}).to_parquet(tmp_path / "l.parquet")
+    with pytest.raises(DatasetError, match=r"l\.parquet: its labels are true and false"):
+        read_labels(tmp_path / "l.parquet", plain.datasets)
 
 
 def _labelled(plain: Corpus, *samples: list[int]) -> Corpus:
@@ -188,20 +197,38 @@ def test_fault_39_missing_classes_are_reported_on_request(plain: Corpus, caplog:
     assert "172 of 174 classes have no training sample: 1 (run), 2 (sit), 4" in caplog.text
 
 
-@pytest.mark.parametrize(("num_classes", "missing_classes"), [(4, "error"), (3, "ignore")])
-def test_fault_39_labels_that_count_from_one_are_told_so(plain: Corpus, num_classes: int, missing_classes: str) -> None:
-    corpus = _labelled(plain, [1], [2], [3])
-    corpus.labels = Labels(corpus.labels.offsets, corpus.labels.values)
-    rows = np.arange(3)
-    with pytest.raises(DatasetError, match=r"count from 1.*ids count from 0.*names.*|count from 1.*--val\.labels"):
-        check_labels(
-            corpus,
-            rows,
-            num_classes=num_classes,
-            multi_label=False,
-            missing_classes=missing_classes,  # type: ignore[arg-type]
-            option="val",
-        )
+@pytest.mark.parametrize(
+    ("samples", "num_classes", "counting", "told"),
+    [
+        ([[1], [2], [3]], 4, "The labels count from 1: ids count from 0", r"classes have no training sample: 0\."),
+        (
+            [[1], [2], [3]],
+            3,
+            "They count from 1, and ids count from 0",
+            "Give --model.num_classes 4, .* --val.labels FILE",
+        ),
+        ([[0], [1], [3]], 3, "", "Give --model.num_classes 4, .* --val.labels FILE"),
+        ([[1], [2], [4]], 3, "", "Give --model.num_classes 5, .* --val.labels FILE"),
+        ([[0], [1], [3]], 4, "", r"classes have no training sample: 2\."),
+        ([[0], [1], [-1]], 2, "", r"1 labels are out of range for 2 classes \(0 to 1\): -1 \("),
+    ],
+)
+def test_fault_39_labels_that_count_from_one_are_told_so_and_no_others(
+    plain: Corpus, samples: list[list[int]], num_classes: int, counting: str, told: str
+) -> None:
+    corpus = _labelled(plain, *samples)
+    with_names = corpus.labels
+    corpus.labels = Labels(with_names.offsets, with_names.values)
+    options: dict[str, Any] = {"multi_label": False, "missing_classes": "error", "option": "val"}
+    with pytest.raises(DatasetError, match=told) as refused:
+        check_labels(corpus, np.arange(3), num_classes=num_classes, **options)
+    assert counting in str(refused.value)
+    assert counting or "count from" not in str(refused.value)
+    corpus.labels = with_names  # of names none is the first
+    if "training" in told:
+        with pytest.raises(DatasetError, match="1 of 4 classes have no training sample") as refused:
+            check_labels(corpus, np.arange(3), num_classes=num_classes, **options)
+        assert "count from" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kind", ["csv", "text", "lists", "typed"])
@@ -212,7 +239,7 @@ def test_fault_39_labels_that_count_from_one_are_told_so(plain: Corpus, num_clas
         (["2", "10"], [[2], [10]]),
         (["-1", "10"], [[], [10]]),
         (["", "10.0"], [[], [10]]),
-        (["nan", "3"], [[], [3]]),
+        (["NaN", " 3 "], [[], [3]]),
     ],
 )
 def test_fault_45_a_missing_label_or_a_float_permutes_nothing(

@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mae3d.io.files import TEMPORARY_PREFIX
 from pipelines.storage.cache import FOLDER, Cache
-from pipelines.storage.ownership import MARKER
+from pipelines.storage.ownership import MARKER, _signed
 from tests.support.caches import SET, SIZE, content_of, file_of, local_of, names, read
 
 
@@ -31,7 +33,17 @@ def planted(folder: Path) -> dict[Path, bytes]:
         path.write_bytes(name.encode() * 1000)
         os.utime(path, (1, 1))
     (folder / FOLDER / ("1" * 16)).symlink_to(folder / SET)  # a folder of another disk
-    (folder / FOLDER / SET / Path(local_of(8)).name).symlink_to(folder / "thesis.tex")
+    link = folder / FOLDER / SET / Path(local_of(8)).name
+    link.symlink_to(folder / "thesis.tex")
+    pipe, inner = link.with_name(Path(local_of(9)).name), link.with_name(Path(local_of(10)).name)
+    os.mkfifo(pipe)
+    inner.mkdir()
+    temporary = folder / FOLDER / f"{TEMPORARY_PREFIX}x" / shard
+    temporary.parent.mkdir()
+    temporary.write_bytes(b"x" * 1000)
+    # Their times are those that the cache would have given a file of the name, but each lacks something else.
+    for path in (link, pipe, inner, temporary, folder / SET / shard, link.with_name(f"{shard}.bak")):
+        os.utime(path, ns=(1, _signed(path.name, time.time_ns()) * 10**9))
     return files_in(folder)
 
 
@@ -49,9 +61,24 @@ def test_other_peoples_files_are_neither_counted_nor_removed(tmp_path: Path) -> 
     ours = {cache.path(file_of(3)), cache.folder / "lock", cache.folder / MARKER}
     assert now.keys() - before.keys() == ours
     assert {path: now.get(path) for path in before} == before
+    assert cache.path(file_of(9)).is_fifo()
+    assert cache.path(file_of(10)).is_dir()
 
 
-@pytest.mark.parametrize("what", ["bytes", "as many bytes", "file", "link", "folder", "pipe", "part", "linked folder"])
+def test_a_file_of_another_user_is_neither_served_nor_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path, limit_bytes=SIZE)
+    cache.fetch(file_of(1))
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(FileExistsError, match="left alone"):
+        cache.open(file_of(1))
+    cache.discard(file_of(1))
+    assert cache.fetch(file_of(2))
+    assert names(tmp_path) == ["001", "002"]  # nor counted
+
+
+@pytest.mark.parametrize(
+    "what", ["bytes", "as many bytes", "file", "link", "moved", "folder", "pipe", "part", "linked folder"]
+)
 def test_what_lies_where_a_file_belongs_is_neither_served_nor_replaced(tmp_path: Path, what: str) -> None:
     cache = Cache(tmp_path, limit_bytes=2 * SIZE)
     path, mine = cache.path(file_of(1)), tmp_path / "mine"
@@ -64,6 +91,9 @@ def test_what_lies_where_a_file_belongs_is_neither_served_nor_replaced(tmp_path:
         path.write_bytes(b"x" * (SIZE if what.startswith("as many") else 5))
     elif what == "part":
         path.with_name(f"{path.name}.{SIZE}.part").write_bytes(b"my own")
+    elif what == "moved":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
     elif what == "linked folder":
         path.parent.rename(tmp_path / "elsewhere")
         path.parent.symlink_to(tmp_path / "elsewhere")
@@ -80,6 +110,16 @@ def test_what_lies_where_a_file_belongs_is_neither_served_nor_replaced(tmp_path:
         cache.open(file_of(1))
     assert not Cache(tmp_path, limit_bytes=1).fetch(file_of(2), ahead=True)  # makes room, as far as it is its own
     assert files_in(tmp_path) == before
+
+
+def test_a_file_that_was_cut_is_not_served_even_if_its_time_was_kept(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit_bytes=SIZE)
+    cache.fetch(file_of(1))
+    written = cache.path(file_of(1)).stat()
+    os.truncate(cache.path(file_of(1)), SIZE - 1)
+    os.utime(cache.path(file_of(1)), ns=(written.st_atime_ns, written.st_mtime_ns))
+    with pytest.raises(FileExistsError, match="left alone"):
+        cache.open(file_of(1))
 
 
 @pytest.mark.parametrize("marker", ["", "Signature: 8a477f597d28d172789f06886806bc55\n# of a browser\n"])
@@ -140,6 +180,10 @@ def test_a_marker_that_was_tidied_away_comes_back(tmp_path: Path) -> None:
 
 def test_a_dataset_cannot_give_a_file_any_other_name(tmp_path: Path) -> None:
     cache, file = Cache(tmp_path, limit_bytes=SIZE), file_of(1)
+    shard = Path(local_of(1)).name
+    for local in (f"../{shard}", f"photos/{shard}", f"/{shard}", shard):
+        with pytest.raises(ValueError, match=r"dataset\.json"):
+            cache.path(replace(file, local=local))
     for local in ("../x.tar", f"{SET}/../../thesis.tex", f"{SET}/x.tar", f"{SET}/{0:016x}-a/b.tar", "/etc/passwd"):
         with pytest.raises(ValueError, match=r"dataset\.json"):
             cache.open(replace(file, local=local))

@@ -40,7 +40,7 @@ from tests.support.s3 import Server
 
 pytestmark = pytest.mark.slow
 
-SHARDS, SAMPLES, BATCH = 120, 16, 16
+SHARDS, SAMPLES, BATCH = 120, 8, 8
 URL = "s3://many/shards"
 CONFIG = DataConfig(
     sampling_rate=1, repeat_aug=1, order="shards", mix_shards=4, read_threads=2, prefetch=1, decode_threads=1
@@ -131,8 +131,8 @@ def test_an_epoch_through_a_tenth_of_the_dataset_fetches_each_shard_about_once_i
 
 
 def test_a_cache_too_small_for_the_order_is_refused_with_the_size_that_is_enough(url: str, tmp_path: Path) -> None:
-    corpus = open_corpus([url], cache=tmp_path, cache_gb=0.0005)
-    with pytest.raises(ValueError, match=r"data\.cache_gb=0\.0005 is too small for the order `shards`") as told:
+    corpus = open_corpus([url], cache=tmp_path, cache_gb=0.0003)
+    with pytest.raises(ValueError, match=r"data\.cache_gb=0\.0003 is too small for the order `shards`") as told:
         make(corpus)
     assert "lower data.mix_shards" in str(told.value)
     enough = float(str(told.value).rpartition("--data.cache_gb ")[2].partition(",")[0])
@@ -177,7 +177,7 @@ def test_opening_asks_for_the_description_one_listing_and_an_index_once(url: str
 
 
 def test_a_trainer_keeps_its_index_while_others_fill_the_cache(url: str, tmp_path: Path) -> None:
-    corpus = open_corpus([url], cache=tmp_path, cache_gb=0.001)
+    corpus = open_corpus([url], cache=tmp_path, cache_gb=0.0005)
     for shard in range(20):
         os.close(corpus.open_shard(shard))
     assert corpus.name(7) == "clip_00007"  # read from the index file only now

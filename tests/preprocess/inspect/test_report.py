@@ -165,6 +165,14 @@ def test_damaged_frames_do_not_stop_the_page(tmp_path: Path) -> None:
     assert page_of(shards).tags.count("img") == 2
 
 
+def test_what_a_page_would_end_on_is_known_before_anything_is_counted(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocess.inspect.report.look_over", None)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        write_report(shards, shards / "no" / "page.html")
+
+
 def test_the_command_writes_beside_the_dataset(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(shards), "--samples", "1", "--no-images", "--hash-names"]) == 0
     path = Path(f"{shards}-report.html")

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +22,16 @@ from tests.support.media import frame_number, make_frame_folder, make_video
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frame folders of 24 clips with a ledger, which are made smaller when they are stored."""
+    return make_archive(tmp_path_factory.mktemp("large") / "frames")
+
+
 @pytest.fixture
-def frames(tmp_path: Path) -> Path:
-    """Frame folders of 24 clips with a ledger."""
-    return make_archive(tmp_path / "frames")
+def frames(large: Path, tmp_path: Path) -> Path:
+    """A copy of `large`, which a test may change."""
+    return shutil.copytree(large, tmp_path / "frames")
 
 
 def test_a_ledger_becomes_a_dataset(frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

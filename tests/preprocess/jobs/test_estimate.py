@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from mae3d.io.files import TEMPORARY_PREFIX
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.jobs import build as build_module
-from preprocess.jobs.estimate import Estimate, Trial, frames_of, lines_of, require_room
-from preprocess.plan.plan import Settings, read_plan
+from preprocess.jobs.estimate import _FRAMES, Estimate, Trial, _beginning, frames_of, lines_of, require_room
+from preprocess.plan.plan import PlannedSample, Settings, read_plan
 from tests.support.media import make_frame_folder, make_video
 
 
@@ -39,6 +40,8 @@ def test_plan_only_writes_the_plan_and_tells_what_the_build_then_does(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
+    out.mkdir()
+    (out / f"{TEMPORARY_PREFIX}host-1-shard-00004.tar").touch()  # of a killed run: its room is given back at the start
     assert main(command("videos", videos, out, "--plan-only")) == 0
     said = capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["plan.parquet"]
@@ -146,6 +149,13 @@ def test_a_sample_that_cannot_be_read_is_told_and_not_counted_as_a_frame(
     (tmp_path / "frames" / "ledger.csv").write_text("b 1 4 1\n")
     assert main(command("frames", tmp_path / "frames", tmp_path / "none", "--plan-only")) == 0
     assert "no sample that was tried can be used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("stride", "fps", "tried"), [(1, None, 1), (5, None, 1), (5, 3.0, 2), (1, 3.0, 10)])
+def test_as_many_frames_are_tried_of_strided_numbers(stride: int, fps: float | None, tried: int) -> None:
+    whole = PlannedSample(0, 0, "frames", 0, "v", "v", [], "", first=7, stop=7 + 1000 * stride, stride=stride)
+    begun = _beginning(whole, Settings(source_fps=30.0, fps=fps))
+    assert (begun.first, len(begun.numbers)) == (7, tried * _FRAMES)
 
 
 def estimate(**changed: Any) -> Estimate:

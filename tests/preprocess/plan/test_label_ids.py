@@ -25,7 +25,8 @@ def test_fault_45_a_missing_label_leaves_the_numbers_of_the_others(missing: str)
 def test_among_words_only_what_is_no_word_is_missing() -> None:
     ids = label_ids([("None",), ("cat",), ("-1",), ("nan",)])
     assert (ids.names, ids.missing) == (("None", "cat"), {"-1", "nan"})
-    assert label_ids([("nan",)], fixed=LabelNames(("nan",))).number == {"nan": 0}  # bread, if the user says so
+    bread = label_ids([("nan",)], fixed=LabelNames(("nan",)))  # if the user says so
+    assert (bread.number, bread.missing) == ({"nan": 0}, frozenset())
 
 
 @pytest.mark.parametrize("labels", [["0", "10", "2", "cat"], ["1", "1.5"], ["3", "1e2"], ["0", "-2"], ["1", "1;2"]])
@@ -86,9 +87,12 @@ def test_appended_names_come_after_the_old_ones() -> None:
 
 @pytest.mark.parametrize("word", ["1", "ant"])
 def test_fault_45_names_that_would_move_the_numbers_of_a_dataset_are_refused(word: str) -> None:
-    assert label_ids([("0",), ("1",)], fixed=PETS, continued=[]).number["1"] == 1
+    for unmoved in (PETS, LabelNames(PETS.names, (0, 1, 2))):
+        assert label_ids([("0",), ("1",)], fixed=unmoved, continued=[]).number["1"] == 1
     with pytest.raises(DatasetError, match="the ids would change"):
         label_ids([(word,)], fixed=LabelNames(PETS.names, (1, 2, 3)), continued=[])
+    with pytest.raises(DatasetError, match="the ids would change"):
+        label_ids([("1",)], fixed=LabelNames(PETS.names, base=1), continued=[])
 
 
 def test_fault_45_numbers_are_all_names_or_all_ids() -> None:

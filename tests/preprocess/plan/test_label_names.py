@@ -22,6 +22,8 @@ ABC = ("ant", "bee", "cat")
         ("ant,0\nbee,1\ncat,2\n", (0, 1, 2)),
         ("id,name\n0,ant\n1,bee\n2,cat\n", (0, 1, 2)),
         ("id,key,instances,category\n4,ant,\"['a', 'b']\",x\n7,bee,[],y\n9,cat,[],z\n", (4, 7, 9)),
+        ("id,name,videos\n0,ant,9\n1,bee,7\n2,cat,8\n", (0, 1, 2)),
+        ("name,videos,class_id\nant,9,1\nbee,7,2\ncat,8,3\n", (1, 2, 3)),
         ("name\tlabel\nant\t0\nbee\t1\ncat\t2\n", (0, 1, 2)),
         ('item {\n  name: "ant"\n  id: 1\n}\nitem { name: "bee" id: 2 }\nitem {name: "cat" label_id: 5}', (1, 2, 5)),
         ('[{"id": 1, "name": "ant"}, {"id": 2, "name": "bee"}, {"id": 3, "name": "cat"}]', (1, 2, 3)),
@@ -58,6 +60,10 @@ def test_lines_that_look_like_json_are_names() -> None:
     assert read_label_names(b'"ant"\n"', "labels").names == ('"ant"', '"')
 
 
+def test_lines_of_names_end_as_those_of_lists_do() -> None:
+    assert read_label_names("ant\u2028eater\r\nbee\rcat\n".encode(), "labels").names == ("ant\u2028eater", "bee", "cat")
+
+
 @pytest.mark.parametrize(
     ("names", "numbers", "first"),
     [
@@ -65,6 +71,7 @@ def test_lines_that_look_like_json_are_names() -> None:
         (LabelNames(ABC, (1, 2, 3)), {2}, 1),
         (LabelNames(ABC, (0, 1, 2)), {1, 2}, 0),
         (LabelNames(ABC), {0, 2}, 0),
+        (LabelNames(ABC), {0, 3}, 0),
         (LabelNames(ABC, base=1), {1, 2, 3}, 1),
         (LabelNames(ABC, (0, 1, 2), base=1), {1, 2, 3}, 1),
         (LabelNames(ABC, (1, 2, 3), base=0), {0}, 0),
@@ -78,6 +85,7 @@ def test_fault_45_numbers_mean_the_files_own(names: LabelNames, numbers: set[int
 
 def test_a_gap_between_numbers_shifts_nothing() -> None:
     assert LabelNames(ABC, (3, 10, 20)).ids_of({10}) == {3: 0, 10: 1, 20: 2}
+    assert LabelNames(ABC, (0, 5, 9)).ids_of({1, 2}) == {0: 0, 5: 1, 9: 2}  # unknown, and not counted from 1
 
 
 @pytest.mark.parametrize(

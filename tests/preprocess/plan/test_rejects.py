@@ -1,4 +1,4 @@
-"""Samples that cannot be used are counted, and those that are kept with a remark are logged."""
+"""Rows that cannot be used are counted, and samples that are kept with a remark are logged."""
 
 import pytest
 
@@ -22,10 +22,30 @@ def test_the_first_remarks_of_a_reason_are_told_by_name_and_the_others_counted(
     ]
 
 
-@pytest.mark.parametrize("reason", ["missing_folder", "ambiguous_folder", "ambiguous_file", "unknown_label"])
-def test_rows_that_do_not_fit_the_disk_or_the_names_stop_the_build_and_broken_media_do_not(reason: str) -> None:
-    rejects = Rejects(100, source="l.csv", on_error="skip", max_bad_fraction=0.05)
-    rejects.add([Problem("unreadable", "broken", "v", 1)] * 20)
-    rejects.add([Problem(reason, "so", "v", 1)] * 5)
-    with pytest.raises(TooManyBad, match=r"6 of 100 rows cannot be used, --max-bad-fraction 0\.05 allows 5"):
-        rejects.add([Problem(reason, "so", "v", 1)])
+@pytest.mark.parametrize(
+    ("reason", "is_of_the_list"),
+    [
+        *(
+            (reason, True)
+            for reason in (
+                "bad_row",
+                "missing_frame",
+                "unknown_label",
+                "several_videos",
+                "missing_folder",
+                "ambiguous_folder",
+                "ambiguous_file",
+            )
+        ),
+        *((reason, False) for reason in ("unreadable", "unknown_format", "no_frames")),
+    ],
+)
+def test_faults_of_a_list_count_against_the_limit_and_those_of_media_do_not(reason: str, is_of_the_list: bool) -> None:
+    rejects = Rejects(10, source="list.csv", on_error="skip", max_bad_fraction=0.1)
+    problem = Problem(reason, "why", "v", 1)
+    rejects.add([problem])
+    if is_of_the_list:
+        with pytest.raises(TooManyBad, match="2 of 10 rows cannot be used, --max-bad-fraction"):
+            rejects.add([problem])
+    else:
+        rejects.add([problem])

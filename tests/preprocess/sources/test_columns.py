@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from preprocess.sources.column_names import role_of, seconds_of
+from preprocess.sources.column_names import could_mean, role_of, seconds_of
 from preprocess.sources.columns import MAX_FRAME, read_columns
 from preprocess.sources.list_records import LedgerError
 
@@ -16,6 +16,8 @@ def test_fault_45_a_span_is_known_by_its_common_names(start: str, stop: str) -> 
     assert columns.span_s(["a.mp4", "0:05.5", "cut", "1.5"]) == (1.5, 5.5)
     assert columns.span_s(["a.mp4", "", "cut", ""]) == (0.0, math.inf)
     assert (columns.one("path", ["a.mp4"]), columns.all("label", ["a.mp4", "", "cut"])) == ("a.mp4", ["cut"])
+    either = read_columns(["video", "label", start, "t0"], [f"start={start},t0"], source="x.csv")
+    assert either.one("start_s", ["a.mp4", "cut", "", "2"]) == "2"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,12 @@ def test_fault_45_two_columns_that_could_be_the_same_are_refused(header: list[st
     assert both.all("label", ["a", "b", "c"]) == ["b", "c"]
 
 
+def test_a_column_called_path_and_one_that_columns_names_leave_no_question() -> None:
+    assert read_columns(["video", "path", "label"], [], source="x").at["path"] == [1]
+    named = read_columns(["path", "start_frame", "begin"], ["start_frame=start_frame"], source="x")
+    assert (named.at["first"], named.ignored) == ([1], ("begin",))
+
+
 def test_columns_that_say_nothing_are_ignored_by_name() -> None:
     header = ["", "path", "label", "fps", "width", "num_frames", "caption", "is_cc", "weather"]
     assert read_columns(header, [], source="x").ignored == (
@@ -102,10 +110,16 @@ def test_columns_that_say_nothing_are_ignored_by_name() -> None:
     )
 
 
-@pytest.mark.parametrize("given", ["start", "begins=t0", "start=", "start=absent", "label=9"])
-def test_a_wrong_columns_option_is_told(given: str) -> None:
-    with pytest.raises(ValueError, match=r"--columns"):
-        read_columns(["path", "t0"], [given], source="x")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        *((given, "give ROLE=COLUMN") for given in ("start", "begins=t0", "start=")),
+        *((given, "no such column; there are , path, t0") for given in ("start=absent", "label=9", "label=0")),
+    ],
+)
+def test_a_wrong_columns_option_is_told(given: str, told: str) -> None:
+    with pytest.raises(ValueError, match=rf"--columns.*{told}"):
+        read_columns(["", "path", "t0"], [given], source="x")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +159,36 @@ def test_fault_45_values_show_what_a_column_could_be(header: list[str], rows: li
     assert columns.at.keys() > {"path"} or "path=" in remedy
 
 
-@pytest.mark.parametrize("header", [["path", "width", "height"], ["path", "caption"], ["path", "label", "x1", "x2"]])
+@pytest.mark.parametrize(
+    ("values", "meaning"),
+    [
+        (["sad", "glad"], "a label"),
+        ([f"memo {i}" for i in range(10)], "a label"),
+        ([f"memo {i}" for i in range(11)], None),  # no two are alike: no classes
+        (["sad", "glad"] * 6, "a label"),
+        (["a" * 61], None),
+        (["1.5", "2"], None),
+        (["sad", "0:01"], "a span"),
+        ([], None),
+    ],
+)
+def test_values_of_a_column_without_a_telling_name(values: list[str], meaning: str | None) -> None:
+    assert could_mean("memo", values, {"path"}) == meaning
+    records = [(i, ["a.mp4", value]) for i, value in enumerate(values, start=2)]
+    if meaning:
+        with pytest.raises(LedgerError, match=meaning):
+            read_columns(["path", "memo"], [], source="x", records=records)
+
+
+def test_only_times_whose_columns_leave_it_open_may_be_frames() -> None:
+    units = {"start end": True, "start_sec end_sec": False, "start end_sec": False, "from to": True, "label": False}
+    for names, is_open in units.items():
+        assert read_columns(["path", *names.split()], [], source="x").without_unit == is_open, names
+
+
+@pytest.mark.parametrize(
+    "header", [["path", "width", "height"], ["path", "caption"], ["path", "label", "x1", "x2"], ["", "path"]]
+)
 def test_what_says_nothing_may_have_any_values(header: list[str]) -> None:
     read_columns(header, [], source="x", records=[(2, ["a.mp4", "1", "2", "3"][: len(header)])])
 

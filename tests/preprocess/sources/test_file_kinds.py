@@ -1,5 +1,6 @@
 """Files whose suffix says too little or the wrong thing, metadata of systems, and folders that are links."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.plan.plan import ScanResult, Settings
 from preprocess.sources.file_kinds import HEAD_BYTES, is_system, kind_of, role_of
+from preprocess.sources.folder_walk import FolderLinks, walk
 from preprocess.sources.frame_folders import frame_folders
 from preprocess.sources.images import image_files
 from preprocess.sources.roots import Folder
@@ -78,6 +80,7 @@ def test_fault_46_metadata_of_systems_is_ignored_everywhere(tmp_path: Path) -> N
         *((word, "", "rgb") for word in ("", "img", "RGB", "frames", "image", "jpegs_256")),
         *((word, "", "beside") for word in ("mask", "depth", "segmentation", "Annotations", "thumbnail")),
         *(("x", "", "axis"), ("v1_x", "v1", "axis"), ("v1_flow_x", "v1", "flow"), ("cam 1-mask", "cam 1", "beside")),
+        ("v1 mask", "v1", "beside"),
         *(("v1", "v1", ""), ("overflow", "overflow", ""), ("masked", "masked", ""), ("frame_of_x9", "frame_of_x9", "")),
     ],
 )
@@ -129,6 +132,8 @@ def test_pictures_are_known_by_their_first_bytes(media: Path, suffix: str) -> No
         (b"\x7fELF\x02\x01\x01\0", ""),
         (b"\0\0\0\x18ftypheic\0\0\0\0", ""),
         (b"caf\xe9 au lait", ""),
+        (b"CAF\xc3", ""),  # in Latin-1; only where a file goes on a character may be cut off
+        (b"G" + 999 * b"\xff", ""),  # a packet of MPEG begins so, and others follow
     ],
 )
 def test_what_is_neither_is_not_taken_for_media(head: bytes, kind: str) -> None:
@@ -173,6 +178,13 @@ def test_pictures_of_unknown_suffixes_are_taken(media: Path, tmp_path: Path, suf
     assert "in: 1 other files are not read, 1 .txt: c/notes.txt" in found.notes
 
 
+def test_pictures_behind_a_url_are_known_by_their_suffix_in_any_case(media: Path, tmp_path: Path) -> None:
+    storage = Storage(f"memory://pictures/{tmp_path.name}")
+    for name in ("c/ONE.JPG", "c/._ONE.JPG", "@eaDir/ONE.JPG", ".hidden/ONE.JPG"):
+        storage.put(media / "image.jpeg", name)
+    assert [one.name for one in image_files([storage.url], settings=Settings()).find().requests] == ["c/ONE.JPG"]
+
+
 def test_what_could_be_meant_and_is_not_read_is_rejected_by_name(media: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -198,17 +210,37 @@ def test_what_could_be_meant_and_is_not_read_is_rejected_by_name(media: Path, tm
 def test_sidecars_are_not_opened(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.srt", "a.json", "a.TXT", "a.xml", "a.nfo", "a.wav", "a.zip"):
         (tmp_path / name).touch()
-    shutil.copy(media / "clip.mp4", tmp_path / "clip.video")
+    shutil.copy(media / "clip.y4m", tmp_path / "clip.video")
     opened: list[tuple[str, int]] = []
     head = Folder.head
 
     def noted(self: Folder, path: str, count: int) -> bytes:
-        opened.append((path, count))
-        return head(self, path, count)
+        data = head(self, path, count)
+        opened.append((path, len(data)))
+        return data
 
     monkeypatch.setattr(Folder, "head", noted)
     video_files([tmp_path], settings=Settings()).find()
     assert opened == [("clip.video", HEAD_BYTES)]
+
+
+def test_a_file_that_is_refused_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clip.foo").touch()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "away.foo").symlink_to(tmp_path / "clip.foo")
+    (tmp_path / "in" / "bad.foo").touch()
+
+    def fails(self: Folder, path: str, count: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(Folder, "head", fails)
+    found = video_files([tmp_path / "in"], settings=Settings()).find()
+    assert [(one.name, one.reason) for one in found.problems] == [
+        ("away.foo", "unsafe_name"),
+        ("bad.foo", "unknown_format"),
+    ]
+    assert "its content is not to be read" in found.problems[1].message
+    assert "other files" not in "\n".join(found.notes)
 
 
 def frames_of(folder: Path) -> Path:
@@ -265,4 +297,17 @@ def test_a_link_that_leads_nowhere_does_no_harm(tmp_path: Path, kind: str) -> No
     READERS[kind][0](tmp_path / "root" / "a")
     (tmp_path / "root" / "gone").symlink_to(tmp_path / "nowhere")
     (tmp_path / "root" / "itself").symlink_to("itself")
-    assert len(listed(kind, tmp_path / "root", allow_outside=True).requests) == 1
+    found = listed(kind, tmp_path / "root", allow_outside=True)
+    assert (len(found.requests), found.problems) == (1, [])
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_folder_that_goes_away_during_a_walk_ends_nothing(tmp_path: Path, follow: bool) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    folders = walk(tmp_path, follow=follow, links=FolderLinks())
+    assert next(folders)[0] == ""
+    (tmp_path / "b").rmdir()
+    assert sorted(folder for folder, _ in folders) == ["a", "c"]
+    with pytest.raises(FileNotFoundError):
+        next(walk(tmp_path, "b", follow=follow, links=FolderLinks()))

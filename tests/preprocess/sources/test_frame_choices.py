@@ -41,6 +41,7 @@ def taken(found: ScanResult) -> list[tuple[str, str, int]]:
     ("files", "expected"),
     [
         (["ca/v1_#4.jpg", "ca/v2_#5.jpg"], [("ca/v1", "v1_", 4), ("ca/v2", "v2_", 5)]),
+        (["c/v1 #3.jpg", "c/v2 #3.jpg"], [("c/v1", "v1 ", 3), ("c/v2", "v2 ", 3)]),
         (["v1-#3.png", "v2-#3.png"], [("v1", "v1-", 3), ("v2", "v2-", 3)]),
         (["c/0001_#3.jpg", "c/0002_#3.jpg"], [("c/0001", "0001_", 3), ("c/0002", "0002_", 3)]),
         (["a/v1_#3.jpg", "a/v2_#3.jpg", "b/v3_#3.jpg"], [("a/v1", "v1_", 3), ("a/v2", "v2_", 3), ("b/v3", "v3_", 3)]),
@@ -73,6 +74,7 @@ def test_fault_46_every_prefix_is_a_video(
         (["c/v/#3.jpg", "c/v/u_#3.jpg", "c/v/v_#3.jpg"], "", "optical flow left out by name: 6 files"),
         (["c/v/clip#3.jpg", "c/v/x_#3.jpg", "c/v/y_#3.jpg"], "clip", "optical flow left out by name: 6 files"),
         (["c/v/a_#3.jpg", "c/v/a_x_#3.jpg", "c/v/a_y_#3.jpg"], "a_", "optical flow left out by name: 6 files"),
+        (["c/v/#3.jpg", "c/v/mask/#3.png"], "", "or the like left out by name: 1 folders: c/v/mask"),
         (["c/v/img_#3.jpg", "c/v/img_mask_#4.png"], "img_", "masks, depth, thumbnails or the like left out by name: 4"),
         (
             ["c/v/frame_#3.jpg", "c/v/depth_#4.png"],
@@ -82,6 +84,7 @@ def test_fault_46_every_prefix_is_a_video(
         (["c/v/frame_#3.jpg", "c/v/thumb_#1.jpg"], "frame_", "thumbnails or the like left out by name: 1 files"),
         (["c/v/frame_#3.jpg", "c/v/frame_#3.png"], "frame_", "numbers with other suffixes left out by name: 3 files"),
         (["c/v/frame_#3.jpg", "c/v/frame_4.jpg"], "frame_", "numbers of other widths left out by name: 1 files"),
+        (["c/v/frame_#3.jpg", "c/v/frame_99999999999999999999.jpg"], "frame_", "1 other files of 1 frame folders"),
         (["c/v/frame_#3.jpg", "c/v/photo_7.jpg"], "frame_", "single pictures left out by name: 1 files"),
         (
             ["c/v/frame_#3.jpg", "c/v/frame_#2.heic"],
@@ -132,6 +135,12 @@ def test_fault_46_a_folder_without_a_clear_choice_is_refused(tmp_path: Path, fil
     assert words in found.problems[0].message
 
 
+def test_masks_beside_nothing_but_flow_are_told_too(tmp_path: Path) -> None:
+    found = find(touch(tmp_path, ["c/v/x_#3.jpg", "c/v/y_#3.jpg", "c/v/z_mask_#3.png"]))
+    assert "nothing but optical flow (x_, y_)" in found.problems[0].message
+    assert "or the like left out by name: 3 files" in "\n".join(found.notes)
+
+
 @pytest.mark.parametrize(
     "names",
     [("x", "y"), ("u", "v"), ("mask", "face", "depth"), ("a", "flow"), ("x", "y", "z"), ("img", "dog", "u", "v")],
@@ -139,6 +148,19 @@ def test_fault_46_a_folder_without_a_clear_choice_is_refused(tmp_path: Path, fil
 def test_classes_may_be_called_as_flow_and_masks_are(tmp_path: Path, names: tuple[str, ...]) -> None:
     found = find(touch(tmp_path, [f"{name}/1/img_#3.jpg" for name in names]))
     assert {one.labels for one in found.requests} == {(name,) for name in names}
+
+
+@pytest.mark.parametrize("names", [("cam1_rgb_", "cam2_rgb_"), ("Cam1_rgb_", "Cam2_rgb_"), ("Cam1_", "Cam2_")])
+def test_flow_belongs_to_the_pictures_of_its_name_among_several(tmp_path: Path, names: tuple[str, str]) -> None:
+    first = names[0].partition("_")[0]
+    found = find(touch(tmp_path, [f"c/{prefix}#3.jpg" for prefix in (*names, f"{first}_x_", f"{first}_y_")]))
+    assert [one.prefix for one in found.requests] == list(names)
+    assert "optical flow left out by name: 6 files of 1 folders" in "\n".join(found.notes)
+
+
+def test_what_is_left_out_is_counted_in_the_folders_that_hold_it(tmp_path: Path) -> None:
+    found = find(touch(tmp_path, ["a/v/#3.jpg", "a/v/notes.txt", "b/w/#3.jpg"]))
+    assert "1 other files of 1 frame folders are not read" in "\n".join(found.notes)
 
 
 def test_one_prefix_of_flow_is_taken_with_a_warning(tmp_path: Path) -> None:
@@ -199,8 +221,8 @@ def test_videos_of_one_folder_are_built_and_added(tmp_path: Path) -> None:
 def test_strided_numbers_are_found(tmp_path: Path, numbers: list[int], stride: int, gaps: tuple[int, ...]) -> None:
     touch(tmp_path, [f"c/v/f{number:06d}.jpg" for number in numbers])
     found = find(tmp_path, settings=Settings(source_fps=25.0))
-    if gaps:
-        assert "--fill-gaps takes the frame before" in found.problems[0].message
+    if gaps != ():
+        assert ("--fill-gaps takes the frame before" in found.problems[0].message) == bool(gaps)
         found = find(tmp_path, settings=Settings(source_fps=25.0), fill_gaps=True)
     (request,) = found.requests
     assert (request.first, request.stop, request.stride) == (min(numbers), max(numbers) + 1, stride)

@@ -12,6 +12,8 @@ from preprocess.dataset.index import open_dataset
 from preprocess.plan.plan import Request, ScanResult, Settings
 from preprocess.problems import Problem
 from preprocess.sources.frame_folders import frame_folders
+from preprocess.sources.list_records import LedgerError
+from preprocess.sources.roots import Scratch
 from preprocess.sources.source import Reading
 from tests.support.media import frame_number, make_frame_folder
 
@@ -54,6 +56,8 @@ def test_fault_05_a_ledger_that_goes_beyond_its_folder_is_told_what_there_is(tmp
     ]
     assert "img_00017.jpg is missing; there are 16 frames, img_00001.jpg to img_00016.jpg" in problems[0].message
     assert "img_00004.jpg" in problems[1].message
+    _, problems = find(tmp_path, "absent 1 2 0\nv1 one 2 0\nv1 1 17 0\n")
+    assert [problem.line for problem in problems] == [1, 2, 3]  # of whichever kind they are
 
 
 def test_fault_05_one_shift_for_all_segments_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,6 +126,12 @@ def test_rates_of_frame_folders_must_be_given(tmp_path: Path) -> None:
         find(tmp_path, "v1 1 2 0\n", fps=10.0)
     with pytest.raises(ValueError, match="no such file or folder; --frames"):
         frame_folders([tmp_path / "nowhere"], tmp_path / "ledger.csv", settings=Settings())
+
+
+def test_columns_without_a_ledger_are_told(tmp_path: Path) -> None:
+    make_frame_folder(tmp_path / "v1", 2)
+    with pytest.raises(LedgerError, match=r"--columns.*there is none: give it with --ledger"):
+        frame_folders([tmp_path], settings=Settings(), reading=Reading(columns=("path=1",)))
 
 
 def test_fault_05_gaps_are_filled_if_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +240,7 @@ def test_fault_08_odd_names_are_kept(tmp_path: Path) -> None:
 def test_frame_folders_behind_a_url(tmp_path: Path) -> None:
     for name in ("train/a", "train/b", "extra"):
         make_frame_folder(tmp_path / name, 3)
-    (tmp_path / "ledger.csv").write_text("a 0 2 x\nb 1 3 y\nnone 1 3 y\n")
+    (tmp_path / "ledger.csv").write_text("a 0 2 x\nb 1 3 y\nnone 1 3 y\ntrain 1 3 y\n")
     storage = Storage("memory://frames/in")
     for path in sorted(tmp_path.rglob("*.*")):
         storage.put(path, path.relative_to(tmp_path).as_posix())
@@ -240,10 +250,12 @@ def test_frame_folders_behind_a_url(tmp_path: Path) -> None:
     assert main(["build", "--frames", str(tmp_path), "--ledger", f"{storage.url}/ledger.csv", *tail, str(local)]) == 0
     for name in ("shard-00000.tar", "rejected.parquet"):
         assert (out / name).read_bytes() == (local / name).read_bytes()
-    assert open_dataset(out).meta["totals"]["rejected"] == {"missing_folder": 1}
+    assert open_dataset(out).meta["totals"]["rejected"] == {"missing_folder": 1, "no_frames": 1}
+    notes = frame_folders([storage.url], settings=Settings(), scratch=Scratch(tmp_path, 1 << 20)).find().notes
+    assert "1 frame folders on disk are not in the ledger: extra" in notes
 
 
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("first", [0, 1, 100])
 @pytest.mark.parametrize("labels", [("3", "0", "7"), ("2 5", "1", "0"), ("30", "40", "50"), ("-1", "2", "1")])
 def test_fault_45_raw_frames_of_mmaction2_are_read_by_their_totals(
     tmp_path: Path, first: int, labels: tuple[str, ...]
@@ -257,6 +269,49 @@ def test_fault_45_raw_frames_of_mmaction2_are_read_by_their_totals(
     assert [(one.first, one.stop) for one in found.requests] == [(first, first + total) for total in totals]
     assert [one.labels for one in found.requests] == [tuple(label.split()) for label in labels]
     assert any("name total_frames label" in note for note in found.notes)
+
+
+def test_totals_that_are_not_all_of_a_folder_are_told(tmp_path: Path) -> None:
+    make_frame_folder(tmp_path / "v", 5)
+    found = find_all(tmp_path, "name,total_frames\nv,3\nv,6\nv,5\nv,0\n")
+    assert [(one.first, one.stop) for one in found.requests] == [(1, 4), (1, 6)]
+    assert [(one.line, one.reason) for one in found.problems] == [(3, "missing_frame"), (5, "bad_row")]
+    assert "6 frames asked for, there are 5 frames" in found.problems[0].message
+    assert "1 rows ask for fewer frames than their folders hold: the first ones are taken" in found.notes
+
+
+def test_rows_that_fit_in_no_reading_are_told_of_the_other_one(tmp_path: Path) -> None:
+    for where in ("v", "train/v"):
+        make_frame_folder(tmp_path / where, 5)
+    found = find_all(tmp_path, "v 4 9 1\n")
+    assert [one.reason for one in found.problems] == ["missing_frame"]
+    notes = "\n".join(found.notes)
+    assert "if its rows are `name total_frames label`: --columns path=1 total_frames=2 label=3,4" in notes
+    assert "1 names of the ledger are there more than once" in notes
+
+
+def test_a_name_that_is_a_file_is_no_folder(tmp_path: Path) -> None:
+    make_frame_folder(tmp_path / "v", 3)
+    _, (problem,) = find(tmp_path, "v 1 3 0\nledger.csv 1 3 0\n")
+    assert (problem.name, problem.reason) == ("ledger.csv", "missing_folder")
+
+
+def test_a_link_out_of_the_root_costs_its_own_video_only(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for prefix, count in (("v1", 3), ("v2", 2)):
+        make_frame_folder(root / "c", count, template=f"{prefix}_{{:05d}}.jpg")
+    (root / "c" / "v2_00003.jpg").symlink_to(make_frame_folder(tmp_path / "elsewhere", 1) / "img_00001.jpg")
+    found = frame_folders([root], settings=Settings()).find()
+    assert [one.name for one in found.requests] == ["c/v1"]
+    assert [(one.name, one.reason) for one in found.problems] == [("c/v2", "unsafe_name")]
+
+
+def test_a_folder_with_frames_comes_before_one_without(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    make_frame_folder(tmp_path / "train" / "v", 3)
+    found = find_all(tmp_path, "v 1 3 0\n")
+    assert [(one.path, one.stop) for one in found.requests] == [("train/v", 4)]
+    assert "more than once" not in "\n".join(found.notes)
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,10 @@ def test_the_same_bytes_with_any_number_of_workers_and_after_a_rerun(tmp_path: P
     assert tree(tmp_path / "b") == whole
 
 
-@pytest.mark.parametrize("option", ["--fps", "--source-fps", "--segment-seconds", "--segment-frames"])
-def test_what_needs_a_clock_is_refused(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--fps", "--source-fps", "--segment-seconds", "--segment-frames", "--columns"])
+def test_what_needs_a_clock_or_a_list_is_refused(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(tmp_path / "images" / "1.jpg", numbered_image(1))
     assert build(tmp_path / "out", "--images", tmp_path / "images", option, "2") == 2
     assert option in capsys.readouterr().err

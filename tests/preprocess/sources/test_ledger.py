@@ -71,6 +71,8 @@ def test_fault_02_overrides_win_over_the_guess(ledger: Path) -> None:
         ("v 24 1 0", "bad_row", "reversed"),
         ("v 1 24 -3", "bad_row", "label -3"),
         ("v 1 24 99999999999", "bad_row", "99999999999"),
+        ("v 0 99999999999999999999 0", "bad_row", "99999999999999999999 is too large"),
+        (f"{300 * 'v'} 1 24 0", "unsafe_name", "longer than 255 bytes"),
         ("../v 1 24 0", "unsafe_name", "leaves the root"),
         ("/v 1 24 0", "unsafe_name", "leaves the root"),
         ("v/../../w 1 24 0", "unsafe_name", "leaves the root"),
@@ -148,7 +150,18 @@ def test_fault_45_a_header_that_fits_no_ledger_is_refused(ledger: Path, text: st
         read_ledger(ledger)
 
 
+def test_columns_of_a_ledger_are_told_as_they_are_understood(ledger: Path) -> None:
+    ledger.write_text("name,start,end,label,weather\nv,0,9,7,rain\n")
+    assert (
+        "read as path = name, first = start, last = end, label = label, ignored: weather" in read_ledger(ledger).dialect
+    )
+    read = parse(b"v 0 9 7\n", "ledger.csv", columns=["path=1", "first=2", "last=3", "ignore=4"])
+    assert read.dialect.endswith("read as path = 1, first = 2, last = 3, ignored: 4")
+
+
 def test_columns_of_a_ledger_may_be_named_by_number(ledger: Path) -> None:
     ledger.write_text("7 v 0 9\n")
     read = parse(ledger.read_bytes(), str(ledger), columns=["label=1", "path=2", "first=3", "last=4"])
     assert read.rows == (LedgerRow(1, "v", 0, 10, ("7",)),)
+    unlabelled = parse(ledger.read_bytes(), str(ledger), columns=["path=2", "first=3", "last=4"])
+    assert unlabelled.rows == (LedgerRow(1, "v", 0, 10, ()),)  # what is not named is ignored

@@ -102,7 +102,9 @@ def test_fault_45_a_list_of_the_page_gives_its_spans_and_labels(
     given = next(options for _, one, options, _ in BLOCK.findall(PAGE) if one == name).split()
     options = [str(root / word) if (root / word).is_file() else word for word in given]
     out = tmp_path / "out"
-    built = main(["build", "--videos", str(root / name), *options, "--short-side", "32", "--out", str(out)])
+    built = main(
+        ["build", "--videos", str(root / name), *options, "--short-side", "32", "--workers", "1", "--out", str(out)]
+    )
     assert built == 0, capsys.readouterr().err
     dataset = open_dataset(out)
     splits = pq.read_table(out / dataset.meta["files"]["index"]["name"])["split"].to_pylist()

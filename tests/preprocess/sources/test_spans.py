@@ -1,12 +1,18 @@
 """The spans of lists are compared with their videos."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from preprocess.plan.plan import ScanResult, Settings
+from mae3d.video.errors import MediaError
+from mae3d.video.reader import VideoFacts
+from preprocess.plan.plan import Request, ScanResult, Settings
+from preprocess.sources.columns import MAX_FRAME
 from preprocess.sources.list_records import LedgerError
 from preprocess.sources.source import Reading
+from preprocess.sources.spans import settled, span_notes
+from preprocess.sources.video_listing import VideoCandidate
 from preprocess.sources.videos import video_files
 from tests.support.media import make_video
 
@@ -37,7 +43,10 @@ def test_fault_45_frames_in_columns_without_a_unit_are_refused_with_both_reading
     assert any("end more than a second after their video" in note for note in seconds.notes)
 
 
-@pytest.mark.parametrize("spans", [((0, 2), (2, 5)), ((0, 2.5), (2.5, 60)), ((0, 5), (0, 6))])
+@pytest.mark.parametrize(
+    "spans",
+    [((0, 2), (2, 5)), ((0, 2.5), (2.5, 60)), ((0, 5), (0, 6)), ((0, 60.5), (1, 70.5)), ((0, 2), (2, 5), (3, 60))],
+)
 def test_seconds_are_read_as_such(root: Path, spans: tuple[tuple[float, float], ...]) -> None:
     rows = "".join(f"a.mp4,{start},{end},{i}\n" for i, (start, end) in enumerate(spans))
     found = find(root, f"video,start,end,label\n{rows}")
@@ -57,10 +66,57 @@ def test_fault_45_frames_that_disagree_with_seconds_are_told(
     assert sum("frames disagree with the seconds" in note for note in found.notes) == told
 
 
+def facts(duration_s: float, *, fps: float = 25.0) -> VideoFacts:
+    return VideoFacts(fps=fps, duration_s=duration_s, width=64, height=48)
+
+
+def spanning(start_s: float, stop_s: float) -> Request:
+    return Request("video", 0, "a.mp4", "a.mp4", (), "list.csv", 1, start_s=start_s, stop_s=stop_s)
+
+
+@pytest.mark.parametrize(
+    ("span", "duration_s", "is_cut"),
+    [
+        ((84.0, 94.0), 10.0, True),
+        ((84.0, 94.0), 20.0, True),  # too short to hold it
+        ((0.0, 10.0), 10.4, True),  # no longer than it
+        ((84.0, 94.0), 300.0, False),
+        ((84.0, 94.0), 93.5, False),  # it is rounded
+        ((84.0, 94.0), math.nan, True),
+    ],
+)
+def test_a_file_that_is_the_span_already_is_taken_whole(
+    span: tuple[float, float], duration_s: float, is_cut: bool
+) -> None:
+    settled_one = settled(VideoCandidate(spanning(*span), loose=True), facts(duration_s))
+    assert (settled_one.start_s, settled_one.stop_s) == ((0.0, math.inf) if is_cut else span)
+
+
+def test_frames_without_a_rate_are_told() -> None:
+    with pytest.raises(MediaError, match="announces no frame rate"):
+        settled(VideoCandidate(spanning(0.0, math.inf), frames=(1, 3)), facts(5.0, fps=math.nan))
+
+
+@pytest.mark.parametrize(
+    ("one", "told"),
+    [
+        (VideoCandidate(spanning(84.0, 94.0)), "end more than a second after their video"),
+        (VideoCandidate(spanning(84.0, math.inf)), "end more than a second after their video"),
+        (VideoCandidate(spanning(84.0, 94.0), loose=True), None),  # the file may be the span
+        (VideoCandidate(spanning(1.0, math.inf), frames_too=(25, MAX_FRAME)), None),
+        (VideoCandidate(spanning(1.0, math.inf), frames_too=(75, MAX_FRAME)), "frames disagree"),
+    ],
+)
+def test_spans_that_videos_do_not_have_are_told(one: VideoCandidate, told: str | None) -> None:
+    notes = span_notes([one], {(0, "a.mp4"): facts(10.0)})
+    assert len(notes) == bool(told)
+    assert (told or "") in "".join(notes)
+
+
 def test_absolute_paths_of_another_machine_are_found_by_their_ends_and_told(root: Path) -> None:
-    found = find(root, "/data/other/a.mp4 0\nC:\\videos\\a.mp4 1\n/data/another/a.mp4 2\n")
+    found = find(root, "sub/a.mp4 3\n/data/other/a.mp4 0\nC:\\videos\\a.mp4 1\n/data/another/a.mp4 2\n")
     assert [(one.path, one.labels) for one in found.requests] == [("a.mp4", ("0",))]
-    assert [one.reason for one in found.problems] == ["missing_file", "missing_file"]
+    assert [one.reason for one in found.problems] == ["missing_file"] * 3  # a relative path has one beginning
     assert any(f"begin with /data/other/ were found below {root}" in note for note in found.notes)
 
 

@@ -183,5 +183,6 @@ def test_tars_below_a_folder_become_requests(tmp_path: Path, video: bytes) -> No
 
 def test_paths_that_lead_into_a_tar() -> None:
     assert split_archive("x/00.tar/a/b.mp4") == ("x/00.tar", "a/b.mp4")
+    assert split_archive("x/00.TAR/b.mp4") == ("x/00.TAR", "b.mp4")
     assert split_archive("x/00.tar") is None
     assert split_archive("x/a.mp4") is None

@@ -6,6 +6,8 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mae3d.io.storage import Storage
@@ -13,7 +15,17 @@ from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import ScanResult, Settings
-from preprocess.sources.source import Reading, Source, long_samples, short_samples
+from preprocess.sources.list_records import LedgerError
+from preprocess.sources.source import (
+    PLAIN,
+    SCRATCH,
+    Reading,
+    Source,
+    given_label_names,
+    long_samples,
+    reading_identity,
+    short_samples,
+)
 from preprocess.sources.videos import video_files
 from preprocess.workers.decoder import decoder
 from tests.preprocess.sources.test_tar_files import make_tar
@@ -205,6 +217,18 @@ def test_something_something_with_its_labels(tmp_path: Path) -> None:
     assert found.label_names == LabelNames(("Holding something", "Dropping something"), numbers=(0, 1))
 
 
+def test_the_names_of_labels_are_part_of_the_identity_with_their_numbers_and_codes(tmp_path: Path) -> None:
+    """Numbers that are positions are not, so that a dataset of before they were read has the same."""
+    given = (), ((0, 1),), ((1, 2),), ((0, 1), ("c0", "c1"))
+    plain, positions, *others = (reading_identity(PLAIN, LabelNames(("a", "b"), *more)) for more in given)
+    assert plain == positions
+    assert len({str(one) for one in (plain, *others)}) == 3
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    reading = Reading(label_names=str(tmp_path / "names.txt"), label_base="1")
+    names = given_label_names(reading, scratch=SCRATCH)
+    assert names == LabelNames(("a", "b"), base=1)
+
+
 def test_names_that_two_sources_have_are_told(tmp_path: Path) -> None:
     for place in ("one", "two"):
         make_video(tmp_path / place / "a.mp4", 3)
@@ -340,15 +364,78 @@ def test_fault_45_a_file_is_found_under_another_spelling_if_it_is_the_only_one(
     tmp_path: Path, row: str, there: str
 ) -> None:
     found = listed(tmp_path, row + "\n", there, "other/v2.mp4")
-    assert [(tmp_path / "in" / one.path).samefile(tmp_path / "in" / there) for one in found.requests] == [True]
-    assert [one.labels for one in found.requests] == [("0",)]
+    assert [(one.path, one.labels) for one in found.requests] == [(there, ("0",))]
+
+
+def test_a_file_of_the_very_name_comes_before_one_with_a_suffix(tmp_path: Path) -> None:
+    assert [one.path for one in listed(tmp_path, "v1,0\n", "v1", "v1.mp4").requests] == ["v1"]
+
+
+def test_a_video_of_the_very_folder_comes_before_one_below(tmp_path: Path) -> None:
+    assert [one.path for one in listed(tmp_path, "v1,0\n", "v1.mp4", "deep/v1.mp4").requests] == ["v1.mp4"]
+
+
+def test_files_under_another_spelling_are_counted(tmp_path: Path) -> None:
+    found = listed(tmp_path, "V1.MP4,0\nv2.mp4,0\n", "v1.mp4", "v2.mp4")
+    assert "list.csv: 1 files were found under another spelling of their path" in found.notes
+
+
+def test_a_list_behind_a_url_names_no_file_of_this_machine(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "v.mp4", 3)
+    (tmp_path / "list.csv").write_text(f"{video},0\n")
+    storage = Storage(f"memory://absolute/{tmp_path.name}")
+    storage.put(tmp_path / "list.csv", "list.csv")
+    (problem,) = video_files([f"{storage.url}/list.csv"], settings=Settings()).find().problems
+    assert (problem.reason, problem.message) == ("unsafe_name", "an absolute path in a list that is behind a URL")
+
+
+def test_lists_and_archives_are_known_by_their_first_bytes_too(tmp_path: Path) -> None:
+    make_video(tmp_path / "v.mp4", 3)
+    pq.write_table(pa.table({"path": ["v.mp4"]}), tmp_path / "list.table")
+    assert len(video_files([tmp_path / "list.table"], settings=Settings()).find().requests) == 1
+    (tmp_path / "videos.blob").write_bytes(b"PK\x03\x04" + bytes(99))
+    with pytest.raises(LedgerError, match=r"videos\.blob: zip data; unpack it"):
+        video_files([tmp_path / "videos.blob"], settings=Settings())
+
+
+def test_a_video_that_cannot_be_opened_is_told_with_its_list_and_a_link_to_nothing_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"broken")
+    found = listed(tmp_path, "v1.mp4,0\nbroken.mp4,1\n", "v1.mp4")
+    assert [(one.reason, one.line, one.file) for one in found.problems] == [("missing_file", 2, "list.csv")]
+    (tmp_path / "in" / "broken.mp4").write_bytes(b"broken")
+    (problem,) = video_files([tmp_path / "in" / "list.csv"], settings=Settings()).find().problems
+    assert (problem.reason != "missing_file", problem.line, problem.file) == (True, 2, "list.csv")
+    (tmp_path / "in" / "broken.mp4").unlink()
+    (tmp_path / "in" / "gone.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "in" / "list.csv").write_text("gone,0\n")
+    (problem,) = video_files([tmp_path / "in" / "list.csv"], settings=Settings(whole=True)).find().problems
+    assert (problem.reason, problem.line) == ("missing_file", 1)
+
+
+def test_labels_beside_videos_in_tars_are_read_or_told(tmp_path: Path) -> None:
+    data = make_video(tmp_path / "v.mp4", 3).read_bytes()
+    tar = make_tar(tmp_path / "a.tar", {"v.mp4": data, "v.cls": b"3", "v.json": b"{}"})
+    for labels, expected in (("auto", ("3",)), ("none", ())):
+        found = video_files([tar], settings=Settings(), reading=Reading(labels=labels)).find()  # type: ignore[arg-type]
+        assert [one.labels for one in found.requests] == [expected]
+        assert "a.tar: 1 other files are not read, 1 .json: a.tar/v.json" in found.notes
 
 
 @pytest.mark.parametrize(("row", "names"), [("v1,0", ["v1.mp4", "v1.avi"]), ("V1.mp4,0", ["v1.mp4", "v1.MP4"])])
 def test_fault_45_a_file_that_could_be_two_is_refused_with_both(tmp_path: Path, row: str, names: list[str]) -> None:
-    (problem,) = listed(tmp_path, row + "\n", *names).problems
+    found = listed(tmp_path, row + "\n", *names)
+    (problem,) = found.problems
     assert problem.reason == "ambiguous_file"
+    assert "have no file" not in "\n".join(found.notes)
     assert all(name in problem.message for name in names)
+
+
+def test_folders_are_labels_of_a_list_only_if_that_is_said(tmp_path: Path) -> None:
+    (one,) = listed(tmp_path, "a/v1.mp4\n", "a/v1.mp4").requests
+    assert one.labels == ()
+    reading = Reading(labels="folder")
+    (one,) = video_files([tmp_path / "in" / "list.csv"], settings=Settings(), reading=reading).find().requests
+    assert one.labels == ("a",)
 
 
 @pytest.mark.parametrize("path", ["..\\\\secret.avi", "..\\\\..\\\\secret", "../secret"])
@@ -365,9 +452,17 @@ def test_fault_07_another_spelling_does_not_leave_the_root(tmp_path: Path, path:
 def test_a_file_that_is_missing_is_told_with_where_it_was_looked_for(tmp_path: Path, row: str) -> None:
     (problem,) = listed(tmp_path, row + "\n", "v1.mp4").problems
     assert problem.reason == "missing_file"
-    assert str(tmp_path / "in") in problem.message
-    assert "gone" in problem.message
+    root, path = tmp_path / "in", row.partition(",")[0]
+    looked_for = {"gone.mp4": f"no file {root}/gone.mp4;", "gone": f"no gone with a video's suffix below {root};"}
+    assert problem.message.startswith(looked_for.get(path, f"no file {path}; paths begin at {root};"))
     assert "--root" in problem.message
+
+
+@pytest.mark.parametrize("name", [300 * "x", f"{300 * 'x'}.mp4", f"sub/{128 * 'é'}.mp4"])
+def test_fault_03_a_name_that_no_file_can_have_costs_its_row_only(tmp_path: Path, name: str) -> None:
+    found = listed(tmp_path, f"v1.mp4,0\n{name},1\n", "v1.mp4")
+    assert [one.path for one in found.requests] == ["v1.mp4"]
+    assert [(one.reason, one.line) for one in found.problems] == [("unsafe_name", 2)]
 
 
 def test_frames_become_seconds_by_the_rate_of_the_video(tmp_path: Path) -> None:

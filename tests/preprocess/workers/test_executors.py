@@ -126,6 +126,7 @@ def test_an_interrupted_build_ends_at_once_and_leaves_neither_lock_nor_process(
     below: list[psutil.Process] = []
     while not (below and list(out.glob(".tmp-*-shard-*.tar"))) and run.poll() is None:
         below = psutil.Process(run.pid).children(recursive=True)
+        time.sleep(0.02)  # or the looking takes the time that the build needs
     os.kill(run.pid, signal.SIGINT)
     output, _ = run.communicate(timeout=60)
     assert run.returncode == 130, output
