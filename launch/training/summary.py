@@ -66,12 +66,12 @@ def start_summary(
         "length": f"{schedule.total_steps:,} steps = {epochs:.1f} epochs of {loader.steps_per_epoch}",
         "memory": f"about {(states + activations) / 2**30:.1f} GiB per rank ({states / 2**30:.1f} for weights and "
         f"optimizer, about {activations / 2**30:.1f} for activations)",
-        "device": f"{world.device.type}, {train.precision}, ZeRO {train.zero_stage}; decoding: {_decoding(data, corpus)}",
+        "device": f"{world.device.type}, {train.precision}, ZeRO {train.zero_stage}; {_decoding(data, corpus)}",
     }
 
 
 def _decoding(data: "DataConfig", corpus: "Corpus") -> str:
-    return f"JPEG by DALI ({data.decode})" if corpus.layouts == {"jpeg"} else "H.264 by PyAV (cpu)"
+    return f"JPEG decoding: {data.decode}" if corpus.layouts == {"jpeg"} else "decoding: cpu, by PyAV"
 
 
 def report_finished(run: "Run", world: "World") -> None:

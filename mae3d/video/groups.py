@@ -37,12 +37,12 @@ class GroupDecoder:
         self._context.options = _STRICT
         self._reformatter = VideoReformatter()
 
-    def decode(self, group: bytes, wanted: Sequence[int]) -> list[av.VideoFrame]:
+    def decode(self, group: bytes, numbers: Sequence[int]) -> list[av.VideoFrame]:
         """Return the wanted frames of a group; what comes after the last of them is not decoded.
 
         Args:
             group: its bytes.
-            wanted: numbers of frames within the group, rising.
+            numbers: of frames within the group, rising.
 
         Raises:
             GroupError: the bytes do not decode, or hold fewer frames.
@@ -50,15 +50,15 @@ class GroupDecoder:
         self._context.flush_buffers()
         frames: list[av.VideoFrame] = []
         try:
-            for packet in access_units(group, wanted[-1] + 1):
+            for packet in access_units(group, numbers[-1] + 1):
                 frames += self._context.decode(av.Packet(packet))
-            if len(frames) <= wanted[-1]:
+            if len(frames) <= numbers[-1]:
                 frames += self._context.decode(None)
         except av.error.FFmpegError as error:
             raise GroupError(f"it does not decode ({error.strerror})") from error
-        if len(frames) <= wanted[-1]:
-            raise GroupError(f"it holds {len(frames)} frames, not {wanted[-1] + 1}")
-        return [frames[number] for number in wanted]
+        if len(frames) <= numbers[-1]:
+            raise GroupError(f"it holds {len(frames)} frames, not {numbers[-1] + 1}")
+        return [frames[number] for number in numbers]
 
     def rgb(self, frame: av.VideoFrame, out: np.ndarray) -> None:
         """Write a frame's upper left part as RGB into `out`, (height, width, 3) uint8, no larger than the frame.

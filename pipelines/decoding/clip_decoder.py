@@ -52,34 +52,34 @@ class ClipDecoder:
         layout, size = self._corpus.layout(row), (int(self._corpus.height[row]), int(self._corpus.width[row]))
         if layout.name == "jpeg":
             return [torch.from_numpy(np.stack(jpeg_frames(one, size))) for one in fetched]
-        wanted = np.unique(np.concatenate([one.clip.frames for one in fetched]))
+        numbers = np.unique(np.concatenate([one.clip.frames for one in fetched]))
         groups = {int(part): data for one in fetched for part, data in zip(_parts(layout, one), one.parts, strict=True)}
-        pixels = np.empty((len(wanted), *size, 3), np.uint8)
-        self._decode_groups(groups, wanted, layout, pixels)
-        clips = [np.searchsorted(wanted, one.clip.frames) for one in fetched]
+        pixels = np.empty((len(numbers), *size, 3), np.uint8)
+        self._decode_groups(groups, numbers, layout, pixels)
+        clips = [np.searchsorted(numbers, one.clip.frames) for one in fetched]
         # A clip alone is what was decoded, as a rule: no copy.
-        return [torch.from_numpy(pixels if np.array_equal(at, np.arange(len(wanted))) else pixels[at]) for at in clips]
+        return [torch.from_numpy(pixels if np.array_equal(at, np.arange(len(numbers))) else pixels[at]) for at in clips]
 
     def _decode_groups(
-        self, groups: dict[int, np.ndarray], wanted: np.ndarray, layout: Layout, out: np.ndarray
+        self, groups: dict[int, np.ndarray], numbers: np.ndarray, layout: Layout, out: np.ndarray
     ) -> None:
         if not hasattr(self._of_thread, "decoder"):
             self._of_thread.decoder = GroupDecoder()
         decoder: GroupDecoder = self._of_thread.decoder
-        part_of = layout.parts_of(wanted)
+        part_of = layout.parts_of(numbers)
         for part, data in groups.items():
-            places = np.flatnonzero(part_of == part)
+            at = np.flatnonzero(part_of == part)
             first = part * layout.group
             try:
-                frames = decoder.decode(data.tobytes(), (wanted[places] - first).tolist())
+                frames = decoder.decode(data.tobytes(), (numbers[at] - first).tolist())
             except GroupError as error:
                 raise BadFrameError(first, str(error)) from error
-            for place, frame in zip(places.tolist(), frames, strict=True):
+            for row, frame in zip(at.tolist(), frames, strict=True):
                 if frame.height < out.shape[1] or frame.width < out.shape[2]:
                     raise BadFrameError(
                         first, f"it is {frame.height} x {frame.width} pixels, smaller than in the index"
                     )
-                decoder.rgb(frame, out[place])
+                decoder.rgb(frame, out[row])
 
 
 def _parts(layout: Layout, fetched: FetchedClip) -> list[int]:

@@ -23,10 +23,10 @@ MAX_HELD = 2  # batches whose copies the GPU may be behind with: DALI's outputs 
 
 
 class Decoding(Protocol):
-    """What a stream asks of a way to decode."""
+    """The methods that a stream calls."""
 
     def run(self) -> tuple[EncodedBatch, Any]:
-        """Return the next batch and what `clips` makes its views of."""
+        """Return the next batch and the input of `clips`."""
 
     def clips(self, encoded: EncodedBatch, outputs: Any) -> torch.Tensor:
         """Return the views, (B, R, T, size, size, C) uint8 on the device."""
@@ -104,7 +104,7 @@ class GpuDecoding:
 
 
 class ThreadDecoding:
-    """Threads that decode clips on the CPU, whatever their layout; a GPU resizes them.
+    """Threads that decode clips of any layout on the CPU; a GPU resizes them.
 
     Clips of one row, such as the windows of a sample in evaluation, are decoded together.
     """
@@ -160,7 +160,7 @@ class ThreadDecoding:
         except BadFrameError:
             encoded, again, _ = decode_again(self._decoder, self._source, encoded)
             return encoded, again
-        return encoded, [clips[place] for place in range(len(encoded.clips))]
+        return encoded, [clips[number] for number in range(len(encoded.clips))]
 
     def clips(self, encoded: EncodedBatch, decoded: list[torch.Tensor]) -> torch.Tensor:
         """Cut the views out of the decoded clips, (B, R, T, size, size, C) on the device."""
@@ -180,11 +180,11 @@ class ThreadDecoding:
     def _begin(self, batch: EncodedBatch) -> list[tuple[list[int], Future[list[torch.Tensor]]]]:
         """Begin to decode a batch, the clips of one row together, and return their places in it with the results."""
         places: dict[int, list[int]] = {}
-        for place, clip in enumerate(batch.clips):
-            places.setdefault(clip.row, []).append(place)
+        for number, clip in enumerate(batch.clips):
+            places.setdefault(clip.row, []).append(number)
         fetched = [FetchedClip(clip, parts) for clip, parts in zip(batch.clips, batch.parts, strict=True)]
         return [
-            (of_row, self._pool.submit(self._decoder.decode_all, [fetched[place] for place in of_row]))
+            (of_row, self._pool.submit(self._decoder.decode_all, [fetched[number] for number in of_row]))
             for of_row in places.values()
         ]
 

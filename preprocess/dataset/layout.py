@@ -18,7 +18,10 @@ BLOCK = 512  # tar block: a member is one header block and its data, padded to w
 
 @dataclass(frozen=True)
 class Layout:
-    """What a part is. `parts` names the file of their sizes and checksums, and `at` its column in the index."""
+    """The kind of a part: a frame or a group.
+
+    `parts` names the file of their sizes and checksums, and `at` its column in the index.
+    """
 
     name: str
     parts: str

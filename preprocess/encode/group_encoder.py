@@ -5,9 +5,9 @@
     encoder.finish()
 
 The bytes depend on the frames, the settings and the encoder's version (`codec_version`) only: x264 writes the same on
-every processor with `cpu-independent`, and with one thread. Its clock is 1/30 s a frame, whatever the rate that is
-stored: x264 weighs `crf` by how long a frame is shown. Frames are padded to multiples of 16 by repeating their edge, so
-that no decoder has to crop; colours are BT.601 in limited range, and the stream says so.
+every processor with `cpu-independent`, and with one thread. Its clock is 1/30 s a frame, at any stored rate: x264
+weighs `crf` by how long a frame is shown. Frames are padded to multiples of 16 by repeating their edge, so that no
+decoder has to crop; colours are BT.601 in limited range, and the stream says so.
 """
 
 from collections import deque
@@ -109,7 +109,7 @@ class GroupEncoder:
 
 @cache
 def codec_version() -> str:
-    """Return the encoder's name and version as its streams tell it; two versions write different bytes.
+    """Return the encoder's name and version as its streams state it; two versions write different bytes.
 
     Raises:
         ValueError: this FFmpeg has no encoder of H.264.

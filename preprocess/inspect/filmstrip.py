@@ -48,8 +48,8 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
             tar.seek(offset)
             data = tar.read(num_bytes)
             if dataset.layout.is_one_member:
-                wanted = (chosen[part_of == part] - part * dataset.layout.group).tolist()
-                pictures += _frames_of_group(decoder, data, wanted, stored, size)
+                numbers = (chosen[part_of == part] - part * dataset.layout.group).tolist()
+                pictures += _frames_of_group(decoder, data, numbers, stored, size)
             else:
                 pictures.append(_frame(data, size))
     return side_by_side(pictures, _BACKGROUND)
@@ -74,12 +74,12 @@ def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
 
 
 def _frames_of_group(
-    decoder: GroupDecoder, data: bytes, wanted: list[int], stored: tuple[int, int], size: tuple[int, int]
+    decoder: GroupDecoder, data: bytes, numbers: list[int], stored: tuple[int, int], size: tuple[int, int]
 ) -> list[Image.Image]:
     try:
-        frames = decoder.decode(data, wanted)
+        frames = decoder.decode(data, numbers)
     except GroupError:
-        return [Image.new("RGB", size, _DAMAGED) for _ in wanted]
+        return [Image.new("RGB", size, _DAMAGED) for _ in numbers]
     pictures = []
     for frame in frames:
         pixels = np.empty((stored[1], stored[0], 3), np.uint8)
