@@ -83,7 +83,7 @@ def test_what_all_threads_of_a_process_share_is_not_set() -> None:
     names = {"chdir", "umask", "catch_warnings", "putenv", "setlocale"}
     assert functions_with(lambda call: name_of(call) in names) == {
         "mae3d.analysis.probes.linear_scores",  # its threads start and end within the block
-        "mae3d.tracking.plots._save",  # for a moment, in which another thread's warning may be shown once more
+        "mae3d.tracking.plots.save_figure",  # for a moment, in which another thread's warning may be shown once more
         "preprocess.encode.images.announced_size",  # in the decoder's child, which has one thread
         "preprocess.encode.images.decode_image",
     }
