@@ -12,7 +12,7 @@ import torch
 
 from pipelines import stream as stream_module
 from pipelines.config import DataConfig, SelectConfig
-from pipelines.decoding import fallback
+from pipelines.decoding.clip_decoder import BadFrameError, jpeg_frames
 from pipelines.decoding.dali import DaliDecoder, decode_self_test
 from pipelines.loader import Loader
 from pipelines.reading.shard_reader import DataError
@@ -368,5 +368,7 @@ def test_messages_of_dali_and_pil_keep_the_part_that_says_why(
         raise SyntaxError("broken picture\nno marker at byte 7")
 
     monkeypatch.setattr("PIL.Image.open", damaged)
-    fetched: Any = SimpleNamespace(clip=SimpleNamespace(frames=np.array([3])), frames=[np.zeros(4, np.uint8)])
-    assert fallback._decode(fetched) == (3, "it does not decode (broken picture no marker at byte 7)")
+    fetched: Any = SimpleNamespace(clip=SimpleNamespace(frames=np.array([3])), parts=[np.zeros(4, np.uint8)])
+    with pytest.raises(BadFrameError, match=r"it does not decode \(broken picture no marker at byte 7\)") as bad:
+        jpeg_frames(fetched, (1, 1))
+    assert bad.value.frame == 3

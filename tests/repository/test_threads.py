@@ -21,6 +21,8 @@ SAFE = {
     "needs and plan, behind a condition; the uses ahead, behind a lock; the cache, whose sums have a lock and "
     "whose files have locks of the system, for other processes too; fsspec's filesystem runs its own loop for "
     "calls of any thread": ("pipelines.reading.prefetch.Prefetcher.__init__",),
+    "the bytes of the clips of one row, which nobody changes; a PyAV context of its own for each thread "
+    "(threading.local); pixels come back by futures": ("pipelines.decoding.clips.ThreadDecoding.__init__",),
     "each call has a clip to read and a part of the output of its own; the caller waits for all": (
         "pipelines.decoding.crops.Cropper.__init__",
     ),
