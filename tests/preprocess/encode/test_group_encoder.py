@@ -9,6 +9,7 @@ from mae3d.video.groups import GroupDecoder, access_units
 from preprocess.encode import group_encoder
 from preprocess.encode.frame_store import frame_store
 from preprocess.encode.group_encoder import GroupEncoder, codec_version
+from preprocess.encode.video_frames import plane_rows
 from preprocess.plan.settings import Settings
 from tests.support.media import numbered_image
 
@@ -40,6 +41,11 @@ def test_groups_are_whole_closed_and_begin_with_their_parameters() -> None:
         assert [kind for kind in kinds if kind != 6] == [7, 8, 5] + [1] * (len(kinds) - kinds.count(6) - 3)
 
 
+def test_no_frame_waits_for_a_later_one() -> None:
+    kinds = [int(frame.pict_type) for group in encoded(16) for frame in GroupDecoder().decode(group, range(8))]
+    assert kinds == [1, *[2] * 7] * 2  # AV_PICTURE_TYPE_I, _P
+
+
 def test_every_instruction_set_writes_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = encoded(10)
     for extra in (":asm=0", ":asm=SSE4.2"):
@@ -59,6 +65,9 @@ def test_any_size_is_padded_by_its_edge_and_comes_back(size: tuple[int, int]) ->
     (group,) = encoded(2, size)
     frame = GroupDecoder().decode(group, [1])[0]
     assert (frame.width % 16, frame.height % 16) == (0, 0)
+    luma = plane_rows(frame.planes[0]).astype(int)
+    assert np.abs(luma[size[1] :] - luma[size[1] - 1]).max(initial=0) < 24
+    assert np.abs(luma[:, size[0] :] - luma[:, size[0] - 1 : size[0]]).max(initial=0) < 24
     assert frame.width - size[0] < 16
     assert frame.height - size[1] < 16
     for number, picture in enumerate(shown(group, 2, size)):

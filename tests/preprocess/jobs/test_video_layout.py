@@ -16,10 +16,12 @@ from mae3d.video.groups import GroupDecoder
 from preprocess.__main__ import main
 from preprocess.dataset.index import Dataset, DatasetError, open_dataset, parse_meta
 from preprocess.encode import group_encoder
+from preprocess.inspect.filmstrip import write_filmstrip
+from preprocess.inspect.sample import describe
 from preprocess.inspect.verify import verify
 from tests.support.builds import SMALL, command, make_archive, tree
 from tests.support.kills import kill_at_every
-from tests.support.media import frame_number, make_video, numbered_image
+from tests.support.media import frame_number, make_frame_folder, make_video, numbered_image
 
 VIDEO = ("--layout", "video", "--fps", "10")
 CLOCK = ("--source-fps", "10")  # of frame folders
@@ -108,6 +110,8 @@ def test_slices_and_appended_parts_make_the_same_dataset(frames: Path, built: Pa
     dataset = open_dataset(tmp_path / "sliced")
     assert len(dataset) == 26
     assert numbers(dataset, 25) == [100, 101, 102, 103]
+    assert len(list((tmp_path / "sliced").glob("groups-*"))) == 2
+    assert verify(tmp_path / "sliced") == []  # the index of before may be in use
 
 
 def test_other_settings_are_another_dataset(frames: Path, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +157,55 @@ def test_a_layout_that_is_not_known_is_refused_by_name(built: Path) -> None:
     text = (built / "dataset.json").read_bytes().replace(b'"layout": "video"', b'"layout": "points"')
     with pytest.raises(DatasetError, match=r"layout 'points'; this program reads .*layouts jpeg and video"):
         parse_meta(text, where="x")
+
+
+@pytest.mark.parametrize("key", ["codec", "group"])
+def test_a_dataset_that_does_not_say_how_it_is_coded_is_refused(built: Path, key: str) -> None:
+    meta = json.loads((built / "dataset.json").read_text())
+    del meta[key]
+    with pytest.raises(DatasetError, match=f"has no {key}"):
+        parse_meta(json.dumps(meta).encode(), where="x")
+
+
+def test_a_sample_lies_where_inspect_says(built: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(built)
+    with tarfile.open(built / "shard-00000.tar") as tar:
+        members = tar.getmembers()
+    said = "\n".join(describe(dataset, [1]))
+    end = members[4].offset if len(members) > 4 else 0
+    assert f"bytes {members[2].offset:,} to {end:,}" in said
+    assert "a group " in said
+    write_filmstrip(dataset, 6, tmp_path / "strip.png")
+    strip = Image.open(tmp_path / "strip.png")
+    width, height = int(dataset.width[6]), int(dataset.height[6])
+    step = (strip.width - width) // 3
+    shown = [frame_number(strip.crop((step * i, 0, step * i + width, height))) for i in range(4)]
+    assert shown == [24, 25, 26, 27]
+
+
+def test_a_dataset_is_replaced_whole(frames: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(command(frames, out, *FOLDERS)) == 0
+    assert main([*command(frames, out, *CLOCK), "--overwrite"]) == 0
+    assert not list(out.glob("groups-*"))
+    assert verify(out) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_picture_is_not_coded(tmp_path: Path, damage: str) -> None:
+    make_frame_folder(tmp_path / "in" / "c" / "good", 3, size=SMALL)
+    make_frame_folder(tmp_path / "in" / "c" / "bad", 3, size=SMALL)
+    picture = tmp_path / "in" / "c" / "bad" / "img_00002.jpg"
+    data = bytearray(picture.read_bytes())
+    if damage == "cut":
+        del data[-2:]
+    else:
+        scan = data.index(b"\xff\xda") + 40
+        data[scan : scan + 200] = b"\xff\xd9" + bytes(198)
+    picture.write_bytes(data)
+    assert main(["build", "--frames", str(tmp_path / "in"), *VIDEO, *CLOCK, "--out", str(tmp_path / "out")]) == 0
+    (row,) = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert (row["name"], row["reason"], row["frame"]) == ("c/bad", "bad_frame", 2)
 
 
 def test_verify_names_the_damaged_group(built: Path, tmp_path: Path) -> None:
