@@ -18,13 +18,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from mae3d.io.files import TEMPORARY_PREFIX
+from preprocess.dataset.layout import INDEX_FILE
 
 MARKER, LOCK = "CACHEDIR.TAG", "lock"
 MARKER_TEXT = """Signature: 8a477f597d28d172789f06886806bc55
 # This is a cache of shards that mae3d fetched (layout 2). It may be deleted when no program uses it.
 """  # the first line is that of https://bford.info/cachedir/
 TAG_NAME = re.compile(r"[0-9a-f]{16}")
-_NAME = r"(?:[0-9a-f]{16}-shard-\d{5,}\.tar|(?:index|rows|frames)-[0-9a-f]{16}\.(?:parquet|arrow))"
+_NAME = rf"(?:[0-9a-f]{{16}}-shard-\d{{5,}}\.tar|{INDEX_FILE})"
 FILE_NAME = re.compile(_NAME)
 PART_NAME = re.compile(_NAME + r"\.(\d+)\.part")
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # neither through a link nor waiting for a pipe

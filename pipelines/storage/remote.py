@@ -27,6 +27,7 @@ from preprocess.dataset.index import (
     Shard,
     check_file,
     check_shards,
+    index_files,
     map_dataset,
     parse_meta,
 )
@@ -116,7 +117,7 @@ def open_remote(url: str, cache: Cache, *, exclude_bad_shards: bool = False) -> 
 
 
 def _index_entries(meta: dict[str, Any]) -> list[dict[str, Any]]:
-    return [meta["files"][kind] for kind in ("index", "rows", "frames")]
+    return [meta["files"][kind] for kind in index_files(meta)]
 
 
 def _check_index(url: str, meta: dict[str, Any], sizes: dict[str, int | None]) -> None:

@@ -61,6 +61,7 @@ class Layout:
 
 JPEG = Layout("jpeg", parts="frames", at="frames_at", extension="jpg")
 LAYOUTS = ("jpeg", "video")
+INDEX_FILE = r"(?:index-[0-9a-f]{16}\.parquet|(?:rows|frames|groups)-[0-9a-f]{16}\.arrow)"  # a regular expression
 
 
 def video_layout(group: int) -> Layout:

@@ -25,13 +25,14 @@ from mae3d.io.lock_store import LOCK_NAME
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import raise_unless_of_the_file
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, Shard, index_files, read_meta
+from preprocess.dataset.layout import INDEX_FILE
 from preprocess.dataset.schema import read_shard_table
 from preprocess.dataset.writer import is_sealed, settings_hash
 from preprocess.inspect.verify_shard import check_frames
 from preprocess.plan.plan import read_plan
 from preprocess.workers.executors import map_over_workers
 
-_GENERATION = re.compile(r"(index|rows|frames|groups)-[0-9a-f]{16}\.(parquet|arrow)")  # older ones may still be in use
+_GENERATION = re.compile(INDEX_FILE)  # older ones may still be in use
 _SHARD = re.compile(r"shard-\d{5,}\.(tar|idx|parquet)")
 _AGAIN = "run the build again"
 _NEW_PLAN = "restore it from a copy, or build into a new folder, because no build can go on here without it"

@@ -22,7 +22,7 @@ from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.lock import Lock
 from mae3d.io.lock_store import LOCK_NAME
 from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, DatasetError, map_dataset, parse_meta
-from preprocess.dataset.layout import layout_of
+from preprocess.dataset.layout import INDEX_FILE, layout_of
 from preprocess.dataset.schema import read_shard_table, shard_files
 from preprocess.dataset.writer import write_dataset
 from preprocess.jobs.append import dataset_settings
@@ -35,8 +35,7 @@ from preprocess.sources.source import long_samples, short_samples
 
 _SHARD_TABLE = re.compile(r"shard-(\d{5,})\.parquet")
 _OURS = re.compile(
-    r"shard-\d{5,}\.(tar|idx|parquet)|index-[0-9a-f]{16}\.parquet|(rows|frames|groups)-[0-9a-f]{16}\.arrow|"
-    + "|".join(map(re.escape, (PLAN_NAME, REJECTED_NAME, META_NAME)))
+    "|".join([r"shard-\d{5,}\.(tar|idx|parquet)", INDEX_FILE, *map(re.escape, (PLAN_NAME, REJECTED_NAME, META_NAME))])
 )
 _FULL = {
     errno.ENOSPC: "free some",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mae3d.io.storage import Storage
 from mae3d.video.groups import GroupDecoder
 from pipelines.config import DataConfig
 from pipelines.decoding.clip_decoder import ClipDecoder
@@ -18,6 +19,7 @@ from pipelines.reading.source import STATUS_OK, STATUS_SUBSTITUTED, FetchedClip
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.sampling.augment import Crop, View
 from pipelines.sampling.requests import ClipRequest
+from pipelines.storage.ownership import owned_files
 from pipelines.stream import Batch, evaluation_clips
 from tests.support.damage import Vouched, flip_a_bit, overwrite
 from tests.support.datasets import SAMPLES, build_shards, colour_of
@@ -111,6 +113,25 @@ def evaluated(corpus: Corpus, **settings: Any) -> list[Batch]:
     batches = list(stream)
     stream.close()
     return batches
+
+
+def test_shards_behind_a_url_are_read_as_those_in_a_folder(video: Path, tmp_path: Path) -> None:
+    storage = Storage("memory://layouts/video")
+    for path in video.iterdir():
+        storage.put(path, path.name)
+    config = replace(CONFIG, order="global")
+    there = Loader(
+        open_corpus([storage.url], cache=tmp_path), config, num_frames=FRAMES, size=SIZE, seed=5, global_batch=4
+    )
+    for ours, theirs in zip(take(there, 3), take(make([video], config), 3), strict=True):
+        assert torch.equal(ours.clips, theirs.clips)
+    kept = {path.name.partition("-")[0] for _, path in cached(tmp_path)}
+    assert {"index", "rows", "groups"} < kept
+
+
+def cached(folder: Path) -> list[tuple[Path, Path]]:
+    """The files that the cache counts as its own."""
+    return [(cache, path) for cache in folder.iterdir() for path, _ in owned_files(cache)]
 
 
 def test_windows_of_one_sample_are_decoded_once(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
