@@ -107,7 +107,7 @@ def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     if rank == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
     if ranks and os.environ.get("WORLD_SIZE") != "1":
-        from mae3d.distributed import report_failure  # loads torch, after the message
+        from mae3d.meeting import report_failure  # loads torch, after the message
 
         report_failure(message)
     if rank > 0:

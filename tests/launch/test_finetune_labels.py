@@ -13,7 +13,7 @@ import torch
 from launch.common.eval_set import EvalSet
 from launch.training.config import FinetuneConfig, FinetuneModelConfig, ValConfig
 from launch.training.finetune_eval import Validator
-from mae3d.distributed import RankInfo
+from mae3d.meeting import RankInfo
 from mae3d.model.config import ClassifierConfig, MixConfig
 from mae3d.tracking.run_dir import read_metrics
 from mae3d.weights.files import load_classifier

@@ -1,4 +1,4 @@
-"""mae3d.distributed: every launcher's ranks, their meeting point, and the device that each takes."""
+"""mae3d.distributed and mae3d.meeting: every launcher's ranks, their meeting point, and the device that each takes."""
 
 import datetime
 import pickle
@@ -11,18 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mae3d import distributed
-from mae3d.distributed import (
-    DeviceError,
-    DisagreementError,
-    MeetingError,
-    RankInfo,
-    World,
-    choose_device,
-    meeting_point,
-    rank_info,
-    start_world,
-)
+from mae3d import meeting
+from mae3d.distributed import DeviceError, World, choose_device, start_world
+from mae3d.meeting import DisagreementError, MeetingError, RankInfo, meeting_point, rank_info
 from tests.support import launch
 from tests.support.ranks import run_ranks
 
@@ -154,7 +145,7 @@ def meet(*facts: dict[str, Any], ranks: list[int] | None = None, size: int | Non
 
     def start(process: int, rank: int) -> None:
         try:
-            distributed._meet(store, RankInfo(rank, size or len(facts)), facts[process], "node-a:29500")
+            meeting.meet(store, RankInfo(rank, size or len(facts)), facts[process], "node-a:29500")
         except (DisagreementError, MeetingError) as error:
             heard[process] = f"{type(error).__name__}: {error}"
 
@@ -168,7 +159,7 @@ def meet(*facts: dict[str, Any], ranks: list[int] | None = None, size: int | Non
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(distributed, "LATE_S", 0.0)
+    monkeypatch.setattr(meeting, "LATE_S", 0.0)
     return socket.gethostname()
 
 
@@ -220,9 +211,9 @@ def test_a_rank_that_fails_before_it_joins_ends_the_others_soon_who_name_it_and_
 
     def wait(rank: int) -> None:
         place = RankInfo(rank, 3)
-        store = distributed._store("127.0.0.1", str(port), place, datetime.timedelta(seconds=20))
+        store = meeting.open_store("127.0.0.1", str(port), place, datetime.timedelta(seconds=20))
         try:
-            distributed._meet(dist.PrefixStore("mae3d", store), place, ALIKE, "node-a:29500")
+            meeting.meet(dist.PrefixStore("mae3d", store), place, ALIKE, "node-a:29500")
         except MeetingError as error:
             heard.append(str(error))
 
@@ -233,7 +224,7 @@ def test_a_rank_that_fails_before_it_joins_ends_the_others_soon_who_name_it_and_
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_PORT", str(port))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(distributed, "_has_come", False)
+    monkeypatch.setattr(meeting, "_has_come", False)
     with pytest.raises(DeviceError):
         start_world("cuda")
     for thread in threads:
@@ -248,11 +239,11 @@ def test_a_rank_that_never_comes_is_named(host: str) -> None:
     store = dist.HashStore()
     store.set_timeout(datetime.timedelta(seconds=0.2))
     with pytest.raises(dist.DistStoreError, match=r"rank 1 has not come within 0:00:00\.2"):
-        distributed._meet(store, RankInfo(0, 2), ALIKE, "node-a:29500")
+        meeting.meet(store, RankInfo(0, 2), ALIKE, "node-a:29500")
 
 
 def started_differently(rank: int) -> str:
-    distributed.LATE_S = 0.0
+    meeting.LATE_S = 0.0
     with pytest.raises(DisagreementError) as refused:
         start_world("cpu", facts=lambda: {"optim.lr": rank})
     return str(refused.value)

@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints.format import Slice, SliceReader
-from mae3d.distributed import RankInfo, World
+from mae3d.distributed import World
+from mae3d.meeting import RankInfo
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.tracking.run_dir import Run

@@ -169,7 +169,7 @@ def test_what_ends_a_rank_before_it_joins_the_others_is_reported_to_them(
     monkeypatch: pytest.MonkeyPatch, size: str | None, waited_for: bool
 ) -> None:
     reported: list[str] = []
-    monkeypatch.setattr("mae3d.distributed.report_failure", reported.append)
+    monkeypatch.setattr("mae3d.meeting.report_failure", reported.append)
     if size:
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", size)
