@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mae3d.io.bounds import Bounds, bounded, check_bounds, check_number
-from preprocess.dataset.layout import LAYOUTS
 
 if TYPE_CHECKING:
     from preprocess.plan.plan import Settings
@@ -139,7 +138,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames per second (all)")
     group.add_argument(
         "--layout",
-        choices=LAYOUTS,
+        choices=["jpeg", "video"],
         default="jpeg",
         help="frames as JPEGs, or as H.264 in groups: a quarter of the bytes. Needs --fps, the rate of training: "
         "frames that training skips are decoded all the same (%(default)s)",

@@ -154,7 +154,7 @@ def test_substituted_samples_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     shards = build_shards(tmp_path / "set")
     corpus = open_corpus([shards])
-    spans = corpus.frames(3, np.arange(corpus.num_frames[3]))
+    spans = corpus.spans(3, np.arange(corpus.num_frames[3]))
     with corpus.shard_path(int(corpus.shard[3])).open("r+b") as shard:
         for offset, size in zip(spans.offset.tolist(), spans.size.tolist(), strict=True):
             shard.seek(offset)

@@ -39,6 +39,7 @@ CONFIGS = {
     "visualize": VisualizeConfig(run="run", data=CLIPS, out="out"),
     "preview": PreviewConfig(out="out"),
     "build": Settings(),
+    "build of layout video": Settings(layout="video", fps=7.5),
     "build options": Options(),
 }
 TRIED = (math.nan, math.inf, -math.inf, -1, 0, 2**63, 2**64)
@@ -88,6 +89,8 @@ ZERO = {
     "layer": "the patch embedding",
     "epoch": "the first",
     "max_bad_fraction": "none may be bad",
+    "crf": "without loss",
+    "min_psnr": OFF,
     "encoder": "no option: a version of the program",
 }
 MINUS_ONE = {"read_gap": "as fits the store", "layer": "the last block", "encoder": "no option"}

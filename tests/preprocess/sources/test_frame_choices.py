@@ -245,7 +245,7 @@ def test_uneven_steps_are_named_and_the_remedy_keeps_their_time(tmp_path: Path, 
     run = ["build", "--frames", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--workers", "1", "--fill-gaps"]
     assert main([*run, "--source-fps", str(step), "--fps", "1"]) == 0  # as the message says
     dataset = open_dataset(tmp_path / "out")
-    stored = dataset.frames(0, np.arange(int(dataset.num_frames[0])))
+    stored = dataset.spans(0, np.arange(int(dataset.num_frames[0])))
     tar = dataset.shard_path(0).read_bytes()
     pictures = [tar[at : at + size] for at, size in zip(stored.offset.tolist(), stored.size.tolist(), strict=True)]
     shown = [frame_number(Image.open(io.BytesIO(data))) for data in pictures]
