@@ -207,7 +207,7 @@ class Video:
             if not self._stream.seek(start_s - back_s):
                 self._no_jumps = True
                 break
-            self._decode_from_here()
+            self._decode_from_here(amid_group=True)
             first = next(self._decoded, None)
             self._losses.clear()  # an error of the decoder before the first frame after a jump is no loss
             if first is not None and first[0] <= start_s and first[1].pts is not None:
@@ -222,17 +222,22 @@ class Video:
             self._stream.reopen()
         self._decode_from_here()
 
-    def _decode_from_here(self) -> None:
+    def _decode_from_here(self, *, amid_group: bool = False) -> None:
         self._recent.clear()
-        self._decoded = self._decode()
+        self._decoded = self._decode(amid_group)
 
-    def _decode(self) -> Iterator[Timed]:
+    def _decode(self, amid_group: bool) -> Iterator[Timed]:
+        """Decode from here on; `amid_group`, from the next keyframe on."""
         clock = self._stream.clock()
 
         def lose(message: str) -> None:
             self._losses.append(_Loss(0.0 if clock.latest_s == -math.inf else clock.latest_s, message))
 
         for packet in self._stream.packets(on_error=lose):
+            # A jump in MPEG-TS lands on any packet, and MPEG-4's decoder begins there, with grey in place of the past.
+            if amid_group and packet.size and not packet.is_keyframe:
+                continue
+            amid_group = False
             self._stream.report("the first frame" if clock.latest_s < 0 else f"{clock.latest_s:.2f} s")
             try:
                 frames = packet.decode()

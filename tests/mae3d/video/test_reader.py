@@ -116,7 +116,9 @@ def test_the_times_of_frames_are_those_of_the_packets(tmp_path: Path, monkeypatc
     path = make_video(tmp_path / "a.mp4", 200, codec="libx264", fps=25, gop=20)
     decoded: list[float] = []
     decode = Video._decode
-    monkeypatch.setattr(Video, "_decode", lambda self: (decoded.append(pair[0]) or pair for pair in decode(self)))
+    monkeypatch.setattr(
+        Video, "_decode", lambda self, amid: (decoded.append(pair[0]) or pair for pair in decode(self, amid))
+    )
     with open_video(path) as video:
         seconds, keyframes = video.frame_times()
         assert len(decoded) <= CLOCK_FRAMES

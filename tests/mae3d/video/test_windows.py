@@ -95,7 +95,9 @@ def test_a_file_is_opened_once_and_streamed(video: str, every: float, monkeypatc
         return open_video(path)
 
     monkeypatch.setattr(clip, "open_video", counted)
-    monkeypatch.setattr(Video, "_decode", lambda self: (frames.append(pair[0]) or pair for pair in decode(self)))
+    monkeypatch.setattr(
+        Video, "_decode", lambda self, amid: (frames.append(pair[0]) or pair for pair in decode(self, amid))
+    )
     decoded(plan)
     assert opened == [Path(video)]
     if every < 1:
@@ -150,7 +152,7 @@ def test_the_frame_behind_a_damaged_last_one_is_the_next_windows(video: str, mon
     decode = Video._decode
     plan = plan_windows([video], num_frames=4, step_s=0.1, every_s=0.4)
     lost = plan.windows[6].seconds[0, 3]  # number 27; keyframes are 24 and 32
-    monkeypatch.setattr(Video, "_decode", lambda self: (pair for pair in decode(self) if pair[0] != lost))
+    monkeypatch.setattr(Video, "_decode", lambda self, amid: (pair for pair in decode(self, amid) if pair[0] != lost))
     replaced = np.concatenate([batch.replaced for batch in decoded(plan)])
     assert replaced.nonzero()[0].tolist() == [6]
     assert all_numbers(plan)[6:8] == [[24, 25, 26, 26], [28, 29, 30, 31]]
