@@ -13,6 +13,7 @@ import yaml
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.mirror import Mirror, restore
+from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.tracking.run_dir import Run, RunError
 from mae3d.tracking.trackers import TrackerError, WeightsAndBiases
 from tests.support.foreign import contents, plant
@@ -61,6 +62,43 @@ def test_retention_neither_counts_nor_removes_what_others_put_beside_checkpoints
     retention.prune(tmp_path, keep_last=3, keep_every=0)
     after = contents(tmp_path / "checkpoints")
     assert {name.split("/")[0] for name in before.keys() - after.keys()} == {"step-00000000"}
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "step-00000001/manifest.json/notes.txt",  # a folder with the name of a checkpoint's file
+        "step-00000001/manifest.json.bak",
+        ".staged-step-00000001 my copy/manifest.json",
+    ],
+)
+def test_names_that_are_nearly_a_checkpoints_stay(tmp_path: Path, foreign: str) -> None:
+    for step in (2, 3):
+        a_checkpoint(tmp_path, step)
+    plant(checkpoint.step_folder(tmp_path, 1), "rank-00000.safetensors")
+    plant(tmp_path / "checkpoints", foreign)
+    before = contents(tmp_path / "checkpoints" / foreign.split("/")[0])
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000003\n")
+    retention.prune(tmp_path, keep_last=1, keep_every=0)
+    assert contents(tmp_path / "checkpoints" / foreign.split("/")[0]) == before
+    assert not checkpoint.step_folder(tmp_path, 2).exists()
+
+
+def test_what_is_read_stays_and_what_was_begun_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2, 3):
+        a_checkpoint(tmp_path, step)
+    checkpoint.step_folder(tmp_path, 0).mkdir()  # a save that was killed at once
+    folder = tmp_path / "checkpoints"
+    for pointer in ("latest", "best"):
+        (folder / f"{TEMPORARY_PREFIX}1-{pointer}").write_text("")
+    (folder / "latest").write_text("step-00000003\n")
+    removed: list[str] = []
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (removed.append(path.name), rmtree(path)))
+    retention.prune(tmp_path, keep_last=1, keep_every=0, in_use={"step-00000001"})
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000001", "step-00000003"]
+    # Under another name first: a killed removal leaves nothing that looks like a checkpoint.
+    assert [name.startswith(checkpoint.STAGED) for name in removed] == [True, True]
 
 
 @pytest.mark.parametrize(("linked", "left"), [(1, [1, 3]), (3, [2, 3])])

@@ -58,6 +58,7 @@ def test_fault_42_one_relative_folder_seen_from_two_is_two(
         monkeypatch.chdir(tmp_path / name)
         seen.append(start_facts(config))
     assert {key for key in seen[0] if seen[0][key] != seen[1][key]} == {"folder"}
+    assert seen[1]["folder"] == str(tmp_path / "b" / "out")
 
 
 def test_fault_42_a_changed_line_of_code_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

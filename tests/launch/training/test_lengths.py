@@ -54,6 +54,7 @@ def test_fault_43_a_setting_longer_than_the_run_is_told_with_both_numbers(
         (PRETRAIN, {"eval": EvalConfig(every=9), "run": RunConfig(checkpoint_every=8, keep_every=9)}),
         (FINETUNE, {"val": ValConfig(every=0.45), "run": RunConfig(checkpoint_every=8, keep_every=9)}),
         (PRETRAIN, {"run": RunConfig(checkpoint_every=7, keep_every=20)}),
+        (PRETRAIN, {"run": RunConfig(checkpoint_every=60, keep_every=60)}),  # the last step's
         (FINETUNE, {"val": ValConfig(every=3.01)}),  # 60.2 steps: the 60th
         (PRETRAIN, {"optim": OptimConfig(warmup_steps=59)}),
         (FINETUNE, {"optim": FinetuneOptimConfig(warmup_steps=0, ema=0.98)}),

@@ -19,7 +19,7 @@ class Stored:
 
 
 ROWS = np.array([0, 2])
-FITTING = Stored(np.array([320, 64, 256]), np.array([256, 64, 256]), np.array([30.0, 1.0, np.nan]))
+FITTING = Stored(np.array([320, 64, 256]), np.array([224, 64, 256]), np.array([7.5, 1.0, np.nan]))
 
 
 def told(stored: Stored, **settings: Any) -> dict[str, str]:

@@ -61,10 +61,20 @@ def test_another_length_needs_extend(tmp_path: Path) -> None:
     run.end(DONE, "10 steps")
     with pytest.raises(RunError, match=r"train\.steps: was 10, is 20.*--extend"):
         run.check(changed("train", "steps", 20), extend=False)
+    run.claim(CONFIG, extend=False)
     assert run.is_done
     run.check(changed("train", "steps", 20), extend=True)
     run.claim(changed("train", "steps", 20), extend=True)
     assert not run.is_done
+
+
+def test_a_run_elsewhere_is_the_same_at_another_length_only(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", RULES)
+    run.claim(CONFIG, extend=False)
+    stored = run.stored()
+    run.check_same(stored | {"train": stored["train"] | {"steps": 20}}, where="s3://b/run")
+    with pytest.raises(RunError, match=r"s3://b/run holds another run than .*train\.seed: 1 there, 0 here"):
+        run.check_same(stored | {"train": stored["train"] | {"seed": 1}}, where="s3://b/run")
 
 
 def test_metrics_are_cut_back_to_the_restored_step_and_survive_half_a_line(tmp_path: Path) -> None:
