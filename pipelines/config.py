@@ -123,7 +123,7 @@ class DataConfig:
         erase: probability of random erasing.
         decode: `auto`, `mixed` (GPU) or `cpu`.
         read_threads: clips that are read at once, a process; 16 hide 2 ms a read up to 8,000 frames/s.
-        decode_threads: DALI's threads, a process; 0 = the cores of the node divided by its processes, at most 8.
+        decode_threads: threads that decode, a process; 0 = the cores of the node divided by its processes, at most 8.
         prefetch: batches read ahead.
         read_gap: bytes between two frames of a shard up to which they are read together; -1 = 0 for folders,
             256 KiB for URLs.
