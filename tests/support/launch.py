@@ -268,7 +268,7 @@ def _connected(address: str) -> socket.socket:
             os.set_inheritable(listener.fileno(), True)
             os.posix_spawn(
                 sys.executable,
-                [sys.executable, Path(__file__).with_name("launch_server.py"), str(listener.fileno())],
+                [sys.executable, str(Path(__file__).with_name("launch_server.py")), str(listener.fileno())],
                 os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
                 file_actions=[(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)],
             )
