@@ -180,13 +180,26 @@ ABSENT = [
 ]  # fmt: skip
 IMPORT = """
 import importlib, sys
-for package, absent, names in {packages!r}:
-    loaded = {{name: sys.modules.pop(name) for name in absent if name in sys.modules}}
-    sys.modules.update(dict.fromkeys(absent))
+
+class Absent:
+    names = ()
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.names:
+            return None
+        frame = sys._getframe(1)
+        while "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        importer = frame.f_globals["__name__"]
+        if importer.partition(".")[0] in {ours!r}:
+            print(importer, "imports", name)  # also where it would do without
+        raise ImportError(name)
+
+sys.meta_path.insert(0, Absent())
+for package, Absent.names, names in {packages!r}:
+    loaded = {{name: sys.modules.pop(name) for name in Absent.names if name in sys.modules}}
     for name in names:
         importlib.import_module(name)
-    for name in absent:
-        del sys.modules[name]
     sys.modules.update(loaded)
 """
 
@@ -202,7 +215,7 @@ def test_packages_import_without_what_they_do_not_need_and_run_nothing(packages:
         asked.append((package, absent, [package, *names]))
     assert len(asked[-1][2]) > 20
     child = subprocess.run(
-        [sys.executable, "-c", IMPORT.format(packages=asked)],
+        [sys.executable, "-c", IMPORT.format(packages=asked, ours=PACKAGES)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
