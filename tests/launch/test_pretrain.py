@@ -48,7 +48,9 @@ def test_a_run_learns_and_leaves_what_the_contract_says(uncut: Path) -> None:
     assert sorted(path.name for path in newest.iterdir()) == [
         "manifest.json", "model.safetensors", "rank-00000.safetensors", "rank-00001.safetensors", "state.json",
     ]  # fmt: skip
-    assert json.loads((newest / "state.json").read_text())["loader"]["position"] == STEPS % 3 * 4
+    state = json.loads((newest / "state.json").read_text())
+    assert state["loader"]["position"] == STEPS % 3 * 4
+    assert state["rate"]["total_steps"] == STEPS  # what going on to another length compares
     row = read_metrics(uncut)[0]
     assert {
         "step",

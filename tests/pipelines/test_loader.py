@@ -210,6 +210,8 @@ def test_labels_of_unlabelled_and_of_several(dataset: Corpus) -> None:
 
     assert labels_of(labelled([], [3], [1]), np.array([2, 0, 1])).tolist() == [1, -1, 3]
     assert labels_of(labelled([0, 2], []), np.array([1, 0])).tolist() == [[0, 0, 0], [1, 0, 1]]
+    by_view = labels_of(labelled([0, 2], []), np.array([[1, 0, 0]]))
+    assert by_view.tolist() == [[[0, 0, 0], [1, 0, 1], [1, 0, 1]]]
 
 
 def test_segments_must_make_the_models_frames(dataset: Corpus) -> None:

@@ -17,7 +17,7 @@ from launch.preview import PreviewConfig
 from launch.probe import ProbeConfig
 from launch.training.config import FinetuneConfig, FinetuneModelConfig, PretrainConfig
 from launch.visualize import VisualizeConfig
-from mae3d.io.bounds import FINITE, Bounds, bounded, bounds_of, check_bounds
+from mae3d.io.bounds import FINITE, Bounds, bounded, bounds_of, check_bounds, check_number
 from mae3d.io.random import Stream, philox
 from mae3d.io.resume import free, resume_rules
 from mae3d.model.config import ClassifierConfig, MAEConfig
@@ -156,6 +156,13 @@ def test_every_number_is_within_bounds_or_refused_by_name(command: str) -> None:
                 if not allowed(setting, value):
                     wrong.append(f"{setting.name}={value} is accepted")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("several", [(0.5, math.nan), [0.5, math.nan], [[0.5], [math.nan]]])
+def test_each_number_of_several_is_looked_at(several: Any) -> None:
+    with pytest.raises(ValueError, match=r"x=.* must be at least 0"):
+        check_number("x", several, Bounds(least=0))
+    check_number("x", True, Bounds(least=2))  # a switch is no number
 
 
 @pytest.mark.parametrize("command", CONFIGS)
