@@ -91,12 +91,14 @@ def test_what_is_read_stays_and_what_was_begun_goes(tmp_path: Path, monkeypatch:
     folder = tmp_path / "checkpoints"
     for pointer in ("latest", "best"):
         (folder / f"{TEMPORARY_PREFIX}1-{pointer}").write_text("")
+    (folder / f"{TEMPORARY_PREFIX}1-notes").write_text("of another writer")
     (folder / "latest").write_text("step-00000003\n")
     removed: list[str] = []
     rmtree = shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", lambda path: (removed.append(path.name), rmtree(path)))
     retention.prune(tmp_path, keep_last=1, keep_every=0, in_use={"step-00000001"})
-    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000001", "step-00000003"]
+    left = [f"{TEMPORARY_PREFIX}1-notes", "latest", "step-00000001", "step-00000003"]
+    assert sorted(path.name for path in folder.iterdir()) == left
     # Under another name first: a killed removal leaves nothing that looks like a checkpoint.
     assert [name.startswith(checkpoint.STAGED) for name in removed] == [True, True]
 
@@ -164,6 +166,32 @@ def test_a_mirror_touches_no_place_that_is_not_its_runs(tmp_path: Path, caplog: 
         assert mirror.failures
         assert "run.remote" in caplog.text
         assert contents(tmp_path / "there" / name.partition(".")[0]) == before
+
+
+def test_a_mirror_removes_superseded_checkpoints_of_its_own_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, there = tmp_path / "run", tmp_path / "there"
+    Run(run).claim({"run": {"dir": "x"}}, extend=False)
+    for step in (1, 2, 3):
+        a_checkpoint(run, step)
+    (run / "checkpoints" / "latest").write_text("step-00000003\n")
+    shutil.copytree(run, there)
+    a_checkpoint(there, 9)  # of a course that was left: it does not count as the last
+    names = ("checkpoints/step-00000001/thesis.tex", "metrics.jsonl")  # the folder has lost its metrics
+    planted = plant(there, *names)
+    for step in (1, 2):
+        shutil.rmtree(checkpoint.step_folder(run, step))
+    mirror = Mirror(run, f"file://{there}", keep_last=1, keep_every=0)
+    mirror.push()
+    mirror.finish()
+    assert not mirror.failures
+    assert "thesis.tex stays: it is no file of a checkpoint" in caplog.text
+    assert all(contents(there).get(name) == planted[name] for name in names)
+    left = [1, 3, 9]
+    assert sorted((there / "checkpoints").glob("step-*/manifest.json")) == [
+        checkpoint.step_folder(there, step) / "manifest.json" for step in left
+    ]
 
 
 @pytest.mark.parametrize("config", [b"lr: 1\n", b"a: [", b"\xff", b""])
