@@ -35,8 +35,8 @@ _FORMATS = (
     "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,asf_o,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu,"
     "av1,apng,cavsvideo,dirac,dnxhd,gxf,h263,ivr,mjpeg,mjpeg_2000,nsv,nuv,smjpeg,vc1,vc1test,vvc,webp,wtv,yuv4mpegpipe"
 )
-# If each frame stands alone, damaged ones are left out: their missing parts would hold what was in memory before.
-_STRICT = "crccheck+bitstream+buffer+explode"
+# FFmpeg's `err_detect` that refuses a damaged frame: its missing parts would hold what was in memory before.
+STRICT = "crccheck+bitstream+buffer+explode"
 _TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
 
 MAX_PIXELS = 1 << 26  # of one frame, 8192 x 8192, unless a setting allows others
@@ -86,8 +86,9 @@ def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
             raise MediaError("too_large", f"{refused or size} pixels, --max-pixels {max_pixels} are allowed")
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(max_pixels)}
+        # If each frame stands alone, damaged ones are left out.
         if stream.codec_context.codec.intra_only or stream.codec_context.name == "ffv1":
-            stream.codec_context.options |= {"err_detect": _STRICT}
+            stream.codec_context.options |= {"err_detect": STRICT}
         return container, stream
     container.close()
     raise MediaError("no_video", "the file has no video stream")

@@ -17,9 +17,10 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from mae3d.video.container import STRICT
+
 _START = b"\0\0\1"
 _SLICES = (1, 5)  # nal_unit_type of a slice, of a slice of an IDR picture (ITU-T H.264, table 7-1)
-_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 
 
 class GroupError(ValueError):
@@ -34,7 +35,7 @@ class GroupDecoder:
         assert isinstance(context, VideoCodecContext)
         self._context = context
         self._context.thread_count = 1
-        self._context.options = _STRICT
+        self._context.options = {"err_detect": STRICT}
         self._reformatter = VideoReformatter()
 
     def decode(self, group: bytes, numbers: Sequence[int]) -> list[av.VideoFrame]:
