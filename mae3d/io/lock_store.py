@@ -208,9 +208,8 @@ class UrlLockStore:
             return False
         if self.storage.create(name, self._as_bytes(owner)):
             time.sleep(SETTLE_S)
-        held = self.read(
-            name
-        )  # also after a refusal, which may be that of a second try whose first one was answered late
+        # Also after a refusal, which may be that of a second try whose first one was answered late.
+        held = self.read(name)
         return held is not None and held.owner.token == owner.token
 
     def replace(self, name: str, owner: Owner) -> None:
