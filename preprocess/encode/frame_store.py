@@ -16,7 +16,7 @@ import numpy as np
 
 from mae3d.video.errors import MediaError
 from preprocess.encode.group_encoder import GroupEncoder
-from preprocess.encode.images import JpegHeader, decode_strictly, stored_frame, upright_picture
+from preprocess.encode.images import JpegHeader, check_whole, stored_frame, upright_picture
 from preprocess.encode.video_frames import FrameEncoder, FrameScaler, Planes, picture_planes
 from preprocess.plan.plan import Settings
 
@@ -99,10 +99,7 @@ class _Groups(FrameStore):
         self._add(self._scaler.scale(frame, width=size[0], height=size[1]), size)
 
     def add_picture(self, data: bytes, header: JpegHeader | None, size: Size) -> Size:
-        if header is not None and header.tail < 0:
-            raise ValueError("damaged JPEG: its end is missing")
-        if header is not None and header.baseline:
-            decode_strictly(data)
+        check_whole(data, header)
         picture, natural = upright_picture(data, size)
         self._add(picture_planes(self._scaler, np.asarray(picture)), size)
         return natural

@@ -107,6 +107,20 @@ def decode_strictly(data: bytes) -> None:
         raise ValueError(f"damaged JPEG: {error}") from error
 
 
+def check_whole(data: bytes, header: JpegHeader | None, *, check: Check = "decode") -> None:
+    """Refuse a JPEG whose end is missing, or, unless the header is enough, one that does not decode strictly.
+
+    Raises:
+        ValueError: the JPEG is damaged. What is no JPEG, or none that is baseline, is left to `decode_image`.
+    """
+    if header is None:
+        return
+    if header.tail < 0:
+        raise ValueError("damaged JPEG: its end is missing")
+    if header.baseline and check == "decode":
+        decode_strictly(data)
+
+
 def decode_image(data: bytes) -> Image.Image:
     """Decode an image file to upright 8-bit RGB.
 
@@ -184,11 +198,8 @@ def stored_frame(
     Raises:
         ValueError: not an image, damaged, or too large; the message says which.
     """
-    if header is not None and header.tail < 0:
-        raise ValueError("damaged JPEG: its end is missing")
     passes = passes_through(header, size)
-    if header is not None and header.baseline and not (passes and check == "header"):
-        decode_strictly(data)
+    check_whole(data, header, check=check if passes else "decode")
     if passes:
         return data, size
     image, natural = upright_picture(data, size)
