@@ -201,8 +201,7 @@ def windows(root: Path, *, count: int = 30) -> None:
             compared_frames += len(frames)
         for first in range(max(1, length - FRAMES + 1)):  # windows as training at the stored rate has them
             frames = np.arange(first, min(first + FRAMES, length))
-            parts = dataset.layout.parts_of(frames)
-            decoded += sum(int(frames[parts == part].max()) % dataset.layout.group + 1 for part in np.unique(parts))
+            decoded += sum(numbers[-1] + 1 for _, _, numbers in dataset.layout.by_part(frames))
             used, clips = used + len(frames), clips + 1
     index = sum(dataset.meta["files"][stem]["bytes"] for stem in ("rows", "groups"))
     print(f"{compared_frames} frames of windows compared with a full decode: {differing} differ")
@@ -217,13 +216,11 @@ def window(root: Path, row: int, frames: np.ndarray) -> np.ndarray:
     dataset, decoder = open_dataset(root), GroupDecoder()
     spans = dataset.spans(row, frames)
     out = np.empty((len(frames), int(dataset.height[row]), int(dataset.width[row]), 3), np.uint8)
-    parts = dataset.layout.parts_of(frames)
+    parts = dataset.layout.by_part(frames)
     with dataset.shard_path(int(dataset.shard[row])).open("rb") as tar:
-        for part, offset, size in zip(spans.part.tolist(), spans.offset.tolist(), spans.size.tolist(), strict=True):
+        for (_, places, within), offset, size in zip(parts, spans.offset.tolist(), spans.size.tolist(), strict=True):
             tar.seek(offset)
-            places = np.flatnonzero(parts == part)
-            wanted = (frames[places] - part * dataset.layout.group).tolist()
-            for place, frame in zip(places.tolist(), decoder.decode(tar.read(size), wanted), strict=True):
+            for place, frame in zip(places.tolist(), decoder.decode(tar.read(size), within), strict=True):
                 decoder.rgb(frame, out[place])
     return out
 

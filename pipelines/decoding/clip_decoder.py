@@ -66,15 +66,13 @@ class ClipDecoder:
         if not hasattr(self._of_thread, "decoder"):
             self._of_thread.decoder = GroupDecoder()
         decoder: GroupDecoder = self._of_thread.decoder
-        part_of = layout.parts_of(numbers)
-        for part, data in groups.items():
-            at = np.flatnonzero(part_of == part)
+        for part, places, within in layout.by_part(numbers):
             first = part * layout.group
             try:
-                frames = decoder.decode(data.tobytes(), (numbers[at] - first).tolist())
+                frames = decoder.decode(groups[part].tobytes(), within)
             except GroupError as error:
                 raise BadFrameError(first, str(error)) from error
-            for row, frame in zip(at.tolist(), frames, strict=True):
+            for row, frame in zip(places.tolist(), frames, strict=True):
                 if frame.height < out.shape[1] or frame.width < out.shape[2]:
                     raise BadFrameError(
                         first, f"it is {frame.height} x {frame.width} pixels, smaller than in the index"

@@ -7,7 +7,7 @@
 in closed groups of frames: a part is a group, and all of them are one member. Size and crc32 are kept for every part.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,22 @@ class Layout:
     name: str
     parts: str
     at: str
-    extension: str  # of the members of the tar
     group: int = 1  # frames of a part; the last of a sample may have fewer
 
     def parts_of(self, frames: np.ndarray) -> np.ndarray:
         """Return the parts of a sample that hold these frames, in their order, repeats included."""
         return frames // self.group
+
+    def by_part(self, frames: np.ndarray) -> Iterator[tuple[int, np.ndarray, list[int]]]:
+        """Yield each part that holds some of these frames: its number, their places here, their numbers within it.
+
+        Args:
+            frames: int64 (n,), numbers within the sample, rising.
+        """
+        part_of = self.parts_of(frames)
+        for part in np.unique(part_of).tolist():
+            places = np.flatnonzero(part_of == part)
+            yield part, places, (frames[places] - part * self.group).tolist()
 
     def count(self, num_frames: np.ndarray | int) -> Any:
         """Return the number of parts of samples with so many frames."""
@@ -53,20 +63,24 @@ class Layout:
             return start + int(-(-sizes.sum() // BLOCK) * BLOCK)
         return int(self.offsets(np.append(sizes, 0), start=start)[-1]) - BLOCK
 
+    def description(self) -> dict[str, Any]:
+        """Return what a dataset.json, and a sample's .json, say of the streams; nothing of single frames."""
+        return {"codec": "h264", "group": self.group} if self.is_one_member else {}
+
     @property
     def is_one_member(self) -> bool:
         """Return whether all parts of a sample are one member of the tar."""
         return self.name == "video"
 
 
-JPEG = Layout("jpeg", parts="frames", at="frames_at", extension="jpg")
+JPEG = Layout("jpeg", parts="frames", at="frames_at")
 LAYOUTS = ("jpeg", "video")
 INDEX_FILE = r"(?:index-[0-9a-f]{16}\.parquet|(?:rows|frames|groups)-[0-9a-f]{16}\.arrow)"  # a regular expression
 
 
 def video_layout(group: int) -> Layout:
     """Return the layout of H.264 streams in closed groups of so many frames."""
-    return Layout("video", parts="groups", at="groups_at", extension="h264", group=group)
+    return Layout("video", parts="groups", at="groups_at", group=group)
 
 
 def layout_of(described: Mapping[str, Any]) -> Layout:

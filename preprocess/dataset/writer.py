@@ -94,7 +94,7 @@ def write_dataset(
     meta = {
         "schema": SCHEMA_VERSION,
         "layout": layout.name,
-        **({"codec": "h264", "group": layout.group} if layout.name == "video" else {}),
+        **layout.description(),
         "settings": settings,
         "settings_hash": settings_hash(settings),
         "label_names": list(label_names),

@@ -157,7 +157,7 @@ def _row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str, Any]
 
 def _description(sample: PlannedSample, facts: Facts, settings: Settings) -> dict[str, Any]:
     """Return a sample's .json: everything but the labels, which live in the index only."""
-    described = {
+    return {
         "name": sample.name,
         "range": [facts.first, facts.stop],
         "num_frames": facts.num_frames,
@@ -165,7 +165,5 @@ def _description(sample: PlannedSample, facts: Facts, settings: Settings) -> dic
         "start_s": None if math.isnan(facts.start_s) else facts.start_s,
         "width": facts.width,
         "height": facts.height,
+        **settings.stored_as.description(),
     }
-    if settings.layout == "video":
-        described |= {"codec": "h264", "group": settings.group}
-    return described

@@ -16,7 +16,6 @@ from preprocess.dataset.index import Dataset, DatasetError
 
 _BACKGROUND = (225, 228, 233)
 _DAMAGED = (190, 60, 60)
-_PLACE = ("part", "offset", "size")
 
 
 def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Image:
@@ -41,14 +40,13 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
     scale = min(1.0, width / max(stored))
     size = max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale))
     decoder = GroupDecoder()
-    part_of = dataset.layout.parts_of(chosen)
     pictures: list[Image.Image] = []
     with dataset.shard_path(int(dataset.shard[i])).open("rb") as tar:
-        for part, offset, num_bytes in zip(*(getattr(spans, name).tolist() for name in _PLACE), strict=True):
+        parts = dataset.layout.by_part(chosen)
+        for (_, _, numbers), offset, num_bytes in zip(parts, spans.offset.tolist(), spans.size.tolist(), strict=True):
             tar.seek(offset)
             data = tar.read(num_bytes)
             if dataset.layout.is_one_member:
-                numbers = (chosen[part_of == part] - part * dataset.layout.group).tolist()
                 pictures += _frames_of_group(decoder, data, numbers, stored, size)
             else:
                 pictures.append(_frame(data, size))

@@ -68,7 +68,7 @@ class Settings:
     @property
     def stored_as(self) -> Layout:
         """Return the layout of the shards."""
-        return layout_of(dataclasses.asdict(self))
+        return layout_of(vars(self))
 
     def in_layout(self, layout: Literal["jpeg", "video"]) -> "Settings":
         """Return these settings in another layout, what belongs to this one at its defaults."""
