@@ -29,22 +29,12 @@ from mae3d.weights.files import load_classifier
 from pipelines.samples.corpus import corpus_of
 from pipelines.stream import evaluation_clips
 from tests.support import launch
-from tests.support.finetunings import MAE_CONFIG, NAMES, STEPS, into, pretrained_model, scored, settings, train
+from tests.support.finetunings import MAE_CONFIG, NAMES, STEPS, into, scored, train
 from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def pretrained(shared: Any) -> Path:
-    return shared("pretrained", pretrained_model)
-
-
-@pytest.fixture(scope="module")
-def base(shards: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
-    return settings(tmp_path_factory.mktemp("names"), shards, pretrained)
 
 
 @pytest.fixture(scope="module")

@@ -20,20 +20,10 @@ from mae3d.weights.files import load_classifier
 from pipelines.config import SelectConfig
 from pipelines.samples.corpus import corpus_of
 from tests.support.datasets import build_named
-from tests.support.finetunings import MAE_CONFIG, NAMES, STEPS, into, pretrained_model, scored, settings, train
+from tests.support.finetunings import MAE_CONFIG, NAMES, STEPS, into, scored, train
 from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def pretrained(shared: Any) -> Path:
-    return shared("pretrained", pretrained_model)
-
-
-@pytest.fixture(scope="module")
-def base(shards: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
-    return settings(tmp_path_factory.mktemp("names"), shards, pretrained)
 
 
 def test_what_cannot_be_trained_or_validated_is_refused_before_any_step(base: FinetuneConfig, tmp_path: Path) -> None:
