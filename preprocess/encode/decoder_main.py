@@ -24,7 +24,8 @@ from mae3d.video.errors import MediaError
 from mae3d.video.reader import KeptVideo, open_video
 from preprocess.encode.shard import write_sample
 from preprocess.encode.tar_writer import TarWriter
-from preprocess.plan.plan import PlannedSample, Settings
+from preprocess.plan.plan import PlannedSample
+from preprocess.plan.settings import Settings
 from preprocess.workers.decoder import COUNT_BYTES, PAGE_BYTES
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -18,7 +18,7 @@ from mae3d.video.errors import MediaError
 from preprocess.encode.group_encoder import GroupEncoder
 from preprocess.encode.images import JpegHeader, check_whole, stored_frame, upright_picture
 from preprocess.encode.video_frames import FrameEncoder, FrameScaler, Planes, picture_planes
-from preprocess.plan.plan import Settings
+from preprocess.plan.settings import Settings
 
 _CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
 Size = tuple[int, int]  # width and height

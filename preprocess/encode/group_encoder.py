@@ -23,7 +23,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from mae3d.video.errors import MediaError
 from mae3d.video.groups import GroupDecoder, GroupError
 from preprocess.encode.video_frames import Planes, plane_rows
-from preprocess.plan.plan import Settings
+from preprocess.plan.settings import Settings
 
 MULTIPLE = 16  # of a stored picture's sides, in pixels: a macroblock
 _CLOCK = Fraction(1, 30)

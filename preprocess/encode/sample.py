@@ -23,7 +23,8 @@ from mae3d.video.reader import Video, effective_fps, open_video
 from preprocess.encode.frame_store import FrameStore, frame_store
 from preprocess.encode.images import announced_size, jpeg_header, natural_size, scaled_size
 from preprocess.encode.video_properties import Looks, mixed_sizes
-from preprocess.plan.plan import Facts, PlannedSample, Settings, frame_name
+from preprocess.plan.plan import Facts, PlannedSample, frame_name
+from preprocess.plan.settings import Settings
 
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
 _BYTES_A_PIXEL = 8  # of an image file at most: four channels of 16 bits that did not compress

@@ -23,7 +23,8 @@ from mae3d.video.reader import Video, open_video
 from preprocess.dataset.schema import shard_name, write_shard_table
 from preprocess.encode.sample import encode_sample, media_files
 from preprocess.encode.tar_writer import IDX_VERSION, GrowingHash, TarWriter
-from preprocess.plan.plan import Facts, PlannedSample, Settings
+from preprocess.plan.plan import Facts, PlannedSample
+from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Root
 from preprocess.workers.decoder import Written, decoder
 

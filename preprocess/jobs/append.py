@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from preprocess.dataset.schema import DatasetError
 from preprocess.plan.label_names import LabelNames
-from preprocess.plan.plan import BuildPlan, ScanResult, Settings, make_plan
+from preprocess.plan.plan import BuildPlan, ScanResult, make_plan
+from preprocess.plan.settings import Settings
 from preprocess.sources.source import Source
 
 # Settings that may differ from part to part, because they belong to the sources, not to the dataset.

@@ -39,8 +39,9 @@ from preprocess.jobs.output_state import (
     survey,
     sweep,
 )
-from preprocess.plan.plan import BuildPlan, PlannedSample, Settings, make_plan, read_plan, write_plan
+from preprocess.plan.plan import BuildPlan, PlannedSample, make_plan, read_plan, write_plan
 from preprocess.plan.rejects import Rejects, Remarks, first_names
+from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.roots import Root
 from preprocess.sources.source import Source

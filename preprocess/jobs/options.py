@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mae3d.io.bounds import Bounds, bounded, check_bounds, check_number
 
 if TYPE_CHECKING:
-    from preprocess.plan.plan import Settings
+    from preprocess.plan.settings import Settings
     from preprocess.sources.source import Source
 
 T = TypeVar("T")
@@ -222,7 +222,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
 
 def settings_of(options: argparse.Namespace) -> "Settings":
     """Return the settings of the dataset."""
-    from preprocess.plan.plan import Settings
+    from preprocess.plan.settings import Settings
 
     return _from_options(Settings, options)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Settings
+from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Root
 from preprocess.workers.decoder import decoder
 

@@ -14,7 +14,8 @@ from itertools import pairwise
 
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Request, Settings
+from preprocess.plan.plan import Request
+from preprocess.plan.settings import Settings
 from preprocess.sources.frame_names import FrameFolder
 
 LONG_SECONDS, LONG_FRAMES = 60.0, 1800

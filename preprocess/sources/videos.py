@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
 from preprocess.plan.label_names import LabelNames
-from preprocess.plan.plan import Request, ScanResult, Settings
+from preprocess.plan.plan import Request, ScanResult
+from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.archives import is_compressed_list, list_name, unpacked
 from preprocess.sources.fetched_files import Scratch

@@ -29,7 +29,8 @@ from typing import Any
 
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Facts, PlannedSample, Settings
+from preprocess.plan.plan import Facts, PlannedSample
+from preprocess.plan.settings import Settings
 
 PAGE_BYTES = 256
 COUNT_BYTES = 8  # the page begins with a count of the steps of progress; the position follows, in UTF-8

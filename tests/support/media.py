@@ -122,7 +122,7 @@ def make_dataset(
     """
     from preprocess.jobs.build import build
     from preprocess.jobs.options import Options
-    from preprocess.plan.plan import Settings
+    from preprocess.plan.settings import Settings
     from preprocess.sources.frame_folders import frame_folders
 
     counts = [frames] * samples if isinstance(frames, int) else list(frames)

@@ -26,7 +26,7 @@ from pipelines.config import SelectConfig
 from pipelines.samples.selection import _hash_key
 from preprocess.__main__ import main as preprocess
 from preprocess.jobs.options import Options
-from preprocess.plan.plan import Settings
+from preprocess.plan.settings import Settings
 
 CLIPS = ClipsConfig(shards="shards")
 CONFIGS = {

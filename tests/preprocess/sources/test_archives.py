@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.plan.plan import ScanResult, Settings
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.settings import Settings
 from preprocess.sources.archives import unpacked
 from preprocess.sources.frame_folders import frame_folders
 from preprocess.sources.images import image_files

@@ -13,7 +13,8 @@ from PIL import Image
 from mae3d.io.storage import Storage
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
-from preprocess.plan.plan import ScanResult, Settings
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.settings import Settings
 from preprocess.sources.file_kinds import HEAD_BYTES, is_system, kind_of, role_of
 from preprocess.sources.folder_walk import FolderLinks, walk
 from preprocess.sources.frame_folders import frame_folders

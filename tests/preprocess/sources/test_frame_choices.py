@@ -9,7 +9,8 @@ from PIL import Image
 
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
-from preprocess.plan.plan import ScanResult, Settings
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.settings import Settings
 from preprocess.sources.frame_folders import frame_folders
 from preprocess.sources.source import Reading
 from tests.support.media import frame_number, make_frame_folder, numbered_image

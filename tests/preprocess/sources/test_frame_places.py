@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mae3d.io.storage import Storage
-from preprocess.plan.plan import ScanResult, Settings
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.settings import Settings
 from preprocess.sources.frame_folders import frame_folders
 from preprocess.sources.list_records import LedgerError
 from preprocess.sources.source import Reading

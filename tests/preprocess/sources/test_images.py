@@ -13,7 +13,7 @@ from pipelines.loader import Loader
 from pipelines.samples.corpus import open_corpus
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
-from preprocess.plan.plan import Settings
+from preprocess.plan.settings import Settings
 from preprocess.sources.images import image_files
 from tests.support.datasets import run_build
 from tests.support.media import frame_number, numbered_image

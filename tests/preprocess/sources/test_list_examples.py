@@ -8,7 +8,7 @@ import pytest
 
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
-from preprocess.plan.plan import Settings
+from preprocess.plan.settings import Settings
 from preprocess.sources.list_records import LedgerError
 from preprocess.sources.source import Reading
 from preprocess.sources.videos import video_files

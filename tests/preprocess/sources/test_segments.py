@@ -5,7 +5,8 @@ import pytest
 
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Request, Settings
+from preprocess.plan.plan import Request
+from preprocess.plan.settings import Settings
 from preprocess.sources.frame_names import FrameFolder
 from preprocess.sources.segments import even_pieces, frame_pieces, num_pieces, video_pieces
 

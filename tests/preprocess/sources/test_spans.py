@@ -7,7 +7,8 @@ import pytest
 
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Request, ScanResult, Settings
+from preprocess.plan.plan import Request, ScanResult
+from preprocess.plan.settings import Settings
 from preprocess.sources.columns import MAX_FRAME
 from preprocess.sources.list_records import LedgerError
 from preprocess.sources.source import Reading

@@ -7,7 +7,7 @@ import pytest
 
 from mae3d.io.storage import Storage
 from mae3d.video.errors import MediaError
-from preprocess.plan.plan import Settings
+from preprocess.plan.settings import Settings
 from preprocess.sources.fetched_files import Scratch
 from preprocess.sources.roots import Folder, Remote
 from preprocess.sources.source import Reading

@@ -14,7 +14,8 @@ from mae3d.io.storage import Storage
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.plan.label_names import LabelNames
-from preprocess.plan.plan import ScanResult, Settings
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.settings import Settings
 from preprocess.sources.list_records import LedgerError
 from preprocess.sources.source import (
     PLAIN,

@@ -15,7 +15,8 @@ import preprocess.workers.decoder as decoder_module
 from mae3d.video.errors import MediaError
 from preprocess.__main__ import main
 from preprocess.encode.shard import build_shard
-from preprocess.plan.plan import PlannedSample, Settings
+from preprocess.plan.plan import PlannedSample
+from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Folder
 from preprocess.workers.decoder import Decoder, decoder
 from tests.support import launch
@@ -144,7 +145,7 @@ HANG = """
 import sys
 from pathlib import Path
 from preprocess.workers.decoder import decoder
-from preprocess.plan.plan import Settings
+from preprocess.plan.settings import Settings
 decoder().probe(Path(sys.argv[1]), settings=Settings())
 """
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mae3d.video.errors import MediaError
-from preprocess.plan.plan import Settings
+from preprocess.plan.settings import Settings
 from preprocess.workers.decoder import decoder
 from preprocess.workers.executors import Workers, local_workers, map_over_workers, run_tasks
 from tests.support.fake_ffmpeg import with_fake_ffmpeg
