@@ -99,7 +99,9 @@ class DataConfig:
         weights: share of each folder in an epoch, such as 2 1; none = every sample of every folder.
         labels: a CSV or Parquet file with columns name (or key) and label that replaces the datasets' own labels.
         select: which samples take part.
-        exclude_bad_shards: leave out the samples of shards that are missing or not whole, instead of refusing to start.
+        exclude_bad_shards: leave out the samples of shards, and of videos of an index, that are missing or not whole,
+            instead of refusing to start.
+        moved: OLD=NEW for each folder or URL whose videos lie elsewhere than when they were indexed.
         order: `global`, a true permutation of all samples; `shards`, shuffled shards whose samples are mixed over
             `mix_shards` of them; `auto` is `shards` for URLs, `global` for folders.
         mix_shards: shards that are mixed at a time in the order `shards`.
@@ -139,6 +141,7 @@ class DataConfig:
     labels: str = ""
     select: SelectConfig = field(default_factory=SelectConfig)
     exclude_bad_shards: bool = free(False)
+    moved: tuple[str, ...] = free((), local=True)
     order: Literal["auto", "global", "shards"] = free("auto")
     mix_shards: int = bounded(free(16), least=1)
     on_change: Literal["refuse", "new-epoch"] = free("refuse")
@@ -176,6 +179,9 @@ class DataConfig:
         shortest, longest = self.short_side
         if not (0 < shortest <= longest or shortest == longest == 0):
             raise ValueError(f"data.short_side={[shortest, longest]} must rise, such as 256 320; 0 0 switches it off")
+        for pair in self.moved:
+            if not all(pair.partition("=")):
+                raise ValueError(f"data.moved={pair} must be OLD=NEW, as in /archive=/mnt/archive")
         if self.rand_augment:
             RandAugment.parse(self.rand_augment)
 
@@ -183,6 +189,11 @@ class DataConfig:
     def roots(self) -> tuple[str, ...]:
         """`shards` as a tuple, none for ""."""
         return tuple(root for root in ([self.shards] if isinstance(self.shards, str) else self.shards) if root)
+
+    @property
+    def new_places(self) -> dict[str, str]:
+        """`moved` by old places."""
+        return {old.rstrip("/"): new for old, _, new in (pair.partition("=") for pair in self.moved)}
 
     @property
     def has_urls(self) -> bool:

@@ -19,7 +19,7 @@ from preprocess.dataset.index import Dataset
 
 # Settings that the sequence does not depend on, or only through what is put into the fingerprint in their place.
 NOT_THE_SEQUENCE = {
-    *("shards", "exclude_bad_shards", "labels", "order", "mix_shards", "on_change"),
+    *("shards", "exclude_bad_shards", "moved", "labels", "order", "mix_shards", "on_change"),
     *("decode", "read_threads", "decode_threads", "prefetch", "read_gap", "retries", "max_bad", "cache", "cache_gb"),
 }
 
@@ -112,11 +112,14 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def _bad_shards(corpus: Corpus) -> str:
-    """Return the names of shards that are left out, for messages; the chosen rows already distinguish them."""
+    """Return the names of shards and videos that are left out, for messages; the chosen rows distinguish them."""
     names = [
-        f"{dataset.shards[number].name} of dataset {i}"
+        f"{name} of dataset {i}"
         for i, dataset in enumerate(corpus.datasets, 1)
-        for number in dataset.bad_shards
+        for name in (
+            *(dataset.shards[number].name for number in dataset.bad_shards),
+            *(dataset.media_name(number) for number in dataset.bad_media),
+        )
     ]
     listed = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     return f"{len(names)} left out ({listed})" if names else ""

@@ -1,4 +1,4 @@
-"""The command line of preprocessing is read and run: `python -m preprocess build | merge | split | verify | ...`.
+"""The command line of preprocessing is read and run: `python -m preprocess build | index | merge | ...`.
 
 Exit codes: 0 done, 2 bad usage or input (damage that `verify` finds included), 3 the disk or the network failed.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mae3d.io.console import tolerate_any_text
-from preprocess.jobs.options import add_build_options
+from preprocess.jobs.options import add_build_options, add_index_options
 
 if TYPE_CHECKING:
     from preprocess.jobs.build import BuildResult
@@ -21,6 +21,7 @@ _EPILOG = """examples:
   python -m preprocess build --frames dataset --ledger dataset/ledger.csv --out out/shards
   python -m preprocess build --videos clips more.csv --fps 15 --segment-seconds 10 --out out/shards
   python -m preprocess build --images imagenet/train --split train --out out/images
+  python -m preprocess index --videos archive --out out/index
   python -m preprocess verify out/shards --full
   python -m preprocess report out/shards
   python -m preprocess inspect out/shards 000000017 --to sample.png
@@ -38,9 +39,13 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="build | merge | split | verify | report | inspect | demo"
+        dest="command", required=True, metavar="build | index | merge | split | verify | report | inspect | demo"
     )
     add_build_options(commands.add_parser("build", help="media to shards", allow_abbrev=False))
+    index = commands.add_parser(
+        "index", help="a dataset over videos that stay where and as they are", allow_abbrev=False
+    )
+    add_index_options(index)
     merge = commands.add_parser("merge", help="the index of shards that were built in slices", allow_abbrev=False)
     merge.add_argument("out", metavar="OUT", help="the dataset's folder or URL")
     merge.add_argument("--slices", type=int, metavar="N", help="how many there were: names those that are missing")
@@ -113,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        if options.command == "build":
+        if options.command in ("build", "index"):
             return _build(options)
         if options.command == "merge":
             return _merge(options)

@@ -4,9 +4,11 @@ Stamps (whole numbers of a time base) ─► seconds that ascend, the first fram
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 STEP_S = 0.04  # from a frame to the next if the distance is not known
 _RESTARTS_S = 0.25  # stamps that go back by so much begin anew; by less, they are out of place
@@ -65,6 +67,23 @@ class FrameTimes(NamedTuple):
 
     seconds: list[float]
     keyframes: list[float]  # a selection of `seconds`; empty if only the start of the file is sure
+
+
+def within(timed: Iterable[tuple[float, T]], start_s: float, stop_s: float) -> Iterator[tuple[float, T]]:
+    """Yield what has start_s <= time < stop_s, the last one before and the first one after; times ascend."""
+    previous: tuple[float, T] | None = None
+    for pair in timed:
+        if pair[0] < start_s:
+            previous = pair
+            continue
+        if previous is not None:
+            yield previous
+            previous = None
+        yield pair
+        if pair[0] >= stop_s:
+            return
+    if previous is not None:
+        yield previous
 
 
 def times_of_packets(packets: Iterable[PacketStamps], clock: FrameClock) -> FrameTimes | None:

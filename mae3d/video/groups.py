@@ -18,6 +18,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from mae3d.video.container import STRICT
+from mae3d.video.packets import padded_packet
 
 _START = b"\0\0\1"
 _SLICES = (1, 5)  # nal_unit_type of a slice, of a slice of an IDR picture (ITU-T H.264, table 7-1)
@@ -52,7 +53,7 @@ class GroupDecoder:
         frames: list[av.VideoFrame] = []
         try:
             for packet in access_units(group, numbers[-1] + 1):
-                frames += self._context.decode(av.Packet(packet))
+                frames += self._context.decode(padded_packet(packet))
             if len(frames) <= numbers[-1]:
                 frames += self._context.decode(None)
         except av.error.FFmpegError as error:

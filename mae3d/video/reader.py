@@ -16,7 +16,6 @@ Files are opened by `mae3d.video.container`: with one codec thread, and nothing 
 read by `mae3d.video.stream`; `mae3d.video.clock` makes seconds of their stamps.
 """
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,11 +25,12 @@ from pathlib import Path
 
 import av
 
-from mae3d.video.clock import FrameTimes, PacketStamps, times_of_packets
+from mae3d.video.clock import FrameTimes, within
 from mae3d.video.container import MAX_PIXELS
 from mae3d.video.errors import MediaError, refuse_unconvertible
+from mae3d.video.listing import Listing, Timed, list_frames
 from mae3d.video.orientation import Orientation, orientation
-from mae3d.video.stream import CLOCK_FRAMES, VideoFacts, VideoStream
+from mae3d.video.stream import VideoFacts, VideoStream
 
 __all__ = ["DecodeLoss", "KeptVideo", "Video", "VideoFacts", "effective_fps", "open_video"]
 
@@ -66,9 +66,6 @@ class _Loss:
     is_frame: bool = False
 
 
-Timed = tuple[float, av.VideoFrame]
-
-
 class Video:
     """An opened video file, from which spans of frames are read."""
 
@@ -80,6 +77,7 @@ class Video:
         self._recent: deque[Timed] = deque(maxlen=2)
         self._losses: list[_Loss] = []
         self._span = (-math.inf, math.inf)
+        self._listing: Listing | None = None
         self._no_jumps = False  # decoding from the start is the only way to any frame
 
     @property
@@ -128,13 +126,13 @@ class Video:
         The times are those in the packets, which costs reading the file, if the first frames bear them out. Else all
         frames are decoded, and only the start of the file is sure to lead to them.
         """
-        times = self._packet_times()
-        self._start_decoding()
-        if times is not None:
-            first = [seconds for seconds, _ in itertools.islice(self.frames(), CLOCK_FRAMES)]
-            if first == times.seconds[:CLOCK_FRAMES]:
-                return times
-        return FrameTimes([seconds for seconds, _ in self.frames()], [])
+        return self.listing().times
+
+    def listing(self) -> Listing:
+        """Return all frames with the packets that they are decoded from; of a video that is kept open it is kept."""
+        if self._listing is None:
+            self._listing = list_frames(self._stream, self._from_the_start)
+        return self._listing
 
     def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Timed]:
         """Decode the frames with start_s <= time < stop_s, the last one before and the first one after.
@@ -147,19 +145,7 @@ class Video:
         """
         self._span = start_s, stop_s
         self._losses = [loss for loss in self._losses if loss.seconds >= start_s]
-        previous: Timed | None = None
-        for pair in self._from(start_s):
-            if pair[0] < start_s:
-                previous = pair
-                continue
-            if previous is not None:
-                yield previous
-                previous = None
-            yield pair
-            if pair[0] >= stop_s:
-                return
-        if previous is not None:
-            yield previous
+        yield from within(self._from(start_s), start_s, stop_s)
 
     def upright_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Return the (width, height) of a frame that has been turned upright."""
@@ -174,13 +160,9 @@ class Video:
         """Close the file."""
         self._stream.close()
 
-    def _packet_times(self) -> FrameTimes | None:
-        """Return the frames' times by their packets; None if the packets do not have them."""
-        self._stream.choose_clock()
-        if self._stream.goes_by_dts or not self._stream.has_stamps:
-            return None
-        shown = (packet for packet in self._stream.packets() if packet.size and not packet.is_discard)
-        return times_of_packets((PacketStamps(p.pts, p.dts, p.is_keyframe) for p in shown), self._stream.clock())
+    def _from_the_start(self) -> Iterator[Timed]:
+        self._start_decoding()
+        return self.frames()
 
     def _from(self, start_s: float) -> Iterator[Timed]:
         """Yield the frames from one at or before start_s on, or from the first one if there is none."""

@@ -62,6 +62,11 @@ class VideoStream:
         return VideoFacts(fps, duration, stream.codec_context.width, stream.codec_context.height)
 
     @property
+    def codec_context(self) -> Any:
+        """The decoder (PyAV's) that the container has set up."""
+        return self._stream.codec_context
+
+    @property
     def step_s(self) -> float:
         """Seconds from a frame to the next, as announced or guessed."""
         fps = self.facts.fps

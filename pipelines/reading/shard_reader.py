@@ -1,7 +1,8 @@
-"""Spans of a shard ─► their bytes: near ones read together, failed reads tried again, all of it counted.
+"""Spans of a file ─► their bytes: near ones read together, failed reads tried again, all of it counted.
 
 reader = ShardReader(corpus, gap=0, retries=5)
-reader.read(7, corpus.spans(7, np.array([0, 4, 8])))       # ─► three uint8 arrays, or those of two groups
+reader.read(7, corpus.spans(7, np.array([0, 4, 8])))       # of its shard ─► three uint8 arrays, or those of two groups
+reader.read_media(7, spans)                                # of the media file that an index names for it
 """
 
 import logging
@@ -9,7 +10,10 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +22,12 @@ from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus
 from pipelines.storage.cache import DamagedFileError
 from preprocess.dataset.index import Spans
+from preprocess.dataset.media import MediaFile
 
 logger = logging.getLogger(__name__)
 
 REMOTE_GAP = 256 << 10
+MEDIA_GAP = 64 << 10  # in a media file sound lies between the packets: to read over it is cheaper than to read anew
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 
 
@@ -30,7 +36,17 @@ class DataError(RuntimeError):
 
 
 class ShardVanishedError(Exception):
-    """A shard's file is not there, though its dataset is."""
+    """A shard or a media file is not there, though what lay beside it is."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file that holds samples."""
+
+    name: str
+    open: Callable[[], AbstractContextManager[MediaFile]]
+    rest_is_there: Callable[[], bool]  # then not all of the storage has gone
+    gap: int
 
 
 def read_gap(config: DataConfig) -> int:
@@ -104,6 +120,13 @@ class ShardReader:
             ShardVanishedError: the shard is missing, though its dataset is there.
             DataError: the storage failed at every try of one read.
         """
+        return self._read(row, self._shard_of(row), spans)
+
+    def read_media(self, row: int, spans: Spans) -> list[np.ndarray]:
+        """Return the bytes of spans of the row's media file; arguments and errors as `read`."""
+        return self._read(row, self._media_of(row), spans)
+
+    def _read(self, row: int, source: _Source, spans: Spans) -> list[np.ndarray]:
         attempt, thread = 0, threading.get_ident()
         self._underway[thread] = (row, time.monotonic())
         pieces: list[np.ndarray] = []
@@ -111,12 +134,12 @@ class ShardReader:
             while True:
                 before = len(pieces)
                 try:
-                    self._read_on(row, spans, pieces)
+                    self._read_on(source, spans, pieces)
                     return pieces
                 except OSError as error:
                     if len(pieces) > before:  # tries count for one read: a clip of many would use them up
                         attempt = 0
-                    self._wait_or_stop(row, attempt, error)
+                    self._wait_or_stop(row, source, attempt, error)
                 except DamagedFileError as error:
                     raise DataError(str(error)) from error
                 attempt += 1
@@ -133,28 +156,43 @@ class ShardReader:
         """End waits before a retry; reads in progress are left to their threads."""
         self._closing.set()
 
-    def _read_on(self, row: int, spans: Spans, pieces: list[np.ndarray]) -> None:
+    def _shard_of(self, row: int) -> _Source:
+        corpus, shard = self._corpus, int(self._corpus.shard[row])
+        name = corpus.shard_name(shard)
+        return _Source(
+            name, lambda: _opened(corpus.open_shard(shard)), partial(corpus.dataset_is_there, shard), self._gap
+        )
+
+    def _media_of(self, row: int) -> _Source:
+        files, number = self._corpus.media(row)
+        return _Source(
+            files.location(number),
+            lambda: files.open(number, pread=lambda *what: pread(*what)),
+            partial(files.root_is_there, number),
+            max(self._gap, MEDIA_GAP),
+        )
+
+    def _read_on(self, source: _Source, spans: Spans, pieces: list[np.ndarray]) -> None:
         """Read the spans behind those that `pieces` holds, and add each to it as soon as it is there."""
         offsets, sizes, known = spans.offset.tolist(), spans.size.tolist(), len(pieces)
         bytes_read = 0
-        descriptor = self._corpus.open_shard(int(self._corpus.shard[row]))
         try:
-            for first, end in joined(offsets[known:], sizes[known:], gap=self._gap):
-                numbers = range(known + first, known + end)
-                start, last = offsets[numbers[0]], numbers[-1]
-                data = _read_whole(descriptor, offsets[last] + sizes[last] - start, start)
-                bytes_read += len(data)
-                whole = np.frombuffer(data, dtype=np.uint8)
-                pieces += [whole[offsets[i] - start :][: sizes[i]] for i in numbers]
+            with source.open() as file:
+                for first, end in joined(offsets[known:], sizes[known:], gap=source.gap):
+                    numbers = range(known + first, known + end)
+                    start, last = offsets[numbers[0]], numbers[-1]
+                    data = _read_whole(file, offsets[last] + sizes[last] - start, start)
+                    bytes_read += len(data)
+                    whole = np.frombuffer(data, dtype=np.uint8)
+                    pieces += [whole[offsets[i] - start :][: sizes[i]] for i in numbers]
         finally:
-            os.close(descriptor)
             with self._lock:
                 self.bytes_read += bytes_read
                 self.bytes_used += sum(sizes[known : len(pieces)])
 
-    def _wait_or_stop(self, row: int, attempt: int, error: OSError) -> None:
-        where = self._where(row)
-        if isinstance(error, FileNotFoundError) and self._corpus.dataset_is_there(int(self._corpus.shard[row])):
+    def _wait_or_stop(self, row: int, source: _Source, attempt: int, error: OSError) -> None:
+        where = f"{source.name}, sample {words_for(self._corpus, row)[0]}"
+        if isinstance(error, FileNotFoundError) and source.rest_is_there():
             raise ShardVanishedError(where) from error  # no mount has gone: another try would find the same
         if attempt >= self._retries:
             raise DataError(
@@ -175,9 +213,17 @@ class ShardReader:
         return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {words_for(self._corpus, row)[0]}"
 
 
-def _read_whole(descriptor: int, size: int, offset: int) -> bytes:
+@contextmanager
+def _opened(descriptor: int) -> Iterator[MediaFile]:
+    try:
+        yield MediaFile(lambda size, offset: pread(descriptor, size, offset))
+    finally:
+        os.close(descriptor)
+
+
+def _read_whole(file: MediaFile, size: int, offset: int) -> bytes:
     """Read `size` bytes, or those up to the end of the file; single reads may return fewer before that."""
-    data = pread(descriptor, size, offset)
-    while len(data) < size and (more := pread(descriptor, size - len(data), offset + len(data))):
+    data = file.read(size, offset)
+    while len(data) < size and (more := file.read(size - len(data), offset + len(data))):
         data += more
     return data

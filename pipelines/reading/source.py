@@ -20,10 +20,12 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 from mae3d.io.random import Stream, philox
+from mae3d.video.packets import PacketTable
 from pipelines.reading.jpeg_header import HeaderError, scan_offset
 from pipelines.reading.shard_reader import DataError, ShardReader, ShardVanishedError, words_for
 from pipelines.samples.corpus import Corpus
 from pipelines.sampling.requests import BatchRequest, ClipRequest
+from preprocess.dataset.index import Spans
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class FetchedClip:
     """A clip with its bytes; `clip` is a substitute if the requested one is damaged."""
 
     clip: ClipRequest
-    parts: list[np.ndarray]  # uint8: (T,) JPEGs, or the groups that hold the frames, each once and in order
+    parts: list[np.ndarray]  # uint8: (T,) JPEGs; the groups that hold the frames, each once; or a table and its packets
     is_substitute: bool = False
     damage: tuple[DamagedFrame, ...] = ()  # of the requested clip, and of substitutes that failed as well
 
@@ -200,7 +202,29 @@ class ClipSource:
                     return [], (frame, str(error))
         if layout.name == "jpeg":
             parts = [parts[i] for i in np.searchsorted(spans.part, clip.frames).tolist()]
-        return parts, None
+        return self._read_packets(clip, parts) if layout.is_in_place else (parts, None)
+
+    def _read_packets(
+        self, clip: ClipRequest, parts: list[np.ndarray]
+    ) -> tuple[list[np.ndarray], tuple[int, str] | None]:
+        """Return the table of a sample that lies in a media file, and the packets of the clip behind it, as `_read`."""
+        table = PacketTable.from_bytes(parts[0].data)
+        needed = table.needed_at_all(clip.frames)
+        packets = table.packets
+        order = np.argsort(packets.offset[needed], kind="stable")  # as they lie in the file
+        number = needed[order]
+        spans = Spans(number, packets.offset[number], packets.size[number].astype(np.int64), packets.crc32[number])
+        first = int(clip.frames.min())
+        try:
+            data = self.reader.read_media(clip.row, spans) if len(needed) else []
+        except ShardVanishedError:
+            return [], (first, "the video has vanished")
+        for packet, size, crc in zip(data, spans.size.tolist(), spans.crc32.tolist(), strict=True):
+            if len(packet) != size:
+                return [], (first, f"the video ends after {len(packet)} of the {size} bytes of a packet")
+            if (crc_read := zlib.crc32(packet.data)) != crc:
+                return [], (first, f"the crc32 of a packet of the video is {crc_read:08x}, {crc:08x} was indexed")
+        return [*parts, *(data[at] for at in np.argsort(order).tolist())], None
 
     def _check_header(self, jpeg: np.ndarray, frame_size: tuple[int, int]) -> None:
         known = self._headers.get(frame_size)
@@ -210,9 +234,7 @@ class ClipSource:
         self._headers[frame_size] = jpeg[:end].tobytes()
 
     def _damage(self, row: int, frame: int, reason: str) -> DamagedFrame:
-        corpus = self._corpus
-        path = corpus.shard_name(int(corpus.shard[row]))
-        return DamagedFrame(str(path), *words_for(corpus, row), frame, reason)
+        return DamagedFrame(self._corpus.file_name(row), *words_for(self._corpus, row), frame, reason)
 
 
 def substitute(corpus: Corpus, clip: ClipRequest, attempt: int, *, spares: np.ndarray) -> ClipRequest:

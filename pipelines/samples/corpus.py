@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from pipelines.config import DataConfig, is_url
 from pipelines.samples.labels import SHOWN, Labels, listed, read_labels, united_labels
 from preprocess.dataset.index import META_NAME, Dataset, DatasetError, Spans, open_dataset
 from preprocess.dataset.layout import Layout
+from preprocess.dataset.media import MediaFiles
 
 if TYPE_CHECKING:
     from pipelines.storage.cache import Cache, RemoteFile
@@ -65,18 +66,27 @@ class Corpus:
 
     @cached_property
     def readable_rows(self) -> np.ndarray:
-        """(n,) int64, ascending: all rows but those of shards that are left out as bad."""
-        starts = self._shard_starts.tolist()
-        bad = [start + number for d, start in zip(self.datasets, starts, strict=False) for number in d.bad_shards]
-        return np.flatnonzero(~np.isin(self.shard, bad)) if bad else np.arange(len(self), dtype=np.int64)
+        """(n,) int64, ascending: all rows but those of shards and media files that are left out as bad."""
+        good = []
+        for dataset, start in zip(self.datasets, self.row_starts, strict=False):
+            is_bad = np.isin(dataset.shard, list(dataset.bad_shards))
+            if dataset.bad_media:
+                is_bad |= np.isin(dataset.media, list(dataset.bad_media))
+            good.append(start + np.flatnonzero(~is_bad))
+        return _joined(good)
 
     @property
     def left_out(self) -> list[str]:
-        """For people: each shard that is left out as bad, with how many samples, and why."""
-        return [
+        """For people: each shard and media file that is left out as bad, with how many samples, and why."""
+        shards = [
             f"{dataset.location}/{dataset.shards[number].name} ({dataset.shards[number].num_samples:,} samples): {what}"
             for dataset in self.datasets
             for number, what in dataset.bad_shards.items()
+        ]
+        return shards + [
+            f"{dataset.media_name(number)} ({np.count_nonzero(dataset.media == number):,} samples): {what}"
+            for dataset in self.datasets
+            for number, what in dataset.bad_media.items()
         ]
 
     num_frames = _column("num_frames")  # (N,) int32
@@ -178,6 +188,13 @@ class Corpus:
         file = self.remote_file(shard)
         return file.url if file else str(self.shard_path(shard))
 
+    def file_name(self, row: int) -> str:
+        """Return path or URL of the file that holds a row's frames, for messages: a tar, or a media file."""
+        dataset, i = self.locate(row)
+        if dataset.media_files is not None:
+            return dataset.media_name(int(dataset.media[i]))
+        return self.shard_name(int(self.shard[row]))
+
     def open_shard(self, shard: int) -> int:
         """Return a file descriptor of the tar with this number, open for reading; the caller closes it.
 
@@ -189,6 +206,12 @@ class Corpus:
         if which in self._remote:
             return self._remote[which].open(number)
         return os.open(self.shard_path(shard), os.O_RDONLY)
+
+    def media(self, row: int) -> tuple[MediaFiles, int]:
+        """Return the media files of the dataset of a row, and the number of the row's."""
+        dataset, i = self.locate(row)
+        assert dataset.media_files is not None, "a sample of shards"
+        return dataset.media_files, int(dataset.media[i])
 
     def dataset_is_there(self, shard: int) -> bool:
         """Return whether dataset.json can be read beside this shard: then not all of the storage has gone."""
@@ -250,6 +273,7 @@ def corpus_of(config: DataConfig, *, option: str = "data") -> Corpus:
         cache=config.cache,
         cache_gb=config.cache_gb,
         exclude_bad_shards=config.exclude_bad_shards,
+        moved=config.new_places,
         option=option,
     )
 
@@ -261,6 +285,7 @@ def open_corpus(
     cache: str | Path = "",
     cache_gb: float = 100,
     exclude_bad_shards: bool = False,
+    moved: Mapping[str, str] | None = None,
     option: str = "data",
 ) -> Corpus:
     """Open every dataset.
@@ -270,23 +295,24 @@ def open_corpus(
         labels: a file of `labels.read_labels` that replaces the datasets' own labels.
         cache: folder for what is fetched from URLs; "" = `pipelines.storage.cache.default_folder`.
         cache_gb: most that it may hold, in GB.
-        exclude_bad_shards: go without the samples of shards that are missing or not whole, instead of refusing them.
+        exclude_bad_shards: go without the samples of shards and media files that are missing or not whole, instead of
+            refusing them.
+        moved: new places of the folders or URLs of media files, by the old ones.
         option: section of the command line that the roots come from, for messages.
 
     Raises:
         DatasetError: one of them cannot be used, or the cache cannot.
     """
     urls = {i: str(root) for i, root in enumerate(roots) if is_url(str(root))}
+    how: dict[str, Any] = {"exclude_bad_shards": exclude_bad_shards, "moved": moved}
     remote = {}
     if urls:
         from pipelines.storage.remote import open_cache, open_remote
 
         opened_cache = open_cache(cache, limit_bytes=int(cache_gb * 1e9))
-        remote = {i: open_remote(url, opened_cache, exclude_bad_shards=exclude_bad_shards) for i, url in urls.items()}
+        remote = {i: open_remote(url, opened_cache, **how) for i, url in urls.items()}
     datasets = [
-        remote[i].dataset
-        if i in remote
-        else open_dataset(str(root).removeprefix("file://"), exclude_bad_shards=exclude_bad_shards)
+        remote[i].dataset if i in remote else open_dataset(str(root).removeprefix("file://"), **how)
         for i, root in enumerate(roots)
     ]
     return Corpus(datasets, remote=remote, labels=read_labels(labels, datasets) if labels else None, option=option)

@@ -11,7 +11,7 @@ AWS_PROFILE, AWS_ENDPOINT_URL and the rest of AWS_*, or FSSPEC_S3_* for any othe
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,7 @@ from preprocess.dataset.index import (
     index_files,
     map_dataset,
     parse_meta,
+    with_checked_media,
 )
 
 
@@ -64,13 +65,16 @@ def open_cache(folder: str | Path, *, limit_bytes: int) -> Cache:
         raise DatasetError(f"data.cache: {error.filename}: {error.strerror}") from error
 
 
-def open_remote(url: str, cache: Cache, *, exclude_bad_shards: bool = False) -> RemoteShards:
+def open_remote(
+    url: str, cache: Cache, *, exclude_bad_shards: bool = False, moved: Mapping[str, str] | None = None
+) -> RemoteShards:
     """Open the dataset behind a URL; reads dataset.json, one listing, and the part of the index that is not cached.
 
     Args:
         url: where it is.
         cache: where its files are fetched to.
         exclude_bad_shards: as `preprocess.dataset.index.check_shards`.
+        moved: as `preprocess.dataset.index.open_dataset`.
 
     Raises:
         DatasetError: no such place, no dataset there, no access, a file that is missing or of another size, or a
@@ -106,7 +110,8 @@ def open_remote(url: str, cache: Cache, *, exclude_bad_shards: bool = False) -> 
             f"{cache.limit_bytes / 1e9:.3g} GB; give at least --data.cache_gb {gigabytes(least)}"
         )
     held = [_held(file, cache) for file in index]
-    dataset = map_dataset(cache.folder / tag, meta, url=url, bad_shards=bad)
+    dataset = map_dataset(cache.folder / tag, meta, url=url, bad_shards=bad, moved=moved)
+    dataset = with_checked_media(dataset, exclude_bad=exclude_bad_shards)
 
     def is_there() -> bool:
         with suppress(OSError):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocess.dataset.layout import Layout
+from preprocess.dataset.media import MediaFiles
 from preprocess.dataset.schema import DatasetError, Shard
 
 REJECTED_NAME = "rejected.parquet"
@@ -62,8 +63,11 @@ class Dataset:
     split_names: list[str]
     label_names: list[str]
     _parts: pa.Table
+    media: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))  # int32, file of each; of layout files
+    media_files: MediaFiles | None = None  # of layout files
     url: str = ""
     bad_shards: Mapping[int, str] = field(default_factory=dict)  # left out: the number ─► what is wrong with its tar
+    bad_media: Mapping[int, str] = field(default_factory=dict)  # left out: the number ─► what is wrong with the file
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -146,6 +150,11 @@ class Dataset:
     def shard_path(self, shard: int) -> Path:
         """Return the path of the tar with this number (a value of column `shard`), of a dataset in a folder."""
         return self.root / self.shards[shard].name
+
+    def media_name(self, number: int) -> str:
+        """Return the path or URL of a media file of an index (a value of `media`)."""
+        assert self.media_files is not None
+        return self.media_files.location(number)
 
     def _text(self, column: str, whole: str, i: int) -> str:
         """Return one text of the index; its row group is kept, but not the column, which may be the largest of all."""

@@ -6,7 +6,9 @@ a node:
     shard-00000.tar / .idx / .parquet   the frames; DALI's index; the shard's own rows (its presence = done)
     index-<hash>.parquet                one row per sample, for people and tools; the keys and names
     rows-<hash>.arrow                   the same rows without the strings, mapped
-    frames-<hash>.arrow                 one row per frame (size, crc32), mapped; of layout video, groups-<hash>.arrow
+    frames-<hash>.arrow                 one row per frame (size, crc32), mapped; of layout video, groups-<hash>.arrow,
+                                        of layout files, tables-<hash>.arrow
+    media-<hash>.arrow                  of layout files, the files that hold the samples, mapped
     rejected.parquet                    the samples that were left out, where and why
     dataset.json                        replaced last: the files that it names are the dataset
 
@@ -21,16 +23,19 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
 from mae3d.io.files import looked_for, sha256_of
 from preprocess.dataset.dataset import REJECTED_NAME, Dataset, Spans, mapped_numbers
 from preprocess.dataset.layout import BLOCK, LAYOUTS, layout_of
-from preprocess.dataset.schema import PARTS_SCHEMA, READABLE_SCHEMAS, DatasetError, Shard, rows_schema
+from preprocess.dataset.media import MediaFiles, check_media
+from preprocess.dataset.schema import MEDIA_SCHEMA, PARTS_SCHEMA, READABLE_SCHEMAS, DatasetError, Shard, rows_schema
 
 __all__ = [  # the names that trainers and tools may use
     "BLOCK",
@@ -53,20 +58,22 @@ __all__ = [  # the names that trainers and tools may use
 META_NAME = "dataset.json"
 PLAN_NAME = "plan.parquet"
 
-_FILES = {"index", "rows", "rejected"}
 _META_KEYS = {"settings", "settings_hash", "label_names", "split_names", "totals", "files", "shards"}
 _LISTED = 10  # bad shards that a message names
 _HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash in `verify`
 
 
-def open_dataset(root: str | Path, *, exclude_bad_shards: bool = False) -> Dataset:
+def open_dataset(
+    root: str | Path, *, exclude_bad_shards: bool = False, moved: Mapping[str, str] | None = None
+) -> Dataset:
     """Open the dataset in a folder, checking all that can be checked without reading the shards.
 
     The hashes of index files beyond 64 MiB are left to `python -m preprocess verify`.
 
     Args:
         root: the folder.
-        exclude_bad_shards: as `check_shards`.
+        exclude_bad_shards: as `check_shards`; of layout files, also media files that are missing or have changed.
+        moved: of layout files, new places of the folders or URLs below which its media files lay.
 
     Raises:
         DatasetError: no such folder, not a dataset, an unfinished build, another schema version or layout, an index
@@ -81,7 +88,22 @@ def open_dataset(root: str | Path, *, exclude_bad_shards: bool = False) -> Datas
     for name, *_ in meta["shards"]:
         with suppress(FileNotFoundError):
             sizes[name] = (root / name).stat().st_size
-    return map_dataset(root, meta, bad_shards=check_shards(str(root), meta, sizes, exclude_bad=exclude_bad_shards))
+    bad = check_shards(str(root), meta, sizes, exclude_bad=exclude_bad_shards)
+    dataset = map_dataset(root, meta, bad_shards=bad, moved=moved)
+    return with_checked_media(dataset, exclude_bad=exclude_bad_shards)
+
+
+def with_checked_media(dataset: Dataset, *, exclude_bad: bool) -> Dataset:
+    """Return a dataset whose media files were looked at; errors as `preprocess.dataset.media.check_media`."""
+    files = dataset.media_files
+    if files is None:
+        return dataset
+
+    def num_samples(numbers: Sequence[int]) -> int:
+        return int(np.isin(dataset.media, numbers).sum())
+
+    bad = check_media(dataset.location, files, num_samples=num_samples, exclude_bad=exclude_bad)
+    return replace(dataset, bad_media=bad)
 
 
 def check_shards(
@@ -123,7 +145,12 @@ def _lines(listed: Sequence[str]) -> str:
 
 
 def map_dataset(
-    root: Path, meta: dict[str, Any], *, url: str = "", bad_shards: Mapping[int, str] | None = None
+    root: Path,
+    meta: dict[str, Any],
+    *,
+    url: str = "",
+    bad_shards: Mapping[int, str] | None = None,
+    moved: Mapping[str, str] | None = None,
 ) -> Dataset:
     """Return a dataset over checked index files.
 
@@ -132,13 +159,19 @@ def map_dataset(
         meta: the result of `read_meta` or `parse_meta`.
         url: the URL of the shards, if they are not in `root`.
         bad_shards: the result of `check_shards`.
+        moved: as `open_dataset`.
 
     Raises:
         DatasetError: an index file is none, or has other columns.
     """
-    layout = layout_of(meta)
+    layout, media = layout_of(meta), None
+    if layout.is_in_place:
+        table = _map_table(root / meta["files"]["media"]["name"], MEDIA_SCHEMA)
+        media = MediaFiles(table, roots=meta["media_roots"], moved=moved or {})
     rows = _map_table(root / meta["files"]["rows"]["name"], rows_schema(layout))
-    columns = {name: mapped_numbers(rows[name].chunk(0)) for name in rows.column_names if name != "labels"}
+    columns: dict[str, Any] = {
+        name: mapped_numbers(rows[name].chunk(0)) for name in rows.column_names if name != "labels"
+    }
     labels: Any = rows["labels"].chunk(0)  # a LargeListArray
     return Dataset(
         root=root,
@@ -153,15 +186,17 @@ def map_dataset(
         split_names=list(meta["split_names"]),
         label_names=list(meta["label_names"]),
         _parts=_map_table(root / meta["files"][layout.parts]["name"], PARTS_SCHEMA),
+        media_files=media,
         url=url,
         bad_shards=bad_shards or {},
         **columns,
     )
 
 
-def index_files(meta: dict[str, Any]) -> tuple[str, str, str]:
+def index_files(meta: dict[str, Any]) -> tuple[str, ...]:
     """Return the entries of dataset.json's `files` without which no sample can be found; rejected.parquet is none."""
-    return "index", "rows", layout_of(meta).parts
+    layout = layout_of(meta)
+    return "index", "rows", layout.parts, *(["media"] if layout.is_in_place else [])
 
 
 def read_meta(root: Path) -> dict[str, Any]:
@@ -190,9 +225,9 @@ def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
             f"{' and '.join(map(str, READABLE_SCHEMAS))}, layouts {' and '.join(LAYOUTS)}: build it again, or use the "
             "version that wrote it"
         )
-    keys = _META_KEYS | ({"codec", "group"} if layout == "video" else set())
+    keys = _META_KEYS | {"video": {"codec", "group"}, "files": {"media_roots"}}.get(layout, set())
     if not (lacking := sorted(keys - meta.keys())):
-        lacking = sorted((_FILES | {layout_of(meta).parts}) - dict(meta["files"]).keys())
+        lacking = sorted({*index_files(meta), "rejected"} - dict(meta["files"]).keys())
     if lacking:
         raise DatasetError(f"{where}: has no {', '.join(lacking)}; run the build again")
     return meta

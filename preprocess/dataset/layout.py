@@ -4,7 +4,9 @@
     layout.parts_of(np.array([3, 9]))     # the parts that hold these frames
 
 `jpeg` stores every frame by itself: a part is a frame, one member of the tar each. `video` stores one stream a sample
-in closed groups of frames: a part is a group, and all of them are one member. Size and crc32 are kept for every part.
+in closed groups of frames: a part is a group, and all of them are one member. `files` stores no frame: the only part of
+a sample is a table of where its packets lie in a media file (`mae3d.video.packets`), and `Dataset.media` says in which.
+Size and crc32 are kept for every part.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +20,7 @@ BLOCK = 512  # tar block: a member is one header block and its data, padded to w
 
 @dataclass(frozen=True)
 class Layout:
-    """The kind of a part: a frame or a group.
+    """The kind of a part: a frame, a group, or the table of a sample.
 
     `parts` names the file of their sizes and checksums, and `at` its column in the index.
     """
@@ -26,6 +28,7 @@ class Layout:
     name: str
     parts: str
     at: str
+    member: str  # ends the names of the members that hold parts
     group: int = 1  # frames of a part; the last of a sample may have fewer
 
     def parts_of(self, frames: np.ndarray) -> np.ndarray:
@@ -65,24 +68,31 @@ class Layout:
 
     def description(self) -> dict[str, Any]:
         """Return what a dataset.json, and a sample's .json, say of the streams; nothing of single frames."""
-        return {"codec": "h264", "group": self.group} if self.is_one_member else {}
+        return {"codec": "h264", "group": self.group} if self.name == "video" else {}
 
     @property
     def is_one_member(self) -> bool:
         """Return whether all parts of a sample are one member of the tar."""
-        return self.name == "video"
+        return self.name != "jpeg"
+
+    @property
+    def is_in_place(self) -> bool:
+        """Return whether the media lie in files of their own, beside which the dataset is an index."""
+        return self.name == "files"
 
 
-JPEG = Layout("jpeg", parts="frames", at="frames_at")
-LAYOUTS = ("jpeg", "video")
-INDEX_FILE = r"(?:index-[0-9a-f]{16}\.parquet|(?:rows|frames|groups)-[0-9a-f]{16}\.arrow)"  # a regular expression
+JPEG = Layout("jpeg", parts="frames", at="frames_at", member="jpg")
+FILES = Layout("files", parts="tables", at="tables_at", member="packets", group=1 << 30)
+LAYOUTS = ("jpeg", "video", "files")
+INDEX_FILE = r"(?:index-[0-9a-f]{16}\.parquet|(?:rows|frames|groups|tables|media)-[0-9a-f]{16}\.arrow)"  # a regex
 
 
 def video_layout(group: int) -> Layout:
     """Return the layout of H.264 streams in closed groups of so many frames."""
-    return Layout("video", parts="groups", at="groups_at", group=group)
+    return Layout("video", parts="groups", at="groups_at", member="h264", group=group)
 
 
 def layout_of(described: Mapping[str, Any]) -> Layout:
     """Return the layout that a dataset.json, or the settings of a build, describe; without `layout` it is jpeg."""
-    return video_layout(int(described["group"])) if described.get("layout", "jpeg") == "video" else JPEG
+    name = described.get("layout", "jpeg")
+    return video_layout(int(described["group"])) if name == "video" else FILES if name == "files" else JPEG

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mae3d.io.files import replace_file
-from preprocess.dataset.layout import Layout
+from preprocess.dataset.layout import JPEG, Layout
 
 SCHEMA_VERSION = 2
 READABLE_SCHEMAS = (1, 2)  # 2 adds the sizes and hashes of .idx, shard tables and plan, and a checksum of dataset.json
@@ -49,11 +49,27 @@ SHARD_SCHEMA = pa.schema(
         *_WHERE_FIELDS,
     ]
 )
+_MEDIA_FIELDS: list[Any] = [  # of a layout in place: the file that holds the sample
+    pa.field("media_root", pa.string()),  # a folder, or a URL
+    pa.field("media_path", pa.string()),  # below it
+    pa.field("media_bytes", pa.int64()),
+]
 PARTS_SCHEMA = pa.schema(_PART_FIELDS)
+_MEDIA_COLUMNS: list[Any] = [
+    pa.field("root", pa.int32()),  # position in dataset.json's media_roots
+    pa.field("path", pa.string()),
+    pa.field("bytes", pa.int64()),
+]
+MEDIA_SCHEMA = pa.schema(_MEDIA_COLUMNS)
 # num_frames > 0 here: the sample was kept, with a remark (damaged: not all of it; mixed_sizes).
 REJECTED_SCHEMA = pa.schema(
     [pa.field("key", pa.string()), pa.field("name", pa.string()), pa.field("num_frames", pa.int32()), *_WHERE_FIELDS]
 )
+
+
+def shard_schema(layout: Layout) -> pa.Schema:
+    """Return the columns of shard-NNNNN.parquet."""
+    return pa.schema([*SHARD_SCHEMA, *_MEDIA_FIELDS]) if layout.is_in_place else SHARD_SCHEMA
 
 
 def index_schema(layout: Layout) -> pa.Schema:
@@ -80,6 +96,7 @@ def rows_schema(layout: Layout) -> pa.Schema:
             pa.field("shard", pa.int32()),
             pa.field(layout.at, pa.int64()),
             *_SAMPLE_FIELDS,
+            *([pa.field("media", pa.int32())] if layout.is_in_place else []),  # row of media-<hash>.arrow
         ]
     )
 
@@ -102,11 +119,13 @@ class Shard:
     table_sha256: str = ""
 
 
-def write_shard_table(path: Path, rows: list[dict[str, Any]], *, tar_bytes: int, tar_sha256: str) -> None:
-    """Write shard-NNNNN.parquet: every planned sample of the shard, kept or not (SHARD_SCHEMA)."""
+def write_shard_table(
+    path: Path, rows: list[dict[str, Any]], *, tar_bytes: int, tar_sha256: str, layout: Layout = JPEG
+) -> None:
+    """Write shard-NNNNN.parquet: every planned sample of the shard, kept or not (`shard_schema`)."""
     metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
     with replace_file(path) as aside:
-        table = pa.Table.from_pylist(rows, SHARD_SCHEMA.with_metadata(metadata))
+        table = pa.Table.from_pylist(rows, shard_schema(layout).with_metadata(metadata))
         pq.write_table(table, aside, write_page_checksum=True)
 
 

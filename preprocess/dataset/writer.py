@@ -28,6 +28,7 @@ from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sha256_of
 from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME
 from preprocess.dataset.layout import JPEG, Layout
 from preprocess.dataset.schema import (
+    MEDIA_SCHEMA,
     PARTS_SCHEMA,
     REJECTED_SCHEMA,
     SCHEMA_VERSION,
@@ -77,15 +78,13 @@ def write_dataset(
     """
     totals = _Totals()
     with ExitStack() as stack:
-        aside = {stem: root / f"{TEMPORARY_PREFIX}{stem}" for stem in ("index", "rows", layout.parts, "rejected")}
+        stems = ("index", "rows", layout.parts, *(["media"] if layout.is_in_place else []), "rejected")
+        aside = {stem: root / f"{TEMPORARY_PREFIX}{stem}" for stem in stems}
         for path in aside.values():
             stack.callback(path.unlink, missing_ok=True)
         split_names = _write_files(aside, layout, tables, rejected, splits, totals)
-        files = {
-            "index": _adopt(aside["index"], "index", ".parquet"),
-            "rows": _adopt(aside["rows"], "rows", ".arrow"),
-            layout.parts: _adopt(aside[layout.parts], layout.parts, ".arrow"),
-        }
+        suffixes = {"index": ".parquet"}
+        files = {stem: _adopt(aside[stem], stem, suffixes.get(stem, ".arrow")) for stem in stems[:-1]}
         with replace_file(root / REJECTED_NAME) as path:
             aside["rejected"].replace(path)
     files["rejected"] = _entry(root / REJECTED_NAME, sha256_of(root / REJECTED_NAME))
@@ -103,6 +102,8 @@ def write_dataset(
         "files": files,
         "shards": [[*shard, *beside, *table] for shard, (beside, table) in zip(totals.shards, digests, strict=True)],
     }
+    if layout.is_in_place:
+        meta["media_roots"] = totals.media_roots
     if split_rule:
         meta["split_rule"] = split_rule
     if (root / PLAN_NAME).is_file():
@@ -147,7 +148,7 @@ def _write_files(
     splits: pa.DictionaryArray | None,
     totals: "_Totals",
 ) -> list[str]:
-    """Write the four files, shard by shard, and return the names of the splits in the order of their first samples."""
+    """Write the files, shard by shard, and return the names of the splits in the order of their first samples."""
     split_codes: dict[str, int] = {}
     with ExitStack() as stack:
         rows = _Rows(aside["rows"].parent, rows_schema(layout), stack)
@@ -156,6 +157,8 @@ def _write_files(
         columns = index_schema(layout)
         index = stack.enter_context(pq.ParquetWriter(aside["index"], columns, compression="zstd"))
         rejects = stack.enter_context(pq.ParquetWriter(aside["rejected"], REJECTED_SCHEMA))
+        if layout.is_in_place:
+            media = _Media(stack.enter_context(pa.OSFile(str(aside["media"]), "wb")))
         parts = _Regrouped(_PARTS_PER_BATCH, lambda table: arrow.write_batch(_parts_batch(table)))
         samples = _Regrouped(
             _ROWS_PER_GROUP, lambda table: index.write_table(_index_table(table, columns), _ROWS_PER_GROUP)
@@ -176,6 +179,8 @@ def _write_files(
             totals.parts += int(counts.sum())
             table = table.append_column("shard", pa.array(np.full(len(table), number, np.int32)))
             table = table.append_column(layout.at, pa.array(parts_at))
+            if layout.is_in_place:
+                table = table.append_column("media", media.add(table))
             parts.add(pa.table([pc.list_flatten(table[name]) for name in ("sizes", "crc32s")], schema=PARTS_SCHEMA))
             samples.add(table.select(columns.names))
             for name in pc.unique(table["split"]).to_pylist():
@@ -187,6 +192,9 @@ def _write_files(
         for regrouped in (parts, samples, problems):
             regrouped.finish()
         rows.write(aside["rows"])
+        if layout.is_in_place:
+            media.finish()
+            totals.media_roots = list(media.roots)
     return list(split_codes)
 
 
@@ -237,6 +245,42 @@ def _with_splits(table: pa.Table, splits: pa.DictionaryArray) -> pa.Table:
 def _index_table(samples: pa.Table, columns: pa.Schema) -> pa.Table:
     at = samples.schema.get_field_index("split")
     return samples.set_column(at, "split", pc.dictionary_encode(samples["split"])).cast(columns)
+
+
+class _Media:
+    """The writer of media-<hash>.arrow; a file whose samples lie in two shards has a row for each."""
+
+    def __init__(self, sink: pa.OSFile) -> None:
+        self.roots: dict[str, int] = {}
+        self._file = pa.ipc.new_file(sink, MEDIA_SCHEMA)
+        self._batches = _Regrouped(
+            _PARTS_PER_BATCH, lambda table: self._file.write_table(pa.Table.from_batches([_own_buffers(table)]))
+        )
+        self._count = 0
+
+    def add(self, table: pa.Table) -> pa.Array:
+        """Add the files of a shard's samples, and return the number of each sample's file."""
+        columns = (table[name].to_pylist() for name in ("media_root", "media_path", "media_bytes"))
+        number: dict[tuple[str, str, int], int] = {}
+        numbers = [number.setdefault(file, self._count + len(number)) for file in zip(*columns, strict=True)]
+        self._count += len(number)
+        rows = [
+            {"root": self.roots.setdefault(root, len(self.roots)), "path": path, "bytes": size}
+            for root, path, size in number
+        ]
+        self._batches.add(pa.Table.from_pylist(rows, MEDIA_SCHEMA))
+        return pa.array(numbers, pa.int32())
+
+    def finish(self) -> None:
+        """Write what is left, and the end of the file."""
+        self._batches.finish()
+        self._file.close()
+
+
+def _own_buffers(table: pa.Table) -> pa.RecordBatch:
+    """Return a table in new buffers: those of a slice may hold more than the slice, which would be written too."""
+    columns: list[Any] = [pa.array(table[name].to_pylist(), table[name].type) for name in table.column_names]
+    return pa.record_batch(columns, schema=table.schema)
 
 
 class _Rows:
@@ -293,6 +337,7 @@ class _Totals:
     frames: int = 0
     parts: int = 0
     samples_without_fps: int = 0
+    media_roots: list[str] = field(default_factory=list)
     _seconds: list[float] = field(default_factory=list)
     _rejected: Counter[str] = field(default_factory=Counter)
     _remarks: Counter[str] = field(default_factory=Counter)

@@ -14,7 +14,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import av
 
@@ -25,6 +27,8 @@ from preprocess.encode.images import announced_size, jpeg_header, natural_size, 
 from preprocess.encode.video_properties import Looks, mixed_sizes
 from preprocess.plan.plan import Facts, PlannedSample, frame_name
 from preprocess.plan.settings import Settings
+
+T = TypeVar("T")
 
 _RATE_SLACK = 1.001  # 30 is not faster than 29.97
 _BYTES_A_PIXEL = 8  # of an image file at most: four channels of 16 bits that did not compress
@@ -127,7 +131,7 @@ def _encode_files(
     source_fps = (settings.source_fps or math.nan) / row.stride
     faster = len(keep) < len(row.numbers)
     fps = settings.fps if faster and settings.fps else source_fps
-    remark = _joined([mixed_sizes(num_other, len(keep), size), _filled(row, keep)])
+    remark = joined_remarks([mixed_sizes(num_other, len(keep), size), _filled(row, keep)])
     return Facts(len(keep), row.first, keep[-1] + 1, fps, row.start_s, *size, remark)
 
 
@@ -155,17 +159,10 @@ def _read(file: Path, number: int, *, limit: int) -> bytes:
 
 def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, store: FrameStore) -> Facts:
     declared = video.facts.fps
-    resample = settings.fps is not None and not declared <= settings.fps * _RATE_SLACK
-    start_s, stop_s = row.start_s, row.stop_s
-    if resample:
-        assert settings.fps is not None
-        chosen = _on_grid(video, start_s, stop_s, settings.fps)
-    else:
-        chosen = (pair for pair in video.frames(start_s, stop_s) if start_s <= max(pair[0], 0.0) and pair[0] < stop_s)
     looks = Looks(pixel_aspect=video.pixel_aspect)
     first_s = last_s = math.nan
     size = (0, 0)
-    for seconds, frame in chosen:
+    for seconds, frame in chosen_frames(video.frames(row.start_s, row.stop_s), row, settings, declared=declared):
         if looks.num_frames == 0:
             first_s = seconds
             size = scaled_size(*video.upright_size(frame), settings.short_side)
@@ -173,40 +170,87 @@ def _encode_video(video: Video, row: PlannedSample, *, settings: Settings, store
         store.add_frame(frame, size)
         looks.add(frame, same_size=scaled_size(*video.upright_size(frame), settings.short_side) == size)
     store.finish()
-    num_frames, damage = looks.num_frames, video.damage
-    if num_frames == 0:
-        if damage:
-            raise MediaError("undecodable", str(damage))
+    damage = video.damage
+    if looks.num_frames == 0 and damage:
+        raise MediaError("undecodable", str(damage))
+    remark = joined_remarks([("damaged", str(damage)) if damage else None, *looks.remarks(size)])
+    clock = Clocked(looks.num_frames, first_s, last_s, declared, has_gaps=bool(damage))
+    return video_facts(clock, row, settings, size=size, remark=remark)
+
+
+def chosen_frames(
+    frames: Iterator[tuple[float, T]], row: PlannedSample, settings: Settings, *, declared: float
+) -> Iterator[tuple[float, T]]:
+    """Yield the frames of a video that are stored, with the times that they get.
+
+    Args:
+        frames: the frames of the sample's span, the last one before it and the first one after, by their times.
+        row: the sample.
+        settings: the rate.
+        declared: the rate that the video announces; NaN = none.
+    """
+    start_s, stop_s = row.start_s, row.stop_s
+    if is_resampled(settings, declared=declared):
+        assert settings.fps is not None
+        return _on_grid(frames, start_s, stop_s, settings.fps, shown_s=1 / (declared if declared > 0 else settings.fps))
+    return (pair for pair in frames if start_s <= max(pair[0], 0.0) and pair[0] < stop_s)
+
+
+def is_resampled(settings: Settings, *, declared: float) -> bool:
+    """Return whether frames are chosen on a grid of time: unless the video is known not to be faster."""
+    return settings.fps is not None and not declared <= settings.fps * _RATE_SLACK
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """When the stored frames of a video are shown."""
+
+    num_frames: int
+    first_s: float
+    last_s: float
+    declared: float  # frames per second that the video announces; NaN = none
+    has_gaps: bool = False  # frames are missing between them: gaps would pass for a lower rate
+
+
+def video_facts(
+    clock: Clocked, row: PlannedSample, settings: Settings, *, size: tuple[int, int], remark: tuple[str, str] | None
+) -> Facts:
+    """Return the properties of a stored sample of a video; raise MediaError if it has no frame."""
+    start_s, stop_s, declared = row.start_s, row.stop_s, clock.declared
+    if clock.num_frames == 0:
         span = f"between {start_s:g} s and {stop_s:g} s" if math.isfinite(stop_s) or start_s > 0 else "in it"
         raise MediaError("no_frames", f"no frame {span}")
-    if resample and settings.fps is not None:
+    first_s, last_s = clock.first_s, clock.last_s
+    if is_resampled(settings, declared=declared) and settings.fps is not None:
         fps = settings.fps
     else:
-        # Gaps would pass for a lower rate.
-        fps = declared if damage and declared > 0 else effective_fps((first_s, last_s), num_frames, declared)
+        has_rate = clock.has_gaps and declared > 0
+        fps = declared if has_rate else effective_fps((first_s, last_s), clock.num_frames, declared)
     rate = declared if declared > 0 else fps
-    first, last = (0, num_frames - 1) if math.isnan(rate) else (round(first_s * rate), round(last_s * rate))
-    remark = _joined([("damaged", str(damage)) if damage else None, *looks.remarks(size)])
-    return Facts(num_frames, max(first, 0), max(last, 0) + 1, fps, max(first_s, 0.0), *size, remark)
+    first, last = (0, clock.num_frames - 1) if math.isnan(rate) else (round(first_s * rate), round(last_s * rate))
+    return Facts(clock.num_frames, max(first, 0), max(last, 0) + 1, fps, max(first_s, 0.0), *size, remark)
 
 
-def _joined(remarks: Sequence[tuple[str, str] | None]) -> tuple[str, str] | None:
+def joined_remarks(remarks: Sequence[tuple[str, str] | None]) -> tuple[str, str] | None:
     """Join remarks: `damaged+hdr`."""
     kept = [remark for remark in remarks if remark]
     return ("+".join(reason for reason, _ in kept), "; ".join(message for _, message in kept)) if kept else None
 
 
-def _on_grid(video: Video, start_s: float, stop_s: float, fps: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Yield for each k with start_s <= k/fps < stop_s the frame nearest in time, up to the end of the video."""
+def _on_grid(
+    frames: Iterator[tuple[float, T]], start_s: float, stop_s: float, fps: float, *, shown_s: float
+) -> Iterator[tuple[float, T]]:
+    """Yield for each k with start_s <= k/fps < stop_s the frame nearest in time, up to the end of the video.
+
+    The last frame is shown for `shown_s` seconds, as long as the others.
+    """
     k = max(0, math.ceil(start_s * fps - 1e-6))
-    previous: tuple[float, av.VideoFrame] | None = None
-    for pair in video.frames(start_s, stop_s):
+    previous: tuple[float, T] | None = None
+    for pair in frames:
         while previous is not None and k / fps < stop_s and k / fps <= (previous[0] + pair[0]) / 2:
             yield max(k / fps, 0.0), previous[1]
             k += 1
         previous = pair
-    # The last frame is shown for as long as the others.
-    shown_s = 1 / video.facts.fps if video.facts.fps > 0 else 1 / fps
     while previous is not None and k / fps < min(stop_s, previous[0] + shown_s - 1e-6):
         yield k / fps, previous[1]
         k += 1

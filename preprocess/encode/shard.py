@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from mae3d.io.files import replace_file
+from mae3d.io.storage import is_url
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import Video, open_video
 from preprocess.dataset.schema import shard_name, write_shard_table
+from preprocess.encode.packet_index import index_sample
 from preprocess.encode.sample import encode_sample, media_files
 from preprocess.encode.tar_writer import IDX_VERSION, GrowingHash, TarWriter
 from preprocess.plan.plan import Facts, PlannedSample
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Root
+from preprocess.sources.tar_files import split_archive
 from preprocess.workers.decoder import Written, decoder
 
 _NUMBERS = 256  # bytes that the numbers of a sample's .json may take
@@ -57,7 +60,7 @@ def build_shard(
     Raises:
         OSError: the output cannot be written. What is wrong with an input is in the table and the result instead.
     """
-    stem = out / shard_name(number)
+    stem, layout = out / shard_name(number), settings.stored_as
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
     with replace_file(stem.with_suffix(".tar")) as aside:
@@ -70,23 +73,25 @@ def build_shard(
                         written = decoder().write(
                             sample, files, settings=settings, tar=aside, start=stop, first=sample is samples[0]
                         )
+                        media = _media(sample, roots[sample.root], files[0]) if layout.is_in_place else {}
                 except MediaError as error:
                     rows.append(_row(sample, error))
                 else:
-                    rows.append(_row(sample, written))
+                    rows.append(_row(sample, written) | media)
                     lines.append(written.line)
                     stop = written.stop
                     sha256.cover(stop)
             with aside.open("r+b") as file:
                 file.truncate(stop)  # a sample that failed may have left something
                 file.seek(stop)
-                TarWriter(file, settings.stored_as).close()
+                TarWriter(file, layout).close()
                 tar_bytes = file.tell()
             sha256.cover(tar_bytes)
             tar_sha256 = sha256.hexdigest()
     with replace_file(stem.with_suffix(".idx")) as aside:
         aside.write_text("\n".join([f"{IDX_VERSION} {len(lines)}", *lines]) + "\n", encoding="ascii")
-    write_shard_table(stem.with_suffix(".parquet"), rows, tar_bytes=tar_bytes, tar_sha256=tar_sha256)
+    table = stem.with_suffix(".parquet")
+    write_shard_table(table, rows, tar_bytes=tar_bytes, tar_sha256=tar_sha256, layout=layout)
     problems = [row for row in rows if row["reason"]]
     reasons = [(row["name"], row["reason"], row["message"]) for row in problems]
     return ShardResult(
@@ -115,12 +120,27 @@ def write_sample(
     """
     tar.begin(sample.key, len(json.dumps({"name": sample.name})) + _NUMBERS)
     try:
-        facts = encode_sample(sample, files, settings=settings, sink=tar.add, opened=opened, progress=progress)
+        if settings.stored_as.is_in_place:
+            facts = index_sample(sample, files[0], settings=settings, sink=tar.add, opened=opened, progress=progress)
+        else:
+            facts = encode_sample(sample, files, settings=settings, sink=tar.add, opened=opened, progress=progress)
     except MediaError:
         tar.abandon()
         raise
     tar.finish(_description(sample, facts, settings))
     return facts
+
+
+def _media(sample: PlannedSample, root: Root, file: Path) -> dict[str, Any]:
+    """Return the columns that say which file holds a sample that stays where it is.
+
+    Raises:
+        MediaError: it is a member of a tar.
+    """
+    if split_archive(sample.path):
+        raise MediaError("in_archive", "it lies in a tar, and an index is of files: unpack the tar, or `build`")
+    where = root.where if is_url(root.where) else str(Path(root.where).absolute())
+    return {"media_root": where, "media_path": sample.path, "media_bytes": file.stat().st_size}
 
 
 def _row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str, Any]:

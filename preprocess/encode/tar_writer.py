@@ -92,7 +92,7 @@ class TarWriter:
     def _members(self) -> list[tuple[str, int, int]]:
         """Return name, offset and size of the members that hold the parts."""
         if self.layout.is_one_member:
-            return [(stream_member(self._key), self.offset, sum(self.sizes))]
+            return [(whole_member(self._key, self.layout), self.offset, sum(self.sizes))]
         offsets = self.layout.offsets(np.array(self.sizes, np.int64), start=self.offset).tolist()
         names = (frame_member(self._key, frame) for frame in range(len(self.sizes)))
         return list(zip(names, offsets, self.sizes, strict=True))
@@ -155,9 +155,9 @@ def frame_member(key: str, frame: int) -> str:
     return f"{key}.{frame:06d}.jpg"
 
 
-def stream_member(key: str) -> str:
-    """Return the name of a sample's stream in the tar."""
-    return f"{key}.h264"
+def whole_member(key: str, layout: Layout) -> str:
+    """Return the name of the member that holds all parts of a sample in the tar."""
+    return f"{key}.{layout.member}"
 
 
 def index_line(members: Sequence[tuple[str, int, int]]) -> str:

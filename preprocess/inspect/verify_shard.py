@@ -17,7 +17,7 @@ from mae3d.video.groups import GroupDecoder, GroupError
 from preprocess.dataset.index import Dataset, map_dataset
 from preprocess.encode.group_encoder import padded_side
 from preprocess.encode.images import decode_strictly, jpeg_header
-from preprocess.encode.tar_writer import frame_member, stream_member
+from preprocess.encode.tar_writer import frame_member, whole_member
 
 
 def check_frames(root: Path, meta: dict[str, Any], number: int) -> list[str]:
@@ -66,7 +66,11 @@ def _damage(dataset: Dataset, number: int) -> Iterator[str]:
 
 def _part_name(dataset: Dataset, row: int, part: int) -> str:
     key = dataset.key(row)
-    return f"{stream_member(key)}, group {part}" if dataset.layout.is_one_member else frame_member(key, part)
+    return (
+        f"{whole_member(key, dataset.layout)}, {dataset.layout.parts[:-1]} {part}"
+        if dataset.layout.is_one_member
+        else frame_member(key, part)
+    )
 
 
 def _damage_of_frame(data: bytes, size: tuple[int, int]) -> str:

@@ -289,7 +289,7 @@ def _require_own_shards(job: _Job, plan: BuildPlan, todo: Sequence[int]) -> None
 def _require_room(job: _Job, plan: BuildPlan, todo: Sequence[int]) -> None:
     """Warn if the disk may be too small; raise OSError if it is by far. Nothing is tried if it is surely large."""
     free = job.free_bytes
-    if free is None or not todo or surely_fits(plan, todo, job.settings, free):
+    if free is None or not todo or job.settings.stored_as.is_in_place or surely_fits(plan, todo, job.settings, free):
         return
     estimate = _estimate(job, plan, todo, trial_s=TRIAL_S / 4)
     for line in lines_of(estimate, free_bytes=free):

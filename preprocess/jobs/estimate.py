@@ -125,8 +125,8 @@ def estimate_of(
 
 def _other_layout(settings: Settings) -> Settings | None:
     """Return the settings with the other layout; None if it needs a rate that is not given."""
-    if settings.layout == "video":
-        return settings.in_layout("jpeg")
+    if settings.layout != "jpeg":
+        return settings.in_layout("jpeg") if settings.layout == "video" else None
     return settings.in_layout("video") if settings.fps is not None else None
 
 

@@ -1,4 +1,4 @@
-"""The options of `python -m preprocess build` are declared and read: options ─► Source, Settings, Options.
+"""The options of `python -m preprocess build` and `index` are declared and read: options ─► Source, Settings, Options.
 
 Nothing heavy is imported for --help.
 """
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from preprocess.sources.source import Source
 
 T = TypeVar("T")
+
+_VIDEOS = "folders (walked), tars, video files, or lists: `path[,label]`, Kinetics' csv, Something-Something's json"
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,28 @@ class Options:
 
 def add_build_options(build: argparse.ArgumentParser) -> None:
     """Add the options of `build` to its parser."""
-    _add_input(build.add_argument_group("what to read"))
-    _add_output(build.add_argument_group("what to write"))
+    group = build.add_argument_group("what to read")
+    _add_media(group)
+    _add_input(group)
+    group = build.add_argument_group("what to write")
+    _add_output(group)
+    _add_encoding(group)
     _add_limits(build.add_argument_group("what is too much, or too bad"))
     _add_running(build.add_argument_group("how to run"))
 
 
-def _add_input(group: argparse._ArgumentGroup) -> None:
+def add_index_options(index: argparse.ArgumentParser) -> None:
+    """Add the options of `index` to its parser: those of `build` that belong to videos, and to no encoding."""
+    group = index.add_argument_group("what to read")
+    group.add_argument("--videos", nargs="+", required=True, metavar="PATH", help=_VIDEOS)
+    _add_input(group)
+    _add_output(index.add_argument_group("what to write"))
+    _add_limits(index.add_argument_group("what is too much, or too bad"))
+    _add_running(index.add_argument_group("how to run"))
+    index.set_defaults(layout="files", frames=None, images=None, ledger=None, fill_gaps=False)
+
+
+def _add_media(group: argparse._ArgumentGroup) -> None:
     given = group.add_mutually_exclusive_group(required=True)
     given.add_argument(
         "--frames",
@@ -63,16 +80,15 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         help="folders of frame folders (ROOT/<name> or ROOT/train/<name>), a video each, or a video a prefix; without "
         "a ledger one folder per class",
     )
-    given.add_argument(
-        "--videos",
-        nargs="+",
-        metavar="PATH",
-        help="folders (walked), tars, video files, or lists: `path[,label]`, Kinetics' csv, Something-Something's json",
-    )
+    given.add_argument("--videos", nargs="+", metavar="PATH", help=_VIDEOS)
     given.add_argument(
         "--images", nargs="+", metavar="PATH", help="folders (walked) or image files; each a sample of one frame"
     )
     group.add_argument("--ledger", metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
+    group.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
+
+
+def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--delimiter", choices=["auto", "comma", "space", "tab", "semicolon"], default="auto")
     group.add_argument("--header", choices=["auto", "yes", "no"], default="auto", help="whether ledger or list has one")
     group.add_argument(
@@ -111,7 +127,6 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--label-key", default="", metavar="NAME", help="label of a tar's video: entry of its .json")
     group.add_argument("--split", default="", metavar="NAME", help="marks all samples (train/, val/, test/ folders)")
-    group.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
     group.add_argument(
         "--allow-outside", action="store_true", help="take `..`, links that leave the root, linked folders"
     )
@@ -128,6 +143,17 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--short-side", type=int, default=256, metavar="PIXELS", help="scale down to this, never up (%(default)s)"
     )
+    group.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames per second (all)")
+    cut = group.add_mutually_exclusive_group()
+    cut.add_argument(
+        "--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds (60, 1800 frames)"
+    )
+    cut.add_argument("--segment-frames", type=int, metavar="N", help="cut into even pieces of at most N frames")
+    cut.add_argument("--whole", action="store_true", help="cut nothing")
+    group.add_argument("--shard-size", type=int, metavar="N", help="samples per shard (1000; fewer for small sets)")
+
+
+def _add_encoding(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--quality", type=int, default=90, metavar="Q", help="of frames that are encoded (%(default)s)")
     group.add_argument(
         "--check",
@@ -135,7 +161,6 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         default="decode",
         help="how JPEGs that can stay as they are show that they are whole: decoded strictly, or by header and end",
     )
-    group.add_argument("--fps", type=float, metavar="HZ", help="store at most this many frames per second (all)")
     group.add_argument(
         "--layout",
         choices=["jpeg", "video"],
@@ -149,13 +174,6 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--min-psnr", type=float, default=30.0, metavar="DB", help="refuse samples that come out worse (%(default)s)"
     )
-    cut = group.add_mutually_exclusive_group()
-    cut.add_argument(
-        "--segment-seconds", type=float, metavar="S", help="cut into even pieces of at most S seconds (60, 1800 frames)"
-    )
-    cut.add_argument("--segment-frames", type=int, metavar="N", help="cut into even pieces of at most N frames")
-    cut.add_argument("--whole", action="store_true", help="cut nothing")
-    group.add_argument("--shard-size", type=int, metavar="N", help="samples per shard (1000; fewer for small sets)")
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:

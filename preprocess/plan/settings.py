@@ -16,7 +16,11 @@ from preprocess.dataset.layout import LAYOUTS, Layout, layout_of
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 # Settings that only one layout has. They are no part of the other's identity: JPEG datasets keep theirs from before.
-_OF_JPEG, _OF_VIDEO = frozenset({"quality", "check"}), frozenset({"crf", "preset", "group", "min_psnr"})
+_ONLY_OF = {
+    "jpeg": frozenset({"quality", "check"}),
+    "video": frozenset({"crf", "preset", "group", "min_psnr"}),
+    "files": frozenset[str](),
+}
 FPS: Mapping[str, Any] = {"above": 0, "most": 1e6}  # bounds of a frame rate
 
 
@@ -39,7 +43,7 @@ class Settings:
     max_gb: float = bounded(100.0, above=0)  # that one sample may write
     timeout_s: float = bounded(60.0, above=0, most=1e8)  # without progress; then the decoder hangs
     check: Literal["decode", "header"] = "decode"  # how a JPEG that passes through shows that it is whole
-    layout: Literal["jpeg", "video"] = "jpeg"  # how frames are stored; preprocess.dataset.layout
+    layout: Literal["jpeg", "video", "files"] = "jpeg"  # how frames are stored; preprocess.dataset.layout
     crf: float = bounded(17.0, least=0, most=51)  # of layout video: x264's constant quality, lower is better
     preset: Preset = "veryfast"  # x264's effort
     group: int = bounded(8, least=1, most=250)  # frames that are decoded together at most
@@ -58,7 +62,7 @@ class Settings:
             raise ValueError("--layout video needs --fps, the rate of training: frames that it skips are decoded too")
         if self.preset not in PRESETS:
             raise ValueError(f"preset = {self.preset!r} must be one of {', '.join(PRESETS)}")
-        other = _OF_JPEG if self.layout == "video" else _OF_VIDEO
+        other = _of_others(self.layout)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         if misplaced := sorted(name for name in other if getattr(self, name) != defaults[name]):
             raise ValueError(f"{', '.join(misplaced)}: of another layout than {self.layout}; leave it out")
@@ -70,14 +74,19 @@ class Settings:
         """Return the layout of the shards."""
         return layout_of(vars(self))
 
-    def in_layout(self, layout: Literal["jpeg", "video"]) -> "Settings":
+    def in_layout(self, layout: Literal["jpeg", "video", "files"]) -> "Settings":
         """Return these settings in another layout, what belongs to this one at its defaults."""
         defaults: dict[str, Any] = {
-            field.name: field.default for field in dataclasses.fields(self) if field.name in _OF_JPEG | _OF_VIDEO
+            field.name: field.default for field in dataclasses.fields(self) if field.name in _of_others("")
         }
         return dataclasses.replace(self, layout=layout, **defaults)
 
     def identity(self) -> dict[str, Any]:
-        """Return what two builds of one dataset share: the settings without those of the other layout."""
-        without = _OF_JPEG if self.layout == "video" else _OF_VIDEO | {"layout"}
+        """Return what two builds of one dataset share: the settings without those of other layouts."""
+        without = _of_others(self.layout) | ({"layout"} if self.layout == "jpeg" else set())
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in without}
+
+
+def _of_others(layout: str) -> frozenset[str]:
+    """Return the settings that only other layouts have."""
+    return frozenset().union(*(names for name, names in _ONLY_OF.items() if name != layout))

@@ -1,0 +1,183 @@
+"""The frames of a video file are listed without decoding it: when each is shown, and where its packet lies.
+
+    listing = list_frames(stream, first=lambda: ...)
+    listing.seconds                  # of every frame, ascending
+    listing.packets                  # None if their bytes do not lie whole in the file
+
+A packet is listed in the file by its own bytes, at the position that the container gives or just behind it (blocks of
+Matroska and chunks of AVI have heads). MPEG-TS, MPEG-PS and Ogg cut packets up, so that none is listed. What the
+packets give is believed if the first frames bear it out: their times, and the pixels of a few of them.
+"""
+
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from mae3d.video.clock import FrameTimes, PacketStamps, times_of_packets
+from mae3d.video.container import STRICT
+from mae3d.video.packets import (
+    KEYFRAME,
+    UNREFERENCED,
+    Codec,
+    PacketDecoder,
+    PacketError,
+    Packets,
+    PacketTable,
+    is_unreferenced,
+)
+from mae3d.video.pictures import Pictures
+from mae3d.video.stream import CLOCK_FRAMES, VideoStream
+
+_HEAD_BYTES = 64  # that a container may put between a packet's position and its data
+_COMPARED = 8  # frames whose pixels are compared
+_CHANGES = ("new_extradata", "palette", "param_change")  # side data without which a packet does not decode alike
+
+Timed = tuple[float, av.VideoFrame]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All frames of a video file.
+
+    Attributes:
+        times: when each is shown, as `Video.frame_times` has it.
+        packets: all of them, None if decoding cannot begin from ranges of bytes.
+        packet: int64, of each frame; empty without packets.
+        codec: None without packets.
+        first: a few frames from the start of the file.
+    """
+
+    times: FrameTimes
+    packets: Packets | None
+    packet: np.ndarray
+    codec: Codec | None
+    first: list[Timed]
+
+
+def list_frames(stream: VideoStream, decode: Callable[[], Iterator[Timed]]) -> Listing:
+    """List the frames of a stream.
+
+    Args:
+        stream: the opened file; it is read anew.
+        decode: starts decoding at the start of the file, and yields its frames.
+
+    Raises:
+        OSError: the disk of the file has gone.
+    """
+    stream.choose_clock()
+    listed = None if stream.goes_by_dts or not stream.has_stamps else _read_packets(stream)
+    first = list(itertools.islice(decode(), CLOCK_FRAMES))
+    if listed is not None:
+        times, number, packets = listed
+        if [seconds for seconds, _ in first] == times.seconds[:CLOCK_FRAMES]:
+            codec = _codec_of(stream) if packets is not None else None
+            if packets is not None and codec is not None and _decodes_alike(packets, number, codec, stream.path, first):
+                return Listing(times, packets, number, codec, first)
+            return Listing(times, None, np.empty(0, np.int64), None, first)
+    times = FrameTimes([seconds for seconds, _ in decode()], [])
+    return Listing(times, None, np.empty(0, np.int64), None, first)
+
+
+def _read_packets(stream: VideoStream) -> tuple[FrameTimes, np.ndarray, Packets | None] | None:
+    """Read all packets; return the frames' times, their packets, and where these lie; None without good stamps."""
+    stamps: list[PacketStamps] = []
+    is_shown: list[bool] = []
+    places: list[tuple[int, int, int, int]] | None = []
+    codec = stream.codec_context
+    name, extradata = codec.name, bytes(codec.extradata or b"")
+    descriptor = os.open(stream.path, os.O_RDONLY)
+    try:
+        for packet in stream.packets():
+            if not packet.size:
+                continue
+            stamps.append(PacketStamps(packet.pts, packet.dts, packet.is_keyframe))
+            is_shown.append(not packet.is_discard)
+            if places is not None:
+                data = bytes(packet)
+                at = _position(descriptor, packet, data)
+                if at < 0 or any(map(packet.has_sidedata, _CHANGES)):
+                    places = None
+                    continue
+                flags = KEYFRAME * packet.is_keyframe + UNREFERENCED * is_unreferenced(name, data, extradata)
+                places.append((at, len(data), zlib.crc32(data), flags))
+    finally:
+        os.close(descriptor)
+    times = times_of_packets(itertools.compress(stamps, is_shown), stream.clock())
+    if times is None:
+        return None
+    shown = sorted((number for number, is_one in enumerate(is_shown) if is_one), key=lambda n: stamps[n].pts or 0)
+    packet_of_frame = np.array(shown, np.int64)
+    if not places or any(stamp.pts is None for stamp in stamps):
+        return times, packet_of_frame, None
+    offset, size, crc32, flags = (np.array(column) for column in zip(*places, strict=True))
+    order = sorted(range(len(stamps)), key=lambda number: stamps[number].pts or 0)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    packets = Packets(
+        offset.astype(np.int64), size.astype(np.int32), crc32.astype(np.uint32), rank, flags.astype(np.uint8)
+    )
+    return times, packet_of_frame, packets
+
+
+def _position(descriptor: int, packet: Any, data: bytes) -> int:
+    """Return where a packet's bytes lie in the file; -1 if they do not lie there in one piece."""
+    if packet.pos is None or packet.pos < 0:
+        return -1
+    at = os.pread(descriptor, len(data) + _HEAD_BYTES, packet.pos).find(data)
+    return int(packet.pos) + at if at >= 0 else -1
+
+
+def _codec_of(stream: VideoStream) -> Codec | None:
+    context = stream.codec_context
+    try:
+        codec = Codec(
+            name=context.name,
+            extradata=bytes(context.extradata or b""),
+            width=context.width,
+            height=context.height,
+            pix_fmt=context.pix_fmt,
+            tag=context.codec_tag,
+            bits_per_coded_sample=context.bits_per_coded_sample,
+            colorspace=int(context.colorspace),
+            color_range=int(context.color_range),
+            strict=context.options.get("err_detect") == STRICT,
+        )
+        codec.open()
+    except (av.error.FFmpegError, ValueError, OverflowError, UnicodeError):
+        return None
+    return codec
+
+
+def _decodes_alike(packets: Packets, number: np.ndarray, codec: Codec, path: Path, first: Sequence[Timed]) -> bool:
+    """Return whether a decoder that is given ranges of bytes gives the first frames as the container's own does."""
+    count = min(_COMPARED, len(first))
+    table = PacketTable((False, False, False), number[:count].astype(np.int32), np.empty(0), packets, codec)
+    with path.open("rb", buffering=0) as file:
+        data = {
+            one: os.pread(file.fileno(), int(packets.size[one]), int(packets.offset[one]))
+            for run in table.needed(range(count))
+            for one in run.tolist()
+        }
+    try:
+        listed = PacketDecoder().decode(table, range(count), data)
+    except PacketError:
+        return False
+    return all(_same(listed[int(number[i])], frame) for i, (_, frame) in enumerate(first[:count]))
+
+
+def _same(one: av.VideoFrame, other: av.VideoFrame) -> bool:
+    """Return whether two frames give one picture; what fills the lines of their planes may differ."""
+    if (one.format.name, one.width, one.height) != (other.format.name, other.width, other.height):
+        return False
+    try:
+        pictures = [Pictures().rgb(frame, width=frame.width, height=frame.height) for frame in (one, other)]
+    except av.error.FFmpegError:
+        return False
+    return np.array_equal(pictures[0], pictures[1])

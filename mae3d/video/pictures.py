@@ -1,0 +1,59 @@
+"""Decoded frames become pictures: upright RGB of any size, in the colours that the stream names.
+
+    pictures = Pictures()
+    pictures.rgb(frame, width=455, height=256, way=video.orientation(frame))    # (256, 455, 3) uint8
+
+Colours are read as `preprocess.encode.video_frames` reads them: a stream that names no matrix is taken for BT.601, one
+that names no range for limited range. By swscale's fast converter, as all players and loaders of video use it: a level
+too dark in the mean, at a fourteenth of the cost of the one that rounds.
+"""
+
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from mae3d.video.orientation import Orientation, turned
+
+_UPRIGHT: Orientation = (False, False, False)
+# AVColorSpace ─► the scaler's matrices (ITU-T H.273, table 4); all others are taken for BT.601.
+_MATRICES = {1: Colorspace.ITU709, 4: Colorspace.FCC, 7: Colorspace.SMPTE240M, 9: Colorspace.BT2020}
+_MATRICES[10] = Colorspace.BT2020
+
+
+class Pictures:
+    """A converter; one per thread, because it keeps the tables of sizes and matrices."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def rgb(self, frame: av.VideoFrame, *, width: int, height: int, way: Orientation = _UPRIGHT) -> np.ndarray:
+        """Return the upright picture, (height, width, 3) uint8, valid until the next call.
+
+        Args:
+            frame: a decoded frame.
+            width: of the upright picture, in pixels.
+            height: of the upright picture, in pixels.
+            way: how the frame becomes upright.
+
+        Raises:
+            av.error.FFmpegError: the scaler does not know the frame's pixels.
+        """
+        stored_width, stored_height = (height, width) if way[0] else (width, height)
+        is_full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+        self._converted = self._reformatter.reformat(
+            frame,
+            stored_width,
+            stored_height,
+            "rgb24",
+            src_colorspace=_MATRICES.get(int(frame.colorspace), Colorspace.ITU601),
+            dst_colorspace=Colorspace.ITU601,
+            src_color_range=ColorRange.JPEG if is_full else ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=Interpolation.BICUBIC,
+            threads=1,
+        )
+        lines: Any = self._converted.planes[0]  # its stub does not say that it is a buffer
+        rows = np.frombuffer(lines, np.uint8).reshape(stored_height, -1)[:, : 3 * stored_width]
+        return turned(rows.reshape(stored_height, stored_width, 3), way)
