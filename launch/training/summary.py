@@ -1,9 +1,11 @@
 """A run that is about to start, or that has ended ─► what the console says of it, one line per subject."""
 
+import itertools
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from launch.training.config import TrainingConfig
+from preprocess.dataset.layout import GROUP
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from pipelines.config import DataConfig
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
+
+
+_CLIPS_TRIED = 64  # whose packets are counted before a run from videos as they lie
 
 
 def start_summary(
@@ -60,6 +65,7 @@ def start_summary(
         "model": f"{model_config.preset}, {parameters / 1e6:.1f} M parameters, clips {size}, {model_note}",
         **_data_lines(data, corpus, loader, num_frames=model_config.num_frames),
         **_mismatches(data, corpus, loader.rows, size=model_config.img_size),
+        **_in_place(data, corpus, loader, num_frames=model_config.num_frames),
         "step": f"{train.global_batch} samples x {data.repeat_aug} views = {schedule.clips_per_step} clips "
         f"(processes {ranks.size} x micro-batches {train.accumulation} x samples {loader.micro_batch})",
         "rate": f"{rate}; {_course(schedule)}",
@@ -119,6 +125,40 @@ def _mismatches(data: "DataConfig", corpus: "Corpus", rows: "np.ndarray", *, siz
                 "data.sampling_rate, would fit"
             )
     return lines
+
+
+def _in_place(data: "DataConfig", corpus: "Corpus", loader: "Loader", *, num_frames: int) -> dict[str, str]:
+    """Return what training from videos as they lie costs, and what a build would cost and give instead."""
+    import numpy as np
+
+    from pipelines.reading.shard_reader import DataError
+    from pipelines.reading.source import cost_in_place
+
+    if "files" not in corpus.layouts:
+        return {}
+    clips = (clip for request in loader.requests() for clip in request.clips)
+    try:
+        cost = cost_in_place(corpus, itertools.islice(clips, _CLIPS_TRIED))
+    except DataError:  # the loader tries again, and reports it
+        return {}
+    if cost is None:
+        return {}
+    costs = []
+    if cost.num_opened < cost.num_clips:
+        costs.append(
+            f"videos as they lie: {cost.packets_a_frame:.1f} packets are decoded for each frame used, "
+            f"{cost.bytes_a_clip / 1000:.0f} kB are read a clip"
+        )
+    if cost.num_opened:
+        costs.append(f"{cost.num_opened} of {cost.num_clips} clips tried need their video opened, which is slow")
+    fps = data.target_fps / data.sampling_rate if data.sampling == "strided" else float(np.nanmedian(corpus.fps))
+    frames = float(np.nansum(corpus.num_frames / corpus.fps)) * fps
+    costs.append(
+        f"`python -m preprocess build --layout video --fps {fps:g}` would store some {frames:,.0f} frames, of which "
+        f"{1 + (GROUP - 1) / 2 / num_frames:.1f} are decoded for each one used; its --plan-only tells bytes "
+        "and hours"
+    )
+    return {"archive": f";\n{'':9}".join(costs)}
 
 
 def _data_lines(data: "DataConfig", corpus: "Corpus", loader: "Loader", *, num_frames: int) -> dict[str, str]:

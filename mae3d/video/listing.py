@@ -149,7 +149,7 @@ def _codec_of(stream: VideoStream) -> Codec | None:
             color_range=int(context.color_range),
             strict=context.options.get("err_detect") == STRICT,
         )
-        codec.open()
+        codec.context()
     except (av.error.FFmpegError, ValueError, OverflowError, UnicodeError):
         return None
     return codec

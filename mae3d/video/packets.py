@@ -48,7 +48,7 @@ class Codec:
     color_range: int
     strict: bool  # frames stand alone, and damaged ones are refused
 
-    def open(self) -> VideoCodecContext:
+    def context(self) -> VideoCodecContext:
         """Return an opened decoder of one thread."""
         context = av.CodecContext.create(self.name, "r")
         assert isinstance(context, VideoCodecContext)
@@ -212,7 +212,7 @@ class PacketDecoder:
         return decoded
 
     def _context(self, codec: Codec) -> VideoCodecContext:
-        context = self._contexts.pop(codec, None) or codec.open()
+        context = self._contexts.pop(codec, None) or codec.context()
         self._contexts[codec] = context
         if len(self._contexts) > _CONTEXTS:
             self._contexts.popitem(last=False)

@@ -12,20 +12,15 @@ opened here, and decoded from the keyframe before.
 import io
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from PIL import Image
 
 from mae3d.io.console import one_line
-from mae3d.io.storage import is_url
-from mae3d.video.errors import MediaError
 from mae3d.video.groups import GroupDecoder, GroupError
-from mae3d.video.packets import PacketDecoder, PacketError, PacketTable
-from mae3d.video.pictures import Pictures
-from mae3d.video.reader import open_video
+from mae3d.video.in_place import InPlaceDecoder
+from mae3d.video.packets import PacketError, PacketTable
 from pipelines.reading.source import FetchedClip
 from pipelines.samples.corpus import Corpus
 from preprocess.dataset.layout import Layout
@@ -63,7 +58,7 @@ class ClipDecoder:
         numbers = np.unique(np.concatenate([one.clip.frames for one in fetched]))
         pixels = np.empty((len(numbers), *size, 3), np.uint8)
         if layout.is_in_place:
-            self._decode_packets(row, fetched, numbers, pixels)
+            self._decode_in_place(row, fetched, numbers, pixels)
         else:
             pairs = (pair for one in fetched for pair in zip(_parts(layout, one), one.parts, strict=True))
             self._decode_groups(dict(pairs), numbers, layout, pixels)
@@ -88,60 +83,28 @@ class ClipDecoder:
                     )
                 decoder.rgb(frame, out[row])
 
-    def _decode_packets(self, row: int, fetched: Sequence[FetchedClip], numbers: np.ndarray, out: np.ndarray) -> None:
-        table = PacketTable.from_bytes(fetched[0].parts[0].data)
-        if table.codec is None:
-            self._decode_opened(row, table, numbers, out)
-            return
+    def _decode_in_place(self, row: int, fetched: Sequence[FetchedClip], numbers: np.ndarray, out: np.ndarray) -> None:
+        decoder, table = self._decoders.in_place, PacketTable.from_bytes(fetched[0].parts[0].data)
         data: dict[int, bytes] = {}
         for one in fetched:
             needed = table.needed_at_all(one.clip.frames).tolist()
             data.update(zip(needed, (part.tobytes() for part in one.parts[1:]), strict=True))
         try:
-            frames = self._decoders.packets.decode(table, numbers, data)
+            frames = decoder.frames(table, numbers, data, self._corpus.file_name(row))
+            for at, frame in enumerate(frames):
+                if at and frame is frames[at - 1]:
+                    out[at] = out[at - 1]
+                else:
+                    out[at] = decoder.rgb(frame, table, width=out.shape[2], height=out.shape[1])
         except PacketError as error:
             raise BadFrameError(int(numbers[0]), str(error)) from error
-        painted: dict[int, int] = {}  # packet ─► where its frame is first
-        for at, packet in enumerate(table.packets_of(numbers).tolist()):
-            if packet in painted:
-                out[at] = out[painted[packet]]
-            else:
-                self._paint(frames[packet], table, out[at], int(numbers[at]))
-                painted[packet] = at
-
-    def _decode_opened(self, row: int, table: PacketTable, numbers: np.ndarray, out: np.ndarray) -> None:
-        """Decode frames of a video by its container, as preprocessing does."""
-        path, first = self._corpus.file_name(row), int(numbers[0])
-        if is_url(path):
-            raise BadFrameError(first, "its packets do not lie whole in the file, which is behind a URL: build it")
-        places: dict[float, list[int]] = {}
-        for at, seconds in enumerate(table.seconds[numbers].tolist()):
-            places.setdefault(seconds, []).append(at)
-        last = max(places)
-        try:
-            with open_video(Path(path)) as video:
-                for seconds, frame in video.frames(min(places), last):
-                    for at in places.pop(seconds, ()):
-                        self._paint(frame, table, out[at], int(numbers[at]))
-                    if seconds >= last:
-                        break
-        except (MediaError, av.error.FFmpegError, OSError) as error:
-            raise BadFrameError(first, f"it does not decode ({one_line(error)})") from error
-        if places:
-            raise BadFrameError(first, f"{len(places)} frames do not decode")
-
-    def _paint(self, frame: av.VideoFrame, table: PacketTable, out: np.ndarray, number: int) -> None:
-        try:
-            out[:] = self._decoders.pictures.rgb(frame, width=out.shape[1], height=out.shape[0], way=table.way)
-        except av.error.FFmpegError as error:
-            raise BadFrameError(number, f"{frame.format.name} cannot be converted ({error.strerror})") from error
 
 
 class _Decoders(threading.local):
     """The contexts of a thread."""
 
     def __init__(self) -> None:
-        self.groups, self.packets, self.pictures = GroupDecoder(), PacketDecoder(), Pictures()
+        self.groups, self.in_place = GroupDecoder(), InPlaceDecoder()
 
 
 def _parts(layout: Layout, fetched: FetchedClip) -> list[int]:

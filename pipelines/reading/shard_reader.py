@@ -44,7 +44,7 @@ class _Source:
     """A file that holds samples."""
 
     name: str
-    open: Callable[[], AbstractContextManager[MediaFile]]
+    opened: Callable[[], AbstractContextManager[MediaFile]]
     rest_is_there: Callable[[], bool]  # then not all of the storage has gone
     gap: int
 
@@ -177,7 +177,7 @@ class ShardReader:
         offsets, sizes, known = spans.offset.tolist(), spans.size.tolist(), len(pieces)
         bytes_read = 0
         try:
-            with source.open() as file:
+            with source.opened() as file:
                 for first, end in joined(offsets[known:], sizes[known:], gap=source.gap):
                     numbers = range(known + first, known + end)
                     start, last = offsets[numbers[0]], numbers[-1]

@@ -8,11 +8,12 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import logging
+import math
 import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -235,6 +236,41 @@ class ClipSource:
 
     def _damage(self, row: int, frame: int, reason: str) -> DamagedFrame:
         return DamagedFrame(self._corpus.file_name(row), *words_for(self._corpus, row), frame, reason)
+
+
+@dataclass(frozen=True)
+class InPlaceCost:
+    """The cost of clips of samples that lie in media files, by their tables."""
+
+    num_clips: int
+    packets_a_frame: float  # decoded for each frame that is used; NaN if no clip's packets are known
+    bytes_a_clip: float  # of these packets; NaN likewise
+    num_opened: int  # clips whose video is opened for them, because its packets are not known
+
+
+def cost_in_place(corpus: Corpus, clips: Iterable[ClipRequest]) -> InPlaceCost | None:
+    """Look into the tables of some clips; None if no clip is of layout files.
+
+    Raises:
+        DataError: the storage fails.
+    """
+    reader = ShardReader(corpus, gap=0, retries=0)
+    num_clips = num_opened = used = decoded = num_bytes = 0
+    for clip in clips:
+        if not corpus.layout(clip.row).is_in_place:
+            continue
+        table = PacketTable.from_bytes(reader.read(clip.row, corpus.spans(clip.row, clip.frames))[0].data)
+        needed = table.needed_at_all(clip.frames)
+        num_clips += 1
+        num_opened += table.codec is None
+        used += len(clip.frames) if len(needed) else 0
+        decoded += len(needed)
+        num_bytes += int(table.packets.size[needed].sum(dtype=np.int64))
+    if not num_clips:
+        return None
+    ranged = max(num_clips - num_opened, 0)
+    packets = decoded / used if used else math.nan
+    return InPlaceCost(num_clips, packets, num_bytes / ranged if ranged else math.nan, num_opened)
 
 
 def substitute(corpus: Corpus, clip: ClipRequest, attempt: int, *, spares: np.ndarray) -> ClipRequest:

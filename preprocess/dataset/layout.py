@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+GROUP = 8  # frames of a group, unless a build says otherwise
 BLOCK = 512  # tar block: a member is one header block and its data, padded to whole blocks
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mae3d.io.storage import Storage, is_url
 from preprocess.dataset.schema import DatasetError
@@ -51,6 +52,11 @@ class MediaFiles:
     def size(self, number: int) -> int:
         """Return the bytes that a file had when the index was made."""
         return int(self._table["bytes"][number].as_py())
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of all files when the index was made."""
+        return int(pc.sum(self._table["bytes"]).as_py() or 0)
 
     @contextmanager
     def open(self, number: int, *, pread: Callable[[int, int, int], bytes] = os.pread) -> Iterator[MediaFile]:

@@ -12,7 +12,9 @@ from PIL import Image, UnidentifiedImageError
 from mae3d.io.contact_sheet import png_mark, side_by_side
 from mae3d.io.files import refuse_foreign, replace_file
 from mae3d.video.groups import GroupDecoder, GroupError
-from preprocess.dataset.index import Dataset, DatasetError
+from mae3d.video.in_place import InPlaceDecoder, read_packets
+from mae3d.video.packets import PacketError, PacketTable
+from preprocess.dataset.index import Dataset, DatasetError, Spans
 
 _BACKGROUND = (225, 228, 233)
 _DAMAGED = (190, 60, 60)
@@ -39,6 +41,8 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
     stored = int(dataset.width[i]), int(dataset.height[i])
     scale = min(1.0, width / max(stored))
     size = max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale))
+    if dataset.layout.is_in_place:
+        return side_by_side(_frames_in_place(dataset, i, chosen, spans, size), _BACKGROUND)
     decoder = GroupDecoder()
     pictures: list[Image.Image] = []
     with dataset.shard_path(int(dataset.shard[i])).open("rb") as tar:
@@ -69,6 +73,28 @@ def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
     refuse_foreign(path)
     with replace_file(path) as aside:
         filmstrip(dataset, i, frames=8, width=320).save(aside, "PNG", pnginfo=png_mark())
+
+
+def _frames_in_place(
+    dataset: Dataset, i: int, chosen: np.ndarray, spans: Spans, size: tuple[int, int]
+) -> list[Image.Image]:
+    """Return frames of a sample that stays in its video; each is decoded for itself, so that one may be damaged."""
+    files, number, decoder = dataset.media_files, int(dataset.media[i]), InPlaceDecoder()
+    assert files is not None
+    with dataset.shard_path(int(dataset.shard[i])).open("rb") as tar:
+        tar.seek(int(spans.offset[0]))
+        table = PacketTable.from_bytes(tar.read(int(spans.size[0])))
+    pictures = []
+    for frame in chosen.tolist():
+        try:
+            with files.open(number) as file:
+                data = read_packets(table, [frame], file.read)
+            (decoded,) = decoder.frames(table, [frame], data, files.location(number))
+            pixels = decoder.rgb(decoded, table, width=size[0], height=size[1])
+            pictures.append(Image.fromarray(np.ascontiguousarray(pixels)))
+        except (PacketError, OSError):
+            pictures.append(Image.new("RGB", size, _DAMAGED))
+    return pictures
 
 
 def _frames_of_group(

@@ -148,12 +148,17 @@ def _intro(dataset: Dataset, hash_names: bool) -> Iterator[str]:
 def _figures(dataset: Dataset) -> str:
     totals = dataset.meta["totals"]
     seconds, frames = totals["seconds"], max(1, totals["frames"])
+    if dataset.media_files is not None:
+        where = f"in {_count(len(dataset.media_files), 'video')} as they lie"
+        sizes = {where: size_of(dataset.media_files.num_bytes), "of index": size_of(totals["bytes"])}
+    else:
+        where = f"in {_count(len(dataset.shards), 'shard')}"
+        sizes = {where: size_of(totals["bytes"]), "a frame": size_of(totals["bytes"] / frames)}
     figures = {
         "samples": f"{totals['samples']:,}",
         "frames": f"{totals['frames']:,}",
         "duration": duration(seconds) if seconds else "no time base",
-        f"in {_count(len(dataset.shards), 'shard')}": size_of(totals["bytes"]),
-        "a frame": size_of(totals["bytes"] / frames),
+        **sizes,
         "left out": f"{sum(totals['rejected'].values()):,}",
     }
     cells = "".join(f"<div>{escape(value)}<span>{escape(name)}</span></div>" for name, value in figures.items())

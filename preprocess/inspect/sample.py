@@ -66,6 +66,10 @@ def describe(dataset: Dataset, rows: Sequence[int]) -> Iterator[str]:
         others = ", ".join(dataset.key(row) for row in rows[1 : _SHOWN + 1])
         facts["same name"] = f"{others}{', ...' if len(rows) > _SHOWN + 1 else ''} ({len(rows) - 1:,} more)"
     facts |= _bytes(dataset, i)
+    if dataset.media_files is not None:
+        media = int(dataset.media[i])
+        changed = f" ({dataset.bad_media[media]})" if media in dataset.bad_media else ""
+        facts["video"] = dataset.media_name(media) + changed
     start = _start(dataset, i)
     facts["shard"] = f"{shard.name}, bytes {start:,} to {start + _length(dataset, i, start):,}"
     if number in dataset.bad_shards:

@@ -24,8 +24,8 @@ from mae3d.io.files import TEMPORARY_PREFIX, sha256_of
 from mae3d.io.lock_store import LOCK_NAME
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import raise_unless_of_the_file
-from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, Shard, index_files, read_meta
-from preprocess.dataset.layout import INDEX_FILE
+from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, Shard, index_files, map_dataset, read_meta
+from preprocess.dataset.layout import INDEX_FILE, layout_of
 from preprocess.dataset.schema import read_shard_table
 from preprocess.dataset.writer import is_sealed, settings_hash
 from preprocess.inspect.verify_shard import check_frames
@@ -80,10 +80,23 @@ def verify(root: Path | str, *, full: bool = False, decode: bool = False, worker
     at_once = 1 if full else _SMALL_FILES_AT_ONCE
     check = partial(_check_file, root, meta)
     findings += chain.from_iterable(map_over_workers(check, to_read, workers=workers, unit="file", at_once=at_once))
-    if decode:
+    in_place = layout_of(meta).is_in_place
+    if in_place:
+        findings += _check_media(root, meta, wrong | {name for name, _, _ in (f.partition(":") for f in findings)})
+    if decode or (full and in_place):
         damaged = {name for name in (finding.partition(":")[0] for finding in findings) if not name.endswith(".tar")}
-        findings += _check_shards(root, meta, wrong | damaged, workers=workers)
+        findings += _check_shards(root, meta, wrong | damaged, workers=workers, decode=decode)
     return findings
+
+
+def _check_media(root: Path, meta: dict[str, Any], unreadable: set[str]) -> list[str]:
+    """Return the findings of the media files of an index: those that are missing or of another size."""
+    if unreadable & {meta["files"][stem]["name"] for stem in index_files(meta)}:
+        return []
+    files = map_dataset(root, meta).media_files
+    assert files is not None
+    remedy = "restore it, or run the index again into a new folder"
+    return [f"{files.location(number)}: {damage}; {remedy}" for number, damage in files.changed().items()]
 
 
 def _entries(meta: dict[str, Any]) -> dict[str, _Entry]:
@@ -172,13 +185,15 @@ def _remedy(name: str) -> str:
     return f"remove {Path(name).stem}.* and {_AGAIN}" if _SHARD.fullmatch(name) else _AGAIN
 
 
-def _check_shards(root: Path, meta: dict[str, Any], unreadable: set[str], *, workers: int) -> Iterator[str]:
+def _check_shards(
+    root: Path, meta: dict[str, Any], unreadable: set[str], *, workers: int, decode: bool
+) -> Iterator[str]:
     """Yield the findings of every frame of every tar that can be read."""
     if index := sorted(unreadable & {meta["files"][stem]["name"] for stem in index_files(meta)}):
         yield f"{root}: no frame was decoded because {index[0]} is damaged; {_AGAIN}, then verify"
         return
     shards = [number for number, (name, *_) in enumerate(meta["shards"]) if name not in unreadable]
-    check = partial(check_frames, root, meta)
+    check = partial(check_frames, root, meta, decode=decode)
     yield from chain.from_iterable(map_over_workers(check, shards, workers=workers, unit="shard", at_once=1))
 
 
@@ -202,4 +217,6 @@ def _verify_url(url: str) -> list[str]:
             if name not in wrong and not _SHARD.fullmatch(name):
                 storage.get(name, root / name)
                 findings += _check_file(root, meta, (name, entry))
+        if layout_of(meta).is_in_place and not findings:
+            return _check_media(root, meta, set())
         return [f"{url}/{finding}" for finding in findings]

@@ -14,37 +14,43 @@ import numpy as np
 
 from mae3d.video.errors import raise_unless_of_the_file
 from mae3d.video.groups import GroupDecoder, GroupError
+from mae3d.video.in_place import InPlaceDecoder, read_packets
+from mae3d.video.packets import PacketError, PacketTable
 from preprocess.dataset.index import Dataset, map_dataset
 from preprocess.encode.group_encoder import padded_side
 from preprocess.encode.images import decode_strictly, jpeg_header
 from preprocess.encode.tar_writer import frame_member, whole_member
 
+_AT_A_TIME = 64  # frames of a video that are decoded together
 
-def check_frames(root: Path, meta: dict[str, Any], number: int) -> list[str]:
+
+def check_frames(root: Path, meta: dict[str, Any], number: int, *, decode: bool = True) -> list[str]:
     """Return the findings of one shard's frames, each with the names of tar and frame and the remedy.
 
     Args:
         root: the folder of the dataset, whose index is known to be undamaged.
         meta: the content of its dataset.json.
         number: the number of the shard.
+        decode: decode them; else only the bytes are compared.
 
     Raises:
         OSError: the disk has gone.
     """
     dataset = map_dataset(root, meta)  # one per call, because an opened dataset belongs to one thread
     path = dataset.shard_path(number)
+    again = f"remove {path.stem}.* and run the build again"
+    if dataset.layout.is_in_place:
+        again = f"restore the video, or {again.replace('build', 'index')}"
     try:
-        return [
-            f"{path.name}: {frame}; remove {path.stem}.* and run the build again" for frame in _damage(dataset, number)
-        ]
+        return [f"{path.name}: {damage}; {again}" for damage in _damage(dataset, number, decode=decode)]
     except OSError as error:
         raise_unless_of_the_file(error, path)
         return [f"{path.name}: cannot be read ({error.strerror}); mend the disk, or restore it from a copy"]
 
 
-def _damage(dataset: Dataset, number: int) -> Iterator[str]:
+def _damage(dataset: Dataset, number: int, *, decode: bool) -> Iterator[str]:
     start, stop = np.searchsorted(dataset.shard, [number, number + 1]).tolist()
-    decoder = GroupDecoder()
+    decoder, in_place = GroupDecoder(), InPlaceDecoder()
     group = dataset.layout.group
     with dataset.shard_path(number).open("rb") as tar:
         for row in range(start, stop):
@@ -56,6 +62,11 @@ def _damage(dataset: Dataset, number: int) -> Iterator[str]:
                 data = tar.read(num_bytes)
                 if zlib.crc32(data) != crc32:
                     damage = "its crc32 is not the one in the index"
+                elif dataset.layout.is_in_place:
+                    table = PacketTable.from_bytes(data)
+                    damage = _damage_in_place(in_place if decode else None, dataset, row, table)
+                elif not decode:
+                    damage = ""
                 elif dataset.layout.is_one_member:
                     damage = _damage_of_group(decoder, data, min(group, num_frames - part * group), size)
                 else:
@@ -71,6 +82,29 @@ def _part_name(dataset: Dataset, row: int, part: int) -> str:
         if dataset.layout.is_one_member
         else frame_member(key, part)
     )
+
+
+def _damage_in_place(decoder: InPlaceDecoder | None, dataset: Dataset, row: int, table: PacketTable) -> str:
+    """Return what is wrong with a sample in its video: its packets, then its frames, a few at a time."""
+    files, number = dataset.media_files, int(dataset.media[row])
+    assert files is not None
+    where = files.location(number)
+    try:
+        with files.open(number) as file:
+            for start in range(0, len(table), _AT_A_TIME):
+                frames = range(start, min(start + _AT_A_TIME, len(table)))
+                data = read_packets(table, frames, file.read)
+                crc32s = table.packets.crc32
+                if any(zlib.crc32(packet) != int(crc32s[one]) for one, packet in data.items()):
+                    return f"{where} has other bytes than those that were indexed"
+                if decoder is not None:
+                    decoder.frames(table, frames, data, where)
+    except PacketError as error:
+        return f"{where}: {error}"
+    except OSError as error:
+        raise_unless_of_the_file(error, where)
+        return f"{where}: cannot be read ({error.strerror})"
+    return ""
 
 
 def _damage_of_frame(data: bytes, size: tuple[int, int]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from mae3d.io.bounds import bounded, check_bounds
 from mae3d.video.container import MAX_PIXELS
-from preprocess.dataset.layout import LAYOUTS, Layout, layout_of
+from preprocess.dataset.layout import GROUP, LAYOUTS, Layout, layout_of
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -46,7 +46,7 @@ class Settings:
     layout: Literal["jpeg", "video", "files"] = "jpeg"  # how frames are stored; preprocess.dataset.layout
     crf: float = bounded(17.0, least=0, most=51)  # of layout video: x264's constant quality, lower is better
     preset: Preset = "veryfast"  # x264's effort
-    group: int = bounded(8, least=1, most=250)  # frames that are decoded together at most
+    group: int = bounded(GROUP, least=1, most=250)  # frames that are decoded together at most
     min_psnr: float = bounded(30.0, least=0, most=100)  # in dB, of luma; a group that comes out worse is rejected
     encoder: int = 3  # how pictures are made; not to be chosen, but no two kinds may meet in one dataset
 

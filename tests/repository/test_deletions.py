@@ -23,6 +23,7 @@ MODES = ("w", "a", "r+", "+")  # of open(): all but "x" replace, change or lengt
 PROOF = {
     "a dataset's output: locked, refused if it holds other things (refuse_foreign), its plan is read first": (
         "preprocess.dataset.schema.write_shard_table",
+        "preprocess.dataset.writer._Media.__init__",
         "preprocess.dataset.writer._adopt",
         "preprocess.dataset.writer._write_files",
         "preprocess.dataset.writer._write_meta",

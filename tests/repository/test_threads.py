@@ -14,6 +14,7 @@ STARTS |= {"run_in_executor", "add_done_callback", "register_at_fork", "finalize
 
 # What threads and the code beside them share, and why that is safe ─► the functions that start them.
 SAFE = {
+    "a mapped table, which is only read, and paths": ("preprocess.dataset.media.MediaFiles.changed",),
     "the corpus: mapped arrays that nobody writes; texts, behind dataset._TEXT_LOCK; cached properties, which two "
     "threads may compute twice alike. A descriptor is opened for each read and closed by the same thread. The "
     "reader's sums have a lock; headers and reads under way are dicts whose single items are set and removed, "
