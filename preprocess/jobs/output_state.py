@@ -60,6 +60,7 @@ class Summary:
     totals: dict[str, Any]
     num_shards: int
     notes: list[str]
+    media: tuple[int, int] | None = None  # of an index, the number and the bytes of its files
 
 
 def survey(numbers: Sequence[int], output: Output, folder: Path) -> Iterator[SurveyedShard]:
@@ -114,7 +115,8 @@ def summary_of(meta: dict[str, Any], output: Output, folder: Path) -> Summary:
     dataset = map_dataset(folder, meta)
     seconds = np.nan_to_num(dataset.num_frames / dataset.fps)
     notes = short_samples(dataset.num_frames) + long_samples(seconds, dataset.num_frames)
-    return Summary(meta["totals"], len(dataset.shards), notes)
+    files = dataset.media_files
+    return Summary(meta["totals"], len(dataset.shards), notes, (len(files), files.num_bytes) if files else None)
 
 
 def is_finished(plan: BuildPlan, output: Output, folder: Path) -> bool:
@@ -221,6 +223,8 @@ def summary_lines(summary: Summary) -> list[str]:
     totals = summary.totals
     hours = f"{totals['seconds'] / 3600:.2f} hours" if totals["seconds"] else "no time base"
     size = f"{totals['bytes'] / 1e6:.1f} MB in {summary.num_shards} shards"
+    if summary.media:
+        size += f", an index over {summary.media[0]:,} videos ({summary.media[1] / 1e6:.1f} MB) as they lie"
     lines = [f"{totals['samples']} samples, {totals['frames']} frames, {hours}, {size}"]
     rejected = totals["rejected"]
     lines.append(f"rejected: {sum(rejected.values())}{_counts(rejected)} (each with its reason in {REJECTED_NAME})")
