@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from mae3d.io.storage import is_url
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus
 from pipelines.storage.cache import DamagedFileError
@@ -169,7 +170,7 @@ class ShardReader:
             files.location(number),
             lambda: files.open(number, pread=lambda *what: pread(*what)),
             partial(files.root_is_there, number),
-            max(self._gap, MEDIA_GAP),
+            max(self._gap, REMOTE_GAP if is_url(files.location(number)) else MEDIA_GAP),
         )
 
     def _read_on(self, source: _Source, spans: Spans, pieces: list[np.ndarray]) -> None:

@@ -25,6 +25,8 @@ from preprocess.encode.video_properties import Looks
 from preprocess.plan.plan import Facts, PlannedSample
 from preprocess.plan.settings import Settings
 
+NOT_IN_RANGES = "not_in_ranges"  # a remark; for a file behind a URL the reason of a reject
+
 _NO_PACKETS = Packets(*(np.empty(0, kind) for kind in ("<i8", "<i4", "<u4", "<i4", "u1")))
 
 
@@ -69,7 +71,7 @@ def _index(video: Video, row: PlannedSample, *, settings: Settings, sink: Callab
 def _unranged(listing: Listing) -> tuple[str, str] | None:
     if listing.packets is not None:
         return None
-    return ("not_in_ranges", "its packets do not lie whole in the file, or are damaged: it is opened for every clip")
+    return (NOT_IN_RANGES, "its packets do not lie whole in the file, or are damaged: it is opened for every clip")
 
 
 def _table(listing: Listing, numbers: list[int], video: Video, first: av.VideoFrame) -> PacketTable:

@@ -21,8 +21,9 @@ from mae3d.io.files import replace_file
 from mae3d.io.storage import is_url
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import Video, open_video
+from preprocess.dataset.layout import Layout
 from preprocess.dataset.schema import shard_name, write_shard_table
-from preprocess.encode.packet_index import index_sample
+from preprocess.encode.packet_index import NOT_IN_RANGES, index_sample
 from preprocess.encode.sample import encode_sample, media_files
 from preprocess.encode.tar_writer import IDX_VERSION, GrowingHash, TarWriter
 from preprocess.plan.plan import Facts, PlannedSample
@@ -73,7 +74,7 @@ def build_shard(
                         written = decoder().write(
                             sample, files, settings=settings, tar=aside, start=stop, first=sample is samples[0]
                         )
-                        media = _media(sample, roots[sample.root], files[0]) if layout.is_in_place else {}
+                        media = _media(sample, roots[sample.root], files[0], written.facts, layout)
                 except MediaError as error:
                     rows.append(_row(sample, error))
                 else:
@@ -131,14 +132,18 @@ def write_sample(
     return facts
 
 
-def _media(sample: PlannedSample, root: Root, file: Path) -> dict[str, Any]:
-    """Return the columns that say which file holds a sample that stays where it is.
+def _media(sample: PlannedSample, root: Root, file: Path, facts: Facts, layout: Layout) -> dict[str, Any]:
+    """Return the columns that say which file holds a sample that stays where it is; none in other layouts.
 
     Raises:
-        MediaError: it is a member of a tar.
+        MediaError: it is a member of a tar, or cannot be read by ranges though it is behind a URL.
     """
+    if not layout.is_in_place:
+        return {}
     if split_archive(sample.path):
         raise MediaError("in_archive", "it lies in a tar, and an index is of files: unpack the tar, or `build`")
+    if is_url(root.where) and facts.remark and NOT_IN_RANGES in facts.remark[0].split("+"):
+        raise MediaError(NOT_IN_RANGES, "its packets do not lie whole in the file, which is behind a URL: `build`")
     where = root.where if is_url(root.where) else str(Path(root.where).absolute())
     return {"media_root": where, "media_path": sample.path, "media_bytes": file.stat().st_size}
 
