@@ -13,9 +13,10 @@ import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import av
 import numpy as np
@@ -61,77 +62,86 @@ class Listing:
     first: list[Timed]
 
 
-def list_frames(stream: VideoStream, decode: Callable[[], Iterator[Timed]]) -> Listing:
+def list_frames(stream: VideoStream, decode: Callable[[], Iterator[Timed]], *, with_packets: bool) -> Listing:
     """List the frames of a stream.
 
     Args:
         stream: the opened file; it is read anew.
         decode: starts decoding at the start of the file, and yields its frames.
+        with_packets: find the packets, too, which reads the file twice.
 
     Raises:
         OSError: the disk of the file has gone.
     """
     stream.choose_clock()
-    listed = None if stream.goes_by_dts or not stream.has_stamps else _read_packets(stream)
+    finder = _Finder(stream.path, stream.codec_context) if with_packets else None
+    listed = None if stream.goes_by_dts or not stream.has_stamps else _read(stream, finder)
     first = list(itertools.islice(decode(), CLOCK_FRAMES))
-    if listed is not None:
-        times, number, packets = listed
-        if [seconds for seconds, _ in first] == times.seconds[:CLOCK_FRAMES]:
-            codec = _codec_of(stream) if packets is not None else None
-            if packets is not None and codec is not None and _decodes_alike(packets, number, codec, stream.path, first):
-                return Listing(times, packets, number, codec, first)
-            return Listing(times, None, np.empty(0, np.int64), None, first)
-    times = FrameTimes([seconds for seconds, _ in decode()], [])
+    if listed is None or [seconds for seconds, _ in first] != listed[0].seconds[:CLOCK_FRAMES]:
+        times = FrameTimes([seconds for seconds, _ in decode()], [])
+        return Listing(times, None, np.empty(0, np.int64), None, first)
+    times, number, rank = listed
+    packets = finder.packets(rank) if finder else None
+    codec = _codec_of(stream) if packets else None
+    if packets and codec and _decodes_alike(packets, number, codec, stream.path, first):
+        return Listing(times, packets, number, codec, first)
     return Listing(times, None, np.empty(0, np.int64), None, first)
 
 
-def _read_packets(stream: VideoStream) -> tuple[FrameTimes, np.ndarray, Packets | None] | None:
-    """Read all packets; return the frames' times, their packets, and where these lie; None without good stamps."""
+def _read(stream: VideoStream, finder: "_Finder | None") -> tuple[FrameTimes, np.ndarray, np.ndarray] | None:
+    """Read all packets; return when frames are shown, the packet of each, and each packet's rank; None if unclear."""
     stamps: list[PacketStamps] = []
     is_shown: list[bool] = []
-    places: list[tuple[int, int, int, int]] | None = []
-    codec = stream.codec_context
-    name, extradata = codec.name, bytes(codec.extradata or b"")
-    descriptor = os.open(stream.path, os.O_RDONLY)
-    try:
+    with finder or nullcontext():
         for packet in stream.packets():
-            if not packet.size:
-                continue
-            stamps.append(PacketStamps(packet.pts, packet.dts, packet.is_keyframe))
-            is_shown.append(not packet.is_discard)
-            if places is not None:
-                data = bytes(packet)
-                at = _position(descriptor, packet, data)
-                if at < 0 or any(map(packet.has_sidedata, _CHANGES)):
-                    places = None
-                    continue
-                flags = KEYFRAME * packet.is_keyframe + UNREFERENCED * is_unreferenced(name, data, extradata)
-                places.append((at, len(data), zlib.crc32(data), flags))
-    finally:
-        os.close(descriptor)
+            if packet.size:
+                stamps.append(PacketStamps(packet.pts, packet.dts, packet.is_keyframe))
+                is_shown.append(not packet.is_discard)
+                if finder:
+                    finder.add(packet)
     times = times_of_packets(itertools.compress(stamps, is_shown), stream.clock())
-    if times is None:
+    if times is None or any(stamp.pts is None for stamp in stamps):
         return None
-    shown = sorted((number for number, is_one in enumerate(is_shown) if is_one), key=lambda n: stamps[n].pts or 0)
-    packet_of_frame = np.array(shown, np.int64)
-    if not places or any(stamp.pts is None for stamp in stamps):
-        return times, packet_of_frame, None
-    offset, size, crc32, flags = (np.array(column) for column in zip(*places, strict=True))
     order = sorted(range(len(stamps)), key=lambda number: stamps[number].pts or 0)
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
-    packets = Packets(
-        offset.astype(np.int64), size.astype(np.int32), crc32.astype(np.uint32), rank, flags.astype(np.uint8)
-    )
-    return times, packet_of_frame, packets
+    return times, np.array([number for number in order if is_shown[number]], np.int64), rank
 
 
-def _position(descriptor: int, packet: Any, data: bytes) -> int:
-    """Return where a packet's bytes lie in the file; -1 if they do not lie there in one piece."""
-    if packet.pos is None or packet.pos < 0:
-        return -1
-    at = os.pread(descriptor, len(data) + _HEAD_BYTES, packet.pos).find(data)
-    return int(packet.pos) + at if at >= 0 else -1
+class _Finder:
+    """A finder of packets in their file, as long as each lies there in one piece."""
+
+    def __init__(self, path: Path, context: Any) -> None:
+        self._name, self._extradata = context.name, bytes(context.extradata or b"")
+        self._file = path.open("rb", buffering=0)
+        self._rows: list[tuple[int, int, int, int]] = []  # offset, size, crc32, flags
+        self._is_whole = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, packet: Any) -> None:
+        """Look for the next packet, unless one before it was not there."""
+        if not self._is_whole:
+            return
+        data = bytes(packet)
+        at = -1
+        if packet.pos is not None and packet.pos >= 0 and not any(map(packet.has_sidedata, _CHANGES)):
+            at = os.pread(self._file.fileno(), len(data) + _HEAD_BYTES, packet.pos).find(data)
+        self._is_whole = at >= 0
+        unreferenced = is_unreferenced(self._name, data, self._extradata)
+        flags = KEYFRAME * packet.is_keyframe + UNREFERENCED * unreferenced
+        self._rows.append((packet.pos + at if self._is_whole else 0, len(data), zlib.crc32(data), flags))
+
+    def packets(self, rank: np.ndarray) -> Packets | None:
+        """Return all packets, whose ranks are given; None if one was not there."""
+        if not self._is_whole:
+            return None
+        offset, size, crc32, flags = np.array(self._rows, np.int64).reshape(-1, 4).T
+        return Packets(offset, size.astype(np.int32), crc32.astype(np.uint32), rank, flags.astype(np.uint8))
 
 
 def _codec_of(stream: VideoStream) -> Codec | None:

@@ -126,12 +126,12 @@ class Video:
         The times are those in the packets, which costs reading the file, if the first frames bear them out. Else all
         frames are decoded, and only the start of the file is sure to lead to them.
         """
-        return self.listing().times
+        return (self._listing or list_frames(self._stream, self._from_the_start, with_packets=False)).times
 
     def listing(self) -> Listing:
         """Return all frames with the packets that they are decoded from; of a video that is kept open it is kept."""
         if self._listing is None:
-            self._listing = list_frames(self._stream, self._from_the_start)
+            self._listing = list_frames(self._stream, self._from_the_start, with_packets=True)
         return self._listing
 
     def frames(self, start_s: float = 0.0, stop_s: float = math.inf) -> Iterator[Timed]:

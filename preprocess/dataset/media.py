@@ -49,9 +49,9 @@ class MediaFiles:
         root, path = self._where(number)
         return f"{root}/{path}"
 
-    def size(self, number: int) -> int:
-        """Return the bytes that a file had when the index was made."""
-        return int(self._table["bytes"][number].as_py())
+    def root(self, number: int) -> str:
+        """Return the folder or URL below which a file lies."""
+        return self._where(number)[0]
 
     @property
     def num_bytes(self) -> int:
@@ -144,7 +144,10 @@ def check_media(
     except OSError as error:
         raise DatasetError(f"{location}: {error.filename}: {error.strerror}, while its files were looked at") from error
     if bad and (not exclude_bad or len(bad) == len(files)):
-        remedy = "restore them, run `python -m preprocess index` again, or, if all have moved, --data.moved OLD=NEW"
+        remedy = (
+            "restore them, run `python -m preprocess index` again, or, if the folder has moved, --data.moved "
+            f"{files.root(next(iter(bad)))}=NEW"
+        )
         if len(bad) < len(files):
             remedy += ", or leave them out with --data.exclude_bad_shards true"
         more = [f"and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
