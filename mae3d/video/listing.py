@@ -74,8 +74,9 @@ def list_frames(stream: VideoStream, decode: Callable[[], Iterator[Timed]], *, w
         OSError: the disk of the file has gone.
     """
     stream.choose_clock()
-    finder = _Finder(stream.path, stream.codec_context) if with_packets else None
-    listed = None if stream.goes_by_dts or not stream.has_stamps else _read(stream, finder)
+    has_order = stream.has_stamps and not stream.goes_by_dts
+    finder = _Finder(stream.path, stream.codec_context) if with_packets and has_order else None
+    listed = _read(stream, finder) if has_order else None
     first = list(itertools.islice(decode(), CLOCK_FRAMES))
     if listed is None or [seconds for seconds, _ in first] != listed[0].seconds[:CLOCK_FRAMES]:
         times = FrameTimes([seconds for seconds, _ in decode()], [])
