@@ -1,11 +1,11 @@
 """The frames of a video file are listed without decoding it: when each is shown, and where its packet lies.
 
-    listing = list_frames(stream, first=lambda: ...)
-    listing.seconds                  # of every frame, ascending
+    listing = list_frames(stream, decode, with_packets=True)
+    listing.times.seconds            # of every frame, ascending
     listing.packets                  # None if their bytes do not lie whole in the file
 
-A packet is listed in the file by its own bytes, at the position that the container gives or just behind it (blocks of
-Matroska and chunks of AVI have heads). MPEG-TS, MPEG-PS and Ogg cut packets up, so that none is listed. What the
+A packet is recognised in the file by its own bytes, at the position that the container gives or just behind it (blocks of
+Matroska and chunks of AVI have heads). MPEG-TS, MPEG-PS and Ogg cut packets up, so that none is. What the
 packets give is believed if the first frames bear it out: their times, and the pixels of a few of them.
 """
 
@@ -52,14 +52,14 @@ class Listing:
         packets: all of them, None if decoding cannot begin from ranges of bytes.
         packet: int64, of each frame; empty without packets.
         codec: None without packets.
-        first: a few frames from the start of the file.
+        first: the first frame; None if none can be decoded.
     """
 
     times: FrameTimes
     packets: Packets | None
     packet: np.ndarray
     codec: Codec | None
-    first: list[Timed]
+    first: av.VideoFrame | None
 
 
 def list_frames(stream: VideoStream, decode: Callable[[], Iterator[Timed]], *, with_packets: bool) -> Listing:
@@ -77,14 +77,20 @@ def list_frames(stream: VideoStream, decode: Callable[[], Iterator[Timed]], *, w
     has_order = stream.has_stamps and not stream.goes_by_dts
     finder = _Finder(stream.path, stream.codec_context) if with_packets and has_order else None
     listed = _read(stream, finder) if has_order else None
-    first = list(itertools.islice(decode(), CLOCK_FRAMES))
-    if listed is None or [seconds for seconds, _ in first] != listed[0].seconds[:CLOCK_FRAMES]:
-        times = FrameTimes([seconds for seconds, _ in decode()], [])
+    beginning: list[av.VideoFrame] = []
+    seconds: list[float] = []
+    for shown_s, frame in itertools.islice(decode(), CLOCK_FRAMES):
+        seconds.append(shown_s)
+        if len(beginning) < _COMPARED:
+            beginning.append(frame)
+    first = beginning[0] if beginning else None
+    if listed is None or seconds != listed[0].seconds[:CLOCK_FRAMES]:
+        times = FrameTimes([shown_s for shown_s, _ in decode()], [])
         return Listing(times, None, np.empty(0, np.int64), None, first)
     times, number, rank = listed
     packets = finder.packets(rank) if finder else None
     codec = _codec_of(stream) if packets else None
-    if packets and codec and _decodes_alike(packets, number, codec, stream.path, first):
+    if packets and codec and _decodes_alike(packets, number, codec, stream.path, beginning):
         return Listing(times, packets, number, codec, first)
     return Listing(times, None, np.empty(0, np.int64), None, first)
 
@@ -166,21 +172,22 @@ def _codec_of(stream: VideoStream) -> Codec | None:
     return codec
 
 
-def _decodes_alike(packets: Packets, number: np.ndarray, codec: Codec, path: Path, first: Sequence[Timed]) -> bool:
+def _decodes_alike(
+    packets: Packets, number: np.ndarray, codec: Codec, path: Path, beginning: Sequence[av.VideoFrame]
+) -> bool:
     """Return whether a decoder that is given ranges of bytes gives the first frames as the container's own does."""
-    count = min(_COMPARED, len(first))
-    table = PacketTable((False, False, False), number[:count].astype(np.int32), np.empty(0), packets, codec)
+    numbers = number[: len(beginning)].astype(np.int32)
+    table = PacketTable((False, False, False), numbers, np.empty(0), packets, codec)
     with path.open("rb", buffering=0) as file:
         data = {
             one: os.pread(file.fileno(), int(packets.size[one]), int(packets.offset[one]))
-            for run in table.needed(range(count))
-            for one in run.tolist()
+            for one in table.needed_at_all(range(len(numbers))).tolist()
         }
     try:
-        listed = PacketDecoder().decode(table, range(count), data)
+        decoded = PacketDecoder().decode(table, range(len(numbers)), data)
     except PacketError:
         return False
-    return all(_same(listed[int(number[i])], frame) for i, (_, frame) in enumerate(first[:count]))
+    return all(_same(decoded[one], frame) for one, frame in zip(numbers.tolist(), beginning, strict=True))
 
 
 def _same(one: av.VideoFrame, other: av.VideoFrame) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from mae3d.video.clock import within
 from mae3d.video.errors import MediaError
 from mae3d.video.listing import Listing
+from mae3d.video.orientation import Orientation
 from mae3d.video.packets import Packets, PacketTable
 from mae3d.video.reader import Video, open_video
 from preprocess.encode.images import scaled_size
@@ -49,7 +50,7 @@ def index_sample(
 
 def _index(video: Video, row: PlannedSample, *, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
     listing, declared = video.listing(), video.facts.fps
-    if not listing.first:
+    if listing.first is None:
         raise MediaError("no_frames", "no frame in it can be decoded")
     numbered = zip(listing.times.seconds, range(len(listing.times.seconds)), strict=True)
     span = within(numbered, row.start_s, row.stop_s)
@@ -58,13 +59,12 @@ def _index(video: Video, row: PlannedSample, *, settings: Settings, sink: Callab
         cut = "cut it with --segment-seconds or --segment-frames, or allow more"
         raise MediaError("too_many_frames", f"more than --max-frames {settings.max_frames}: {cut}")
     looks = Looks(pixel_aspect=video.pixel_aspect)
-    _, frame = listing.first[0]
-    size = scaled_size(*video.upright_size(frame), settings.short_side)
-    looks.add(frame, same_size=True)
+    size = scaled_size(*video.upright_size(listing.first), settings.short_side)
+    looks.add(listing.first, same_size=True)
     remark = joined_remarks([_unranged(listing), *looks.remarks(size)])
     first_s, last_s = (chosen[0][0], chosen[-1][0]) if chosen else (math.nan, math.nan)
     facts = video_facts(Clocked(len(chosen), first_s, last_s, declared), row, settings, size=size, remark=remark)
-    sink(_table(listing, [number for _, number in chosen], video, frame).to_bytes())
+    sink(_table(listing, [number for _, number in chosen], video.orientation(listing.first)).to_bytes())
     return facts
 
 
@@ -74,9 +74,8 @@ def _unranged(listing: Listing) -> tuple[str, str] | None:
     return (NOT_IN_RANGES, "its packets do not lie whole in the file, or are damaged: it is opened for every clip")
 
 
-def _table(listing: Listing, numbers: list[int], video: Video, first: av.VideoFrame) -> PacketTable:
+def _table(listing: Listing, numbers: list[int], way: Orientation) -> PacketTable:
     """Return the table of the frames with these numbers in the file, with no more packets than they need."""
-    way = video.orientation(first)
     if listing.packets is None:
         seconds = np.array([listing.times.seconds[number] for number in numbers])
         return PacketTable(way, np.empty(0, np.int32), seconds, _NO_PACKETS, None)
