@@ -4,8 +4,8 @@
     listing.times.seconds            # of every frame, ascending
     listing.packets                  # None if their bytes do not lie whole in the file
 
-A packet is recognised in the file by its own bytes, at the position that the container gives or just behind it (blocks of
-Matroska and chunks of AVI have heads). MPEG-TS, MPEG-PS and Ogg cut packets up, so that none is. What the
+A packet is recognised in the file by its own bytes, at the position that the container gives or just behind it
+(blocks of Matroska and chunks of AVI have heads). MPEG-TS, MPEG-PS and Ogg cut packets up, so that none is. What the
 packets give is believed if the first frames bear it out: their times, and the pixels of a few of them.
 """
 
