@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED = 0, 1, 2
 MAX_SUBSTITUTES = 8
 SLOW_S = 30.0  # between warnings while training waits for the storage
+_TOUCH = Spans(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.uint32))
 CLOSE_S = 5.0  # most that closing waits for reads under way
 
 
@@ -211,15 +212,17 @@ class ClipSource:
         """Return the table of a sample that lies in a media file, and the packets of the clip behind it, as `_read`."""
         table = PacketTable.from_bytes(parts[0].data)
         needed = table.needed_at_all(clip.frames)
-        packets = table.packets
+        packets, first = table.packets, int(clip.frames.min())
         order = np.argsort(packets.offset[needed], kind="stable")  # as they lie in the file
         number = needed[order]
         spans = Spans(number, packets.offset[number], packets.size[number].astype(np.int64), packets.crc32[number])
-        first = int(clip.frames.min())
         try:
-            data = self.reader.read_media(clip.row, spans) if len(needed) else []
+            # A video that its decoder opens is touched: a storage that fails is met here, where it is tried again.
+            data = self.reader.read_media(clip.row, spans if len(needed) else _TOUCH)
         except ShardVanishedError:
             return [], (first, "the video has vanished")
+        if not len(needed):
+            return parts, None
         for packet, size, crc in zip(data, spans.size.tolist(), spans.crc32.tolist(), strict=True):
             if len(packet) != size:
                 return [], (first, f"the video ends after {len(packet)} of the {size} bytes of a packet")
