@@ -268,8 +268,49 @@ def test_files_that_have_gone_or_changed_can_be_left_out(
     left, all_of_them = evaluated(corpus, corpus.readable_rows)[0], evaluated(whole, corpus.readable_rows)[0]
     for ours, theirs in zip(left, all_of_them, strict=True):
         assert torch.equal(ours.clips, theirs.clips)
-    states = [Loader(one, CONFIG, num_frames=FRAMES, size=SIZE, seed=5, global_batch=4) for one in (whole, corpus)]
-    assert states[0].state_dict()["fingerprint"] != states[1].state_dict()["fingerprint"]
+    state = Loader(corpus, CONFIG, num_frames=FRAMES, size=SIZE, seed=5, global_batch=4).state_dict()
+    named = f"{corpus.file_name(2)} of dataset 1, {corpus.file_name(5)} of dataset 1"
+    assert state["fingerprint"]["bad_shards"] == f"2 left out ({named})"
+
+
+def test_an_archive_of_which_nothing_is_left_is_refused_in_any_case(
+    stores: dict[str, Path], own: tuple[Corpus, Path]
+) -> None:
+    _, archive = own
+    shutil.rmtree(archive)
+    with pytest.raises(DatasetError, match=f"{VIDEOS} of {VIDEOS} media files"):
+        open_corpus([stores["files"]], moved={str(stores["archive"]): str(archive)}, exclude_bad_shards=True)
+
+
+def test_an_index_behind_a_url_looks_at_its_videos_too(
+    stores: dict[str, Path], changed: tuple[dict[str, str], list[int]], tmp_path: Path
+) -> None:
+    moved, rows = changed
+    storage = Storage("memory://in-place/index")
+    for path in stores["files"].iterdir():
+        storage.put(path, path.name)
+    cache = tmp_path / "cache"
+    with pytest.raises(DatasetError, match=f"2 of {VIDEOS} media files"):
+        open_corpus([storage.url], cache=cache, moved=moved)
+    corpus = open_corpus([storage.url], cache=cache, moved=moved, exclude_bad_shards=True)
+    assert np.setdiff1d(np.arange(VIDEOS), corpus.readable_rows).tolist() == rows
+    theirs = evaluated(open_corpus([stores["files"]]), corpus.readable_rows)[0]
+    for ours, other in zip(evaluated(corpus, corpus.readable_rows)[0], theirs, strict=True):
+        assert torch.equal(ours.clips, other.clips)
+
+
+def test_the_packets_of_a_clip_are_one_read(stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = open_corpus([stores["files"]])
+    tars = {corpus.shard_path(shard).stat().st_ino for shard in range(len(corpus.datasets[0].shards))}
+    reads: list[bool] = []
+
+    def counted(descriptor: int, size: int, offset: int) -> bytes:
+        reads.append(os.fstat(descriptor).st_ino in tars)
+        return os.pread(descriptor, size, offset)
+
+    monkeypatch.setattr(shard_reader, "pread", counted)
+    evaluated(corpus, np.arange(OPENED))
+    assert (reads.count(True), reads.count(False)) == (OPENED, OPENED)
 
 
 def test_an_archive_that_has_moved_is_the_same_dataset(stores: dict[str, Path], own: tuple[Corpus, Path]) -> None:
@@ -310,5 +351,8 @@ def test_the_cost_of_clips_is_counted_from_their_tables(stores: dict[str, Path])
     assert cost.num_opened == sum(clip.row == OPENED for clip in clips) > 0
     assert 1 < cost.packets_a_frame < 3  # strides of 2 in groups of 8
     assert cost.bytes_a_clip > 0
+    ranged = cost_in_place(open_corpus([stores["files"]]), [clip for clip in clips if clip.row != OPENED])
+    assert ranged is not None
+    assert (ranged.packets_a_frame, ranged.bytes_a_clip) == (cost.packets_a_frame, cost.bytes_a_clip)
     assert cost_in_place(open_corpus([stores["jpeg"]]), clips) is None
     loader.close()
