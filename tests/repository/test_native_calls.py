@@ -131,7 +131,7 @@ SAFE = {
     "preprocess.inspect.statistics._part_bytes empty": _EMPTY,
     "preprocess.workers.decoder._Child.__init__ mmap": "the file was made that long on the line before",
     "mae3d.video.listing._decodes_alike empty": _EMPTY,
-    "mae3d.video.listing._read_packets empty": _WHOLE,
+    "mae3d.video.listing._read empty": _WHOLE,
     "mae3d.video.listing.list_frames empty": _EMPTY,
     "mae3d.video.packets.PacketTable.from_bytes frombuffer": "NumPy refuses a count beyond the bytes, and keeps them",
     "mae3d.video.packets.PacketTable.needed_at_all empty": _EMPTY,
