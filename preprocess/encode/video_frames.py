@@ -19,13 +19,13 @@ from typing import Any
 import av
 import numpy as np
 from av.video.plane import VideoPlane
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from mae3d.video.errors import MediaError
 from mae3d.video.orientation import Orientation, orientation, turned
+from mae3d.video.pictures import SCALING
 from preprocess.encode.images import encode_planes
 
-_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 # swscale's own converters of these to 4:2:0 round halves down: of an odd size, the last row or column of chroma would
 # be left unwritten. Through these planar formats they take the path of all others.
 _PLANAR = {"yuyv422": "yuv422p", "uyvy422": "yuv422p", "nv24": "yuv444p", "nv42": "yuv444p"}
@@ -84,7 +84,7 @@ class FrameScaler:
             dst_colorspace=Colorspace.ITU601,
             src_color_range=kept,
             dst_color_range=kept,
-            interpolation=_SCALING,
+            interpolation=SCALING,
             threads=1,
         )
 

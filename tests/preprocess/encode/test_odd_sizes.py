@@ -20,9 +20,10 @@ from PIL import Image
 from mae3d.video.clip import square
 from mae3d.video.errors import MediaError, refuse_unconvertible
 from mae3d.video.orientation import turned
+from mae3d.video.pictures import SCALING
 from mae3d.video.reader import open_video
 from preprocess.encode.images import decode_image, encode_planes
-from preprocess.encode.video_frames import _SCALING, FrameEncoder
+from preprocess.encode.video_frames import FrameEncoder
 from tests.support import launch
 from tests.support.guard import ENDS, guarded
 from tests.support.media import make_video
@@ -58,7 +59,7 @@ def gradient(width: int, height: int) -> np.ndarray:
 def frame_of(pixels: np.ndarray, format_name: str, *, filler: int) -> av.VideoFrame:
     """A frame whose lines are filled up with a value, as decoders leave anything behind a line's pixels."""
     height, width = pixels.shape[:2]
-    made = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels)).reformat(format=format_name, interpolation=_SCALING)
+    made = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels)).reformat(format=format_name, interpolation=SCALING)
     frame = av.VideoFrame(width, height, format_name)
     for target, source, each in zip(frame.planes, made.planes, FORMATS[format_name], strict=False):
         used = -(-target.width // 2) * 4 if format_name in ("yuyv422", "uyvy422") else target.width * each
