@@ -82,11 +82,14 @@ class Packets:
         """Return packets start ... stop."""
         return Packets(*(getattr(self, name)[start:stop] for name, _ in _ARRAYS))
 
-    def start_of(self, number: int) -> int:
-        """Return where decoding begins for the frame of packet `number`: 0 if no keyframe comes before it."""
-        keys = np.flatnonzero(self.flags[: number + 1] & KEYFRAME)
-        shown_before = keys[self.rank[keys] <= self.rank[number]]
-        return int(shown_before[-1]) if len(shown_before) else 0
+    def starts_of(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return where decoding begins for the frame of each packet, int64: 0 if no keyframe comes before it."""
+        number = np.asarray(numbers, np.int64)
+        keys = np.append(0, np.flatnonzero(self.flags & KEYFRAME))
+        at = np.searchsorted(keys, number, side="right") - 1
+        while np.any(shown_later := (at > 0) & (self.rank[keys[at]] > self.rank[number])):
+            at -= shown_later
+        return keys[at]
 
     def needed(self, requested: Iterable[int]) -> list[np.ndarray]:
         """Return the packets that the frames of some packets need, as runs that are decoded one by one.
@@ -99,7 +102,9 @@ class Packets:
         """
         numbers = sorted(set(requested))
         runs: list[list[int]] = []
-        for start, stop in sorted((self.start_of(number), number + 1) for number in numbers):
+        for start, stop in sorted(
+            zip(self.starts_of(numbers).tolist(), [number + 1 for number in numbers], strict=True)
+        ):
             if runs and start <= runs[-1][1]:
                 runs[-1][1] = max(runs[-1][1], stop)
             else:

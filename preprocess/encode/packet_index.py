@@ -80,6 +80,6 @@ def _table(listing: Listing, numbers: list[int], way: Orientation) -> PacketTabl
         seconds = np.array([listing.times.seconds[number] for number in numbers])
         return PacketTable(way, np.empty(0, np.int32), seconds, _NO_PACKETS, None)
     packet = listing.packet[numbers]
-    start = min(listing.packets.start_of(number) for number in np.unique(packet).tolist())
+    start = int(listing.packets.starts_of(packet).min())
     packets = listing.packets.cut(start, int(packet.max()) + 1)
     return PacketTable(way, (packet - start).astype(np.int32), np.empty(0), packets, listing.codec)
