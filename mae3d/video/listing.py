@@ -34,9 +34,10 @@ from mae3d.video.packets import (
     is_unreferenced,
 )
 from mae3d.video.pictures import Pictures
-from mae3d.video.stream import CLOCK_FRAMES, VideoStream
+from mae3d.video.stream import VideoStream
 
 _HEAD_BYTES = 64  # that a container may put between a packet's position and its data
+_TIMED = 16  # frames whose times are compared: as many as H.264 and HEVC can put in another order
 _COMPARED = 8  # frames whose pixels are compared
 _CHANGES = ("new_extradata", "palette", "param_change")  # side data without which a packet does not decode alike
 
@@ -79,12 +80,12 @@ def list_frames(stream: VideoStream, decode: Callable[[], Iterator[Timed]], *, w
     listed = _read(stream, finder) if has_order else None
     beginning: list[av.VideoFrame] = []
     seconds: list[float] = []
-    for shown_s, frame in itertools.islice(decode(), CLOCK_FRAMES):
+    for shown_s, frame in itertools.islice(decode(), _TIMED):
         seconds.append(shown_s)
         if len(beginning) < _COMPARED:
             beginning.append(frame)
     first = beginning[0] if beginning else None
-    if listed is None or seconds != listed[0].seconds[:CLOCK_FRAMES]:
+    if listed is None or seconds != listed[0].seconds[:_TIMED]:
         times = FrameTimes([shown_s for shown_s, _ in decode()], [])
         return Listing(times, None, np.empty(0, np.int64), None, first)
     times, number, rank = listed
