@@ -30,18 +30,25 @@ class InPlaceDecoder:
     ) -> list[av.VideoFrame]:
         """Decode stored frames; those that are one frame of the file are one object.
 
+        If packets do not decode though their bytes are those that were indexed, the file was damaged before that: it
+        is opened, and read as a build would read it, which passes over the damage.
+
         Args:
             table: of the sample.
             numbers: of stored frames.
             data: the bytes of the packets that they need, by number; none if the table has no packets.
-            path: the file, which is opened if the table has no packets.
+            path: the file, which is opened if the table has no packets, or they do not decode.
 
         Raises:
             PacketError: a frame does not decode.
         """
         if table.codec is not None:
-            by_packet = self._packets.decode(table, numbers, data)
-            return [by_packet[number] for number in table.packets_of(numbers).tolist()]
+            try:
+                by_packet = self._packets.decode(table, numbers, data)
+                return [by_packet[number] for number in table.packets_of(numbers).tolist()]
+            except PacketError:
+                if "://" in path:
+                    raise
         if "://" in path:
             raise PacketError("its packets do not lie whole in the file, which is behind a URL: build it")
         times = table.seconds[np.asarray(numbers, np.int64)].tolist()

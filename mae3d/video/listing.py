@@ -34,10 +34,9 @@ from mae3d.video.packets import (
     is_unreferenced,
 )
 from mae3d.video.pictures import Pictures
-from mae3d.video.stream import VideoStream
+from mae3d.video.stream import CLOCK_FRAMES, VideoStream
 
 _HEAD_BYTES = 64  # that a container may put between a packet's position and its data
-_TIMED = 16  # frames whose times are compared: as many as H.264 and HEVC can put in another order
 _COMPARED = 8  # frames whose pixels are compared
 _CHANGES = ("new_extradata", "palette", "param_change")  # side data without which a packet does not decode alike
 
@@ -80,12 +79,12 @@ def list_frames(stream: VideoStream, decode: Callable[[], Iterator[Timed]], *, w
     listed = _read(stream, finder) if has_order else None
     beginning: list[av.VideoFrame] = []
     seconds: list[float] = []
-    for shown_s, frame in itertools.islice(decode(), _TIMED):
+    for shown_s, frame in itertools.islice(decode(), CLOCK_FRAMES):
         seconds.append(shown_s)
         if len(beginning) < _COMPARED:
             beginning.append(frame)
     first = beginning[0] if beginning else None
-    if listed is None or seconds != listed[0].seconds[:_TIMED]:
+    if listed is None or seconds != listed[0].seconds[:CLOCK_FRAMES]:
         times = FrameTimes([shown_s for shown_s, _ in decode()], [])
         return Listing(times, None, np.empty(0, np.int64), None, first)
     times, number, rank = listed
@@ -178,7 +177,7 @@ def _decodes_alike(
 ) -> bool:
     """Return whether a decoder that is given ranges of bytes gives the first frames as the container's own does."""
     numbers = number[: len(beginning)].astype(np.int32)
-    table = PacketTable((False, False, False), numbers, np.empty(0), packets, codec)
+    table = PacketTable((False, False, False), numbers, np.zeros(len(numbers)), packets, codec)
     with path.open("rb", buffering=0) as file:
         data = {
             one: os.pread(file.fileno(), int(packets.size[one]), int(packets.offset[one]))

@@ -119,17 +119,17 @@ class PacketTable:
     """A sample that lies in a video file: its frames, and the packets that they are decoded from.
 
     If the bytes of the packets do not lie whole in the file, as in MPEG-TS, there are none of them, and the frames are
-    found by their times.
+    found in the file by their times.
     """
 
     way: Orientation  # how a frame becomes upright
     frame: np.ndarray  # int32 (F,), packet of each stored frame; empty without packets
-    seconds: np.ndarray  # float64 (F,), time of each stored frame in the file; empty with packets
+    seconds: np.ndarray  # float64 (F,), time of each stored frame in the file
     packets: Packets
     codec: Codec | None
 
     def __len__(self) -> int:
-        return max(len(self.frame), len(self.seconds))
+        return len(self.seconds)
 
     def packets_of(self, frames: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the packets of these stored frames, int64, in their order."""
@@ -194,7 +194,7 @@ class PacketDecoder:
             The frames by the numbers of their packets (`PacketTable.packets_of`).
 
         Raises:
-            PacketError: a packet does not decode, or a frame is missing or damaged.
+            PacketError: a packet does not decode, a frame is damaged, or one is missing.
         """
         assert table.codec is not None
         context = self._context(table.codec)
@@ -204,8 +204,10 @@ class PacketDecoder:
         try:
             for run in table.needed(frames):
                 for frame in _decoded(context, run.tolist(), rank, data):
+                    if frame.is_corrupt:  # what comes after may show traces of it
+                        raise PacketError("a frame before it, or itself, is damaged")
                     number = requested.get(-1 if frame.pts is None else frame.pts)
-                    if number is not None and not frame.is_corrupt:
+                    if number is not None:
                         decoded[number] = frame
         except (av.error.FFmpegError, EOFError) as error:
             del self._contexts[table.codec]

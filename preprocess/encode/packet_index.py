@@ -76,10 +76,10 @@ def _unranged(listing: Listing) -> tuple[str, str] | None:
 
 def _table(listing: Listing, numbers: list[int], way: Orientation) -> PacketTable:
     """Return the table of the frames with these numbers in the file, with no more packets than they need."""
+    seconds = np.array([listing.times.seconds[number] for number in numbers])
     if listing.packets is None:
-        seconds = np.array([listing.times.seconds[number] for number in numbers])
         return PacketTable(way, np.empty(0, np.int32), seconds, _NO_PACKETS, None)
     packet = listing.packet[numbers]
     start = int(listing.packets.starts_of(packet).min())
     packets = listing.packets.cut(start, int(packet.max()) + 1)
-    return PacketTable(way, (packet - start).astype(np.int32), np.empty(0), packets, listing.codec)
+    return PacketTable(way, (packet - start).astype(np.int32), seconds, packets, listing.codec)

@@ -34,7 +34,7 @@ def test_fault_42_every_setting_is_compared_but_those_of_a_machine(name: str) ->
     names = {name for name in settings_of(config) if name not in ("train.deepspeed",)}  # a mapping, and empty
     assert names - compared == local
     assert {name.rpartition(".")[2] for name in local} <= {
-        "shards", "cache", "cache_gb", "read_threads", "decode_threads", "device",
+        "shards", "moved", "cache", "cache_gb", "read_threads", "decode_threads", "device",
     }  # fmt: skip
 
 

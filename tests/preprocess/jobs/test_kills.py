@@ -70,12 +70,15 @@ def test_fault_15_killed_at_every_single_file_operation(
 def test_fault_15_kill_9_of_the_whole_process_group_with_two_workers(
     archive: Path, whole: dict[str, str], tmp_path: Path, wait_for: str
 ) -> None:
-    out = tmp_path / "out"
-    run = start(*command(archive, out, workers=2))
-    while not (out / wait_for).exists() and run.poll() is None:
-        time.sleep(0.001)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
+    for attempt in range(5):  # on a busy machine the kill may come when all is done
+        out = tmp_path / f"out-{attempt}"
+        run = start(*command(archive, out, workers=2))
+        while not (out / wait_for).exists() and run.poll() is None:
+            time.sleep(0.001)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        if (out / LOCK_NAME).exists():
+            break
     assert run.returncode == -signal.SIGKILL
     assert (out / LOCK_NAME).exists()
     kept = done(out)
