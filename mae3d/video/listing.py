@@ -31,6 +31,7 @@ from mae3d.video.packets import (
     PacketError,
     Packets,
     PacketTable,
+    changes_parameters,
     is_unreferenced,
 )
 from mae3d.video.pictures import Pictures
@@ -38,6 +39,8 @@ from mae3d.video.stream import CLOCK_FRAMES, VideoStream
 
 _HEAD_BYTES = 64  # that a container may put between a packet's position and its data
 _COMPARED = 8  # frames whose pixels are compared
+_KEYS = 2  # keyframes that are decoded by themselves; one may be damaged
+_NO_KEYFRAMES = ("apng",)  # codecs whose container takes frames for keyframes that others show through
 _CHANGES = ("new_extradata", "palette", "param_change")  # side data without which a packet does not decode alike
 
 Timed = tuple[float, av.VideoFrame]
@@ -90,8 +93,10 @@ def list_frames(stream: VideoStream, decode: Callable[[], Iterator[Timed]], *, w
     times, number, rank = listed
     packets = finder.packets(rank) if finder else None
     codec = _codec_of(stream) if packets else None
-    if packets and codec and _decodes_alike(packets, number, codec, stream.path, beginning):
-        return Listing(times, packets, number, codec, first)
+    if packets and codec:
+        for given, keyframes in ((packets, times.keyframes), (packets.without_keyframes(), [])):
+            if _decodes_alike(given, number, codec, stream.path, beginning):
+                return Listing(FrameTimes(times.seconds, keyframes), given, number, codec, first)
     return Listing(times, None, np.empty(0, np.int64), None, first)
 
 
@@ -102,7 +107,7 @@ def _read(stream: VideoStream, finder: "_Finder | None") -> tuple[FrameTimes, np
     with finder or nullcontext():
         for packet in stream.packets():
             if packet.size:
-                stamps.append(PacketStamps(packet.pts, packet.dts, packet.is_keyframe))
+                stamps.append(PacketStamps(packet.pts, packet.dts, _is_keyframe(packet)))
                 is_shown.append(not packet.is_discard)
                 if finder:
                     finder.add(packet)
@@ -136,11 +141,12 @@ class _Finder:
             return
         data = bytes(packet)
         at = -1
-        if packet.pos is not None and packet.pos >= 0 and not any(map(packet.has_sidedata, _CHANGES)):
+        changes = any(map(packet.has_sidedata, _CHANGES)) or changes_parameters(self._name, data, self._extradata)
+        if packet.pos is not None and packet.pos >= 0 and not changes:
             at = os.pread(self._file.fileno(), len(data) + _HEAD_BYTES, packet.pos).find(data)
         self._is_whole = at >= 0
         unreferenced = is_unreferenced(self._name, data, self._extradata)
-        flags = KEYFRAME * packet.is_keyframe + UNREFERENCED * unreferenced
+        flags = KEYFRAME * _is_keyframe(packet) + UNREFERENCED * unreferenced
         self._rows.append((packet.pos + at if self._is_whole else 0, len(data), zlib.crc32(data), flags))
 
     def packets(self, rank: np.ndarray) -> Packets | None:
@@ -172,22 +178,40 @@ def _codec_of(stream: VideoStream) -> Codec | None:
     return codec
 
 
+def _is_keyframe(packet: Any) -> bool:
+    return packet.is_keyframe and packet.stream.codec_context.name not in _NO_KEYFRAMES
+
+
 def _decodes_alike(
     packets: Packets, number: np.ndarray, codec: Codec, path: Path, beginning: Sequence[av.VideoFrame]
 ) -> bool:
-    """Return whether a decoder that is given ranges of bytes gives the first frames as the container's own does."""
-    numbers = number[: len(beginning)].astype(np.int32)
-    table = PacketTable((False, False, False), numbers, np.zeros(len(numbers)), packets, codec)
+    """Return whether a decoder that is given ranges of bytes gives the first frames as the container's own does.
+
+    The next keyframes are decoded by themselves: some refer to what comes before them all the same, and nothing comes
+    of those that begin an intra refresh.
+    """
+    table = PacketTable((False, False, False), number.astype(np.int32), np.zeros(len(number)), packets, codec)
+    decoder = PacketDecoder()
+    keys = np.flatnonzero(packets.flags[number] & KEYFRAME)
+    keys = keys[keys > 0][:_KEYS]
+    num_lost = 0
     with path.open("rb", buffering=0) as file:
-        data = {
-            one: os.pread(file.fileno(), int(packets.size[one]), int(packets.offset[one]))
-            for one in table.needed_at_all(range(len(numbers))).tolist()
-        }
-    try:
-        decoded = PacketDecoder().decode(table, range(len(numbers)), data)
-    except PacketError:
-        return False
-    return all(_same(decoded[one], frame) for one, frame in zip(numbers.tolist(), beginning, strict=True))
+        for frames in (range(len(beginning)), *([key] for key in keys.tolist())):
+            data = {
+                one: os.pread(file.fileno(), int(packets.size[one]), int(packets.offset[one]))
+                for one in table.needed_at_all(frames).tolist()
+            }
+            try:
+                decoded = decoder.decode(table, frames, data)
+            except PacketError:
+                if frames[0] < len(beginning):
+                    return False
+                num_lost += 1
+                continue
+            pairs = zip(table.packets_of(frames).tolist(), beginning[frames[0] :], strict=False)
+            if not all(_same(decoded[one], frame) for one, frame in pairs):
+                return False
+    return num_lost == 0 or num_lost < len(keys)
 
 
 def _same(one: av.VideoFrame, other: av.VideoFrame) -> bool:

@@ -12,8 +12,8 @@ thread.
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import av
@@ -26,6 +26,10 @@ from mae3d.video.orientation import Orientation
 KEYFRAME, UNREFERENCED = 1, 2  # flags of a packet
 _ARRAYS = (("offset", "<i8"), ("size", "<i4"), ("crc32", "<u4"), ("rank", "<i4"), ("flags", "u1"))
 _CONTEXTS = 8  # that a decoder keeps: files of one archive often share their parameters
+_START = b"\0\0\1"
+_LENGTH_AT = {"h264": 4, "hevc": 21}  # byte of the extradata that says how long the lengths of units are
+_PARAMETER_SETS = {"h264": (7, 8), "hevc": (32, 33, 34)}  # nal_unit_type of those that pictures refer to
+_LONGEST_SET = 1 << 10
 _SLICES, _IDR = (1, 2, 3, 4), 5  # nal_unit_type of what only a P or B picture has, and of an IDR picture (H.264)
 
 
@@ -81,6 +85,10 @@ class Packets:
     def cut(self, start: int, stop: int) -> "Packets":
         """Return packets start ... stop."""
         return Packets(*(getattr(self, name)[start:stop] for name, _ in _ARRAYS))
+
+    def without_keyframes(self) -> "Packets":
+        """Return the same packets for decoding that can begin at the first of them only."""
+        return replace(self, flags=self.flags & ~np.uint8(KEYFRAME))
 
     def starts_of(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return where decoding begins for the frame of each packet, int64: 0 if no keyframe comes before it."""
@@ -203,7 +211,7 @@ class PacketDecoder:
         decoded: dict[int, av.VideoFrame] = {}
         try:
             for run in table.needed(frames):
-                for frame in _decoded(context, run.tolist(), rank, data):
+                for frame in _decoded(context, run.tolist(), table.packets, data):
                     if frame.is_corrupt:  # what comes after may show traces of it
                         raise PacketError("a frame before it, or itself, is damaged")
                     number = requested.get(-1 if frame.pts is None else frame.pts)
@@ -227,13 +235,14 @@ class PacketDecoder:
 
 
 def _decoded(
-    context: VideoCodecContext, run: Sequence[int], rank: np.ndarray, data: Mapping[int, bytes]
+    context: VideoCodecContext, run: Sequence[int], packets: Packets, data: Mapping[int, bytes]
 ) -> Iterable[av.VideoFrame]:
     """Yield the frames of a run, their rank as pts; the decoder remembers nothing of what came before."""
     context.flush_buffers()
     for number in run:
         packet = padded_packet(data[number])
-        packet.pts, packet.dts = int(rank[number]), number
+        packet.pts, packet.dts = int(packets.rank[number]), number
+        packet.is_keyframe = bool(packets.flags[number] & KEYFRAME)  # PNG's decoder adds all others to the one before
         yield from context.decode(packet)
     yield from context.decode(None)
 
@@ -256,15 +265,43 @@ def is_unreferenced(codec_name: str, data: bytes, extradata: bytes) -> bool:
         data: the packet.
         extradata: of the stream: it says whether units have lengths before them (ISO/IEC 14496-15), or start codes.
     """
-    if codec_name != "h264" or extradata[:1] != b"\1" or len(extradata) < 5:
+    if codec_name != "h264" or extradata[:1] != b"\1":
         return False
-    length_bytes = 1 + (extradata[4] & 3)
-    at, has_slice = 0, False
-    while at + length_bytes < len(data):
-        length = int.from_bytes(data[at : at + length_bytes], "big")
-        head = data[at + length_bytes]
-        if head & 31 == _IDR or (head & 31 in _SLICES and head >> 5 & 3):
+    has_slice = False
+    for unit in _units(data, extradata, _LENGTH_AT["h264"]):
+        if unit[0] & 31 == _IDR or (unit[0] & 31 in _SLICES and unit[0] >> 5 & 3):
             return False
-        has_slice |= head & 31 in _SLICES
-        at += length_bytes + length
+        has_slice |= unit[0] & 31 in _SLICES
     return has_slice
+
+
+def changes_parameters(codec_name: str, data: bytes, extradata: bytes) -> bool:
+    """Return whether a packet of H.264 or HEVC has parameter sets that are not the stream's; arguments as before.
+
+    A decoder keeps them: packets that were decoded before would then not decode alike.
+    """
+    if codec_name not in _LENGTH_AT:
+        return False
+    for unit in _units(data, extradata, _LENGTH_AT[codec_name]):
+        kind = unit[0] & 31 if codec_name == "h264" else unit[0] >> 1 & 63
+        if kind in _PARAMETER_SETS[codec_name] and unit.rstrip(b"\0") not in extradata:
+            return True
+    return False
+
+
+def _units(data: bytes, extradata: bytes, length_at: int) -> Iterator[bytes]:
+    """Yield the first bytes of each unit of a packet, of short ones all: parameter sets are short."""
+    if extradata[:1] == b"\1" and len(extradata) > length_at:
+        at, length_bytes = 0, 1 + (extradata[length_at] & 3)
+        while at + length_bytes < len(data):
+            length = int.from_bytes(data[at : at + length_bytes], "big")
+            at += length_bytes
+            if length:
+                yield data[at : at + min(length, _LONGEST_SET)]
+            at += length
+        return
+    at = data.find(_START)
+    while 0 <= at < len(data) - len(_START):
+        stop = data.find(_START, at + len(_START))
+        yield data[at + len(_START) : stop if stop >= 0 else len(data)][:_LONGEST_SET]
+        at = stop
