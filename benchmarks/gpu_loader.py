@@ -100,7 +100,7 @@ def decoder_speed(
     corpus: Any, options: argparse.Namespace, *, decode: Any, resize: Any, hw_decoder_load: float
 ) -> Speed:
     """Measure DALI alone, on JPEGs that lie in memory."""
-    from pipelines.decoding.dali import DaliDecoder
+    from pipelines.decoding.dali import DaliDecoder, JpegGraph
     from pipelines.reading.source import ClipSource
 
     loader = _loader(corpus, options, decode="cpu", views=1)
@@ -109,16 +109,19 @@ def decoder_speed(
     batches = list(iter(source.next, None))
     source.close()
     fed = iter(range(sys.maxsize))
-    decoder = DaliDecoder(
-        lambda: batches[next(fed) % len(batches)],
+    graph = JpegGraph(
         max_frames=options.batch * FRAMES,
         decode=decode,
         resize=resize,
         num_views=1,
         size=SIZE,
+        hw_decoder_load=hw_decoder_load,
+    )
+    decoder = DaliDecoder(
+        lambda: batches[next(fed) % len(batches)],
+        graph,
         threads=options.threads,
         device_id=0 if options.device == "cuda" else None,
-        hw_decoder_load=hw_decoder_load,
     )
     clips = options.batch if resize else 0
     speed = timed(decoder.run, rounds=options.batches, frames=options.batch * FRAMES, clips=clips)

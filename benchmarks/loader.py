@@ -42,7 +42,7 @@ from benchmarks import rivals
 from benchmarks.common import ROOT, Ratio, alternate, build, ratio, resident_mb, settle
 from benchmarks.rivals import MEAN, STD, Footage
 from pipelines.config import DataConfig
-from pipelines.decoding.dali import DaliDecoder
+from pipelines.decoding.dali import DaliDecoder, JpegGraph
 from pipelines.loader import Loader
 from pipelines.reading import shard_reader as reads
 from pipelines.reading.source import ClipSource
@@ -123,15 +123,8 @@ def decode_alone(footage: Footage, requests: list[BatchRequest], *, threads: int
     batches = list(iter(source.next, None))
     source.close()
     again = itertools.cycle(batches)
-    return DaliDecoder(
-        lambda: next(again),
-        max_frames=BATCH * FRAMES,
-        decode="cpu",
-        resize=None,
-        num_views=1,
-        size=SIZE,
-        threads=threads,
-    )
+    graph = JpegGraph(max_frames=BATCH * FRAMES, decode="cpu", resize=None, num_views=1, size=SIZE)
+    return DaliDecoder(lambda: next(again), graph, threads=threads)
 
 
 def blocks_of(

@@ -266,9 +266,10 @@ def _input_stall(options: argparse.Namespace, world: World, shards: Path) -> int
     config, on_gpu, views = config_of(options), world.device.type == "cuda", options.views
     samples = options.batch or max(1, 64 // views)
     data = DataConfig(shards=str(shards), repeat_aug=views, windows="shared", sampling_rate=1)
-    decode, _ = choose_decode("auto", stored=None, world=world)
+    corpus = corpus_of(data)
+    decode, _ = choose_decode("auto", stored=None, world=world, layouts=corpus.layouts)
     loader = Loader(
-        corpus_of(data),
+        corpus,
         replace(data, decode=decode),
         num_frames=config.num_frames,
         size=config.img_size,

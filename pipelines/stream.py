@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from pipelines.config import DataConfig
 from pipelines.decoding.clip_decoder import ClipDecoder
 from pipelines.decoding.clips import CpuDecoding, Decoding, GpuDecoding, ThreadDecoding, cut_views
 from pipelines.decoding.crops import Cropper
-from pipelines.decoding.dali import DaliDecoder
+from pipelines.decoding.dali import DaliDecoder, Graph, JpegGraph, VideoGraph
 from pipelines.decoding.fallback import decode_again
+from pipelines.decoding.packing import clip_in_ivf
 from pipelines.decoding.transforms import apply_views
 from pipelines.reading.shard_reader import DataError, read_gap
 from pipelines.reading.source import (
@@ -106,8 +108,28 @@ class ClipStream:
         self._cropper = Cropper(size=size, threads=threads)
         self._clip_decoder = ClipDecoder(corpus)
         self._decoding: Decoding
+        on_gpu = device.type == "cuda"
+        # `auto` is resolved by the launcher: a decoder that can crash runs here only after a try in a child.
+        mixed = on_gpu and config.decode == "mixed"
         if corpus.layouts == {"jpeg"}:
-            self._decoding = self._with_dali(config, max_clips * num_frames, num_views, size=size, threads=threads)
+            boxes = not on_gpu and num_views == 1  # pixels outside of the only view are not decoded
+            jpegs = JpegGraph(
+                max_frames=max_clips * num_frames,
+                decode="mixed" if mixed else "cpu",
+                resize="gpu" if on_gpu else None,
+                num_views=num_views,
+                size=size,
+                boxes=boxes,
+            )
+            decoder = self._decoder_of(jpegs, threads)
+            self._decoding = (
+                GpuDecoding(decoder, device) if on_gpu else CpuDecoding(decoder, self._cropper, boxed=boxes)
+            )
+        elif corpus.layouts == {"video"} and mixed:
+            videos = VideoGraph(
+                max_clips=max_clips, decode="mixed", num_views=num_views, size=size, pack=partial(clip_in_ivf, corpus)
+            )
+            self._decoding = GpuDecoding(self._decoder_of(videos, threads), device)
         else:
             self._decoding = ThreadDecoding(
                 self._clip_decoder, self._source, self._next_encoded, self._cropper, device, size=size, threads=threads
@@ -116,22 +138,12 @@ class ClipStream:
         self._num_substituted = self._num_restarts = 0
         self._restarts_in_a_row = 0
 
-    def _with_dali(self, config: DataConfig, max_frames: int, num_views: int, *, size: int, threads: int) -> Decoding:
+    def _decoder_of(self, graph: Graph, threads: int) -> DaliDecoder:
         device = self._device
-        on_gpu = device.type == "cuda"
-        decoder = DaliDecoder(
-            self._next_encoded,
-            max_frames=max_frames,
-            # `auto` is resolved by the launcher: a decoder that can crash runs here only after a try in a child.
-            decode="mixed" if on_gpu and config.decode == "mixed" else "cpu",
-            resize="gpu" if on_gpu else None,
-            num_views=num_views,
-            size=size,
-            threads=threads,
-            boxes=not on_gpu and num_views == 1,  # pixels outside of the only view are not decoded
-            device_id=(torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None,
-        )
-        return GpuDecoding(decoder, device) if on_gpu else CpuDecoding(decoder, self._cropper)
+        device_id = None
+        if device.type == "cuda":
+            device_id = torch.cuda.current_device() if device.index is None else device.index
+        return DaliDecoder(self._next_encoded, graph, threads=threads, device_id=device_id)
 
     def __iter__(self) -> "ClipStream":
         return self

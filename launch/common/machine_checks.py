@@ -158,7 +158,7 @@ def run_child(code: str, *arguments: str) -> tuple[int, str, str]:
 def check_dali(gpus: Sequence[str], *, run: Callable[..., tuple[int, str, str]] = run_child) -> Check:
     """Check that DALI decodes a small JPEG as the pipelines would: mixed on a GPU, else on the CPU."""
     device = "mixed" if gpus else "cpu"
-    version, problem = _try_dali(device, 0, run)
+    version, problem = _try_dali(device, 0, "jpeg", run)
     if not problem:
         return Check("DALI", OK, f"{version} decodes JPEG ({device})")
     remedy = (
@@ -167,22 +167,25 @@ def check_dali(gpus: Sequence[str], *, run: Callable[..., tuple[int, str, str]] 
     return Check("DALI", FAIL, f"does not decode JPEG ({device}): {problem}", remedy)
 
 
-def dali_fault(device: str, index: int, *, run: Callable[..., tuple[int, str, str]] = run_child) -> str:
+def dali_fault(
+    device: str, index: int, layout: str = "jpeg", *, run: Callable[..., tuple[int, str, str]] = run_child
+) -> str:
     """Return the error of DALI when it decodes as in training, "" if there is none; a child tries it, as it can crash.
 
     Args:
         device: "mixed" or "cpu".
         index: of the GPU.
+        layout: of the datasets, "jpeg" or "video".
         run: starts the child.
     """
-    return _try_dali(device, index, run)[1]
+    return _try_dali(device, index, layout, run)[1]
 
 
-def _try_dali(device: str, index: int, run: Callable[..., tuple[int, str, str]]) -> tuple[str, str]:
+def _try_dali(device: str, index: int, layout: str, run: Callable[..., tuple[int, str, str]]) -> tuple[str, str]:
     """Return (DALI's version, ""), or ("", the error)."""
-    code = "from pipelines.decoding.dali import decode_self_test as test\n"
-    code += "print(test(sys.argv[1], device_id=int(sys.argv[2])))"
-    returned, output, error = run(code, device, str(index))
+    code = "from pipelines.decoding.self_test import decode_self_test as test\n"
+    code += "print(test(sys.argv[1], device_id=int(sys.argv[2]), layout=sys.argv[3]))"
+    returned, output, error = run(code, device, str(index), layout)
     if returned == 0:
         return output, ""
     return "", f"killed by signal {-returned}" if returned < 0 else error

@@ -61,7 +61,7 @@ def open_samples(
             f"smaller --{option}.sampling_rate than {clips.sampling_rate:g}, which makes clips shorter"
         )
     rows = selected_rows(corpus, clips, num_frames=model_config.num_frames, option=option)
-    decode, note = choose_decode(clips.decode, stored=None, world=world)
+    decode, note = choose_decode(clips.decode, stored=None, world=world, layouts=corpus.layouts)
     if world.is_first:
         for line in [*(f"left out: {reason}" for reason in left_out), *([f"decode: {note}"] if note else [])]:
             print(line, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ rows, losses = score_samples(held_out, losses_of, model_config=config.model, wor
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pipelines.config import DataConfig
 if TYPE_CHECKING:
     from mae3d.distributed import World
     from mae3d.model.config import EncoderConfig
+    from pipelines.samples.corpus import Corpus
     from pipelines.stream import Batch
 
 Options = TypeVar("Options", bound=ClipsConfig)
@@ -35,7 +36,7 @@ def open_held_out(
         classes: names by number that labels are matched to; None leaves the labels as they are.
 
     Raises:
-        ValueError: no sample is left, or samples are trained on.
+        ValueError: no sample is left, samples are trained on, or a decoder is requested that was not tried.
     """
     from pipelines.samples.corpus import corpus_of
     from pipelines.samples.labels import numbered_as
@@ -43,9 +44,9 @@ def open_held_out(
     has_shards = bool(options.shards)
     if not has_shards:
         options = _of_training_shards(options, train.clips)
-    decode = train.clips.decode if options.decode == "auto" else options.decode
-    clips = replace(clips_config(options, asdict(train.clips)), decode=decode)
+    clips = clips_config(options, asdict(train.clips))
     corpus = corpus_of(clips, option=option)
+    clips = replace(clips, decode=_tried_decode(options, corpus, train, option=option))
     rows = selected_rows(corpus, clips, num_frames=num_frames, option=option)
     if classes is not None:  # of the samples that take part
         corpus.labels = numbered_as(corpus.labels, classes, rows=rows, option=option)
@@ -59,6 +60,21 @@ def open_held_out(
     if not len(rows):
         raise ValueError(f"{corpus}: no sample is held out; give another {option}.select")
     return EvalSet(corpus, clips, rows)
+
+
+def _tried_decode(
+    options: ClipsConfig, corpus: "Corpus", train: EvalSet, *, option: str
+) -> Literal["auto", "mixed", "cpu"]:
+    """Return the decoder of held-out samples; H.264 is decoded on a GPU only if the training tried that."""
+    was_tried = corpus.layouts == train.corpus.layouts and train.clips.decode == "mixed"
+    if options.decode == "auto":
+        return train.clips.decode if corpus.layouts == train.corpus.layouts else "cpu"
+    if options.decode == "mixed" and "video" in corpus.layouts and not was_tried:
+        raise ValueError(
+            f"{option}.decode=mixed decodes H.264 on the GPU only beside training data of layout video with "
+            f"--data.decode mixed, which tries it first; give that, or --{option}.decode cpu"
+        )
+    return options.decode
 
 
 def score_samples(

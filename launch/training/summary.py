@@ -77,7 +77,10 @@ def start_summary(
 
 
 def _decoding(data: "DataConfig", corpus: "Corpus") -> str:
-    return f"JPEG decoding: {data.decode}" if corpus.layouts == {"jpeg"} else "decoding: cpu, by PyAV"
+    if corpus.layouts == {"jpeg"}:
+        return f"JPEG decoding: {data.decode}"
+    on_gpu = corpus.layouts == {"video"} and data.decode == "mixed"
+    return "decoding: mixed, by DALI" if on_gpu else "decoding: cpu, by PyAV"
 
 
 def report_finished(run: "Run", world: "World") -> None:

@@ -180,7 +180,7 @@ def _train_alone(
     restore_from_remote(config, world)
     run = Run(config.run.dir, resume_rules(config))
     config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, decode=agreed_decode(config, run, world))
+        config, data=dataclasses.replace(config.data, decode=agreed_decode(config, corpus, run, world))
     )
     task = make_task(config, corpus, run, world)
     model_config = task.model_config
@@ -252,12 +252,12 @@ def restore_from_remote(config: TrainingConfig, world: "World") -> None:
         print(message, flush=True)
 
 
-def agreed_decode(config: TrainingConfig, run: "Run", world: "World") -> "Decode":
+def agreed_decode(config: TrainingConfig, corpus: "Corpus", run: "Run", world: "World") -> "Decode":
     """Return `data.decode` as config.yaml will keep it, the same on all ranks."""
     from launch.common.decode import choose_decode
 
     stored = world.share(run.stored().get("data", {}).get("decode") if world.is_first else None)
-    decode, note = choose_decode(config.data.decode, stored=stored, world=world)
+    decode, note = choose_decode(config.data.decode, stored=stored, world=world, layouts=corpus.layouts)
     if note and world.is_first:
         print(f"decode: {note}", flush=True)
     return decode

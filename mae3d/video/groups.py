@@ -20,6 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from mae3d.video.container import STRICT
 from mae3d.video.packets import padded_packet
 
+MULTIPLE = 16  # of a stored picture's sides, in pixels: a macroblock
 _START = b"\0\0\1"
 _SLICES = (1, 5)  # nal_unit_type of a slice, of a slice of an IDR picture (ITU-T H.264, table 7-1)
 
@@ -98,3 +99,8 @@ def access_units(group: bytes, count: int) -> list[bytes]:
     if after_slice and len(units) < count:
         units.append(group[begin:])
     return units
+
+
+def padded_side(side: int) -> int:
+    """Return the side of the stored picture for one of the true picture, in pixels."""
+    return side + -side % MULTIPLE

@@ -1,12 +1,12 @@
 """Encoded batches become views on the device: by DALI on the CPU or the GPU, or by threads, with the same four methods.
 
-decoding = CpuDecoding(decoder, cropper)       # a DaliDecoder of complete frames, or of boxes
-encoded, outputs = decoding.run()              # RuntimeError if DALI fails: `restart` gives the batch back
-clips = decoding.clips(encoded, outputs)       # (B, R, T, size, size, C) uint8 on the device
+decoding = CpuDecoding(decoder, cropper, boxed=False)     # a DaliDecoder of a JpegGraph: complete frames, or boxes
+encoded, outputs = decoding.run()          # RuntimeError if DALI fails: `restart` gives the batch back
+clips = decoding.clips(encoded, outputs)   # (B, R, T, size, size, C) uint8 on the device
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -41,8 +41,8 @@ class Decoding(Protocol):
 class CpuDecoding:
     """DALI's JPEG decoder and torch's resize, on the CPU."""
 
-    def __init__(self, decoder: DaliDecoder, cropper: Cropper):
-        self._decoder, self._cropper = decoder, cropper
+    def __init__(self, decoder: DaliDecoder, cropper: Cropper, *, boxed: bool):
+        self._decoder, self._cropper, self._boxed = decoder, cropper, boxed
 
     def run(self) -> tuple[EncodedBatch, Any]:
         """Return the next batch and its decoded frames; errors as `DaliDecoder.run`."""
@@ -51,7 +51,7 @@ class CpuDecoding:
 
     def clips(self, encoded: EncodedBatch, frames: Any) -> torch.Tensor:
         """Cut the views out of the decoded frames, (B, R, T, size, size, C)."""
-        return cut_views(self._cropper, encoded, dense_clips(frames, len(encoded.clips)), boxed=self._decoder.boxes)
+        return cut_views(self._cropper, encoded, dense_clips(frames, len(encoded.clips)), boxed=self._boxed)
 
     def restart(self) -> EncodedBatch | None:
         """Build the pipeline anew, as `DaliDecoder.restart`."""
@@ -75,13 +75,7 @@ class GpuDecoding:
 
     def clips(self, encoded: EncodedBatch, outputs: tuple[Any, ...]) -> torch.Tensor:
         """Copy DALI's views into the batch; they are held until the copy has run on torch's stream."""
-        batch, num_decoded = len(encoded.request.positions), len(encoded.clips)
-        views = [torch.from_dlpack(output.as_tensor()) for output in outputs]
-        frame_shape = (len(views[0]) // num_decoded, *views[0].shape[1:])
-        out = torch.empty((batch, encoded.request.num_views, *frame_shape), dtype=torch.uint8, device=self._device)
-        by_decoded_clip = out.view(num_decoded, len(views), *frame_shape)
-        for view, frames in enumerate(views):
-            by_decoded_clip[:, view].copy_(frames.view(num_decoded, *frame_shape))
+        out = copied_views(encoded, outputs, self._device)
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(self._device))
         self._held.append((copied, outputs))
@@ -187,6 +181,19 @@ class ThreadDecoding:
             (of_row, self._pool.submit(self._decoder.decode_all, [fetched[number] for number in of_row]))
             for of_row in places.values()
         ]
+
+
+def copied_views(encoded: EncodedBatch, outputs: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """Copy DALI's outputs, frames or clips of a view each, into a batch, (B, R, T, size, size, C) on the device."""
+    batch, num_decoded = len(encoded.request.positions), len(encoded.clips)
+    views = [torch.from_dlpack(output.as_tensor()) for output in outputs]
+    views = [frames.view(num_decoded, -1, *frames.shape[-3:]) for frames in views]
+    clip_shape = views[0].shape[1:]
+    out = torch.empty((batch, encoded.request.num_views, *clip_shape), dtype=torch.uint8, device=device)
+    by_decoded_clip = out.view(num_decoded, len(views), *clip_shape)
+    for view, frames in enumerate(views):
+        by_decoded_clip[:, view].copy_(frames)
+    return out
 
 
 def cut_views(

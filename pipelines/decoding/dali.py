@@ -1,76 +1,191 @@
-"""Encoded frames ─► decoded (and, on a GPU, cropped) frames: the only file that imports nvidia.dali.
+"""Encoded clips ─► decoded (and, on a GPU, cropped) frames: the only file that imports nvidia.dali.
 
-    decoder = DaliDecoder(next_batch, max_frames=64, decode="cpu", resize=None, num_views=1, size=224, threads=2)
+    graph = JpegGraph(max_frames=64, decode="cpu", resize=None, num_views=1, size=224)
+    decoder = DaliDecoder(next_batch, graph, threads=2)
     decoder.run()      # ─► EncodedBatch and what DALI made of it, in the order in which they were handed in
 
+A graph says what DALI does and what it is fed with, one for each layout; the decoder feeds it, and starts it anew.
 DALI's own random numbers are never used: crops come in as data. No reader of DALI's is used either: only a source that
 picks frames by offset can draw another window every epoch, shuffle globally and resume anywhere.
 """
 
-import io
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 import torch
 from nvidia.dali import Pipeline, __version__, pipeline_def
-from PIL import Image
 
-from pipelines.reading.source import EncodedBatch
-from pipelines.sampling.augment import Crop, View
-from pipelines.sampling.requests import BatchRequest, ClipRequest
+from mae3d.video.groups import GroupError
+from pipelines.reading.source import EncodedBatch, FetchedClip
 
+VERSION: str = __version__
 HW_DECODER_LOAD = 0.65  # DALI's default; 0.9 gave 2 % end to end for twice the longest wait (NVIDIA/DALI#6366)
+Source = Callable[[], tuple[Any, ...]]
+Packer = Callable[[FetchedClip], tuple[bytes, list[int]]]
+_UNREADABLE = b"\0"  # DALI refuses it, at the batch that it belongs to
+
+
+class Graph(Protocol):
+    """The part of a pipeline that depends on what is decoded."""
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many items of a batch DALI handles at most."""
+
+    def outputs(self, source: Source) -> tuple[Any, ...]:
+        """Return the nodes of the outputs, fed by a function."""
+
+    def inputs(self, batch: EncodedBatch) -> tuple[Any, ...]:
+        """Return what the function gives for a batch."""
+
+
+@dataclass(frozen=True)
+class JpegGraph:
+    """JPEGs ─► complete frames, boxes, or one list of resized frames per view.
+
+    Attributes:
+        max_frames: most frames in a batch.
+        decode: `mixed` is nvJPEG on the GPU.
+        resize: where views are cropped and resized; None leaves that to the caller, who gets whole frames.
+        num_views: crops of each clip.
+        size: height and width of a view, in pixels.
+        boxes: without `resize`, of clips with one view: decodes the view's box alone, to the same pixels. Not with
+            `mixed`, whose decoding of boxes can crash (NVIDIA/nvImageCodec#55).
+        hw_decoder_load: share of the frames that the GPU's JPEG engines take, the rest goes to its cores.
+    """
+
+    max_frames: int
+    decode: Literal["cpu", "mixed"]
+    resize: Literal["cpu", "gpu"] | None
+    num_views: int
+    size: int
+    boxes: bool = False
+    hw_decoder_load: float = HW_DECODER_LOAD
+
+    def __post_init__(self) -> None:
+        assert not (self.boxes and (self.resize or self.num_views != 1 or self.decode == "mixed"))
+
+    @property
+    def batch_size(self) -> int:
+        """Return `max_frames`: DALI handles single frames."""
+        return self.max_frames
+
+    def outputs(self, source: Source) -> tuple[Any, ...]:
+        """Decode, and crop if so configured."""
+        if self.boxes:
+            jpegs, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
+            return (
+                fn.decoders.image_slice(
+                    jpegs, start, shape, axis_names="HW", device=self.decode, output_type=types.DALIImageType.RGB
+                ),
+            )
+        crops_in = 3 * self.num_views if self.resize else 0
+        jpegs, *crops = fn.external_source(source=source, num_outputs=1 + crops_in, batch=True)
+        images = fn.decoders.image(
+            jpegs, device=self.decode, output_type=types.DALIImageType.RGB, hw_decoder_load=self.hw_decoder_load
+        )
+        if self.resize is None:
+            return (images,)
+        if self.resize == "gpu":
+            images = images.gpu()  # nothing to do for the mixed decoder's
+        return tuple(
+            _resized(images, self.size, *crops[3 * view : 3 * view + 2], mirror=crops[3 * view + 2])
+            for view in range(self.num_views)
+        )
+
+    def inputs(self, batch: EncodedBatch) -> tuple[Any, ...]:
+        """Return the frames, and the crops of each."""
+        if not self.boxes and not self.resize:
+            return (batch.frames,)
+        crops = _crop_inputs(batch, self.num_views, repeat=len(batch.frames) // len(batch.clips))
+        if self.boxes:
+            start, end, _ = crops
+            return batch.frames, start.astype(np.int32), (end - start).astype(np.int32)
+        return batch.frames, *crops
+
+
+@dataclass(frozen=True)
+class VideoGraph:
+    """Small video files, one a clip ─► one list of clips of resized frames per view.
+
+    Attributes:
+        max_clips: most clips in a batch.
+        decode: `mixed` is NVDEC on the GPU; `cpu` decodes no H.264.
+        num_views: crops of each clip.
+        size: height and width of a view, in pixels.
+        pack: makes the file of a clip, and the numbers in it of the clip's frames; GroupError if it cannot.
+    """
+
+    max_clips: int
+    decode: Literal["cpu", "mixed"]
+    num_views: int
+    size: int
+    pack: Packer
+
+    @property
+    def batch_size(self) -> int:
+        """Return `max_clips`: DALI handles whole clips."""
+        return self.max_clips
+
+    def outputs(self, source: Source) -> tuple[Any, ...]:
+        """Decode, crop, and mirror."""
+        videos, frames, *crops = fn.external_source(source=source, num_outputs=2 + 3 * self.num_views, batch=True)
+        # Without pad_mode="none" frames that are not there would come out black, without an error.
+        clips = fn.decoders.video(videos, device=self.decode, frames=frames, pad_mode="none")
+        views = []
+        for view in range(self.num_views):
+            start, end, mirror = crops[3 * view : 3 * view + 3]
+            # resize_crop_mirror mirrors sequences upside down (DALI 2.4), hence a node of its own.
+            views.append(fn.flip(_resized(clips, self.size, start, end), horizontal=mirror))
+        return tuple(views)
+
+    def inputs(self, batch: EncodedBatch) -> tuple[Any, ...]:
+        """Return the files, the numbers of the frames in them, and the crops of each clip."""
+        videos, frames = [], []
+        for clip, parts in zip(batch.clips, batch.parts, strict=True):
+            try:
+                video, numbers = self.pack(FetchedClip(clip, parts))
+            except GroupError:  # an error here would end the pipeline at a batch before this one
+                video, numbers = _UNREADABLE, [0] * len(clip.frames)
+            videos.append(np.frombuffer(video, np.uint8))
+            frames.append(np.array(numbers, np.int32))
+        return videos, frames, *_crop_inputs(batch, self.num_views)
+
+
+def _resized(images: Any, size: int, start: Any, end: Any, **mirror: Any) -> Any:
+    return fn.resize_crop_mirror(
+        images,
+        size=(size, size),
+        crop=(size, size),
+        roi_start=start,
+        roi_end=end,
+        interp_type=types.DALIInterpType.INTERP_LINEAR,
+        antialias=True,
+        **mirror,
+    )
+
+
+def _crop_inputs(batch: EncodedBatch, num_views: int, *, repeat: int = 1) -> list[np.ndarray]:
+    """Return per view: start (y, x) and end (y, x) of the box in pixels, mirror flag; `repeat` of each for a clip."""
+    inputs: list[np.ndarray] = []
+    for view in range(num_views):
+        crops = np.array([clip.views[view].crop for clip in batch.clips], dtype=np.float32)
+        crops = np.repeat(crops, repeat, axis=0)
+        start = np.ascontiguousarray(crops[:, :2])
+        inputs += [start, start + crops[:, 2:4], crops[:, 4].astype(np.int32)]
+    return inputs
 
 
 @pipeline_def(enable_conditionals=False)
-def _graph(
-    source: Callable[[], tuple[Any, ...]],
-    *,
-    decode: str,
-    resize: str | None,
-    slices: bool,
-    num_views: int,
-    size: int,
-    hw_decoder_load: float,
-) -> tuple[Any, ...]:
-    if slices:
-        jpegs, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
-        return (
-            fn.decoders.image_slice(
-                jpegs, start, shape, axis_names="HW", device=decode, output_type=types.DALIImageType.RGB
-            ),
-        )
-    crops_in = 3 * num_views if resize else 0
-    jpegs, *crops = fn.external_source(source=source, num_outputs=1 + crops_in, batch=True)
-    images = fn.decoders.image(
-        jpegs, device=decode, output_type=types.DALIImageType.RGB, hw_decoder_load=hw_decoder_load
-    )
-    if resize is None:
-        return (images,)
-    if resize == "gpu":
-        images = images.gpu()  # nothing to do for the mixed decoder's
-    views = []
-    for view in range(num_views):
-        start, end, mirror = crops[3 * view : 3 * view + 3]
-        views.append(
-            fn.resize_crop_mirror(
-                images,
-                size=(size, size),
-                crop=(size, size),
-                roi_start=start,
-                roi_end=end,
-                mirror=mirror,
-                interp_type=types.DALIInterpType.INTERP_LINEAR,
-                antialias=True,
-            )
-        )
-    return tuple(views)
+def _pipeline(graph: Graph, source: Source) -> tuple[Any, ...]:
+    return graph.outputs(source)
 
 
 class DaliDecoder:
@@ -79,49 +194,28 @@ class DaliDecoder:
     def __init__(
         self,
         next_batch: Callable[[], EncodedBatch | None],
+        graph: Graph,
         *,
-        max_frames: int,
-        decode: Literal["cpu", "mixed"],
-        resize: Literal["cpu", "gpu"] | None,
-        num_views: int,
-        size: int,
         threads: int,
-        boxes: bool = False,
         device_id: int | None = None,
-        hw_decoder_load: float = HW_DECODER_LOAD,
     ):
-        """Build the graph.
+        """Build the pipeline.
 
         Args:
             next_batch: gives the next batch, None at the end; runs in the thread that calls `run`.
-            max_frames: most frames in a batch.
-            decode: `mixed` is nvJPEG on the GPU.
-            resize: where views are cropped and resized; None leaves that to the caller, who gets whole frames.
-            num_views: crops of each clip.
-            size: height and width of a view, in pixels.
+            graph: what is decoded, and to what.
             threads: DALI's CPU threads.
-            boxes: without `resize`, of clips with one view: decodes the view's box alone, to the same pixels. Not with
-                `mixed`, whose decoding of boxes can crash (NVIDIA/nvImageCodec#55).
             device_id: GPU, None without one.
-            hw_decoder_load: share of the frames that the GPU's JPEG engines take, the rest goes to its cores.
         """
         self._next_batch = next_batch
-        assert not (boxes and (resize or num_views != 1 or decode == "mixed"))
-        self.boxes = boxes
-        self._with_crops = resize is not None
-        self._num_views = num_views
+        self.graph = graph
         self._again: deque[EncodedBatch] = deque()  # handed to a pipeline that is no more
         self._pulled: deque[EncodedBatch] = deque()  # handed in, not yet come out
         self._build = partial(
-            _graph,
+            _pipeline,
+            graph,
             self._pull,
-            decode=decode,
-            resize=resize,
-            slices=boxes,
-            num_views=num_views,
-            size=size,
-            hw_decoder_load=hw_decoder_load,
-            batch_size=max_frames,
+            batch_size=graph.batch_size,
             num_threads=threads,
             device_id=device_id,
             prefetch_queue_depth=2,
@@ -130,14 +224,14 @@ class DaliDecoder:
         self._pipeline.build()
 
     def run(self, stream: torch.cuda.Stream | None = None) -> tuple[EncodedBatch, tuple[Any, ...]]:
-        """Return the next batch and DALI's outputs for it: complete frames, or one list of resized frames per view.
+        """Return the next batch and DALI's outputs for it, as its graph has them.
 
         Args:
             stream: stream on which GPU outputs are ready; None waits for them on the host.
 
         Raises:
             StopIteration: after the last batch.
-            RuntimeError: DALI could not decode a frame.
+            RuntimeError: DALI could not decode.
         """
         assert self._pipeline is not None, "closed"
         outputs = self._pipeline.run(stream)
@@ -169,21 +263,7 @@ class DaliDecoder:
         if batch is None:
             raise StopIteration
         self._pulled.append(batch)
-        if self.boxes:
-            start, end, _ = self._crop_inputs(batch)
-            return batch.frames, start.astype(np.int32), (end - start).astype(np.int32)
-        return (batch.frames, *self._crop_inputs(batch)) if self._with_crops else (batch.frames,)
-
-    def _crop_inputs(self, batch: EncodedBatch) -> list[np.ndarray]:
-        """Return per view: start (y, x) and end (y, x) of the box in pixels, and the mirror flag, one per frame."""
-        frames_per_clip = len(batch.frames) // len(batch.clips)
-        inputs: list[np.ndarray] = []
-        for view in range(self._num_views):
-            crops = np.array([clip.views[view].crop for clip in batch.clips], dtype=np.float32)
-            per_frame = np.repeat(crops, frames_per_clip, axis=0)
-            start = np.ascontiguousarray(per_frame[:, :2])
-            inputs += [start, start + per_frame[:, 2:4], per_frame[:, 4].astype(np.int32)]
-        return inputs
+        return self.graph.inputs(batch)
 
 
 def dense_clips(frames: Any, num_clips: int) -> list[torch.Tensor]:
@@ -199,50 +279,3 @@ def dense_clips(frames: Any, num_clips: int) -> list[torch.Tensor]:
     whole = torch.from_dlpack(frames.as_reshaped_tensor([sum(math.prod(shape) for shape in shapes)]))
     sizes = [per_clip * math.prod(shape) for shape in shapes[::per_clip]]
     return [clip.view(per_clip, *shape) for clip, shape in zip(whole.split(sizes), shapes[::per_clip], strict=True)]
-
-
-def decode_self_test(device: Literal["cpu", "mixed"], *, device_id: int = 0) -> str:
-    """Decode, crop and resize batches of two sizes of frames as training would, and check the pixels.
-
-    Args:
-        device: `mixed` decodes and resizes on the GPU.
-        device_id: the GPU.
-
-    Returns:
-        DALI's version.
-
-    Raises:
-        RuntimeError: it cannot, or the pixels are wrong.
-    """
-    colours = np.array([[200, 60, 40], [30, 90, 220]])
-    batch = _plain_batch(colours)
-    decoder = DaliDecoder(
-        lambda: batch,
-        max_frames=len(batch.frames),
-        decode=device,
-        resize="gpu" if device == "mixed" else "cpu",
-        num_views=1,
-        size=32,
-        threads=2,
-        device_id=device_id if device == "mixed" else None,
-    )
-    for _ in range(4):
-        _, (images,) = decoder.run()
-        pixels = np.asarray(images.as_cpu().as_tensor()).reshape(len(colours), -1, 3).astype(int)
-        if np.abs(pixels - colours[:, None]).max() > 8:
-            raise RuntimeError(f"DALI ({device}) decoded frames of the colours {colours.tolist()} to other pixels")
-    return __version__
-
-
-def _plain_batch(colours: np.ndarray) -> EncodedBatch:
-    """Return a clip of eight plain frames per colour, each clip of another size."""
-    clips, parts = [], []
-    for number, colour in enumerate(colours):
-        height, width = 240, 320 + 96 * number
-        jpeg = io.BytesIO()
-        Image.fromarray(np.full((height, width, 3), colour, dtype=np.uint8)).save(jpeg, "JPEG")
-        view = View(Crop(10, 20, 200, 160, bool(number)))
-        clips.append(ClipRequest(number, np.arange(8), (view,)))
-        parts.append([np.frombuffer(jpeg.getvalue(), dtype=np.uint8)] * 8)
-    request = BatchRequest(0, np.arange(len(clips)), tuple(clips), 1)
-    return EncodedBatch(request, request.clips, tuple(parts), (False,) * len(clips))

@@ -21,11 +21,10 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import ColorRange, Colorspace
 
 from mae3d.video.errors import MediaError
-from mae3d.video.groups import GroupDecoder, GroupError
+from mae3d.video.groups import MULTIPLE, GroupDecoder, GroupError, padded_side
 from preprocess.encode.video_frames import Planes, plane_rows
 from preprocess.plan.settings import Settings
 
-MULTIPLE = 16  # of a stored picture's sides, in pixels: a macroblock
 _CLOCK = Fraction(1, 30)
 _FIXED = "scenecut=0:bframes=0:open-gop=0:cpu-independent=1:threads=1:sliced-threads=0:slices=1"
 _PEAK = 219  # of luma in limited range
@@ -146,11 +145,6 @@ _NO_ENCODER = (
     "--layout video needs x264, and this installation's FFmpeg has none: install PyAV's wheel (`pip install av`), "
     "which brings it, or store JPEGs (--layout jpeg; --quality 75 makes them a third smaller)"
 )
-
-
-def padded_side(side: int) -> int:
-    """Return the side of the stored picture for one of the true picture, in pixels."""
-    return side + -side % MULTIPLE
 
 
 def _squared_error(rows: np.ndarray, source: np.ndarray) -> float:

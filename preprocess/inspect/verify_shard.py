@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from mae3d.video.errors import raise_unless_of_the_file
-from mae3d.video.groups import GroupDecoder, GroupError
+from mae3d.video.groups import GroupDecoder, GroupError, padded_side
 from mae3d.video.in_place import InPlaceDecoder, read_packets
 from mae3d.video.packets import PacketError, PacketTable
 from preprocess.dataset.index import Dataset, map_dataset
-from preprocess.encode.group_encoder import padded_side
 from preprocess.encode.images import decode_strictly, jpeg_header
 from preprocess.encode.tar_writer import frame_member, whole_member
 

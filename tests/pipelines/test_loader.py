@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from pipelines.config import DataConfig
-from pipelines.decoding.dali import DaliDecoder, decode_self_test
+from pipelines.decoding.dali import DaliDecoder, JpegGraph
+from pipelines.decoding.self_test import decode_self_test
 from pipelines.loader import Loader
 from pipelines.reading.source import STATUS_OK, ClipSource
 from pipelines.samples.corpus import Corpus, open_corpus
@@ -168,9 +169,8 @@ def test_the_gpu_graph_and_torchvision_cut_the_same_pixels(dataset: Corpus, medi
         size=64,
     )
     source = ClipSource(real, iter([request]), read_threads=1, prefetch=1)
-    decoder = DaliDecoder(
-        source.next, max_frames=BATCH * FRAMES, decode="cpu", resize="cpu", num_views=2, size=64, threads=1
-    )
+    graph = JpegGraph(max_frames=BATCH * FRAMES, decode="cpu", resize="cpu", num_views=2, size=64)
+    decoder = DaliDecoder(source.next, graph, threads=1)
     encoded, views = decoder.run()
     source.close()
     for view, output in enumerate(views):

@@ -13,7 +13,8 @@ import torch
 from pipelines import stream as stream_module
 from pipelines.config import DataConfig, SelectConfig
 from pipelines.decoding.clip_decoder import BadFrameError, jpeg_frames
-from pipelines.decoding.dali import DaliDecoder, decode_self_test
+from pipelines.decoding.dali import DaliDecoder
+from pipelines.decoding.self_test import decode_self_test
 from pipelines.loader import Loader
 from pipelines.reading.shard_reader import DataError
 from pipelines.reading.source import STATUS_OK, STATUS_SUBSTITUTED, substitute
@@ -299,7 +300,7 @@ def test_the_self_test_sees_wrong_pixels(monkeypatch: pytest.MonkeyPatch) -> Non
             pixels[..., 1] = 255
             return encoded, (_Array(pixels),)
 
-    monkeypatch.setattr("pipelines.decoding.dali.DaliDecoder", Green)
+    monkeypatch.setattr("pipelines.decoding.self_test.DaliDecoder", Green)
     with pytest.raises(RuntimeError, match="other pixels"):
         decode_self_test("cpu")
 

@@ -75,7 +75,7 @@ PROOF = {
     ),
     "no file of anybody's: memory, or /proc": (
         "launch.report.page._inlined",
-        "pipelines.decoding.dali._plain_batch",
+        "pipelines.decoding.self_test._plain_batch",
         "preprocess.encode.decoder_main.main",
         "preprocess.encode.images.encode_jpeg",
         "preprocess.inspect.report._sheet",

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.decoding.clip_decoder import jpeg_frames
 from pipelines.decoding.crops import Cropper, cut_box, resize
-from pipelines.decoding.dali import DaliDecoder, dense_clips
+from pipelines.decoding.dali import DaliDecoder, JpegGraph, dense_clips
 from pipelines.reading.source import EncodedBatch, FetchedClip
 from pipelines.sampling.augment import Crop, View
 from pipelines.sampling.requests import BatchRequest, ClipRequest
@@ -94,9 +94,8 @@ def test_only_a_views_box_is_decoded_and_to_the_same_pixels() -> None:
     batch = EncodedBatch(BatchRequest(0, np.arange(3), tuple(clips), 1), tuple(clips), tuple(parts), (False,) * 3)
 
     def decoded(*, boxes: bool) -> list[torch.Tensor]:
-        decoder = DaliDecoder(
-            lambda: batch, max_frames=6, decode="cpu", resize=None, num_views=1, size=SIZE, threads=1, boxes=boxes
-        )
+        graph = JpegGraph(max_frames=6, decode="cpu", resize=None, num_views=1, size=SIZE, boxes=boxes)
+        decoder = DaliDecoder(lambda: batch, graph, threads=1)
         _, (images,) = decoder.run()
         return [clip.clone() for clip in dense_clips(images, 3)]
 
@@ -118,7 +117,8 @@ def test_fault_44_stored_frames_of_odd_sizes_decode_alike_in_dali_and_in_pillow(
         clips.append(ClipRequest(number, np.arange(1), (View(Crop(0, 0, height, width, False)),)))
     parts = tuple([frame] for frame in frames)
     batch = EncodedBatch(BatchRequest(0, np.arange(len(sizes)), tuple(clips), 1), tuple(clips), parts, (False,) * 7)
-    decoder = DaliDecoder(lambda: batch, max_frames=7, decode="cpu", resize=None, num_views=1, size=SIZE, threads=1)
+    graph = JpegGraph(max_frames=7, decode="cpu", resize=None, num_views=1, size=SIZE)
+    decoder = DaliDecoder(lambda: batch, graph, threads=1)
     _, (images,) = decoder.run()
     for clip, jpeg, decoded in zip(clips, frames, dense_clips(images, len(sizes)), strict=True):
         (again,) = jpeg_frames(FetchedClip(clip, [jpeg]), tuple(decoded.shape[1:3]))
