@@ -5,12 +5,20 @@ python -m tests.pipelines.decoding.test_self_test      # prints the groups that 
 
 import base64
 import textwrap
+from collections.abc import Callable
+from typing import Any
 
 import av
 import numpy as np
+import pytest
 
+from mae3d.video.groups import GroupDecoder
+from pipelines.decoding import self_test
+from pipelines.decoding.dali import DaliDecoder
+from pipelines.decoding.self_test import decode_self_test
 from preprocess.encode.frame_store import frame_store
 from preprocess.plan.settings import Settings
+from tests.support import vp9
 
 FRAMES, GROUP = 8, 4
 SIZES = ((160, 96), (130, 70))
@@ -39,6 +47,98 @@ def encoded(size: tuple[int, int]) -> list[bytes]:
 def without_remarks(group: bytes) -> bytes:
     units = group.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")[1:]
     return b"".join(b"\0\0\1" + unit for unit in units if unit[0] & 31 != 6)
+
+
+def test_the_stored_groups_are_of_these_pictures() -> None:
+    decoder = GroupDecoder()
+    for size, groups in zip(SIZES, self_test._GROUPS, strict=True):
+        for part, group in enumerate(groups):
+            for number, frame in enumerate(decoder.decode(base64.b64decode(group), range(GROUP)), part * GROUP):
+                pixels = np.zeros((size[1], size[0], 3), np.uint8)
+                decoder.rgb(frame, pixels)
+                assert np.abs(pixels.astype(int) - picture(number, size)).mean() < 3
+        assert len(groups) * GROUP == FRAMES
+
+
+@pytest.fixture
+def as_vp9(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.decoding.packing.window_in_ivf", vp9.window_in_ivf)
+
+
+@pytest.mark.usefixtures("as_vp9")
+def test_the_graph_passes_with_frames_that_a_cpu_decodes() -> None:
+    assert decode_self_test("cpu", layout="video")
+
+
+def test_a_cpu_fails_for_it_decodes_no_h264() -> None:
+    with pytest.raises(RuntimeError, match=r"decoders\.video"):
+        decode_self_test("cpu", layout="video")
+
+
+def changed(change: Callable[[np.ndarray], np.ndarray]) -> type[DaliDecoder]:
+    class Changed(DaliDecoder):
+        def run(self, stream: Any = None) -> Any:
+            encoded, outputs = super().run(stream)
+            return encoded, tuple(_Array(change(np.asarray(one.as_tensor()).copy())) for one in outputs)
+
+    return Changed
+
+
+class _Array:
+    def __init__(self, pixels: np.ndarray):
+        self._pixels = pixels
+
+    def as_cpu(self) -> "_Array":
+        return self
+
+    def as_tensor(self) -> np.ndarray:
+        return self._pixels
+
+
+def swapped(pixels: np.ndarray) -> np.ndarray:
+    pixels[1, [1, 2]] = pixels[1, [2, 1]]
+    return pixels
+
+
+def mirrored(pixels: np.ndarray) -> np.ndarray:
+    pixels[1] = pixels[1, :, :, ::-1]
+    return pixels
+
+
+def with_other_colours(pixels: np.ndarray) -> np.ndarray:
+    """Decoded as if they were BT.709."""
+    levels = pixels.astype(float)
+    luma = levels @ (0.299, 0.587, 0.114)
+    red, blue = (levels[..., 0] - luma) / 1.402, (levels[..., 2] - luma) / 1.772
+    other = [luma + 1.5748 * red, luma - 0.1873 * blue - 0.4681 * red, luma + 1.8556 * blue]
+    return np.stack(other, axis=-1).round().clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.usefixtures("as_vp9")
+@pytest.mark.parametrize(
+    "change",
+    [
+        swapped,
+        mirrored,
+        with_other_colours,
+        lambda pixels: pixels[:, :, ::-1],  # upside down
+        lambda pixels: pixels[::-1],  # clips in another order
+        lambda pixels: pixels[..., ::-1],  # BGR
+        lambda pixels: np.roll(pixels, 2, axis=3),  # a box that lies elsewhere
+        lambda pixels: np.roll(pixels, 1, axis=1),  # each frame is the one before
+        lambda pixels: pixels[:, :7],
+        np.zeros_like,
+    ],
+)
+def test_it_sees_wrong_frames_boxes_and_colours(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    monkeypatch.setattr("pipelines.decoding.self_test.DaliDecoder", changed(change))
+    with pytest.raises(RuntimeError, match=r"decoded (clips of )?H\.264 to"):
+        decode_self_test("cpu", layout="video")
+
+
+@pytest.mark.gpu
+def test_a_gpu_decodes_h264() -> None:
+    assert decode_self_test("mixed", layout="video")
 
 
 if __name__ == "__main__":
