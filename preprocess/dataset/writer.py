@@ -248,7 +248,7 @@ def _index_table(samples: pa.Table, columns: pa.Schema) -> pa.Table:
 
 
 class _Media:
-    """The writer of media-<hash>.arrow; a file whose samples lie in two shards has a row for each."""
+    """The writer of media-<hash>.arrow: a row per file, if its samples lie in one shard or in neighbouring ones."""
 
     def __init__(self, sink: pa.OSFile) -> None:
         self.roots: dict[str, int] = {}
@@ -257,19 +257,22 @@ class _Media:
             _PARTS_PER_BATCH, lambda table: self._file.write_table(pa.Table.from_batches([_own_buffers(table)]))
         )
         self._count = 0
+        self._before: dict[tuple[str, str, int], int] = {}  # files of the shard before ─► their numbers
 
     def add(self, table: pa.Table) -> pa.Array:
         """Add the files of a shard's samples, and return the number of each sample's file."""
         columns = (table[name].to_pylist() for name in ("media_root", "media_path", "media_bytes"))
+        files = list(zip(*columns, strict=True))
         number: dict[tuple[str, str, int], int] = {}
-        numbers = [number.setdefault(file, self._count + len(number)) for file in zip(*columns, strict=True)]
-        self._count += len(number)
-        rows = [
-            {"root": self.roots.setdefault(root, len(self.roots)), "path": path, "bytes": size}
-            for root, path, size in number
-        ]
+        rows: list[dict[str, Any]] = []
+        for file in dict.fromkeys(files):
+            number[file] = self._before.get(file, self._count + len(rows))
+            if file not in self._before:
+                root, path, size = file
+                rows.append({"root": self.roots.setdefault(root, len(self.roots)), "path": path, "bytes": size})
+        self._count, self._before = self._count + len(rows), number
         self._batches.add(pa.Table.from_pylist(rows, MEDIA_SCHEMA))
-        return pa.array(numbers, pa.int32())
+        return pa.array([number[file] for file in files], pa.int32())
 
     def finish(self) -> None:
         """Write what is left, and the end of the file."""
