@@ -51,7 +51,8 @@ def index_sample(
 def _index(video: Video, row: PlannedSample, *, settings: Settings, sink: Callable[[bytes], None]) -> Facts:
     listing, declared = video.listing(), video.facts.fps
     if listing.first is None:
-        raise MediaError("no_frames", "no frame in it can be decoded")
+        damage = video.damage
+        raise MediaError("undecodable", str(damage)) if damage else MediaError("no_frames", "no frame in it")
     numbered = zip(listing.times.seconds, range(len(listing.times.seconds)), strict=True)
     span = within(numbered, row.start_s, row.stop_s)
     chosen = list(chosen_frames(span, row, settings, declared=declared))
