@@ -86,12 +86,16 @@ def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:
             raise MediaError("too_large", f"{refused or size} pixels, --max-pixels {max_pixels} are allowed")
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(max_pixels)}
-        # If each frame stands alone, damaged ones are left out.
-        if stream.codec_context.codec.intra_only or stream.codec_context.name == "ffv1":
+        if is_strict(stream.codec_context):
             stream.codec_context.options |= {"err_detect": STRICT}
         return container, stream
     container.close()
     raise MediaError("no_video", "the file has no video stream")
+
+
+def is_strict(context: Any) -> bool:
+    """Return whether a decoder leaves damaged frames out: if each frame stands alone, or has a checksum."""
+    return bool(context.codec.intra_only or context.name == "ffv1")
 
 
 def check_readable(path: Path) -> None:

@@ -22,7 +22,7 @@ import av
 import numpy as np
 
 from mae3d.video.clock import FrameTimes, PacketStamps, times_of_packets
-from mae3d.video.container import STRICT
+from mae3d.video.container import is_strict
 from mae3d.video.packets import (
     KEYFRAME,
     UNREFERENCED,
@@ -170,7 +170,7 @@ def _codec_of(stream: VideoStream) -> Codec | None:
             bits_per_coded_sample=context.bits_per_coded_sample,
             colorspace=int(context.colorspace),
             color_range=int(context.color_range),
-            strict=context.options.get("err_detect") == STRICT,
+            strict=is_strict(context),
         )
         codec.context()
     except (av.error.FFmpegError, ValueError, OverflowError, UnicodeError):
