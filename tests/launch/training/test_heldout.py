@@ -1,5 +1,6 @@
 """launch/training/heldout.py: messages name the options of the samples' own role."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from launch.training.config import EvalConfig, ValConfig
 from launch.training.heldout import open_held_out
 from pipelines.config import DataConfig, SelectConfig
 from pipelines.samples.corpus import corpus_of
+from tests.support.datasets import build_shards
 from tests.support.media import make_dataset
 
 
@@ -26,3 +28,25 @@ def test_what_is_wrong_with_held_out_samples_names_their_own_options(tmp_path: P
         open_held_out(EvalConfig(select=SelectConfig(split="no")), train, option="eval", num_frames=2)
     with pytest.raises(ValueError, match=r"^val\.select\.names=.*names\.txt: 1 of 1 names or keys are not in"):
         open_held_out(ValConfig(select=SelectConfig(names=str(names))), train, option="val", num_frames=2)
+
+
+def test_h264_of_held_out_samples_is_decoded_on_a_gpu_only_if_the_training_tried_it(tmp_path: Path) -> None:
+    options = ["--layout", "video", "--fps", "8", "--source-fps", "8"]
+    jpeg, video = build_shards(tmp_path / "jpeg"), build_shards(tmp_path / "video", *options)
+
+    def decode_of(train: Path, decode: str, held_out: Path, requested: str) -> str:
+        data = DataConfig(shards=str(train), sampling_rate=1, decode=decode)
+        samples = EvalSet(corpus_of(data), data, np.arange(0))
+        config = replace(ValConfig(shards=str(held_out)), decode=requested)
+        return open_held_out(config, samples, option="val", num_frames=2).clips.decode
+
+    assert decode_of(jpeg, "mixed", jpeg, "auto") == "mixed"
+    assert decode_of(video, "mixed", video, "auto") == "mixed"
+    assert decode_of(jpeg, "mixed", video, "auto") == "cpu"
+    assert decode_of(video, "mixed", jpeg, "auto") == "cpu"
+    assert decode_of(video, "cpu", video, "auto") == "cpu"
+    assert decode_of(video, "mixed", video, "mixed") == "mixed"
+    assert decode_of(jpeg, "cpu", jpeg, "mixed") == "mixed"
+    for train, decode in ((jpeg, "mixed"), (video, "cpu")):
+        with pytest.raises(ValueError, match=r"val\.decode=mixed .*--val\.decode cpu"):
+            decode_of(train, decode, video, "mixed")
