@@ -78,7 +78,7 @@ def frames_and_colours(options: argparse.Namespace) -> None:
         levels.append(distance[np.arange(FRAMES), frames].mean())
     print(f"frames             {wrong} of {LENGTH * FRAMES} frames are nearer to another frame of the CPU's")
     print(
-        f"colours            {np.mean(levels):.2f} levels from the CPU's in the mean, at most {max(levels):.2f} in a window"
+        f"colours            {np.mean(levels):.2f} levels off the CPU's in the mean, at most {max(levels):.2f} a window"
     )
 
 

@@ -123,8 +123,8 @@ class DataConfig:
         rand_augment: RandAugment in timm's words, such as rand-m7-mstd0.5-inc1; "" = off.
         colour_jitter: greatest relative change of brightness, contrast and saturation; 0 = off.
         erase: probability of random erasing.
-        decode: `auto`, `mixed` (GPU) or `cpu`. `auto` takes the GPU for JPEGs if it works; H.264 in shards is decoded on
-            a GPU only with `mixed`, after a try, which no GPU has passed yet.
+        decode: `auto`, `mixed` (GPU) or `cpu`. `auto` takes the GPU for JPEGs if it works; H.264 of shards is decoded
+            on a GPU only with `mixed`, after a try, which no GPU has passed yet.
         read_threads: clips that are read at once, a process; 16 hide 2 ms a read up to 8,000 frames/s.
         decode_threads: threads that decode, a process; 0 = the cores of the node divided by its processes, at most 8.
         prefetch: batches read ahead.
