@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mae3d.io.storage import Storage
+from mae3d.video.reader import open_video
 from pipelines.config import DataConfig
 from pipelines.decoding.clip_decoder import BadFrameError, ClipDecoder
 from pipelines.reading.source import STATUS_OK, STATUS_SUBSTITUTED, ClipSource
@@ -20,7 +21,7 @@ from preprocess.__main__ import main
 from preprocess.inspect.verify import verify
 from tests.support.archives import write_archive
 from tests.support.media import frame_number, make_video
-from tests.support.streams import make_coded, table_of, windows
+from tests.support.streams import make_coded, picture, table_of, windows
 
 SETTINGS = {
     "as they are": (),
@@ -131,6 +132,17 @@ def test_damage_from_before_the_index_costs_no_clip_of_sound_frames(tmp_path: Pa
     sound = [ClipRequest(1, np.array(frames), ()) for frames in ([0, 5, 39], [12, 12], [40, 41, 49])]
     for clip, request in zip(clips(corpus, sound), sound, strict=True):
         assert [frame_number(Image.fromarray(frame.numpy())) for frame in clip] == request.frames.tolist()
+    behind = ClipRequest(1, np.array([60, 70]), ())  # as players show them, with traces of the damage
+    if where == "folder":
+        with open_video(archive / "b.mp4") as video:
+            played = {round(25 * seconds): picture(frame) for seconds, frame in video.frames()}
+        (clip,) = clips(corpus, [behind])
+        assert all(np.array_equal(frame, played[number]) for number, frame in zip((60, 70), clip.numpy(), strict=True))
+    else:
+        source = ClipSource(corpus, iter(()), read_threads=1, prefetch=1)
+        with pytest.raises(BadFrameError, match=r"is damaged|does not decode|do not come out"):
+            ClipDecoder(corpus).decode(source.fetch(behind))
+        source.close()
     starts = np.array([48, 48, 48])
     config = DataConfig(sampling_rate=1, target_fps=25, read_threads=1, prefetch=1, decode_threads=1, retries=0)
     stream = evaluation_clips(corpus, config, rows=np.arange(3), starts=starts, num_frames=16, size=16, batch_size=3)
