@@ -135,7 +135,6 @@ SAFE = {
     "preprocess.inspect.filmstrip._frames_of_group fromarray": _COPIES,
     "preprocess.inspect.statistics._part_bytes empty": _EMPTY,
     "preprocess.workers.decoder._Child.__init__ mmap": "the file was made that long on the line before",
-    "mae3d.video.listing._decodes_alike empty": _EMPTY,
     "mae3d.video.listing._read empty": _WHOLE,
     "mae3d.video.listing.list_frames empty": _EMPTY,
     "mae3d.video.packets.PacketTable.from_bytes frombuffer": "NumPy refuses a count beyond the bytes, and keeps them",
