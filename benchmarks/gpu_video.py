@@ -9,6 +9,7 @@ out of 24 from memory, cropped to 224 x 224; cores are the process's CPU seconds
 """
 
 import argparse
+import importlib
 import importlib.util
 import os
 import sys
@@ -154,13 +155,12 @@ def rival(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("torchcodec") is None:
         print("torchcodec         is not installed: left out")
         return
-    from torchcodec.decoders import VideoDecoder
-
+    decoders: Any = importlib.import_module("torchcodec.decoders")
     video, places = packed(options.device, encoded(WIDTH, HEIGHT, stored_width=352), np.arange(FRAMES))
 
     def decode() -> None:
         for _ in range(options.batch):
-            VideoDecoder(video, device="cuda").get_frames_at(places)
+            decoders.VideoDecoder(video, device="cuda").get_frames_at(places)
 
     speed = timed(decode, rounds=max(1, options.batches // 10), frames=options.batch * FRAMES, clips=options.batch)
     print(f"torchcodec         {speed} (no crops)", flush=True)
