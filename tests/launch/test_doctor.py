@@ -66,7 +66,7 @@ def test_dali_is_tried_on_the_device_in_use(gpus: list[str], device: str) -> Non
         return 0, "2.4.0", ""
 
     assert checks.check_dali(gpus, run=run) == checks.Check("DALI", OK, f"2.4.0 decodes JPEG ({device})")
-    assert asked == [(device, "0")]
+    assert asked == [(device, "0", "jpeg")]
 
 
 @pytest.mark.parametrize(("code", "reason"), [(-11, "killed by signal 11"), (1, "RuntimeError: no nvjpeg")])
