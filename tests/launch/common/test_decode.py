@@ -136,4 +136,4 @@ def test_one_process_that_cannot_makes_all_decode_on_the_cpu() -> None:
 @pytest.mark.slow
 def test_the_child_really_decodes() -> None:
     assert checks.dali_fault("cpu", 0) == ""
-    assert "Codec 27 (h264) is not supported" in checks.dali_fault("cpu", 0, "video")  # none without a GPU
+    assert "pipeline" in checks.dali_fault("cpu", 0, "video")  # DALI decodes no H.264 without a GPU
