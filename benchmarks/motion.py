@@ -22,10 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, build
 from mae3d.tracking.run_dir import read_metrics
+from preprocess.demo.camera import MOTIONS
+from preprocess.demo.clips import render_demo
 
 SEEDS = (0, 1, 2)
 RATES = ("3e-4", "1e-3", "3e-3")
 STARTS = ("from scratch", "from a pretraining run")
+CLIPS: dict[str, dict[str, Any]] = {
+    "train": {"clips": 2000, "seed": 0, "textures": ("china", "noise", "shapes")},
+    "val": {"clips": 600, "seed": 1, "textures": ("flower",)},
+}
 SIZE = {
     "preset": "mae_vit_tiny_patch16",
     "img_size": 32,
@@ -44,8 +50,9 @@ def main() -> None:
     asked = parser.parse_args()
     out, device = asked.out.resolve(), asked.device
     out.mkdir(parents=True, exist_ok=True)
-    make_clips(out / "train", "--clips", "2000", "--seed", "0", "--textures", "china", "noise", "shapes")
-    make_clips(out / "val", "--clips", "600", "--seed", "1", "--textures", "flower")
+    for part in CLIPS:
+        frames = render_clips(out / f"{part}-frames", part)
+        build(out / part, "--frames", frames, "--ledger", frames / "ledger.csv")
     pretrain = ["--config", "motion_pretrain", "--data.shards", out / "train", "--run.dir", out / "pre"]
     run("pretrain.py", *pretrain, "--device", device)
     curves: dict[str, list[list[float]]] = {}
@@ -68,13 +75,11 @@ def main() -> None:
             print(f"{name}: {row}", flush=True)
 
 
-def make_clips(shards: Path, *options: str) -> None:
-    """Render clips of 48 x 48 pixels and 16 frames, and build their shards, unless they exist."""
-    frames = shards.with_name(f"{shards.name}-frames")
+def render_clips(frames: Path, part: str, *, lossless: bool = False) -> Path:
+    """Render the clips of a part, 48 x 48 pixels and 16 frames, unless they exist; return their folder."""
     if not (frames / "ledger.csv").exists():
-        demo = [sys.executable, "-m", "preprocess", "demo", "--out", frames, "--size", "48", "--frames", "16"]
-        subprocess.run([*map(str, demo), "--motions", "12", "--objects", "digits", *options], check=True, cwd=ROOT)
-    build(shards, "--frames", frames, "--ledger", frames / "ledger.csv")
+        render_demo(frames, size=48, frames=16, motions=MOTIONS, objects="digits", lossless=lossless, **CLIPS[part])
+    return frames
 
 
 def finetune(out: Path, start: str, rate: str, seed: int, *, device: str) -> list[float]:

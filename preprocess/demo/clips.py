@@ -34,6 +34,7 @@ def render_demo(
     motions: Sequence[str] = DEFAULT_MOTIONS,
     textures: Sequence[str] = (WAVES,),
     objects: str = SHAPES,
+    lossless: bool = False,
 ) -> None:
     """Render the dataset; the same arguments give the same bytes.
 
@@ -46,6 +47,7 @@ def render_demo(
         motions: the labels, of MOTIONS.
         textures: what the camera sees, of TEXTURES; a drawn kind brings 8 pictures, and all pictures are as likely.
         objects: what drifts over it, of OBJECTS.
+        lossless: writes PNGs instead of JPEGs.
 
     Raises:
         ValueError: a number is out of range, a name is unknown or given twice, or `out` has a ledger already.
@@ -78,7 +80,11 @@ def render_demo(
         path = camera_path(motion, frames=frames, period=period_of(texture), turned=turned, rng=rng)
         rendered = render_clip(texture, path, draw_objects, size=size, rng=rng)
         for number, picture in enumerate(rendered, start=1):
-            (folder / f"img_{number:05d}.jpg").write_bytes(encode_jpeg(picture, _QUALITY))
+            file = folder / f"img_{number:05d}"
+            if lossless:
+                picture.save(file.with_suffix(".png"))
+            else:
+                file.with_suffix(".jpg").write_bytes(encode_jpeg(picture, _QUALITY))
         rows.append(f"{name} 1 {frames} {motion}\n")
     ledger.write_text("".join(rows), encoding="ascii")
     unfinished.unlink()

@@ -1,3 +1,4 @@
+import io
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from preprocess.demo.camera import DEFAULT_MOTIONS, MOTIONS, camera_path
 from preprocess.demo.clips import render_clip, render_demo
 from preprocess.demo.objects import SHAPE_KINDS, Shape, object_drawer
 from preprocess.demo.pictures import DRAWN, PHOTOGRAPHS, draw_waves, load_pictures, look
+from preprocess.encode.images import encode_jpeg
 from preprocess.sources.ledger import read_ledger
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,6 +61,13 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
     first = render(tmp_path / "a")
     assert render(tmp_path / "b") == first
     assert render(tmp_path / "c", seed=4) != first
+
+
+def test_lossless_frames_are_the_pictures_that_the_jpegs_are_made_of(tmp_path: Path) -> None:
+    jpegs, pngs = render(tmp_path / "a"), render(tmp_path / "b", lossless=True)
+    assert [name.replace(".png", ".jpg") for name in pngs] == list(jpegs)
+    picture = Image.open(io.BytesIO(pngs["train/clip_0006/img_00004.png"]))
+    assert encode_jpeg(picture, 90) == jpegs["train/clip_0006/img_00004.jpg"]
 
 
 @pytest.mark.parametrize("wrong", [{"clips": 0}, {"size": 8}, {"frames": 1}, {"seed": -1}])
