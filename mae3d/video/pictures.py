@@ -25,6 +25,33 @@ _IN_PLANES = ("yuv420p", "yuvj420p")  # formats that are scaled before they are 
 SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # of planes
 
 
+def range_of(frame: av.VideoFrame) -> ColorRange:
+    """Return the range of a frame's codes: limited, unless it says otherwise."""
+    is_full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    return ColorRange.JPEG if is_full else ColorRange.MPEG
+
+
+def scaled_planes(
+    scaler: VideoReformatter, frame: av.VideoFrame, *, width: int, height: int, format_name: str, kept: ColorRange
+) -> av.VideoFrame:
+    """Return a frame in another size or arrangement of planes, its codes those of the same matrix and range.
+
+    Matrix and range are alike on both sides: swscale converts the one slowly and the other with an offset.
+    """
+    return scaler.reformat(
+        frame,
+        width,
+        height,
+        format_name,
+        src_colorspace=Colorspace.ITU601,
+        dst_colorspace=Colorspace.ITU601,
+        src_color_range=kept,
+        dst_color_range=kept,
+        interpolation=SCALING,
+        threads=1,
+    )
+
+
 class Pictures:
     """A converter; one per thread, because it keeps the tables of sizes and matrices."""
 
@@ -44,22 +71,11 @@ class Pictures:
             av.error.FFmpegError: the scaler does not know the frame's pixels.
         """
         stored_width, stored_height = (height, width) if way[0] else (width, height)
-        is_full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-        kept = ColorRange.JPEG if is_full else ColorRange.MPEG
+        kept = range_of(frame)
         matrix = _MATRICES.get(int(frame.colorspace), Colorspace.ITU601)
         if (stored_width, stored_height) != (frame.width, frame.height) and frame.format.name in _IN_PLANES:
-            frame = self._scaler.reformat(
-                frame,
-                stored_width,
-                stored_height,
-                # Matrix and range are alike on both sides: nothing is converted.
-                src_colorspace=Colorspace.ITU601,
-                dst_colorspace=Colorspace.ITU601,
-                src_color_range=kept,
-                dst_color_range=kept,
-                interpolation=SCALING,
-                threads=1,
-            )
+            size = {"width": stored_width, "height": stored_height}
+            frame = scaled_planes(self._scaler, frame, **size, format_name=frame.format.name, kept=kept)
         self._converted = self._converter.reformat(
             frame,
             stored_width,

@@ -19,11 +19,11 @@ from typing import Any
 import av
 import numpy as np
 from av.video.plane import VideoPlane
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from mae3d.video.errors import MediaError
 from mae3d.video.orientation import Orientation, orientation, turned
-from mae3d.video.pictures import SCALING
+from mae3d.video.pictures import range_of, scaled_planes
 from preprocess.encode.images import encode_planes
 
 # swscale's own converters of these to 4:2:0 round halves down: of an odd size, the last row or column of chroma would
@@ -44,7 +44,7 @@ class FrameScaler:
     """A scaler of frames to planes of 4:2:0; one per video, because it keeps the tables of sizes and matrices."""
 
     def __init__(self) -> None:
-        self._reformatter = VideoReformatter()
+        self._scaler = VideoReformatter()
         self._orientations: dict[int, Orientation] = {}
 
     def scale(self, frame: av.VideoFrame, *, width: int, height: int) -> Planes:
@@ -60,33 +60,19 @@ class FrameScaler:
 
     def _planes(self, frame: av.VideoFrame, width: int, height: int) -> Planes:
         """Return luma (height, width) and two of chroma, full range; the matrix stays the frame's unless RGB."""
-        full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-        kept = ColorRange.JPEG if full else ColorRange.MPEG
+        kept = range_of(frame)
+        full = kept == ColorRange.JPEG
+        size = {"width": width, "height": height}
         try:
             if (width, height) == (frame.width, frame.height) and (width % 2 or height % 2):
-                frame = self._converted(frame, width, height, _PLANAR.get(frame.format.name, frame.format.name), kept)
-            scaled = self._converted(frame, width, height, "yuvj420p" if full else "yuv420p", kept)
+                planar = _PLANAR.get(frame.format.name, frame.format.name)
+                frame = scaled_planes(self._scaler, frame, **size, format_name=planar, kept=kept)
+            format_name = "yuvj420p" if full else "yuv420p"
+            scaled = scaled_planes(self._scaler, frame, **size, format_name=format_name, kept=kept)
         except av.error.FFmpegError as error:
             raise MediaError("unsupported", f"{frame.format.name} cannot be converted: {error.strerror}") from error
         y, cb, cr = map(plane_rows, scaled.planes)
         return (y, cb, cr) if full else (_mapped(y, _FULL_LUMA), _mapped(cb, _FULL_CHROMA), _mapped(cr, _FULL_CHROMA))
-
-    def _converted(
-        self, frame: av.VideoFrame, width: int, height: int, format_name: str, kept: ColorRange
-    ) -> av.VideoFrame:
-        # Matrix and range are alike on both sides: swscale converts the one slowly and the other with an offset.
-        return self._reformatter.reformat(
-            frame,
-            width,
-            height,
-            format_name,
-            src_colorspace=Colorspace.ITU601,
-            dst_colorspace=Colorspace.ITU601,
-            src_color_range=kept,
-            dst_color_range=kept,
-            interpolation=SCALING,
-            threads=1,
-        )
 
 
 class FrameEncoder:
