@@ -1,13 +1,13 @@
 """The frames of a sample that stays in its video file are decoded: from packets that were read, or from the file.
 
     decoder = InPlaceDecoder()
-    frames = decoder.frames(table, [0, 4, 8], data, Path("clip.mp4"))     # av.VideoFrame each
+    frames = decoder.frames(table, [0, 4, 8], data, "clip.mp4")     # av.VideoFrame each
     decoder.rgb(frames[0], table, width=455, height=256)
 
 A decoder belongs to one thread.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import av
@@ -42,14 +42,15 @@ class InPlaceDecoder:
         Raises:
             PacketError: a frame does not decode.
         """
+        is_behind_url = "://" in path
         if table.codec is not None:
             try:
                 by_packet = self._packets.decode(table, numbers, data)
                 return [by_packet[number] for number in table.packets_of(numbers).tolist()]
             except PacketError:
-                if "://" in path:
+                if is_behind_url:
                     raise
-        if "://" in path:
+        elif is_behind_url:
             raise PacketError("its packets do not lie whole in the file, which is behind a URL: build it")
         times = table.seconds[np.asarray(numbers, np.int64)].tolist()
         by_time = _frames_at(Path(path), set(times))
@@ -65,14 +66,6 @@ class InPlaceDecoder:
             return self._pictures.rgb(frame, width=width, height=height, way=table.way)
         except av.error.FFmpegError as error:
             raise PacketError(f"{frame.format.name} cannot be converted ({error.strerror})") from error
-
-
-def read_packets(
-    table: PacketTable, numbers: Sequence[int] | np.ndarray, read: Callable[[int, int], bytes]
-) -> dict[int, bytes]:
-    """Return the packets that stored frames need; `read` takes size and offset."""
-    needed = table.needed_at_all(numbers).tolist()
-    return {one: read(int(table.packets.size[one]), int(table.packets.offset[one])) for one in needed}
 
 
 def _frames_at(path: Path, times: set[float]) -> dict[float, av.VideoFrame]:

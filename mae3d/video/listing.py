@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -197,10 +198,7 @@ def _decodes_alike(
     num_lost = 0
     with path.open("rb", buffering=0) as file:
         for frames in (range(len(beginning)), *([key] for key in keys.tolist())):
-            data = {
-                one: os.pread(file.fileno(), int(packets.size[one]), int(packets.offset[one]))
-                for one in table.needed_at_all(frames).tolist()
-            }
+            data = table.read(frames, partial(os.pread, file.fileno()))
             try:
                 decoded = decoder.decode(table, frames, data)
             except PacketError:

@@ -12,7 +12,7 @@ thread.
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -81,6 +81,11 @@ class Packets:
 
     def __len__(self) -> int:
         return len(self.size)
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return no packets."""
+        return cls(*(np.empty(0, kind) for _, kind in _ARRAYS))
 
     def cut(self, start: int, stop: int) -> "Packets":
         """Return packets start ... stop."""
@@ -151,6 +156,11 @@ class PacketTable:
         """Return the packets that these stored frames need, int64, rising; none if there are no packets."""
         runs = self.needed(frames) if self.codec else []
         return np.concatenate(runs) if runs else np.empty(0, np.int64)
+
+    def read(self, frames: Sequence[int] | np.ndarray, read: Callable[[int, int], bytes]) -> dict[int, bytes]:
+        """Return the packets that these stored frames need, by number; `read` takes size and offset in the file."""
+        size, offset = self.packets.size, self.packets.offset
+        return {one: read(int(size[one]), int(offset[one])) for one in self.needed_at_all(frames).tolist()}
 
     def to_bytes(self) -> bytes:
         """Return a line of JSON and the arrays behind it, little-endian."""

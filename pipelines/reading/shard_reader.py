@@ -10,8 +10,8 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,7 @@ from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus
 from pipelines.storage.cache import DamagedFileError
 from preprocess.dataset.index import Spans
-from preprocess.dataset.media import MediaFile
+from preprocess.dataset.media import Read, reading
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class _Source:
     """A file that holds samples."""
 
     name: str
-    opened: Callable[[], AbstractContextManager[MediaFile]]
+    opened: Callable[[], AbstractContextManager[Read]]
     rest_is_there: Callable[[], bool]  # then not all of the storage has gone
     gap: int
 
@@ -161,14 +161,17 @@ class ShardReader:
         corpus, shard = self._corpus, int(self._corpus.shard[row])
         name = corpus.shard_name(shard)
         return _Source(
-            name, lambda: _opened(corpus.open_shard(shard)), partial(corpus.dataset_is_there, shard), self._gap
+            name,
+            lambda: reading(corpus.open_shard(shard), pread=pread),
+            partial(corpus.dataset_is_there, shard),
+            self._gap,
         )
 
     def _media_of(self, row: int) -> _Source:
         files, number = self._corpus.media(row)
         return _Source(
             files.location(number),
-            lambda: files.open(number, pread=lambda *what: pread(*what)),
+            lambda: files.open(number, pread=pread),
             partial(files.root_is_there, number),
             max(self._gap, REMOTE_GAP if is_url(files.location(number)) else MEDIA_GAP),
         )
@@ -178,11 +181,11 @@ class ShardReader:
         offsets, sizes, known = spans.offset.tolist(), spans.size.tolist(), len(pieces)
         bytes_read = 0
         try:
-            with source.opened() as file:
+            with source.opened() as read:
                 for first, end in joined(offsets[known:], sizes[known:], gap=source.gap):
                     numbers = range(known + first, known + end)
                     start, last = offsets[numbers[0]], numbers[-1]
-                    data = _read_whole(file, offsets[last] + sizes[last] - start, start)
+                    data = _read_whole(read, offsets[last] + sizes[last] - start, start)
                     bytes_read += len(data)
                     whole = np.frombuffer(data, dtype=np.uint8)
                     pieces += [whole[offsets[i] - start :][: sizes[i]] for i in numbers]
@@ -214,17 +217,9 @@ class ShardReader:
         return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {words_for(self._corpus, row)[0]}"
 
 
-@contextmanager
-def _opened(descriptor: int) -> Iterator[MediaFile]:
-    try:
-        yield MediaFile(lambda size, offset: pread(descriptor, size, offset))
-    finally:
-        os.close(descriptor)
-
-
-def _read_whole(file: MediaFile, size: int, offset: int) -> bytes:
+def _read_whole(read: Read, size: int, offset: int) -> bytes:
     """Read `size` bytes, or those up to the end of the file; single reads may return fewer before that."""
-    data = file.read(size, offset)
-    while len(data) < size and (more := file.read(size - len(data), offset + len(data))):
+    data = read(size, offset)
+    while len(data) < size and (more := read(size - len(data), offset + len(data))):
         data += more
     return data

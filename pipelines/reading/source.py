@@ -271,7 +271,7 @@ def cost_in_place(corpus: Corpus, clips: Iterable[ClipRequest]) -> InPlaceCost |
         num_bytes += int(table.packets.size[needed].sum(dtype=np.int64))
     if not num_clips:
         return None
-    ranged = max(num_clips - num_opened, 0)
+    ranged = num_clips - num_opened
     packets = decoded / used if used else math.nan
     return InPlaceCost(num_clips, packets, num_bytes / ranged if ranged else math.nan, num_opened)
 

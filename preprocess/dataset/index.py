@@ -35,7 +35,15 @@ from mae3d.io.files import looked_for, sha256_of
 from preprocess.dataset.dataset import REJECTED_NAME, Dataset, Spans, mapped_numbers
 from preprocess.dataset.layout import BLOCK, LAYOUTS, layout_of
 from preprocess.dataset.media import MediaFiles, check_media
-from preprocess.dataset.schema import MEDIA_SCHEMA, PARTS_SCHEMA, READABLE_SCHEMAS, DatasetError, Shard, rows_schema
+from preprocess.dataset.schema import (
+    MEDIA_SCHEMA,
+    PARTS_SCHEMA,
+    READABLE_SCHEMAS,
+    DatasetError,
+    Shard,
+    lines_of,
+    rows_schema,
+)
 
 __all__ = [  # the names that trainers and tools may use
     "BLOCK",
@@ -59,7 +67,6 @@ META_NAME = "dataset.json"
 PLAN_NAME = "plan.parquet"
 
 _META_KEYS = {"settings", "settings_hash", "label_names", "split_names", "totals", "files", "shards"}
-_LISTED = 10  # bad shards that a message names
 _HASH_AT_OPEN = 64 << 20  # larger index files: the size at every open, the hash in `verify`
 
 
@@ -132,16 +139,12 @@ def check_shards(
         remedy = "restore them from a copy or run the build again"
         if lost < total:
             remedy += ", or leave them out with --data.exclude_bad_shards true"
+        listed = (f"{location}/{shards[number].name}: {what}" for number, what in bad.items())
         raise DatasetError(
             f"{location}: {len(bad)} of {len(shards)} shards, {lost:,} of {total:,} samples, are missing or not whole; "
-            f"{remedy}:" + _lines([f"{location}/{shards[number].name}: {what}" for number, what in bad.items()])
+            f"{remedy}:{lines_of(listed, count=len(bad))}"
         )
     return bad
-
-
-def _lines(listed: Sequence[str]) -> str:
-    more = [f"and {len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
-    return "".join(f"\n  {line}" for line in [*listed[:_LISTED], *more])
 
 
 def map_dataset(

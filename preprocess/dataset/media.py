@@ -2,8 +2,8 @@
 
 files = MediaFiles(table, roots=["/archive"], moved={"/archive": "/mnt/archive"})
 bad = check_media("out/index", files, exclude_bad=False)       # {} if all have the size that they had
-with files.open(7) as file:
-    file.read(4096, 1 << 20)                                   # size and offset, of a folder or behind a URL
+with files.open(7) as read:
+    read(4096, 1 << 20)                                        # size and offset, of a folder or behind a URL
 """
 
 import errno
@@ -11,26 +11,30 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mae3d.io.storage import Storage, is_url
-from preprocess.dataset.schema import DatasetError
+from preprocess.dataset.schema import DatasetError, lines_of
 
 _AT_A_TIME = 32  # threads that look at files: storages of a network answer slowly, and many questions at once
 _IN_A_CHUNK = 1 << 12
-_LISTED = 10  # bad files that a message names
 
 
-@dataclass(frozen=True)
-class MediaFile:
-    """An opened media file."""
+Read = Callable[[int, int], bytes]  # (size, offset) ─► these bytes of a file; fewer at its end
+Pread = Callable[[int, int, int], bytes]  # as os.pread
 
-    read: Callable[[int, int], bytes]  # (size, offset) ─► these bytes; fewer at the end of the file
+
+@contextmanager
+def reading(descriptor: int, *, pread: Pread = os.pread) -> Iterator[Read]:
+    """Yield the reader of an opened file, and close it."""
+    try:
+        yield partial(pread, descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class MediaFiles:
@@ -59,18 +63,15 @@ class MediaFiles:
         return int(pc.sum(self._table["bytes"]).as_py() or 0)
 
     @contextmanager
-    def open(self, number: int, *, pread: Callable[[int, int, int], bytes] = os.pread) -> Iterator[MediaFile]:
-        """Yield a file, open for reading, on this machine by `pread`; OSError if it cannot be read."""
+    def open(self, number: int, *, pread: Pread = os.pread) -> Iterator[Read]:
+        """Yield the reader of a file, on this machine by `pread`; OSError if it cannot be read."""
         root, path = self._where(number)
         if is_url(root):
             storage = self._storages[root]
-            yield MediaFile(lambda size, offset: storage.read(path, offset, offset + size))
+            yield lambda size, offset: storage.read(path, offset, offset + size)
             return
-        descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield MediaFile(lambda size, offset: pread(descriptor, size, offset))
-        finally:
-            os.close(descriptor)
+        with reading(os.open(f"{root}/{path}", os.O_RDONLY), pread=pread) as read:
+            yield read
 
     def root_is_there(self, number: int) -> bool:
         """Return whether the root of a file holds anything: then not all of the storage has gone."""
@@ -150,10 +151,9 @@ def check_media(
         )
         if len(bad) < len(files):
             remedy += ", or leave them out with --data.exclude_bad_shards true"
-        more = [f"and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
-        listed = [f"{files.location(number)}: {what}" for number, what in list(bad.items())[:_LISTED]]
+        listed = (f"{files.location(number)}: {what}" for number, what in bad.items())
         raise DatasetError(
             f"{location}: {len(bad):,} of {len(files):,} media files, {num_samples(list(bad)):,} samples, are missing "
-            f"or have changed since they were indexed; {remedy}:" + "".join(f"\n  {line}" for line in [*listed, *more])
+            f"or have changed since they were indexed; {remedy}:" + lines_of(listed, count=len(bad))
         )
     return bad

@@ -5,6 +5,8 @@ table, shard = read_shard_table(out / "shard-00003.parquet")
 """
 
 import errno
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mae3d.io.files import replace_file
 from preprocess.dataset.layout import JPEG, Layout
 
 SCHEMA_VERSION = 2
+_LISTED = 10  # files that a message names
 READABLE_SCHEMAS = (1, 2)  # 2 adds the sizes and hashes of .idx, shard tables and plan, and a checksum of dataset.json
 
 # list[Any]: the stubs of pyarrow cannot join fields of two types.
@@ -103,6 +106,12 @@ def rows_schema(layout: Layout) -> pa.Schema:
 
 class DatasetError(ValueError):
     """A folder that cannot be used as a dataset; names the file, the value and the remedy."""
+
+
+def lines_of(listed: Iterable[str], *, count: int) -> str:
+    """Return the first of `count` things that a message names, a line each, and how many more there are."""
+    more = [f"and {count - _LISTED} more"] if count > _LISTED else []
+    return "".join(f"\n  {line}" for line in [*itertools.islice(listed, _LISTED), *more])
 
 
 @dataclass(frozen=True)

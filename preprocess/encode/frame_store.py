@@ -54,14 +54,19 @@ class FrameStore(ABC):
 
     def _count(self) -> None:
         self._num_frames += 1
-        if self._num_frames > self._settings.max_frames:
-            raise MediaError("too_many_frames", f"more than --max-frames {self._settings.max_frames}: {_CUT_IT}")
+        refuse_more_frames(self._num_frames, self._settings)
 
     def _put(self, data: bytes) -> None:
         self._num_bytes += len(data)
         if self._num_bytes > self._settings.max_gb * 1e9:
             raise MediaError("too_large", f"would write more than --max-gb {self._settings.max_gb:g}: {_CUT_IT}")
         self._sink(data)
+
+
+def refuse_more_frames(count: int, settings: Settings) -> None:
+    """Raise MediaError if a sample has more frames than the settings allow."""
+    if count > settings.max_frames:
+        raise MediaError("too_many_frames", f"more than --max-frames {settings.max_frames}: {_CUT_IT}")
 
 
 class _Jpegs(FrameStore):

@@ -1,13 +1,13 @@
 """A planned sample of a video becomes a table of where its packets lie: nothing is copied, next to nothing is decoded.
 
-    facts = index_sample(row, file, settings=settings, sink=tar.add)
+    facts = index_sample(row, files, settings=settings, sink=tar.add)
 
 The frames, their times and what is known of the sample are those of a build with the same settings
 (`preprocess.encode.sample`), but for damage, which shows only when frames are decoded.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mae3d.video.listing import Listing
 from mae3d.video.orientation import Orientation
 from mae3d.video.packets import Packets, PacketTable
 from mae3d.video.reader import Video, open_video
+from preprocess.encode.frame_store import refuse_more_frames
 from preprocess.encode.images import scaled_size
 from preprocess.encode.sample import Clocked, chosen_frames, joined_remarks, video_facts
 from preprocess.encode.video_properties import Looks
@@ -28,12 +29,10 @@ from preprocess.plan.settings import Settings
 
 NOT_IN_RANGES = "not_in_ranges"  # a remark; for a file behind a URL the reason of a reject
 
-_NO_PACKETS = Packets(*(np.empty(0, kind) for kind in ("<i8", "<i4", "<u4", "<i4", "u1")))
-
 
 def index_sample(
     row: PlannedSample,
-    file: Path,
+    files: Sequence[Path],
     *,
     settings: Settings,
     sink: Callable[[bytes], None],
@@ -42,7 +41,7 @@ def index_sample(
 ) -> Facts:
     """Read one sample's packets and hand their table to `sink`; arguments and errors as of `encode_sample`."""
     try:
-        with opened(file, max_pixels=settings.max_pixels, progress=progress) as video:
+        with opened(files[0], max_pixels=settings.max_pixels, progress=progress) as video:
             return _index(video, row, settings=settings, sink=sink)
     except av.error.FFmpegError as error:
         raise MediaError("undecodable", str(error.strerror)) from error
@@ -56,9 +55,7 @@ def _index(video: Video, row: PlannedSample, *, settings: Settings, sink: Callab
     numbered = zip(listing.times.seconds, range(len(listing.times.seconds)), strict=True)
     span = within(numbered, row.start_s, row.stop_s)
     chosen = list(chosen_frames(span, row, settings, declared=declared))
-    if len(chosen) > settings.max_frames:
-        cut = "cut it with --segment-seconds or --segment-frames, or allow more"
-        raise MediaError("too_many_frames", f"more than --max-frames {settings.max_frames}: {cut}")
+    refuse_more_frames(len(chosen), settings)
     looks = Looks(pixel_aspect=video.pixel_aspect)
     size = scaled_size(*video.upright_size(listing.first), settings.short_side)
     looks.add(listing.first, same_size=True)
@@ -79,7 +76,7 @@ def _table(listing: Listing, numbers: list[int], way: Orientation) -> PacketTabl
     """Return the table of the frames with these numbers in the file, with no more packets than they need."""
     seconds = np.array([listing.times.seconds[number] for number in numbers])
     if listing.packets is None:
-        return PacketTable(way, np.empty(0, np.int32), seconds, _NO_PACKETS, None)
+        return PacketTable(way, np.empty(0, np.int32), seconds, Packets.none(), None)
     packet = listing.packet[numbers]
     start = int(listing.packets.starts_of(packet).min())
     packets = listing.packets.cut(start, int(packet.max()) + 1)

@@ -120,11 +120,9 @@ def write_sample(
         OSError: the tar cannot be written.
     """
     tar.begin(sample.key, len(json.dumps({"name": sample.name})) + _NUMBERS)
+    store = index_sample if settings.stored_as.is_in_place else encode_sample
     try:
-        if settings.stored_as.is_in_place:
-            facts = index_sample(sample, files[0], settings=settings, sink=tar.add, opened=opened, progress=progress)
-        else:
-            facts = encode_sample(sample, files, settings=settings, sink=tar.add, opened=opened, progress=progress)
+        facts = store(sample, files, settings=settings, sink=tar.add, opened=opened, progress=progress)
     except MediaError:
         tar.abandon()
         raise

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from mae3d.io.contact_sheet import png_mark, side_by_side
 from mae3d.io.files import refuse_foreign, replace_file
 from mae3d.video.groups import GroupDecoder, GroupError
-from mae3d.video.in_place import InPlaceDecoder, read_packets
+from mae3d.video.in_place import InPlaceDecoder
 from mae3d.video.packets import PacketError, PacketTable
 from preprocess.dataset.index import Dataset, DatasetError, Spans
 
@@ -87,8 +87,8 @@ def _frames_in_place(
     pictures = []
     for frame in chosen.tolist():
         try:
-            with files.open(number) as file:
-                data = read_packets(table, [frame], file.read)
+            with files.open(number) as read:
+                data = table.read([frame], read)
             (decoded,) = decoder.frames(table, [frame], data, files.location(number))
             pixels = decoder.rgb(decoded, table, width=size[0], height=size[1])
             pictures.append(Image.fromarray(np.ascontiguousarray(pixels)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from mae3d.video.errors import raise_unless_of_the_file
 from mae3d.video.groups import GroupDecoder, GroupError, padded_side
-from mae3d.video.in_place import InPlaceDecoder, read_packets
+from mae3d.video.in_place import InPlaceDecoder
 from mae3d.video.packets import PacketError, PacketTable
 from preprocess.dataset.index import Dataset, map_dataset
 from preprocess.encode.images import decode_strictly, jpeg_header
@@ -89,10 +89,10 @@ def _damage_in_place(decoder: InPlaceDecoder | None, dataset: Dataset, row: int,
     assert files is not None
     where = files.location(number)
     try:
-        with files.open(number) as file:
+        with files.open(number) as read:
             for start in range(0, len(table), _AT_A_TIME):
                 frames = range(start, min(start + _AT_A_TIME, len(table)))
-                data = read_packets(table, frames, file.read)
+                data = table.read(frames, read)
                 crc32s = table.packets.crc32
                 if any(zlib.crc32(packet) != int(crc32s[one]) for one, packet in data.items()):
                     return f"{where} has other bytes than those that were indexed"

@@ -140,7 +140,7 @@ SAFE = {
     "mae3d.video.pictures.scaled_planes reformat": _SWSCALE,
     "mae3d.video.pictures.Pictures.rgb reformat": "11,569 odd sizes: equal under any MALLOC_PERTURB_",
     "preprocess.dataset.dataset.Dataset empty": _EMPTY,
-    "preprocess.encode.packet_index empty": _EMPTY,
+    "mae3d.video.packets.Packets.none empty": _EMPTY,
     "preprocess.encode.packet_index._table empty": _EMPTY,
     "preprocess.inspect.filmstrip._frames_in_place fromarray": _COPIES,
 }

@@ -425,9 +425,9 @@ def test_an_object_store_is_read_once_for_an_index_and_by_ranges_afterwards(
     files, number = dataset.media_files, int(dataset.media[3])
     assert files is not None
     s3.reset()
-    with files.open(number) as file:
+    with files.open(number) as read:
         name = files.location(number).removeprefix(f"{storage.url}/")
-        assert file.read(100, 50) == (plain / name).read_bytes()[50:150]
+        assert read(100, 50) == (plain / name).read_bytes()[50:150]
     assert [request.num_bytes for request in s3.requests() if request.path.endswith(".mp4")] == [100]
 
 
