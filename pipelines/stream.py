@@ -107,11 +107,21 @@ class ClipStream:
         threads = config.decode_threads or _share_of_cores(local_world)
         self._cropper = Cropper(size=size, threads=threads)
         self._clip_decoder = ClipDecoder(corpus)
-        self._decoding: Decoding
+        self._decoding = self._decoding_of(
+            config, max_clips=max_clips, num_frames=num_frames, num_views=num_views, size=size, threads=threads
+        )
+        self.damage: list[DamagedFrame] = []  # of the batches delivered so far
+        self._num_substituted = self._num_restarts = 0
+        self._restarts_in_a_row = 0
+
+    def _decoding_of(
+        self, config: DataConfig, *, max_clips: int, num_frames: int, num_views: int, size: int, threads: int
+    ) -> Decoding:
+        device, layouts = self._device, self._corpus.layouts
         on_gpu = device.type == "cuda"
         # `auto` is resolved by the launcher: a decoder that can crash runs here only after a try in a child.
         mixed = on_gpu and config.decode == "mixed"
-        if corpus.layouts == {"jpeg"}:
+        if layouts == {"jpeg"}:
             boxes = not on_gpu and num_views == 1  # pixels outside of the only view are not decoded
             jpegs = JpegGraph(
                 max_frames=max_clips * num_frames,
@@ -122,21 +132,14 @@ class ClipStream:
                 boxes=boxes,
             )
             decoder = self._decoder_of(jpegs, threads)
-            self._decoding = (
-                GpuDecoding(decoder, device) if on_gpu else CpuDecoding(decoder, self._cropper, boxed=boxes)
-            )
-        elif corpus.layouts == {"video"} and mixed:
-            videos = VideoGraph(
-                max_clips=max_clips, decode="mixed", num_views=num_views, size=size, pack=partial(clip_in_ivf, corpus)
-            )
-            self._decoding = GpuDecoding(self._decoder_of(videos, threads), device)
-        else:
-            self._decoding = ThreadDecoding(
-                self._clip_decoder, self._source, self._next_encoded, self._cropper, device, size=size, threads=threads
-            )
-        self.damage: list[DamagedFrame] = []  # of the batches delivered so far
-        self._num_substituted = self._num_restarts = 0
-        self._restarts_in_a_row = 0
+            return GpuDecoding(decoder, device) if on_gpu else CpuDecoding(decoder, self._cropper, boxed=boxes)
+        if layouts == {"video"} and mixed:
+            pack = partial(clip_in_ivf, self._corpus)
+            videos = VideoGraph(max_clips=max_clips, decode="mixed", num_views=num_views, size=size, pack=pack)
+            return GpuDecoding(self._decoder_of(videos, threads), device)
+        return ThreadDecoding(
+            self._clip_decoder, self._source, self._next_encoded, self._cropper, device, size=size, threads=threads
+        )
 
     def _decoder_of(self, graph: Graph, threads: int) -> DaliDecoder:
         device = self._device
