@@ -24,6 +24,7 @@ from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.stream import Batch, ClipStream, evaluation_clips
 from preprocess.__main__ import main
 from preprocess.dataset.index import DatasetError
+from tests.support.loaders import take
 from tests.support.media import make_video
 
 CONFIG = DataConfig(
@@ -59,12 +60,6 @@ def stores(shared: Any) -> dict[str, Path]:
 def make(roots: list[Path], config: DataConfig = CONFIG, **settings: Any) -> Loader:
     options = {"num_frames": FRAMES, "size": SIZE, "seed": 5, "global_batch": BATCH} | settings
     return Loader(open_corpus(roots), config, **options)
-
-
-def take(loader: Loader, batches: int) -> list[Batch]:
-    taken = [next(loader) for _ in range(batches)]
-    loader.close()
-    return taken
 
 
 def evaluated(corpus: Corpus, rows: np.ndarray | None = None, **settings: Any) -> tuple[list[Batch], ClipStream]:

@@ -23,6 +23,7 @@ from pipelines.storage.ownership import owned_files
 from pipelines.stream import Batch, evaluation_clips
 from tests.support.damage import Vouched, flip_a_bit, overwrite
 from tests.support.datasets import SAMPLES, build_shards, colour_of
+from tests.support.loaders import take
 
 CONFIG = DataConfig(sampling_rate=2, target_fps=8, repeat_aug=2, flip=0.5, read_threads=2, prefetch=2, decode_threads=2)
 FRAMES, SIZE, BATCH = 4, 16, 4
@@ -46,12 +47,6 @@ def jpeg(shared: Any) -> Path:
 def make(roots: list[Path], config: DataConfig = CONFIG, **settings: Any) -> Loader:
     wanted = {"num_frames": FRAMES, "size": SIZE, "seed": 5, "global_batch": BATCH} | settings
     return Loader(open_corpus(roots), config, **wanted)
-
-
-def take(loader: Loader, batches: int) -> list[Batch]:
-    taken = [next(loader) for _ in range(batches)]
-    loader.close()
-    return taken
 
 
 @pytest.mark.parametrize("windows", ["own", "shared"])

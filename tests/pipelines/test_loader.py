@@ -19,6 +19,7 @@ from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.sampling.requests import short_rows, training_request, usable_rows
 from pipelines.stream import Batch, evaluation_clips, labels_of
 from tests.support.datasets import SAMPLES, colour_of
+from tests.support.loaders import take
 
 CONFIG = DataConfig(sampling_rate=2, repeat_aug=2, flip=0.5, read_threads=2, prefetch=2, decode_threads=1)
 FRAMES, SIZE, BATCH = 4, 16, 4
@@ -27,12 +28,6 @@ FRAMES, SIZE, BATCH = 4, 16, 4
 def make(dataset: Corpus, config: DataConfig = CONFIG, **settings: Any) -> Loader:
     wanted = {"num_frames": FRAMES, "size": SIZE, "seed": 5, "global_batch": BATCH} | settings
     return Loader(dataset, config, **wanted)
-
-
-def take(loader: Loader, batches: int) -> list[Batch]:
-    taken = [next(loader) for _ in range(batches)]
-    loader.close()
-    return taken
 
 
 def same(ours: list[Batch], theirs: list[Batch]) -> bool:

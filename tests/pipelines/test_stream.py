@@ -14,16 +14,16 @@ from pipelines import stream as stream_module
 from pipelines.config import DataConfig, SelectConfig
 from pipelines.decoding.clip_decoder import BadFrameError, jpeg_frames
 from pipelines.decoding.dali import DaliDecoder
-from pipelines.decoding.self_test import decode_self_test
 from pipelines.loader import Loader
 from pipelines.reading.shard_reader import DataError
 from pipelines.reading.source import STATUS_OK, STATUS_SUBSTITUTED, substitute
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.sampling.augment import Crop, View
-from pipelines.sampling.requests import ClipRequest, training_request
+from pipelines.sampling.requests import ClipRequest
 from pipelines.stream import Batch, ClipStream
 from tests.support.damage import Vouched, break_the_scan, flip_a_bit, overwrite
 from tests.support.datasets import SAMPLES
+from tests.support.loaders import requests_for, take
 
 CONFIG = DataConfig(sampling_rate=2, repeat_aug=2, read_threads=2, prefetch=2, decode_threads=1)
 FRAMES, SIZE, BATCH, BATCHES = 4, 16, 2, 6
@@ -42,13 +42,7 @@ def copy_of(shards: Path, to: Path) -> Path:
 def stream_of(corpus: Corpus, windows: Windows, *, device: str = "cpu") -> ClipStream:
     """Six batches of two samples of two views, then the end."""
     config = replace(CONFIG, windows=windows)
-    requests = (
-        training_request(
-            corpus, config, rows=ORDER[i : i + BATCH], positions=np.arange(i, i + BATCH), epoch=0, seed=3,
-            num_frames=FRAMES, size=SIZE,
-        )
-        for i in range(0, len(ORDER), BATCH)
-    )  # fmt: skip
+    requests = requests_for(corpus, config, ORDER, batch=BATCH, num_frames=FRAMES, size=SIZE)
     return ClipStream(
         corpus,
         config,
@@ -216,12 +210,6 @@ def loader_of(corpus: Corpus, *, max_bad: int = 100, rank: int = 0, world: int =
     )  # fmt: skip
 
 
-def taken(loader: Loader, batches: int) -> list[Batch]:
-    took = [next(loader) for _ in range(batches)]
-    loader.close()
-    return took
-
-
 @pytest.fixture
 def damaged(shards: Path, tmp_path: Path) -> Corpus:
     """Row 6 has a flipped bit in every frame; row 9 passes its crc32 and does not decode."""
@@ -239,9 +227,9 @@ def damaged(shards: Path, tmp_path: Path) -> Corpus:
 
 def test_fault_20_damage_is_counted_listed_and_bounded_alike_in_every_world(damaged: Corpus) -> None:
     alone = loader_of(damaged)
-    batches = taken(alone, 9)  # three epochs
+    batches = take(alone, 9)  # three epochs
     ranks = [loader_of(damaged, rank=rank, world=2) for rank in range(2)]
-    halves = [taken(rank, 9) for rank in ranks]
+    halves = [take(rank, 9) for rank in ranks]
     for whole, *parts in zip(batches, *halves, strict=True):
         assert torch.equal(torch.cat([part.clips for part in parts]), whole.clips)
         assert torch.cat([part.status for part in parts]).tolist() == whole.status.tolist()
@@ -256,7 +244,7 @@ def test_fault_20_damage_is_counted_listed_and_bounded_alike_in_every_world(dama
     with pytest.raises(DataError, match=r"101 damaged samples were substituted, data\.max_bad is 100"):
         ranks[0].judge({"substituted": 101})
     with pytest.raises(DataError) as stopped:
-        taken(loader_of(damaged, max_bad=total - 1), 9)
+        take(loader_of(damaged, max_bad=total - 1), 9)
     for part in (f"{total} damaged samples", f"data.max_bad is {total - 1}", "crc32", "does not decode"):
         assert part in str(stopped.value)
     for row in (6, 9):
@@ -269,7 +257,7 @@ def test_fault_20_only_samples_that_take_part_stand_in(damaged: Corpus) -> None:
     taking_part = {row for request in islice(loader.requests(), 50) for row in (clip.row for clip in request.clips)}
     assert taking_part & {6, 9}, "another seed is needed"
     assert len(taking_part) < 12
-    batches = taken(loader, 20)
+    batches = take(loader, 20)
     assert any((batch.status == STATUS_SUBSTITUTED).any() for batch in batches)
     assert {row for batch in batches for row in batch.rows.unique().tolist()} <= taking_part
 
@@ -286,34 +274,6 @@ def test_counts_outlive_a_stream_that_is_closed(damaged: Corpus) -> None:
     next(loader)
     assert loader.counts()["substituted"] >= before["substituted"]
     loader.close()
-
-
-def test_dali_decodes_here() -> None:
-    assert decode_self_test("cpu")
-
-
-def test_the_self_test_sees_wrong_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Green(DaliDecoder):
-        def run(self, stream: Any = None) -> Any:
-            encoded, (images,) = super().run(stream)
-            pixels = np.asarray(images.as_tensor()).copy()
-            pixels[..., 1] = 255
-            return encoded, (_Array(pixels),)
-
-    monkeypatch.setattr("pipelines.decoding.self_test.DaliDecoder", Green)
-    with pytest.raises(RuntimeError, match="other pixels"):
-        decode_self_test("cpu")
-
-
-class _Array:
-    def __init__(self, pixels: np.ndarray):
-        self._pixels = pixels
-
-    def as_cpu(self) -> "_Array":
-        return self
-
-    def as_tensor(self) -> np.ndarray:
-        return self._pixels
 
 
 @pytest.mark.parametrize("found_by", ["crc32", "DALI"])

@@ -60,6 +60,20 @@ def test_the_stored_groups_are_of_these_pictures() -> None:
         assert len(groups) * GROUP == FRAMES
 
 
+def test_dali_decodes_here() -> None:
+    assert decode_self_test("cpu")
+
+
+def test_the_self_test_sees_wrong_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def green(pixels: np.ndarray) -> np.ndarray:
+        pixels[..., 1] = 255
+        return pixels
+
+    monkeypatch.setattr("pipelines.decoding.self_test.DaliDecoder", changed(green))
+    with pytest.raises(RuntimeError, match="other pixels"):
+        decode_self_test("cpu")
+
+
 @pytest.fixture
 def as_vp9(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.decoding.packing.window_in_ivf", vp9.window_in_ivf)

@@ -20,11 +20,12 @@ from pipelines.decoding.dali import DaliDecoder, VideoGraph
 from pipelines.reading.source import STATUS_SUBSTITUTED, EncodedBatch, FetchedClip
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.sampling.augment import Crop, View
-from pipelines.sampling.requests import BatchRequest, ClipRequest, training_request
+from pipelines.sampling.requests import BatchRequest, ClipRequest
 from pipelines.stream import Batch, ClipStream
 from tests.support import vp9
 from tests.support.damage import Vouched, overwrite
 from tests.support.datasets import build_shards
+from tests.support.loaders import requests_for
 
 SIZE, FRAMES, BATCH = 16, 4, 2
 ORDER = np.arange(1, 13)
@@ -152,13 +153,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def batches_of(corpus: Corpus, windows: Literal["own", "shared"], *, decode: Any = "mixed") -> list[Batch]:
     config = replace(CONFIG, windows=windows, decode=decode)
-    requests = (
-        training_request(
-            corpus, config, rows=ORDER[i : i + BATCH], positions=np.arange(i, i + BATCH), epoch=0, seed=3,
-            num_frames=FRAMES, size=SIZE,
-        )
-        for i in range(0, len(ORDER), BATCH)
-    )  # fmt: skip
+    requests = requests_for(corpus, config, ORDER, batch=BATCH, num_frames=FRAMES, size=SIZE)
     stream = ClipStream(
         corpus,
         config,

@@ -27,6 +27,7 @@ from pipelines.sampling.requests import (
     windows_every,
 )
 from pipelines.stream import Batch, ClipStream, evaluation_clips
+from tests.support import loaders
 
 SIZE, FRAMES, BATCH = 32, 4, 4
 PLAIN = DataConfig(sampling_rate=1, repeat_aug=2, read_threads=2, prefetch=2, decode_threads=1)
@@ -48,10 +49,7 @@ def footage(media: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def take(corpus: Corpus, config: DataConfig, batches: int, **settings: Any) -> list[Batch]:
     wanted = {"num_frames": FRAMES, "size": SIZE, "seed": 3, "global_batch": BATCH} | settings
-    loader = Loader(corpus, config, **wanted)
-    taken = [next(loader) for _ in range(batches)]
-    loader.close()
-    return taken
+    return loaders.take(Loader(corpus, config, **wanted), batches)
 
 
 def stream_of(corpus: Corpus, requests: list[BatchRequest], *, max_clips: int, num_views: int) -> list[Batch]:

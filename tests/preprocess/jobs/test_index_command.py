@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,9 @@ from preprocess.__main__ import main
 from preprocess.dataset.index import Dataset, open_dataset
 from preprocess.dataset.layout import INDEX_FILE
 from preprocess.inspect.verify import verify
-from preprocess.workers.decoder import decoder
 from tests.support import launch
 from tests.support.archives import write_archive
 from tests.support.builds import tree
-from tests.support.fake_ffmpeg import with_fake_ffmpeg
 from tests.support.kills import kill_at_every
 from tests.support.media import make_video, numbered_image
 from tests.support.s3 import Server
@@ -154,15 +152,6 @@ def test_each_sample_is_a_table_of_its_frames_in_the_tar(archive: Path, tmp_path
     ranged = {name: "not_in_ranges" not in reason for name, reason in remarks.items()}
     cut_up = {name.partition("#")[0].rpartition("/")[2] for name, is_ranged in ranged.items() if not is_ranged}
     assert {re.sub(r"[^a-z-]", "", Path(name).stem) for name in cut_up} == {"cut-up", "no-order", "switch", "program"}
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Yield with decoders that start with tests/support/fake_ffmpeg.py; none outlives the test."""
-    with_fake_ffmpeg(tmp_path, monkeypatch)
-    decoder().close()
-    yield
-    decoder().close()
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Folder
 from preprocess.workers.decoder import Decoder, decoder
 from tests.support import launch
-from tests.support.fake_ffmpeg import with_fake_ffmpeg
 from tests.support.media import make_frame_folder, make_video
 
 SETTINGS = Settings(timeout_s=1.0)
@@ -28,15 +26,6 @@ SETTINGS = Settings(timeout_s=1.0)
 
 def planned(number: int, path: str, **fields: float) -> PlannedSample:
     return PlannedSample(number, 0, "video", 0, path, path, [], "", file=path, **fields)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Yield with decoders of this thread that start with tests/support/fake_ffmpeg.py; none outlives the test."""
-    with_fake_ffmpeg(tmp_path, monkeypatch)
-    decoder().close()
-    yield
-    decoder().close()
 
 
 def children(of: int) -> dict[int, str]:
