@@ -11,7 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -196,8 +196,9 @@ class ShardReader:
 
     def _wait_or_stop(self, row: int, source: _Source, attempt: int, error: OSError) -> None:
         where = f"{source.name}, sample {words_for(self._corpus, row)[0]}"
-        if isinstance(error, FileNotFoundError) and source.rest_is_there():
-            raise ShardVanishedError(where) from error  # no mount has gone: another try would find the same
+        # No mount has gone, unless it came back between the two looks: else another try would find the same.
+        if isinstance(error, FileNotFoundError) and source.rest_is_there() and not _is_there(source):
+            raise ShardVanishedError(where) from error
         if attempt >= self._retries:
             raise DataError(
                 f"{where}: {error.strerror or error}, {attempt + 1} tries; see to it that the storage is mounted and "
@@ -215,6 +216,13 @@ class ShardReader:
 
     def _where(self, row: int) -> str:
         return f"{self._corpus.shard_name(int(self._corpus.shard[row]))}, sample {words_for(self._corpus, row)[0]}"
+
+
+def _is_there(source: _Source) -> bool:
+    with suppress(FileNotFoundError), source.opened() as read:
+        read(1, 0)  # a URL is not looked at before
+        return True
+    return False
 
 
 def _read_whole(read: Read, size: int, offset: int) -> bytes:

@@ -227,6 +227,21 @@ def test_fault_37_a_vanished_dataset_is_the_storage_and_not_damage(corpus: Corpu
     assert fetch(corpus, 3, retries=20).damage == ()  # mounted again in time
 
 
+def test_fault_37_a_dataset_that_is_mounted_again_between_two_looks_is_no_damage(
+    corpus: Corpus, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = corpus.shard_path(0).parent
+    folder.rename(folder.with_name("unmounted"))
+
+    def mounted_again(shard: int) -> bool:
+        if not folder.exists():
+            folder.with_name("unmounted").rename(folder)
+        return True
+
+    monkeypatch.setattr(corpus, "dataset_is_there", mounted_again)
+    assert fetch(corpus, 3, retries=1).damage == ()
+
+
 def test_fault_37_a_hung_store_is_told_by_name_and_does_not_keep_us_from_closing(
     corpus: Corpus, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
