@@ -82,14 +82,14 @@ def matches_at(predicted: Classes, true: Classes, overlap: float) -> Matches:
     """Return the matched segments at an overlap, of which F1@k is made (Lea et al., arXiv 1611.05267, section 4.2).
 
     In order of time, a predicted segment hits the true segment of its class with which its intersection over union is
-    greatest, if that is at least `overlap` and no earlier one has hit it; else it is a false positive.
+    greatest, if that is at least `overlap`. A true segment counts as hit once: further ones on it are false positives.
     """
     guesses, truths = segments_of(_hide(predicted, true)), segments_of(true)
     taken: set[int] = set()
     for guess in guesses:
         overlaps = [_overlap(guess, truth) if truth.label == guess.label else 0.0 for truth in truths]
         best = int(np.argmax(overlaps)) if overlaps else 0
-        if overlaps and overlaps[best] >= overlap and best not in taken:
+        if overlaps and overlaps[best] >= overlap:
             taken.add(best)
     return Matches(len(taken), len(guesses), len(truths))
 
