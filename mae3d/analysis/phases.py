@@ -6,7 +6,7 @@ scores (n, C), one row per moment ─► classes (n,) ─► figures
     frame_accuracy(predicted, true), edit_score(predicted, true), f1_at(predicted, true, overlap=0.5)
 
 A moment whose true class is -1 is unlabelled: it counts nowhere, and the moments beside it do not become neighbours of
-one another. numpy only. n moments in order of time, C classes.
+one another. n moments in order of time, C classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -106,14 +106,9 @@ def median_smoothed(scores: Scores, rows: int) -> Scores:
         scores: (n, C) probabilities; ends are repeated outwards.
         rows: Length of the window, 1 or more; an even one is made one longer.
     """
-    half = rows // 2
-    if not half or not len(scores):
-        return scores.astype(np.float64)
-    padded = np.pad(scores.astype(np.float64), ((half, half), (0, 0)), mode="edge")
-    medians = np.stack(  # class by class: a window of minutes would multiply all of the scores
-        [np.median(np.lib.stride_tricks.sliding_window_view(column, 2 * half + 1), axis=1) for column in padded.T],
-        axis=1,
-    )
+    from scipy.ndimage import median_filter
+
+    medians = median_filter(scores.astype(np.float64), size=(rows + 1 - rows % 2, 1), mode="nearest")
     return medians / np.maximum(medians.sum(axis=1, keepdims=True), TINY)
 
 

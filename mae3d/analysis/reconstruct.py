@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae3d.model.mae import MAE
-from mae3d.model.patches import denormalise, patch_statistics, unpatchify
+from mae3d.model.masking import make_mask
+from mae3d.model.patches import (
+    denormalise,
+    gather_patches,
+    normalise,
+    patch_statistics,
+    patch_view,
+    unpatchify,
+)
 
 Frames = NDArray[np.uint8]  # (B, F, H, W, 3)
 GREY = 128  # value of a hidden patch's pixels
@@ -116,6 +124,44 @@ def clip_losses(model: MAE, clip: Tensor, noise: Tensor) -> ClipLosses:
     # The error in pixels between 0 and 1: targets are these, less the mean and divided by the deviation.
     pixels = (error_BLP * contrast).unflatten(2, (-1, 3)) * torch.tensor(config.std, device=clip.device)
     return ClipLosses(over_hidden(error_BLP.square()), -10 * over_hidden(pixels.flatten(2).square()).log10())
+
+
+@torch.no_grad()
+def copy_losses(model: MAE, clip: Tensor, noise: Tensor) -> Tensor:
+    """Compute the training's loss of copying visible frames instead of predicting, float32 (B,).
+
+    A hidden patch is filled with the pixels of its place in the nearest frame that is visible there, the earlier of two
+    as near: under a prospective mask the last visible frame stands still. A place that no time slot shows gets the
+    data's mean colour, or with norm_pix_loss the patch's own mean. With norm_pix_loss the copy is normalised by the
+    target's mean and deviation: the model's prediction is compared in these terms as well.
+
+    Args:
+        model: For its config and targets; its weights have no part in it.
+        clip: uint8 (B, T, H, W, 3), on the model's device.
+        noise: float32 (B, L), on the same device.
+    """
+    config = model.config
+    (t, h, w), slots = config.grid, torch.arange(config.grid[0], device=clip.device)
+    mask_BL = make_mask(noise, mask_type=config.mask_type, grid=config.grid, kept=config.num_kept).mask
+    hidden_BtS = mask_BL.bool().unflatten(1, (t, h * w))
+    # Distances (t, t) of slots; a hidden one is farther than any, a later one farther than the earlier one as near.
+    distance = 2 * (slots[:, None] - slots).abs() + (slots > slots[:, None]).int()
+    source_BtS = (distance[None, :, :, None] + 4 * t * hidden_BtS[:, None].int()).argmin(dim=2)
+    view = patch_view(clip, frames_per_patch=config.t_patch_size, patch_size=config.patch_size)
+    patches_BLP = normalise(gather_patches(view, None), mean=config.mean, std=config.std)
+    patches_BLuQ = patches_BLP.unflatten(2, (config.t_patch_size, -1))
+    ids_BL = (source_BtS * (h * w) + torch.arange(h * w, device=clip.device)).flatten(1)
+    chosen_BLuQ = torch.gather(patches_BLuQ, 1, ids_BL[..., None, None].expand_as(patches_BLuQ))
+    is_later = (source_BtS > slots[:, None]).flatten(1)[..., None]
+    copied_BLQ = torch.where(is_later, chosen_BLuQ[:, :, 0], chosen_BLuQ[:, :, -1])
+    copied_BLP = copied_BLQ.repeat(1, 1, config.pred_u)
+    target_BLP = model.targets(clip, None)
+    if config.norm_pix_loss:
+        mean, deviation = patch_statistics(target_BLP)
+        target_BLP, copied_BLP = (target_BLP - mean) / deviation, (copied_BLP - mean) / deviation
+    is_shown = ~hidden_BtS.all(dim=1, keepdim=True).expand(-1, t, -1).flatten(1)
+    error_BL = (copied_BLP * is_shown[..., None] - target_BLP).square().mean(dim=2)
+    return (error_BL * mask_BL).sum(dim=1) / mask_BL.sum(dim=1)
 
 
 def nearest_visible(frames: Frames, hidden: NDArray[np.bool_]) -> Frames:

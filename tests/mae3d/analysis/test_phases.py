@@ -78,7 +78,7 @@ def test_several_videos_add_their_moments_and_segments() -> None:
 def test_the_median_removes_an_outlier_and_keeps_an_edge() -> None:
     scores = np.eye(2)[classes("aabaabbbb")]
     assert median_smoothed(scores, 3).argmax(axis=1).tolist() == classes("aaaaabbbb").tolist()
-    assert (median_smoothed(scores, 1) == scores).all()
+    assert (median_smoothed(scores, 1) == scores).all()  # one row: as it was
     assert median_smoothed(scores, 2) == pytest.approx(median_smoothed(scores, 3))
 
 

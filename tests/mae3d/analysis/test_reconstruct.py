@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae3d.analysis.reconstruct import GREY, nearest_visible, reconstruct
+from mae3d.analysis.reconstruct import GREY, clip_losses, copy_losses, nearest_visible, reconstruct
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE, MAEOutput
 from mae3d.model.masking import mask_noise
@@ -98,3 +98,30 @@ def test_what_is_hidden_follows_the_configs_type(mask_type: str) -> None:
     else:
         assert not hidden[:, :2].any()
         assert hidden[:, 2:].all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mask", ["prospective", "retrospective", "interpolation", "frame"])
+def test_copying_a_still_clip_has_no_loss(variant: dict[str, Any], mask: str) -> None:
+    model, clip, noise = oracle(variant | {"mask_type": mask, "mask_ratio": 0.5})
+    assert copy_losses(model, clip[:, :1].expand(-1, 8, -1, -1, -1).contiguous(), noise).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("mask", "source"), [("prospective", [3] * 4), ("retrospective", [4] * 4)])
+@pytest.mark.parametrize("frames", [4, 8])
+def test_the_frame_beside_the_hidden_ones_is_copied(mask: str, source: list[int], frames: int) -> None:
+    """Frame i has the level 10 i all over: the loss is the mean square of the distances, by hand."""
+    model, clip, noise = oracle(
+        {"norm_pix_loss": False, "mask_type": mask, "mask_ratio": 0.5, "std": 0.5, "pred_t_dim": frames}
+    )
+    clip[:] = 10 * torch.arange(8, dtype=torch.uint8)[:, None, None, None]
+    hidden = range(4, 8) if mask == "prospective" else range(4)
+    targets = [i for i in target_frames(8, frames) if i in hidden]
+    expected = np.mean([(10 * (i - source[0]) / 255 / 0.5) ** 2 for i in targets])
+    assert copy_losses(model, clip, noise).numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_place_that_no_frame_shows_is_filled_with_its_mean() -> None:
+    model, clip, noise = oracle({"norm_pix_loss": True, "mask_type": "tube", "mask_ratio": 0.75})
+    model.factor = 0.0
+    np.testing.assert_allclose(copy_losses(model, clip, noise), clip_losses(model, clip, noise).loss, rtol=1e-5)
