@@ -1,4 +1,4 @@
-"""Novelty against a search of all pairs; change points of sequences whose changes are known, in one block and several."""
+"""Novelty against a search of all pairs; change points of sequences whose changes are known, in blocks too."""
 
 import numpy as np
 import pytest
@@ -58,6 +58,14 @@ def test_changes_are_at_the_first_rows_of_new_scenes(lengths: list[int], monkeyp
     before, after = unit(vectors)[:first].mean(axis=0), unit(vectors)[first : first + second].mean(axis=0)
     cosine = before @ after / np.linalg.norm(before) / np.linalg.norm(after)
     assert changes[0].strength == pytest.approx(1 - cosine, abs=1e-5)
+
+
+def test_a_block_decides_nothing_near_its_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course, "BLOCK", 512)
+    monkeypatch.setattr(course, "MARGIN", 64)
+    monkeypatch.setattr("ruptures.KernelCPD.predict", lambda self, pen: [10, 100, 500, len(self.cost.signal)])
+    rows = [change.row for change in change_points(scenes([512 + 384]), penalty=1.0)]
+    assert rows == [10, 100, 384 + 100, 384 + 500]
 
 
 def test_noise_alone_has_no_changes_and_a_greater_penalty_finds_fewer() -> None:
