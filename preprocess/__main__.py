@@ -20,6 +20,7 @@ _DESCRIPTION = "Frame folders, videos or images to shards, once; shards to be tr
 _EPILOG = """examples:
   python -m preprocess build --frames dataset --ledger dataset/ledger.csv --out out/shards
   python -m preprocess build --videos clips more.csv --fps 15 --segment-seconds 10 --out out/shards
+  python -m preprocess build --videos surgeries --events phases --background other --fps 5 --out out/phases
   python -m preprocess build --images imagenet/train --split train --out out/images
   python -m preprocess index --videos archive --out out/index
   python -m preprocess verify out/shards --full

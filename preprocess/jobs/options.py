@@ -99,6 +99,24 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         help="columns of lists and ledgers by name or number: path, id, label, start, end (s), start_ms, end_ms, span, "
         "start_frame, end_frame, last_frame, duration, num_frames, offset, total_frames, split, ignore",
     )
+    group.add_argument(
+        "--events",
+        nargs="+",
+        default=(),
+        metavar="LIST",
+        help="spans of the videos below --videos DIR, with labels: `name,start_s,end_s,label`, EPIC-Kitchens', AVA's or"
+        " ActivityNet's lists, or a folder of Cholec80's; every event is a sample",
+    )
+    group.add_argument(
+        "--event-label",
+        default="",
+        metavar="COLUMN",
+        help="the labels of --events (label, action, verb_class or verb: the first that is there)",
+    )
+    group.add_argument("--background", default="", metavar="LABEL", help="makes samples of what lies between --events")
+    group.add_argument(
+        "--background-seconds", type=float, default=1.0, metavar="S", help="no shorter ones (%(default)s)"
+    )
     group.add_argument("--root", default="", metavar="DIR", help="where the paths in lists begin (beside the list)")
     group.add_argument(
         "--labels",
@@ -132,6 +150,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--source-fps",
+        "--event-fps",
         type=float,
         metavar="HZ",
         help="frame numbers per second; frames in steps of N: HZ / N (in lists of videos: the rate of each video)",
@@ -277,6 +296,10 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     from preprocess.sources.source import Reading
     from preprocess.sources.videos import video_files
 
+    if options.events and (len(options.videos or ()) != 1 or options.root):
+        raise ValueError("--events looks for its videos in one folder, without --root: give --videos DIR")
+    if not options.events and (options.event_label or options.background):
+        raise ValueError("--event-label and --background belong to --events; lists have --columns label=COLUMN")
     if not options.frames and (options.ledger or options.fill_gaps):
         raise ValueError("--ledger and --fill-gaps belong to --frames; videos have lists")
     if not options.videos and (options.root or options.label_key):
@@ -287,11 +310,15 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
         raise ValueError("--layout video belongs to --frames and --videos; pictures have no motion to code")
     if options.images and options.columns:
         raise ValueError("--columns belongs to the lists of --videos, or to the ledger of --frames")
-    reading = _from_options(Reading, options, columns=tuple(options.columns))
+    columns = (*options.columns, *([f"label={options.event_label}"] if options.event_label else []))
+    root = options.videos[0] if options.events else options.root
+    reading = _from_options(Reading, options, columns=columns, events=bool(options.events), root=root)
+    check_number("background_seconds", options.background_seconds, Bounds(above=0))
     check_number("scratch_gb", options.scratch_gb, Bounds(above=0))
     scratch = Scratch(Path(options.scratch), round(options.scratch_gb * 1e9 / options.workers))
     if options.images:
         return image_files(options.images, settings=settings, reading=reading, scratch=scratch)
     if options.videos:
-        return video_files(options.videos, settings=settings, reading=reading, scratch=scratch, workers=options.workers)
+        given = options.events or options.videos
+        return video_files(given, settings=settings, reading=reading, scratch=scratch, workers=options.workers)
     return frame_folders(options.frames, options.ledger, settings=settings, reading=reading, scratch=scratch)

@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 # Faults of a ledger or list, not of the media that it names: --max-bad-fraction is about these.
 _LIST_FAULTS = {"bad_row", "duplicate_row", "unsafe_name", "missing_folder", "missing_file", "missing_frame"}
 _LIST_FAULTS |= {"unknown_label", "several_videos", "ambiguous_file", "ambiguous_folder"}
+# Media that no row names: they are no share of the rows.
+_NO_ROWS = {"no_event"}
 _LISTED = 20  # problems shown by name; all of them are in rejected.parquet
 
 
@@ -28,8 +30,7 @@ class Rejects:
     def __init__(self, num_requested: int, *, source: str, on_error: str, max_bad_fraction: float) -> None:
         self._num_requested, self._source = num_requested, source
         self._strict = on_error == "fail"
-        self._allowed = int(max_bad_fraction * num_requested)
-        self._limit = f"--max-bad-fraction {max_bad_fraction:g} allows {self._allowed}: mend them, or allow more"
+        self._num_rows, self._max_bad_fraction = num_requested, max_bad_fraction
         self._all: list[Problem] = []
         self._wrong: list[Problem] = []
 
@@ -40,14 +41,17 @@ class Rejects:
         """Add problems; raise TooManyBad if they are too many."""
         for problem in problems:
             self._all.append(problem)
+            self._num_rows -= problem.reason in _NO_ROWS
             if problem.reason in _LIST_FAULTS and not problem.expected:
                 self._wrong.append(problem)
         if self._strict and self._all:
             self._stop(self._all, "--on-error fail allows none")
         if len(self) >= self._num_requested:
             self._stop(self._all, "so nothing is left")
-        if len(self._wrong) > self._allowed:
-            self._stop(self._wrong, self._limit)
+        allowed = int(self._max_bad_fraction * self._num_rows)
+        if len(self._wrong) > allowed:
+            limit = f"--max-bad-fraction {self._max_bad_fraction:g} allows {allowed}: mend them, or allow more"
+            self._stop(self._wrong, limit)
 
     def _stop(self, problems: Sequence[Problem], limit: str) -> None:
         lines = [describe(problem, self._source) for problem in problems[:_LISTED]]

@@ -136,6 +136,7 @@ def read_columns(
     source: str,
     records: Sequence[Record] = (),
     other_names: Mapping[str, str] = MappingProxyType({}),
+    label_order: Sequence[str] = (),
 ) -> Columns:
     """Return the roles of the columns that a header names.
 
@@ -145,6 +146,7 @@ def read_columns(
         source: the list, for messages.
         records: the rows below; what their values look like decides where names say nothing.
         other_names: the roles of names that mean something else here.
+        label_order: the columns of which the first that is there is the label; empty = by their roles.
 
     Raises:
         LedgerError: a column could mean something and is not understood, or two could be the same.
@@ -159,6 +161,9 @@ def read_columns(
                 raise LedgerError(f"{source}: --columns {role}={column}: no such column; there are {_listed(header)}")
             settled.add(position)
             at.setdefault(role, []).append(position)
+    if "label" not in at and (first := next((name for name in label_order if name in names), "")):
+        at["label"] = [i for i, name in enumerate(names) if name == first and i not in settled]
+        settled.update(at["label"])
     chosen = set(at)
     for i, name in enumerate(header):
         known = other_names.get(plain(name)) or role_of(name)

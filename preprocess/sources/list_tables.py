@@ -49,9 +49,11 @@ class VideoList:
     without_unit: tuple[str, ...] = ()  # columns of times that are read as seconds, and may be frames
 
 
-def named_list(table: Table, source: str, given: Sequence[str], *, shown: bool = True) -> VideoList:
+def named_list(
+    table: Table, source: str, given: Sequence[str], *, shown: bool = True, label_order: Sequence[str] = ()
+) -> VideoList:
     """Return the rows of a table whose header names the columns."""
-    columns = read_columns(table.header, given, source=source, records=table.records)
+    columns = read_columns(table.header, given, source=source, records=table.records, label_order=label_order)
     if not columns.at.keys() & set(VIDEO_ROLES):
         raise LedgerError(
             f"{source}, line 1: no column is called path; understood: {describe(columns.at, table.header)}. "

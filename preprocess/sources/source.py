@@ -50,6 +50,9 @@ class Reading:
     label_kind: LabelKind = "auto"
     label_key: str = ""  # entry of the .json beside a video in a tar
     root: str = ""  # where relative paths of lists begin; "" = where the list is
+    events: bool = False  # lists have the events of all videos below `root`: those without any are listed
+    background: str = ""  # the label of what lies between the events; "" = it is left out
+    background_seconds: float = 1.0  # gaps that are shorter are no samples
     fill_gaps: bool = False
     allow_outside: bool = False
 

@@ -38,17 +38,23 @@ def settled(one: VideoCandidate, known: VideoFacts, *, source_fps: float | None 
         rate = source_fps or known.fps
         if not rate > 0:
             raise MediaError("no_rate", "its span is in frames and it announces no frame rate: give --source-fps")
-        # Half a frame early, as pieces are cut: the time of a frame must not depend on rounding.
-        start_s, stop_s = ((number - 0.5) / rate for number in one.frames)
-        return replace(
-            one.request, start_s=max(0.0, start_s), stop_s=math.inf if one.frames[1] == MAX_FRAME else stop_s
-        )
+        start_s, stop_s = span_of(one.frames, rate)
+        return replace(one.request, start_s=start_s, stop_s=stop_s)
     duration_s, span_s = known.duration_s, one.request.stop_s - one.request.start_s
     if one.loose and math.isfinite(one.request.stop_s):
         cut_out = not duration_s >= one.request.stop_s - _ROUNDING_S or duration_s <= span_s + _ROUNDING_S
         if cut_out:
             return replace(one.request, start_s=0.0, stop_s=math.inf)
     return one.request
+
+
+def span_of(frames: tuple[int, int], fps: float) -> tuple[float, float]:
+    """Return a half-open span of frames in seconds.
+
+    It is half a frame early, as pieces are cut: the time of a frame must not depend on rounding.
+    """
+    start_s, stop_s = ((number - 0.5) / fps for number in frames)
+    return max(0.0, start_s), math.inf if frames[1] == MAX_FRAME else stop_s
 
 
 def check_units(candidates: Sequence[VideoCandidate], facts: Facts) -> None:

@@ -72,6 +72,7 @@ class Collected:
     candidates: list[VideoCandidate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unclear: set[str] = field(default_factory=set)  # videos that a row of --events names which cannot be used
 
     def note(self, text: str) -> None:
         """Log a line and keep it for the summary."""

@@ -57,6 +57,7 @@ def read_list(
     delimiter: Delimiter = "auto",
     header: Header = "auto",
     columns: Sequence[str] = (),
+    label_order: Sequence[str] = (),
 ) -> VideoList:
     """Read a list in the dialect that its lines show.
 
@@ -66,15 +67,16 @@ def read_list(
         delimiter: between the fields; by default what the first row shows.
         header: whether the first row names the columns; by default if it has a column that is called path or the like.
         columns: what --columns says of the columns: role=NAME, or role=NUMBER in a list without a header.
+        label_order: columns of which the first that a header has is the label, unless `columns` says so.
 
     Raises:
         LedgerError: it is no list, or a column of it can be read in two ways.
         ValueError: `columns` has no such form.
     """
     if data[:4] == b"PAR1":
-        return named_list(parquet_table(data, source), source, columns)
+        return named_list(parquet_table(data, source), source, columns, label_order=label_order)
     if (entries := _json(decoded_text(data, source), source)) is not None:
-        return _json_list(entries, source, columns)
+        return _json_list(entries, source, columns, label_order)
     lines = decoded_lines(data, source)
     num_comments = sum(_is_comment(text) for _, text in lines)
     lines = [(number, text) for number, text in lines if not _is_comment(text)]
@@ -98,7 +100,7 @@ def read_list(
             kind = f"spaces, a header ({', '.join(names)}){comments}"
             return bare_list([blank_record(one) for one in lines[1:]], source, kind)
         table = Table(records[0][1], records[1:], f"{delimiter_name(character)}{comments}")
-        return named_list(table, source, columns)
+        return named_list(table, source, columns, label_order=label_order)
     kind = f"{delimiter_name(character)}, no header{comments}"
     if columns:
         width = max(len(fields) for _, fields in records)
@@ -148,7 +150,7 @@ def _json(text: str, source: str) -> Any:
         raise LedgerError(f"{source}: not JSON ({error})") from error
 
 
-def _json_list(entries: Any, source: str, columns: Sequence[str]) -> VideoList:
+def _json_list(entries: Any, source: str, columns: Sequence[str], label_order: Sequence[str]) -> VideoList:
     """Parse a list of objects, paths or rows, {path: label}, Something-Something's list or ActivityNet's database."""
     if isinstance(entries, dict):
         database = entries.get("database", entries)
@@ -174,4 +176,4 @@ def _json_list(entries: Any, source: str, columns: Sequence[str]) -> VideoList:
         (number, [value_text(entry.get(name)) if isinstance(entry, dict) else "" for name in names])
         for number, entry in enumerate(entries, start=1)
     ]
-    return named_list(Table(names, records, "JSON"), source, columns)
+    return named_list(Table(names, records, "JSON"), source, columns, label_order=label_order)

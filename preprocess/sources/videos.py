@@ -12,11 +12,12 @@ from pathlib import Path, PurePosixPath
 
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
-from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.archives import is_compressed_list, list_name, unpacked
+from preprocess.sources.background import add_gaps, add_unnamed
+from preprocess.sources.events import LABEL_ORDER
 from preprocess.sources.fetched_files import Scratch
 from preprocess.sources.file_kinds import HEAD_BYTES, kind_of
 from preprocess.sources.probing import Probed, probe
@@ -58,7 +59,8 @@ def video_files(
     """Return a request for every piece of videos in folders (walked, sorted), tars, lists, or named one by one.
 
     Args:
-        given: paths or URLs; with a root for the paths of lists, folders of one list per video too.
+        given: paths or URLs; with a root for the paths of lists, folders of one list per video too. Of events only
+            such lists and folders.
         settings: rates and cuts.
         reading: dialect, labels and where the paths of lists begin.
         scratch: room for what is fetched.
@@ -67,16 +69,28 @@ def video_files(
     Raises:
         ValueError: one of `given` does not exist, or a list cannot be read.
     """
-    remedy = "--videos takes folders, tars, lists and video files"
-    base = opened(reading.root, "--root takes a folder", scratch=scratch)[0] if reading.root else None
+    remedy = "--events takes lists" if reading.events else "--videos takes folders, tars, lists and video files"
+    base, below = opened(reading.root, "--root takes a folder", scratch=scratch) if reading.root else (None, "")
+    if reading.events and (base is None or below):
+        raise ValueError(f"--videos {reading.root}: --events looks for its videos in a folder; give that of all videos")
     names = given_label_names(reading, scratch=scratch)
     entries: list[Given] = []
     for one in given:
         root, path = opened(one, remedy, scratch=scratch)
-        lists = [path] if _is_list(root, path, str(one)) else _frame_labels(root) if base and not path else []
+        is_list = (bool(path) and reading.events) or _is_list(root, path, str(one))
+        lists = [path] if is_list else _frame_labels(root) if base and not path else []
+        if reading.events and not lists:
+            raise ValueError(f"--events {one}: no list of labels in it; lists of one video are called NAME-phase.txt")
         for name in lists:
             data = unpacked(root.read(name), str(one) if path else f"{one}/{name}")
-            read = read_list(data, name, delimiter=reading.delimiter, header=reading.header, columns=reading.columns)
+            read = read_list(
+                data,
+                name,
+                delimiter=reading.delimiter,
+                header=reading.header,
+                columns=reading.columns,
+                label_order=LABEL_ORDER if reading.events else (),
+            )
             entries.append(Given(len(entries), base or root, name, data, read))
         if not lists:
             entries.append(Given(len(entries), WithTars(root, scratch), path))
@@ -92,7 +106,9 @@ def video_files(
         collected = Collected()
         for entry in entries:
             collect(entry, stores, reading, workers, collected)
-        return replace(_cut(collected, roots, settings, workers, names), label_kind=reading.label_kind)
+        if reading.events:
+            add_unnamed(entries[0].root, entries, reading, collected)
+        return replace(_cut(collected, roots, settings, reading, workers), label_names=names)
 
     return Source(roots, list_name, [*identity, *reading_identity(reading, names)], find)
 
@@ -128,18 +144,19 @@ def _stores(entries: Sequence[Given]) -> dict[str, int]:
     return {url: len(entries) + i for i, url in enumerate(sorted(urls))}
 
 
-def _cut(
-    collected: Collected, roots: Sequence[Root], settings: Settings, workers: int, label_names: LabelNames | None
-) -> ScanResult:
+def _cut(collected: Collected, roots: Sequence[Root], settings: Settings, reading: Reading, workers: int) -> ScanResult:
     """Probe the headers, as far as the cut needs them, and make the pieces."""
     requests, odd = encodable(one.request for one in collected.candidates)
     problems = collected.problems + odd
     good = {id(request) for request in requests}
     candidates = [one for one in collected.candidates if id(one.request) in good]
-    facts = _facts(candidates, roots, settings, workers)
+    measured = bool(reading.background) or not settings.whole
+    facts = _facts(candidates, roots, settings, workers, measured=measured)
     check_units(candidates, facts)
     if settings.source_fps is None:
         check_rates(candidates, facts)
+    if reading.background:
+        candidates += add_gaps(collected, facts, roots, settings, reading)
     made: list[Request] = []
     pieces: list[int] = []
     for one in candidates:
@@ -164,17 +181,17 @@ def _cut(
         *cut_notes(pieces),
         *same_names(made),
     ]
-    return ScanResult(made, problems, notes, label_names)
+    return ScanResult(made, problems, notes, label_kind=reading.label_kind)
 
 
 def _facts(
-    candidates: Sequence[VideoCandidate], roots: Sequence[Root], settings: Settings, workers: int
+    candidates: Sequence[VideoCandidate], roots: Sequence[Root], settings: Settings, workers: int, *, measured: bool
 ) -> dict[tuple[int, str], Probed]:
-    """Return the headers' announcements; nothing for existing files that are not cut."""
+    """Return the headers' announcements; nothing for existing files whose length is not needed."""
     paths = dict.fromkeys(
         (one.request.root, one.request.path)
         for one in candidates
-        if one.loose or one.frames or one.frames_too or one.without_unit or not settings.whole
+        if one.loose or one.frames or one.frames_too or one.without_unit or measured
     )
     probed = map_over_workers(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
     facts: dict[tuple[int, str], Probed] = dict(zip(paths, probed, strict=True))
