@@ -62,11 +62,11 @@ def _unclear(entry: Given, videos: ListedVideos) -> set[str]:
     if not read or not bad:
         return set()
     rows = read.rows[:1] if read.labels_all else [ListRow(one.line, one.name, stems=(one.name,)) for one in bad]
-    found = set()
+    files = set()
     for row in rows:
         with suppress(MediaError):
-            found.add(videos.find(row))
-    return found
+            files.add(videos.find(row))
+    return files
 
 
 def add_gaps(

@@ -55,7 +55,7 @@ ROOMS = {
 
 # What a package may import of the others: whole packages or single rooms.
 OTHERS = {
-    "launch": {"mae3d", "pipelines", "preprocess.dataset"},
+    "launch": {"mae3d", "pipelines", "preprocess.dataset", "preprocess.sources.events"},
     "mae3d": set(),
     "pipelines": {"mae3d.io", "mae3d.video", "preprocess.dataset"},
     "preprocess": {"mae3d.io", "mae3d.video"},
