@@ -95,12 +95,13 @@ class FinetuneTask:
         from pipelines.samples.corpus import check_labels
 
         config, model = self._config, self.model_config
+        missing = config.data.missing_classes
         check_labels(
             self._corpus,
             loader.rows,
             num_classes=model.num_classes,
             multi_label=model.multi_label,
-            missing_classes=config.data.missing_classes,
+            missing_classes="ignore" if missing == "warn" and not self._world.is_first else missing,
         )
         check_batch(config.mix, clips=loader.micro_batch * config.data.repeat_aug)
         train = EvalSet(self._corpus, config.data, loader.rows)
@@ -153,10 +154,10 @@ def classified_loss(
 
 def fit_labels(labels: "torch.Tensor", model_config: ClassifierConfig) -> "torch.Tensor":
     """Return the labels of clips, laid out by the whole dataset, in the layout of the classifier."""
-    from torch.nn.functional import one_hot
+    from torch.nn.functional import one_hot, pad
 
-    if labels.ndim == 2:  # the samples that are trained on have none of further classes
-        return labels[:, : model_config.num_classes]
+    if labels.ndim == 2:  # the samples that are trained on have none of the classes that only one of the two has
+        return pad(labels, (0, model_config.num_classes - labels.shape[1]))
     if not model_config.multi_label:
         return labels
     # No sample of the dataset has more than one label, -1 for none: 0 and 1 for each class.
@@ -173,8 +174,9 @@ def complete_config(config: FinetuneConfig, corpus: "Corpus", encoder: EncoderCo
     given = {name: value for name, value in given.items() if value is not None}
     given.setdefault("num_classes", corpus.num_classes)
     given.setdefault("multi_label", corpus.has_multiple_labels)
-    if not given["class_names"] and len(corpus.label_names) == given["num_classes"]:
-        given["class_names"] = corpus.label_names
+    further = range(len(corpus.label_names), given["num_classes"])
+    if not given["class_names"] and corpus.label_names and len(corpus.label_names) <= given["num_classes"]:
+        given["class_names"] = (*corpus.label_names, *(f"(class {number})" for number in further))
     preset = config.model.preset
     if encoder is None and preset is None:
         raise ValueError(

@@ -143,11 +143,11 @@ class FinetuneDataConfig(DataConfig):
     """The training clips: all repeats of a sample are cut from one window, harder than for pretraining.
 
     Attributes:
-        missing_classes: what classes of the model without a training sample get: `error`, or `warn`, to train on a
-            subset of them.
+        missing_classes: what classes of the model without a training sample get, as `--model.num_classes` beyond
+            those of the data has them: `warn`, with their list, or `refuse`.
     """
 
-    missing_classes: Literal["error", "warn"] = free("error")
+    missing_classes: Literal["warn", "refuse"] = free("warn")
     repeat_aug: int = 1
     windows: Literal["own", "shared"] = "shared"
     area: tuple[float, float] = (0.08, 1.0)

@@ -324,7 +324,7 @@ def check_labels(
     *,
     num_classes: int,
     multi_label: bool,
-    missing_classes: Literal["error", "warn", "ignore"] = "ignore",
+    missing_classes: Literal["refuse", "warn", "ignore"] = "ignore",
     option: str = "data",
 ) -> None:
     """Check, before any training, that a classifier of `num_classes` can be trained or validated on these samples.
@@ -374,14 +374,14 @@ def check_labels(
         text = (
             f"{corpus}: {len(missing)} of {num_classes} classes have no training sample: {listed(shown, len(missing))}"
         )
+        if missing == [0] and not labels.names:
+            text += ". The labels count from 1: ids count from 0, or give names with --data.labels FILE"
         if missing_classes == "warn":
-            logger.warning("%s: the model will never name them", text)
+            logger.warning(
+                "warning: %s. The model will hardly ever name them; --data.missing_classes refuse stops instead", text
+            )
             return
-        from_one = missing == [0] and not labels.names
-        counting = (
-            "The labels count from 1: ids count from 0, or give names with --data.labels FILE. " if from_one else ""
-        )
         raise DatasetError(
-            f"{text}. {counting}Take samples that have them (--data.select, --data.labels), or train without them: "
+            f"{text}. Take samples that have them (--data.select, --data.labels), or train without them: "
             "--data.missing_classes warn"
         )

@@ -154,8 +154,8 @@ def numbered_as(
         raise DatasetError(
             f"{len(unknown)} classes of the dataset are none of the model's {len(classes)}: "
             f"{listed([repr(name) for name in unknown[:SHOWN]], len(unknown))}. Leave their samples out "
-            f"(--{option}.select.names FILE), rename them with --{option}.labels FILE, or finetune a "
-            "model that has them (--model.class_names with --data.missing_classes warn)"
+            f"(--{option}.select.names FILE), rename them with --{option}.labels FILE, or finetune a model that "
+            "has them (--model.class_names)"
         )
     number = {name: i for i, name in enumerate(classes)}
     values = np.array([number.get(name, -1) for name in labels.names], dtype=np.int32)[labels.values]

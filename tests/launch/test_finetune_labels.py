@@ -20,6 +20,8 @@ from mae3d.weights.files import load_classifier
 from pipelines.config import SelectConfig
 from pipelines.samples.corpus import corpus_of
 from tests.support.datasets import build_named
+from tests.support.evaluations import lines, metrics
+from tests.support.evaluations import run as evaluated
 from tests.support.finetunings import MAE_CONFIG, NAMES, STEPS, into, scored, train
 from tests.support.ranks import run_ranks
 
@@ -33,7 +35,12 @@ def test_what_cannot_be_trained_or_validated_is_refused_before_any_step(base: Fi
     configs = [
         into(base, tmp_path / "r", data=replace(base.data, labels=str(labels))),
         into(base, tmp_path / "r", model=FinetuneModelConfig(num_classes=2)),
-        into(base, tmp_path / "r", model=FinetuneModelConfig(num_classes=9)),
+        into(
+            base,
+            tmp_path / "r",
+            model=FinetuneModelConfig(num_classes=9),
+            data=replace(base.data, missing_classes="refuse"),
+        ),
         into(base, tmp_path / "r", val=ValConfig()),
         into(base, tmp_path / "r", val=ValConfig(shards=str(other))),
         into(base, tmp_path / "r", train=replace(base.train, global_batch=1), data=replace(base.data, repeat_aug=1)),
@@ -79,14 +86,50 @@ def test_fault_39_every_remedy_for_a_class_that_only_validation_has_works(base: 
         replace(
             into(one, tmp_path / "classes"),
             model=FinetuneModelConfig(class_names=("walk", "run", "swim")),
-            data=replace(one.data, missing_classes="warn"),
         ),
     ]
     refused, *results = run_ranks(train, [one, *remedies], world=1)[0]
     assert "1 classes of the dataset are none of the model's 2: 'swim'" in refused
-    for option in ("--val.select.names", "--val.labels", "--model.class_names", "--data.missing_classes warn"):
+    for option in ("--val.select.names", "--val.labels", "--model.class_names"):
         assert option in refused
     assert results == [True] * 3
+
+
+def test_more_classes_than_the_data_has_are_trained_and_scored_without_those(
+    base: FinetuneConfig, tmp_path: Path
+) -> None:
+    shards = build_named(tmp_path / "train", {f"t{i}": ("walk", "run")[i % 2] for i in range(4)})
+    held_out = build_named(tmp_path / "val", {"v0": "walk", "v1": "run", "v2": "walk"})
+    (several := tmp_path / "several.csv").write_text(
+        "name,labels\n" + "".join(f"{name},{i % 4} {(i + 1) % 4}\n" for i, name in enumerate(NAMES))
+    )
+    one = into(
+        base, tmp_path / "one", val=ValConfig(shards=str(held_out), every=0), mix=MixConfig(),
+        data=replace(base.data, shards=str(shards), select=SelectConfig()),
+        train=replace(base.train, steps=1, global_batch=2), model=FinetuneModelConfig(num_classes=5),
+    )  # fmt: skip
+    many = into(
+        base, tmp_path / "many", data=replace(base.data, labels=str(several)), model=FinetuneModelConfig(num_classes=6),
+        val=replace(base.val, labels=str(several), every=0), train=replace(base.train, steps=1),
+    )  # fmt: skip
+    refused = into(one, tmp_path / "refused", data=replace(one.data, missing_classes="refuse"))
+    *trained, message = run_ranks(train, [one, many, refused], world=1)[0]
+    assert trained == [True, True]
+    assert "3 of 5 classes have no training sample: 2, 3, 4." in message
+    model = load_classifier(tmp_path / "one").config
+    assert (model.num_classes, model.class_names[2:]) == (5, ("(class 2)", "(class 3)", "(class 4)"))
+    assert sorted(model.class_names[:2]) == ["run", "walk"]
+    assert 0 < read_metrics(tmp_path / "many")[-1]["val_map"] <= 1
+    for name, data in (("one", held_out), ("many", base.data.roots[0])):
+        labels = ["--data.labels", str(several)] if name == "many" else []
+        columns = evaluated(tmp_path / name, Path(data), tmp_path / f"{name}-scores", *labels)
+        assert {len(scores) for scores in columns["scores"]} == {5 if name == "one" else 6}
+        classes = lines(tmp_path / f"{name}-scores" / "classes.csv")
+        empty = [row for row in classes if row["samples"] == "0"]
+        assert [row["class"] for row in empty] == {"one": ["2", "3", "4"], "many": ["4", "5"]}[name]
+        assert {row["average_precision"] for row in empty} == {""}
+        given = [float(row["average_precision"]) for row in classes if row["samples"] != "0"]
+        assert metrics(tmp_path / f"{name}-scores")["map"] == pytest.approx(np.mean(given))
 
 
 def test_several_labels_a_clip_are_scored_by_average_precision(base: FinetuneConfig, tmp_path: Path) -> None:

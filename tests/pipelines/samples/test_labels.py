@@ -172,12 +172,12 @@ def test_fault_39_labels_out_of_range_and_missing_classes_are_refused_with_the_l
     first, second = (f"{label} ({corpus.name(row)}, key {corpus.key(row)})" for label, row in ((5, 1), (7, 4)))
     told = f"2 labels are out of range for 4 classes (0 to 3): {first}, {second}."
     with pytest.raises(DatasetError, match=re.escape(told)):
-        check_labels(corpus, np.arange(14), num_classes=4, multi_label=True, missing_classes="error")
+        check_labels(corpus, np.arange(14), num_classes=4, multi_label=True, missing_classes="refuse")
     with pytest.raises(DatasetError, match=r"3 of 8 classes have no training sample: 3 \(fall\), 4, 6\."):
-        check_labels(corpus, np.arange(14), num_classes=8, multi_label=True, missing_classes="error")
+        check_labels(corpus, np.arange(14), num_classes=8, multi_label=True, missing_classes="refuse")
     # Samples that do not take part are no training samples, and are not checked.
     with pytest.raises(DatasetError, match=r"1 of 3 classes have no training sample: 1 \(run\)"):
-        check_labels(corpus, np.array([0, 3]), num_classes=3, multi_label=False, missing_classes="error")
+        check_labels(corpus, np.array([0, 3]), num_classes=3, multi_label=False, missing_classes="refuse")
     # Validation need not have every class, but its labels must fit as well.
     check_labels(corpus, np.array([0, 3]), num_classes=3, multi_label=False)
     with pytest.raises(DatasetError, match=re.escape(told)):
@@ -191,7 +191,7 @@ def test_samples_without_one_label_each_are_refused_where_each_must_have_one(pla
         check_labels(corpus, np.arange(4), num_classes=3, multi_label=False)
 
 
-def test_fault_39_missing_classes_are_reported_on_request(plain: Corpus, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_39_missing_classes_are_listed_in_a_warning(plain: Corpus, caplog: pytest.LogCaptureFixture) -> None:
     corpus = _labelled(plain, [0], [3])
     check_labels(corpus, np.array([0, 1]), num_classes=174, multi_label=False, missing_classes="warn")
     assert "172 of 174 classes have no training sample: 1 (run), 2 (sit), 4" in caplog.text
@@ -219,7 +219,7 @@ def test_fault_39_labels_that_count_from_one_are_told_so_and_no_others(
     corpus = _labelled(plain, *samples)
     with_names = corpus.labels
     corpus.labels = Labels(with_names.offsets, with_names.values)
-    options: dict[str, Any] = {"multi_label": False, "missing_classes": "error", "option": "val"}
+    options: dict[str, Any] = {"multi_label": False, "missing_classes": "refuse", "option": "val"}
     with pytest.raises(DatasetError, match=told) as refused:
         check_labels(corpus, np.arange(3), num_classes=num_classes, **options)
     assert counting in str(refused.value)
