@@ -112,7 +112,7 @@ def test_settings_that_the_sources_list() -> None:
 def begun(world: World, shards: Path, folder: Path) -> list[bool]:
     """Train a step by each of three recipes, with a small model: the second and third begin with the first's."""
     common = ["--data.shards", str(shards), "--model.img_size", "32", "--device", "cpu", "--train.steps", "1"]
-    common += ["--train.global_batch", "2", "--train.precision", "fp32", "--data.short", "loop"]
+    common += ["--train.global_batch", "4", "--train.precision", "fp32", "--data.short", "loop"]
     sizes = [("embed_dim", 24), ("depth", 2), ("num_heads", 2), ("decoder_embed_dim", 24), ("decoder_num_heads", 2)]
     small = [word for name, value in sizes for word in (f"--model.{name}", str(value))]
     small += ["--optim.warmup_epochs", "0", "--run.dir", str(folder / "run")]
