@@ -45,19 +45,19 @@ class Rejects:
             if problem.reason in _LIST_FAULTS and not problem.expected:
                 self._wrong.append(problem)
         if self._strict and self._all:
-            self._stop(self._all, "--on-error fail allows none")
+            self._stop(self._all, "--on-error fail allows none", self._num_requested)
         if len(self) >= self._num_requested:
-            self._stop(self._all, "so nothing is left")
+            self._stop(self._all, "so nothing is left", self._num_requested)
         allowed = int(self._max_bad_fraction * self._num_rows)
         if len(self._wrong) > allowed:
             limit = f"--max-bad-fraction {self._max_bad_fraction:g} allows {allowed}: mend them, or allow more"
-            self._stop(self._wrong, limit)
+            self._stop(self._wrong, limit, self._num_rows)
 
-    def _stop(self, problems: Sequence[Problem], limit: str) -> None:
+    def _stop(self, problems: Sequence[Problem], limit: str, count: int) -> None:
         lines = [describe(problem, self._source) for problem in problems[:_LISTED]]
         if len(problems) > _LISTED:
             lines.append(f"... and {len(problems) - _LISTED} more")
-        raise TooManyBad("\n".join([*lines, f"{len(problems)} of {self._num_requested} rows cannot be used, {limit}"]))
+        raise TooManyBad("\n".join([*lines, f"{len(problems)} of {count} rows cannot be used, {limit}"]))
 
 
 class Remarks:

@@ -86,14 +86,14 @@ def add_gaps(
         if one.request.line > 0:
             events.setdefault((roots[one.request.root].where, one.request.path), []).append(one)
     made: list[VideoCandidate] = []
-    unclear: list[str] = []
+    unclear = set(collected.unclear)
     endless: list[str] = []
     num_short = 0
     for (_, path), candidates in events.items():
         known = facts.get((candidates[0].request.root, path))
         spans = _spans(candidates, known, settings)
         if path in collected.unclear or spans is None or not isinstance(known, VideoFacts):
-            unclear.append(path)
+            unclear.add(path)
             continue
         if math.isnan(known.duration_s):
             endless.append(path)
@@ -116,7 +116,8 @@ def add_gaps(
     collected.note(note)
     if unclear:
         collected.note(
-            f"warning: {len(unclear)} videos have events that cannot be read, and so no background{shortened(unclear)}"
+            f"warning: {len(unclear)} videos have events that cannot be read, and so no background"
+            f"{shortened(sorted(unclear))}"
         )
     if endless:
         collected.note(

@@ -192,7 +192,9 @@ def test_bad_rows_have_their_line_and_value_and_their_videos_no_background(tmp_p
     assert "'x'" in messages[7]
     assert spans(found) == [("a.mp4", 1, 2, ("cut",)), ("a.mp4", 8, 12, ("cut",))]
     assert any("2 spans end more than a second after" in note for note in found.notes)
-    assert any("1 videos have events that cannot be read" in note and "a.mp4" in note for note in found.notes)
+    assert any(
+        "2 videos have events that cannot be read" in note and "a.mp4, sub/b.mp4" in note for note in found.notes
+    )
     with pytest.raises(ValueError, match=r"events\.csv, line 3: .*4 s to 4 s.*2 more"):
         read_events(tmp_path / "events.csv")
 
