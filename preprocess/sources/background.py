@@ -9,7 +9,7 @@ event of that row would be part of it.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -110,21 +110,23 @@ def add_gaps(
                 num_short += 1
             else:
                 made.append(VideoCandidate(replace(whole, start_s=start_s, stop_s=stop_s)))
-    note = f"{len(made)} gaps between events are {reading.background!r}"
-    if num_short:
-        note += f"; {num_short} are shorter than {reading.background_seconds:g} s (--background-seconds) and left out"
-    collected.note(note)
-    if unclear:
-        collected.note(
-            f"warning: {len(unclear)} videos have events that cannot be read, and so no background"
-            f"{shortened(sorted(unclear))}"
-        )
-    if endless:
-        collected.note(
-            f"warning: {len(endless)} videos announce no length: nothing after their last event is background"
-            f"{shortened(endless)}"
-        )
+    for note in _gap_notes(len(made), num_short, sorted(unclear), endless, reading):
+        collected.note(note)
     return made
+
+
+def _gap_notes(
+    num_made: int, num_short: int, unclear: Sequence[str], endless: Sequence[str], reading: Reading
+) -> Iterator[str]:
+    """Yield a note on the gaps, and one on the videos that have none, or not all of theirs."""
+    short = f"; {num_short} are shorter than {reading.background_seconds:g} s (--background-seconds) and left out"
+    yield f"{num_made} gaps between events are {reading.background!r}{short if num_short else ''}"
+    if unclear:
+        what = f"{len(unclear)} videos have events that cannot be read, and so no background"
+        yield f"warning: {what}{shortened(unclear)}"
+    if endless:
+        what = f"{len(endless)} videos announce no length: nothing after their last event is background"
+        yield f"warning: {what}{shortened(endless)}"
 
 
 def _spans(candidates: Sequence[VideoCandidate], known: object, settings: Settings) -> list[tuple[float, float]] | None:

@@ -69,11 +69,33 @@ def video_files(
     Raises:
         ValueError: one of `given` does not exist, or a list cannot be read.
     """
+    entries = _entries(given, reading, scratch)
+    names = given_label_names(reading, scratch=scratch)
+    rows = (row for entry in entries if entry.read for row in entry.read.rows)
+    if settings.source_fps and not any(row.frames or row.frames_too for row in rows):
+        raise ValueError("--source-fps is the rate of frame numbers in lists, and none are given; videos have a clock")
+    stores = _stores(entries)
+    roots = (*(entry.root for entry in entries), *(Remote(Storage(url), scratch) for url in stores))
+    identity = [identified(entry.root, entry.path, entry.data) for entry in entries]
+    list_name = entries[0].path if len(entries) == 1 and entries[0].read else ""
+
+    def find() -> ScanResult:
+        collected = Collected()
+        for entry in entries:
+            collect(entry, stores, reading, workers, collected)
+        if reading.events:
+            add_unnamed(entries[0].root, entries, reading, collected)
+        return replace(_cut(collected, roots, settings, reading, workers), label_names=names)
+
+    return Source(roots, list_name, [*identity, *reading_identity(reading, names)], find)
+
+
+def _entries(given: Sequence[str | Path], reading: Reading, scratch: Scratch) -> list[Given]:
+    """Open what was given, and read the lists among it."""
     remedy = "--events takes lists" if reading.events else "--videos takes folders, tars, lists and video files"
     base, below = opened(reading.root, "--root takes a folder", scratch=scratch) if reading.root else (None, "")
     if reading.events and (base is None or below):
         raise ValueError(f"--videos {reading.root}: --events looks for its videos in a folder; give that of all videos")
-    names = given_label_names(reading, scratch=scratch)
     entries: list[Given] = []
     for one in given:
         root, path = opened(one, remedy, scratch=scratch)
@@ -94,23 +116,7 @@ def video_files(
             entries.append(Given(len(entries), base or root, name, data, read))
         if not lists:
             entries.append(Given(len(entries), WithTars(root, scratch), path))
-    rows = (row for entry in entries if entry.read for row in entry.read.rows)
-    if settings.source_fps and not any(row.frames or row.frames_too for row in rows):
-        raise ValueError("--source-fps is the rate of frame numbers in lists, and none are given; videos have a clock")
-    stores = _stores(entries)
-    roots = (*(entry.root for entry in entries), *(Remote(Storage(url), scratch) for url in stores))
-    identity = [identified(entry.root, entry.path, entry.data) for entry in entries]
-    list_name = entries[0].path if len(entries) == 1 and entries[0].read else ""
-
-    def find() -> ScanResult:
-        collected = Collected()
-        for entry in entries:
-            collect(entry, stores, reading, workers, collected)
-        if reading.events:
-            add_unnamed(entries[0].root, entries, reading, collected)
-        return replace(_cut(collected, roots, settings, reading, workers), label_names=names)
-
-    return Source(roots, list_name, [*identity, *reading_identity(reading, names)], find)
+    return entries
 
 
 def _is_list(root: Root, path: str, given: str) -> bool:
