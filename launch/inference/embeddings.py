@@ -26,7 +26,7 @@ from launch.inference.sharded_table import ShardedTable, fill_missing_shards
 from mae3d.analysis.exact import each_clip
 from mae3d.analysis.features import Pool, check_pool, embed, layer_of
 from mae3d.model.encoder import Encoder
-from mae3d.video.windows import VideoBatch, VideoClips, WindowPlan
+from mae3d.video.windows import VideoBatch, VideoClips, Window, WindowPlan
 
 if TYPE_CHECKING:
     from launch.common.eval_set import EvalSet
@@ -192,15 +192,6 @@ def embed_videos(
         mine = [windows[i] for i in numbers.tolist()]
         return VideoClips(mine, size=embedder.config.img_size, batch_size=batch_size)
 
-    def keys_of(numbers: np.ndarray) -> Mapping[str, Array]:
-        mine = [windows[i] for i in numbers.tolist()]
-        return {
-            "key": pa.array([f"{i:06d}" for i in numbers.tolist()], pa.string()),
-            "name": pa.array([window.path for window in mine], pa.string()),
-            "labels": pa.array([[] for _ in mine], pa.list_(pa.int32())),
-            **_span_columns([(window.first_frame, window.start_s, window.end_s) for window in mine]),
-        }
-
     def columns_of(batch: VideoBatch) -> Mapping[str, Array]:
         return {"replaced_frames": pa.array(batch.replaced), "vector": embedder(torch.from_numpy(batch.clips))}
 
@@ -211,7 +202,23 @@ def embed_videos(
         settings={"model": model_sha256, **embedder.settings, **settings},
         row_bytes=embedder.row_bytes,
     )
-    return fill_missing_shards(table, world=world, open_stream=open_stream, keys_of=keys_of, columns_of=columns_of)
+    return fill_missing_shards(table, world=world, open_stream=open_stream, keys_of=lambda numbers: window_keys(windows, numbers), columns_of=columns_of)
+
+
+def window_keys(windows: Sequence[Window], numbers: np.ndarray) -> dict[str, Array]:
+    """Return the columns that a table of windows of video files begins with.
+
+    Args:
+        windows: all windows.
+        numbers: (n,) those of the rows, their keys.
+    """
+    mine = [windows[i] for i in numbers.tolist()]
+    return {
+        "key": pa.array([f"{i:06d}" for i in numbers.tolist()], pa.string()),
+        "name": pa.array([window.path for window in mine], pa.string()),
+        "labels": pa.array([[] for _ in mine], pa.list_(pa.int32())),
+        **_span_columns([(window.first_frame, window.start_s, window.end_s) for window in mine]),
+    }
 
 
 def files_hash(paths: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Pages hold all that they show: one file that can be mailed as it is, without scripts, and nothing is fetched.
+"""Pages hold all that they show: one file that can be mailed as it is, legible without scripts; nothing is fetched.
 
 Texts, tables and pictures ─► the text of an HTML page; every text is escaped.
 
@@ -36,13 +36,14 @@ img { display: block; max-width: 100%; height: auto; }
 """.strip()
 
 
-def page(title: str, body: Sequence[str], *, style: str = "") -> str:
+def page(title: str, body: Sequence[str], *, style: str = "", script: str = "") -> str:
     """Return the text of a page.
 
     Args:
         title: The page's title, plain text.
         body: HTML of the page's parts, in order.
         style: CSS rules of these parts, after those that all pages share.
+        script: JavaScript that makes the page handier; it holds nothing from outside this program.
     """
     return "\n".join(
         [
@@ -53,7 +54,9 @@ def page(title: str, body: Sequence[str], *, style: str = "") -> str:
             f"<title>{escape(title)}</title>",
             f"<style>\n{_STYLE}\n{style.strip()}\n</style></head><body><main>",
             *body,
-            "</main></body></html>\n",
+            "</main>",
+            *([f"<script>{script}</script>"] if script else []),
+            "</body></html>\n",
         ]
     )
 
