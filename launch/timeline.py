@@ -11,9 +11,8 @@ was. torchrun needs the `--`, because it has an option --run of its own.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,77 +20,12 @@ if not __package__:  # run as a file: use the checkout this file sits in
 from launch.common.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
 from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, clips_config, trained_data
 from launch.common.sole_writer import sole_writer
-from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
-from mae3d.io.resume import free
-from mae3d.model.config import MaskType
-from pipelines.config import RATE
+from launch.inference.settings import TimelineConfig
 
 if TYPE_CHECKING:
+    from launch.inference.phases import Truth
+    from launch.inference.timeline import Reader
     from mae3d.distributed import World
-
-
-@dataclass(frozen=True)
-class TimelineConfig:
-    """Run a model along video files.
-
-    Attributes:
-        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint.
-        videos: Video files: `--videos a.mp4 b.mp4`.
-        out: Folder for windows.parquet (vectors, what the model computes), timeline.parquet (a row per window),
-            changes.csv, timeline.html and a PNG per file; with events agreement.csv and .json.
-        every: Seconds between the windows, each a clip of the model; they overlap if a clip is longer.
-        sampling_rate: Distance of two frames of a clip at target_fps; null takes the run's, or 4.
-        target_fps: Frame rate that sampling_rate refers to; null takes the run's, or 30.
-        layer: Blocks that are run for novelty and changes; 0 is the patch embedding, -1 the last block.
-        pool: `mean` over the patches' tokens, or `cls`, the class token.
-        mask: Surprise: what is hidden of a clip, by the names of docs/masks.md; all windows have the same mask.
-        mask_ratio: Surprise: share of the tokens that is hidden; null takes the model's.
-        seed: Surprise: of a mask that is drawn.
-        apart: Novelty: seconds that lie between a window and an earlier one at least; windows never overlap.
-        change_penalty: Evidence that a change point needs, in multiples of the noise; more finds fewer.
-        change_min: Seconds between two change points, at least.
-        events: Classifier: a list of the true phases, `name,start_s,end_s,label` or another form of docs/lists.md;
-            names are the files as given, or without folder or suffix.
-        smooth: Classifier: seconds over which classes are smoothed; 0 = not at all; `auto` chooses for each file what
-            agrees best on the other files (needs --events).
-        smoothing: `median` of each class's scores over a window of `smooth`, or `hmm`: the most probable path, in which
-            a class lasts `smooth` on average.
-        batch: Windows at a time.
-        precision: `fp32`, or `bf16`: faster on a GPU; it moves scores in the third digit.
-        device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
-    """
-
-    run: str = field(metadata=FILLED)
-    videos: tuple[str, ...]
-    out: str = field(metadata=FILLED)
-    every: float = bounded(1.0, least=1e-3)
-    sampling_rate: float | None = bounded(None, **RATE)
-    target_fps: float | None = bounded(None, **RATE)
-    layer: int = -1
-    pool: Literal["mean", "cls"] = "mean"
-    mask: MaskType = "prospective"
-    mask_ratio: float | None = bounded(None, least=0, below=1)
-    seed: int = seeded()
-    apart: float = bounded(0.0, least=0)
-    change_penalty: float = bounded(3.0, above=0)
-    change_min: float = bounded(2.0, least=0)
-    events: str = ""
-    smooth: float | Literal["auto"] = 0.0
-    smoothing: Literal["median", "hmm"] = "median"
-    batch: int = bounded(8, least=1, most=1 << 30)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: str = free("auto", local=True)
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if not self.videos:
-            raise ValueError("--videos is missing: give one or more video files")
-        if len(set(self.videos)) < len(self.videos):
-            raise ValueError("--videos: a file is given twice")
-        if self.smooth == "auto" and not self.events:
-            raise ValueError("--smooth auto chooses by the agreement with --events: give these, or a number of seconds")
-        if self.smooth != "auto" and self.smooth < 0:
-            raise ValueError(f"--smooth {self.smooth:g} must be 0 or more seconds, or auto")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +55,7 @@ def timeline(config: TimelineConfig, world: "World") -> list[str]:
     """
     from launch.inference.embeddings import files_hash
     from launch.inference.phases import read_truth
-    from launch.inference.timeline import Reader, finish, read_windows
+    from launch.inference.timeline import Reader, read_windows
     from mae3d.video.windows import plan_windows
 
     file = agreed_model_file(config.run, world)
@@ -147,8 +81,30 @@ def timeline(config: TimelineConfig, world: "World") -> list[str]:
     }
     read_windows(config, reader, plan, settings, world)
     if world.is_first:
-        print(finish(config, reader, truth))
+        print(_finish(config, reader, truth))
     return list(plan.unreadable.values())
+
+
+def _finish(config: TimelineConfig, reader: "Reader", truth: "Truth | None") -> str:
+    """Write all that follows from windows.parquet; return the report to print."""
+    from launch.common.tables import aligned, columns_of
+    from launch.inference.phases import judge
+    from launch.inference.timeline import PAGE, WINDOWS, pictures_of, tracks_of, write_tables
+    from launch.report.timeline_page import write_page
+    from launch.report.timeline_plots import write_pictures
+
+    out = Path(config.out)
+    tracks = tracks_of(config, out / WINDOWS)
+    agreement = judge(config, () if reader.is_multi_label else reader.class_names, truth, tracks, out)
+    write_tables(config, reader.class_names, tracks, out)
+    write_pictures(tracks, reader.class_names, [out / name for name in pictures_of(config.videos)])
+    write_page(tracks, reader.class_names, agreement, windows=out / WINDOWS, path=out / PAGE)
+    lines = [line for rows in agreement for line in aligned(columns_of(rows))]
+    if agreement and config.smooth == "auto" and sum(map(bool, truth.events.values() if truth else ())) < 2:
+        lines.append("--smooth auto: nothing is smoothed, because no other file has events to choose on")
+    changes = sum(len(track.changes) for track in tracks)
+    lines.append(f"{sum(len(track.start_s) for track in tracks):,} windows, {changes:,} change points: {out / PAGE}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,13 @@ def embed_videos(
         settings={"model": model_sha256, **embedder.settings, **settings},
         row_bytes=embedder.row_bytes,
     )
-    return fill_missing_shards(table, world=world, open_stream=open_stream, keys_of=lambda numbers: window_keys(windows, numbers), columns_of=columns_of)
+    return fill_missing_shards(
+        table,
+        world=world,
+        open_stream=open_stream,
+        keys_of=lambda numbers: window_keys(windows, numbers),
+        columns_of=columns_of,
+    )
 
 
 def window_keys(windows: Sequence[Window], numbers: np.ndarray) -> dict[str, Array]:

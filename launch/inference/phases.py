@@ -1,7 +1,7 @@
 """Scores along videos and a list of true phases ─► smoothed classes, and how far they agree.
 
 truth = read_truth(config, class_names)            # Truth, or None without --events
-lines = judge(config, reader, truth, tracks, out)  # fills each track's classes; agreement.csv and agreement.json
+tables = judge(config, phases, truth, tracks, out)  # fills each track's classes; agreement.csv and agreement.json
 
 Smoothing with `--smooth auto` is chosen for each file by its agreement on the others, never on the file itself.
 """
@@ -14,20 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.common.tables import aligned, columns_of, write_csv
-from mae3d.analysis.phases import UNLABELLED, agreement, best_setting, hmm_smoothed, median_smoothed
+from launch.common.tables import columns_of, write_csv
+from launch.common.track import Track
+from launch.inference.settings import TimelineConfig
+from mae3d.analysis.phases import (
+    UNLABELLED,
+    agreement,
+    best_setting,
+    boundary_matches,
+    hmm_smoothed,
+    median_smoothed,
+    total,
+)
 from mae3d.io.files import write_text
 from mae3d.model.config import nearest
 
 if TYPE_CHECKING:
-    from launch.inference.timeline import Reader, Track
-    from launch.timeline import TimelineConfig
     from preprocess.sources.events import Event
 
 AGREEMENT, AGREEMENT_TABLE = "agreement.json", "agreement.csv"
 BACKGROUND = "background"  # the class, if the model has it, of all moments without an event
 GRID_S = (0.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0)  # seconds that `--smooth auto` chooses among
 CHOSEN_BY = "f1_50"
+TOLERANCE_S = 1.0  # between a change point and a boundary that it hits
 SHOWN = 5  # names in a message
 
 
@@ -38,22 +47,21 @@ class Truth:
     events: "dict[str, list[Event]]"
 
 
-def read_truth(config: "TimelineConfig", class_names: Sequence[str]) -> Truth | None:
+def read_truth(config: TimelineConfig, class_names: Sequence[str]) -> Truth | None:
     """Return the true phases of the files; None without `--events`.
 
     Raises:
-        ValueError: The model is no classifier, the list cannot be read, a label is no class of the model's, no name is
-            one of the files, or two events of a file overlap.
+        ValueError: The list cannot be read, a label is no class of the model's, if it has any, no name is one of the
+            files, or two events of a file overlap.
     """
     from mae3d.video.clip import open_clips
     from preprocess.sources.events import read_events
 
     if not config.events:
         return None
-    if not class_names:
-        raise ValueError("--events: the model has no classes to compare with them: give a finetuned one as --run")
     events = read_events(Path(config.events))
-    if unknown := sorted({event.label for event in events} - set(class_names)):
+    unknown = sorted({event.label for event in events} - set(class_names)) if class_names else []
+    if unknown:
         raise ValueError(
             f"{config.events}: {len(unknown)} labels are no classes of the model: {', '.join(unknown[:SHOWN])}; "
             f"{nearest(unknown[0], list(class_names))}"
@@ -95,63 +103,98 @@ def classes_at(events: "Sequence[Event]", seconds: np.ndarray, class_names: Sequ
 
 
 def judge(
-    config: "TimelineConfig", reader: "Reader", truth: Truth | None, tracks: "Sequence[Track]", out: Path
-) -> list[str]:
-    """Choose a class for each moment, compare with the events, and write agreement.csv and agreement.json.
+    config: TimelineConfig, phases: Sequence[str], truth: Truth | None, tracks: Sequence[Track], out: Path
+) -> list[list[dict[str, Any]]]:
+    """Choose a class for each moment; compare classes and change points with the events, if there are any.
 
-    A classifier of several labels per clip has no single class at a moment: nothing is done.
+    Args:
+        config: The options.
+        phases: Classes of the model that exclude one another; empty for a model without any, of which the change points
+            alone are compared.
+        truth: The events; None without any.
+        tracks: The files; their classes are filled in.
+        out: The folder.
 
     Returns:
-        Lines to print.
-
-    Raises:
-        ValueError: Events are given for a classifier of several labels per clip.
+        Tables of the agreement, as agreement.csv and agreement.json have them: of classes, and of change points.
     """
-    if not reader.class_names or reader.is_multi_label:
+    chosen = [0.0] * len(tracks)
+    if phases:
         if truth is not None:
-            raise ValueError("--events: phases exclude one another, but the model gives several labels per clip")
-        return []
-    for track in tracks:
-        track.true = np.zeros(0, np.int64)
-        if truth is not None:
-            track.true = classes_at(truth.events[track.name], track.centre_s, reader.class_names)
-    grid = GRID_S if config.smooth == "auto" else (float(config.smooth),)
-    options = {smooth: [_predicted(config, track, smooth) for track in tracks] for smooth in grid}
-    chosen = _choose(tracks, options)
-    for i, track in enumerate(tracks):
-        track.predicted = options[chosen[i]][i]
+            for track in tracks:
+                track.true = classes_at(truth.events[track.name], track.centre_s, phases)
+        grid = GRID_S if config.smooth == "auto" else (float(config.smooth),)
+        options = {smooth: [_predicted(config, track, smooth) for track in tracks] for smooth in grid}
+        chosen = _choose(tracks, options)
+        for i, track in enumerate(tracks):
+            track.predicted = options[chosen[i]][i]
     if truth is None:
         return []
-    plain = [_predicted(config, track, 0.0) for track in tracks]
+    known = [i for i, track in enumerate(tracks) if truth.events[track.name]]
+    rows = [{"name": tracks[i].name} | _boundaries([tracks[i]], truth) for i in known]
+    rows.append({"name": "all files"} | _boundaries([tracks[i] for i in known], truth))
+    tables = [rows]
+    if phases:
+        tables.insert(0, _phase_rows(config, tracks, known, chosen))
+    write_csv(out / AGREEMENT_TABLE, columns_of([row for table in tables for row in table]))
+    described = {"smoothing": config.smoothing, "tolerance_s": TOLERANCE_S, "rows": [r for t in tables for r in t]}
+    write_text(out / AGREEMENT, json.dumps(described, indent=1) + "\n")
+    return tables
+
+
+def _phase_rows(
+    config: TimelineConfig, tracks: Sequence[Track], known: Sequence[int], chosen: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return the figures of each file that has events, and of all, before and after smoothing."""
     rows: list[dict[str, Any]] = []
-    for title, predictions in (("", plain), ("smoothed", [track.predicted for track in tracks])):
-        if title and not any(chosen):
+    plain = {i: _predicted(config, tracks[i], 0.0) for i in known}
+    smoothed = {i: tracks[i].predicted for i in known}
+    for predictions, seconds in ((plain, dict.fromkeys(known, 0.0)), (smoothed, {i: chosen[i] for i in known})):
+        if predictions is smoothed and not any(seconds.values()):
             continue
-        for i, track in enumerate(tracks):
-            figures = agreement([predictions[i]], [track.true])
-            smooth = chosen[i] if title else 0.0
-            rows.append({"name": track.name, "smooth_s": smooth, "moments": int((track.true >= 0).sum())} | figures)
-        figures = agreement(predictions, [track.true for track in tracks])
-        smooth = (chosen[0] if len(set(chosen)) == 1 else None) if title else 0.0
-        moments = sum(int((track.true >= 0).sum()) for track in tracks)
-        rows.append({"name": "all files", "smooth_s": smooth, "moments": moments} | figures)
-    table = columns_of(rows)
-    write_csv(out / AGREEMENT_TABLE, table)
-    write_text(out / AGREEMENT, json.dumps({"smoothing": config.smoothing, "files": rows}, indent=1) + "\n")
-    lines = aligned(table)
-    if config.smooth == "auto" and len(tracks) < 2:
-        lines.append("--smooth auto: nothing is smoothed, because there is no other file to choose on")
-    return lines
+        for group in [*([i] for i in known), known]:
+            true = [tracks[i].true for i in group]
+            same = len({seconds[i] for i in group}) == 1
+            rows.append(
+                {
+                    "name": tracks[group[0]].name if len(group) == 1 and group is not known else "all files",
+                    "smooth_s": seconds[group[0]] if same else "each its own",
+                    "moments": int(sum((classes != UNLABELLED).sum() for classes in true)),
+                    **agreement([predictions[i] for i in group], true),
+                }
+            )
+    return rows
 
 
-def _predicted(config: "TimelineConfig", track: "Track", smooth_s: float) -> np.ndarray:
+def _boundaries(tracks: Sequence[Track], truth: Truth) -> dict[str, Any]:
+    """Return how many change points lie at the beginnings and ends of events, within TOLERANCE_S."""
+    matches = []
+    for track in tracks:
+        first_s, last_s = np.nanmin(track.start_s) + TOLERANCE_S, np.nanmax(track.end_s) - TOLERANCE_S
+        ends = {round(t, 3) for event in truth.events[track.name] for t in (event.start_s, event.end_s)}
+        changes = [track.change_s(change) for change in track.changes]
+        true = sorted(t for t in ends if first_s <= t <= last_s)
+        matches.append(boundary_matches(changes, true, tolerance=TOLERANCE_S))
+    counts = total(matches)
+    return {
+        "boundaries": counts.true,
+        "changes": counts.predicted,
+        "change_precision": counts.precision,
+        "change_recall": counts.recall,
+        "change_f1": counts.f1,
+    }
+
+
+def _predicted(config: TimelineConfig, track: Track, smooth_s: float) -> np.ndarray:
     """Return the (n,) classes of the smoothed scores; -1 for moments that cannot be read."""
     readable = np.flatnonzero(~np.isnan(track.scores[:, 0]))
     classes = np.full(len(track.scores), UNLABELLED, np.int64)
     scores, rows = track.scores[readable], smooth_s / config.every
     if rows >= 1 and len(readable):
-        smoothed = median_smoothed(scores, round(rows)) if config.smoothing == "median" else hmm_smoothed(
-            scores, 1 - 1 / (1 + rows)
+        smoothed = (
+            median_smoothed(scores, round(rows))
+            if config.smoothing == "median"
+            else hmm_smoothed(scores, 1 - 1 / (1 + rows))
         )
         scores = smoothed.astype(np.float64)
     if len(readable):
@@ -159,7 +202,7 @@ def _predicted(config: "TimelineConfig", track: "Track", smooth_s: float) -> np.
     return classes
 
 
-def _choose(tracks: "Sequence[Track]", options: dict[float, list[np.ndarray]]) -> list[float]:
+def _choose(tracks: Sequence[Track], options: dict[float, list[np.ndarray]]) -> list[float]:
     """Return each file's smoothing: the only one there is, or what agrees best on the other files that have events."""
     if len(options) == 1:
         return [next(iter(options))] * len(tracks)

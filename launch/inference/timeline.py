@@ -2,7 +2,8 @@
 
 reader = Reader(file, config, world.device)
 read_windows(config, reader, plan, settings, world)       # vectors, scores or surprise, a small picture per window
-print(finish(config, reader, truth))                      # timeline.parquet, changes.csv, agreement, page, PNGs
+tracks = tracks_of(config, out / WINDOWS)                 # novelty and change points of each file
+write_tables(config, reader.class_names, tracks, out)     # timeline.parquet, changes.csv
 
 windows.parquet holds what costs time, byte for byte the same on any number of ranks and after kills. The rest is
 computed from it anew by every start, so that penalties, smoothing and events may change.
@@ -10,7 +11,8 @@ computed from it anew by every start, so that penalties, smoothing and events ma
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,10 @@ import simplejpeg
 import torch
 
 from launch.common.tables import write_rows
+from launch.common.track import Track
 from launch.inference.embeddings import Embedder, window_keys
-from launch.inference.phases import AGREEMENT, AGREEMENT_TABLE, judge
+from launch.inference.phases import AGREEMENT, AGREEMENT_TABLE
+from launch.inference.settings import TimelineConfig
 from launch.inference.sharded_table import METADATA, ShardedTable, fill_missing_shards, stored_settings
 from mae3d.analysis.course import Change, change_points, novelties
 from mae3d.analysis.exact import each_clip
@@ -36,8 +40,6 @@ from mae3d.video.windows import VideoBatch, VideoClips, WindowPlan
 from mae3d.weights.files import WeightsError, open_encoder, open_model
 
 if TYPE_CHECKING:
-    from launch.inference.phases import Truth
-    from launch.timeline import TimelineConfig
     from mae3d.distributed import World
 
 WINDOWS, TIMELINE, CHANGES, PAGE = "windows.parquet", "timeline.parquet", "changes.csv", "timeline.html"
@@ -48,7 +50,7 @@ HEAVY = ("vector", "picture")  # columns of windows.parquet that timeline.parque
 class Reader:
     """A frozen model of any kind that turns windows into columns."""
 
-    def __init__(self, file: Path, config: "TimelineConfig", device: torch.device) -> None:
+    def __init__(self, file: Path, config: TimelineConfig, device: torch.device) -> None:
         """Open the model.
 
         Raises:
@@ -123,7 +125,7 @@ def _jpeg(picture: np.ndarray) -> bytes:
 
 
 def read_windows(
-    config: "TimelineConfig", reader: Reader, plan: WindowPlan, settings: Mapping[str, Any], world: "World"
+    config: TimelineConfig, reader: Reader, plan: WindowPlan, settings: Mapping[str, Any], world: "World"
 ) -> None:
     """Write windows.parquet; all ranks call it.
 
@@ -161,71 +163,12 @@ def pictures_of(videos: Sequence[str]) -> list[str]:
     return ["timeline.png"] if len(videos) == 1 else [f"timeline_{i:03d}.png" for i in range(len(videos))]
 
 
-@dataclass
-class Track:
-    """All that is known about a file, window by window; NaN or -1 where a window cannot be read.
-
-    Attributes:
-        name: The file as given.
-        start_s: (n,) beginnings of the windows.
-        end_s: (n,) their ends.
-        scores: (n, C) of a classifier; (n, 0) of other models.
-        curves: Name -> (n,): surprise, surprise_copy, novelty, as far as the model has them.
-        changes: Change points by the row that is the first of the new segment.
-        predicted: (n,) classes after smoothing; empty without classes that exclude one another.
-        true: (n,) classes by the events; empty without any.
-        first_row: Number of its first row in the table.
-    """
-
-    name: str
-    start_s: np.ndarray
-    end_s: np.ndarray
-    scores: np.ndarray
-    curves: dict[str, np.ndarray]
-    changes: list[Change]
-    predicted: np.ndarray
-    true: np.ndarray
-    first_row: int = 0
-
-    @property
-    def centre_s(self) -> np.ndarray:
-        """Middles of the windows, (n,) seconds."""
-        centres: np.ndarray = (self.start_s + self.end_s) / 2
-        return centres
-
-    def change_s(self, change: Change) -> float:
-        """Return the time of a change: half way between the middles of the windows before and after it."""
-        return float(self.centre_s[change.row - 1 : change.row + 1].mean())
-
-
-def finish(config: "TimelineConfig", reader: Reader, truth: "Truth | None") -> str:
-    """Write all that follows from windows.parquet; rank 0 calls it.
-
-    Returns:
-        The report to print.
-
-    Raises:
-        OSError: A file cannot be written.
-    """
-    from launch.report.timeline_page import write_page, write_pictures
-
-    out = Path(config.out)
-    tracks = list(_tracks(config, out / WINDOWS))
-    lines = judge(config, reader, truth, tracks, out)
-    _write_timeline(config, reader, tracks, out)
-    rows = [(track.name, f"{track.change_s(c):.3f}", f"{c.strength:.4f}") for track in tracks for c in track.changes]
-    write_rows(out / CHANGES, [("name", "seconds", "strength"), *rows])
-    write_pictures(tracks, reader.class_names, [out / name for name in pictures_of(config.videos)])
-    write_page(tracks, reader.class_names, out / WINDOWS, out / PAGE, lines)
-    windows = sum(len(track.start_s) for track in tracks)
-    return "\n".join([*lines, f"{windows:,} windows, {len(rows):,} change points: {out / PAGE}"])
-
-
-def _tracks(config: "TimelineConfig", path: Path) -> Iterator[Track]:
-    first_row = 0
+def tracks_of(config: TimelineConfig, path: Path) -> list[Track]:
+    """Return what windows.parquet says about each file, with novelty and change points; classes are not chosen yet."""
+    tracks: list[Track] = []
     for rows in by_file(path):
-        yield _track(config, rows, first_row)
-        first_row += len(rows)
+        tracks.append(_track(config, rows, sum(len(track.start_s) for track in tracks)))
+    return tracks
 
 
 def by_file(path: Path, *, without: Sequence[str] = ("picture",)) -> Iterator[pa.Table]:
@@ -236,7 +179,7 @@ def by_file(path: Path, *, without: Sequence[str] = ("picture",)) -> Iterator[pa
         for batch in file.iter_batches(1024, columns=columns):
             names = batch["name"].to_numpy(zero_copy_only=False)
             cuts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
-            for begin, end in zip(cuts, cuts[1:], strict=False):
+            for begin, end in pairwise(cuts):
                 if held and held[-1]["name"][0].as_py() != names[begin]:
                     yield pa.Table.from_batches(held)
                     held = []
@@ -244,14 +187,16 @@ def by_file(path: Path, *, without: Sequence[str] = ("picture",)) -> Iterator[pa
         yield pa.Table.from_batches(held)
 
 
-def _track(config: "TimelineConfig", rows: pa.Table, first_row: int) -> Track:
+def _track(config: TimelineConfig, rows: pa.Table, first_row: int) -> Track:
     def column(name: str) -> np.ndarray:
         return np.array(rows[name].to_numpy(), dtype=np.float64)  # null is NaN
 
     start_s, end_s = column("start_s"), column("end_s")
     readable = np.flatnonzero(rows["vector"].combine_chunks().is_valid().to_numpy(zero_copy_only=False))
     vectors = _lists(rows["vector"])[readable]
-    curves = {name: column(name) for name in ("surprise", "surprise_copy") if name in rows.column_names}
+    curves: dict[str, np.ndarray] = {
+        name: column(name) for name in ("surprise", "surprise_copy") if name in rows.column_names
+    }
     curves["novelty"] = np.full(len(rows), np.nan)
     curves["novelty"][readable] = novelties(vectors, start_s[readable], end_s[readable], apart_s=config.apart)
     least = max(1, round(config.change_min / config.every))
@@ -275,14 +220,16 @@ def _lists(column: pa.ChunkedArray) -> np.ndarray:
     whole: Any = column.combine_chunks()
     width = column.type.list_size
     values = np.full((len(column), width), np.nan, np.float32)
-    values[whole.is_valid().to_numpy(zero_copy_only=False)] = whole.flatten().to_numpy(
-        zero_copy_only=False
-    ).reshape(-1, width)
+    values[whole.is_valid().to_numpy(zero_copy_only=False)] = (
+        whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    )
     return values
 
 
-def _write_timeline(config: "TimelineConfig", reader: Reader, tracks: Sequence[Track], out: Path) -> None:
-    """Write timeline.parquet: the light columns of windows.parquet, and those that follow from them."""
+def write_tables(config: TimelineConfig, class_names: Sequence[str], tracks: Sequence[Track], out: Path) -> None:
+    """Write timeline.parquet, the light columns of windows.parquet and those that follow from them; and changes.csv."""
+    changes = [(track.name, f"{track.change_s(c):.3f}", f"{c.strength:.4f}") for track in tracks for c in track.changes]
+    write_rows(out / CHANGES, [("name", "seconds", "strength"), *changes])
     settings = stored_settings(out / WINDOWS) | {
         "apart_s": config.apart,
         "change_penalty": config.change_penalty,
@@ -290,7 +237,7 @@ def _write_timeline(config: "TimelineConfig", reader: Reader, tracks: Sequence[T
         "smooth": config.smooth,
         "smoothing": config.smoothing,
     }
-    names = pa.array(reader.class_names, pa.string())
+    names = pa.array(class_names, pa.string())
     with replace_file(out / TIMELINE) as aside:
         writer: pq.ParquetWriter | None = None
         for track, rows in zip(tracks, by_file(out / WINDOWS, without=HEAVY), strict=True):

@@ -1,22 +1,30 @@
 """The timeline's page has rules and a script of its own: lanes above one another, and a cursor that moves over them."""
 
 STYLE = """
-pre { overflow-x: auto; font-size: 13px; line-height: 1.45; margin: 0; }
+.wide { overflow-x: auto; }
+.wide + .wide { margin-top: 18px; }
+.numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-left: 12px; padding-right: 0; }
+.numbers th, .numbers td { white-space: nowrap; }
+.numbers thead th { white-space: normal; }
+figcaption small { margin-left: 8px; font-size: 13px; }
 h3 small { display: inline-block; }
 .plot { position: relative; outline-offset: 4px; cursor: crosshair; touch-action: pan-y; }
 .plot figure { margin: 0 0 10px; }
 .plot svg { display: block; width: 100%; background: #f7f8fa; border-radius: 3px; }
 .ribbon svg { height: 26px; }
 .lane svg { height: 96px; }
-figcaption { font-size: 13px; color: var(--soft); margin-bottom: 2px; }
+.plot figcaption { position: relative; z-index: 1; background: #fff; padding: 2px 0; }
+figcaption { font-size: 13px; color: var(--soft); }
 path { fill: none; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
 .line0 { stroke: var(--accent); stroke-width: 1.6; }
 .line1 { stroke: #a7aebb; stroke-width: 1.3; }
-.marks { position: absolute; inset: 0; pointer-events: none; }
+.marks { position: absolute; inset: 0; }
 .marks i { position: absolute; top: 0; bottom: 0; width: 1px; background: #d1242f; opacity: 0.45; }
-.cursor { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: #262a30; pointer-events: none; }
+.cursor { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: #262a30; }
+.cursor, .marks { pointer-events: none; }
 .scale { display: flex; justify-content: space-between; font-size: 13px; color: var(--soft); }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 12px 0 0; padding: 0; font-size: 14px; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 12px 0 0; padding: 0; }
+.legend li { font-size: 14px; }
 .legend b { display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin-right: 6px; }
 .legend small { margin-left: 2px; }
 .now { display: flex; gap: 16px; align-items: center; margin-top: 12px; min-height: 24px; }
@@ -60,19 +68,24 @@ for (const track of document.querySelectorAll('.track')) {
     cursor.hidden = false;
     cursor.style.left = 100 * seconds / data.length + '%';
     const parts = [clock(seconds)];
-    for (const [name, list] of Object.entries(data.classes)) if (list[at] >= 0) parts.push(name + ': ' + data.names[list[at]]);
-    for (const [name, list] of Object.entries(data.curves)) if (list[at] !== null) parts.push(name.replace('_', ' ') + ' ' + list[at]);
+    for (const [name, list] of Object.entries(data.classes))
+      if (list[at] >= 0) parts.push(name + ': ' + data.names[list[at]]);
+    for (const [name, list] of Object.entries(data.curves))
+      if (list[at] !== null) parts.push(name.replace('_', ' ') + ' ' + list[at]);
     text.textContent = parts.join(' \\u00b7 ');
     plot.setAttribute('aria-valuenow', Math.round(seconds));
     plot.setAttribute('aria-valuetext', text.textContent);
-    let best = null;
-    for (const image of stored)
-      if (!best || Math.abs(image.dataset.row - data.rows[at]) < Math.abs(best.dataset.row - data.rows[at])) best = image;
+    const away = image => Math.abs(image.dataset.row - data.rows[at]);
+    let best = stored[0];
+    for (const image of stored) if (away(image) < away(best)) best = image;
     if (best) { picture.src = best.src; picture.alt = best.alt; picture.hidden = false; }
   };
   const nearest = seconds => {
     let low = 0, high = last;
-    while (low < high) { const middle = (low + high) >> 1; if (data.seconds[middle] < seconds) low = middle + 1; else high = middle; }
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (data.seconds[middle] < seconds) low = middle + 1; else high = middle;
+    }
     return low > 0 && seconds - data.seconds[low - 1] < data.seconds[low] - seconds ? low - 1 : low;
   };
   const follow = event => {
@@ -82,7 +95,8 @@ for (const track of document.querySelectorAll('.track')) {
   plot.addEventListener('pointerdown', event => { plot.setPointerCapture(event.pointerId); follow(event); });
   plot.addEventListener('pointermove', event => { if (event.buttons) follow(event); });
   plot.addEventListener('keydown', event => {
-    const step = {ArrowLeft: -1, ArrowRight: 1, PageUp: -Math.ceil(last / 20), PageDown: Math.ceil(last / 20)}[event.key];
+    const far = Math.ceil(last / 20);
+    const step = {ArrowLeft: -1, ArrowRight: 1, PageUp: -far, PageDown: far}[event.key];
     if (step) show(at + step * (event.shiftKey ? 10 : 1));
     else if (event.key === 'Home') show(0);
     else if (event.key === 'End') show(last);

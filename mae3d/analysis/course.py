@@ -19,6 +19,8 @@ from mae3d.analysis.exact import one_thread
 ROWS = 256  # of the matrix of similarities at a time: 24 h at a window per second take 90 MB
 COMPONENTS = 16  # principal components that change points are sought in
 BLOCK, MARGIN = 2048, 256  # rows that are segmented at once, and rows at their ends that another block decides
+STILL = 1e-3  # least noise, as a share of the variance
+ROUNDING = 1e-10  # and at all: of vectors of length 1 in float32
 TINY = 1e-12
 
 
@@ -70,7 +72,7 @@ def change_points(vectors: NDArray[np.floating], *, penalty: float, min_rows: in
 
     Vectors have length 1 and are reduced to their principal components. A change must lessen the sum of squared
     distances to the segments' means by `penalty` x log(n) x the noise: half the median squared distance of windows that
-    follow one another, which a few changes do not move.
+    follow one another, which a few changes do not move, or a thousandth of the whole variance in still footage.
 
     Args:
         vectors: (n, D) of one video, in order of time.
@@ -82,8 +84,9 @@ def change_points(vectors: NDArray[np.floating], *, penalty: float, min_rows: in
         return []
     with one_thread():
         reduced = _reduced(rows)
-        noise = float(np.median(np.square(np.diff(reduced, axis=0)).sum(axis=1))) / 2
-        cost = penalty * np.log(len(rows)) * max(noise, TINY)
+        steps = float(np.median(np.square(np.diff(reduced, axis=0)).sum(axis=1))) / 2
+        noise = max(steps, STILL * float(np.square(reduced).sum(axis=1).mean()), ROUNDING)
+        cost = penalty * np.log(len(rows)) * noise
         ends = [0, *_segmented(reduced, cost, min_rows), len(rows)]
         means = [unit(rows[a:b].mean(axis=0, keepdims=True))[0] for a, b in pairwise(ends)]
         return [Change(row, 1 - float(a @ b)) for row, (a, b) in zip(ends[1:-1], pairwise(means), strict=True)]

@@ -9,7 +9,7 @@ A moment whose true class is -1 is unlabelled: it counts nowhere, and the moment
 one another. n moments in order of time, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,17 +32,32 @@ class Segment(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Counts of predicted and true segments; those of several videos add up."""
+    """Counts of predicted and true segments, or boundaries; those of several videos add up."""
 
     hits: int
     predicted: int
     true: int
 
     @property
+    def precision(self) -> float:
+        """The share of the predicted ones that hit, 1 if there are none."""
+        return self.hits / self.predicted if self.predicted else 1.0
+
+    @property
+    def recall(self) -> float:
+        """The share of the true ones that are hit, 1 if there are none."""
+        return self.hits / self.true if self.true else 1.0
+
+    @property
     def f1(self) -> float:
         """The harmonic mean of precision and recall, 1 if there is nothing to match."""
-        total = self.predicted + self.true
-        return 2 * self.hits / total if total else 1.0
+        both = self.predicted + self.true
+        return 2 * self.hits / both if both else 1.0
+
+
+def total(matches: Iterable[Matches]) -> Matches:
+    """Return the sums of the counts of several videos."""
+    return Matches(*np.sum(list(matches), axis=0).tolist())
 
 
 def segments_of(classes: Classes) -> list[Segment]:
@@ -97,6 +112,28 @@ def matches_at(predicted: Classes, true: Classes, overlap: float) -> Matches:
 def f1_at(predicted: Classes, true: Classes, overlap: float) -> float:
     """Return the segmental F1 of one video at an overlap; F1@{10,25,50} are at 0.1, 0.25 and 0.5."""
     return matches_at(predicted, true, overlap).f1
+
+
+def boundary_matches(changes: Sequence[float], true: Sequence[float], *, tolerance: float) -> Matches:
+    """Return how many change points lie within a tolerance of a true boundary; each boundary is hit by one at most.
+
+    Pairs are made from the nearest on: with few close boundaries that is the largest number of pairs.
+
+    Args:
+        changes: Seconds of the change points.
+        true: Seconds of the boundaries.
+        tolerance: Seconds.
+    """
+    distances = sorted(
+        (abs(a - b), i, j) for i, a in enumerate(changes) for j, b in enumerate(true) if abs(a - b) <= tolerance
+    )
+    used: set[int] = set()
+    hit: set[int] = set()
+    for _, i, j in distances:
+        if i not in used and j not in hit:
+            used.add(i)
+            hit.add(j)
+    return Matches(len(hit), len(changes), len(true))
 
 
 def median_smoothed(scores: Scores, rows: int) -> Scores:
@@ -157,8 +194,7 @@ def agreement(predicted: Sequence[Classes], true: Sequence[Classes]) -> dict[str
         "edit": float(np.mean([edit_score(a, b) for a, b in pairs])),
     }
     for overlap in OVERLAPS:
-        counts = Matches(*np.sum([matches_at(a, b, overlap) for a, b in pairs], axis=0).tolist())
-        figures[f"f1_{round(100 * overlap)}"] = counts.f1
+        figures[f"f1_{round(100 * overlap)}"] = total(matches_at(a, b, overlap) for a, b in pairs).f1
     return figures
 
 

@@ -75,6 +75,7 @@ PROOF = {
     ),
     "no file of anybody's: memory, or /proc": (
         "launch.report.page._inlined",
+        "launch.report.timeline_page._jpeg",
         "pipelines.decoding.self_test._plain_batch",
         "preprocess.encode.decoder_main.main",
         "preprocess.encode.images.encode_jpeg",
@@ -96,12 +97,15 @@ PROOF = {
     "the settings in the table or beside its shards; without them no file has these names (begin)": (
         "launch.common.tables.write_rows",
         "launch.inference.classification.classify",
+        "launch.inference.phases.judge",
         "launch.inference.sharded_table.ShardedTable._remove_folder",
         "launch.inference.sharded_table.ShardedTable.begin",
         "launch.inference.sharded_table.ShardedTable.merge",
         "launch.inference.sharded_table.ShardedTable.write",
         "launch.inference.sharded_table._fill_mine",
+        "launch.inference.timeline.write_tables",
         "launch.probe.probe",
+        "launch.report.timeline_page.write_page",
     ),
     "a run's folder: config.yaml was compared, or written where no name of a run was (Run.check)": (
         "launch.training.pretrain_eval.Monitor._save_picture",

@@ -49,7 +49,7 @@ ROOMS = {
     "launch": [
         ("common",),
         ("inference", "training", "report"),
-        ("pretrain", "finetune", "evaluate", "probe", "embed", "visualize", "export", "doctor", "preview"),
+        ("pretrain", "finetune", "evaluate", "probe", "embed", "visualize", "export", "doctor", "preview", "timeline"),
     ],
 }
 

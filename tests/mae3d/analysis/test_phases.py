@@ -9,6 +9,7 @@ from mae3d.analysis.phases import (
     Matches,
     agreement,
     best_setting,
+    boundary_matches,
     edit_score,
     f1_at,
     frame_accuracy,
@@ -107,3 +108,11 @@ def test_a_setting_is_chosen_on_the_other_videos() -> None:
     figures = {0.0: [1.0, 0.5, 0.5], 5.0: [0.0, 0.6, 0.6], 9.0: [0.0, 0.6, 0.6]}
     assert best_setting(figures, without=0) == 5.0
     assert best_setting(figures, without=1) == 0.0
+
+
+def test_a_boundary_is_hit_by_one_change_within_the_tolerance() -> None:
+    counts = boundary_matches([1.0, 2.4, 2.6, 9.0], [2.0, 3.0, 7.9], tolerance=1.0)
+    assert counts == Matches(2, 4, 3)  # 1.0 and 2.4 lie near 2.0, and 2.6 near 3.0; 9.0 is 1.1 from 7.9
+    assert (counts.precision, counts.recall, counts.f1) == (2 / 4, 2 / 3, 4 / 7)
+    assert boundary_matches([], [], tolerance=1.0).f1 == 1.0
+    assert boundary_matches([1.5], [1.0, 2.0], tolerance=0.5).hits == 1
