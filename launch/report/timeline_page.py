@@ -29,6 +29,7 @@ from launch.report.timeline_plots import (
     groups_of,
     lane,
     legend,
+    marked,
     ribbon,
     ribbons_of,
 )
@@ -114,7 +115,7 @@ def _intro(tracks: Sequence[Track], class_names: Sequence[str]) -> Iterator[str]
         "Novelty is the cosine distance of a window's features to the most similar earlier window's of the file, high "
         "where nothing like it has been seen before. Red lines are change points of the features."
     )
-    yield "Click into the curves, or use the arrow keys, to move the cursor; a picture opens its whole frame."
+    yield "Click into the curves, or use the arrow keys, to move the cursor; + and - zoom. A picture opens its frame."
 
 
 def _moments(track: Track, class_names: Sequence[str], *, most: int) -> list[Moment]:
@@ -195,19 +196,23 @@ def _section(track: Track, class_names: Sequence[str], colours: Sequence[str], t
     groups = groups_of(len(track.start_s))
     lanes = [ribbon(title, classes[groups[:-1]], colours, class_names) for title, classes in ribbons_of(track)]
     lanes += [lane(title, lines, track, groups, length_s) for title, lines in curves_of(track, class_names)]
-    marks = "".join(f'<i style="left:{100 * track.change_s(change) / length_s:.3f}%"></i>' for change in track.changes)
+    marks = "".join(f'<i style="left:{100 * track.change_s(change) / length_s:.3f}%"></i>' for change in marked(track))
     strip = "".join(
         f'<img src="{data_uri(jpeg, "jpeg")}" data-row="{row}" alt="frame at {clock(track.centre_s[row])}">'
         for row, jpeg in thumbnails.items()
     )
     readout = _data(track, groups, class_names, length_s)
     facts = f"{clock(length_s)}, {len(track.start_s):,} windows, {len(track.changes):,} change points"
+    if len(track.changes) > len(marked(track)):
+        facts += f", the {len(marked(track))} strongest are marked"
     return (
         f'<section class="track"><h3>{escape(base_name(track))}<small>{facts}</small></h3>'
-        f'<div class="plot" tabindex="0" role="slider" aria-label="Position in {escape(base_name(track))}" '
+        '<div class="pane"><div class="wide"><div class="plot" tabindex="0" role="slider" '
+        f'aria-label="Position in {escape(base_name(track))}" '
         f'aria-valuemin="0" aria-valuemax="{length_s:.0f}" aria-valuenow="0">'
         f'{"".join(lanes)}<div class="marks" aria-hidden="true">{marks}</div><div class="cursor" hidden></div></div>'
         f'<div class="scale"><span>0:00</span><span>{clock(length_s / 2)}</span><span>{clock(length_s)}</span></div>'
+        "</div></div>"
         f"{legend(track, colours, class_names)}"
         f'<div class="now"><img alt="" hidden><p aria-live="polite"></p></div>'
         f"<details><summary>{len(thumbnails):,} frames, spread evenly</summary>"

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from launch.common.track import Track
+from mae3d.analysis.course import Change
 from mae3d.io.html import escape
 
 STEPS = 3000  # points of a curve, at most: of a longer file each shows the greatest value of several windows
+MARKS = 80  # change points that are marked, the strongest: of more a plot of hours would be all lines
 SHOWN_SCORES = 4  # classes whose scores are drawn if they do not exclude one another
 COLOURS = (
     "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#ff9da7", "#2f4b7c",
@@ -53,7 +55,7 @@ def write_pictures(tracks: Sequence[Track], class_names: Sequence[str], paths: S
         for axes, (title, lines) in zip(panels[len(ribbons) :], curves, strict=True):
             for i, (name, values) in enumerate(lines):
                 axes.plot(track.centre_s, values, linewidth=1.1, color=("C0", "0.6")[i], label=one_label(name))
-            for change in track.changes:
+            for change in marked(track):
                 axes.axvline(track.change_s(change), color="C3", linewidth=0.7, alpha=0.6)
             axes.set_title(title, fontsize=9, loc="left")
             axes.grid(alpha=0.3)
@@ -74,6 +76,12 @@ def clock(seconds: float) -> str:
     whole = int(seconds)
     minutes = f"{whole // 60 % 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
     return f"{whole // 3600}:{minutes}" if whole >= 3600 else minutes
+
+
+def marked(track: Track) -> list[Change]:
+    """Return the strongest change points, in order of time."""
+    strongest = sorted(track.changes, key=lambda change: -change.strength)[:MARKS]
+    return sorted(strongest, key=lambda change: change.row)
 
 
 def base_name(track: Track) -> str:

@@ -1,14 +1,15 @@
 """The timeline's page has rules and a script of its own: lanes above one another, and a cursor that moves over them."""
 
 STYLE = """
-.wide { overflow-x: auto; }
+.wide, .pane { overflow-x: auto; }
+.pane .wide { overflow: visible; min-width: 100%; }
 .wide + .wide { margin-top: 18px; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-left: 12px; padding-right: 0; }
 .numbers th, .numbers td { white-space: nowrap; }
 .numbers thead th { white-space: normal; }
 figcaption small { margin-left: 8px; font-size: 13px; }
 h3 small { display: inline-block; }
-.plot { position: relative; outline-offset: 4px; cursor: crosshair; touch-action: pan-y; }
+.plot { position: relative; outline-offset: -2px; cursor: crosshair; touch-action: pan-y; }
 .plot figure { margin: 0 0 10px; }
 .plot svg { display: block; width: 100%; background: #f7f8fa; border-radius: 3px; }
 .ribbon svg { height: 26px; }
@@ -56,7 +57,7 @@ for (const track of document.querySelectorAll('.track')) {
   const text = track.querySelector('.now p'), picture = track.querySelector('.now img');
   const stored = [...track.querySelectorAll('.strip img')];
   const last = data.rows.length - 1;
-  let at = 0;
+  let at = 0, zoom = 1;
   const clock = s => {
     const h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60, two = n => String(n).padStart(2, '0');
     return (h ? h + ':' + two(m) : m) + ':' + two(Math.floor(s) % 60);
@@ -67,6 +68,8 @@ for (const track of document.querySelectorAll('.track')) {
     if (seconds === null) return;
     cursor.hidden = false;
     cursor.style.left = 100 * seconds / data.length + '%';
+    const pane = track.querySelector('.pane'), x = cursor.offsetLeft;
+    if (x < pane.scrollLeft || x > pane.scrollLeft + pane.clientWidth) pane.scrollLeft = x - pane.clientWidth / 2;
     const parts = [clock(seconds)];
     for (const [name, list] of Object.entries(data.classes))
       if (list[at] >= 0) parts.push(name + ': ' + data.names[list[at]]);
@@ -98,6 +101,11 @@ for (const track of document.querySelectorAll('.track')) {
     const far = Math.ceil(last / 20);
     const step = {ArrowLeft: -1, ArrowRight: 1, PageUp: -far, PageDown: far}[event.key];
     if (step) show(at + step * (event.shiftKey ? 10 : 1));
+    else if (event.key === '+' || event.key === '-') {
+      zoom = Math.max(1, Math.min(64, zoom * (event.key === '+' ? 2 : 0.5)));
+      plot.parentNode.style.width = 100 * zoom + '%';
+      show(at);
+    }
     else if (event.key === 'Home') show(0);
     else if (event.key === 'End') show(last);
     else return;
