@@ -93,12 +93,16 @@ def write_page(
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = columns_of(rows)
-    cells = [
-        [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values] for values in columns.values()
-    ]
+    cells = [[_number(name, value) for value in values] for name, values in columns.items()]
     cells[0] = [Path(name).name for name in columns["name"]]
     heads = ["", *(name.replace("_", " ") for name in list(columns)[1:])]
     return table(list(zip(*cells, strict=True)), columns=heads, row_names=True, css_class="numbers")
+
+
+def _number(name: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:g}" if name.endswith("_s") else f"{value:.3f}"
 
 
 def _intro(tracks: Sequence[Track], class_names: Sequence[str]) -> Iterator[str]:
