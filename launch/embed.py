@@ -3,6 +3,7 @@
 python launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --map map.png
 torchrun --nproc-per-node 8 -- launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --num_clips 4
 python launch/embed.py --run RUN --videos match.mp4 training.mp4 --every 2 --out seconds.parquet
+python launch/embed.py --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE --data.shards OUT --out i.parquet
 
 Killed and started again, on any number of ranks, it goes on where it was, and ends with the same table.
 torchrun needs the `--`, because it has an option --run of its own.
@@ -19,9 +20,10 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
-from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, clips_config, trained_data
+from launch.common.clip_options import ClipsConfig, clips_config
+from launch.common.encoders import EncoderChoice, open_frozen
 from launch.common.sole_writer import sole_writer
-from mae3d.io.bounds import FILLED, bounded, check_bounds
+from mae3d.io.bounds import FILLED, bounded
 from mae3d.io.resume import free
 
 if TYPE_CHECKING:
@@ -33,11 +35,10 @@ SHOWN = 20  # unreadable files that are listed
 
 
 @dataclass(frozen=True)
-class EmbedConfig:
+class EmbedConfig(EncoderChoice):
     """Embed clips with a frozen model.
 
     Attributes:
-        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint.
         out: The table: a Parquet file. Columns: key, name, labels, first_frame, start_s, end_s, vector.
         data: The clips of shards.
         videos: Video files instead of shards, `--videos a.mp4 b.mp4`; of data, sampling_rate and target_fps hold.
@@ -55,7 +56,6 @@ class EmbedConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
-    run: str = field(metadata=FILLED)
     out: str = field(metadata=FILLED)
     data: ClipsConfig = field(default_factory=ClipsConfig)
     videos: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class EmbedConfig:
     device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        super().__post_init__()
         if 0 < self.every < SHORTEST_S:
             raise ValueError(f"every={self.every:g} must be 0 or at least {SHORTEST_S:g} seconds")
         if bool(self.videos) == bool(self.data.shards):
@@ -112,13 +112,10 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
     """
     from launch.inference.embedding_map import prepare_map
     from launch.inference.embeddings import Embedder
-    from mae3d.weights.files import open_encoder
 
-    file = agreed_model_file(config.run, world)
-    model_sha256 = agreed_model_hash(file, world)
-    stored = trained_data(file)
+    frozen = open_frozen(config, world)
     embedder = Embedder(
-        open_encoder(file),
+        frozen.encoder,
         world.device,
         layer=config.layer,
         pool=config.pool,
@@ -128,7 +125,7 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
     if config.map:
         world.on_first(lambda: prepare_map(Path(config.map), table=Path(config.out)))
     make = _embed_videos if config.videos else _embed_shards
-    return make(config, embedder, stored, model_sha256=model_sha256, world=world)
+    return make(config, embedder, frozen.trained, model_sha256=frozen.identity, world=world)
 
 
 def _embed_shards(

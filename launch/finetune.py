@@ -4,6 +4,7 @@
         --run.dir FINE
     deepspeed launch/finetune.py --init "" --model.preset NAME ...             # from scratch
     deepspeed launch/finetune.py --init RUN ... --few_shot 1,10,50 --seeds 3   # K samples per class; one table
+    deepspeed launch/finetune.py --init timm:vit_small_patch14_dinov2 --init_weights FILE ...  # an image ViT, by frames
 
 Starting the same command again resumes. torchrun, srun and plain python start it as well.
 """
@@ -18,6 +19,7 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import parse
+from launch.common.encoders import TIMM
 from launch.common.init import has_checkpoint_from
 from launch.training.config import FinetuneConfig, FinetuneModelConfig
 from launch.training.trainer import run_task, run_training
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from launch.training.finetune_eval import Validator
     from mae3d.distributed import World
     from mae3d.model.classifier import Classifier
+    from mae3d.model.encoder import Encoder
+    from mae3d.model.frames import FrameEncoder
     from mae3d.tracking.run_dir import Run
     from mae3d.training.engine import Engine
     from pipelines.loader import Loader
@@ -66,14 +70,13 @@ class FinetuneTask:
         Raises:
             ValueError: the weights or the labels do not fit the settings.
         """
-        from mae3d.weights.files import open_encoder
         from pipelines.samples.labels import numbered_as
 
         if config.model.class_names:
             corpus.labels = numbered_as(corpus.labels, config.model.class_names)
         self._config, self._corpus, self._world = config, corpus, world
         begun = has_checkpoint_from(run, config.init)
-        self._encoder = open_encoder(config.init) if config.init and not begun else None
+        self._encoder = open_init(config) if config.init and not begun else None
         trained: EncoderConfig | None = self._encoder.config if self._encoder else None
         if begun:
             trained = ClassifierConfig(**run.stored()["model"])
@@ -130,6 +133,22 @@ class FinetuneTask:
         return classified_loss(self._config, self.model_config, self._world)
 
 
+def open_init(config: FinetuneConfig) -> "Encoder | FrameEncoder":
+    """Open the encoder that `init` names; an image ViT for clips of the size that the classifier is to have."""
+    from mae3d.weights.files import open_encoder
+    from mae3d.weights.frames import open_frame_encoder
+
+    if not config.init.startswith(TIMM):
+        return open_encoder(config.init)
+    return open_frame_encoder(
+        config.init.removeprefix(TIMM),
+        config.init_weights,
+        num_frames=config.model.num_frames or EncoderConfig.num_frames,
+        img_size=config.model.img_size,
+        seed=config.train.seed,
+    )
+
+
 def classified_loss(
     config: FinetuneConfig, model_config: ClassifierConfig, world: "World"
 ) -> "Callable[..., torch.Tensor]":
@@ -172,6 +191,12 @@ def complete_config(config: FinetuneConfig, corpus: "Corpus", encoder: EncoderCo
     """
     given = {entry.name: getattr(config.model, entry.name) for entry in fields(config.model)}
     given = {name: value for name, value in given.items() if value is not None}
+    given["backbone"] = getattr(encoder, "backbone", "")
+    if config.model.backbone not in ("", given["backbone"]):
+        kind = given["backbone"] or "a video encoder"
+        raise ValueError(
+            f"model.backbone={config.model.backbone}: the classifier's encoder is {kind}; give --init timm:NAME instead"
+        )
     given.setdefault("num_classes", corpus.num_classes)
     given.setdefault("multi_label", corpus.has_multiple_labels)
     further = range(len(corpus.label_names), given["num_classes"])

@@ -204,6 +204,8 @@ def _check(config: VisualizeConfig, model: "MAE | Classifier") -> list[str]:
             raise ValueError(f"{config.run}: a classifier fills nothing in; leave reconstruction out of --show")
         other_masks(model.config, config.mask, ratio=config.mask_ratio)
     if "attention" in show:
+        if getattr(model.config, "backbone", ""):
+            raise ValueError(f"{config.run}: attention is shown of video encoders alone; give --show neighbours")
         check_query(model.config, _attention_query(config), config.query or default_query(model))
     if "neighbours" in show and not config.data.shards:
         raise ValueError("--show neighbours: --data.shards is missing: give the dataset to search")

@@ -55,20 +55,28 @@ class InitialWeights:
             self._source = None
 
     def _open(self, init: str, model_config: "MAEConfig", *, decoder: bool) -> None:
+        from mae3d.model.encoder import Encoder
+        from mae3d.model.frames import FrameEncoder
         from mae3d.model.mae import MAE
         from mae3d.weights.files import WeightsError, open_encoder, open_model
         from mae3d.weights.resize import check_autoencoder
 
         why = "as init_decoder says"
+        source: MAE | Encoder | FrameEncoder
         if decoder:
             try:
                 model = open_model(init)
             except WeightsError as error:
-                self._source, why = open_encoder(init), str(error)
+                source, why = open_encoder(init), str(error)
             else:
-                self._source, why = (model, "") if isinstance(model, MAE) else (model.encoder, "it is a classifier")
+                source, why = (model, "") if isinstance(model, MAE) else (model.encoder, "it is a classifier")
         else:
-            self._source = open_encoder(init)
+            source = open_encoder(init)
+        if isinstance(source, FrameEncoder):
+            raise ValueError(
+                f"init={init}: holds an image ViT; pretraining begins from a video encoder, or from scratch"
+            )
+        self._source = source
         try:
             check_autoencoder(self._source, model_config)
         except ValueError as error:

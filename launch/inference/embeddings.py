@@ -10,6 +10,7 @@ The metadata holds all settings that the vectors depend on, as JSON under `mae3d
 
 import hashlib
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +25,15 @@ import torch
 from launch.inference.evaluate import evaluate_into_table, sample_keys, sample_settings
 from launch.inference.sharded_table import ShardedTable, fill_missing_shards
 from mae3d.analysis.exact import each_clip
-from mae3d.analysis.features import Pool, check_pool, embed, layer_of
-from mae3d.model.encoder import Encoder
+from mae3d.analysis.features import Pool, check_pool, embed, encoder_of, layer_of
 from mae3d.video.windows import VideoBatch, VideoClips, Window, WindowPlan
 
 if TYPE_CHECKING:
     from launch.common.eval_set import EvalSet
     from mae3d.distributed import World
     from mae3d.model.classifier import Classifier
+    from mae3d.model.encoder import Encoder
+    from mae3d.model.frames import FrameEncoder
     from mae3d.model.mae import MAE
     from pipelines.stream import Batch
 
@@ -43,20 +45,23 @@ class Embedder:
 
     def __init__(
         self,
-        model: "MAE | Classifier | Encoder",
+        model: "MAE | Classifier | Encoder | FrameEncoder",
         device: torch.device,
         *,
         layer: int = -1,
         pool: Pool = "mean",
         num_clips: int = 1,
         precision: Literal["fp32", "bf16"] = "fp32",
+        reverse: bool = False,
     ) -> None:
         """Move the model to the device; the arguments are those of `mae3d.embed`, and K clips of each sample.
+
+        With `reverse` each clip is seen from its last frame to its first.
 
         Raises:
             ValueError: there is no such layer or pooling in this model; or tokens of more than one clip are requested.
         """
-        encoder = model if isinstance(model, Encoder) else model.encoder
+        encoder = encoder_of(model)
         self.layer = layer_of(encoder, layer)
         check_pool(encoder, pool)
         if num_clips < 1 or (pool == "tokens" and num_clips > 1):
@@ -65,7 +70,7 @@ class Embedder:
             )
         self.encoder = encoder.to(device).eval()
         self.config, self.pool, self.num_clips, self.precision = encoder.config, pool, num_clips, precision
-        self.device = device
+        self.device, self.reverse = device, reverse
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -80,6 +85,7 @@ class Embedder:
             "img_size": config.img_size,
             "num_clips": self.num_clips,
             "precision": self.precision,
+            **({"reverse": True} if self.reverse else {}),  # absent from tables that were begun before it existed
         }
 
     @property
@@ -89,6 +95,7 @@ class Embedder:
 
     def __call__(self, clips: torch.Tensor) -> Array:
         """Return B lists of float32, of fixed size, for uint8 (B, K, T, H, W, 3)."""
+        clips = clips.flip(2) if self.reverse else clips
         features = each_clip(self._features, clips.flatten(0, 1).to(self.device, non_blocking=True))
         vectors = features.unflatten(0, (len(clips), -1)).mean(dim=1).flatten(1).cpu().numpy()
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
@@ -225,6 +232,24 @@ def window_keys(windows: Sequence[Window], numbers: np.ndarray) -> dict[str, Arr
         "labels": pa.array([[] for _ in mine], pa.list_(pa.int32())),
         **_span_columns([(window.first_frame, window.start_s, window.end_s) for window in mine]),
     }
+
+
+def clips_per_second(embedder: Embedder, *, batch_size: int, batches: int = 5) -> float:
+    """Measure the speed of an embedder alone, without reading and decoding: the median over batches, after a first one.
+
+    Args:
+        embedder: makes the vectors.
+        batch_size: clips of a batch.
+        batches: number of batches that are timed.
+    """
+    config = embedder.config
+    shape = (batch_size, 1, config.num_frames, config.img_size, config.img_size, 3)
+    clips, seconds = torch.full(shape, 128, dtype=torch.uint8), []
+    for _ in range(1 + batches):
+        start = time.perf_counter()
+        embedder(clips)  # ends with the vectors on the CPU
+        seconds.append(time.perf_counter() - start)
+    return batch_size / float(np.median(seconds[1:]))
 
 
 def files_hash(paths: Sequence[str]) -> str:

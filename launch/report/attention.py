@@ -118,8 +118,10 @@ def _maps(
 ) -> dict[str, "np.ndarray"]:
     """Return caption ─► (B, N), the attention to each token."""
     from mae3d.analysis.attention import layer_attention, query_of, rollout
+    from mae3d.model.encoder import Encoder
 
     encoder = model.encoder
+    assert isinstance(encoder, Encoder), "the command has refused an image ViT"
     weights = query_of(encoder.config, query).to(pixels.device)
     if shown.rolled:
         return {"rollout": rollout(encoder, pixels, weights).cpu().numpy()}

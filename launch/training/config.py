@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from launch.common.clip_options import ClipsConfig
+from launch.common.encoders import TIMM, check_timm
 from mae3d.io.bounds import GREATEST, bounded, bounds_of, check_bounds
 from mae3d.io.resume import free
 from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig
@@ -85,6 +86,7 @@ class FinetuneModelConfig:
     """The classifier. What is null is as `init` has it; from scratch, as the preset has it.
 
     Attributes:
+        backbone: timm's name of an image ViT, which sees each frame alone; `--init timm:NAME` sets it.
         preset: name of a standard size, from scratch.
         img_size: height and width of a clip in pixels; positions are interpolated to another one.
         num_frames: frames of a clip; likewise.
@@ -110,6 +112,7 @@ class FinetuneModelConfig:
         head_std: deviation of the head's first weights.
     """
 
+    backbone: str = ""
     preset: str | None = None
     img_size: int | None = _as_classifier("img_size")
     num_frames: int | None = _as_classifier("num_frames")
@@ -186,7 +189,10 @@ class FinetuneConfig:
 
     Attributes:
         init: where the encoder comes from: a run, an exported folder, a model file or a foreign checkpoint; none = from
-            scratch.
+            scratch; or an image ViT by timm's name, `timm:vit_small_patch14_dinov2`, whose features of single frames
+            are averaged.
+        init_weights: of an image ViT: a file with timm's names or their authors', `download`, by timm from the Hugging
+            Face Hub, or `none`, random ones.
         model: the classifier
         data: the training clips
         val: the validation clips
@@ -202,6 +208,7 @@ class FinetuneConfig:
     """
 
     init: str = ""
+    init_weights: str = ""
     model: FinetuneModelConfig = field(default_factory=FinetuneModelConfig)
     data: FinetuneDataConfig = field(default_factory=FinetuneDataConfig)
     val: ValConfig = field(default_factory=ValConfig)
@@ -217,6 +224,10 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.init.startswith(TIMM):
+            check_timm(self.init, self.init_weights, option="--init_weights ")
+        elif self.init_weights:
+            raise ValueError("--init_weights goes with --init timm:NAME: every other init has its weights")
         if self.few_shot and self.train.seed > GREATEST - self.seeds:
             raise ValueError(f"train.seed={self.train.seed} leaves no room for seeds={self.seeds}: give a smaller one")
         if len(set(self.few_shot)) < len(self.few_shot):

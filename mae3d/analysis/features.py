@@ -18,21 +18,25 @@ from torch import Tensor
 
 from mae3d.model.classifier import Classifier
 from mae3d.model.encoder import Encoder
+from mae3d.model.frames import FrameEncoder
 from mae3d.model.mae import MAE
 
 Pool = Literal["mean", "cls", "tokens"]
 
 
 @torch.no_grad()
-def embed(model: MAE | Classifier | Encoder, clip: Tensor, *, layer: int = -1, pool: Pool = "mean") -> Tensor:
+def embed(
+    model: MAE | Classifier | Encoder | FrameEncoder, clip: Tensor, *, layer: int = -1, pool: Pool = "mean"
+) -> Tensor:
     """Compute features of clips; blocks behind the chosen layer are not run.
 
     The encoder's norm is applied to the last layer alone, for which it was trained, and after the pooling, as in
     facebookresearch/mae_st's classifier; features of other layers are the residual stream as it is. The model
-    computes in its own dtype (or autocast's) and is left in the mode that it was in; without a gradient.
+    computes in its own dtype (or autocast's) and is left in the mode that it was in; without a gradient. An image ViT
+    (mae3d.model.frames) normalises where timm has it, and its frames are averaged.
 
     Args:
-        model: A masked autoencoder, a classifier or an encoder, on any device.
+        model: A masked autoencoder, a classifier or an encoder of video or of frames, on any device.
         clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W); moved to the model's device.
         layer: Number of blocks that are run: 0 is the patch embedding with its positions, depth the last block;
             negative numbers count from the end, -1 is the last block.
@@ -44,27 +48,41 @@ def embed(model: MAE | Classifier | Encoder, clip: Tensor, *, layer: int = -1, p
     Raises:
         ValueError: The model has no such layer, pooling or class token, or the clip does not fit it.
     """
-    encoder = model if isinstance(model, Encoder) else model.encoder
+    encoder = encoder_of(model)
     blocks = layer_of(encoder, layer)
     check_pool(encoder, pool)
     was_training = encoder.training
     encoder.eval()
     try:
-        x = encoder.embed(clip.to(encoder.norm.weight.device, non_blocking=True))
-        for block in islice(encoder.blocks, blocks):
-            x = block(x)
-        if pool == "cls":
-            x = x[:, 0]
+        clip = clip.to(next(encoder.parameters()).device, non_blocking=True)
+        if isinstance(encoder, FrameEncoder):
+            features = encoder.features(clip, blocks=blocks, pool=pool)
         else:
-            x = x[:, encoder.num_prefix :]
-            x = x.mean(dim=1) if pool == "mean" else x
-        features: Tensor = encoder.norm(x) if blocks == encoder.config.depth else x
+            features = _features(encoder, clip, blocks=blocks, pool=pool)
     finally:
         encoder.train(was_training)
     return features.float()
 
 
-def layer_of(encoder: Encoder, layer: int) -> int:
+def _features(encoder: Encoder, clip: Tensor, *, blocks: int, pool: Pool) -> Tensor:
+    x = encoder.embed(clip)
+    for block in islice(encoder.blocks, blocks):
+        x = block(x)
+    if pool == "cls":
+        x = x[:, 0]
+    else:
+        x = x[:, encoder.num_prefix :]
+        x = x.mean(dim=1) if pool == "mean" else x
+    features: Tensor = encoder.norm(x) if blocks == encoder.config.depth else x
+    return features
+
+
+def encoder_of(model: MAE | Classifier | Encoder | FrameEncoder) -> Encoder | FrameEncoder:
+    """Return the encoder of a model, or the encoder that it is."""
+    return model if isinstance(model, Encoder | FrameEncoder) else model.encoder
+
+
+def layer_of(encoder: Encoder | FrameEncoder, layer: int) -> int:
     """Return the number of blocks that `layer` means, from 0 to depth; ValueError if there is no such layer."""
     depth = encoder.config.depth
     if not -depth - 1 <= layer <= depth:
@@ -72,9 +90,9 @@ def layer_of(encoder: Encoder, layer: int) -> int:
     return layer if layer >= 0 else depth + 1 + layer
 
 
-def check_pool(encoder: Encoder, pool: str) -> None:
+def check_pool(encoder: Encoder | FrameEncoder, pool: str) -> None:
     """Refuse a pooling that is unknown or that the encoder lacks a class token for; ValueError."""
     if pool not in get_args(Pool):
         raise ValueError(f"pool={pool!r}: give {', '.join(get_args(Pool))}")
-    if pool == "cls" and not encoder.num_prefix:
+    if pool == "cls" and not encoder.config.cls_embed:
         raise ValueError("pool='cls': the encoder has no class token (cls_embed is false): take the mean")

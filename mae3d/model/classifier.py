@@ -7,7 +7,8 @@
     logits = model(clip_uint8)                             # (B, classes)
     loss = classification_loss(logits, targets, multi_label=model.config.multi_label)
 
-Names in the state dict: `encoder.*` as in the MAE, and `head.weight` (classes, D), `head.bias`. Dropout and drop
+Names in the state dict: `encoder.*` as in the MAE (`encoder.vit.*` of an image ViT, `config.backbone`), and
+`head.weight` (classes, D), `head.bias`. Dropout and drop
 path draw from torch's generators, which the trainer seeds anew for each micro-batch.
 """
 
@@ -17,15 +18,20 @@ from torch import Tensor, nn
 from mae3d.io.random import Stream, philox_key
 from mae3d.model.config import ClassifierConfig
 from mae3d.model.encoder import Encoder
+from mae3d.model.frames import FrameEncoder
 
 
 class Classifier(nn.Module):
-    """facebookresearch/mae_st's classifier: the encoder's norm comes after the pooling."""
+    """facebookresearch/mae_st's classifier, with the encoder's norm after the pooling; or an image ViT's, by frames."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config, drop_path=config.drop_path)
+        self.encoder: Encoder | FrameEncoder
+        if config.backbone:
+            self.encoder = FrameEncoder(config, drop_path=config.drop_path, pooling=config.pooling)
+        else:
+            self.encoder = Encoder(config, drop_path=config.drop_path)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.embed_dim, config.num_classes)
         nn.init.trunc_normal_(self.head.weight, std=config.head_std)
@@ -33,6 +39,9 @@ class Classifier(nn.Module):
 
     def features(self, clip: Tensor) -> Tensor:
         """Compute the head's input, (B, D) pooled and normalised, for a clip as in `forward`."""
+        if isinstance(self.encoder, FrameEncoder):
+            of_frames_BD: Tensor = self.encoder(clip)
+            return of_frames_BD
         tokens_BND = self.encoder(clip)
         if self.config.pooling == "cls":
             pooled_BD = tokens_BND[:, 0]

@@ -1,6 +1,6 @@
 """Settings of the model are completed from a preset, checked and frozen.
 
-preset and overrides ─► EncoderConfig, MAEConfig, ClassifierConfig
+preset and overrides ─► EncoderConfig, MAEConfig, FrameConfig, ClassifierConfig
 
 Standard library only: command lines read this file to build `--help`, long before torch is imported.
 
@@ -273,10 +273,22 @@ class MAEConfig(EncoderConfig):
 
 
 @dataclass(frozen=True)
+class FrameConfig(EncoderConfig):
+    """The settings of an image ViT that sees the frames of a clip one by one (mae3d.model.frames.frame_config).
+
+    Attributes:
+        backbone: timm's name of it, with or without a tag.
+    """
+
+    backbone: str = ""
+
+
+@dataclass(frozen=True)
 class ClassifierConfig(EncoderConfig):
     """The classifier's settings: the encoder's, the pooling's and the head's.
 
     Attributes:
+        backbone: timm's name of the image ViT that sees each frame alone; "" for the video encoder.
         num_classes: Number of classes, which are logits.
         class_names: Names of the classes by number; empty if labels are mere numbers. Other datasets' labels are
             matched by name.
@@ -288,6 +300,7 @@ class ClassifierConfig(EncoderConfig):
         head_std: Deviation of the head's first weights, a truncated normal; the default is that of mae_st's finetuning.
     """
 
+    backbone: str = ""
     num_classes: int = bounded(400, least=1, most=1 << 30)
     class_names: tuple[str, ...] = ()
     multi_label: bool = False
@@ -304,7 +317,8 @@ class ClassifierConfig(EncoderConfig):
             ValueError: A setting is out of its range.
             TypeError: A setting is unknown.
         """
-        return cls(**{field.name: getattr(encoder, field.name) for field in fields(EncoderConfig)} | settings)
+        sizes = {field.name: getattr(encoder, field.name) for field in fields(EncoderConfig)}
+        return cls(**{"backbone": getattr(encoder, "backbone", ""), **sizes, **settings})
 
     def _derive(self) -> None:
         super()._derive()

@@ -11,6 +11,17 @@ from typing import TypedDict
 
 from torch import nn
 
+# Beginnings of names before the blocks, of the video encoder and of timm's ViTs (FrameEncoder): tokens and positions,
+# which are not decayed, and the rest.
+_TOKENS = (
+    "encoder.cls_token",
+    "encoder.positions.",
+    "encoder.vit.cls_token",
+    "encoder.vit.reg_token",
+    "encoder.vit.pos_embed",
+)
+_STEM = ("encoder.patch_embed.", "encoder.vit.patch_embed.", "encoder.vit.norm_pre.", "encoder.vit.rope.")
+
 
 class ParamGroup(TypedDict):
     """A group of parameters as torch's optimizers and DeepSpeed take it, with the parameters' names."""
@@ -94,7 +105,7 @@ def finetune_groups(model: nn.Module, *, weight_decay: float, layer_decay: float
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        token = name.startswith(("encoder.cls_token", "encoder.positions."))
+        token = name.startswith(_TOKENS)
         layer = _layer(name, depth=depth)
         scale = layer_decay ** (depth + 1 - layer)
         decay = 0.0 if parameter.ndim == 1 or token or name.endswith(".bias") else weight_decay
@@ -106,13 +117,13 @@ def finetune_groups(model: nn.Module, *, weight_decay: float, layer_decay: float
 
 def _block(name: str) -> int:
     """Return the number of the encoder's block that a parameter belongs to, -1 for none."""
-    match = re.match(r"encoder\.blocks\.(\d+)\.", name)
+    match = re.match(r"encoder\.(?:vit\.)?blocks\.(\d+)\.", name)
     return int(match.group(1)) if match else -1
 
 
 def _layer(name: str, *, depth: int) -> int:
     """Return 0 for parameters before the blocks, i + 1 for block i, depth + 1 for those after them."""
-    if name.startswith(("encoder.cls_token", "encoder.positions.", "encoder.patch_embed.")):
+    if name.startswith((*_TOKENS, *_STEM)):
         return 0
     block = _block(name)
     return depth + 1 if block < 0 else block + 1

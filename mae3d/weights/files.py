@@ -25,6 +25,7 @@ from mae3d.io.files import looked_for
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
+from mae3d.model.frames import FrameEncoder
 from mae3d.model.mae import MAE
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST
 from mae3d.weights.convert import classifier_from_foreign, encoder_from_foreign, from_foreign, is_classifier
@@ -110,7 +111,7 @@ def load_classifier(path: str | Path, *, config: ClassifierConfig | None = None)
 def open_model(path: str | Path, *, config: MAEConfig | ClassifierConfig | None = None) -> MAE | Classifier:
     """Open a model of either kind; arguments and errors as in `load_model`."""
     file = find_model_file(path)
-    with _named_in_errors(file):
+    with named_in_errors(file):
         tensors, stored, hints = _read(file)
         if stored is not None:
             return _build(stored, tensors)
@@ -120,7 +121,7 @@ def open_model(path: str | Path, *, config: MAEConfig | ClassifierConfig | None 
         return _build(*from_foreign(tensors, config, hints=hints))
 
 
-def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> Encoder:
+def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> Encoder | FrameEncoder:
     """Open the encoder of anything that `open_model` opens, and of a checkpoint whose decoder is missing or not ours.
 
     Args:
@@ -129,12 +130,13 @@ def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> En
 
     Returns:
         The encoder, float32, on the CPU, in evaluation mode; `resize.encoder_state` fits it to clips of another size.
+        Of a classifier over an image ViT it is a FrameEncoder.
 
     Raises:
         WeightsError: As in `load_model`.
     """
     file = find_model_file(path)
-    with _named_in_errors(file):
+    with named_in_errors(file):
         tensors, stored, hints = _read(file)
         if stored is not None:
             return _build(stored, tensors).encoder
@@ -146,7 +148,7 @@ def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> En
 
 
 @contextmanager
-def _named_in_errors(file: Path) -> Iterator[None]:
+def named_in_errors(file: Path) -> Iterator[None]:
     """Raise the block's errors as a WeightsError that names the file."""
     try:
         yield
@@ -170,7 +172,7 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: The file is damaged, or unsafe to open.
     """
-    with _named_in_errors(Path(file)):
+    with named_in_errors(Path(file)):
         return _read(Path(file))[0]
 
 
@@ -234,7 +236,8 @@ def _kind(config: MAEConfig | ClassifierConfig) -> str:
 
 
 def _build(config: MAEConfig | ClassifierConfig, state: Mapping[str, Tensor]) -> MAE | Classifier:
-    with torch.device("meta"):  # no time for random weights that are replaced at once
+    # No time for random weights that are replaced at once; timm's modules have tensors that no file holds.
+    with torch.device("cpu" if isinstance(config, ClassifierConfig) and config.backbone else "meta"):
         model = Classifier(config) if isinstance(config, ClassifierConfig) else MAE(config)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.requires_grad_().eval()

@@ -76,6 +76,8 @@ def check_holds(name: str, config: EncoderConfig) -> None:
     Raises:
         ConvertError: The format cannot hold it; the message names every setting that differs.
     """
+    if backbone := getattr(config, "backbone", ""):
+        raise ConvertError(f"the format {name} ({FORMATS[name].title}) cannot hold an image ViT, timm:{backbone}")
     required: dict[str, Any] = {}
     if name == "videomae":
         required = {"cls_embed": False, "sep_pos_embed": False, "qkv_bias": True}

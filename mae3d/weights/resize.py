@@ -14,6 +14,7 @@ torch.nn.functional.interpolate without aligned corners. A joint table is treate
 that both kinds agree. Grids that are equal are copied bit for bit. D width.
 """
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from mae3d.model.classifier import Classifier
-from mae3d.model.config import EncoderConfig, MAEConfig
+from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
+from mae3d.model.frames import FrameEncoder
 from mae3d.model.mae import MAE
 from mae3d.weights.convert import unmatched
 
@@ -56,13 +58,28 @@ class TransferError(ValueError):
     """Mismatch of a model's weights and another model; the message names the settings or the keys."""
 
 
-def load_encoder(model: Classifier, encoder: Encoder) -> None:
+def load_encoder(model: Classifier, encoder: Encoder | FrameEncoder) -> None:
     """Give a classifier the weights of a trained encoder; its head stays as it is.
 
     Raises:
         TransferError: The encoders differ in more than the size of the clip.
     """
+    if isinstance(encoder, FrameEncoder):
+        model.encoder.load_state_dict(_frame_state(encoder, model.config))
+        return
     model.encoder.load_state_dict(encoder_state(encoder.state_dict(), encoder.config, model.config))
+
+
+def _frame_state(encoder: FrameEncoder, target: ClassifierConfig) -> dict[str, Tensor]:
+    """Return an image ViT's weights for frames of another size, by timm's own interpolation of positions."""
+    source = encoder.config
+    if source.backbone != target.backbone:
+        raise TransferError(f"the weights are of timm:{source.backbone}, not of {target.backbone or 'a video encoder'}")
+    _warn(source, target, ("mean", "std"))
+    if source.img_size != target.img_size:
+        encoder = copy.deepcopy(encoder)
+        encoder.vit.set_input_size(img_size=(target.img_size, target.img_size))
+    return encoder.state_dict()
 
 
 def check_autoencoder(model: MAE | Encoder, target: MAEConfig) -> None:

@@ -96,6 +96,18 @@ def test_finetuning_decays_matrices_only(separable: bool) -> None:
     assert {decayed[name] for name in others} == {0.0}
 
 
+def test_an_image_vit_learns_at_the_rates_of_its_layers() -> None:
+    sizes = {"img_size": 32, "num_frames": 2, "patch_size": 16, "t_patch_size": 1, "embed_dim": 64, "num_heads": 2}
+    config = ClassifierConfig(**sizes, depth=8, cls_embed=False, backbone="test_vit2", num_classes=3)
+    groups = finetune_groups(Classifier(config), weight_decay=0.05, layer_decay=0.5)
+    rates = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
+    assert rates["encoder.vit.patch_embed.proj.weight"] == (0.5**9, 0.05)
+    assert rates["encoder.vit.pos_embed"] == rates["encoder.vit.reg_token"] == (0.5**9, 0)
+    assert rates["encoder.vit.blocks.2.attn.qkv.weight"] == (0.5**6, 0.05)
+    assert rates["encoder.vit.fc_norm.weight"] == (1, 0)
+    assert rates["head.weight"] == (1, 0.05)
+
+
 def test_frozen_blocks_leave_the_rates_of_the_others() -> None:
     model = Classifier(CLASSIFIER)
     rates = {n: g["lr_scale"] for g in finetune_groups(model, weight_decay=0.0, layer_decay=0.5) for n in g["names"]}

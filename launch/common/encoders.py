@@ -1,0 +1,120 @@
+"""`--run`, or `--encoder` of timm, and its options ─► the one frozen encoder, its identity, and its sampling of clips.
+
+frozen = open_frozen(config, world)          # config: a dataclass that extends EncoderChoice
+embedder = Embedder(frozen.encoder, world.device)
+samples = open_samples(config.data, frozen.trained, frozen.encoder.config, world)
+embed_samples(path, embedder, samples, model_sha256=frozen.identity, world=world)
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from launch.common.clip_options import agreed_model_file, agreed_model_hash, trained_data
+from mae3d.io.bounds import bounded, check_bounds
+
+if TYPE_CHECKING:
+    from mae3d.distributed import World
+    from mae3d.model.encoder import Encoder
+    from mae3d.model.frames import FrameEncoder
+
+TIMM = "timm:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderChoice:
+    """The frozen model of a command: one of ours, or an image ViT.
+
+    Attributes:
+        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint.
+        encoder: Instead of a run, an image ViT by timm's name, `timm:vit_small_patch14_dinov2`: it sees each frame of a
+            clip alone, and their features are averaged.
+        encoder_weights: Its weights: a file with timm's names or their authors' (.safetensors, .pth, .bin); `download`,
+            by timm from the Hugging Face Hub; or `none`, random ones.
+        encoder_frames: Frames of its clips.
+        encoder_size: Height and width of its frames in pixels, a multiple of its patch; null is the model's own.
+    """
+
+    run: str = ""
+    encoder: str = ""
+    encoder_weights: str = ""
+    encoder_frames: int = bounded(16, least=1, most=1 << 16)
+    encoder_size: int | None = bounded(None, least=1, most=1 << 16)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if bool(self.run.strip()) == bool(self.encoder.strip()):
+            raise ValueError("give either --run RUN or --encoder timm:NAME")
+        if self.encoder:
+            check_timm(self.encoder, self.encoder_weights)
+        elif self.encoder_weights:
+            raise ValueError("--encoder_weights goes with --encoder: a run has its weights")
+
+
+class Frozen(NamedTuple):
+    """An encoder that is not trained any further.
+
+    Attributes:
+        encoder: On the CPU, in evaluation mode.
+        identity: Text that differs between any two models, for the settings of tables.
+        trained: Sampling of the clips that it was trained on, as `clips_config` takes it; {} if there is none.
+    """
+
+    encoder: "Encoder | FrameEncoder"
+    identity: str
+    trained: dict[str, Any] = {}  # noqa: RUF012  never written to
+
+
+def open_frozen(config: EncoderChoice, world: "World", *, seed: int = 0) -> Frozen:
+    """Open the encoder that a command line chose; all ranks call it.
+
+    Args:
+        config: the command's.
+        world: all ranks.
+        seed: of random weights.
+
+    Raises:
+        ValueError: there is no such model, its file cannot be used, or it differs between nodes.
+    """
+    if config.encoder:
+        name, weights = config.encoder.removeprefix(TIMM), config.encoder_weights
+        return open_image(
+            name, weights, world, num_frames=config.encoder_frames, img_size=config.encoder_size, seed=seed
+        )
+    return open_run(config.run, world)
+
+
+def open_run(run: str, world: "World") -> Frozen:
+    """Open the encoder of a run, a model file or a foreign checkpoint, as `open_frozen` does."""
+    from mae3d.weights.files import open_encoder
+
+    file = agreed_model_file(run, world)
+    return Frozen(open_encoder(file), agreed_model_hash(file, world), trained_data(file))
+
+
+def open_image(
+    name: str, weights: str, world: "World", *, num_frames: int, img_size: int | None, seed: int = 0
+) -> Frozen:
+    """Open an image ViT, as `open_frozen` does; the arguments are `open_frame_encoder`'s."""
+    from mae3d.weights.frames import open_frame_encoder, state_hash
+
+    encoder = open_frame_encoder(name, weights, num_frames=num_frames, img_size=img_size, seed=seed)
+    identity = f"{TIMM}{name} {state_hash(encoder)}"
+    world.check_same({f"{TIMM}{name}": identity}, "Make the same weights reachable on every node")
+    return Frozen(encoder, identity)
+
+
+def check_timm(encoder: str, weights: str, *, option: str = "--encoder_weights ") -> None:
+    """Refuse an image ViT that is not named as such, or without a word on its weights; ValueError.
+
+    Args:
+        encoder: `timm:NAME`.
+        weights: A file, `download` or `none`.
+        option: Beginning of the text that gives the weights, for the message.
+    """
+    if not encoder.removeprefix(TIMM).strip() or not encoder.startswith(TIMM):
+        raise ValueError(f"{encoder!r} is no image ViT: give timm:NAME, as timm:vit_small_patch14_dinov2")
+    if not weights:
+        raise ValueError(
+            f"{encoder} has no weights: give {option}FILE (timm's or their authors' names), {option}download (timm "
+            f"fetches them from the Hugging Face Hub) or {option}none (untrained)"
+        )

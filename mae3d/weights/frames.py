@@ -1,0 +1,95 @@
+"""Weights of an image ViT of timm come from a file, from timm's own download on request, or from nowhere, as requested.
+
+name, weights ─► FrameEncoder
+
+    encoder = open_frame_encoder("vit_small_patch14_dinov2", "dinov2_vits14_pretrain.pth", img_size=224)
+    encoder = open_frame_encoder("vit_tiny_patch16_224", "none")         # untrained, by the seed
+
+A file may have timm's names, or those of the model's authors (DINOv2, OpenAI's and OpenCLIP's CLIP, SigLIP, DINOv3):
+timm's own filter renames them and interpolates positions to the size of the frames. Nothing but tensors is unpickled,
+and nothing is fetched unless `weights` is `download`.
+"""
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae3d.io.console import one_line
+from mae3d.model.frames import FrameEncoder, frame_config
+from mae3d.weights.convert import unmatched
+from mae3d.weights.files import WeightsError, named_in_errors, read_tensors
+from mae3d.weights.wrappers import unwrapped
+
+DOWNLOAD, UNTRAINED = "download", "none"
+_HEADS = ("head.", "head_dist.", "attn_pool.", "fc.", "mask_token")  # parts of checkpoints that no feature depends on
+
+
+def open_frame_encoder(
+    name: str, weights: str, *, num_frames: int = 16, img_size: int | None = None, seed: int = 0
+) -> FrameEncoder:
+    """Open an image ViT for clips, float32, on the CPU, in evaluation mode.
+
+    Args:
+        name: A name of timm's.
+        weights: A file; `download`, for timm's own weights of this name; or `none`, for random ones.
+        num_frames: Frames of a clip.
+        img_size: Height and width of a frame; None is the model's own.
+        seed: Seed of random weights.
+
+    Raises:
+        WeightsError: The file is missing, damaged or unsafe, its tensors are not this model's, or the download failed.
+        ValueError: There is no such model, or a size does not fit it.
+    """
+    config = frame_config(name, num_frames=num_frames, img_size=img_size)
+    if weights == DOWNLOAD:
+        try:
+            return FrameEncoder(config, pretrained=True).eval()
+        except OSError as error:
+            raise WeightsError(
+                f"timm:{name}: its weights cannot be downloaded ({one_line(error)}): fetch them elsewhere, and give "
+                "the file"
+            ) from error
+    file = Path(weights)
+    if weights != UNTRAINED and not file.is_file():
+        raise WeightsError(f"{weights}: no such file of weights of timm:{name}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = FrameEncoder(config)
+    if weights != UNTRAINED:
+        _load(encoder, read_tensors(file), file)
+    return encoder.eval()
+
+
+def state_hash(encoder: torch.nn.Module) -> str:
+    """Return the sha256 over all weights, by name, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load(encoder: FrameEncoder, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Copy a file's tensors into the ViT, each of them or none."""
+    vit, name = encoder.vit, encoder.config.backbone
+    convert: Any = sys.modules[type(vit).__module__].checkpoint_filter_fn  # timm's, of the model's class
+    with named_in_errors(file):
+        try:
+            renamed = convert(unwrapped(tensors), vit)
+        except (KeyError, IndexError, AttributeError, AssertionError) as error:
+            raise WeightsError(f"{file}: holds no weights that timm reads as {name} ({error!r})") from error
+        state = {key: tensor.float() for key, tensor in renamed.items() if not key.startswith(_HEADS)}
+        expected = vit.state_dict()
+        problems = unmatched(set(expected), set(state)) or "; ".join(
+            f"{key} is {tuple(state[key].shape)}, not {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if state[key].shape != tensor.shape
+        )
+        if problems:
+            raise WeightsError(f"{file}: holds other weights than those of timm:{name}; {problems}")
+        vit.load_state_dict(state)
