@@ -5,6 +5,7 @@ python launch/probe.py --run RUN --data.shards OUT --data.select.split train \\
 torchrun --nproc-per-node 8 -- launch/probe.py --run RUN --data.shards TRAIN --test.shards VAL --out DIR --num_clips 4
 python launch/probe.py … --probes knn linear attentive --few_shot 1 10 50 --seeds 3
 python launch/probe.py … --random_init true --out CONTROL             # the same model before any training
+python launch/probe.py --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE …     # an image model, by frames
 
 Features are computed once, on all ranks, and kept in DIR as tables of launch/embed.py; started again it goes on.
 """
@@ -13,7 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,28 +22,29 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
-from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, trained_data
+from launch.common.clip_options import ClipsConfig
+from launch.common.encoders import EncoderChoice, open_frozen
 from launch.common.sole_writer import sole_writer
 from launch.common.tables import aligned, columns_of
-from mae3d.io.bounds import FILLED, GREATEST, bounded, check_bounds, seeded
+from launch.inference.probe_sets import check_shards, refuse_other_results
+from mae3d.io.bounds import FILLED, GREATEST, bounded, seeded
 from mae3d.io.resume import free
 
 if TYPE_CHECKING:
     from launch.common.eval_set import EvalSet
     from mae3d.distributed import World
-    from mae3d.model.config import EncoderConfig
     from mae3d.model.encoder import Encoder
+    from mae3d.model.frames import FrameEncoder
 
 PROBES = ("knn", "linear", "attentive")
 RESULTS = "probe.json"
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(EncoderChoice):
     """Probe the frozen features of a model.
 
     Attributes:
-        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint.
         data: The train set.
         test: The test set: shards, select and labels are its own, labels are matched to the train set's by name; the
             rest counts as in data where it is not given.
@@ -63,7 +65,6 @@ class ProbeConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
-    run: str = field(metadata=FILLED)
     data: ClipsConfig
     test: ClipsConfig
     out: str = field(metadata=FILLED)
@@ -80,13 +81,11 @@ class ProbeConfig:
     device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        super().__post_init__()
         unknown = [probe for probe in self.probes if probe not in PROBES]
         if unknown or not self.probes:
             raise ValueError(f"--probes {' '.join(unknown)}: give some of {', '.join(PROBES)}")
-        for name, side in (("data", self.data), ("test", self.test)):
-            if not side.shards:
-                raise ValueError(f"--{name}.shards is missing: give the folder made by `python -m preprocess build`")
+        check_shards(self.data, self.test)
         if self.few_shot and self.seed > GREATEST - self.seeds:
             raise ValueError(f"--seed {self.seed} leaves no room for --seeds {self.seeds}: give a smaller one")
 
@@ -117,18 +116,18 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
         ValueError: A setting, the model or a dataset is wrong; the message gives the remedy.
         OSError: The features cannot be written.
     """
+    from launch.inference.probe_sets import labelled_sets, untrained
     from launch.inference.probing import FeatureTables, compare, require_room
     from mae3d.analysis.features import check_pool
     from mae3d.io.files import write_text
-    from mae3d.weights.files import open_encoder
 
-    file = agreed_model_file(config.run, world)
-    model, encoder = agreed_model_hash(file, world), open_encoder(file)
+    encoder, model, trained = open_frozen(config, world, seed=config.seed)
     check_pool(encoder, config.pool)
     if config.random_init:
-        encoder, model = _untrained(encoder, config.seed), f"untrained, seed {config.seed}"
-    _refuse_other_results(Path(config.out) / RESULTS)
-    train, test = _open_sets(config, trained_data(file), encoder.config, world)
+        encoder, model = untrained(encoder, config.seed), f"untrained, seed {config.seed}"
+    refuse_other_results(Path(config.out) / RESULTS, names=("model", "probes"))
+    linear = "linear" in config.probes
+    train, test = labelled_sets(config.data, config.test, trained, encoder.config, world, two_classes=linear)
     world.on_first(
         lambda: require_room(
             Path(config.out),
@@ -156,68 +155,13 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
     return results
 
 
-def _refuse_other_results(path: Path) -> None:
-    """Raise ValueError if another program's file has the name of the results."""
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            stored = None
-        if not isinstance(stored, dict) or not stored.keys() >= {"model", "probes"}:
-            raise ValueError(
-                f"{path}: not replaced, because MAE3D has not made it: move it away, or give another --out"
-            )
-
-
-def _untrained(encoder: "Encoder", seed: int) -> "Encoder":
-    """Return the encoder with which a pretraining run of this seed begins."""
-    import torch
-
-    from mae3d.model.encoder import Encoder
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Encoder(encoder.config)
-
-
-def _open_sets(
-    config: ProbeConfig, trained: dict[str, Any], model_config: "EncoderConfig", world: "World"
-) -> "tuple[EvalSet, EvalSet]":
-    """Return the train and test samples that have a label, the test set's under the numbers of the train set."""
-    from launch.inference.evaluate import open_samples
-    from pipelines.samples.corpus import check_labels
-    from pipelines.samples.labels import numbered_as
-
-    train = open_samples(config.data, trained, model_config, world)
-    sampling = {name: getattr(train.clips, name) for name in ("sampling_rate", "target_fps")}
-    test = open_samples(config.test, trained | sampling, model_config, world, "test")
-    sets = []
-    for option, samples in (("data", train), ("test", test)):
-        labelled = samples.rows[samples.corpus.labels.per_sample[samples.rows] > 0]
-        if not len(labelled):
-            raise ValueError(f"{samples.corpus}: no sample has a label; give labels with --{option}.labels FILE")
-        if world.is_first and len(labelled) < len(samples.rows):
-            print(
-                f"{option}: {len(samples.rows) - len(labelled):,} samples without a label are left out", file=sys.stderr
-            )
-        sets.append(replace(samples, rows=labelled))
-    test.corpus.labels = numbered_as(test.corpus.labels, train.corpus.label_names, rows=sets[1].rows, option="test")
-    multi_label = train.corpus.has_multiple_labels or test.corpus.has_multiple_labels
-    for option, samples in zip(("data", "test"), sets, strict=True):
-        check_labels(
-            samples.corpus,
-            samples.rows,
-            num_classes=train.corpus.num_classes,
-            multi_label=multi_label,
-            option=option,
-        )
-    classes = {label for row in sets[0].rows.tolist() for label in train.corpus.labels.of(row)}
-    if "linear" in config.probes and not multi_label and len(classes) < 2:
-        raise ValueError(f"{train.corpus}: all train samples have one class: give samples of two or more, or no linear")
-    return sets[0], sets[1]
-
-
-def _embed(config: ProbeConfig, encoder: "Encoder", model: str, sets: "dict[str, EvalSet]", world: "World") -> None:
+def _embed(
+    config: ProbeConfig,
+    encoder: "Encoder | FrameEncoder",
+    model: str,
+    sets: "dict[str, EvalSet]",
+    world: "World",
+) -> None:
     """Write vectors of both sets for knn and linear, tokens for the attentive probe, unless they are there already."""
     from launch.inference.embeddings import Embedder, embed_samples
     from launch.inference.probing import TOKENS, VECTORS

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     EVAL = 0x6576616C  # held-out samples in pretraining, and their masks
     SHOW = 0x73686F77  # samples that visualize shows
     POOL = 0x706F6F6C  # samples among which visualize searches for neighbours
+    BOOTSTRAP = 0x626F6F74  # test samples that are drawn again
 
 
 def philox(seed: int, stream: Stream, *, epoch: int = 0, position: int = 0, view: int = 0) -> np.random.Generator:

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from launch import probe
 from launch.common.tables import read_vectors
@@ -23,31 +22,13 @@ from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.stream import evaluation_clips
 from tests.support.damage import flip_a_bit, overwrite
-from tests.support.datasets import run_build
+from tests.support.datasets import COLOURS, coloured
 from tests.support.trainings import TINY
-
-COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Path:
     return tiny_model
-
-
-def coloured(root: Path, words: list[str], *, seed: int, labels: list[str] | None = None) -> Path:
-    """A sample of four noisy frames of a colour for each word, labelled with it."""
-    rng = np.random.default_rng(seed)
-    lines = []
-    for i, word in enumerate(words):
-        folder = root / "frames" / f"clip_{i:03d}"
-        folder.mkdir(parents=True)
-        shade = np.clip(np.array(COLOURS[word]) + rng.integers(-30, 30, 3), 0, 255)
-        for frame in range(4):
-            pixels = np.clip(shade + rng.integers(-20, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"img_{frame + 1:05d}.jpg")
-        lines.append(f"clip_{i:03d} 1 4 {word if labels is None else labels[i]}".rstrip())
-    (root / "ledger.csv").write_text("\n".join(lines) + "\n")
-    return run_build(root / "shards", "--frames", root / "frames", "--ledger", root / "ledger.csv")
 
 
 @pytest.fixture(scope="module")

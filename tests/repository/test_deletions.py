@@ -84,6 +84,7 @@ PROOF = {
     ),
     "a mark in its head (refuse_foreign, refuse_other_page), looked for before anything is computed": (
         "launch.inference.embedding_map.draw_map",
+        "launch.compare.compare",
         "launch.preview.preview",
         "launch.report.page.write_report",
         "launch.visualize._claim_folder",

@@ -18,9 +18,9 @@ import pytest
 from launch.embed import EmbedConfig
 from launch.export import export
 from launch.inference.embedding_map import prepare_map
+from launch.inference.probe_sets import refuse_other_results
 from launch.inference.sharded_table import ShardedTable, TableError
 from launch.preview import main as preview
-from launch.probe import _refuse_other_results
 from launch.visualize import _claim_folder as claim_report_folder
 from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.html import page, refuse_other_page
@@ -223,7 +223,7 @@ def test_the_results_of_probes_take_no_other_place(tmp_path: Path, data: bytes |
     path = tmp_path / "probe.json"
     path.write_bytes(data or b'{"model": "x", "probes": []}')
     with pytest.raises(ValueError, match=r"probe\.json.*--out") if data else nullcontext():
-        _refuse_other_results(path)
+        refuse_other_results(path, names=("model", "probes"))
 
 
 @pytest.mark.parametrize("name", ["index.html", "images/000000000.png"])

@@ -49,7 +49,10 @@ ROOMS = {
     "launch": [
         ("common",),
         ("inference", "training", "report"),
-        ("pretrain", "finetune", "evaluate", "probe", "embed", "visualize", "export", "doctor", "preview", "timeline"),
+        (
+            *("pretrain", "finetune", "evaluate", "probe", "embed", "compare", "timeline"),
+            *("visualize", "export", "doctor", "preview"),
+        ),
     ],
 }
 

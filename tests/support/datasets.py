@@ -17,6 +17,8 @@ from preprocess.dataset.layout import JPEG
 # name, frames, height, width, label: two sizes, lengths from one frame to longer than any clip
 SAMPLES = [(f"clip_{i:02d}", 1 if i == 0 else 6 + 3 * i, *((48, 64) if i % 3 else (64, 40)), i % 4) for i in range(14)]
 
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
 
 def colour_of(sample: int, frame: int) -> tuple[int, int, int]:
     """The flat colour of a frame: red tells the sample, green the frame (JPEG keeps both to within 3)."""
@@ -54,6 +56,22 @@ def build_named(root: Path, labels: dict[str, str], *, frames: int = 4) -> Path:
     ledger = root / "ledger.csv"
     ledger.write_text("".join(f"{name} 1 {frames} {label}\n" for name, label in labels.items()))
     return run_build(root / "shards", "--frames", root / "frames", "--ledger", ledger)
+
+
+def coloured(root: Path, words: list[str], *, seed: int, labels: list[str] | None = None, ramp: int = 0) -> Path:
+    """A sample of four noisy frames of a colour for each word, labelled with it; each `ramp` brighter than the last."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for i, word in enumerate(words):
+        folder = root / "frames" / f"clip_{i:03d}"
+        folder.mkdir(parents=True)
+        shade = np.clip(np.array(COLOURS[word]) + rng.integers(-30, 30, 3), 0, 255)
+        for frame in range(4):
+            pixels = np.clip(shade + rng.integers(-20, 20, (32, 32, 3)) + ramp * frame, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"img_{frame + 1:05d}.jpg")
+        lines.append(f"clip_{i:03d} 1 4 {word if labels is None else labels[i]}".rstrip())
+    (root / "ledger.csv").write_text("\n".join(lines) + "\n")
+    return run_build(root / "shards", "--frames", root / "frames", "--ledger", root / "ledger.csv")
 
 
 def build_many_shards(root: Path, *, shards: int, samples: int) -> Path:
