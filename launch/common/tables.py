@@ -9,7 +9,7 @@ A table is columns of equal length by name; None is an empty cell.
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Columns = Mapping[str, Sequence[Any]]
+BLOCK_ROWS = 8192  # of a table of vectors that are in memory at a time
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -55,6 +56,29 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def vector_blocks(path: Path, *, row_groups: Sequence[int] | None = None) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
+    """Yield the rows (n,) and vectors (n, width) float32 of a table of launch/embed.py, a few at a time, without nulls.
+
+    Args:
+        path: the table.
+        row_groups: ascending numbers of the row groups to read; None for all.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        width = file.schema_arrow.field("vector").type.list_size
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        begins = np.cumsum([0, *sizes])
+        for group in range(len(sizes)) if row_groups is None else row_groups:
+            begin = int(begins[group])
+            for batch in file.iter_batches(BLOCK_ROWS, columns=["vector"], row_groups=[group]):
+                there = np.flatnonzero(batch.column(0).is_valid())
+                values: Any = batch.column(0)
+                yield begin + there, values.flatten().to_numpy(zero_copy_only=False).reshape(len(there), width)
+                begin += len(batch)
+
+
 def read_vectors(path: Path, *, most: int | None = None) -> "tuple[np.ndarray, np.ndarray]":
     """Return the vectors of a table of launch/embed.py that are not null, (n, width) float32, and their rows (n,).
 
@@ -63,22 +87,17 @@ def read_vectors(path: Path, *, most: int | None = None) -> "tuple[np.ndarray, n
         most: return so many, at equal distances, if there are more; None for all.
     """
     import numpy as np
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         there = np.concatenate([batch.column(0).is_valid() for batch in file.iter_batches(columns=["vector"])])
-        rows = np.flatnonzero(there)
-        if most is not None and len(rows) > most:
-            rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-        vectors = np.zeros((len(rows), file.schema_arrow.field("vector").type.list_size), np.float32)
-        begin = made = 0
-        for batch in file.iter_batches(columns=["vector"]):
-            end = begin + len(batch)
-            mine = rows[made : np.searchsorted(rows, end)] - begin
-            indices: Any = pa.array(mine)
-            chosen: Any = batch.column(0).take(indices)
-            shape = len(mine), vectors.shape[1]
-            vectors[made : made + len(mine)] = chosen.flatten().to_numpy(zero_copy_only=False).reshape(shape)
-            begin, made = end, made + len(mine)
+        width = file.schema_arrow.field("vector").type.list_size
+    rows = np.flatnonzero(there)
+    if most is not None and len(rows) > most:
+        rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+    vectors, made = np.zeros((len(rows), width), np.float32), 0
+    for block, of_block in vector_blocks(path):
+        chosen = of_block[np.isin(block, rows, assume_unique=True)]
+        vectors[made : made + len(chosen)] = chosen
+        made += len(chosen)
     return vectors, rows

@@ -46,6 +46,7 @@ def open_samples(
     """
     from launch.common.decode import choose_decode
     from pipelines.samples.corpus import corpus_of
+    from pipelines.samples.selection import describe_flagged
     from pipelines.sampling.requests import check_views, usable_rows
 
     clips = clips_config(options, trained)
@@ -61,6 +62,8 @@ def open_samples(
             f"smaller --{option}.sampling_rate than {clips.sampling_rate:g}, which makes clips shorter"
         )
     rows = selected_rows(corpus, clips, num_frames=model_config.num_frames, option=option)
+    if flagged := describe_flagged(corpus, clips.select):
+        left_out.append(flagged)
     decode, note = choose_decode(clips.decode, stored=None, world=world, layouts=corpus.layouts)
     if world.is_first:
         for line in [*(f"left out: {reason}" for reason in left_out), *([f"decode: {note}"] if note else [])]:

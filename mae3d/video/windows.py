@@ -98,6 +98,32 @@ def plan_windows(
     return WindowPlan(windows, unreadable)
 
 
+def window_around(path: str, at_s: float, *, num_frames: int, step_s: float) -> Window:
+    """Return the window of one clip in whose middle a moment of a video file lies; the nearest one at either end.
+
+    Args:
+        path: The file.
+        at_s: The moment, in seconds of the file.
+        num_frames: T.
+        step_s: Seconds between two frames of the clip.
+
+    Raises:
+        VideoError: The file gives no clip, or ends before that moment.
+        OSError: The disk of the file has gone.
+    """
+    with open_clips(path) as video:
+        times = video.frame_times()
+    if not times.seconds:
+        raise VideoError(f"{path}: no frame in it can be decoded")
+    end_s = times.seconds[-1] + frame_duration(times.seconds, step_s)
+    if not at_s < end_s:
+        raise VideoError(f"{path}: second {at_s:g} is beyond its end, {end_s:.3f} s")
+    start_s = at_s - times.seconds[0] - (num_frames - 1) * step_s / 2
+    start_s = min(max(start_s, 0.0), latest_start(times.seconds, num_frames=num_frames, step_s=step_s))
+    chosen = clip_frames(times.seconds, num_frames=num_frames, step_s=step_s, start_s=start_s)
+    return _window(path, times, np.array([chosen]), step_s=step_s)
+
+
 def _window(path: str, times: FrameTimes, chosen: np.ndarray, *, step_s: float) -> Window:
     """Return the window of the (K, T) frame numbers `chosen`."""
     seconds, keyframes = times
