@@ -119,6 +119,7 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
     from mae3d.distributed import choose_device
     from mae3d.weights.files import find_model_file, open_model
     from pipelines.samples.corpus import corpus_of
+    from pipelines.samples.selection import describe_flagged
 
     device = choose_device(config.device, local_rank=0)
     file = find_model_file(config.run)
@@ -130,7 +131,8 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
     data = clips_config(options, trained_data(file))
     corpus = corpus_of(data) if config.data.shards else None
     rows = _choose(corpus, config, data, num_frames=model.config.num_frames) if corpus and not config.videos else None
-    for bad in corpus.left_out if corpus else ():
+    flagged = [text] if corpus and (text := describe_flagged(corpus, data.select)) else []
+    for bad in [*corpus.left_out, *flagged] if corpus else ():
         print(f"left out: {bad}", file=sys.stderr)
     require_room(model.config, clips=len(config.videos) if rows is None else len(rows))
     pool = None

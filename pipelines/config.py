@@ -24,6 +24,8 @@ class SelectConfig:
     Attributes:
         split: only samples of this split.
         names: a text file, one sample name or key a line.
+        without: not those with one of these flags of `python -m preprocess curate`: near_duplicate (the first of each
+            group stays), still, black, frozen, cut.
         fraction: this fraction of them, at random.
         per_class: at most this many of each label, at random; 0 = all.
         seed: of `fraction` and `per_class`.
@@ -31,6 +33,7 @@ class SelectConfig:
 
     split: str = ""
     names: str = ""
+    without: tuple[str, ...] = ()
     fraction: float = bounded(1, above=0, most=1)
     per_class: int = bounded(0, least=0)
     seed: int = seeded()

@@ -41,6 +41,8 @@ def fingerprint(
     """
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_THE_SEQUENCE}
     select = settings.pop("select")
+    if not select["without"]:  # runs from before there was this setting go on
+        del select["without"]
     settings |= {f"select.{name}": value for name, value in select.items()}
     if isinstance(order, ShardOrder):
         settings["mix_shards"] = config.mix_shards

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mae3d.io.console import tolerate_any_text
+from preprocess.inspect.curate_options import add_curate_options
 from preprocess.jobs.options import add_build_options, add_index_options
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _EPILOG = """examples:
   python -m preprocess build --images imagenet/train --split train --out out/images
   python -m preprocess index --videos archive --out out/index
   python -m preprocess verify out/shards --full
+  python -m preprocess curate out/shards
   python -m preprocess report out/shards
   python -m preprocess inspect out/shards 000000017 --to sample.png
   python -m preprocess demo --out out/demo/frames
@@ -40,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="build | index | merge | split | verify | report | inspect | demo"
+        dest="command",
+        required=True,
+        metavar="build | index | merge | split | curate | verify | report | inspect | demo",
     )
     add_build_options(commands.add_parser("build", help="media to shards", allow_abbrev=False))
     index = commands.add_parser(
@@ -63,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
     split.add_argument("--seed", type=int, default=0, metavar="K", help="of the draw (%(default)s)")
     split.add_argument("--table", default="", metavar="FILE", help=".csv or .parquet with COLUMN for every recording")
     split.add_argument("--key", default="name", metavar="COLUMN", help="of the table: the recording (%(default)s)")
+    curate = commands.add_parser(
+        "curate",
+        help="flag near-duplicates, still, black and frozen clips, and cuts; deletes nothing",
+        allow_abbrev=False,
+    )
+    add_curate_options(curate)
     verify = commands.add_parser(
         "verify", help="check a finished dataset (bytes of the tars: --full)", allow_abbrev=False
     )
@@ -125,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
             return _merge(options)
         if options.command == "split":
             return _split(options)
+        if options.command == "curate":
+            return _curate(options)
         if options.command == "verify":
             return _verify(options)
         if options.command == "report":
@@ -192,6 +204,17 @@ def _split(options: argparse.Namespace) -> int:
     fractions = parse_fractions(options.fractions)
     given = {"by": options.by, "table": options.table, "key": options.key, "seed": options.seed}
     print("\n".join([*split(options.out, fractions=fractions, **given), f"dataset: {options.out}"]))
+    return 0
+
+
+def _curate(options: argparse.Namespace) -> int:
+    from preprocess.dataset.curation import CURATION_NAME
+    from preprocess.inspect.curate import curate
+    from preprocess.inspect.curate_options import settings_of
+
+    counts, was_there = curate(options.out, settings_of(options), workers=options.workers)
+    print(", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    print(f"{'finished already' if was_there else 'written'}: {options.out / CURATION_NAME}")
     return 0
 
 

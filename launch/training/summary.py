@@ -166,7 +166,7 @@ def _in_place(data: "DataConfig", corpus: "Corpus", loader: "Loader", *, num_fra
 
 def _data_lines(data: "DataConfig", corpus: "Corpus", loader: "Loader", *, num_frames: int) -> dict[str, str]:
     """Return the datasets, the samples that take part, and their order."""
-    from pipelines.samples.selection import describe_selection
+    from pipelines.samples.selection import describe_flagged, describe_selection
 
     datasets = []
     for dataset, (_, take) in zip(corpus.datasets, loader.order.shares, strict=True):
@@ -180,6 +180,8 @@ def _data_lines(data: "DataConfig", corpus: "Corpus", loader: "Loader", *, num_f
         samples.append(f"{lost:,} are left out with bad shards")
     if described := describe_selection(data.select):
         samples.append(described)
+    if flagged := describe_flagged(corpus, data.select):
+        samples.append(flagged)
     if loader.num_short:
         seconds = (num_frames - 1) * data.sampling_rate / data.target_fps
         span = f" ({num_frames} frames over {seconds:.3g} s)" if data.sampling == "strided" else ""

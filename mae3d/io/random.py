@@ -33,6 +33,7 @@ class Stream(IntEnum):
     SHOW = 0x73686F77  # samples that visualize shows
     POOL = 0x706F6F6C  # samples among which visualize searches for neighbours
     BOOTSTRAP = 0x626F6F74  # test samples that are drawn again
+    CURATE = 0x63757261  # the orders of bits in which hashes are sorted
 
 
 def philox(seed: int, stream: Stream, *, epoch: int = 0, position: int = 0, view: int = 0) -> np.random.Generator:

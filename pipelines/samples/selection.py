@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pipelines.config import SelectConfig
 from pipelines.samples.corpus import Corpus
+from preprocess.dataset.curation import read_flags
 from preprocess.dataset.index import DatasetError
 
 _SHOWN = 5  # so many of a list stand in a message
@@ -18,7 +19,7 @@ _LETTERS = str.maketrans("0123456789abcdef", "ghijklmnopqrstuv")
 
 
 def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray, option: str = "data") -> np.ndarray:
-    """Apply split, names, fraction and per_class, in this order.
+    """Apply split, names, without, fraction and per_class, in this order.
 
     A sample's luck in `fraction` depends on its key and the seed alone: other samples, added or removed, do not change
     it. `per_class` takes the luckiest of each label, so that 1 of each is among 10 of each under the same seed; of
@@ -34,18 +35,19 @@ def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray, optio
         The chosen rows, ascending.
 
     Raises:
-        DatasetError: nothing is left, and after which setting; an unknown split or name; a names file that is none.
+        DatasetError: nothing is left, and after which setting; an unknown split or name; a names file that is none; no
+            flags of this state of a dataset.
     """
     history = [f"{len(rows):,} usable samples"]
-    for setting, choose in (("split", _of_split), ("names", _of_names), ("fraction", _fraction), ("per_class", _few)):
+    for setting, choose in _STEPS.items():
         value = getattr(select, setting)
         if value == getattr(SelectConfig, setting):
             continue
         try:
             rows = choose(corpus, select, rows)
         except DatasetError as error:
-            raise DatasetError(f"{option}.select.{setting}={value}: {error}") from error
-        history.append(f"{option}.select.{setting}={value} leaves {len(rows):,}")
+            raise DatasetError(f"{option}.select.{setting}={_shown(value)}: {error}") from error
+        history.append(f"{option}.select.{setting}={_shown(value)} leaves {len(rows):,}")
         if not len(rows):
             raise DatasetError(f"{corpus}: no sample is left: {', '.join(history)}")
     return rows
@@ -53,9 +55,10 @@ def select_rows(corpus: Corpus, select: SelectConfig, *, rows: np.ndarray, optio
 
 def describe_selection(select: SelectConfig) -> str:
     """Describe the settings for people: "split=train, per_class=10 (seed 1)"; "" if every sample takes part."""
-    names = ("split", "names", "fraction", "per_class")
     settings = [
-        f"{name}={getattr(select, name)}" for name in names if getattr(select, name) != getattr(SelectConfig, name)
+        f"{name}={_shown(getattr(select, name))}"
+        for name in _STEPS
+        if getattr(select, name) != getattr(SelectConfig, name)
     ]
     drawn = select.fraction < 1 or select.per_class > 0
     return ", ".join(settings) + (f" (seed {select.seed})" if drawn else "")
@@ -92,6 +95,26 @@ def _of_names(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndar
     return rows[chosen[rows]]
 
 
+def _without(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
+    return rows[~np.logical_or.reduce(list(_flags(corpus, select).values()))[rows]]
+
+
+def describe_flagged(corpus: Corpus, select: SelectConfig) -> str:
+    """Return how many samples `without` leaves out, by flag, for people; "" if it is not set."""
+    if not select.without:
+        return ""
+    flags = _flags(corpus, select)
+    count = int(np.count_nonzero(np.logical_or.reduce(list(flags.values()))))
+    by_flag = ", ".join(f"{name} {np.count_nonzero(of_all):,}" for name, of_all in flags.items())
+    return f"{count:,} of {len(corpus):,} samples are left out by their flags: {by_flag}"
+
+
+def _flags(corpus: Corpus, select: SelectConfig) -> dict[str, np.ndarray]:
+    """Return the flags that leave samples out, by name, bool (N,)."""
+    of_datasets = [read_flags(dataset, select.without) for dataset in corpus.datasets]
+    return {name: np.concatenate([flags[name] for flags in of_datasets]) for name in select.without}
+
+
 def _fraction(corpus: Corpus, select: SelectConfig, rows: np.ndarray) -> np.ndarray:
     return rows[_luck(corpus, select)[rows] < select.fraction * 2.0**64]
 
@@ -121,3 +144,10 @@ def _luck(corpus: Corpus, select: SelectConfig) -> np.ndarray:
 def _hash_key(seed: int) -> str:
     """Return 16 characters that no other seed has: its digits; from 10^16 on letters for its hexadecimal ones."""
     return f"{seed:016d}" if seed < 10**16 else f"{seed:016x}".translate(_LETTERS)
+
+
+def _shown(value: object) -> object:
+    return " ".join(value) if isinstance(value, tuple) else value
+
+
+_STEPS = {"split": _of_split, "names": _of_names, "without": _without, "fraction": _fraction, "per_class": _few}

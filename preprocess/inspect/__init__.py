@@ -1,1 +1,1 @@
-"""The commands that look at a dataset: verify, report, inspect."""
+"""The commands that look at a dataset: verify, report, inspect, curate."""

@@ -4,6 +4,7 @@ filmstrip(dataset, 7, frames=8, width=136).save("sample.png")
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from preprocess.dataset.index import Dataset, DatasetError, Spans
 
 _BACKGROUND = (225, 228, 233)
 _DAMAGED = (190, 60, 60)
+_AT_A_TIME = 64  # frames of a video that are decoded together
 
 
 def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Image:
@@ -37,14 +39,31 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
     """
     count = int(dataset.num_frames[i])
     chosen = np.unique(np.linspace(0, count - 1, min(frames, count)).round().astype(np.int64))
-    spans = dataset.spans(i, chosen)
     stored = int(dataset.width[i]), int(dataset.height[i])
     scale = min(1.0, width / max(stored))
     size = max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale))
+    pictures = stored_frames(dataset, i, chosen, size)
+    return side_by_side([picture or Image.new("RGB", size, _DAMAGED) for picture in pictures], _BACKGROUND)
+
+
+def stored_frames(dataset: Dataset, i: int, chosen: np.ndarray, size: tuple[int, int]) -> list[Image.Image | None]:
+    """Return frames of sample i as RGB pictures; None for one that does not decode.
+
+    Args:
+        dataset: A dataset in a folder, with its shards.
+        i: The sample's number.
+        chosen: (n,) numbers of frames, rising.
+        size: Width and height of the pictures.
+
+    Raises:
+        OSError: The tar cannot be read.
+    """
+    spans = dataset.spans(i, chosen)
     if dataset.layout.is_in_place:
-        return side_by_side(_frames_in_place(dataset, i, chosen, spans, size), _BACKGROUND)
+        return _frames_in_place(dataset, i, chosen, spans, size)
+    stored = int(dataset.width[i]), int(dataset.height[i])
     decoder = GroupDecoder()
-    pictures: list[Image.Image] = []
+    pictures: list[Image.Image | None] = []
     with dataset.shard_path(int(dataset.shard[i])).open("rb") as tar:
         parts = dataset.layout.by_part(chosen)
         for (_, _, numbers), offset, num_bytes in zip(parts, spans.offset.tolist(), spans.size.tolist(), strict=True):
@@ -54,7 +73,7 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
                 pictures += _frames_of_group(decoder, data, numbers, stored, size)
             else:
                 pictures.append(_frame(data, size))
-    return side_by_side(pictures, _BACKGROUND)
+    return pictures
 
 
 def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
@@ -77,33 +96,42 @@ def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
 
 def _frames_in_place(
     dataset: Dataset, i: int, chosen: np.ndarray, spans: Spans, size: tuple[int, int]
-) -> list[Image.Image]:
-    """Return frames of a sample that stays in its video; each is decoded for itself, so that one may be damaged."""
+) -> list[Image.Image | None]:
+    """Return frames of a sample that stays in its video, decoded together, or each for itself if one is damaged."""
     files, number, decoder = dataset.media_files, int(dataset.media[i]), InPlaceDecoder()
     assert files is not None
     with dataset.shard_path(int(dataset.shard[i])).open("rb") as tar:
         tar.seek(int(spans.offset[0]))
         table = PacketTable.from_bytes(tar.read(int(spans.size[0])))
-    pictures = []
-    for frame in chosen.tolist():
+
+    def decoded(frames: list[int]) -> list[Image.Image | None]:
+        with files.open(number) as read:
+            data = table.read(frames, read)
+        of_file = decoder.frames(table, frames, data, files.location(number))
+        pixels = (decoder.rgb(frame, table, width=size[0], height=size[1]) for frame in of_file)
+        return [Image.fromarray(np.ascontiguousarray(one)) for one in pixels]
+
+    pictures: list[Image.Image | None] = []
+    for begin in range(0, len(chosen), _AT_A_TIME):
+        frames = chosen[begin : begin + _AT_A_TIME].tolist()
         try:
-            with files.open(number) as read:
-                data = table.read([frame], read)
-            (decoded,) = decoder.frames(table, [frame], data, files.location(number))
-            pixels = decoder.rgb(decoded, table, width=size[0], height=size[1])
-            pictures.append(Image.fromarray(np.ascontiguousarray(pixels)))
+            pictures += decoded(frames)
         except (PacketError, OSError):
-            pictures.append(Image.new("RGB", size, _DAMAGED))
+            for frame in frames:
+                try:
+                    pictures += decoded([frame])
+                except (PacketError, OSError):
+                    pictures.append(None)
     return pictures
 
 
 def _frames_of_group(
     decoder: GroupDecoder, data: bytes, numbers: list[int], stored: tuple[int, int], size: tuple[int, int]
-) -> list[Image.Image]:
+) -> Sequence[Image.Image | None]:
     try:
         frames = decoder.decode(data, numbers)
     except GroupError:
-        return [Image.new("RGB", size, _DAMAGED) for _ in numbers]
+        return [None] * len(numbers)
     pictures = []
     for frame in frames:
         pixels = np.empty((stored[1], stored[0], 3), np.uint8)
@@ -112,10 +140,10 @@ def _frames_of_group(
     return pictures
 
 
-def _frame(data: bytes, size: tuple[int, int]) -> Image.Image:
+def _frame(data: bytes, size: tuple[int, int]) -> Image.Image | None:
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
         image.draft("RGB", size)  # decodes at a fraction of the size if that is enough
         return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return Image.new("RGB", size, _DAMAGED)
+        return None

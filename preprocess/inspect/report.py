@@ -20,11 +20,13 @@ import numpy as np
 from mae3d.io.bounds import SEED, Bounds, check_number
 from mae3d.io.files import require_writable, write_text
 from mae3d.io.html import data_uri, escape, page, paragraph, refuse_other_page, table
-from preprocess.dataset.index import REJECTED_NAME, Dataset, open_dataset
+from preprocess.dataset.curation import CURATION_NAME, FLAGS, open_curation
+from preprocess.dataset.index import REJECTED_NAME, Dataset, DatasetError, open_dataset
 from preprocess.inspect.filmstrip import filmstrip
 from preprocess.inspect.statistics import Chart, Reason, look_over
 
 _FRAMES, _FRAME_WIDTH, _JPEG_QUALITY = 8, 136, 80
+_FLAGGED = 3  # samples that are shown for each flag
 _IMAGE_BYTES = 6_000_000  # of all images together, before base64 makes a third more of them
 _TEXT = 300  # characters of a message
 _SETTINGS_TEXT = 20_000
@@ -128,6 +130,7 @@ def write_report(
         *map(paragraph, empty),
         *_reasons("Left out", "Nothing was left out.", overview.rejected, names),
         *_reasons("Kept, with a remark", "", overview.remarks, names),
+        *_curation(dataset, names, images=images),
         f"<h2>{_count(min(samples, len(dataset)), 'sample')} drawn at random</h2>",
         f"<section>{''.join(_sheet(dataset, samples, seed, names, images=images))}</section>",
         f"<h2>Settings</h2><section><pre>{escape(_settings(dataset, names))}</pre></section>",
@@ -205,18 +208,65 @@ def _sheet(dataset: Dataset, samples: int, seed: int, names: _Names, *, images: 
     chosen = np.sort(np.random.default_rng(seed).choice(usable, min(samples, len(usable)), replace=False))
     room = _IMAGE_BYTES
     for i in chosen.tolist():
-        title = f"<b>{escape(names(dataset.name(i)))}</b> {escape(', '.join(caption(dataset, i)))}"
-        picture = ""
-        if images and room > 0:
-            buffer = io.BytesIO()
-            strip = filmstrip(dataset, i, frames=_FRAMES, width=_FRAME_WIDTH)
-            strip.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-            room -= len(buffer.getvalue())
-            size = f'width="{strip.width}" height="{strip.height}"'
-            picture = f'<img src="{data_uri(buffer.getvalue(), "jpeg")}" {size} alt="frames of this sample">'
-        yield f"<figure><figcaption>{title}</figcaption>{picture}</figure>"
+        picture = _strip(dataset, i) if images and room > 0 else ""
+        room -= len(picture) * 3 // 4
+        yield _figure(dataset, i, names, picture)
     if images and room <= 0:
         yield paragraph("The page would grow too large with more pictures.")
+
+
+def _figure(dataset: Dataset, i: int, names: _Names, picture: str, more: str = "") -> str:
+    words = ", ".join([*caption(dataset, i), *([more] if more else [])])
+    title = f"<b>{escape(names(dataset.name(i)))}</b> {escape(words)}"
+    return f"<figure><figcaption>{title}</figcaption>{picture}</figure>"
+
+
+def _strip(dataset: Dataset, i: int) -> str:
+    buffer = io.BytesIO()
+    strip = filmstrip(dataset, i, frames=_FRAMES, width=_FRAME_WIDTH)
+    strip.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    size = f'width="{strip.width}" height="{strip.height}"'
+    return f'<img src="{data_uri(buffer.getvalue(), "jpeg")}" {size} alt="frames of this sample">'
+
+
+def _curation(dataset: Dataset, names: _Names, *, images: bool) -> Iterator[str]:
+    """Yield the counts of the flags of `curate`, and the first few samples of each; nothing if there are no flags."""
+    if not (dataset.root / CURATION_NAME).exists():
+        return
+    yield "<h2>Flagged by curate</h2>"
+    try:
+        with open_curation(dataset) as file:
+            flags = file.read()
+    except DatasetError as error:
+        yield paragraph(str(error) if not names.hashed else f"{CURATION_NAME} is not of this state of the dataset.")
+        return
+    masks = {name: flags[name].to_numpy() == 1 for name in FLAGS}  # null is not
+    looked = [name for name in FLAGS if not flags[name].null_count]
+    counts = "".join(f"<div>{np.count_nonzero(masks[name]):,}<span>{name}</span></div>" for name in looked)
+    yield f'<section class="figures">{counts}</section>'
+    yield paragraph(f"Nothing is left out for it: --data.select.without does that. All flags are in {CURATION_NAME}.")
+    for name in looked:
+        rows = np.flatnonzero(masks[name])[:_FLAGGED].tolist()
+        if rows:
+            figures = (_flagged(dataset, i, name, flags, names, images=images) for i in rows)
+            title = f"<h3>{name}<small>the first {len(rows)}</small></h3>"
+            yield f"<section>{title}{''.join(figures)}</section>"
+
+
+def _flagged(dataset: Dataset, i: int, name: str, flags: Any, names: _Names, *, images: bool) -> str:
+    """Return a flagged sample with its measure, a near-duplicate with the sample that stays."""
+    row = flags.slice(i, 1).to_pylist()[0]
+    measure = {
+        "near_duplicate": f"duplicate of {row['duplicate_of']}, which is below, at {row['distance'] or 0:.3f}",
+        "still": f"motion {row['motion'] or 0:.2f} levels",
+        "black": f"{row['black_share']:.0%} of the frames are black",
+        "frozen": f"{row['frozen_share']:.0%} of it are frozen",
+        "cut": f"cuts at frames {', '.join(map(str, row['cut_frames'] or ()))}",
+    }[name]
+    rows = [i, dataset.find(row["duplicate_of"])] if name == "near_duplicate" else [i]
+    is_bad = bool(np.isin(dataset.shard[rows], list(dataset.bad_shards)).any())
+    picture = "".join(_strip(dataset, one) for one in rows) if images and not is_bad else ""
+    return _figure(dataset, i, names, picture, measure)
 
 
 def caption(dataset: Dataset, i: int) -> list[str]:

@@ -24,6 +24,7 @@ from mae3d.io.files import TEMPORARY_PREFIX, sha256_of
 from mae3d.io.lock_store import LOCK_NAME
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import raise_unless_of_the_file
+from preprocess.dataset.curation import CURATION_NAME
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, Shard, index_files, map_dataset, read_meta
 from preprocess.dataset.layout import INDEX_FILE, layout_of
 from preprocess.dataset.schema import read_shard_table
@@ -122,7 +123,7 @@ def _check_listing(entries: Mapping[str, _Entry], sizes: Mapping[str, int | None
         elif None not in (sizes[name], entry.bytes) and sizes[name] != entry.bytes and name != PLAN_NAME:
             wrong.add(name)
             findings.append(f"{name}: {sizes[name]} bytes, {META_NAME} says {entry.bytes}; {_remedy(name)}")
-    for name in sorted(sizes.keys() - entries.keys() - {META_NAME}):
+    for name in sorted(sizes.keys() - entries.keys() - {META_NAME, CURATION_NAME}):
         if name.startswith((LOCK_NAME, TEMPORARY_PREFIX)) or _SHARD.fullmatch(name):
             findings.append(f"{name}: {_AT_WORK}")
         elif not _GENERATION.fullmatch(name):

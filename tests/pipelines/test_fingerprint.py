@@ -1,5 +1,6 @@
 """What a run may find changed when it goes on: nothing that the sequence depends on, or a dataset with more shards."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,10 @@ def test_fault_33_what_has_changed_is_refused_by_name(now: dict[str, Any], told:
     other = make(*now.pop("datasets", (A, B)), **now)
     with pytest.raises(ValueError, match=rf"cannot go on.*{told}"):
         other.load_state_dict(state)
+
+
+def test_a_run_from_before_samples_could_be_left_out_goes_on() -> None:
+    assert "select.without" not in json.dumps(make(A, B).state_dict())
 
 
 def test_what_the_sequence_does_not_depend_on_may_change() -> None:

@@ -50,7 +50,7 @@ ROOMS = {
         ("common",),
         ("inference", "training", "report"),
         (
-            *("pretrain", "finetune", "evaluate", "probe", "embed", "compare", "timeline"),
+            *("pretrain", "finetune", "evaluate", "probe", "embed", "compare", "timeline", "search", "propagate"),
             *("visualize", "export", "doctor", "preview"),
         ),
     ],

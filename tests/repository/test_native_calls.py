@@ -54,6 +54,8 @@ SAFE = {
     "launch.inference.timeline._jpeg simplejpeg.encode_jpeg": "(H, W, 3) of uint8, contiguous; simplejpeg copies none",
     "launch.report.timeline_page._whole_frames fromarray": _COPIES,
     "launch.inference.probing._tokens open_memmap": "NumPy makes the file as long as the array; it begins as zeros",
+    "launch.report.moments_page._pictures fromarray": _COPIES,
+    "launch.search._embedded_query from_numpy": "read only, while the batch lives",
     "mae3d.analysis.probes._tokens from_numpy": _OWN_ARRAY,
     "mae3d.analysis.probes.attentive_scores from_numpy": _OWN_ARRAY,
     "mae3d.analysis.probes.attentive_scores.gradients from_numpy": "row numbers; torch checks an index",
@@ -145,7 +147,10 @@ SAFE = {
     "preprocess.dataset.dataset.Dataset empty": _EMPTY,
     "mae3d.video.packets.Packets.none empty": _EMPTY,
     "preprocess.encode.packet_index._table empty": _EMPTY,
-    "preprocess.inspect.filmstrip._frames_in_place fromarray": _COPIES,
+    "preprocess.inspect.curate._flagged frombuffer": "as many bytes as measures.py has written; copied at once",
+    "preprocess.inspect.curate._flagged memmap": "the file is made as long before",
+    "preprocess.inspect.filmstrip._frames_in_place.decoded fromarray": _COPIES,
+    "preprocess.inspect.near_duplicates._candidates empty": _EMPTY,
 }
 
 

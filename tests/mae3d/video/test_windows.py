@@ -11,9 +11,9 @@ from PIL import Image
 
 from mae3d.model.config import EncoderConfig
 from mae3d.video import clip
-from mae3d.video.clip import read_clip
+from mae3d.video.clip import VideoError, open_clips, read_clip
 from mae3d.video.reader import Video, open_video
-from mae3d.video.windows import VideoBatch, VideoClips, WindowPlan, plan_windows
+from mae3d.video.windows import VideoBatch, VideoClips, WindowPlan, plan_windows, window_around
 from tests.support.media import frame_number, make_video
 
 SIZE = 64
@@ -177,3 +177,15 @@ def test_a_disk_that_goes_stops_the_clips_and_leaves_no_empty_rows(video: str, m
         with pytest.raises(OSError) as raised:
             call()
         assert raised.value.errno == errno.ESTALE
+
+
+def test_a_window_lies_around_a_moment_or_at_the_nearest_end(video: str) -> None:
+    with open_clips(video) as opened:
+        seconds = opened.frame_times().seconds
+    last = seconds[-1] - 0.3  # the beginning of the last clip of 4 frames, 0.1 s apart
+    for at_s, start_s in ((1.0, 0.85), (0.0, 0.0), (seconds[-1], last)):
+        window = window_around(video, at_s, num_frames=4, step_s=0.1)
+        assert window.start_s == pytest.approx(start_s, abs=0.06)
+        assert window.seconds.shape == (1, 4)
+    with pytest.raises(VideoError, match=r"second 99 .*beyond its end"):
+        window_around(video, 99, num_frames=4, step_s=0.1)

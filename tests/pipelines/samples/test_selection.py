@@ -1,5 +1,6 @@
 """Which samples take part: each setting by itself, all in order, and whose luck depends on whom."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import SelectConfig
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.samples.labels import Labels
-from pipelines.samples.selection import describe_selection, select_rows
-from preprocess.dataset.index import DatasetError
+from pipelines.samples.selection import describe_flagged, describe_selection, select_rows
+from preprocess.dataset.curation import CURATION_NAME, CURATION_SCHEMA, FLAGS, METADATA, state_of
+from preprocess.dataset.index import DatasetError, open_dataset
 from tests.support.datasets import SAMPLES, build_shards
 
 
@@ -108,3 +111,50 @@ def test_the_selection_in_words() -> None:
     assert describe_selection(SelectConfig(split="val")) == "split=val"
     few = SelectConfig(split="val", per_class=3)
     assert describe_selection(replace(few, seed=7)) == "split=val, per_class=3 (seed 7)"
+
+
+def write_flags(root: Path, *, state: str = "", **flags: list[int]) -> None:
+    """A file of flags as `curate` writes it, with these samples flagged."""
+    dataset = open_dataset(root)
+    columns = {name: [None] * len(dataset) for name in CURATION_SCHEMA.names}
+    columns |= {name: [i in flags.get(name, []) for i in range(len(dataset))] for name in FLAGS}  # type: ignore[dict-item]
+    described = {METADATA: json.dumps({"state": state or state_of(dataset)})}
+    pq.write_table(pa.table(columns, CURATION_SCHEMA.with_metadata(described)), root / CURATION_NAME)
+
+
+def test_flagged_samples_are_left_out_and_counted(tmp_path: Path) -> None:
+    one, two = build_shards(tmp_path / "one"), build_shards(tmp_path / "two", "--split", "val")
+    both = open_corpus([one, two])
+    with pytest.raises(DatasetError, match=r"select\.without=still: .*one/shards/curation\.parquet: missing.*curate"):
+        select(both, without=("still",))
+    write_flags(one, still=[2, 3], black=[3, 5])
+    write_flags(two, still=[13])
+    settings = SelectConfig(without=("still", "black"))
+    assert select(both, without=settings.without) == [i for i in range(28) if i not in (2, 3, 5, 27)]
+    assert select(both, without=("black",), split="val") == list(range(14, 28))
+    assert describe_flagged(both, settings) == "4 of 28 samples are left out by their flags: still 3, black 2"
+    assert describe_selection(settings) == "without=still black"
+    assert describe_flagged(both, SelectConfig()) == ""
+    with pytest.raises(DatasetError, match=r"blak.*black"):
+        select(both, without=("blak",))
+    write_flags(one, state="another")
+    with pytest.raises(DatasetError, match="another state"):
+        select(both, without=("still",))
+    write_flags(one, still=list(range(14)))
+    with pytest.raises(DatasetError, match=r"no sample is left.*without=still leaves 0"):
+        select(Corpus(both.datasets[:1]), without=("still",))
+
+
+def test_flags_of_a_dataset_behind_a_url_are_read_there(tmp_path: Path) -> None:
+    import fsspec
+
+    local, url = build_shards(tmp_path / "local"), "memory://flagged/shards"
+    store = fsspec.filesystem("memory")
+    for path in local.iterdir():
+        store.pipe_file(f"/flagged/shards/{path.name}", path.read_bytes())
+    corpus = open_corpus([url], cache=tmp_path / "cache")
+    with pytest.raises(DatasetError, match=r"memory://flagged/shards/curation\.parquet: missing.*copy"):
+        select(corpus, without=("still",))
+    write_flags(local, still=[4])
+    store.pipe_file(f"/flagged/shards/{CURATION_NAME}", (local / CURATION_NAME).read_bytes())
+    assert select(corpus, without=("still",)) == [i for i in range(14) if i != 4]
