@@ -89,7 +89,8 @@ def options() -> set[str]:
     """Return the options of all commands, from their help."""
     mains: list[tuple[str, list[str]]] = [(f"launch.{path.stem}", []) for path in (ROOT / "launch").glob("[!_]*.py")]
     mains += [
-        ("preprocess.__main__", [job]) for job in ("build", "merge", "split", "verify", "report", "inspect", "demo")
+        ("preprocess.__main__", [job])
+        for job in ("build", "merge", "split", "curate", "verify", "report", "inspect", "demo")
     ]
     mains += [("mae3d.metrics", ["plot"]), ("mae3d.checkpoint", ["inspect"])]
     with redirect_stdout(io.StringIO()) as shown:
