@@ -17,6 +17,7 @@ that both kinds agree. Grids that are equal are copied bit for bit. D width.
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +148,29 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
         if name.startswith("positions.")
     }
     return {name: resized.get(name, tensor) for name, tensor in state.items()}
+
+
+def resized_encoder(encoder: Encoder | FrameEncoder, *, img_size: int, num_frames: int) -> Encoder | FrameEncoder:
+    """Return an encoder of the same weights for clips of another size; the encoder itself if it has that size.
+
+    Raises:
+        ValueError: A size is no multiple of the patches'.
+    """
+    size = {"img_size": img_size, "num_frames": num_frames}
+    if (encoder.config.img_size, encoder.config.num_frames) == (img_size, num_frames):
+        return encoder
+    if isinstance(encoder, FrameEncoder):
+        frames = copy.deepcopy(encoder)
+        frames.config = replace(encoder.config, **size)  # type: ignore[arg-type]
+        frames.vit.set_input_size(img_size=(img_size, img_size))
+        return frames
+    config = EncoderConfig(
+        **{field.name: getattr(encoder.config, field.name) for field in fields(EncoderConfig)} | size
+    )
+    with torch.device("meta"):
+        resized = Encoder(config)
+    resized.load_state_dict(encoder_state(encoder.state_dict(), encoder.config, config), assign=True)
+    return resized.requires_grad_().eval()
 
 
 def resize_positions(table: Tensor, *, kind: str, old: Grid, new: Grid) -> Tensor:

@@ -99,7 +99,34 @@ def render_clip(
     rng: np.random.Generator,
 ) -> list[Image.Image]:
     """Return one clip: a picture of size x size per row of a camera's path, with objects that drift over it."""
+    return _pictures(texture, path, draw_objects(size=size, rng=rng), size)
+
+
+def render_scene(
+    texture: Texture,
+    path: np.ndarray,
+    draw_objects: Callable[..., list[Drifting]],
+    *,
+    size: int,
+    rng: np.random.Generator,
+) -> tuple[list[Image.Image], np.ndarray]:
+    """Return the clip that `render_clip` returns for the same arguments, and the objects that are seen in it.
+
+    Returns:
+        The pictures, and uint8 (frames, size, size): 0 for the camera's picture, else the number of the object, from 1,
+        that covers at least half of the pixel; later objects lie in front.
+    """
     drifting = draw_objects(size=size, rng=rng)
+    ids = np.zeros((len(path), size, size), np.uint8)
+    for frame in range(len(path)):
+        for number, thing in enumerate(drifting, start=1):
+            cover = Image.new("L", (size, size))
+            thing.paste(cover, frame, colour=255)
+            ids[frame][np.asarray(cover) >= 128] = number
+    return _pictures(texture, path, drifting, size), ids
+
+
+def _pictures(texture: Texture, path: np.ndarray, drifting: Sequence[Drifting], size: int) -> list[Image.Image]:
     pictures = []
     for frame, view in enumerate(path):
         picture = look(texture, view, size)

@@ -37,8 +37,8 @@ SHAPE_KINDS = tuple(_DISTANCES)
 class Drifting(Protocol):
     """An object with a place in every frame of a clip."""
 
-    def paste(self, picture: Image.Image, frame: int) -> None:
-        """Draw the object at its place in this frame."""
+    def paste(self, picture: Image.Image, frame: int, *, colour: int | None = None) -> None:
+        """Draw the object at its place in this frame; on a grey picture in a `colour` instead of its own."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Digit:
     position: np.ndarray
     drift: np.ndarray
 
-    def paste(self, picture: Image.Image, frame: int) -> None:
+    def paste(self, picture: Image.Image, frame: int, *, colour: int | None = None) -> None:
         """Draw the digit, to fractions of a pixel; it leaves on one side and comes back on the other."""
         room = picture.width + self.mask.width
         left, top = (self.position + self.drift * frame) % 1.0 * room - self.mask.width
@@ -58,7 +58,7 @@ class Digit:
         shift = (1, 0, corner[0] - left, 0, 1, corner[1] - top)
         side = self.mask.width + 1
         mask = self.mask.transform((side, side), Image.Transform.AFFINE, shift, Image.Resampling.BILINEAR)
-        picture.paste(self.colour, (*corner, corner[0] + side, corner[1] + side), mask)
+        picture.paste(self.colour if colour is None else colour, (*corner, corner[0] + side, corner[1] + side), mask)
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,9 @@ class Shape:
     angle: float
     spin: float
 
-    def paste(self, picture: Image.Image, frame: int) -> None:
+    def paste(self, picture: Image.Image, frame: int, *, colour: int | None = None) -> None:
         """Draw the shape with soft edges of a pixel; its centre bounces off the walls of its room."""
-        least, most = _ROOM
-        way = (self.position + self.drift * frame - least) / (most - least)
-        x, y = least + (most - least) * (1 - np.abs(way % 2 - 1))
+        x, y = self.centre(frame)
         angle, size = self.angle + self.spin * frame, picture.width
         steps = (np.arange(size) + 0.5) / size
         right, down = steps[None, :] - x, steps[:, None] - y
@@ -85,7 +83,14 @@ class Shape:
         across = math.cos(angle) * down - math.sin(angle) * right
         outside = _DISTANCES[self.kind](along / self.radius, across / self.radius) * self.radius * size
         mask = (255 * (0.5 - outside).clip(0, 1)).round().astype(np.uint8)
-        picture.paste(self.colour, (0, 0), Image.fromarray(mask))
+        picture.paste(self.colour if colour is None else colour, (0, 0), Image.fromarray(mask))
+
+    def centre(self, frame: int) -> np.ndarray:
+        """Return x and y of the centre in this frame, fractions of the picture's side."""
+        least, most = _ROOM
+        way = (self.position + self.drift * frame - least) / (most - least)
+        centre: np.ndarray = least + (most - least) * (1 - np.abs(way % 2 - 1))
+        return centre
 
 
 def object_drawer(kind: str) -> Callable[..., list[Drifting]]:

@@ -81,6 +81,7 @@ PROOF = {
     "no file of anybody's: memory, or /proc": (
         "launch.report.moments_page._picture",
         "launch.report.moments_page._strip",
+        "launch.report.masks._pictures",
         "launch.report.page._inlined",
         "launch.report.timeline_page._jpeg",
         "pipelines.decoding.self_test._plain_batch",
@@ -150,6 +151,7 @@ PROOF = {
         "launch.export._save_foreign",
         "mae3d.io.contact_sheet._save_gif",
         "mae3d.io.contact_sheet.save_animation",
+        "mae3d.io.label_maps.write_ids",
         "mae3d.io.files.write_text",
         "mae3d.io.storage.Storage.create.upload",
         "mae3d.io.storage.Storage.put.upload",
@@ -168,7 +170,12 @@ PROOF = {
         "pipelines.storage.ownership.remove_unlocked",
     ),
     "no file: tensors get other names": ("mae3d.weights.wrappers.renamed",),
-    "beside a page with the mark, which is written before the first picture (visualize._claim_folder)": (
+    "beside a page with the mark, which is written before the first picture (visualize._claim_folder, "
+    "propagate._claim)": (
+        "launch.inference.propagation.carry",
+        "launch.propagate._claim",
+        "launch.propagate._write_results",
+        "launch.report.masks.write_page",
         "launch.report.attention._draw",
         "launch.report.attention.attention_section",
         "launch.report.neighbours._draw",

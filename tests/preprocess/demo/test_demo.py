@@ -13,7 +13,7 @@ from pipelines.samples.corpus import open_corpus
 from pipelines.samples.selection import select_rows
 from preprocess.__main__ import main
 from preprocess.demo.camera import DEFAULT_MOTIONS, MOTIONS, camera_path
-from preprocess.demo.clips import render_clip, render_demo
+from preprocess.demo.clips import render_clip, render_demo, render_scene
 from preprocess.demo.objects import SHAPE_KINDS, Shape, object_drawer
 from preprocess.demo.pictures import DRAWN, PHOTOGRAPHS, draw_waves, load_pictures, look
 from preprocess.encode.images import encode_jpeg
@@ -258,3 +258,19 @@ def test_the_demos_held_out_clips_are_not_trained_on(tmp_path: Path) -> None:
     ]
     assert [len(files) for files in bytes_of] == [2 * len(rows) for rows in rows_of]
     assert not bytes_of[0] & bytes_of[1]
+
+
+@pytest.mark.parametrize("kind", ["shapes", "digits"])
+def test_the_objects_of_a_scene_are_known_and_its_pictures_are_the_clips(kind: str) -> None:
+    grey, path = Image.new("RGB", (1280 + 600, 1280 + 400), (90, 90, 90)), np.tile([300.0, 200.0, 150.0, 0.0], (20, 1))
+    draw = object_drawer(kind)
+    clip = render_clip(grey, path, draw, size=48, rng=np.random.default_rng(3))
+    pictures, ids = render_scene(grey, path, draw, size=48, rng=np.random.default_rng(3))
+    assert [picture.tobytes() for picture in pictures] == [picture.tobytes() for picture in clip]
+    assert (ids.shape, ids.dtype, np.unique(ids).tolist()) == ((20, 48, 48), np.uint8, [0, 1, 2])
+    frames = np.stack([np.asarray(picture) for picture in pictures]).astype(int)
+    colours = [thing.colour for thing in draw(size=48, rng=np.random.default_rng(3))]  # type: ignore[attr-defined]
+    far = np.abs(frames - 90).sum(axis=3)
+    assert (far[ids == 0] <= np.abs(np.array(colours) - 90).sum(axis=1).max() / 2).all()
+    front = np.abs(frames[ids == 2] - colours[1]).sum(axis=1)
+    assert np.median(front) == 0 if kind == "shapes" else np.median(front) < 100  # the second lies in front
