@@ -111,7 +111,7 @@ def test_a_misspelt_key_is_refused_in_the_section_that_is_read(
     [
         ([], "which shards? Give --data.shards"),
         (["--data.shards", "nowhere"], "nowhere"),
-        (["--config", "k401"], "--config k401: no such file, nor a recipe: demo, finetune_images, "),
+        (["--config", "k401"], "--config k401: no such file, nor a recipe: demo, finetune_few_shot, "),
         (["--data.repeat_augg", "2"], "repeat_augg"),
         (["--data.rand_augment", "rand-x1"], "unknown part 'x1'"),
         (["--data.shards", "SHARDS", "--batch", "99"], "14 usable samples are fewer than --batch=99"),

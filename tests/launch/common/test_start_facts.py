@@ -22,8 +22,8 @@ CONFIGS: dict[str, Any] = {
     "pretrain": PretrainConfig(model=MAEConfig()),
     "finetune": FinetuneConfig(),
     "evaluate": EvaluateConfig("r", CLIPS, "o"),
-    "probe": ProbeConfig("r", CLIPS, CLIPS, "o"),
-    "embed": EmbedConfig("r", "o", CLIPS),
+    "probe": ProbeConfig(CLIPS, CLIPS, "o", run="r"),
+    "embed": EmbedConfig("o", CLIPS, run="r"),
 }
 
 

@@ -188,7 +188,7 @@ def test_every_number_has_bounds_of_its_own(command: str) -> None:
         (PretrainConfig, ["--eval.sampling_rate=-1"], "eval.sampling_rate=-1.0 must be above 0"),
         (ProbeConfig, ["--run=r", "--out=", "--data.shards=a", "--test.shards=b"], "out='' is empty: give one"),
         (ProbeConfig, ["--run=r", "--out=o", "--test.cache_gb=.nan"], "test.cache_gb=nan must be above 0"),
-        (EmbedConfig, ["--run= ", "--out=o", "--data.shards=a"], "run=' ' is empty: give one"),
+        (EmbedConfig, ["--run= ", "--out=o", "--data.shards=a"], "give either --run RUN or --encoder timm:NAME"),
     ],
 )
 def test_a_command_line_is_refused_under_the_options_name(
