@@ -71,7 +71,7 @@ def main() -> None:
         data = ["--data.shards", out / "shards", "--run.dir", model, "--train.seed", seed]
         run("pretrain.py", "--config", "demo", *data, *training, "--device", device)
         for name, more in CANDIDATES.items():
-            folder = out / f"{name}-{seed}".replace(" ", "-")
+            folder = out / f"{name}-{seed}".replace(",", "").replace(" ", "-")
             given = ["--frames", test, "--masks", test, "--out", folder, "--seed", seed, "--device", device]
             run("propagate.py", "--run", model, *given, *more)
             means[name].append(json.loads((folder / "scores.json").read_text())["means"])

@@ -63,6 +63,19 @@ class _Video:
         height, width = self.size
         return min(width, _WIDEST), max(1, round(height * min(width, _WIDEST) / width))
 
+    def truth(self, number: int, reader: MaskReader) -> Ids | None:
+        """Return a frame's true mask, None if there is none; ValueError if it is not of the video's size."""
+        path = self.sequence.masks.get(number)
+        if path is None:
+            return None
+        ids = reader.read(path)
+        if ids.shape != self.size:
+            raise ValueError(
+                f"{path}: {ids.shape[1]} x {ids.shape[0]} pixels, and the frame has {self.size[1]} x {self.size[0]}: "
+                "give masks of the frames' size"
+            )
+        return ids
+
     def overlay(self, number: int, ids: Ids) -> np.ndarray:
         """Return a kept frame with a mask of the video's size over it."""
         return tinted(
@@ -101,17 +114,10 @@ def carry(
         raise ValueError(f"{sequence.masks[sequence.start]}: the mask to carry has no object, only background")
     folder = out / MASKS / sequence.name
     folder.mkdir(parents=True, exist_ok=True)
-    tally = _Tally(
-        objects, first, last=len(sequence.frames) - 1 if settings["count_last"] else len(sequence.frames) - 2
-    )
+    tally = _Tally(objects, first, stop=len(sequence.frames) - (not settings["count_last"]))
     rows: dict[str, list[np.ndarray]] = {"carried": [], "first mask repeated": [], "annotated": []}
     for number, ids in enumerate(_masks(video, first, objects, settings, batch=batch), start=sequence.start):
-        truth = reader.read(sequence.masks[number]) if number in sequence.masks else None
-        if truth is not None and truth.shape != video.size:
-            raise ValueError(
-                f"{sequence.masks[number]}: {truth.shape[1]} x {truth.shape[0]} pixels, and the frame has "
-                f"{video.size[1]} x {video.size[0]}: give masks of the frames' size"
-            )
+        truth = video.truth(number, reader)
         write_ids(folder / f"{Path(sequence.frames[number]).stem}.png", ids)
         if number > sequence.start and truth is not None:
             tally.add(number, ids, truth)
@@ -162,14 +168,14 @@ def _masks(video: _Video, first: Ids, objects: list[int], settings: Mapping[str,
 class _Tally:
     """J and F of a video's objects in the frames that count, carried and copied."""
 
-    def __init__(self, objects: list[int], first: Ids, *, last: int) -> None:
-        self._objects, self._first, self._last = objects, first, last
+    def __init__(self, objects: list[int], first: Ids, *, stop: int) -> None:
+        self._objects, self._first, self._stop = objects, first, stop
         self._values: dict[tuple[int, str], list[float]] = {}
         self._later: set[int] = set()
 
     def add(self, number: int, ids: Ids, truth: Ids) -> None:
         """Compare a frame's mask with the true one, unless the frame does not count."""
-        if number > self._last:
+        if number >= self._stop:
             return
         self._later |= set(np.unique(truth).tolist()) - {0, *self._objects}
         for thing in self._objects:
