@@ -61,7 +61,8 @@ def timeline(config: TimelineConfig, world: "World") -> list[str]:
     file = agreed_model_file(config.run, world)
     model_sha256 = agreed_model_hash(file, world)
     reader = Reader(file, config, world.device)
-    truth = world.on_first(lambda: read_truth(config, reader.class_names))
+    world.on_first(lambda: _check(config, reader))
+    truth = world.on_first(lambda: read_truth(config, reader.class_names, overlapping=reader.is_multi_label))
     sampling = ClipsConfig(shards=config.videos, sampling_rate=config.sampling_rate, target_fps=config.target_fps)
     clips = clips_config(sampling, trained_data(file) | {"sampling": "strided"})
     plan = world.on_first(
@@ -85,23 +86,42 @@ def timeline(config: TimelineConfig, world: "World") -> list[str]:
     return list(plan.unreadable.values())
 
 
+def _check(config: TimelineConfig, reader: "Reader") -> None:
+    """Refuse files that are not there, and smoothing of classes that there are none of or that may hold together."""
+    from launch.inference.phases import SHOWN
+
+    missing = [video for video in config.videos if not Path(video).exists()]
+    if missing:
+        listed = ", ".join(missing[:SHOWN])
+        raise ValueError(f"--videos: {len(missing)} files are not there: {listed}; give their paths")
+    if config.smooth and (reader.is_multi_label or not reader.class_names):
+        kind = "a multi-label classifier" if reader.is_multi_label else "no classifier"
+        raise ValueError(
+            f"--smooth {config.smooth}: {config.run} is {kind}, and only classes that exclude one another are "
+            "smoothed; leave it out"
+        )
+
+
 def _finish(config: TimelineConfig, reader: "Reader", truth: "Truth | None") -> str:
     """Write all that follows from windows.parquet; return the report to print."""
     from launch.common.tables import aligned, columns_of
-    from launch.inference.phases import judge
+    from launch.inference.phases import SHOWN, judge
     from launch.inference.timeline import PAGE, WINDOWS, pictures_of, tracks_of, write_tables
     from launch.report.timeline_page import write_page
     from launch.report.timeline_plots import write_pictures
 
     out = Path(config.out)
     tracks = tracks_of(config, out / WINDOWS)
-    agreement = judge(config, () if reader.is_multi_label else reader.class_names, truth, tracks, out)
+    agreement = judge(config, reader.class_names, truth, tracks, out, multi_label=reader.is_multi_label)
     write_tables(config, reader.class_names, tracks, out)
     write_pictures(tracks, reader.class_names, [out / name for name in pictures_of(config.videos)])
     write_page(tracks, reader.class_names, agreement, windows=out / WINDOWS, path=out / PAGE)
     lines = [line for rows in agreement for line in aligned(columns_of(rows))]
     if agreement and config.smooth == "auto" and sum(map(bool, truth.events.values() if truth else ())) < 2:
         lines.append("--smooth auto: nothing is smoothed, because no other file has events to choose on")
+    if truth and truth.unmatched:
+        names = f"{len(truth.unmatched):,} of its names are none of --videos: {', '.join(truth.unmatched[:SHOWN])}"
+        lines.append(f"{config.events}: {names}")
     changes = sum(len(track.changes) for track in tracks)
     lines.append(f"{sum(len(track.start_s) for track in tracks):,} windows, {changes:,} change points: {out / PAGE}")
     return "\n".join(lines)

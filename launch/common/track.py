@@ -34,10 +34,21 @@ class Track:
     first_row: int = 0
 
     @property
+    def is_readable(self) -> bool:
+        """Return whether any of its windows has a time; a file that cannot be opened has one without."""
+        return bool(np.isfinite(self.start_s).any())
+
+    @property
     def centre_s(self) -> np.ndarray:
         """Middles of the windows, (n,) seconds."""
         centres: np.ndarray = (self.start_s + self.end_s) / 2
         return centres
+
+    @property
+    def edges_s(self) -> np.ndarray:
+        """Bounds of the time that each window stands for, (n + 1,) seconds: half way between the windows' middles."""
+        between = (self.centre_s[1:] + self.centre_s[:-1]) / 2
+        return np.concatenate([self.start_s[:1], between, self.end_s[-1:]])
 
     def change_s(self, change: Change) -> float:
         """Return the time of a change: half way between the middles of the windows before and after it."""

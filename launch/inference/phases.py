@@ -1,7 +1,7 @@
 """Scores along videos and a list of true phases ─► smoothed classes, and how far they agree.
 
 truth = read_truth(config, class_names)            # Truth, or None without --events
-tables = judge(config, phases, truth, tracks, out)  # fills each track's classes; agreement.csv and agreement.json
+tables = judge(config, class_names, truth, tracks, out)  # fills each track's classes; agreement.csv and agreement.json
 
 Smoothing with `--smooth auto` is chosen for each file by its agreement on the others, never on the file itself.
 """
@@ -9,6 +9,7 @@ Smoothing with `--smooth auto` is chosen for each file by its agreement on the o
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from mae3d.analysis.phases import (
     median_smoothed,
     total,
 )
+from mae3d.analysis.scores import average_precisions
 from mae3d.io.files import write_text
 from mae3d.model.config import nearest
 
@@ -37,24 +39,31 @@ BACKGROUND = "background"  # the class, if the model has it, of all moments with
 GRID_S = (0.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0)  # seconds that `--smooth auto` chooses among
 CHOSEN_BY = "f1_50"
 TOLERANCE_S = 1.0  # between a change point and a boundary that it hits
+ALL = "all files"  # name of the rows over all of them
 SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The events of each file, in order of their beginnings."""
+    """The events of each file, in order of their beginnings, and the names in the list that are no file's."""
 
     events: "dict[str, list[Event]]"
+    unmatched: tuple[str, ...] = ()
 
 
-def read_truth(config: TimelineConfig, class_names: Sequence[str]) -> Truth | None:
+def read_truth(config: TimelineConfig, class_names: Sequence[str], *, overlapping: bool = False) -> Truth | None:
     """Return the true phases of the files; None without `--events`.
 
+    Args:
+        config: The options.
+        class_names: The model's classes, if it has any.
+        overlapping: Whether events of a file may overlap, because its moments have any number of classes.
+
     Raises:
-        ValueError: The list cannot be read, a label is no class of the model's, if it has any, no name is one of the
-            files, or two events of a file overlap.
+        ValueError: The list cannot be read, a label is no class of the model's, no name is one of the files or one fits
+            two, or two events of a file overlap.
     """
-    from mae3d.video.clip import open_clips
+    from mae3d.video.clip import VideoError, open_clips
     from preprocess.sources.events import read_events
 
     if not config.events:
@@ -66,24 +75,40 @@ def read_truth(config: TimelineConfig, class_names: Sequence[str]) -> Truth | No
             f"{config.events}: {len(unknown)} labels are no classes of the model: {', '.join(unknown[:SHOWN])}; "
             f"{nearest(unknown[0], list(class_names))}"
         )
+    files = {name: _file_named(name, config) for name in dict.fromkeys(event.name for event in events)}
     by_file: dict[str, list[Event]] = {}
     for video in config.videos:
-        names = {video, Path(video).name, Path(video).stem}
-        mine = [event for event in events if {event.name, Path(event.name).stem} & names]
+        mine = [event for event in events if files[event.name] == video]
         if any(event.frames for event in mine):
-            with open_clips(video) as opened:
-                mine = [event.in_seconds(opened.facts.fps) for event in mine]
+            try:
+                with open_clips(video) as opened:
+                    mine = [event.in_seconds(opened.facts.fps) for event in mine]
+            except VideoError:  # it has no windows to compare, and is listed with those that cannot be read
+                mine = []
         by_file[video] = sorted(mine, key=lambda event: event.start_s)
-        for before, after in zip(by_file[video], by_file[video][1:], strict=False):
+        for before, after in [] if overlapping else pairwise(by_file[video]):
             if after.start_s < before.end_s - 1e-6:
                 raise ValueError(
                     f"{config.events}: lines {before.line} and {after.line} overlap in {video}, but a moment has one "
                     "phase: cut one of them"
                 )
     if not any(by_file.values()):
-        listed = ", ".join(sorted({event.name for event in events})[:SHOWN])
-        raise ValueError(f"{config.events}: names none of --videos; it has {listed}")
-    return Truth(by_file)
+        raise ValueError(f"{config.events}: names none of --videos; it has {', '.join(sorted(files)[:SHOWN])}")
+    return Truth(by_file, tuple(name for name, file in files.items() if file is None))
+
+
+def _file_named(name: str, config: TimelineConfig) -> str | None:
+    """Return the video that a list means by a name: the path given, else its file's name, else that without suffix."""
+    for spelled in (str, lambda video: Path(video).name, lambda video: Path(video).stem):
+        fitting = [video for video in config.videos if spelled(video) == name]
+        if len(fitting) > 1:
+            raise ValueError(
+                f"{config.events}: {name} fits {len(fitting)} of --videos: {', '.join(fitting[:SHOWN])}; write the "
+                "paths as given"
+            )
+        if fitting:
+            return fitting[0]
+    return None
 
 
 def classes_at(events: "Sequence[Event]", seconds: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
@@ -102,23 +127,38 @@ def classes_at(events: "Sequence[Event]", seconds: np.ndarray, class_names: Sequ
     return classes
 
 
+def targets_at(events: "Sequence[Event]", seconds: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Return which classes each moment has, (n, C) bool; the arguments are those of `classes_at`, overlaps are fine."""
+    number = {name: i for i, name in enumerate(class_names)}
+    targets = np.zeros((len(seconds), len(class_names)), bool)
+    for event in events:
+        targets[(seconds >= event.start_s) & (seconds < event.end_s), number[event.label]] = True
+    return targets
+
+
 def judge(
-    config: TimelineConfig, phases: Sequence[str], truth: Truth | None, tracks: Sequence[Track], out: Path
+    config: TimelineConfig,
+    class_names: Sequence[str],
+    truth: Truth | None,
+    tracks: Sequence[Track],
+    out: Path,
+    *,
+    multi_label: bool = False,
 ) -> list[list[dict[str, Any]]]:
     """Choose a class for each moment; compare classes and change points with the events, if there are any.
 
     Args:
         config: The options.
-        phases: Classes of the model that exclude one another; empty for a model without any, of which the change points
-            alone are compared.
+        class_names: The model's classes; empty for a model without any, of which the change points alone are compared.
         truth: The events; None without any.
-        tracks: The files; their classes are filled in.
+        tracks: The files; their classes are filled in, if these exclude one another.
         out: The folder.
+        multi_label: Whether a moment may have any number of the classes.
 
     Returns:
         Tables of the agreement, as agreement.csv and agreement.json have them: of classes, and of change points.
     """
-    chosen = [0.0] * len(tracks)
+    phases, chosen = () if multi_label else class_names, [0.0] * len(tracks)
     if phases:
         if truth is not None:
             for track in tracks:
@@ -128,18 +168,42 @@ def judge(
         chosen = _choose(tracks, options)
         for i, track in enumerate(tracks):
             track.predicted = options[chosen[i]][i]
-    if truth is None:
+    known = [i for i, track in enumerate(tracks) if truth and truth.events[track.name] and track.is_readable]
+    if truth is None or not known:
         return []
-    known = [i for i, track in enumerate(tracks) if truth.events[track.name]]
     rows = [{"name": tracks[i].name} | _boundaries([tracks[i]], truth) for i in known]
-    rows.append({"name": "all files"} | _boundaries([tracks[i] for i in known], truth))
+    rows.append({"name": ALL} | _boundaries([tracks[i] for i in known], truth))
     tables = [rows]
     if phases:
         tables.insert(0, _phase_rows(config, tracks, known, chosen))
+    elif class_names:
+        tables.insert(0, _precision_rows(class_names, truth, [tracks[i] for i in known]))
     write_csv(out / AGREEMENT_TABLE, columns_of([row for table in tables for row in table]))
     described = {"smoothing": config.smoothing, "tolerance_s": TOLERANCE_S, "rows": [r for t in tables for r in t]}
     write_text(out / AGREEMENT, json.dumps(described, indent=1) + "\n")
     return tables
+
+
+def _precision_rows(class_names: Sequence[str], truth: Truth, tracks: Sequence[Track]) -> list[dict[str, Any]]:
+    """Return the average precision of each class that occurs in a file, and in all, and the mean of these classes."""
+    rows: list[dict[str, Any]] = []
+    for name, group in [*((track.name, [track]) for track in tracks), (ALL, tracks)]:
+        targets = np.concatenate([targets_at(truth.events[t.name], t.centre_s, class_names) for t in group])
+        scores = np.concatenate([track.scores for track in group])
+        readable = ~np.isnan(scores[:, 0])
+        precisions = average_precisions(scores[readable], targets[readable])
+        occurring = np.flatnonzero(~np.isnan(precisions)).tolist()
+        for label in occurring:
+            moments = int(targets[readable, label].sum())
+            rows.append(_precision_row(name, class_names[label], moments, float(precisions[label])))
+        if occurring:
+            moments = int(targets[readable].sum())
+            rows.append(_precision_row(name, "mean of classes", moments, float(precisions[occurring].mean())))
+    return rows
+
+
+def _precision_row(name: str, label: str, moments: int, precision: float) -> dict[str, Any]:
+    return {"name": name, "class": label, "moments": moments, "average_precision": precision}
 
 
 def _phase_rows(
@@ -157,7 +221,7 @@ def _phase_rows(
             same = len({seconds[i] for i in group}) == 1
             rows.append(
                 {
-                    "name": tracks[group[0]].name if len(group) == 1 and group is not known else "all files",
+                    "name": tracks[group[0]].name if len(group) == 1 and group is not known else ALL,
                     "smooth_s": seconds[group[0]] if same else "each its own",
                     "moments": int(sum((classes != UNLABELLED).sum() for classes in true)),
                     **agreement([predictions[i] for i in group], true),

@@ -96,7 +96,7 @@ class TimelineConfig:
     mask_ratio: float | None = bounded(None, least=0, below=1)
     seed: int = seeded()
     apart: float = bounded(0.0, least=0)
-    change_penalty: float = bounded(6.0, above=0)
+    change_penalty: float = bounded(12.0, above=0)
     change_min: float = bounded(2.0, least=0)
     events: str = ""
     smooth: float | Literal["auto"] = 0.0

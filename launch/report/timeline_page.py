@@ -195,10 +195,13 @@ def _whole_frames(track: Track, rows: Sequence[int]) -> dict[int, bytes]:
 def _section(track: Track, class_names: Sequence[str], colours: Sequence[str], thumbnails: Mapping[int, bytes]) -> str:
     """Return a file's plot, legend and cursor."""
     length_s = float(np.nan_to_num(track.end_s).max())
-    if not length_s:
+    if not track.is_readable:
         return f"<section><h3>{escape(base_name(track))}</h3>{paragraph('The file cannot be read.')}</section>"
     groups = groups_of(len(track.start_s))
-    lanes = [ribbon(title, classes[groups[:-1]], colours, class_names) for title, classes in ribbons_of(track)]
+    lanes = [
+        ribbon(title, classes, track, groups, colours=colours, class_names=class_names, length_s=length_s)
+        for title, classes in ribbons_of(track)
+    ]
     lanes += [lane(title, lines, track, groups, length_s) for title, lines in curves_of(track, class_names)]
     marks = "".join(f'<i style="left:{100 * track.change_s(change) / length_s:.3f}%"></i>' for change in marked(track))
     strip = "".join(

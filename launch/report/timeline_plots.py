@@ -4,7 +4,7 @@ track ─► ribbons, lanes, legend; timeline.png
 
     colours = colours_of(tracks, len(class_names))
     groups = groups_of(len(track.start_s))
-    lanes = [ribbon(title, classes[groups[:-1]], colours, class_names) for title, classes in ribbons_of(track)]
+    lanes = [ribbon(title, classes, track, groups, ...) for title, classes in ribbons_of(track)]
 
 SVGs are stretched over the page's width: their texts stand beside them.
 """
@@ -19,7 +19,7 @@ from launch.common.track import Track
 from mae3d.analysis.course import Change
 from mae3d.io.html import escape
 
-STEPS = 3000  # points of a curve, at most: of a longer file each shows the greatest value of several windows
+STEPS = 3000  # steps of a curve, at most: of a longer file each shows the least and the greatest of its windows
 MARKS = 80  # change points that are marked, the strongest: of more a plot of hours would be all lines
 SHOWN_SCORES = 4  # classes whose scores are drawn if they do not exclude one another
 COLOURS = (
@@ -48,8 +48,8 @@ def write_pictures(tracks: Sequence[Track], class_names: Sequence[str], paths: S
         panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (title, classes) in zip(panels, ribbons, strict=False):
             for begin, end, label in _runs(classes):
-                low, high = track.start_s[begin], track.end_s[end - 1] if end == len(classes) else track.start_s[end]
-                axes.axvspan(low, high, color=colours[label] if label >= 0 else GREY, linewidth=0)
+                colour = colours[label] if label >= 0 else GREY
+                axes.axvspan(track.edges_s[begin], track.edges_s[end], color=colour, linewidth=0)
             axes.set_yticks([])
             axes.set_ylabel(title.split(":")[0], rotation=0, ha="right", va="center", fontsize=8)
         for axes, (title, lines) in zip(panels[len(ribbons) :], curves, strict=True):
@@ -140,32 +140,46 @@ def grouped(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(best), best, np.nan)
 
 
-def ribbon(title: str, classes: np.ndarray, colours: Sequence[str], class_names: Sequence[str]) -> str:
+def ribbon(
+    title: str,
+    classes: np.ndarray,
+    track: Track,
+    groups: np.ndarray,
+    *,
+    colours: Sequence[str],
+    class_names: Sequence[str],
+    length_s: float,
+) -> str:
+    """Return the classes along time, of each group its first window's."""
+    places = 1000 * track.edges_s[groups] / length_s
     bars = "".join(
-        f'<rect x="{begin}" width="{end - begin}" height="1" fill="{colours[label] if label >= 0 else GREY}">'
+        f'<rect x="{places[begin]:.2f}" width="{places[end] - places[begin]:.2f}" height="1" '
+        f'fill="{colours[label] if label >= 0 else GREY}">'
         f"<title>{escape(class_names[label] if label >= 0 else 'no class')}</title></rect>"
-        for begin, end, label in _runs(classes)
+        for begin, end, label in _runs(classes[groups[:-1]])
     )
     return (
-        f'<figure class="ribbon"><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {len(classes)} 1" '
+        f'<figure class="ribbon"><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 1000 1" '
         f'preserveAspectRatio="none" role="img" aria-label="{escape(title)} classes over time">{bars}</svg></figure>'
     )
 
 
 def lane(title: str, lines: Sequence[tuple[str, np.ndarray]], track: Track, groups: np.ndarray, length_s: float) -> str:
+    """Return curves along time, from the least to the greatest value of each group."""
     tops = [grouped(values, groups) for _, values in lines]
     times = track.centre_s[groups[:-1]]
     known = np.concatenate(tops)[np.isfinite(np.concatenate(tops))]
     high = float(known.max()) if len(known) and known.max() > 0 else 1.0
     paths = []
-    for i, values in reversed(list(enumerate(tops))):  # the main curve is drawn last, over the other
+    for i, (_, values) in reversed(list(enumerate(lines))):  # the main curve is drawn last, over the other
         steps, pen = [], "M"
-        for time, value in zip(times, values, strict=True):
-            if not np.isfinite(value):
+        for time, low, top in zip(times, -grouped(-values, groups), tops[i], strict=True):
+            if not np.isfinite(top):
                 pen = "M"
                 continue
-            steps.append(f"{pen}{1000 * time / length_s:.2f} {100 - 96 * value / high:.1f}")
-            pen = "L"
+            for value in (low, top) if low < top else (top,):
+                steps.append(f"{pen}{1000 * time / length_s:.2f} {100 - 96 * value / high:.1f}")
+                pen = "L"
         paths.append(f'<path class="line{i}" d="{"".join(steps)}"/>')
     means = " · ".join(f"{name}: mean {np.nanmean(v):.3g}" for (name, v) in lines if np.isfinite(v).any())
     return (

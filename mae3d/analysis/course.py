@@ -3,7 +3,7 @@
 vectors (n, D), one row per window in order of time ─► novelty (n,), change points
 
     novelty = novelties(vectors, start_s, end_s)            # cosine distance to the nearest earlier window
-    changes = change_points(vectors, penalty=3.0, min_rows=2)
+    changes = change_points(vectors, penalty=12.0, min_rows=2)
 
 Both work through hours of video in bounded memory and do not depend on the number of threads.
 """
@@ -19,6 +19,7 @@ from mae3d.analysis.exact import one_thread
 ROWS = 256  # of the matrix of similarities at a time: 24 h at a window per second take 90 MB
 COMPONENTS = 16  # principal components that change points are sought in
 BLOCK, MARGIN = 2048, 256  # rows that are segmented at once, and rows at their ends that another block decides
+QUIET = 0.25  # share of the steps between windows that are noise alone, for sure
 STILL = 1e-3  # least noise, as a share of the variance
 ROUNDING = 1e-10  # and at all: of vectors of length 1 in float32
 TINY = 1e-12
@@ -71,8 +72,9 @@ def change_points(vectors: NDArray[np.floating], *, penalty: float, min_rows: in
     """Return the rows at which the vectors' mean changes, by penalised least squares (PELT, Killick et al. 2012).
 
     Vectors have length 1 and are reduced to their principal components. A change must lessen the sum of squared
-    distances to the segments' means by `penalty` x log(n) x the noise: half the median squared distance of windows that
-    follow one another, which a few changes do not move, or a thousandth of the whole variance in still footage.
+    distances to the segments' means by `penalty` x log(n) x the noise: half the lower quartile of the squared distances
+    of windows that follow one another, which neither changes nor stretches of motion move, or a thousandth of the whole
+    variance in still footage.
 
     Args:
         vectors: (n, D) of one video, in order of time.
@@ -84,7 +86,7 @@ def change_points(vectors: NDArray[np.floating], *, penalty: float, min_rows: in
         return []
     with one_thread():
         reduced = _reduced(rows)
-        steps = float(np.median(np.square(np.diff(reduced, axis=0)).sum(axis=1))) / 2
+        steps = float(np.quantile(np.square(np.diff(reduced, axis=0)).sum(axis=1), QUIET)) / 2
         noise = max(steps, STILL * float(np.square(reduced).sum(axis=1).mean()), ROUNDING)
         cost = penalty * np.log(len(rows)) * noise
         ends = [0, *_segmented(reduced, cost, min_rows), len(rows)]
@@ -93,10 +95,17 @@ def change_points(vectors: NDArray[np.floating], *, penalty: float, min_rows: in
 
 
 def _reduced(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return (n, COMPONENTS) float64, the rows along the axes in which they vary most."""
-    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    return np.ascontiguousarray(centred @ axes[:, ::-1][:, :COMPONENTS])
+    """Return (n, COMPONENTS) float64, the rows along the axes in which they vary most; block by block."""
+    mean, begins = rows.mean(axis=0, dtype=np.float64), range(0, len(rows), BLOCK)
+
+    def centred(begin: int) -> NDArray[np.float64]:
+        return rows[begin : begin + BLOCK].astype(np.float64) - mean
+
+    scatter = np.zeros((rows.shape[1], rows.shape[1]))
+    for block in map(centred, begins):
+        scatter += block.T @ block
+    axes = np.linalg.eigh(scatter)[1][:, ::-1][:, :COMPONENTS]
+    return np.concatenate([block @ axes for block in map(centred, begins)])
 
 
 def _segmented(rows: NDArray[np.float64], cost: float, min_rows: int) -> list[int]:

@@ -17,8 +17,9 @@ import torch
 
 from launch import timeline
 from launch.common.track import Track
-from launch.inference.phases import Truth, classes_at, judge
+from launch.inference.phases import Truth, classes_at, judge, read_truth
 from launch.inference.settings import TimelineConfig
+from launch.report.timeline_plots import lane, ribbon
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig
 from mae3d.weights.files import load_model, save_model
@@ -155,9 +156,10 @@ def test_a_classifier_agrees_with_the_events_that_its_scores_say(
     wrong = next(name for name in NAMES if name != table["label"][2])
     lines[3] = lines[3].rsplit(",", 1)[0] + f",{wrong}"
     events = tmp_path / "events.csv"
-    events.write_text("\n".join(lines) + "\n")
+    events.write_text("\n".join([*lines, "another,0,1,one"]) + "\n")
     capsys.readouterr()
     truth = run(classifier, tmp_path / "a", "--videos", *videos, "--every", "0.5", "--events", events)
+    assert "1 of its names are none of --videos: another" in capsys.readouterr().out
     assert truth["true_label"][2] == wrong
     rows = {row["name"]: row for row in json.loads((tmp_path / "a/agreement.json").read_text())["rows"][:3]}
     assert rows[str(videos[0])]["accuracy"] == pytest.approx(1 - 1 / first.sum())
@@ -200,6 +202,67 @@ def test_smoothing_is_chosen_on_the_other_files(smoothing: Any, tmp_path: Path) 
     assert (tmp_path / "agreement.csv").read_text().count("\n") == 1 + 6 + 3
 
 
+def test_a_multi_label_classifier_is_judged_by_average_precision(tmp_path: Path) -> None:
+    """Two classes at once; precisions by hand. A window that cannot be read counts nowhere."""
+    track, _ = flickering("a", [0] * 5, [])
+    track.scores = np.array([[0.9, 0.1, 0.5], [0.8, 0.7, 0.5], [0.3, 0.6, 0.5], [0.2, 0.9, 0.5], [np.nan] * 3])
+    events = [Event("a", 0, 1, NAMES[0]), Event("a", 2, 5, NAMES[0]), Event("a", 1, 3, NAMES[1])]
+    config = TimelineConfig("run", ("a",), "out", events="x")
+    tables = judge(config, NAMES, Truth({"a": events}), [track], tmp_path, multi_label=True)
+    figures = {(row["name"], row["class"]): (row["moments"], row["average_precision"]) for row in tables[0]}
+    first, second = (1 + 2 / 3 + 3 / 4) / 3, (1 / 2 + 2 / 3) / 2
+    for name in ("a", "all files"):
+        assert figures.pop((name, NAMES[0])) == (3, pytest.approx(first))
+        assert figures.pop((name, NAMES[1])) == (2, pytest.approx(second))
+        assert figures.pop((name, "mean of classes")) == (5, pytest.approx((first + second) / 2))
+    assert not figures
+    assert len(track.predicted) == 0
+
+
+def test_a_file_that_cannot_be_read_is_not_judged(tmp_path: Path) -> None:
+    good, events = flickering("good", [0, 1, 2], [])
+    none = np.full(1, np.nan)
+    bad = replace(good, name="bad", start_s=none, end_s=none, scores=np.full((1, 3), np.nan), curves={"novelty": none})
+    config = TimelineConfig("run", ("bad", "good"), "out", events="x")
+    tables = judge(config, NAMES, Truth({"bad": events, "good": events}), [bad, good], tmp_path)
+    assert [row["name"] for row in tables[0] + tables[1]] == ["good", "all files"] * 2
+    assert tables[0][1]["accuracy"] == 1.0
+    assert judge(config, NAMES, Truth({"bad": events, "good": []}), [bad, good], tmp_path) == []
+
+
+def test_a_name_in_a_list_is_that_of_one_file(tmp_path: Path) -> None:
+    events = tmp_path / "events.csv"
+
+    def files(*names: str) -> Truth | None:
+        events.write_text(
+            "name,start_s,end_s,label\n" + "".join(f"{name},{i},{i + 1},x\n" for i, name in enumerate(names))
+        )
+        return read_truth(TimelineConfig("run", ("a/cam.mp4", "b/cam.mp4", "a/v1.mp4"), "out", events=str(events)), ())
+
+    truth = files("a/cam.mp4", "v1", "v1.mp4", "v1.2", "other")
+    assert truth is not None
+    assert {video: [event.name for event in mine] for video, mine in truth.events.items()} == {
+        "a/cam.mp4": ["a/cam.mp4"],
+        "b/cam.mp4": [],
+        "a/v1.mp4": ["v1", "v1.mp4"],
+    }
+    assert truth.unmatched == ("v1.2", "other")
+    with pytest.raises(ValueError, match="cam fits 2 of --videos"):
+        files("cam")
+
+
+def test_ribbons_and_curves_lie_at_their_times() -> None:
+    """Four windows of two seconds, one per second: a class ends half way between two middles, at 1.5 s of 5."""
+    track, _ = flickering("a", [0, 0, 1, 1], [])
+    track.end_s = track.start_s + 2
+    groups = np.array([0, 1, 2, 3, 4])
+    options: dict[str, Any] = {"colours": ["red", "blue", "green"], "class_names": NAMES, "length_s": 5.0}
+    drawn = ribbon("predicted", np.array([0, 1, 1, 1]), track, groups, **options)
+    assert re.findall(r'x="([\d.]+)" width="([\d.]+)"', drawn) == [("0.00", "300.00"), ("300.00", "700.00")]
+    curve = lane("a", [("a", np.array([1.0, 0.5, 0.25, 1.0]))], track, np.array([0, 2, 4]), 5.0)
+    assert 'd="M200.00 52.0L200.00 4.0L600.00 76.0L600.00 4.0"' in curve  # the least of each group as well
+
+
 def test_moments_between_events_are_background_only_if_the_model_knows_it() -> None:
     events = [Event("a", 1.0, 2.0, "x"), Event("a", 3.0, 4.0, "y")]
     moments = np.array([0.5, 1.0, 1.9, 2.0, 3.5, np.nan])
@@ -217,6 +280,7 @@ def test_moments_between_events_are_background_only_if_the_model_knows_it() -> N
         ([], ["--smooth", "auto"], "--smooth auto.*--events"),
         ([], ["--videos", "{0}", "{0}"], "given twice"),
         ([], ["--layer", "9"], "layer=9"),
+        ([], ["--videos", "{0}", "nosuch.mp4"], "1 files are not there: nosuch.mp4"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -236,6 +300,15 @@ def test_what_cannot_be_is_refused(
         timeline.main([*command, *given, *(option.format(*videos) for option in options)])
     assert stopped.value.code == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_classes_that_there_are_none_of_are_not_smoothed(
+    tiny_model: Path, videos: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(tiny_model, tmp_path / "out", "--videos", videos[1], "--smooth", "5")
+    assert stopped.value.code == 2
+    assert re.search("--smooth 5.*no classifier", capsys.readouterr().err)
 
 
 def test_a_file_that_cannot_be_read_is_said_and_the_others_go_on(

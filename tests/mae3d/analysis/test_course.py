@@ -75,6 +75,15 @@ def test_noise_alone_has_no_changes_and_a_greater_penalty_finds_fewer() -> None:
     assert counts[0] > counts[1] > counts[2] == 0
 
 
+def test_motion_in_most_of_the_footage_hides_no_cuts() -> None:
+    """Of ten scenes seven move: the median of the steps is motion, and nothing would stand out from it."""
+    generator = np.random.default_rng(1)
+    vectors, moves = scenes([8] * 10), np.repeat([1, 1, 0, 1, 1, 0, 1, 1, 0, 1], 8)
+    vectors += 0.7 * moves[:, None] * generator.normal(size=vectors.shape).astype(np.float32)
+    rows = {change.row for change in change_points(vectors, penalty=12.0)}
+    assert rows >= set(range(8, 80, 8))
+
+
 def test_a_segment_has_the_least_length() -> None:
     vectors = scenes([30, 2, 30])
     assert [change.row for change in change_points(vectors, penalty=1.0, min_rows=2)] == [30, 32]
