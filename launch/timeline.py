@@ -1,6 +1,7 @@
 """A trained model and long videos ─► what it says about every second: a table, change points, a page to look at.
 
 python launch/timeline.py --run FINE --videos operation.mp4 --out DIR --events phases.csv --smooth 10
+python launch/timeline.py --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE --videos walk.mp4 --out DIR
 torchrun --nproc-per-node 8 -- launch/timeline.py --run RUN --videos day1.mp4 day2.mp4 --out DIR --every 0.5
 
 A classifier gives the scores of its classes; a masked autoencoder surprise, the loss of predicting each clip's hidden
@@ -18,7 +19,8 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import EXIT_DONE, EXIT_ERROR, WAIT_MINUTES, joined, parse, set_threads
-from launch.common.clip_options import ClipsConfig, agreed_model_file, agreed_model_hash, clips_config, trained_data
+from launch.common.clip_options import ClipsConfig, clips_config
+from launch.common.encoders import open_frozen, open_run
 from launch.common.sole_writer import sole_writer
 from launch.inference.settings import TimelineConfig
 
@@ -55,16 +57,15 @@ def timeline(config: TimelineConfig, world: "World") -> list[str]:
     """
     from launch.inference.embeddings import files_hash
     from launch.inference.phases import read_truth
-    from launch.inference.timeline import Reader, read_windows
+    from launch.inference.timeline import Reader, open_any, read_windows
     from mae3d.video.windows import plan_windows
 
-    file = agreed_model_file(config.run, world)
-    model_sha256 = agreed_model_hash(file, world)
-    reader = Reader(file, config, world.device)
+    frozen = open_frozen(config, world) if config.encoder else open_run(config.run, world, open_file=open_any)
+    reader = Reader(frozen.encoder, config, world.device)
     world.on_first(lambda: _check(config, reader))
     truth = world.on_first(lambda: read_truth(config, reader.class_names, overlapping=reader.is_multi_label))
     sampling = ClipsConfig(shards=config.videos, sampling_rate=config.sampling_rate, target_fps=config.target_fps)
-    clips = clips_config(sampling, trained_data(file) | {"sampling": "strided"})
+    clips = clips_config(sampling, frozen.trained | {"sampling": "strided"})
     plan = world.on_first(
         lambda: plan_windows(
             config.videos,
@@ -74,7 +75,7 @@ def timeline(config: TimelineConfig, world: "World") -> list[str]:
         )
     )
     settings = {
-        "model": model_sha256,
+        "model": frozen.identity,
         "videos": world.on_first(lambda: files_hash(config.videos)),
         "data": {"sampling_rate": clips.sampling_rate, "target_fps": clips.target_fps},
         "every_s": config.every,
@@ -97,7 +98,7 @@ def _check(config: TimelineConfig, reader: "Reader") -> None:
     if config.smooth and (reader.is_multi_label or not reader.class_names):
         kind = "a multi-label classifier" if reader.is_multi_label else "no classifier"
         raise ValueError(
-            f"--smooth {config.smooth}: {config.run} is {kind}, and only classes that exclude one another are "
+            f"--smooth {config.smooth}: {config.run or config.encoder} is {kind}, and only classes that exclude one another are "
             "smoothed; leave it out"
         )
 

@@ -6,7 +6,9 @@ samples = open_samples(config.data, frozen.trained, frozen.encoder.config, world
 embed_samples(path, embedder, samples, model_sha256=frozen.identity, world=world)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.common.clip_options import agreed_model_file, agreed_model_hash, trained_data
@@ -83,12 +85,18 @@ def open_frozen(config: EncoderChoice, world: "World", *, seed: int = 0) -> Froz
     return open_run(config.run, world)
 
 
-def open_run(run: str, world: "World") -> Frozen:
-    """Open the encoder of a run, a model file or a foreign checkpoint, as `open_frozen` does."""
+def open_run(run: str, world: "World", *, open_file: Callable[[Path], Any] | None = None) -> Frozen:
+    """Open the encoder of a run, a model file or a foreign checkpoint, as `open_frozen` does.
+
+    Args:
+        run: as in `EncoderChoice`.
+        world: all ranks.
+        open_file: opens the model file; None takes the encoder alone.
+    """
     from mae3d.weights.files import open_encoder
 
     file = agreed_model_file(run, world)
-    return Frozen(open_encoder(file), agreed_model_hash(file, world), trained_data(file))
+    return Frozen((open_file or open_encoder)(file), agreed_model_hash(file, world), trained_data(file))
 
 
 def open_image(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from launch.common.clip_options import ClipsConfig
+from launch.common.encoders import EncoderChoice
 from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
 from mae3d.io.resume import free
 from mae3d.model.config import MaskType
@@ -54,11 +55,10 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class TimelineConfig:
+class TimelineConfig(EncoderChoice):
     """Run a model along video files.
 
     Attributes:
-        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint.
         videos: Video files: `--videos a.mp4 b.mp4`.
         out: Folder for windows.parquet (vectors, what the model computes), timeline.parquet (a row per window),
             changes.csv, timeline.html and a PNG per file; with events agreement.csv and .json.
@@ -84,7 +84,6 @@ class TimelineConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
-    run: str = field(metadata=FILLED)
     videos: tuple[str, ...]
     out: str = field(metadata=FILLED)
     every: float = bounded(1.0, least=1e-3)
@@ -106,7 +105,7 @@ class TimelineConfig:
     device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        super().__post_init__()
         if not self.videos:
             raise ValueError("--videos is missing: give one or more video files")
         if len(set(self.videos)) < len(self.videos):

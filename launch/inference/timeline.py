@@ -1,6 +1,6 @@
 """A model and windows along videos ─► windows.parquet on all ranks; from it, on rank 0, the timeline and its page.
 
-reader = Reader(file, config, world.device)
+reader = Reader(open_any(file), config, world.device)
 read_windows(config, reader, plan, settings, world)       # vectors, scores or surprise, a small picture per window
 tracks = tracks_of(config, out / WINDOWS)                 # novelty and change points of each file
 write_tables(config, reader.class_names, tracks, out)     # timeline.parquet, changes.csv
@@ -50,16 +50,13 @@ HEAVY = ("vector", "picture")  # columns of windows.parquet that timeline.parque
 class Reader:
     """A frozen model of any kind that turns windows into columns."""
 
-    def __init__(self, file: Path, config: TimelineConfig, device: torch.device) -> None:
-        """Open the model.
+    def __init__(self, model: Any, config: TimelineConfig, device: torch.device) -> None:
+        """Move a masked autoencoder, a classifier or an encoder to the device.
 
         Raises:
-            ValueError: There is no model, layer or pooling of that kind, or the mask does not fit.
+            ValueError: There is no layer or pooling of that kind, or the mask does not fit.
         """
-        try:
-            self.model: Any = open_model(file)
-        except WeightsError:  # an encoder without a decoder or a head of ours
-            self.model = open_encoder(file)
+        self.model = model
         self.embedder = Embedder(self.model, device, layer=config.layer, pool=config.pool, precision=config.precision)
         self.model.to(device)
         self.config, self._device, self._bf16 = self.embedder.config, device, config.precision == "bf16"
@@ -118,6 +115,14 @@ class Reader:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             predicted = clip_losses(self.model, clips, noise).loss
         return torch.stack([predicted, copy_losses(self.model, clips, noise)], dim=1)
+
+
+def open_any(file: Path) -> Any:
+    """Return the model of a file, or its encoder alone if it has no decoder or head of ours."""
+    try:
+        return open_model(file)
+    except WeightsError:
+        return open_encoder(file)
 
 
 def _jpeg(picture: np.ndarray) -> bytes:

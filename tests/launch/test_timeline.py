@@ -189,7 +189,7 @@ def test_smoothing_is_chosen_on_the_other_files(smoothing: Any, tmp_path: Path) 
     """One file flickers and gains by it, phases of the other are too short for it: each gets the other's best."""
     slow, slow_events = flickering("slow", [0] * 30 + [1] * 30, [5, 17, 40])
     fast, fast_events = flickering("fast", [0, 1, 2] * 20, [])
-    config = TimelineConfig("run", ("slow", "fast"), "out", events="x", smooth="auto", smoothing=smoothing)
+    config = TimelineConfig(("slow", "fast"), "out", run="run", events="x", smooth="auto", smoothing=smoothing)
     truth = Truth({"slow": slow_events, "fast": fast_events})
     tables = judge(config, NAMES, truth, [slow, fast], tmp_path)
     smoothed = {row["name"]: row for row in tables[0][3:]}
@@ -207,7 +207,7 @@ def test_a_multi_label_classifier_is_judged_by_average_precision(tmp_path: Path)
     track, _ = flickering("a", [0] * 5, [])
     track.scores = np.array([[0.9, 0.1, 0.5], [0.8, 0.7, 0.5], [0.3, 0.6, 0.5], [0.2, 0.9, 0.5], [np.nan] * 3])
     events = [Event("a", 0, 1, NAMES[0]), Event("a", 2, 5, NAMES[0]), Event("a", 1, 3, NAMES[1])]
-    config = TimelineConfig("run", ("a",), "out", events="x")
+    config = TimelineConfig(("a",), "out", run="run", events="x")
     tables = judge(config, NAMES, Truth({"a": events}), [track], tmp_path, multi_label=True)
     figures = {(row["name"], row["class"]): (row["moments"], row["average_precision"]) for row in tables[0]}
     first, second = (1 + 2 / 3 + 3 / 4) / 3, (1 / 2 + 2 / 3) / 2
@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_read_is_not_judged(tmp_path: Path) -> None:
     good, events = flickering("good", [0, 1, 2], [])
     none = np.full(1, np.nan)
     bad = replace(good, name="bad", start_s=none, end_s=none, scores=np.full((1, 3), np.nan), curves={"novelty": none})
-    config = TimelineConfig("run", ("bad", "good"), "out", events="x")
+    config = TimelineConfig(("bad", "good"), "out", run="run", events="x")
     tables = judge(config, NAMES, Truth({"bad": events, "good": events}), [bad, good], tmp_path)
     assert [row["name"] for row in tables[0] + tables[1]] == ["good", "all files"] * 2
     assert tables[0][1]["accuracy"] == 1.0
@@ -237,7 +237,9 @@ def test_a_name_in_a_list_is_that_of_one_file(tmp_path: Path) -> None:
         events.write_text(
             "name,start_s,end_s,label\n" + "".join(f"{name},{i},{i + 1},x\n" for i, name in enumerate(names))
         )
-        return read_truth(TimelineConfig("run", ("a/cam.mp4", "b/cam.mp4", "a/v1.mp4"), "out", events=str(events)), ())
+        return read_truth(
+            TimelineConfig(("a/cam.mp4", "b/cam.mp4", "a/v1.mp4"), "out", run="run", events=str(events)), ()
+        )
 
     truth = files("a/cam.mp4", "v1", "v1.mp4", "v1.2", "other")
     assert truth is not None
@@ -309,6 +311,17 @@ def test_classes_that_there_are_none_of_are_not_smoothed(
         run(tiny_model, tmp_path / "out", "--videos", videos[1], "--smooth", "5")
     assert stopped.value.code == 2
     assert re.search("--smooth 5.*no classifier", capsys.readouterr().err)
+
+
+def test_an_image_vit_gives_novelty_and_changes(videos: tuple[Path, Path], tmp_path: Path) -> None:
+    model = ("--encoder", "timm:test_vit", "--encoder_weights", "none", "--encoder_frames", "2", "--encoder_size", "32")
+    command = [*model, "--out", str(tmp_path), *SAMPLING, "--videos", str(videos[0]), "--every", "0.5", "--pool", "cls"]
+    assert timeline.main(command) == 0
+    table = pq.read_table(tmp_path / "timeline.parquet").to_pydict()
+    assert "surprise" not in table
+    centres = (np.array(table["start_s"]) + table["end_s"]) / 2
+    changed = [centre for centre, change in zip(centres, table["change"], strict=True) if change is not None]
+    assert changed == pytest.approx([3.25, 5.25], abs=0.3)
 
 
 def test_a_file_that_cannot_be_read_is_said_and_the_others_go_on(
