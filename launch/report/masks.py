@@ -27,7 +27,8 @@ _COLUMNS = {
 }
 _STYLE = """
 .wide { overflow-x: auto; }
-.numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-left: 12px; white-space: nowrap; }
+.numbers th, .numbers td { white-space: nowrap; }
+.numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-left: 12px; }
 .numbers tbody tr:first-child > * { font-weight: 650; color: var(--ink); }
 img + img { margin-top: 16px; }
 """
