@@ -98,8 +98,8 @@ def _check(config: TimelineConfig, reader: "Reader") -> None:
     if config.smooth and (reader.is_multi_label or not reader.class_names):
         kind = "a multi-label classifier" if reader.is_multi_label else "no classifier"
         raise ValueError(
-            f"--smooth {config.smooth}: {config.run or config.encoder} is {kind}, and only classes that exclude one another are "
-            "smoothed; leave it out"
+            f"--smooth {config.smooth}: {config.run or config.encoder} is {kind}, and only classes that exclude one "
+            "another are smoothed; leave it out"
         )
 
 
