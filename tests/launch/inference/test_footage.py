@@ -1,6 +1,8 @@
 """Folders and files become videos with masks, and nothing is left out without a word."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from launch.inference.footage import find_sequences
 from mae3d.io.label_maps import write_ids
+from mae3d.video.reader import Video
 from tests.support.media import make_video
 
 
@@ -62,6 +65,24 @@ def test_a_video_files_frames_are_numbered_from_zero(tmp_path: Path) -> None:
     every = list(whole.pictures())
     assert len(every) == 5
     assert [np.array_equal(a, b) for a, b in zip(sequence.pictures(), every[2:], strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("damaged", [0, 2, 4])
+def test_a_frame_stands_in_for_a_damaged_one_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
+) -> None:
+    make_video(tmp_path / "v.mp4", 5)
+    ((sequence,), _) = find_sequences(tmp_path / "v.mp4", masks(tmp_path / "masks", "0.png") / "0.png")
+    whole, frames = list(sequence.pictures()), Video.frames
+
+    def without_one(video: Video, start_s: float = 0.0) -> Iterator[Any]:
+        return (pair for number, pair in enumerate(frames(video, start_s)) if number != damaged)
+
+    monkeypatch.setattr(Video, "frames", without_one)
+    shown = list(sequence.pictures())
+    order = {0: [1, 1, 2, 3, 4], 2: [0, 1, 1, 3, 4], 4: [0, 1, 2, 3, 3]}[damaged]
+    assert [np.array_equal(picture, whole[number]) for picture, number in zip(shown, order, strict=True)] == [True] * 5
+    assert sequence.notes[0].startswith("1 damaged")
 
 
 def test_frames_of_two_sizes_and_unreadable_ones_are_refused(tmp_path: Path) -> None:
