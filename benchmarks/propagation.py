@@ -119,6 +119,7 @@ def cutouts(pictures: Sequence[Texture]) -> Callable[..., list[Drifting]]:
     def draw_objects(*, size: int, rng: np.random.Generator) -> list[Drifting]:
         things: list[Drifting] = []
         for shape in draw(size=size, rng=rng):
+            assert isinstance(shape, Shape)
             texture = pictures[int(rng.integers(len(pictures)))]
             point, side = rng.uniform(0, period_of(texture), 2), math.exp(rng.uniform(*np.log(_VIEW)))
             fast = replace(shape, drift=STRIDE * shape.drift, spin=STRIDE * shape.spin)

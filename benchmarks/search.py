@@ -93,17 +93,18 @@ def write(path: Path, count: int, width: int, source: np.ndarray | None) -> None
                     "key": [f"{number:09d}" for number in seconds.tolist()],
                     "name": [f"video_{number // 3600:04d}.mp4" for number in seconds.tolist()],
                     "labels": pa.array([[]] * few, pa.list_(pa.int32())),
-                    "first_frame": seconds % 3600 * 30,
-                    "start_s": (seconds % 3600).astype(np.float64),
-                    "end_s": (seconds % 3600 + 2.13).astype(np.float64),
+                    "first_frame": pa.array(seconds % 3600 * 30, pa.int64()),
+                    "start_s": pa.array(seconds % 3600, pa.float64()),
+                    "end_s": pa.array(seconds % 3600 + 2.13, pa.float64()),
                     "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), width),
                 }
             )
         )
-        writer = writer or pq.ParquetWriter(path, held[0].schema.with_metadata({"mae3d": json.dumps(settings)}))
+        schema = held[0].schema.with_metadata({"mae3d": json.dumps(settings)})
+        writer = writer or pq.ParquetWriter(path, schema)
         if sum(one.nbytes for one in held) >= GROUP_BYTES or begin + few == count:
             whole = pa.concat_tables(held)
-            writer.write_table(whole.cast(writer.schema), row_group_size=len(whole))
+            writer.write_table(whole.cast(schema), row_group_size=len(whole))
             held = []
     assert writer is not None
     writer.close()
