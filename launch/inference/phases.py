@@ -170,6 +170,8 @@ def judge(
             track.predicted = options[chosen[i]][i]
     known = [i for i, track in enumerate(tracks) if truth and truth.events[track.name] and track.is_readable]
     if truth is None or not known:
+        for name in (AGREEMENT, AGREEMENT_TABLE):  # an earlier start's, with other events
+            (out / name).unlink(missing_ok=True)
         return []
     rows = [{"name": tracks[i].name} | _boundaries([tracks[i]], truth) for i in known]
     rows.append({"name": ALL} | _boundaries([tracks[i] for i in known], truth))

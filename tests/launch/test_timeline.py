@@ -118,6 +118,7 @@ def test_changes_surprise_and_novelty_of_still_scenes(
     stamp = (tmp_path / "out/windows.parquet").stat().st_mtime_ns
     again = run(tiny_model, tmp_path / "out", "--videos", videos[0], "--every", "0.2", "--change_penalty", "1e6")
     assert again["change"] == [None] * len(centres)
+    assert not list((tmp_path / "out").glob("agreement.*"))
     assert (tmp_path / "out/windows.parquet").stat().st_mtime_ns == stamp
 
 
