@@ -10,6 +10,7 @@ from PIL import Image
 
 from launch.inference.footage import find_sequences
 from mae3d.io.label_maps import write_ids
+from mae3d.video.clip import open_clips
 from mae3d.video.reader import Video
 from tests.support.media import make_video
 
@@ -78,6 +79,9 @@ def test_a_frame_stands_in_for_a_damaged_one_and_is_counted(
     def without_one(video: Video, start_s: float = 0.0) -> Iterator[Any]:
         return (pair for number, pair in enumerate(frames(video, start_s)) if number != damaged)
 
+    with open_clips(tmp_path / "v.mp4") as video:
+        times = video.frame_times()
+    monkeypatch.setattr(Video, "frame_times", lambda video: times)
     monkeypatch.setattr(Video, "frames", without_one)
     shown = list(sequence.pictures())
     order = {0: [1, 1, 2, 3, 4], 2: [0, 1, 1, 3, 4], 4: [0, 1, 2, 3, 3]}[damaged]
