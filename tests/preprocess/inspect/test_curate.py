@@ -15,7 +15,8 @@ from preprocess.dataset.index import DatasetError, open_dataset
 from preprocess.inspect import curate as module
 from preprocess.inspect.curate_options import CurateSettings
 from preprocess.inspect.measures import FEW, SIDE, SMALL, mirrored, picture_hashes
-from preprocess.inspect.near_duplicates import find_duplicates
+from preprocess.inspect.measures import _cuts as cuts_of
+from preprocess.inspect.near_duplicates import compare, find_duplicates
 from preprocess.inspect.report import write_report
 from tests.support.datasets import run_build
 
@@ -137,6 +138,14 @@ def test_an_appended_dataset_is_curated_again(tmp_path: Path) -> None:
     assert read_flags(open_dataset(out), ["near_duplicate"])["near_duplicate"].tolist() == [False, False, True]
 
 
+def test_flags_of_another_dataset_are_refused(tmp_path: Path) -> None:
+    first, second = (built(tmp_path / name, {"a": panned(seed)}) for name, seed in (("x", 1), ("y", 2)))
+    assert main(["curate", str(first), "--no-cuts"]) == 0
+    (second / CURATION_NAME).write_bytes((first / CURATION_NAME).read_bytes())
+    with pytest.raises(DatasetError, match=r"another state.*curate"):
+        read_flags(open_dataset(second), ["still"])
+
+
 def test_another_program_s_file_and_a_missing_library_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +184,28 @@ def test_samples_of_every_layout_are_looked_at(tmp_path: Path, layout: str) -> N
         (False, 12, 0),
         (True, 12, 0),
     ]
+
+
+def test_cuts_are_counted_in_the_sample_s_frames_though_not_all_are_read() -> None:
+    rng = np.random.default_rng(0)
+    scenes = rng.integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.uint8)
+    thumbs = scenes.repeat([9, 11], axis=0)
+    assert cuts_of(thumbs, 3 * np.arange(20), CurateSettings()) == [27]
+
+
+def test_two_takes_of_one_place_are_no_duplicates() -> None:
+    """The same background; a small thing moves to the right in one, and down in the other."""
+    place = np.random.default_rng(0).integers(0, 256, (SMALL, SMALL)).astype(np.uint8)
+    takes = np.broadcast_to(place, (3, FEW, SMALL, SMALL)).copy()
+    for i in range(FEW):
+        at = 1 + i * (SMALL - 3) // FEW
+        takes[:2, i, 2:4, at : at + 2] = 255 - takes[:2, i, 2:4, at : at + 2]
+        takes[2, i, at : at + 2, 2:4] = 255 - takes[2, i, at : at + 2, 2:4]
+    same, other = compare(takes, np.array([[0, 1], [0, 2]]), CurateSettings())
+    assert same == pytest.approx(0, abs=1e-5)
+    assert other == np.inf
+    look = np.corrcoef(takes[0].mean(0).ravel(), takes[2].mean(0).ravel())[0, 1]
+    assert 1 - look < CurateSettings().duplicate_distance  # the pictures alone would be near enough
 
 
 def test_a_mirrored_picture_has_the_hash_with_mirrored_bits() -> None:
