@@ -67,6 +67,15 @@ def test_a_clip_backwards_or_normalised_before_has_the_same_features() -> None:
     torch.testing.assert_close(embed(encoder, normalised), embed(encoder, CLIP))
 
 
+@torch.no_grad()
+def test_clips_of_a_batch_do_not_mix() -> None:
+    encoder = FrameEncoder(frame_config("test_vit", num_frames=3, img_size=32)).eval()
+    for pool in ("mean", "cls", "tokens"):
+        each = [encoder.features(clip[None], blocks=6, pool=pool) for clip in CLIP]
+        torch.testing.assert_close(encoder.features(CLIP, blocks=6, pool=pool), torch.cat(each), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(CLIP), torch.cat([encoder(clip[None]) for clip in CLIP]), rtol=1e-4, atol=1e-5)
+
+
 def test_models_and_sizes_that_do_not_fit_are_refused() -> None:
     for name, said in (
         ("test_vitt", "did you mean test_vit"),
