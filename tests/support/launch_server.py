@@ -57,7 +57,7 @@ def _serve(listener: socket.socket) -> dict[str, Any] | None:
                     _send(client, json.dumps(reply))
             elif isinstance(key.fileobj, socket.socket):
                 client = key.fileobj
-                header, files, *_ = socket.recv_fds(client, 8, 3)
+                header, files = _header(client)
                 if not header:
                     if client in children:
                         os.killpg(children[client][0], signal.SIGKILL)
@@ -83,6 +83,15 @@ def _serve(listener: socket.socket) -> dict[str, Any] | None:
                 _send(client, str(pid))
 
 
+def _header(client: socket.socket) -> tuple[bytes, list[int]]:
+    """Return the beginning of a request; nothing of a client that has gone, or was killed before it read an answer."""
+    try:
+        header, files, *_ = socket.recv_fds(client, 8, 3)
+    except ConnectionResetError:
+        return b"", []
+    return header, files
+
+
 def _exactly(client: socket.socket, count: int) -> bytes:
     received = b""
     while len(received) < count:
@@ -91,7 +100,9 @@ def _exactly(client: socket.socket, count: int) -> bytes:
 
 
 def _send(client: socket.socket, line: str) -> None:
-    with suppress(BrokenPipeError):  # a client that has gone is noticed when its connection is read
+    with suppress(
+        BrokenPipeError, ConnectionResetError
+    ):  # a client that has gone is noticed when its connection is read
         client.sendall(f"{line}\n".encode())
 
 
