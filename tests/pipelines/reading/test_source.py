@@ -142,7 +142,7 @@ def test_latency_is_waited_for_by_all_threads_at_once(corpus: Corpus, monkeypatc
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.01)
+        time.sleep(0.05)
         with lock:
             now -= 1
         return read(descriptor, size, offset)
