@@ -11,7 +11,7 @@ The metadata holds all settings that the vectors depend on, as JSON under `mae3d
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -193,45 +193,83 @@ def embed_videos(
         world: all ranks.
         batch_size: windows per batch.
     """
-    windows = plan.windows
-
-    def open_stream(numbers: np.ndarray) -> VideoClips:
-        mine = [windows[i] for i in numbers.tolist()]
-        return VideoClips(mine, size=embedder.config.img_size, batch_size=batch_size)
 
     def columns_of(batch: VideoBatch) -> Mapping[str, Array]:
         return {"replaced_frames": pa.array(batch.replaced), "vector": embedder(torch.from_numpy(batch.clips))}
 
-    table = ShardedTable(
+    return windows_into_table(
         path,
-        num_rows=len(windows),
-        batch_size=batch_size,
+        plan,
+        columns_of,
+        size=embedder.config.img_size,
         settings={"model": model_sha256, **embedder.settings, **settings},
+        world=world,
+        batch_size=batch_size,
         row_bytes=embedder.row_bytes,
+    )
+
+
+def windows_into_table(
+    path: Path,
+    plan: WindowPlan,
+    columns_of: Callable[[VideoBatch], Mapping[str, Array]],
+    *,
+    size: int,
+    settings: Mapping[str, Any],
+    world: "World",
+    batch_size: int,
+    row_bytes: int,
+    unit: str = "clips",
+    beside: Sequence[str] = (),
+) -> bool:
+    """Fill a table with the columns that a model gives for each window of video files; all ranks call it.
+
+    Columns that come first: key, the window's number; name, its file; labels, none; first_frame, start_s, end_s.
+
+    Args:
+        path: of the table.
+        plan: the windows, one row each.
+        columns_of: a batch of windows ─► columns; null for windows that cannot be read.
+        size: height and width of the clips, pixels.
+        settings: all that the rows depend on.
+        world: all ranks.
+        batch_size: windows per batch.
+        row_bytes: of a row on the disk, at least.
+        unit: the progress bar's.
+        beside: names of the files that the caller writes beside the table.
+
+    Returns:
+        False if the table was finished already.
+
+    Raises:
+        ValueError: a TableError, because the table was begun with other settings.
+        OSError: the table cannot be written.
+    """
+    windows = plan.windows
+
+    def chosen(numbers: np.ndarray) -> list[Window]:
+        return [windows[i] for i in numbers.tolist()]
+
+    def keys_of(numbers: np.ndarray) -> Mapping[str, Array]:
+        mine = chosen(numbers)
+        return {
+            "key": pa.array([f"{i:06d}" for i in numbers.tolist()], pa.string()),
+            "name": pa.array([window.path for window in mine], pa.string()),
+            "labels": pa.array([[] for _ in mine], pa.list_(pa.int32())),
+            **_span_columns([(window.first_frame, window.start_s, window.end_s) for window in mine]),
+        }
+
+    table = ShardedTable(
+        path, num_rows=len(windows), batch_size=batch_size, settings=settings, row_bytes=row_bytes, beside=beside
     )
     return fill_missing_shards(
         table,
         world=world,
-        open_stream=open_stream,
-        keys_of=lambda numbers: window_keys(windows, numbers),
+        open_stream=lambda numbers: VideoClips(chosen(numbers), size=size, batch_size=batch_size),
+        keys_of=keys_of,
         columns_of=columns_of,
+        unit=unit,
     )
-
-
-def window_keys(windows: Sequence[Window], numbers: np.ndarray) -> dict[str, Array]:
-    """Return the columns that a table of windows of video files begins with.
-
-    Args:
-        windows: all windows.
-        numbers: (n,) those of the rows, their keys.
-    """
-    mine = [windows[i] for i in numbers.tolist()]
-    return {
-        "key": pa.array([f"{i:06d}" for i in numbers.tolist()], pa.string()),
-        "name": pa.array([window.path for window in mine], pa.string()),
-        "labels": pa.array([[] for _ in mine], pa.list_(pa.int32())),
-        **_span_columns([(window.first_frame, window.start_s, window.end_s) for window in mine]),
-    }
 
 
 def clips_per_second(embedder: Embedder, *, batch_size: int, batches: int = 5) -> float:

@@ -25,18 +25,18 @@ import torch
 
 from launch.common.tables import write_rows
 from launch.common.track import Track
-from launch.inference.embeddings import Embedder, window_keys
+from launch.inference.embeddings import Embedder, windows_into_table
 from launch.inference.phases import AGREEMENT, AGREEMENT_TABLE
 from launch.inference.settings import TimelineConfig
-from launch.inference.sharded_table import METADATA, ShardedTable, fill_missing_shards, stored_settings
+from launch.inference.sharded_table import METADATA, stored_settings
 from mae3d.analysis.course import Change, change_points, novelties
 from mae3d.analysis.exact import each_clip
 from mae3d.analysis.reconstruct import clip_losses, copy_losses
 from mae3d.io.files import replace_file
-from mae3d.model.classifier import Classifier
+from mae3d.model.classifier import Classifier, view_scores
 from mae3d.model.mae import MAE
 from mae3d.model.masking import mask_noise
-from mae3d.video.windows import VideoBatch, VideoClips, WindowPlan
+from mae3d.video.windows import VideoBatch, WindowPlan
 from mae3d.weights.files import WeightsError, open_encoder, open_model
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ class Reader:
     @torch.no_grad()
     def _scores(self, clips: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            logits = self.model(clips).float()
-        return logits.sigmoid() if self.is_multi_label else logits.softmax(dim=1)
+            logits = self.model(clips)
+        return view_scores(logits[:, None], multi_label=self.is_multi_label)
 
     def _losses(self, clips: torch.Tensor) -> torch.Tensor:
         noise = self._noise.expand(len(clips), -1)
@@ -138,28 +138,17 @@ def read_windows(
         ValueError: The table, or a file beside it, is another program's or of other settings.
         OSError: The table cannot be written.
     """
-    windows = plan.windows
-
-    def open_stream(numbers: np.ndarray) -> VideoClips:
-        mine = [windows[i] for i in numbers.tolist()]
-        return VideoClips(mine, size=reader.config.img_size, batch_size=config.batch)
-
-    out = Path(config.out)
-    table = ShardedTable(
-        out / WINDOWS,
-        num_rows=len(windows),
-        batch_size=config.batch,
+    windows_into_table(
+        Path(config.out) / WINDOWS,
+        plan,
+        reader.columns_of,
+        size=reader.config.img_size,
         settings=settings,
-        row_bytes=reader.row_bytes,
-        beside=[TIMELINE, CHANGES, PAGE, AGREEMENT, AGREEMENT_TABLE, *pictures_of(config.videos)],
-    )
-    fill_missing_shards(
-        table,
         world=world,
-        open_stream=open_stream,
-        keys_of=lambda numbers: window_keys(windows, numbers),
-        columns_of=reader.columns_of,
+        batch_size=config.batch,
+        row_bytes=reader.row_bytes,
         unit="windows",
+        beside=[TIMELINE, CHANGES, PAGE, AGREEMENT, AGREEMENT_TABLE, *pictures_of(config.videos)],
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae3d.analysis.exact import one_thread
+from mae3d.analysis.features import unit
 
 ROWS = 256  # of the matrix of similarities at a time: 24 h at a window per second take 90 MB
 COMPONENTS = 16  # principal components that change points are sought in
@@ -22,7 +23,6 @@ BLOCK, MARGIN = 2048, 256  # rows that are segmented at once, and rows at their 
 QUIET = 0.25  # share of the steps between windows that are noise alone, for sure
 STILL = 1e-3  # least noise, as a share of the variance
 ROUNDING = 1e-10  # and at all: of vectors of length 1 in float32
-TINY = 1e-12
 
 
 class Change(NamedTuple):
@@ -30,13 +30,6 @@ class Change(NamedTuple):
 
     row: int
     strength: float
-
-
-def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Scale vectors (n, D) to length 1, in float32; zeros stay."""
-    vectors = vectors.astype(np.float32)
-    scaled: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), TINY)
-    return scaled
 
 
 def novelties(

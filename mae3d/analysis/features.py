@@ -11,9 +11,11 @@ Every token is visible, nothing is hidden. B clips, L = t * h * w tokens, D widt
 """
 
 from itertools import islice
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mae3d.model.classifier import Classifier
@@ -96,3 +98,10 @@ def check_pool(encoder: Encoder | FrameEncoder, pool: str) -> None:
         raise ValueError(f"pool={pool!r}: give {', '.join(get_args(Pool))}")
     if pool == "cls" and not encoder.config.cls_embed:
         raise ValueError("pool='cls': the encoder has no class token (cls_embed is false): take the mean")
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Scale vectors (n, D) to length 1, in float32; zeros stay."""
+    vectors = vectors.astype(np.float32)
+    scaled: NDArray[Any] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return scaled

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mae3d.analysis.exact import one_thread
+from mae3d.analysis.features import unit
 from mae3d.analysis.scores import credit_at, mean_average_precision
 from mae3d.io.random import Stream, philox
 
@@ -59,12 +60,12 @@ def knn_scores(
     Returns:
         (m, C) float64 by k, each row divided by its weights: shares of the votes.
     """
-    train, most = _unit(train), min(max(ks), len(train))
+    train, most = unit(train), min(max(ks), len(train))
     chunk = max(1, min(chunk, PAIRS // len(train)))
     scores = {k: np.zeros((len(test), targets.shape[1])) for k in ks}
     with one_thread():
         for start in range(0, len(test), chunk):
-            similarity = _unit(test[start : start + chunk]) @ train.T
+            similarity = unit(test[start : start + chunk]) @ train.T
             nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
             closest = np.take_along_axis(similarity, nearest, axis=1)
             order = np.argsort(-closest, axis=1, kind="stable")
@@ -281,9 +282,3 @@ def _accuracy(scores: Array, targets: Array) -> float:
 
 def _mean_precision(scores: Array, targets: Array) -> float:
     return float(np.nan_to_num(mean_average_precision(scores, targets.astype(np.int64))))
-
-
-def _unit(vectors: Array) -> Array:
-    """Scale vectors to length 1, in float32; zeros stay."""
-    vectors = vectors.astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

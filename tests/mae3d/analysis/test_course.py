@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mae3d.analysis import course
-from mae3d.analysis.course import change_points, novelties, unit
+from mae3d.analysis.course import change_points, novelties
+from mae3d.analysis.features import unit
 
 
 def scenes(lengths: list[int], *, noise: float = 0.05, seed: int = 0) -> np.ndarray:

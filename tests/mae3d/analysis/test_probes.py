@@ -51,9 +51,9 @@ def test_knn_compares_no_more_at_a_time_than_memory_holds(monkeypatch: pytest.Mo
     from mae3d.analysis import probes
 
     (train, labels), (test, _) = blobs(40, seed=1), blobs(20, seed=2)
-    unchunked, most, unit = knn_scores(train, one_hot(labels), test)[5], [], probes._unit
+    unchunked, most, unit = knn_scores(train, one_hot(labels), test)[5], [], probes.unit
     monkeypatch.setattr(probes, "PAIRS", 3 * len(train))
-    monkeypatch.setattr(probes, "_unit", lambda vectors: most.append(len(vectors)) or unit(vectors))
+    monkeypatch.setattr(probes, "unit", lambda vectors: most.append(len(vectors)) or unit(vectors))
     np.testing.assert_allclose(knn_scores(train, one_hot(labels), test)[5], unchunked, rtol=1e-5)
     assert max(most[1:]) == 3
 
