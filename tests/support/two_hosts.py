@@ -6,7 +6,6 @@ with two_hosts(folder) as hosts:
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ ADDRESSES = ("10.77.0.1", "10.77.0.2")  # reached over the cable alone: no host 
 class Host:
     """`prefix` runs a command there."""
 
+    name: str
+    address: str
     namespace: str
     cable: str
     prefix: tuple[str, ...]
@@ -41,14 +42,15 @@ def two_hosts(folder: Path) -> Iterator[list[Host]]:
     if os.geteuid() != 0:
         pytest.skip("needs root, for network namespaces")
     hosts = []
+    table = folder / "hosts-of-both"
+    known = [("127.0.0.1", "localhost"), *zip(ADDRESSES, NAMES, strict=True), *zip(ADDRESSES, ALIASES, strict=True)]
+    table.write_text("".join(f"{address} {name}\n" for address, name in known))
     for index, name in enumerate(NAMES):
-        table = folder / f"hosts-of-{name}"  # its own name leads to its own address, as gloo expects
-        entries = [("127.0.0.1", "localhost"), *zip(ADDRESSES, NAMES, strict=True)]
-        entries += [*zip(ADDRESSES, ALIASES, strict=True), (ADDRESSES[index], socket.gethostname())]
-        table.write_text("".join(f"{address} {known}\n" for address, known in entries))
         namespace = f"mae3d-{os.getpid()}-{index}"
-        mounted = ("sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(table))  # in its own mount namespace
-        hosts.append(Host(namespace, f"cable{index}", ("ip", "netns", "exec", namespace, *mounted)))
+        # Namespaces of its own for mounts and for its name, as for the network.
+        set_up = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+        prefix = ("ip", "netns", "exec", namespace, "unshare", "--uts", "sh", "-c", set_up, name, str(table))
+        hosts.append(Host(name, ADDRESSES[index], namespace, f"cable{index}", prefix))
     try:
         try:
             _lay_cable(hosts)

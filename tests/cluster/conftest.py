@@ -1,0 +1,84 @@
+"""Set up every scenario: programs that are missing skip it with their names, and each one leaves a line in the table.
+
+A scenario is a test that is marked `cluster`. It takes the fixture `seen`, and says with it what happened:
+
+    def test_a_job_is_requeued(slurm, seen):
+        ...
+        seen("stopped by USR1 at step 5, queued again by itself; 14 of 14 losses equal")
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.two_hosts import Host, two_hosts
+
+HERE = Path(__file__).parent
+TOOLS = HERE.parents[1] / "out" / "cluster" / "python"  # what `make cluster` takes from PyPI: weed, submitit
+PATH = os.pathsep.join([str(TOOLS / "bin"), os.environ["PATH"], "/usr/sbin"])
+SEEN = pytest.StashKey[list[str]]()
+SCENARIOS = pytest.StashKey[list[tuple[str, str, str, float]]]()  # what was done, its outcome, what was seen, seconds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SCENARIOS] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in this folder, so that no scenario gets into `make test` by mistake."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[list[Host]]:
+    """Yield two hosts with a cable between them, node-a and node-b; see tests/support/two_hosts.py."""
+    with two_hosts(tmp_path) as made:
+        yield made
+
+
+def need(*programs: str) -> None:
+    """Skip what asks for programs that are not here, with their names."""
+    missing = [program for program in programs if shutil.which(program, path=PATH) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} (`make cluster` installs them, as root on Debian)")
+
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that adds to what the table says about this scenario."""
+    lines: list[str] = []
+    request.node.stash[SEEN] = lines
+    return lines.append
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Print a line for each scenario as soon as its outcome is known, and keep it for the table."""
+    report: Any = yield
+    if call.when == "call" or report.outcome != "passed":
+        seen = "; ".join(item.stash.get(SEEN, []))
+        if report.skipped:
+            seen = str(call.excinfo.value) if call.excinfo else ""
+        done = item.name.removeprefix("test_").replace("_", " ")
+        row = (f"{item.path.stem.removeprefix('test_')}: {done}", report.outcome, seen, call.duration)
+        item.config.stash[SCENARIOS].append(row)
+        reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.ensure_newline()
+        reporter.write_line(f"{row[0]} | {row[1]} | {row[2]} | {row[3]:.1f} s")
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the table of scenarios, as Markdown."""
+    rows = config.stash[SCENARIOS]
+    if rows:
+        terminalreporter.section("scenarios")
+        terminalreporter.write_line("| scenario | outcome | what was seen | seconds |\n|---|---|---|---|")
+        for done, outcome, seen, seconds in rows:
+            terminalreporter.write_line(f"| {done} | {outcome} | {seen} | {seconds:.1f} |")
