@@ -35,6 +35,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Yield, and fail the last scenario if processes, mounts or namespaces of this session are there after it."""
+    os.environ["MAE3D_SCENARIOS"] = token = str(os.getpid())
+    yield
+    left = [str(path.parent) for path in Path("/proc").glob("[0-9]*/environ") if _is_of(path, token)]
+    mounts = Path("/proc/mounts").read_text().splitlines()
+    left += [line for line in mounts if str(tmp_path_factory.getbasetemp()) in line]
+    left += [str(path) for path in Path("/run/netns").glob(f"mae3d-{token}-*")]
+    if left:
+        pytest.fail(f"left behind: {', '.join(left)}")
+
+
+def _is_of(environ: Path, token: str) -> bool:
+    if environ.parent.name == token:
+        return False
+    try:
+        return f"MAE3D_SCENARIOS={token}".encode() in environ.read_bytes().split(b"\0")
+    except OSError:  # it has just ended
+        return False
+
+
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[list[Host]]:
     """Yield two hosts with a cable between them, node-a and node-b; see tests/support/two_hosts.py."""

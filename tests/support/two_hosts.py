@@ -4,8 +4,10 @@ with two_hosts(folder) as hosts:
     jobs = [Launched([*host.prefix, "deepspeed", ...], run) for host in hosts]
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,11 @@ class Host:
     namespace: str
     cable: str
     prefix: tuple[str, ...]
+
+    def pids(self) -> list[int]:
+        """All processes that run there, of whatever parent."""
+        listed = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in listed.stdout.split()]
 
     def plug(self, state: str) -> None:
         """Puts the cable in ("up") or pulls it ("down")."""
@@ -59,6 +66,9 @@ def two_hosts(folder: Path) -> Iterator[list[Host]]:
         yield hosts
     finally:
         for host in hosts:
+            for pid in host.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", host.namespace], capture_output=True, check=False)
 
 
