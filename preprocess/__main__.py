@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mae3d.io.console import tolerate_any_text
+from mae3d.io.storage import access_remedy, is_url
 from preprocess.inspect.curate_options import add_curate_options
 from preprocess.jobs.options import add_build_options, add_index_options
 
@@ -148,8 +149,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; run the same command again to go on", file=sys.stderr)
+        name = str(error.filename or "")
+        remedy = f"{access_remedy(name)}, and " if is_url(name) else ""
+        where = f"{name}: " if name else ""
+        print(f"error: {where}{error.strerror or error}; {remedy}run the same command again to go on", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

@@ -25,6 +25,7 @@ from mae3d.io.bounds import check_values
 from mae3d.io.console import one_line, tolerate_any_text
 from mae3d.io.files import looked_for
 from mae3d.io.resume import dotted
+from mae3d.io.storage import access_remedy, is_url
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
@@ -132,6 +133,8 @@ def reporting(where: str = "") -> Iterator[None]:
     except OSError as error:
         name = error.filename or where
         from_here = looked_for(name) if name and isinstance(error, FileNotFoundError) else ""
+        if is_url(str(name)):
+            from_here = f"; {access_remedy(name)}"
         fail(f"{name}: {error.strerror or error}{from_here}" if name else str(error), EXIT_IO)
     except RuntimeError as error:
         if type(error) is RuntimeError:

@@ -96,8 +96,9 @@ class Mirror:
     def _push(self) -> None:
         """Make the URL hold what the folder holds, the newest checkpoint first."""
         store = Storage(self._url)
-        there = store.sizes()
-        if CONFIG not in self._sent:
+        is_first = CONFIG not in self._sent
+        there = _there(store) if is_first else store.sizes()
+        if is_first:
             _check_same_run(Run(self._run, self._rules), store, there)
             if CONFIG not in there and (others := _names_of_runs(there)):
                 raise RunError(
@@ -157,8 +158,13 @@ class Mirror:
 
     def _retain(self, store: Storage, there: Mapping[str, int | None], *, latest: str, best: str | None) -> None:
         """Apply the folder's retention to the URL, which may hold more than the folder after a restore."""
-        names = [name for name in {*_complete(there), *self._sent} if name.startswith("step-") and name <= latest]
-        for name in retention.superseded(names, best=best, keep_last=self._keep_last, keep_every=self._keep_every):
+        names = {name for name in {*_complete(there), *self._sent} if name.startswith("step-") and name <= latest}
+        old = retention.superseded(names, best=best, keep_last=self._keep_last, keep_every=self._keep_every)
+        folders = {name.removeprefix(f"{CHECKPOINTS}/").partition("/")[0] for name in there}
+        for name in sorted(folders - names):  # of a start that was killed on its way with one
+            if checkpoint.is_name(name) and name < latest and not store.exists(f"{CHECKPOINTS}/{name}/{MANIFEST}"):
+                old.append(name)
+        for name in old:
             where = f"{CHECKPOINTS}/{name}/"
             foreign = [file for file in there if file.startswith(where) and not is_own_file(file.removeprefix(where))]
             if foreign:
@@ -191,7 +197,7 @@ def restore(run: Path, url: str, rules: ResumeRules = ALL_FIXED) -> str:
     store = Storage(url)
     have = [path.name for path in checkpoint.up_to_latest(run) if _is_whole(path)]
     try:
-        there = store.sizes()
+        there = _there(store)
         _check_same_run(Run(run, rules), store, there)
         if _complete(there) and not (run / CONFIG).exists():
             Run(run).refuse_foreign()
@@ -257,12 +263,16 @@ def _fetch(run: Path, store: Storage, name: str) -> None:
     except ValueError as error:
         raise CheckpointError(f"{where}/{MANIFEST}: {error}") from error
     for file, entry in entries.items():
-        try:
-            store.get(f"{CHECKPOINTS}/{name}/{file}", staging / file)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{where}/{file}: missing") from error
-        if damage := checkpoint.damage_of(staging / file, entry, full=True):
-            raise CheckpointError(f"{where}/{file}: {damage}")
+        for is_last in (False, True):  # what is damaged there is so every time, what is damaged on the way is not
+            try:
+                store.get(f"{CHECKPOINTS}/{name}/{file}", staging / file)
+            except FileNotFoundError as error:
+                raise CheckpointError(f"{where}/{file}: missing") from error
+            damage = checkpoint.damage_of(staging / file, entry, full=True)
+            if not damage:
+                break
+            if is_last:
+                raise CheckpointError(f"{where}/{file}: {damage}")
         sync(staging / file)
     write_text(staging / MANIFEST, manifest)
     checkpoint.put_in_place(staging, final)
@@ -276,6 +286,17 @@ def complete(url: str) -> list[str]:
         ValueError: no such kind of URL.
     """
     return _complete(Storage(url).sizes())
+
+
+def _there(store: Storage) -> dict[str, int | None]:
+    """Return the files of the copy, with those that matter most looked for by name: listings of some stores lag."""
+    pointers = [f"{CHECKPOINTS}/{pointer}" for pointer in (LATEST, BEST)]
+    there = store.sizes(expected=dict.fromkeys([*_SMALL, *_MARKERS, *pointers]))
+    for name in (_pointed(store, there, LATEST), _pointed(store, there, BEST)):
+        manifest = f"{CHECKPOINTS}/{name}/{MANIFEST}"
+        if name and checkpoint.is_name(name) and manifest not in there and store.exists(manifest):
+            there[manifest] = None
+    return there
 
 
 def _complete(there: Mapping[str, int | None]) -> list[str]:

@@ -10,6 +10,7 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import socket
@@ -24,6 +25,8 @@ from typing import Protocol
 from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.storage import Storage
 
+log = logging.getLogger(__name__)
+
 LOCK_NAME = ".lock"  # all locks begin so
 # Of a whole, a part, one file; behind it the guards of a takeover, with the token of the dead owner.
 _NAME = re.compile(re.escape(LOCK_NAME) + r"(?:\.(?:plan|slice-\d+-of-\d+)|-.+?)?(?:~(?:[0-9a-f]{32}|unreadable))*")
@@ -31,6 +34,7 @@ STALE_S = 300.0  # seconds of silence after which an owner on another machine co
 # Errors of a file system that has no links: FAT, many that are mounted through FUSE, CIFS.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 SETTLE_S = 1.0  # seconds that a lock behind a URL must stand before it is believed
+SETTLE_BLIND_S = 5.0  # the same in a store that creates what is there already
 
 
 @dataclass(frozen=True)
@@ -180,8 +184,8 @@ class FolderLockStore:
 class UrlLockStore:
     """Locks as objects below a URL, written again as the sign of life.
 
-    S3's and Google's stores create an object in one step. In others two writers that begin within the same second may
-    both believe that they have it until the next sign of life.
+    S3's and Google's stores create an object in one step. In others two writers of which one takes longer to write its
+    lock than it must stand may both believe that they have it until the next sign of life.
     """
 
     storage: Storage
@@ -207,7 +211,10 @@ class UrlLockStore:
         if self.read(name) is not None:
             return False
         if self.storage.create(name, self._as_bytes(owner)):
-            time.sleep(SETTLE_S)
+            is_blind = self.storage.create(name, self._as_bytes(owner))  # though it has just been made
+            if is_blind:
+                log.info("%s: writes over what is there in spite of If-None-Match; locks take longer", self)
+            time.sleep(SETTLE_BLIND_S if is_blind else SETTLE_S)
         # Also after a refusal, which may be that of a second try whose first one was answered late.
         held = self.read(name)
         return held is not None and held.owner.token == owner.token

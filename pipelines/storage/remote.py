@@ -8,7 +8,6 @@ Any fsspec URL. Credentials and endpoints come from the environment: for s3:// A
 AWS_PROFILE, AWS_ENDPOINT_URL and the rest of AWS_*, or FSSPEC_S3_* for any other argument of s3fs.
 """
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -81,10 +80,11 @@ def open_remote(
             cache that is too small; the message names the URL and the remedy.
     """
     url = url.rstrip("/")
-    storage = Storage(url, back_off_s=())  # the loader has retries of its own
+    patient, storage = Storage(url), Storage(url, back_off_s=())  # the loader has retries of its own for shards
     try:
-        meta = parse_meta(storage.read(META_NAME), where=f"{url}/{META_NAME}")
-        sizes = storage.sizes()
+        meta = parse_meta(patient.read(META_NAME), where=f"{url}/{META_NAME}")
+        named = {entry["name"]: entry["bytes"] for entry in _index_entries(meta)}
+        sizes = patient.sizes(expected=named | {shard.name: shard.bytes for shard in _shards(meta)})
     except ValueError as error:
         raise DatasetError(str(error)) from error
     except OSError as error:
@@ -94,14 +94,12 @@ def open_remote(
     bad = check_shards(url, meta, sizes, exclude_bad=exclude_bad_shards)
     tag = hashlib.sha256(url.encode()).hexdigest()[:16]
 
-    def remote(name: str, num_bytes: int, sha256: str, local: str) -> RemoteFile:
-        read = partial(_read, storage, name)
-        return RemoteFile(f"{url}/{name}", num_bytes, sha256, f"{tag}/{local}", read)
+    def remote(store: Storage, name: str, num_bytes: int, sha256: str, local: str) -> RemoteFile:
+        return RemoteFile(f"{url}/{name}", num_bytes, sha256, f"{tag}/{local}", partial(store.read_exactly, name))
 
     # The names of index files hold their hash, shards' do not.
-    index = [remote(e["name"], e["bytes"], e["sha256"], e["name"]) for e in _index_entries(meta)]
-    shards = [Shard(*entry) for entry in meta["shards"]]
-    files = tuple(remote(s.name, s.bytes, s.sha256, f"{s.sha256[:16]}-{s.name}") for s in shards)
+    index = [remote(patient, e["name"], e["bytes"], e["sha256"], e["name"]) for e in _index_entries(meta)]
+    files = tuple(remote(storage, s.name, s.bytes, s.sha256, f"{s.sha256[:16]}-{s.name}") for s in _shards(meta))
     index_bytes = sum(file.num_bytes for file in index)
     least = index_bytes + max((file.num_bytes for file in files), default=0)
     if least > cache.limit_bytes:
@@ -115,7 +113,7 @@ def open_remote(
 
     def is_there() -> bool:
         with suppress(OSError):
-            return bool(_read(storage, META_NAME, 0, 1))
+            return bool(storage.read(META_NAME, 0, 1))
         return False
 
     return RemoteShards(dataset, cache, files, index_bytes, is_there, held)
@@ -123,6 +121,10 @@ def open_remote(
 
 def _index_entries(meta: dict[str, Any]) -> list[dict[str, Any]]:
     return [meta["files"][kind] for kind in index_files(meta)]
+
+
+def _shards(meta: dict[str, Any]) -> list[Shard]:
+    return [Shard(*entry) for entry in meta["shards"]]
 
 
 def _check_index(url: str, meta: dict[str, Any], sizes: dict[str, int | None]) -> None:
@@ -148,13 +150,6 @@ def _held(file: RemoteFile, cache: Cache) -> int:
             return cache.hold(file)
     except OSError as error:
         raise DatasetError(f"{error.filename}: {error.strerror}") from error
-
-
-def _read(storage: Storage, name: str, start: int, stop: int) -> bytes:
-    data = storage.read(name, start, stop)
-    if len(data) != stop - start:
-        raise OSError(errno.EIO, f"the store gave {len(data)} of the bytes {start} to {stop}", f"{storage.url}/{name}")
-    return data
 
 
 def _remedy(url: str, error: OSError) -> str:

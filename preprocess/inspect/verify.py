@@ -13,6 +13,7 @@ what they show themselves is checked.
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -201,10 +202,9 @@ def _check_shards(
 def _verify_url(url: str) -> list[str]:
     """Return the findings of the listing and of the index files, which are fetched."""
     storage = Storage(url.rstrip("/"))
-    sizes = storage.sizes()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        if META_NAME in sizes:
+        with suppress(FileNotFoundError):  # which is said below
             storage.get(META_NAME, root / META_NAME)
         try:
             meta = read_meta(root)
@@ -213,6 +213,7 @@ def _verify_url(url: str) -> list[str]:
         if findings := _check_meta(root, meta):
             return [f"{url}/{finding}" for finding in findings]
         entries = _entries(meta)
+        sizes = storage.sizes(expected={name: entry.bytes for name, entry in entries.items()})
         findings, wrong = _check_listing(entries, sizes)
         for name, entry in entries.items():
             if name not in wrong and not _SHARD.fullmatch(name):

@@ -160,7 +160,7 @@ def plan_for(job: _Job) -> PlanState:
     replaced = dataset_files(job.output, job.folder) if job.options.overwrite else []
     if not replaced:
         refuse_foreign(job.output)
-    if replaced or PLAN_NAME not in job.output.sizes():
+    if replaced or not job.output.has(PLAN_NAME):
         plan = make_plan(job.source.find(), source=job.source.list_name, settings=job.settings, identity=job.identity)
         plan = start_plan(plan, job.source, job.identity)
         _publish_plan(job, plan, instead_of=replaced)

@@ -34,7 +34,7 @@ def merge(out: str | Path, *, slices: int | None = None, scratch: Path | None = 
     if slices is not None:
         check_number("slices", slices, Bounds(least=1))
     output = open_output(out, scratch=scratch or Path(tempfile.gettempdir()))
-    if PLAN_NAME not in output.sizes():
+    if not output.has(PLAN_NAME):
         raise DatasetError(f"{output}: no {PLAN_NAME}; `preprocess build` makes it, with or without --slice")
     with (
         explain_full_disk(output),
@@ -43,7 +43,7 @@ def merge(out: str | Path, *, slices: int | None = None, scratch: Path | None = 
     ):
         output.fetch([PLAN_NAME], folder)
         plan = read_plan(folder / PLAN_NAME)
-        surveyed = list(survey(range(plan.num_shards), output, folder))
+        surveyed = list(survey(range(plan.num_shards), output, folder, all_expected=True))
         missing = [shard.number for shard in surveyed if shard.num_samples is None]
         if missing:
             names = [

@@ -10,7 +10,7 @@ Outputs can be sent to other processes.
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -37,8 +37,11 @@ class Output(Protocol):
     def prepare(self) -> None:
         """Make the output if it does not exist; raise DatasetError if something else is in the way."""
 
-    def sizes(self) -> dict[str, int | None]:
-        """Return the bytes of all files by name; None = not known."""
+    def sizes(self, *, expected: Iterable[str] = ()) -> dict[str, int | None]:
+        """Return the bytes of all files by name, None = not known; a listing may lack what is not `expected`."""
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of this name, which a listing may not know yet."""
 
     def work(self) -> AbstractContextManager[Path]:
         """Yield a folder of this machine to make files in."""
@@ -75,7 +78,7 @@ class FolderOutput:
         except (FileExistsError, NotADirectoryError) as error:
             raise DatasetError(f"{self.path}: a file is in the way; --out takes a folder") from error
 
-    def sizes(self) -> dict[str, int | None]:
+    def sizes(self, *, expected: Iterable[str] = ()) -> dict[str, int | None]:
         sizes: dict[str, int | None] = {}
         for path in self.path.iterdir() if self.path.is_dir() else ():
             try:
@@ -83,6 +86,9 @@ class FolderOutput:
             except FileNotFoundError:  # another slice's, moved to its final name
                 continue
         return sizes
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
 
     @contextmanager
     def work(self) -> Iterator[Path]:
@@ -119,8 +125,11 @@ class UrlOutput:
     def prepare(self) -> None:
         pass
 
-    def sizes(self) -> dict[str, int | None]:
-        return self.storage.sizes()
+    def sizes(self, *, expected: Iterable[str] = ()) -> dict[str, int | None]:
+        return self.storage.sizes(expected=dict.fromkeys(expected))
+
+    def has(self, name: str) -> bool:
+        return self.storage.exists(name)
 
     @contextmanager
     def work(self) -> Iterator[Path]:

@@ -63,9 +63,12 @@ class Summary:
     media: tuple[int, int] | None = None  # of an index, the number and the bytes of its files
 
 
-def survey(numbers: Sequence[int], output: Output, folder: Path) -> Iterator[SurveyedShard]:
+def survey(
+    numbers: Sequence[int], output: Output, folder: Path, *, all_expected: bool = False
+) -> Iterator[SurveyedShard]:
     """Yield the state of each shard; the tables of finished ones are in `folder` afterwards."""
-    sizes = output.sizes()
+    expected = [name for number in numbers for name in shard_files(number)] if all_expected else []
+    sizes = output.sizes(expected=expected)
     tables = {number: shard_files(number)[-1] for number in numbers}
     output.fetch([name for name in tables.values() if name in sizes], folder)
     for number, name in tables.items():
@@ -121,7 +124,7 @@ def summary_of(meta: dict[str, Any], output: Output, folder: Path) -> Summary:
 
 def is_finished(plan: BuildPlan, output: Output, folder: Path) -> bool:
     """Return whether dataset.json is there, readable, and that of this plan."""
-    if META_NAME not in output.sizes():
+    if not output.has(META_NAME):
         return False
     output.fetch([META_NAME], folder)
     try:
@@ -135,7 +138,7 @@ def refuse_foreign(output: Output) -> None:
     """Raise DatasetError for an output that holds other things, or shards without a plan."""
     names = [name for name in output.sizes() if not name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
     foreign = sorted(name for name in names if not _is_ours(name))
-    if PLAN_NAME in names or not names:
+    if not names or output.has(PLAN_NAME):
         return
     if foreign:
         raise DatasetError(

@@ -7,6 +7,7 @@ Each thread has its own part of the scratch, which is removed when the thread or
 """
 
 import atexit
+import errno
 import hashlib
 import os
 import shutil
@@ -76,7 +77,7 @@ class Kept:
                 room = f"{held / 1e9:.3g} GB to fetch, one worker may have {self.limit_bytes / 1e9:.3g} GB of scratch"
                 raise MediaError("too_large", f"{room}; give more --scratch-gb, or fewer --workers")
             self._make_room(sum(sizes.values()), keep=set(paths.values()))
-            for _ in pool.map(lambda file: self._fetch(storage, file, paths[file]), absent):
+            for _ in pool.map(lambda file: self._fetch(storage, file, paths[file], sizes[file]), absent):
                 pass
         self.sizes |= {paths[file]: sizes[file] for file in absent}
         yield [paths[file] for file in files]
@@ -86,10 +87,14 @@ class Kept:
         tag = hashlib.sha256(f"{storage.url}/{file}".encode()).hexdigest()[:24]
         return self.folder / tag / PurePosixPath(file).name
 
-    def _fetch(self, storage: Fetched, file: str, path: Path) -> None:
+    def _fetch(self, storage: Fetched, file: str, path: Path, num_bytes: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            storage.get(file, path)
+            for _ in range(2):
+                storage.get(file, path)
+                if (given := path.stat().st_size) == num_bytes or not num_bytes:
+                    return
+            raise OSError(errno.EIO, f"the store gave {given} of {num_bytes} bytes twice", f"{storage.url}/{file}")
         except BaseException:
             path.unlink(missing_ok=True)
             raise

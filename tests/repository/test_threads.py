@@ -54,6 +54,9 @@ SAFE = {
         "preprocess.sources.frame_places.look_up",
         "preprocess.sources.source.unread",
     ),
+    "the storage, as above; each call sets an item of its own in a dict that the caller reads when all are done": (
+        "mae3d.io.storage.Storage.sizes",
+    ),
     "the caller's own list of fetched files, which it does not touch until all threads are done; each fetches "
     "another": ("preprocess.sources.fetched_files.Kept.hold",),
     "tasks of their own; a decoder and a scratch of its own for each thread (threading.local); the list of "

@@ -421,6 +421,23 @@ def test_of_two_starts_at_one_url_within_a_second_one_gets_the_lock(
     assert Blind(Storage(url)).create(LOCK_NAME, owners[0])  # a second try, after the first one's answer was lost
 
 
+def test_a_store_that_heeds_no_condition_is_told_and_given_more_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fsspec.filesystem("memory").store.clear()
+    waits: list[float] = []
+    monkeypatch.setattr(lock_store.time, "sleep", waits.append)
+    heeding = UrlLockStore(Storage("memory://locks/heeding"))
+    assert heeding.create(LOCK_NAME, Owner.here("build"))
+    monkeypatch.setattr(Storage, "create", lambda self, name, data: self.write(name, data) is None)
+    heedless = UrlLockStore(Storage("memory://locks/heedless"))
+    assert heedless.create(LOCK_NAME, Owner.here("build"))
+    assert waits == [lock_store.SETTLE_S, lock_store.SETTLE_BLIND_S]
+    assert "heedless: writes over what is there" in caplog.text
+    assert "heeding: " not in caplog.text
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL])
 def test_a_server_without_conditional_writes_is_written_to_as_before(
     monkeypatch: pytest.MonkeyPatch, number: int

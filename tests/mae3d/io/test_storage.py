@@ -3,12 +3,14 @@
 import errno
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import fsspec
 import pytest
 
 from mae3d.io import storage
 from mae3d.io.storage import Storage, access_remedy, describe_error, is_url
+from tests.support.s3 import Server
 
 
 @pytest.fixture
@@ -93,6 +95,97 @@ def test_a_call_that_fails_once_is_tried_again(memory: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(type(memory), "cat_file", once)
     assert Storage("memory://box", back_off_s=(0.0,)).read("a") == b"x"
+
+
+class Refused(Exception):
+    """As botocore's ClientError."""
+
+    def __init__(self, status: int, code: str):
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class NoCredentialsError(Exception):
+    """As botocore's."""
+
+
+def answered(status: int, code: str) -> OSError:
+    error = OSError(errno.EINVAL, code)
+    error.__cause__ = Refused(status, code)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "num_calls"),
+    [
+        (answered(400, "InvalidRequest"), 1),
+        (answered(301, "PermanentRedirect"), 1),
+        (answered(400, "RequestTimeout"), 3),
+        (answered(400, "BadDigest"), 3),
+        (answered(409, "ConditionalRequestConflict"), 3),
+        (answered(503, "SlowDown"), 3),
+        (NoCredentialsError("none"), 1),
+        (OSError("CERTIFICATE_VERIFY_FAILED"), 1),
+    ],
+    ids=lambda given: str(given),
+)
+def test_fault_37_what_another_try_would_not_change_is_not_tried_again(
+    raised: Exception, num_calls: int, memory: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+
+    def fails(self: object, path: str, **_: object) -> bytes:
+        calls.append(path)
+        raise raised
+
+    monkeypatch.setattr(type(memory), "cat_file", fails)
+    with pytest.raises(OSError):
+        Storage("memory://box", back_off_s=(0.0, 0.0)).read("a")
+    assert len(calls) == num_calls
+    assert len(caplog.records) == num_calls - 1  # each other try is told
+
+
+def test_a_folder_whose_name_is_a_pattern_is_removed_alone(memory: Any) -> None:
+    for run in ("run*", "run1"):
+        Storage(f"memory://box/{run}").write("step/manifest", b"x")
+    Storage("memory://box/run*").remove_folder("step", first="manifest")
+    assert Storage("memory://box").sizes() == {"run1/step/manifest": 1}
+
+
+def test_what_a_listing_lacks_or_has_otherwise_is_asked_for_by_name(
+    memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Storage("memory://box")
+    for name in ("old", "new", "folder/file"):
+        box.write(name, b"123")
+    monkeypatch.setattr(type(memory), "find", lambda *_, **__: {"/box/old": {"size": 1}})
+    assert box.sizes() == {"old": 1}
+    assert box.sizes(expected={"old": None, "new": None, "missing": 3, "folder": None}) == {"old": 1, "new": 3}
+    assert box.sizes(expected={"old": 3}) == {"old": 3}
+    assert (box.exists("new"), box.exists("missing"), box.exists("folder")) == (True, False, False)
+
+
+def test_on_s3_nothing_is_remembered_from_a_listing_and_a_bucket_must_be_there(s3: Server) -> None:
+    def put(path: str, data: bytes = b"") -> None:
+        """As another client than this process's."""
+        header = {"Content-Type": "application/octet-stream"}  # a form's, urllib's own, is not kept
+        urlopen(Request(f"{s3.endpoint}/{path}", data=data, method="PUT", headers=header), timeout=30).close()
+
+    put("fresh")
+    put("fresh/box/")  # as consoles make a folder
+    put("fresh/box/one", b"1")
+    box = Storage("s3://fresh/box")
+    assert box.sizes() == {"one": 1}
+    put("fresh/box/two", b"22")
+    assert (box.read("two"), box.size("two"), box.exists("two")) == (b"22", 2, True)
+    with pytest.raises(OSError, match="bucket does not exist") as told:
+        Storage("s3://missing/box").sizes()
+    assert told.value.errno == errno.ENXIO
+    s3.fail("/fresh/box/one", status=403, times=2)
+    s3.requests()
+    with pytest.raises(PermissionError):
+        box.size("one")
+    assert [request.status for request in s3.requests("GET")] == [403]  # for the words that an answer to HEAD lacks
 
 
 def test_a_url_of_another_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
