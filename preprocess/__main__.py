@@ -149,10 +149,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        name = str(error.filename or "")
-        remedy = f"{access_remedy(name)}, and " if is_url(name) else ""
-        where = f"{name}: " if name else ""
-        print(f"error: {where}{error.strerror or error}; {remedy}run the same command again to go on", file=sys.stderr)
+        where = str(error.filename or options.out)
+        remedy = f"{access_remedy(where)}, and " if is_url(where) else ""
+        print(f"error: {where}: {error.strerror or error}; {remedy}run the same command again to go on", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

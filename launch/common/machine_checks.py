@@ -22,6 +22,7 @@ from mae3d.io.console import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 OK, WARN, FAIL = "ok", "warn", "FAIL"
+GB = 1e9
 CHILD_SECONDS = 120
 OTHER_TORCH = "make setup TORCH_INDEX=https://download.pytorch.org/whl/cu126"
 UPDATE_DRIVER = "install an NVIDIA driver >= 525 (CUDA 12); --device cpu (make setup DEVICE=cpu) leaves the GPU alone"

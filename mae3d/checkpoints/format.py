@@ -19,6 +19,7 @@ import logging
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST, STATE = "manifest.json", "state.json"
 STAGED = ".staged-"
+SEEN_S = 60.0  # that a file of another node may take until it is seen: NFS keeps what it knows of a folder for as long
 _LEFTOVER = re.compile(re.escape(STAGED) + r"(old-)?step-\d{8,}\S*")
 # The files of a checkpoint, whole or half-written; a folder that holds any other is never removed.
 _FILE = re.compile(
@@ -125,12 +127,7 @@ def finish(
         written = {}
         for path in sorted(staging.glob("rank-*.safetensors")):
             written |= _entry(path, sha256_of(path))
-    for name in written:
-        if not (staging / name).is_file():
-            why = (
-                "written by another process, and not to be seen by the first one: is run.dir on storage that all share?"
-            )
-            raise FileNotFoundError(errno.ENOENT, why, str(staging / name))
+    _wait_until_seen([staging / name for name in written])
     reader, model = SliceReader(staging), staging / MODEL_FILE
     digest = stream_tensors(shapes, lambda name: reader.whole(name, kind), model, metadata=model_metadata(config))
     write_text(staging / STATE, json.dumps(state, indent=1, sort_keys=True))
@@ -139,6 +136,18 @@ def finish(
     put_in_place(staging, final)
     write_text(run / CHECKPOINTS / LATEST, final.name + "\n")
     return final
+
+
+def _wait_until_seen(paths: Iterable[Path]) -> None:
+    """Wait for files of other nodes; FileNotFoundError if one does not come."""
+    end = time.monotonic() + SEEN_S
+    for path in paths:
+        while not path.is_file():
+            if time.monotonic() > end:
+                why = "written by another process, and not to be seen by the first one"
+                raise FileNotFoundError(errno.ENOENT, f"{why}: is run.dir on storage that all share?", str(path))
+            time.sleep(0.1)
+            any(path.parent.iterdir())  # when a folder is opened, NFS looks at the server's
 
 
 def put_in_place(staging: Path, final: Path) -> None:

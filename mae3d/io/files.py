@@ -16,7 +16,9 @@ from pathlib import Path
 
 # First letters of what a killed process leaves behind and later ones sweep; no other program makes such names.
 TEMPORARY_PREFIX = ".tmp-mae3d-"
-_LONGEST_NAME = 255  # bytes, of the file systems of Linux
+LONGEST_NAME = 255  # bytes, of the file systems of Linux
+# Errors of folders on file systems that sync files alone: vboxsf, old CIFS, many that are mounted through FUSE.
+_NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP}
 MARK = b"MAE3D"  # in the head of the pictures and pages that users name, so that these alone are replaced
 
 
@@ -34,7 +36,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
     mine = f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-"
     aside = path.with_name(mine + path.name)
-    if len(os.fsencode(aside.name)) > _LONGEST_NAME:
+    if len(os.fsencode(aside.name)) > LONGEST_NAME:
         aside = path.with_name(mine + hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16])
     try:
         yield aside
@@ -92,10 +94,18 @@ def looked_for(path: str | Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's entries, are on the disk."""
+    """Wait until a file, or a folder's entries, are on the disk; of folders only where they can be synced.
+
+    Raises:
+        OSError: the disk has failed, or it is full.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            error.filename = str(path)
+            raise
     finally:
         os.close(handle)
 

@@ -31,8 +31,8 @@ LOCK_NAME = ".lock"  # all locks begin so
 # Of a whole, a part, one file; behind it the guards of a takeover, with the token of the dead owner.
 _NAME = re.compile(re.escape(LOCK_NAME) + r"(?:\.(?:plan|slice-\d+-of-\d+)|-.+?)?(?:~(?:[0-9a-f]{32}|unreadable))*")
 STALE_S = 300.0  # seconds of silence after which an owner on another machine counts as dead
-# Errors of a file system that has no links: FAT, many that are mounted through FUSE, CIFS.
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# Errors of a file system that has no links: FAT, many that are mounted through FUSE, CIFS, folders with quotas.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV}
 SETTLE_S = 1.0  # seconds that a lock behind a URL must stand before it is believed
 SETTLE_BLIND_S = 5.0  # the same in a store that creates what is there already
 
@@ -151,7 +151,11 @@ class FolderLockStore:
         return True
 
     def replace(self, name: str, owner: Owner) -> None:
-        self._written(name, owner).replace(self.folder / name)
+        aside = self._written(name, owner)
+        try:
+            aside.replace(self.folder / name)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def heartbeat(self, name: str, owner: Owner) -> None:
         os.utime(self.folder / name)

@@ -10,6 +10,7 @@ bytes depend on the arguments only, and a call that was killed is simply made ag
 import hashlib
 import json
 import math
+import mmap
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -326,8 +327,9 @@ class _Rows:
     def _mapped(self, name: str, kind: Any, count: int) -> Any:
         file = self._files[name]
         file.flush()
-        # An empty file cannot be mapped.
-        column: Any = np.memmap(file, kind.to_pandas_dtype(), "r", shape=count) if count else b""
+        num_bytes = count * kind.bit_width // 8
+        # Private: some FUSE mounts have no shared maps. An empty file cannot be mapped.
+        column: Any = mmap.mmap(file.fileno(), num_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ) if count else b""
         return pa.Array.from_buffers(kind, count, [None, pa.py_buffer(column)])
 
 

@@ -1,13 +1,18 @@
 """The doctor's verdicts, from made-up machines; and once on the machine that is there."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from launch import doctor
+from launch.common import folder_checks, folder_meeting
 from launch.common import machine_checks as checks
 from launch.common.machine_checks import FAIL, OK, WARN
 
@@ -159,15 +164,79 @@ def test_small_shared_memory_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "--ipc=host" in verdict.remedy
 
 
-def test_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    assert "MB/s" in doctor.check_disk(tmp_path, megabytes=1).detail
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write 1 MB instead of 64, and reserve nothing."""
+    monkeypatch.setattr(folder_checks, "SPEED_MB", 1)
+    monkeypatch.setattr(folder_checks, "_RESERVING", ())
+
+
+def test_every_need_of_a_folder_is_tried_and_nothing_is_left(tmp_path: Path, quick: None) -> None:
+    verdicts = {need.name: folder_checks.try_need(need, tmp_path) for need in folder_checks.NEEDS}
+    assert {verdict.status for name, verdict in verdicts.items() if name not in ("room", "files")} == {OK}
+    assert "MB/s" in verdicts["room"].detail
+    assert "by a hard link" in verdicts["lock"].detail
     assert list(tmp_path.iterdir()) == []
 
 
-def test_disk_that_cannot_be_written_fails(tmp_path: Path) -> None:
-    verdict = doctor.check_disk(tmp_path / "missing")
+@pytest.mark.parametrize(
+    ("call", "number", "need", "status", "words"),
+    [
+        ("link", errno.EXDEV, "lock", OK, "by O_EXCL"),
+        ("replace", errno.EEXIST, "replace", FAIL, "File exists"),
+        ("rename", errno.EOPNOTSUPP, "folders", FAIL, "not supported"),
+        ("fsync", errno.EINVAL, "sync", FAIL, "Invalid argument"),
+        ("fsync", errno.EIO, "sync", FAIL, "dmesg"),
+        ("utime", errno.EPERM, "lock", WARN, "no sign of life"),
+        ("ftruncate", errno.EDQUOT, "append", OK, "end of a file"),
+    ],
+)
+def test_what_a_file_system_cannot_do_is_told_by_need(
+    call: str, number: int, need: str, status: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fails)
+    (chosen,) = (one for one in folder_checks.NEEDS if one.name == need)
+    verdict = folder_checks.try_need(chosen, tmp_path)
+    assert verdict.status == status
+    assert words in f"{verdict.detail} {verdict.remedy}"
+
+
+def test_a_child_that_says_nothing_is_left_behind_with_what_it_was_doing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = 'import time; print(\'{"begun": "sync"}\', flush=True); time.sleep(60)'
+    monkeypatch.setattr(folder_checks, "_command", lambda *_: [sys.executable, "-c", code])
+    (verdict,) = folder_checks.check_folder(str(tmp_path), answer_s=0.2)
+    assert verdict.name in (f"sync {tmp_path}", f"start {tmp_path}")
     assert verdict.status == FAIL
-    assert "--dir" in verdict.remedy
+    assert "no answer in 0 s from" in verdict.detail
+
+
+def test_a_folder_that_is_not_there_a_file_and_a_url_have_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], quick: None
+) -> None:
+    def first(path: str) -> dict[str, str]:
+        folder_checks.try_all(path, 1)
+        lines: list[dict[str, str]] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return lines[1]
+
+    (tmp_path / "file").touch()
+    assert first(f"{tmp_path}/new/run")["detail"].endswith(f"not there yet: {tmp_path} is tried")
+    assert first(f"{tmp_path}/file")["status"] == FAIL
+    assert "--run.remote" in first("s3://bucket/run")["remedy"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_doctors_on_several_hosts_find_each_other_and_one_lock_has_one_holder(tmp_path: Path) -> None:
+    meet = partial(folder_meeting.meet, tmp_path, hosts=2)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda name: meet(wait_s=20, name=name), ("a", "b")))
+    assert [verdict.status for verdict in both] == [OK, OK]
+    assert meet(wait_s=0.1).status == FAIL
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_few_cores_and_files_warn() -> None:
@@ -179,7 +248,7 @@ def test_few_cores_and_files_warn() -> None:
 
 def test_exit_code_follows_failures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [checks.Check("disk", WARN, "slow", "a faster one"), checks.Check("python", OK, "3.11")]
-    monkeypatch.setattr(doctor, "examine", lambda folder, *, device: lines)
+    monkeypatch.setattr(doctor, "examine", lambda paths, *, hosts, device: lines)
     assert doctor.main([]) == 0
     assert capsys.readouterr().out.splitlines() == ["warn  disk    slow  ─► a faster one", "ok    python  3.11"]
     lines.append(checks.Check("GPU", FAIL, "unusable", "a driver"))
@@ -188,9 +257,10 @@ def test_exit_code_follows_failures(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 @pytest.mark.launch
 def test_this_machine_is_examined(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "launch" / "doctor.py"), "--json", "--dir", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "launch" / "doctor.py"), "--json", "--path", str(tmp_path)]
     child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     report = {line["name"]: line for line in json.loads(child.stdout)}
     assert child.returncode == int(any(line["status"] == FAIL for line in report.values()))
     assert report["DeepSpeed"]["status"] == OK
     assert report["DALI"]["status"] == OK
+    assert report[f"lock {tmp_path}"]["status"] == OK

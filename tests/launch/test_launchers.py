@@ -1,6 +1,7 @@
 """The same script under every launcher writes the same losses; the examples do what their comments say."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from launch.common.cli import EXIT_STOPPED, EXIT_USAGE
 from mae3d.tracking.run_dir import read_metrics
 from tests.support import fake_slurm
 from tests.support.jobs import DEEPSPEED, PORT, ROOT, STEPS, Job, Launched, arguments, losses, wait_until
@@ -203,9 +205,17 @@ def test_the_batch_script_passes_shellcheck() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def objects() -> dict[str, dict[str, Any]]:
-    documents = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
+def objects(name: str = "kubernetes") -> dict[str, dict[str, Any]]:
+    documents = yaml.safe_load_all((EXAMPLES / f"{name}.yaml").read_text())
     return {document["kind"]: document for document in documents}
+
+
+def jobs_of(name: str) -> list[dict[str, Any]]:
+    """The Jobs of an example, those within a JobSet too."""
+    documents = list(yaml.safe_load_all((EXAMPLES / f"{name}.yaml").read_text()))
+    within = [job["template"] for one in documents if one["kind"] == "JobSet" for job in one["spec"]["replicatedJobs"]]
+    jobs = [one for one in documents if one["kind"] == "Job"]
+    return jobs + [{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "mae3d"}, **job} for job in within]
 
 
 def test_the_pods_of_the_kubernetes_job_meet_and_come_back() -> None:
@@ -219,40 +229,117 @@ def test_the_pods_of_the_kubernetes_job_meet_and_come_back() -> None:
     (container,) = pod["containers"]
     assert set(slots) == {f"slots={container['resources']['limits']['nvidia.com/gpu']}"}
     assert service["spec"]["clusterIP"] == "None"
-    assert service["spec"]["selector"] == {"job-name": name}
+    assert service["spec"]["publishNotReadyAddresses"]
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
     assert pod["subdomain"] == service["metadata"]["name"]
     assert f"--master_addr={name}-0.{pod['subdomain']}" in container["args"]
-    # A policy for failed pods needs this, and names the exit codes of launch/common/cli.py.
-    assert pod["restartPolicy"] == "Never"
-    actions = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in spec["podFailurePolicy"]["rules"]
-               if "onExitCodes" in rule}  # fmt: skip
-    assert actions == {75: "Ignore", 2: "FailJob"}
-    mounted = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "kubernetes-jobset", "preprocess-kubernetes"])
+def test_the_pods_of_kubernetes_are_restricted_and_what_they_write_to_is_mounted(name: str) -> None:
+    for job in jobs_of(name):
+        pod = job["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        # The standard "restricted" of https://kubernetes.io/docs/concepts/security/pod-security-standards/
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert not pod["automountServiceAccountToken"]
+        assert {"cpu", "memory", "ephemeral-storage"} <= container["resources"]["limits"].keys()
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
+        assert "/tmp" in mounts.values()
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "kubernetes-jobset"])
+def test_a_stop_counts_as_no_failure_and_wrong_usage_is_not_tried_again(name: str) -> None:
+    (job,) = jobs_of(name)
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # a policy for failed pods needs this
+    assert spec["podReplacementPolicy"] == "Failed"
+    actions = [
+        (rule.get("onExitCodes", {}).get("values"), rule["action"]) for rule in spec["podFailurePolicy"]["rules"]
+    ]
+    assert actions == [([EXIT_STOPPED], "Ignore"), ([EXIT_USAGE], "FailJob"), (None, "Ignore")]
+    assert pod["terminationGracePeriodSeconds"] >= 600
+    (shm,) = (volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm")
+    assert shm["medium"] == "Memory"
 
 
 def test_the_probes_tell_a_training_process_from_a_hung_one(tmp_path: Path) -> None:
     (container,) = objects()["Job"]["spec"]["template"]["spec"]["containers"]
-    beats = tmp_path / "heartbeats"
+    beats, born = tmp_path / "heartbeats", tmp_path / "hostname"
+
+    def touch(path: Path, minutes: float) -> None:
+        subprocess.run(["touch", "-d", f"-{int(60 * minutes)} seconds", str(path)], check=True)
 
     def passes(probe: str) -> bool:
-        command = [part.replace("/runs/a", str(tmp_path)) for part in container[probe]["exec"]["command"]]
+        assert container[probe]["timeoutSeconds"] > 1  # a busy volume
+        command = [
+            part.replace("/runs/a", str(tmp_path)).replace("/etc/hostname", str(born))
+            for part in container[probe]["exec"]["command"]
+        ]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def answers(*minutes: float) -> tuple[bool, bool]:
         for rank, age in enumerate(minutes):
-            subprocess.run(["touch", "-d", f"-{int(60 * age)} seconds", str(beats / f"rank-{rank:05d}")], check=True)
+            touch(beats / f"rank-{rank:05d}", age)
         return passes("startupProbe"), passes("livenessProbe")
 
+    touch(born, 1)
     assert answers() == (False, False)
     beats.mkdir()
     assert answers() == (False, False)
+    assert answers(1.5, 1.2) == (False, True)  # of the start before, which has just been stopped
     assert answers(0.2, 0.1) == (True, True)
-    assert answers(20, 20) == (False, True)
-    assert answers(40, 40) == (False, False)  # of the start before, or hung
+    touch(born, 60)
+    assert answers(20, 20) == (True, True)
+    assert answers(40, 40) == (True, False)  # hung
 
 
-def test_the_kubernetes_objects_fit_their_schema() -> None:
+@pytest.mark.parametrize("name", ["kubernetes", "kubernetes-jobset", "preprocess-kubernetes"])
+def test_the_kubernetes_objects_fit_their_schema(name: str) -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
-    for document in objects().values():
-        validate.validate(document, validate.latest_version(), strict=True)
+    documents = [*yaml.safe_load_all((EXAMPLES / f"{name}.yaml").read_text()), *jobs_of(name)]
+    for document in documents:
+        if document["kind"] != "JobSet":
+            validate.validate(document, validate.latest_version(), strict=True)
+
+
+def test_the_jobset_has_the_fields_of_its_schema_and_the_pod_of_the_job() -> None:
+    """The CRD's fields: https://github.com/kubernetes-sigs/jobset/blob/main/api/jobset/v1alpha2/jobset_types.go."""
+    hosts, jobset = (objects("kubernetes-jobset")[kind] for kind in ("ConfigMap", "JobSet"))
+    assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+    assert jobset["metadata"]["labels"].keys() == {"kueue.x-k8s.io/queue-name"}
+    spec = jobset["spec"]
+    assert spec.keys() == {"network", "ttlSecondsAfterFinished", "failurePolicy", "replicatedJobs"}
+    assert spec["network"] == {"enableDNSHostnames": True, "subdomain": "mae3d", "publishNotReadyAddresses": True}
+    policy = spec["failurePolicy"]
+    assert policy.keys() == {"maxRestarts", "restartStrategy", "rules"}
+    assert policy["restartStrategy"] in ("Recreate", "BlockingRecreate", "InPlaceRestart")
+    (rule,) = policy["rules"]
+    assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule.pop("name"))
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    (nodes,) = spec["replicatedJobs"]
+    assert nodes.keys() == {"name", "replicas", "template"}
+    assert nodes["replicas"] == 1
+    # Pods are <set>-<job>-<index of the job>-<index of the pod>.<subdomain>.
+    first = f"{jobset['metadata']['name']}-{nodes['name']}-0"
+    count = nodes["template"]["spec"]["completions"]
+    assert hosts["data"]["hosts"].split()[::2] == [f"{first}-{index}" for index in range(count)]
+    assert nodes["template"]["spec"]["backoffLimit"] == 0
+    pod, other = nodes["template"]["spec"]["template"], objects()["Job"]["spec"]["template"]
+    assert other["spec"].pop("subdomain") == spec["network"]["subdomain"]
+    arguments = other["spec"]["containers"][0]["args"]
+    arguments[arguments.index("--master_addr=mae3d-0.mae3d")] = f"--master_addr={first}-0.mae3d"
+    assert pod == other
+
+
+def test_the_merge_is_tried_for_as_long_as_the_slices_may_take() -> None:
+    build, merge = (job["spec"] for job in jobs_of("preprocess-kubernetes"))
+    assert merge["backoffLimit"] * 300 > merge["activeDeadlineSeconds"]  # restarts wait five minutes at most
+    slices = build["completions"]
+    assert f"--slice=$(JOB_COMPLETION_INDEX)/{slices}" in build["template"]["spec"]["containers"][0]["args"]
+    assert f"--slices={slices}" in merge["template"]["spec"]["containers"][0]["args"]

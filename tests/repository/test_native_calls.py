@@ -118,7 +118,7 @@ SAFE = {
     "preprocess.dataset.dataset.mapped_numbers frombuffer": "NumPy knows the buffer's length",
     "preprocess.dataset.index._map_table memory_map": "Arrow knows the file's size",
     "preprocess.dataset.writer._Rows._mapped from_buffers": "as many numbers as were mapped",
-    "preprocess.dataset.writer._Rows._mapped memmap": "NumPy refuses a shorter file",
+    "preprocess.dataset.writer._Rows._mapped mmap.mmap": "mmap refuses a shorter file",
     "preprocess.dataset.writer._Rows._mapped py_buffer": "the buffer keeps the mapping alive",
     "preprocess.demo.objects.Shape.paste fromarray": _COPIES,
     "preprocess.demo.objects._draw_digit fromarray": _COPIES,
