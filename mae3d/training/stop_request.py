@@ -22,7 +22,8 @@ class StopRequest:
     """SIGTERM, SIGINT or SIGUSR1, a file, or a time limit; one rank that knows of it is enough.
 
     After an agreed stop the signals are ignored for good: a launcher ends the slower processes when the first one has
-    left.
+    left. SIGUSR1 is ignored after any end: SLURM may give notice of the time limit to a finished run that is leaving,
+    and would call the job failed.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -47,7 +48,8 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if self.reason else handler)
+            is_late_notice = number == signal.SIGUSR1 and handler is signal.SIG_DFL
+            signal.signal(number, signal.SIG_IGN if self.reason or is_late_notice else handler)
 
     def agree(self) -> bool:
         """Return whether to stop, the same on every rank; a collective. Once it is true it stays so.

@@ -189,6 +189,54 @@ def test_a_failed_job_is_not_queued_again_though_an_earlier_start_was_stopped(re
     assert fake_slurm.requeued(tmp_path) == []
 
 
+def start_of_job(folder: Path, srun: str, *arguments: str, cwd: Path = ROOT, **variables: str) -> list[str]:
+    """Run the batch script, with a shell's commands in place of srun; return its code, its words, what it requeued."""
+    for name, text in (("srun", srun), ("scontrol", f'echo "$2" >> {folder}/requeued')):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_ID": "7", **variables}
+    command = ["bash", str(SBATCH), *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return [str(done.returncode), done.stderr, *fake_slurm.requeued(folder)]
+
+
+def test_a_task_of_an_array_has_a_run_of_its_own_and_is_queued_again_alone(tmp_path: Path) -> None:
+    stop = f'echo "$@" > {tmp_path}/command; mkdir {tmp_path}/run-3; touch {tmp_path}/run-3/STOPPED; exit 75'
+    task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}  # the last one has the array's own id
+    arguments = (f"{tmp_path}/run-%a", "--train.seed", "%a")
+    assert start_of_job(tmp_path, stop, *arguments, **task) == ["75", "", "7_3"]
+    command = (tmp_path / "command").read_text()
+    assert command.endswith(f"python launch/pretrain.py --run.dir {tmp_path}/run-3 --train.seed 3\n")
+    assert "--export=ALL" in command  # `sbatch --export=NONE` would leave srun's processes without PATH
+
+
+def test_a_job_that_cannot_begin_says_why(tmp_path: Path) -> None:
+    assert "submit the job from there" in start_of_job(tmp_path, "", "run", cwd=tmp_path)[1]
+    code, told = start_of_job(tmp_path, "exit 138", f"{tmp_path}/run")  # 128 + SIGUSR1
+    assert code == "138"
+    assert "give more --time" in told
+
+
+@pytest.mark.parametrize(
+    ("restarts", "srun", "requeued"),
+    [
+        ("1", "exit 143", ["7"]),
+        ("0", "exit 143", []),  # another job's run, by mistake
+        ("1", "echo ours > {lock}; exit 1", []),  # taken over, and failed
+        ("1", "touch -d -6min {lock}; exit 1", []),  # of a dead owner, who was not come to
+        ("1", "exit 0", []),
+    ],
+)
+def test_a_job_queues_itself_while_its_run_goes_on_at_a_lost_node(
+    restarts: str, srun: str, requeued: list[str], tmp_path: Path
+) -> None:
+    lock = tmp_path / "run" / ".lock"
+    lock.parent.mkdir()
+    lock.write_text("theirs")
+    done = start_of_job(tmp_path, srun.format(lock=lock), str(lock.parent), SLURM_RESTART_COUNT=restarts)
+    assert done[2:] == requeued
+
+
 def test_the_batch_script_asks_slurm_for_what_it_relies_on() -> None:
     options = fake_slurm.directives(SBATCH)
     assert options["signal"].startswith("USR1@")  # without B: to the processes, not to the script

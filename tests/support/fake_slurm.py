@@ -82,8 +82,11 @@ print(job if "--parsable" in options else f"Submitted batch job {job}")
 
 
 def login(folder: Path) -> dict[str, str]:
-    """The environment of a login node, whose sbatch runs what is submitted and leaves job-<job>-<task>.log there."""
-    return os.environ | {"PATH": _programs(folder), "FAKE_SLURM": str(folder)}
+    """The environment of a shell whose sbatch runs what is submitted and leaves job-<job>-<task>.log in the folder.
+
+    It is that of an interactive job, as users have for larger work on many clusters.
+    """
+    return os.environ | {"PATH": _programs(folder), "FAKE_SLURM": str(folder), "SLURM_JOB_ID": "999"}
 
 
 def ended(folder: Path) -> list[str]:

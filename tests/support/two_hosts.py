@@ -5,6 +5,7 @@ with two_hosts(folder) as hosts:
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 NAMES = ("node-a", "node-b")
 ALIASES = ("mae3d-0.mae3d", "mae3d-1.mae3d")  # as a headless service names the pods of a job
+_count = itertools.count()  # a process may have other hosts at the same time
 ADDRESSES = ("10.77.0.1", "10.77.0.2")  # reached over the cable alone: no host has a route anywhere else
 
 
@@ -53,7 +55,7 @@ def two_hosts(folder: Path) -> Iterator[list[Host]]:
     known = [("127.0.0.1", "localhost"), *zip(ADDRESSES, NAMES, strict=True), *zip(ADDRESSES, ALIASES, strict=True)]
     table.write_text("".join(f"{address} {name}\n" for address, name in known))
     for index, name in enumerate(NAMES):
-        namespace = f"mae3d-{os.getpid()}-{index}"
+        namespace = f"mae3d-{os.getpid()}-{next(_count)}"
         # Namespaces of its own for mounts and for its name, as for the network.
         set_up = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
         prefix = ("ip", "netns", "exec", namespace, "unshare", "--uts", "sh", "-c", set_up, name, str(table))

@@ -34,3 +34,17 @@ def test_fault_41_who_waits_for_the_run_hears_of_its_stop_as_soon_as_it_knows(ho
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_notice_that_comes_after_the_last_step_does_not_kill(tmp_path: Path) -> None:
+    world: Any = SimpleNamespace(is_first=True, any=lambda flag: flag)
+    before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+    try:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        with StopRequest(world, file=tmp_path / "STOP", minutes=None) as stop:
+            assert not stop.agree()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGTERM) is before[signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
