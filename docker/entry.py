@@ -7,15 +7,22 @@ goes to the ranks where there are any, else to the command. This is the containe
 batch script too, where `deepspeed` would otherwise leave orphans:
 
     python docker/entry.py deepspeed launch/pretrain.py ...
+    python docker/entry.py deepspeed --hostfile examples/hosts launch/pretrain.py ...     # ranks on other hosts, too
 """
 
+import base64
 import contextlib
 import ctypes
+import json
 import os
+import re
+import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 # Not to be passed on, or not catchable: the kernel's own, our child's end, and job control of the terminal.
@@ -30,6 +37,12 @@ FAULTS = {
     signal.SIGSYS,
 }
 PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
+STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}  # requests to stop a training
+MPIRUN = {"mpirun", "mpiexec", "orterun", "prterun"}  # pass SIGUSR1 on to all ranks
+REACHED = "reached its ranks"
+REMOTE_S = 20.0  # that hosts have to pass a signal on, out of the half minute that a container is given to end
+# ssh notices nothing of a host that is lost while it has nothing to send, and `deepspeed` waits for it.
+KEEP_ALIVE = "-o ServerAliveInterval=15 -o ServerAliveCountMax=8"
 
 
 def descendants() -> dict[int, int]:
@@ -73,6 +86,61 @@ def targets(command: int) -> list[int]:
     return sorted(pid for pid in ranks if below[pid] not in ranks) or [command]
 
 
+def pass_on(signum: int, command: int) -> None:
+    """Send a signal to those that it is meant for, wherever the command has started ranks."""
+    pids = targets(command)
+    if pids == [command] and not is_rank(os.getpid()):
+        for pid in descendants():
+            words, environment = _strings(pid, "cmdline"), _strings(pid, "environ")
+            program = Path(words[0]).name if words else ""
+            if program.startswith("pdsh") and "deepspeed.launcher.launch" in words:
+                if not reach_ranks(signum, words, dict(text.split("=", 1) for text in environment if "=" in text)):
+                    # There are none yet, or no more. The runner of `deepspeed` ends what there is at a SIGTERM only.
+                    _send(signal.SIGTERM if signum in STOPS else signum, pids)
+                return
+            if program in MPIRUN:  # all ranks are elsewhere; at a SIGTERM it would kill them a second later
+                _send(signal.SIGUSR1 if signum in STOPS else signum, [pid])
+                return
+    _send(signum, pids)
+
+
+def _strings(pid: int, name: str) -> list[str]:
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/{name}").read_bytes()).split("\0")[:-1]
+    except OSError:
+        return []  # it ended meanwhile
+
+
+def reach_ranks(signum: int, pdsh: list[str], environment: dict[str, str]) -> bool:
+    """Send a signal to the ranks on all hosts of a `deepspeed` over pdsh; return whether one host at least has some.
+
+    They are no processes of ours, and a killed pdsh or ssh passes nothing on. So it goes by the same pdsh, as the
+    signals do by which DeepSpeed itself ends its launch.py.
+    """
+    options = {name: value for name, equals, value in (word.partition("=") for word in pdsh) if equals}
+    world, port = options["--world_info"], options["--master_port"]
+    hosts = list(json.loads(base64.urlsafe_b64decode(world)))
+    # What follows the hosts, which pdsh itself splits at their commas, up to the command: --launcher_args.
+    words = iter(pdsh[pdsh.index("-w") + 1 :])
+    more = [word for word in takewhile(lambda word: word and ";" not in word, words) if word.split(",")[0] not in hosts]
+    # The shells that have such a command line, this one's too, do not begin with a python.
+    launch = rf"^[^ ]+ -u -m deepspeed\.launcher\.launch .*{re.escape(world)} .*--master_port={port} "
+    script = f"pkill -{signum} -P $(pgrep -d , -f {shlex.quote(launch)}) && echo {REACHED}"
+    try:
+        done = subprocess.run(
+            ["pdsh", "-w", ",".join(hosts), *more, script],
+            env=environment,
+            stdout=subprocess.PIPE,
+            timeout=REMOTE_S,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, []),
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"entry.py: signal {signum} cannot be passed on to {','.join(hosts)}: {error}", file=sys.stderr)
+        return False
+    return REACHED.encode() in done.stdout
+
+
 def main(argv: list[str]) -> int:
     """Run `argv`, pass signals on, and return its exit code (128 + n if signal n ended it).
 
@@ -82,6 +150,7 @@ def main(argv: list[str]) -> int:
         print("entry.py: no command given", file=sys.stderr)
         return 2
     adopt_orphans()
+    os.environ.setdefault("PDSH_SSH_ARGS_APPEND", KEEP_ALIVE)
     caught = set(signal.valid_signals()) - KEPT - FAULTS
     # Blocked and waited for: none is lost while the command starts, no handler runs in the middle of anything.
     signal.pthread_sigmask(signal.SIG_BLOCK, caught | {signal.SIGCHLD})
@@ -96,7 +165,7 @@ def main(argv: list[str]) -> int:
     while True:
         signum = signal.sigwait(caught | {signal.SIGCHLD})
         if signum != signal.SIGCHLD:
-            _send(signum, targets(command))
+            pass_on(signum, command)
             continue
         code = _reap(command)
         if code is not None:

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mae3d.io.console import output_is_lost
+
 
 class MeetingError(RuntimeError):
     """Failure of the ranks to meet, perhaps a passing one: a node is late, a port is taken."""
@@ -93,7 +95,10 @@ def meeting_point(environment: Mapping[str, str], ranks: RankInfo) -> tuple[str,
         first = re.match(r"([^,[]|\[[^]]*\])*", environment.get("SLURM_STEP_NODELIST", ""))
         address = re.sub(r"\[(\d+)[^]]*\]", r"\1", first[0]) if first else None
     if not address:
-        raise ValueError("the ranks lie on several nodes and MASTER_ADDR is not set: export the name of rank 0's node")
+        raise ValueError(
+            "the ranks lie on several nodes and MASTER_ADDR is not set: export the name of rank 0's node "
+            "(under mpirun: -x MASTER_ADDR=NODE)"
+        )
     if is_slurm and "MASTER_PORT" not in environment and "SLURM_JOB_ID" in environment:
         # Jobs that share a node, and steps of one job at once, need different ports, below Linux's ephemeral ones.
         step = 10 * int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", "0"))
@@ -136,6 +141,8 @@ def meet(store: dist.Store, ranks: RankInfo, facts: Facts, where: str) -> None:
                 raise MeetingError(
                     f"rank {failure['rank']} ({failure['host']}) failed before the ranks met: {failure['message']}"
                 )
+            if output_is_lost():
+                raise MeetingError(f"nobody reads the output of rank {ranks.rank} any more: its launcher has gone")
             if time.monotonic() > end:
                 raise dist.DistStoreError(f"rank {rank} has not come within {timeout}.")
             time.sleep(_POLL_S)

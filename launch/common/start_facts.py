@@ -5,18 +5,14 @@ start_facts(config)    # {"folder": "/data/out/run", "code": "mae3d 0.2.0, sourc
 `World` compares it before the first step. Settings that name something of one machine are left out (mae3d.io.resume).
 """
 
-import hashlib
-import importlib.metadata
 import os
 import platform
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mae3d.io.resume import dotted, local_settings
+from mae3d.io.versions import code_version, version_of
 
-_ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("mae3d", "pipelines", "preprocess", "launch")
 _LIBRARIES = ("torch", "torchvision", "numpy", "deepspeed", "nvidia-dali-cuda120")
 _ARITHMETIC = (  # variables with which the same program computes other numbers
     "NVIDIA_TF32_OVERRIDE",
@@ -38,25 +34,9 @@ def start_facts(config: Any) -> dict[str, Any]:
     local = local_settings(config)
     return {
         "folder": os.path.abspath(folder),  # noqa: PTH100 - links differ between machines, names should not
-        "code": f"mae3d {_version('mae3d')}, sources {sources_hash()}",
+        "code": code_version(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in _LIBRARIES},
+        **{name: version_of(name) for name in _LIBRARIES},
         **{name: os.environ.get(name, "") for name in _ARITHMETIC},
         **{name: value for name, value in settings.items() if name not in local},
     }
-
-
-def sources_hash(root: Path = _ROOT) -> str:
-    """Return the first digits of a hash over the Python files of our packages."""
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -19,6 +19,7 @@ from launch.training.lengths import Length, beyond_the_run
 from launch.training.resumption import claim
 from launch.training.schedule import describe_rate, make_schedule
 from launch.training.summary import report_end, report_finished, start_summary
+from mae3d.io.console import lasting_output
 from mae3d.io.resume import dotted, resume_rules
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
         corpus = corpus_of(config.data)
     except DatasetError as error:
         fail(str(error))
-    with joined(config, where=config.run.dir, timeout_minutes=config.run.timeout) as world:
+    with lasting_output(), joined(config, where=config.run.dir, timeout_minutes=config.run.timeout) as world:
         return EXIT_DONE if train(config, corpus, world) else EXIT_STOPPED
 
 

@@ -1,12 +1,20 @@
-"""Output to a terminal or a log never fails for a character: names in any script, under any locale.
+"""Output to a terminal or a log fails neither for a character nor, in a training, because nobody reads it any more.
 
 tolerate_any_text()        # first in a command
+with lasting_output():     # around work that should be saved first
+    ...
+    if output_is_lost(): ...
 """
 
 import contextlib
+import errno
 import io
+import os
 import re
+import select
 import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 _MOST = 400  # characters of another library's message
 _HEAD = 120  # of these, from its beginning, if it is longer
@@ -31,3 +39,56 @@ def tolerate_any_text() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # of a pipe that was taken for a file: it cannot be sought in
                 stream.reconfigure(errors="backslashreplace")
+
+
+class _LastingStream:
+    """A stream whose text goes nowhere once its reader has gone."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, if somebody reads it."""
+        with _without_reader():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, if somebody reads it."""
+        with _without_reader():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _without_reader() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # of a pipe or a socket; of a terminal
+            raise
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Yield to a block whose output may lose its reader: a launcher over ssh that is killed closes it at once."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _LastingStream(before[0]), _LastingStream(before[1])  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for descriptor in (1, 2):  # what is buffered still would fail at the interpreter's end: exit code 120
+            if output_is_lost(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
+
+def output_is_lost(descriptor: int = 1) -> bool:
+    """Return whether standard output had a reader that has gone: the other end of a pipe, a socket or a terminal."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

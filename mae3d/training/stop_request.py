@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from mae3d.distributed import World
+from mae3d.io.console import output_is_lost
 
 
 class Interrupted(Exception):
@@ -19,8 +20,9 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """SIGTERM, SIGINT or SIGUSR1, a file, or a time limit; one rank that knows of it is enough.
+    """SIGTERM, SIGINT or SIGUSR1, a file, a time limit, or output that lost its reader; one rank that knows is enough.
 
+    The last one is how ranks notice that their launcher has gone, if it has started them over ssh.
     After an agreed stop the signals are ignored for good: a launcher ends the slower processes when the first one has
     left. SIGUSR1 is ignored after any end: SLURM may give notice of the time limit to a finished run that is leaving,
     and would call the job failed.
@@ -63,6 +65,8 @@ class StopRequest:
                 self._reason = "the time limit"
             elif self._file.exists():
                 self._reason = str(self._file)
+        if not self._reason and output_is_lost():
+            self._reason = "the end of what read its output"
         if self._world.any(bool(self._reason)):
             reasons = self._world.gather(self._reason)
             self.reason = next(reason for reason in reasons if reason)

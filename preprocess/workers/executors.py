@@ -9,7 +9,12 @@ and hashing, compression and file access release the interpreter's lock. A codec
 worker.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+import logging
+import pickle
+import platform
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     CancelledError,
@@ -21,13 +26,26 @@ from concurrent.futures import (
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mae3d.io.versions import code_version, version_of
 from preprocess.dataset.schema import shard_name
 from preprocess.workers.decoder import Decoder, decoder
 from preprocess.workers.progress import Progress
 
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger(__name__)
+
 _CONNECT_S = 30
+_LOOK_S = 30.0  # after which a cluster is looked at that has finished nothing
+# What the bytes of a shard depend on.
+_LIBRARIES = ("av", "numpy", "pillow", "pyarrow", "simplejpeg")
+# Text, because a worker that cannot load its task dies of it, without a word to the client, and the next one after it;
+# and because functions by value have the bytecode of one version of Python.
+_RUN_TASK = "__import__('pickle').loads(task)()"
+_LACKS = "__import__('importlib.util').util.find_spec(name) is None"
 _WORTH_A_WORKER = 4  # batches per worker; fewer are done sooner than another worker has started its decoder
 
 Result = TypeVar("Result")
@@ -36,12 +54,17 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Workers:
-    """An executor, the number of tasks that it should hold, and the error that it raises for a dead worker."""
+    """An executor, the number of tasks that it should hold, and the error that it raises for a dead worker.
+
+    `lacking` names the workers without a module; `look` is called now and then while nothing ends.
+    """
 
     executor: Executor
     at_once: Callable[[], int]
     where: str
     died: tuple[type[BaseException], ...] = ()
+    lacking: Callable[[str], str] = lambda module: ""
+    look: Callable[[], None] = lambda: None
 
 
 def run_tasks(
@@ -62,6 +85,7 @@ def run_tasks(
     Raises:
         ChildProcessError: the cluster has given a task up because its workers died, or has gone itself.
         OSError: the output cannot be written, or the cluster cannot be reached.
+        ValueError: a worker lacks this package, or has another version.
     """
     waiting = iter(numbers)
     running: dict[Future[Result], int] = {}
@@ -71,7 +95,10 @@ def run_tasks(
                 running[workers.executor.submit(task(number))] = number
             if not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            ended = wait(running, timeout=_LOOK_S, return_when=FIRST_COMPLETED).done
+            if not ended:
+                workers.look()
+            for future in ended:
                 number = running.pop(future)
                 try:
                     result = future.result()
@@ -81,9 +108,13 @@ def run_tasks(
                     ) from error
                 except CancelledError as error:
                     raise ChildProcessError(f"{workers.where} has gone") from error
-                except ImportError as error:
+                except (ImportError, AttributeError) as error:
+                    if not workers.died:  # of this process
+                        raise
+                    names = workers.lacking((getattr(error, "name", None) or "preprocess").partition(".")[0])
                     raise ValueError(
-                        f"{workers.where}: a worker lacks a module ({error}); install mae3d there"
+                        f"{workers.where}: {names or 'a worker'} lacks a module, or has another version: {error}; "
+                        "install this version of mae3d there, and start the worker again"
                     ) from error
                 yield result
     finally:
@@ -171,10 +202,58 @@ def dask_workers(scheduler: str) -> Iterator[Workers]:
         client = Client(**where, timeout=_CONNECT_S, set_as_default=False)
     except OSError as error:
         raise ConnectionError(f"no Dask scheduler answers at {scheduler} ({error})") from error
+    where = f"the cluster {scheduler}"
     with client:
-        executor = client.get_executor(pure=False)
+
+        def lacking(module: str) -> str:
+            lacks = client.run(eval, _LACKS, {"name": module}, on_error="ignore")
+            return ", ".join(address for address, is_lacking in lacks.items() if is_lacking)
+
+        def look() -> None:
+            if not client.ncores():
+                log.warning("%s has no worker: waiting for one (`dask worker %s`)", where, scheduler)
+
         # Dask itself runs a task again if its worker has died, several times, before it raises KilledWorker.
-        yield Workers(executor, lambda: 2 * max(1, len(client.ncores())), f"the cluster {scheduler}", (KilledWorker,))
+        at_once = lambda: 2 * max(1, len(client.ncores()))  # noqa: E731
+        yield Workers(_OnCluster(client), at_once, where, (KilledWorker,), lacking, look)
+
+
+class _OnCluster(Executor):
+    """An executor on the workers of a Dask cluster, each of which must have this version of the code."""
+
+    def __init__(self, client: "Client"):
+        self._executor = client.get_executor(pure=False)
+        self._versions = versions()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        task = pickle.dumps(partial(run_here, self._versions, pickle.dumps(partial(fn, *args, **kwargs))))
+        future: Future[Any] = self._executor.submit(eval, _RUN_TASK, {"task": task})
+        return future
+
+
+def run_here(expected: Mapping[str, str], task: bytes) -> Any:
+    """Run a pickled task on a worker.
+
+    Raises:
+        ValueError: the versions here are not those of the process that submits the task.
+    """
+    if differing := [
+        f"{name} {here} instead of {expected.get(name)}"
+        for name, here in versions().items()
+        if here != expected.get(name)
+    ]:
+        raise ValueError(
+            f"the worker on {socket.gethostname()} has {', '.join(differing)}, which may write other bytes; "
+            "install the same there, and start the worker again"
+        )
+    return pickle.loads(task)()
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return what the bytes of a shard depend on, by name; read once, as the code itself is."""
+    libraries = {name: version_of(name) for name in _LIBRARIES}
+    return {"code": code_version(), "Python": platform.python_version(), **libraries}
 
 
 class _Inline(Executor):

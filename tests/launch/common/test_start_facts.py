@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from launch.common.clip_options import ClipsConfig
-from launch.common.start_facts import sources_hash, start_facts
+from launch.common.start_facts import start_facts
 from launch.embed import EmbedConfig
 from launch.inference.settings import EvaluateConfig
 from launch.probe import ProbeConfig
 from launch.training.config import FinetuneConfig, PretrainConfig
 from mae3d.io.resume import local_settings
+from mae3d.io.versions import sources_hash
 from mae3d.model.config import MAEConfig
 
 CLIPS = ClipsConfig(shards="s")
