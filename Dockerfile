@@ -15,12 +15,13 @@
 #   apptainer build mae3d.sif docker-daemon://mae3d:latest
 #   apptainer run --nv --bind /data,/runs --pwd /src mae3d.sif deepspeed launch/pretrain.py ...
 
-# The CUDA of the locked torch (cuda-toolkit in requirements.lock; tests/repository/test_docker.py compares). devel: nvcc builds FusedAdam here.
-FROM nvidia/cuda:13.2.1-devel-ubuntu24.04
+# The CUDA of the locked torch (cuda-toolkit in requirements.lock; tests/repository/test_docker.py compares), both stages.
+# devel: nvcc builds FusedAdam here.
+FROM nvidia/cuda:13.2.1-devel-ubuntu24.04 AS build
 
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ make python3.12-dev python3.12-venv \
+    && apt-get install -y --no-install-recommends g++ make python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /src
@@ -32,11 +33,32 @@ COPY Makefile requirements.lock setup.cfg ./
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 RUN DS_ACCELERATOR=cuda DS_BUILD_FUSED_ADAM=1 make deps
 
+COPY docker/trim.py docker/
+RUN python docker/trim.py curate dask s3 tensorboard
+
+# base: the wheels bring every CUDA library but the driver's, which the container toolkit mounts.
+FROM nvidia/cuda:13.2.1-base-ubuntu24.04
+
+# g++ and Python's headers: --train.compile builds its kernels, and triton their launcher, at run time.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates g++ libpython3-dev python3 \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /src
+ENV PATH=/opt/mae3d/bin:$PATH
+COPY --from=build /opt/mae3d /opt/mae3d
+
+# The code last: a change of it is a layer of a few MB. With it come the lists of what the image carries, and their licences.
 COPY . .
-RUN make install && python -m compileall -q launch mae3d pipelines preprocess
+RUN pip install --no-cache-dir --no-deps --no-build-isolation -e . \
+    && pip check \
+    && python -m compileall -q docker launch mae3d pipelines preprocess \
+    && python docker/contents.py /usr/share/doc/mae3d
 
 # Any user id: a home that everyone can write to, and a name for those that /etc/passwd does not know (torch asks for one).
-ENV HOME=/tmp USER=mae3d LOGNAME=mae3d PYTHONUNBUFFERED=1 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
+ENV HOME=/tmp USER=mae3d LOGNAME=mae3d PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 
 ENTRYPOINT ["python", "/src/docker/entry.py"]
 CMD ["python", "-m", "launch.doctor", "--dir", "/tmp"]

