@@ -5,7 +5,7 @@
 #   docker build -t mae3d .
 #   docker run --rm --gpus all --ipc=host --user "$(id -u):$(id -g)" -v /data:/data -v /runs:/runs mae3d \
 #       deepspeed launch/pretrain.py --config launch/recipes/k400_vit_large.yaml --data.shards /data/shards --run.dir /runs/a
-#   docker run --rm --gpus all --ipc=host --user 12345:12345 --read-only --tmpfs /tmp:exec mae3d python -m launch.doctor --dir /tmp
+#   docker run --rm --gpus all --ipc=host --user 12345:12345 --read-only --tmpfs /tmp:exec mae3d python -m launch.doctor --path /tmp
 #
 # `docker stop -t 600` leaves ten minutes for the last checkpoint. Without --ipc=host, give --shm-size=8g: NCCL needs /dev/shm.
 # Several nodes, one container each (NODE_RANK counts from 0, hosts.txt holds one "name slots=8" a line):
@@ -61,4 +61,4 @@ ENV HOME=/tmp USER=mae3d LOGNAME=mae3d PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 
 ENTRYPOINT ["python", "/src/docker/entry.py"]
-CMD ["python", "-m", "launch.doctor", "--dir", "/tmp"]
+CMD ["python", "-m", "launch.doctor", "--path", "/tmp"]

@@ -151,7 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         where = str(error.filename or options.out)
         remedy = f"{access_remedy(where)}, and " if is_url(where) else ""
-        print(f"error: {where}: {error.strerror or error}; {remedy}run the same command again to go on", file=sys.stderr)
+        print(
+            f"error: {where}: {error.strerror or error}; {remedy}run the same command again to go on", file=sys.stderr
+        )
         return 3
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

@@ -75,7 +75,7 @@ def _without_reader() -> Iterator[None]:
 def lasting_output() -> Iterator[None]:
     """Yield to a block whose output may lose its reader: a launcher over ssh that is killed closes it at once."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _LastingStream(before[0]), _LastingStream(before[1])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _LastingStream(before[0]), _LastingStream(before[1])
     try:
         yield
     finally:

@@ -197,9 +197,9 @@ def dask_workers(scheduler: str) -> Iterator[Workers]:
         from distributed import Client, KilledWorker
     except ImportError as error:
         raise ValueError('--scheduler needs Dask: pip install "mae3d[dask]"') from error
-    where = {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
+    given = {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
     try:
-        client = Client(**where, timeout=_CONNECT_S, set_as_default=False)
+        client = Client(**given, timeout=_CONNECT_S, set_as_default=False)
     except OSError as error:
         raise ConnectionError(f"no Dask scheduler answers at {scheduler} ({error})") from error
     where = f"the cluster {scheduler}"
