@@ -1,5 +1,6 @@
 """The image installs what `make` does, on the locked torch's CUDA; its entry loses no signal and no exit code."""
 
+import base64
 import configparser
 import importlib.util
 import json
@@ -49,6 +50,26 @@ for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
     signal.signal(getattr(signal, name), stop)
 Path(f"running-{os.environ.get('RANK')}").write_text(str(os.getpid()))
 time.sleep(60)
+"""
+
+
+# Stands in for launchers whose ranks are on other hosts: `deepspeed` and its pdsh, whose second call passes a signal on.
+WORLD = base64.urlsafe_b64encode(b'{"node-a": [0], "node-b": [0]}').decode()
+PDSH = f"""
+import subprocess, sys
+remote = ["", "cd /src;", "python", "-u", "-m", "deepspeed.launcher.launch", "--world_info={WORLD}", "--master_port=7"]
+script = "echo $$ > running; until [ -e passed ]; do sleep 0.02; done; exit 75"
+options = ["-S", "-f", "1024", "-w", "node-a", "node-b", "-l", "me"]
+sys.exit(subprocess.call(["pdsh", "-c", script, *options, *remote], executable="/bin/bash"))
+"""
+SECOND_PDSH = """#!/bin/sh
+printf '%s\\n' "$@" > passed
+echo 'node-b: reached its ranks'
+"""
+MPIRUN = """
+import os
+script = "trap 'exit 75' USR1; trap 'exit 1' TERM; echo $$ > running; while :; do sleep 0.02; done"
+os.execv("/bin/bash", ["mpirun", "-c", script])
 """
 
 
@@ -257,3 +278,22 @@ def test_fault_29_entry_ends_what_a_killed_launcher_leaves(
 )
 def test_entry_returns_the_commands_code(command: list[str], code: int, tmp_path: Path) -> None:
     assert entry(*command, cwd=tmp_path).wait(30) == code
+
+
+@pytest.mark.parametrize("launcher", ["pdsh", "mpirun"])
+def test_fault_31_a_stop_reaches_ranks_that_a_launcher_has_on_other_hosts_only(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "pdsh").write_text(SECOND_PDSH)
+    (tmp_path / "pdsh").chmod(0o755)
+    (tmp_path / "launcher.py").write_text(PDSH if launcher == "pdsh" else MPIRUN)
+    process = entry(sys.executable, "launcher.py", cwd=tmp_path)
+    wait_for(tmp_path / "running")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    if launcher == "pdsh":
+        *options, script = (tmp_path / "passed").read_text().splitlines()
+        assert options == ["-w", "node-a,node-b", "-l", "me"]
+        assert script.startswith("pkill -15 -P $(pgrep ")
+        assert WORLD in script

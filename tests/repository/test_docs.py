@@ -30,8 +30,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Options of deepspeed, docker and pip, which the pages name beside ours.
 OTHERS_OPTIONS = {
-    *("--hostfile", "--master_addr", "--no_ssh", "--node_rank", "--num_gpus", "--nproc-per-node", "--no-deps", "--no-cache-dir"),
-    *("--gpus", "--ipc", "--read-only", "--rm", "--shm-size", "--tmpfs", "--user"),
+    *("--hostfile", "--master_addr", "--no_ssh", "--node_rank", "--num_gpus", "--nproc-per-node", "--no-deps"),
+    *("--gpus", "--ipc", "--no-cache-dir", "--read-only", "--rm", "--shm-size", "--tmpfs", "--user"),
 }
 # What sources name beside those, and whose it is.
 NAMED_IN_SOURCES = {

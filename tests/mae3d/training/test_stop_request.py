@@ -11,8 +11,10 @@ import pytest
 from mae3d.training.stop_request import StopRequest
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1", "file", "time limit"])
-def test_fault_41_who_waits_for_the_run_hears_of_its_stop_as_soon_as_it_knows(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1", "file", "time limit", "output"])
+def test_fault_41_who_waits_for_the_run_hears_of_its_stop_as_soon_as_it_knows(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world: Any = SimpleNamespace(is_first=True, any=lambda flag: flag, gather=lambda value: [value])
     announced: list[str] = []
     stop = StopRequest(
@@ -27,6 +29,8 @@ def test_fault_41_who_waits_for_the_run_hears_of_its_stop_as_soon_as_it_knows(ho
             if how.startswith("SIG"):
                 os.kill(os.getpid(), signal.Signals[how])
                 assert announced == [how]  # in the middle of a step
+            elif how == "output":
+                monkeypatch.setattr("mae3d.training.stop_request.output_is_lost", lambda: True)
             elif how == "file":
                 (tmp_path / "STOP").touch()
             assert stop.agree()
