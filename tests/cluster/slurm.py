@@ -61,6 +61,7 @@ PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
 ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost={login}
+AccountingStoragePass={folder}/munge.socket
 JobAcctGatherType=jobacct_gather/linux
 """
 DATABASE = """
