@@ -28,10 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# Options of deepspeed, docker and pip, which the pages name beside ours.
+# Options of deepspeed, docker, pip and SLURM, which the pages name beside ours.
 OTHERS_OPTIONS = {
     *("--hostfile", "--master_addr", "--no_ssh", "--node_rank", "--num_gpus", "--nproc-per-node", "--no-deps"),
     *("--gpus", "--ipc", "--no-cache-dir", "--read-only", "--rm", "--shm-size", "--tmpfs", "--user"),
+    *("--array", "--chdir", "--export", "--nodes", "--signal", "--time"),
 }
 # What sources name beside those, and whose it is.
 NAMED_IN_SOURCES = {
