@@ -289,7 +289,7 @@ def test_the_lock_of_a_node_that_crashed_is_waited_for_on_another(user: User, tm
 
 def test_a_pulled_cable_costs_no_step(user: User, tmp_path: Path, seen: Seen) -> None:
     run = tmp_path / "run"
-    job = user.submit_to_step(5, run, *TWO_NODES)
+    job = user.submit_to_step(12, run, *TWO_NODES)
     user.slurm.nodes["node-b"].host.plug("down")
     user.slurm.wait_for(job, "PENDING", restarts=1)
     user.slurm.nodes["node-b"].host.plug("up")
