@@ -155,7 +155,9 @@ def debian_packages(root: Path = Path("/")) -> list[Component]:
     """Return Debian's packages, each with the licences that its copyright file names."""
     release = platform.freedesktop_os_release()["ID"]
     fields = "${Package}\t${Version}\t${Architecture}\n"
-    listed = subprocess.run(["dpkg-query", "-W", "-f", fields], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["dpkg-query", "-W", "-f", fields], capture_output=True, encoding="utf-8", check=True
+    ).stdout
     components = []
     for name, version, architecture in (line.split("\t") for line in listed.splitlines()):
         text = ""

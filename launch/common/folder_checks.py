@@ -75,7 +75,7 @@ def check_folder(path: str, *, hosts: int = 1, answer_s: float = ANSWER_S) -> li
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
     )
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_pass_on, args=(child, lines), daemon=True).start()

@@ -21,6 +21,26 @@ MODES = ("w", "a", "r+", "+")  # of open(): all but "x" replace, change or lengt
 
 # What proves ownership ─► the functions that remove or replace files.
 PROOF = {
+    "what the image is built of, in the stage that builds it; the lists that it has just made": (
+        "docker.contents.for_people",
+        "docker.contents.main",
+        "docker.trim.main",
+    ),
+    "a folder that the doctor has just made, or one of its prefix that is an hour old": (
+        "launch.common.folder_checks._append",
+        "launch.common.folder_checks._folders",
+        "launch.common.folder_checks._is_removed",
+        "launch.common.folder_checks._lock",
+        "launch.common.folder_checks._map",
+        "launch.common.folder_checks._replace",
+        "launch.common.folder_checks._rewrite",
+        "launch.common.folder_checks._room",
+        "launch.common.folder_checks._sync",
+        "launch.common.folder_checks.try_all",
+        "launch.common.folder_checks.try_need",
+        "launch.common.folder_meeting._say",
+        "launch.common.folder_meeting.meet",
+    ),
     "a dataset's output: locked, refused if it holds other things (refuse_foreign), its plan is read first": (
         "preprocess.dataset.schema.write_shard_table",
         "preprocess.dataset.writer._Media.__init__",

@@ -53,7 +53,7 @@ time.sleep(60)
 """
 
 
-# Stands in for launchers whose ranks are on other hosts: `deepspeed` and its pdsh, whose second call passes a signal on.
+# Stands in for launchers of ranks on other hosts: `deepspeed` and its pdsh, whose second call passes a signal on.
 WORLD = base64.urlsafe_b64encode(b'{"node-a": [0], "node-b": [0]}').decode()
 PDSH = f"""
 import subprocess, sys

@@ -46,6 +46,9 @@ _SWSCALE = (
 )
 
 SAFE = {
+    "launch.common.folder_checks._fallocate ctypes.CDLL": "the C library that Python itself is linked to; types are set",
+    "launch.common.folder_checks._fallocate ctypes.get_errno": "reads this thread's copy",
+    "launch.common.folder_checks._map mmap": "a file of six bytes that it has just written, read only",
     "launch.common.machine_checks.driver_cuda ctypes.CDLL": "a missing library is an OSError that is caught",
     "launch.common.machine_checks.driver_cuda ctypes.byref": "cuDriverGetVersion writes one int, into the one there",
     "launch.common.machine_checks.driver_cuda ctypes.c_int": "the int that cuDriverGetVersion writes",
@@ -118,7 +121,7 @@ SAFE = {
     "preprocess.dataset.dataset.mapped_numbers frombuffer": "NumPy knows the buffer's length",
     "preprocess.dataset.index._map_table memory_map": "Arrow knows the file's size",
     "preprocess.dataset.writer._Rows._mapped from_buffers": "as many numbers as were mapped",
-    "preprocess.dataset.writer._Rows._mapped mmap.mmap": "mmap refuses a shorter file",
+    "preprocess.dataset.writer._Rows._mapped mmap": "mmap refuses a shorter file",
     "preprocess.dataset.writer._Rows._mapped py_buffer": "the buffer keeps the mapping alive",
     "preprocess.demo.objects.Shape.paste fromarray": _COPIES,
     "preprocess.demo.objects._draw_digit fromarray": _COPIES,
