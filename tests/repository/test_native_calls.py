@@ -46,7 +46,7 @@ _SWSCALE = (
 )
 
 SAFE = {
-    "launch.common.folder_checks._fallocate ctypes.CDLL": "the C library that Python itself is linked to; types are set",
+    "launch.common.folder_checks._fallocate ctypes.CDLL": "the C library that Python is linked to; types are set",
     "launch.common.folder_checks._fallocate ctypes.get_errno": "reads this thread's copy",
     "launch.common.folder_checks._map mmap": "a file of six bytes that it has just written, read only",
     "launch.common.machine_checks.driver_cuda ctypes.CDLL": "a missing library is an OSError that is caught",
