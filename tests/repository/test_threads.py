@@ -62,9 +62,7 @@ SAFE = {
     "tasks of their own; a decoder and a scratch of its own for each thread (threading.local); the list of "
     "decoders is read when the threads are done, or to stop them": ("preprocess.workers.executors.local_workers",),
     "nothing: each check makes what it looks at": ("launch.doctor.examine",),
-    "a queue of lines; one thread alone reads the child's output": (
-        "launch.common.folder_checks.check_folder",
-    ),
+    "a queue of lines; one thread alone reads the child's output": ("launch.common.folder_checks.check_folder",),
     "at the end of an object only its own folder or child, which nobody else has": (
         "preprocess.sources.fetched_files.kept_files",
         "preprocess.workers.decoder._Child.__init__",
