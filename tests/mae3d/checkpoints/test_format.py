@@ -1,11 +1,14 @@
 """The file layer of checkpoints: any layout into any other, damage found, kills at every point survived."""
 
+import errno
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import torch
 from mae3d.checkpoints import format as checkpoint
 from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import CheckpointError, Slice
-from mae3d.io.files import sha256_of
+from mae3d.io.files import sha256_of, sync
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.weights.files import find_model_file, load_model, save_model
@@ -55,6 +58,36 @@ def save(run: Path, step: int, *, world: int = 2, seed: int | None = None) -> Pa
         checkpoint.write_rank(checkpoint.staging_folder(run, step), rank, slices)
     shapes = {name: p.shape for name, p in MAE(CONFIG).named_parameters()}
     return checkpoint.finish(run, step, shapes=shapes, config=CONFIG, state={"step": step, "optimizer_step": step})
+
+
+def test_a_file_that_another_node_sees_late_is_waited_for_and_one_that_never_comes_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = threading.Timer(0.1, (tmp_path / "rank-00001.safetensors").touch)
+    late.start()
+    checkpoint._wait_until_seen([tmp_path / "rank-00001.safetensors"])
+    late.join()
+    monkeypatch.setattr(checkpoint, "SEEN_S", 0)
+    with pytest.raises(FileNotFoundError, match="storage that all share"):
+        checkpoint._wait_until_seen([tmp_path / "rank-00002.safetensors"])
+
+
+def test_a_folder_that_cannot_be_synced_is_passed_over_and_a_disk_that_fails_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(os, "fsync", fails)
+    number = errno.EINVAL
+    sync(tmp_path)
+    with pytest.raises(OSError, match=re.escape(str(file))):
+        sync(file)
+    number = errno.EIO
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        sync(tmp_path)
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])

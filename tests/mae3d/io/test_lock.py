@@ -222,7 +222,7 @@ def test_one_that_waits_gets_in_when_the_other_is_done(store: LockStore, monkeyp
     assert events == ["first", "second"]
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV])
 def test_a_file_system_without_links_has_locks_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
