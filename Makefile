@@ -124,8 +124,8 @@ soak: install  ## the long loops: kill points, real launchers
 # Debian's packages are installed if this is root on Debian or Ubuntu; what is missing otherwise skips its scenarios, by name.
 # What PyPI has stays out of .venv. SCENARIOS="-k slurm" chooses.
 CLUSTER := out/cluster
-CLUSTER_PACKAGES := bindfs buildah crun debootstrap fuse3 iproute2 mariadb-server munge openmpi-bin openssh-client openssh-server pdsh \
-	podman runc slurm-client slurmctld slurmd slurmdbd
+CLUSTER_PACKAGES := bindfs btrfs-progs buildah crun debootstrap fuse3 iproute2 mariadb-server munge openmpi-bin openssh-client openssh-server pdsh \
+	podman runc slurm-client slurmctld slurmd slurmdbd xfsprogs
 
 cluster: install  ## scenarios on real schedulers, hosts, stores and the image, all on this machine (root, Debian)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1; then \
