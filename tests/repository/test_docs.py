@@ -32,7 +32,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 OTHERS_OPTIONS = {
     *("--hostfile", "--master_addr", "--no_ssh", "--node_rank", "--num_gpus", "--nproc-per-node", "--no-deps"),
     *("--gpus", "--ipc", "--no-cache-dir", "--read-only", "--rm", "--shm-size", "--tmpfs", "--user"),
-    *("--array", "--chdir", "--export", "--nodes", "--signal", "--time"),
+    *("--array", "--chdir", "--export", "--nodes", "--ntasks-per-node", "--signal", "--time"),
 }
 # What sources name beside those, and whose it is.
 NAMED_IN_SOURCES = {
