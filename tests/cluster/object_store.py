@@ -120,7 +120,7 @@ class ObjectStore:
             self.start()
             self.wait()
         except BaseException:
-            self.kill()
+            self.__exit__()
             raise
         return self
 
