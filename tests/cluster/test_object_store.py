@@ -614,7 +614,7 @@ def test_a_large_file_in_parts_is_whole_after_faults_and_a_kill_leaves_parts_but
     seen(f"{LARGE >> 20} MiB equal after 5 faults; the kill left one upload in parts, which no command goes on with")
 
 
-def test_a_certificate_of_ones_own_is_trusted_if_it_is_given_and_refused_at_once_if_not(
+def test_a_certificate_of_ones_own_is_trusted_if_it_is_given_and_refused_if_not(
     videos: Path, local_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Seen,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
