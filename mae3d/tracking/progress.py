@@ -4,6 +4,7 @@ journal = ProgressLogger(run, world, first_step=0, total_steps=1000)
 journal.write({"step": 10, "loss": 0.9, ...})
 """
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,10 @@ from tqdm import tqdm
 from mae3d.distributed import World
 from mae3d.tracking.config import LogConfig
 from mae3d.tracking.history import SCORES
-from mae3d.tracking.run_dir import Run
+from mae3d.tracking.run_dir import METRICS, Run
 from mae3d.tracking.trackers import open_trackers
+
+logger = logging.getLogger(__name__)
 
 _HOURS_AFTER = 10  # steps after which the rest of the run can be foretold
 
@@ -35,20 +38,22 @@ class ProgressLogger:
         """
         self._run, self._enabled = run, world.is_first
         self._first_step, self._total = first_step, total_steps
+        self._unwritten: list[Mapping[str, Any]] = []
         self._start = time.perf_counter()
         on_terminal = self._enabled and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=first_step, unit="step") if on_terminal else None
         self._trackers = open_trackers(log, run, first_step=first_step) if self._enabled else []
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a row, with the step at which it was made.
-
-        Raises:
-            OSError: metrics.jsonl cannot be written.
-        """
+        """Write a row, with the step at which it was made; one that the disk has no room for is kept for later."""
         if not self._enabled:
             return
-        self._run.write_metrics(row)
+        self._unwritten.append(row)
+        try:
+            self.flush()
+        except OSError as error:
+            if len(self._unwritten) == 1:
+                logger.warning("%s cannot be written (%s): its lines are kept until it can", METRICS, error.strerror)
         for tracker in self._trackers:
             tracker.write(row)
         text = "  ".join(_figures(row))
@@ -56,6 +61,16 @@ class ProgressLogger:
             self._bar.set_postfix_str(text, refresh=False)
         else:
             self.say(f"step {row['step']}/{self._total}  {text}  ETA {_hours(self._left(row['step']))}")
+
+    def flush(self) -> None:
+        """Write the rows that are kept.
+
+        Raises:
+            OSError: metrics.jsonl cannot be written.
+        """
+        if self._unwritten:
+            self._run.write_metrics(*self._unwritten)
+            self._unwritten = []
 
     def stepped(self, step: int) -> None:
         """Move the bar; after ten steps print the expected duration of the run."""

@@ -7,6 +7,7 @@ run.claim(config, extend=False)      # writes it
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,14 +146,22 @@ class Run:
         ]
         write_text(path, "".join(f"{line}\n" for line in kept))
 
-    def write_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one line."""
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def write_metrics(self, *rows: Mapping[str, Any]) -> None:
+        """Append lines, all of them or, if that is an OSError, none."""
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        with (self.folder / METRICS).open("ab", buffering=0) as file:
+            size, written = file.seek(0, os.SEEK_END), 0
+            try:
+                while written < len(data):
+                    written += file.write(data[written:])
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
 
     def write_spike(self, row: Mapping[str, Any]) -> None:
-        """Append a line to spikes.jsonl."""
-        with (self.folder / SPIKES).open("a", encoding="utf-8") as file:
+        """Append a line to spikes.jsonl. A full disk is no reason to stop: the log has it as well."""
+        with contextlib.suppress(OSError), (self.folder / SPIKES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def heartbeat(self, rank: int, step: int) -> None:

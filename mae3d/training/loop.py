@@ -334,6 +334,7 @@ class TrainingLoop:
     def end(self, marker: str, text: str) -> None:
         """Write DONE or STOPPED, when all ranks have arrived."""
         if self.world.is_first:
+            self.progress.flush()
             self.folder.end(marker, text)
         self.world.barrier()
 

@@ -1,10 +1,14 @@
 """A run's folder: what may change between two starts, and what the log looks like after a cut."""
 
+import resource
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mae3d.io.resume import ResumeRules
+from mae3d.tracking.config import LogConfig
 from mae3d.tracking.run_dir import DONE, STOPPED, Run, RunError, read_metrics
 
 CONFIG = {
@@ -18,6 +22,30 @@ RULES = ResumeRules(free=("run", "data.shards", "train.zero_stage"), length=("tr
 
 def changed(section: str, key: str, value: object) -> dict:
     return CONFIG | {section: CONFIG[section] | {key: value}}
+
+
+def test_fault_35_lines_that_a_full_disk_refuses_are_kept_and_none_is_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mae3d.tracking.progress import ProgressLogger
+
+    monkeypatch.setattr(ProgressLogger, "say", lambda *_: None)  # pytest's file for it has the limit, too
+    world: Any = SimpleNamespace(is_first=True)
+    was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    progress = ProgressLogger(Run(tmp_path), world, first_step=0, total_steps=9, log=LogConfig())
+    progress.write({"step": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, was[1]))  # in the middle of the second line
+    try:
+        progress.write({"step": 2})
+        progress.write({"step": 3})
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+        with pytest.raises(OSError, match="File too large"):
+            progress.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+    progress.write({"step": 4})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert caplog.text.count("are kept until it can") == 1
 
 
 def test_the_same_config_goes_on_and_may_lie_elsewhere(tmp_path: Path) -> None:
