@@ -191,10 +191,11 @@ def dask_workers(scheduler: str) -> Iterator[Workers]:
 
     Raises:
         ValueError: Dask is not installed.
-        OSError: nothing answers there.
+        OSError: nothing answers there, or no longer.
     """
     try:
         from distributed import Client, KilledWorker
+        from distributed.comm import CommClosedError
     except ImportError as error:
         raise ValueError('--scheduler needs Dask: pip install "mae3d[dask]"') from error
     given = {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
@@ -215,7 +216,14 @@ def dask_workers(scheduler: str) -> Iterator[Workers]:
 
         # Dask itself runs a task again if its worker has died, several times, before it raises KilledWorker.
         at_once = lambda: 2 * max(1, len(client.ncores()))  # noqa: E731
-        yield Workers(_OnCluster(client), at_once, where, (KilledWorker,), lacking, look)
+        try:
+            yield Workers(_OnCluster(client), at_once, where, (KilledWorker,), lacking, look)
+        except BaseException as error:
+            for name in ("distributed", "distributed.client"):  # a page of traceback about its attempts to reconnect
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            if isinstance(error, CommClosedError):
+                raise ChildProcessError(f"{where} has gone") from error
+            raise
 
 
 class _OnCluster(Executor):
