@@ -43,6 +43,8 @@ REACHED = "reached its ranks"
 REMOTE_S = 20.0  # that hosts have to pass a signal on, out of the half minute that a container is given to end
 # ssh notices nothing of a host that is lost while it has nothing to send, and `deepspeed` waits for it.
 KEEP_ALIVE = "-o ServerAliveInterval=15 -o ServerAliveCountMax=8"
+# What a shell takes for its own in an argument, and in one with blanks, which DeepSpeed's pdsh runner does quote.
+SPECIAL = {False: re.compile(r"[\s$`\"'\\;&|<>(){}*?]"), True: re.compile(r"[$`\\]")}
 
 
 def descendants() -> dict[int, int]:
@@ -141,6 +143,22 @@ def reach_ranks(signum: int, pdsh: list[str], environment: dict[str, str]) -> bo
     return REACHED.encode() in done.stdout
 
 
+def changed_by_pdsh(argv: list[str]) -> list[str]:
+    """Return the arguments that the shells of the hosts would change: `deepspeed` over pdsh hardly quotes them.
+
+    `$HOME` in the folder of a run would be another folder, without a word; an empty argument vanishes.
+    """
+    script = next((at for at, word in enumerate(argv) if word.endswith(".py")), 0)
+    ours = [word.partition("=")[0] for word in argv[:script]]
+    if (
+        Path(argv[0]).name != "deepspeed"
+        or not {"-H", "--hostfile"} & set(ours)
+        or {"--no_ssh", "--launcher"} & set(ours)
+    ):
+        return []
+    return [word for word in argv[script:] if not word or SPECIAL[" " in word].search(word)]
+
+
 def main(argv: list[str]) -> int:
     """Run `argv`, pass signals on, and return its exit code (128 + n if signal n ended it).
 
@@ -148,6 +166,12 @@ def main(argv: list[str]) -> int:
     """
     if not argv:
         print("entry.py: no command given", file=sys.stderr)
+        return 2
+    if changed := changed_by_pdsh(argv):
+        words = ", ".join(map(shlex.quote, changed))
+        print(
+            f"entry.py: the shells of the hosts would change {words}: deepspeed's pdsh does not quote", file=sys.stderr
+        )
         return 2
     adopt_orphans()
     os.environ.setdefault("PDSH_SSH_ARGS_APPEND", KEEP_ALIVE)

@@ -102,6 +102,26 @@ def test_deepspeed_over_pdsh_trains_in_paths_with_blanks_with_its_environment_fi
     seen("~/.deepspeed_env reached node-b; RUN and shards in 'my runs (new)'; losses equal those of one host")
 
 
+def test_files_have_the_umask_of_the_sessions_and_a_run_goes_on_under_another(
+    nodes: list[Node], recipe: Path, shards: Path, uncut: Path, tmp_path: Path, seen: Seen
+) -> None:
+    run, launcher = tmp_path / "run", over_pdsh(tmp_path)
+    before: set[Path] = set()
+    for umask, options, expected in ((0o077, ["--run.time_limit", "0.0001"], 75), (0o027, [], 0)):
+        for node in nodes:
+            node.stop_sshd()
+            node.start_sshd(f"{umask:03o}")
+        code, output = end(start(nodes[0], launcher, recipe, shards, run, *options))
+        assert code == expected, output
+        new = set(run.rglob("*")) - before
+        assert new
+        assert not any(path.stat().st_mode & umask for path in new)
+        assert umask == 0o077 or any(path.stat().st_mode & 0o040 for path in new)
+        before |= new
+    assert exact(run) == exact(uncut)
+    seen("077: nothing is for group and others; 027: the same command goes on, new files are the group's; losses equal")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_fault_31_entry_stops_the_ranks_of_both_hosts_over_pdsh(
     name: str, nodes: list[Node], recipe: Path, shards: Path, long: list[dict[str, Any]], tmp_path: Path, seen: Seen

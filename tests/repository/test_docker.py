@@ -297,3 +297,23 @@ def test_fault_31_a_stop_reaches_ranks_that_a_launcher_has_on_other_hosts_only(
         assert options == ["-w", "node-a,node-b", "-l", "me"]
         assert script.startswith("pkill -15 -P $(pgrep ")
         assert WORLD in script
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        (["--run.dir", "a $HOME run", "--init", ""], "'a $HOME run', ''"),
+        (["--run.dir", "run(1)"], "'run(1)'"),
+        (["--run.dir", "my run [1]", "--data.shards", "a", "--data.weights=2"], None),
+    ],
+)
+def test_entry_refuses_what_pdsh_would_change_on_the_hosts(
+    arguments: list[str], refused: str | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deepspeed").write_text("#!/bin/sh\necho started\n")
+    (tmp_path / "deepspeed").chmod(0o755)
+    over_pdsh = [str(tmp_path / "deepspeed"), "--hostfile=hosts", "launch/pretrain.py"]
+    assert entry(*over_pdsh, *arguments, cwd=tmp_path).wait(30) == (2 if refused else 0)
+    out, error = capfd.readouterr()
+    assert ("started" in out) is (refused is None)
+    assert (refused or "") in error
