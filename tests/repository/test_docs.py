@@ -31,6 +31,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Options of deepspeed, docker, pip and SLURM, which the pages name beside ours.
 OTHERS_OPTIONS = {
     *("--hostfile", "--master_addr", "--no_ssh", "--node_rank", "--num_gpus", "--nproc-per-node", "--no-deps"),
+    *("--launcher", "--launcher_args", "--mca", "--nthreads", "--nworkers"),
     *("--gpus", "--ipc", "--no-cache-dir", "--read-only", "--rm", "--shm-size", "--tmpfs", "--user"),
     *("--array", "--chdir", "--export", "--nodes", "--ntasks-per-node", "--signal", "--time"),
 }
