@@ -68,27 +68,14 @@ def build(folder: Path) -> Image:
     for stage in re.findall(r"^FROM (nvidia/cuda:\S+)", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE):
         make_base(f"docker.io/{stage}", environment)
     volumes = [f"--volume={volume}:ro" for volume in pip_volumes(folder)]
-    log = subprocess.run(
-        [
-            "buildah",
-            "bud",
-            "--pull-never",
-            "--layers",
-            "--network=host",
-            "--isolation=chroot",
-            *volumes,
-            "-t",
-            NAME,
-            ROOT,
-        ],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    (STORE / "build.log").write_text(log.stdout)
-    assert log.returncode == 0, log.stdout[-4000:]
-    return Image(environment, log.stdout)
+    command = ["buildah", "bud", "--pull-never", "--layers", "--network=host", "--isolation=chroot", *volumes]
+    log = STORE / "build.log"
+    with log.open("w") as output:
+        code = subprocess.run(
+            [*command, "-t", NAME, ROOT], env=environment, stdout=output, stderr=subprocess.STDOUT
+        ).returncode
+    assert code == 0, f"exit code {code}, {log}: {log.read_text()[-4000:]}"
+    return Image(environment, log.read_text())
 
 
 def settings(folder: Path) -> dict[str, str]:
