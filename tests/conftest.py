@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +60,8 @@ HEAVY = (
 def pytest_configure() -> None:
     """Set the environment of the tests and of all that they start, before torch or DeepSpeed is imported."""
     _forget_launchers()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `pytest &` in a script; what tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share few cores
     os.environ.setdefault("MPLBACKEND", "Agg")
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_GB * 1e9:
