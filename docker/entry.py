@@ -72,11 +72,7 @@ def adopt_orphans() -> None:
 
 def is_rank(pid: int) -> bool:
     """Return whether a launcher started this process, or an ancestor, as a rank: deepspeed and torchrun set RANK."""
-    try:
-        environment = b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
-    return b"\0RANK=" in environment or b"\0OMPI_COMM_WORLD_RANK=" in environment  # mpirun's
+    return any(text.startswith(("RANK=", "OMPI_COMM_WORLD_RANK=")) for text in _strings(pid, "environ"))  # mpirun's
 
 
 def targets(command: int) -> list[int]:

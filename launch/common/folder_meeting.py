@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from launch.common.machine_checks import FAIL, OK, WARN, Check
@@ -33,7 +34,8 @@ def meet(at: Path, *, hosts: int, wait_s: float = MEET_S, name: str = "") -> Che
         now = clock.stat().st_mtime  # the server's: what is older is left of another meeting
         clock.unlink()
         _say(meeting, mine, "here", ahead=time.time() - now)
-        here = _heard(meeting, "here", hosts=hosts, since=now - 2 * wait_s, end=start + wait_s)
+        heard = partial(_heard, meeting, hosts=hosts, since=now - 2 * wait_s)
+        here = heard("here", end=start + wait_s)
         if len(here) < hosts:
             names = ", ".join(sorted(here))
             detail = f"{len(here)} of {hosts} are to be seen after {wait_s:.0f} s: {names}"
@@ -45,11 +47,11 @@ def meet(at: Path, *, hosts: int, wait_s: float = MEET_S, name: str = "") -> Che
         lock = f"{LOCK_NAME}-{hashlib.sha256(' '.join(sorted(here)).encode()).hexdigest()[:16]}"
         has_won = FolderLockStore(meeting).create(lock, Owner.here("doctor"))
         _say(meeting, mine, "done", won=has_won)
-        done = _heard(meeting, "done", hosts=hosts, since=now - 2 * wait_s, end=time.monotonic() + wait_s)
+        done = heard("done", end=time.monotonic() + wait_s)
         winners = sum(bool(facts.get("won")) for facts in done.values())
         (meeting / f"{mine}.left").touch()  # nothing after it: the folder may go at once
         if has_won:  # it sweeps up, once all have heard all
-            _heard(meeting, "left", hosts=hosts, since=now - 2 * wait_s, end=time.monotonic() + 10)
+            heard("left", end=time.monotonic() + 10)
             shutil.rmtree(meeting, ignore_errors=True)
     except OSError as error:
         return Check("hosts", FAIL, error.strerror or str(error), "name another folder")

@@ -13,6 +13,7 @@ credentials and endpoints come from the environment (mae3d/io/storage.py).
 import logging
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -22,7 +23,7 @@ from mae3d.checkpoints import retention
 from mae3d.checkpoints.format import MANIFEST, CheckpointError, is_own_file
 from mae3d.io.files import sync, write_text
 from mae3d.io.resume import ALL_FIXED, ResumeRules, dotted
-from mae3d.io.storage import Storage, access_remedy, describe_error
+from mae3d.io.storage import Storage, access_remedy, describe_error, fetch_whole
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run, RunError
 
 logger = logging.getLogger(__name__)
@@ -263,16 +264,13 @@ def _fetch(run: Path, store: Storage, name: str) -> None:
     except ValueError as error:
         raise CheckpointError(f"{where}/{MANIFEST}: {error}") from error
     for file, entry in entries.items():
-        for is_last in (False, True):  # what is damaged there is so every time, what is damaged on the way is not
-            try:
-                store.get(f"{CHECKPOINTS}/{name}/{file}", staging / file)
-            except FileNotFoundError as error:
-                raise CheckpointError(f"{where}/{file}: missing") from error
-            damage = checkpoint.damage_of(staging / file, entry, full=True)
-            if not damage:
-                break
-            if is_last:
-                raise CheckpointError(f"{where}/{file}: {damage}")
+        get = partial(store.get, f"{CHECKPOINTS}/{name}/{file}", staging / file)
+        try:
+            damage = fetch_whole(get, partial(checkpoint.damage_of, staging / file, entry, full=True))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{where}/{file}: missing") from error
+        if damage:
+            raise CheckpointError(f"{where}/{file}: {damage}")
         sync(staging / file)
     write_text(staging / MANIFEST, manifest)
     checkpoint.put_in_place(staging, final)

@@ -261,6 +261,21 @@ class Storage:
                 time.sleep(seconds)
 
 
+def fetch_whole(get: Callable[[], None], damage_of: Callable[[], str]) -> str:
+    """Get a file, and once more if it is damaged, which may have happened on its way; return the damage that is left.
+
+    Args:
+        get: downloads it.
+        damage_of: says what is wrong with what has come; "" if nothing.
+    """
+    for _ in range(2):
+        get()
+        damage = damage_of()
+        if not damage:
+            break
+    return damage
+
+
 def _is_final(error: BaseException | None) -> bool:
     """Return whether another try would get the same answer: the request is not allowed, or makes no sense."""
     if isinstance(error, PermissionError) or type(error).__name__ in _UNSENT:

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from mae3d.io.storage import fetch_whole
 from mae3d.video.errors import MediaError
 
 _AT_A_TIME = 8  # files of one sample that are fetched at the same time
@@ -88,13 +89,14 @@ class Kept:
         return self.folder / tag / PurePosixPath(file).name
 
     def _fetch(self, storage: Fetched, file: str, path: Path, num_bytes: int) -> None:
+        def damage() -> str:
+            given = path.stat().st_size
+            return "" if given == num_bytes or not num_bytes else f"the store gave {given} of {num_bytes} bytes twice"
+
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            for _ in range(2):
-                storage.get(file, path)
-                if (given := path.stat().st_size) == num_bytes or not num_bytes:
-                    return
-            raise OSError(errno.EIO, f"the store gave {given} of {num_bytes} bytes twice", f"{storage.url}/{file}")
+            if left := fetch_whole(lambda: storage.get(file, path), damage):
+                raise OSError(errno.EIO, left, f"{storage.url}/{file}")
         except BaseException:
             path.unlink(missing_ok=True)
             raise

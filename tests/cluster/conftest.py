@@ -7,6 +7,7 @@ A scenario is a test that is marked `cluster`. It takes the fixture `seen`, and 
         seen("stopped by USR1 at step 5, queued again by itself; 14 of 14 losses equal")
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 
 from tests.support.two_hosts import Host, two_hosts
+
+Seen = Callable[[str], None]  # the fixture `seen`
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[1] / "out" / "cluster" / "python"  # what `make cluster` takes from PyPI: weed, submitit
@@ -40,7 +43,7 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Yield, and fail the last scenario if processes, mounts or namespaces of this session are there after it."""
     os.environ["MAE3D_SCENARIOS"] = token = str(os.getpid())
     yield
-    left = [str(path.parent) for path in Path("/proc").glob("[0-9]*/environ") if _is_of(path, token)]
+    left = [str(process) for process in processes_with(f"MAE3D_SCENARIOS={token}") if not _is_pytests(process)]
     mounts = Path("/proc/mounts").read_text().splitlines()
     left += [line for line in mounts if str(tmp_path_factory.getbasetemp()) in line]
     left += [str(path) for path in Path("/run/netns").glob(f"mae3d-{token}-*")]
@@ -48,16 +51,23 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         pytest.fail(f"left behind: {', '.join(left)}")
 
 
-def _is_of(environ: Path, token: str) -> bool:
-    if environ.parent.name == token:
-        return False
+def processes_with(variable: str) -> list[Path]:
+    """Return the folders below /proc of the processes that have NAME=VALUE in their environment."""
+    folders = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                folders.append(path.parent)
+    return folders
+
+
+def _is_pytests(process: Path) -> bool:
+    """Return whether this is pytest itself, or a helper that ends with it."""
     try:
-        command = (environ.parent / "cmdline").read_bytes()
-        if any(helper in command for helper in (b"launch_server", b"decoder_main")):  # pytest's, which end with it
-            return False
-        return f"MAE3D_SCENARIOS={token}".encode() in environ.read_bytes().split(b"\0")
-    except OSError:  # it has just ended
-        return False
+        command = (process / "cmdline").read_bytes()
+    except OSError:
+        return True
+    return process.name == str(os.getpid()) or any(name in command for name in (b"launch_server", b"decoder_main"))
 
 
 @pytest.fixture
@@ -75,7 +85,7 @@ def need(*programs: str) -> None:
 
 
 @pytest.fixture
-def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def seen(request: pytest.FixtureRequest) -> Seen:
     """Return a function that adds to what the table says about this scenario."""
     lines: list[str] = []
     request.node.stash[SEEN] = lines

@@ -6,7 +6,6 @@ out/cluster/image (some 30 GB, to be deleted at will), so that only the first bu
 """
 
 import ast
-import contextlib
 import os
 import re
 import resource
@@ -16,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.conftest import TOOLS
+from tests.cluster.conftest import TOOLS, processes_with
 from tests.support.jobs import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,20 +159,10 @@ def pip_volumes(folder: Path) -> list[str]:
     return [f"{folder}/pip.conf:/etc/pip.conf", *(f"{here}:{there}" for here, there in volumes.items())]
 
 
-def helpers(image: Image) -> list[str]:
-    """Return the processes that see to containers which have ended, for a moment longer."""
-    variable = f"CONTAINERS_CONF={image.environment['CONTAINERS_CONF']}".encode()
-    pids = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if variable in path.read_bytes().split(b"\0"):
-                pids.append(path.parent.name)
-    return pids
-
-
 def end(image: Image) -> None:
     """End what still runs, wait for podman's helpers, and unmount the store."""
     image.run("rm", "--all", "--force", "--time", "5", check=False)
-    wait_until(lambda: not helpers(image))
+    settings = f"CONTAINERS_CONF={image.environment['CONTAINERS_CONF']}"
+    wait_until(lambda: not processes_with(settings))  # podman's helpers see to containers that have ended
     subprocess.run(["buildah", "rm", "--all"], env=image.environment, capture_output=True)
     subprocess.run(["umount", STORE / "layers/overlay"], capture_output=True)

@@ -198,6 +198,13 @@ class Slurm:
         self.nodes[name].boot()
         self.start_slurmd(name)
 
+    @contextmanager
+    def drained(self, name: str) -> Iterator[None]:
+        """Keep new jobs off a node until the end of the block; after a failure `mend` brings it back."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=DRAIN", "Reason=test")
+        yield
+        self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
+
     def mend(self) -> None:
         """Cancel all jobs, and bring back all nodes."""
         self.run("scancel", "--user=root")

@@ -39,17 +39,9 @@ class Node:
 
     def start_sshd(self, umask: str = "022") -> None:
         """Start its sshd, of which sessions inherit the umask, and wait until it answers."""
-        options = [
-            "-h",
-            self.folder / "host-key",
-            "-o",
-            "UsePAM=no",
-            "-o",
-            "StrictModes=no",
-            "-o",
-            "PermitRootLogin=yes",
-        ]
-        options += ["-o", f"PidFile={self._pid_file}", "-E", self.folder / f"sshd-{self.host.name}.log"]
+        settings = ("UsePAM=no", "StrictModes=no", "PermitRootLogin=yes", f"PidFile={self._pid_file}")
+        options = ["-h", self.folder / "host-key", "-E", self.folder / f"sshd-{self.host.name}.log"]
+        options += [f"-o{setting}" for setting in settings]
         # Debian's sshd insists on this folder.
         script = f'mount -t tmpfs none /run && mkdir -p /run/sshd && umask {umask} && exec "$0" "$@"'
         subprocess.run(self.command("sh", "-c", script, _SSHD, "-f", "/dev/null", *options), check=True)
@@ -66,13 +58,12 @@ class Node:
 
     def processes(self) -> list[psutil.Process]:
         """Return all that runs there, but for the sshd that listens."""
-        listed = subprocess.run(["ip", "netns", "pids", self.host.namespace], capture_output=True, text=True)
-        listener = self._pid_file.read_text().strip() if self._pid_file.exists() else ""
+        listener = int(self._pid_file.read_text()) if self._pid_file.exists() else 0
         processes = []
-        for pid in listed.stdout.split():
+        for pid in self.host.pids():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if pid != listener:
-                    processes.append(psutil.Process(int(pid)))
+                    processes.append(psutil.Process(pid))
         return processes
 
     def ranks(self) -> list[psutil.Process]:
@@ -99,8 +90,8 @@ def _parent(process: psutil.Process) -> int:
 
 
 @contextmanager
-def ssh_hosts(hosts: Sequence[Host], folder: Path, *, umasks: Sequence[str] = ("022", "022")) -> Iterator[list[Node]]:
-    """Yield a node a host, each with its sshd; whatever still runs there at the end is ended."""
+def ssh_hosts(hosts: Sequence[Host], folder: Path) -> Iterator[list[Node]]:
+    """Yield a node a host, each with its sshd; what else runs at the end is `two_hosts`'s to end."""
     home = folder / "home"
     (home / ".ssh").mkdir(parents=True, mode=0o700)
     for key in (home / ".ssh" / "id_ed25519", folder / "host-key"):
@@ -112,18 +103,9 @@ def ssh_hosts(hosts: Sequence[Host], folder: Path, *, umasks: Sequence[str] = ("
     (folder / "passwd").write_text("".join(":".join(user) + "\n" for user in users))
     nodes = [Node(host, home, folder) for host in hosts]
     with ExitStack() as stack:
-        for node, umask in zip(nodes, umasks, strict=True):
-            stack.callback(_end_all, node)
-            node.start_sshd(umask)
+        for node in nodes:
+            stack.callback(node.stop_sshd)
+            node.start_sshd()
         for name in NAMES:
             subprocess.run(nodes[0].command("ssh", name, "true"), check=True, timeout=60)
         yield nodes
-
-
-def _end_all(node: Node) -> None:
-    node.stop_sshd()
-    processes = node.processes()
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, 30)

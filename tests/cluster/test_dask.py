@@ -7,20 +7,20 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.cluster.conftest import Seen
 from tests.support.builds import SMALL, command, make_archive, tree
 from tests.support.jobs import ROOT, wait_until
 from tests.support.two_hosts import Host
 
 pytest.importorskip("distributed", reason="Dask is not installed: pip install 'mae3d[dask]'")
 
-Seen = Callable[[str], None]
 
 DASK = [sys.executable, "-m", "dask"]
 PORT = "8786"

@@ -20,16 +20,16 @@ from typing import Any
 
 import pytest
 
-from launch.common.folder_checks import NEEDS, check_folder
+from launch.common.folder_checks import check_folder
+from launch.common.folder_needs import NEEDS
 from launch.common.machine_checks import FAIL, OK, WARN, Check
 from mae3d.tracking.run_dir import read_metrics
-from tests.cluster.conftest import PATH, TOOLS, need
+from tests.cluster.conftest import PATH, TOOLS, Seen, need
 from tests.launch.test_launchers import exact
 from tests.launch.test_two_hosts import end, start
 from tests.support.jobs import ROOT, Job, wait_until
 from tests.support.two_hosts import Host
 
-Seen = Callable[[str], None]
 NAMES = {need.name for need in NEEDS}
 MEETING = """
 import sys

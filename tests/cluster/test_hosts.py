@@ -1,8 +1,8 @@
 """The two hosts that the other scenarios stand on are two: by name, by address, by a cable that can be pulled."""
 
 import subprocess
-from collections.abc import Callable
 
+from tests.cluster.conftest import Seen
 from tests.support.two_hosts import NAMES, Host
 
 
@@ -10,7 +10,7 @@ def run(host: Host, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*host.prefix, *command], capture_output=True, text=True)
 
 
-def test_two_hosts_have_names_and_a_cable_that_can_be_pulled(hosts: list[Host], seen: Callable[[str], None]) -> None:
+def test_two_hosts_have_names_and_a_cable_that_can_be_pulled(hosts: list[Host], seen: Seen) -> None:
     names = [run(host, "hostname").stdout.strip() for host in hosts]
     assert tuple(names) == NAMES
     connect = f"exec 3<>/dev/tcp/{NAMES[1]}/9"  # nothing listens there: a host that is reached refuses

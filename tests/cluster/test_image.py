@@ -4,18 +4,17 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mae3d.tracking.run_dir import read_metrics
-from tests.cluster.conftest import need
+from tests.cluster.conftest import Seen, need
 from tests.cluster.image import NAME, PROGRAMS, ROOT, Image, build, end, pip_volumes
 from tests.support.jobs import arguments, losses, wait_until
 from tests.support.two_hosts import Host
 
-Seen = Callable[[str], None]
 ANYONE = "12345:12345"  # a user that no /etc/passwd knows
 AS_ANYONE = (
     "--passwd=false",

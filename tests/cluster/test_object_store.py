@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,9 @@ from mae3d.tracking.run_dir import read_metrics
 from pipelines.samples.corpus import open_corpus
 from preprocess.__main__ import main
 from preprocess.dataset.index import DatasetError
-from tests.cluster.conftest import need
-from tests.cluster.object_store import (
-    Lag,
-    ObjectStore,
-    Proxy,
-    delayed,
-    environment,
-    flipped,
-    half,
-    lost,
-    refused,
-    shorter,
-)
+from tests.cluster.conftest import Seen, need
+from tests.cluster.object_store import ObjectStore, environment
+from tests.cluster.proxy import Lag, Proxy, delayed, flipped, half, lost, refused, shorter
 from tests.launch.test_launchers import exact
 from tests.launch.test_two_hosts import end
 from tests.launch.test_two_hosts import start as start_on_hosts
@@ -46,7 +36,6 @@ from tests.support.media import make_video
 from tests.support.two_hosts import NAMES as HOSTS
 from tests.support.two_hosts import Host
 
-Seen = Callable[[str], None]
 OUTAGE_S = 30
 # What people call their files, and what real servers and libraries have stumbled over.
 NAMES = [

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from mae3d.io.lock_store import STALE_S
 from mae3d.meeting import RankInfo, meeting_point
 from mae3d.tracking.run_dir import read_metrics
-from tests.cluster.conftest import TOOLS
+from tests.cluster.conftest import TOOLS, Seen
 from tests.cluster.slurm import Slurm, slurm_cluster
 from tests.launch.test_launchers import exact
 from tests.support.builds import tree
@@ -26,7 +26,11 @@ STEPS = 40
 SLOW = ("--data.repeat_aug", "64", "--train.steps", str(STEPS), "--run.checkpoint_every", "10")
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=2")
-Seen = Callable[[str], None]
+# How a node is lost, the step that the run has come to before, and how it is brought back.
+LOST = {
+    "slurmd is killed": (5, Slurm.kill_slurmd, Slurm.start_slurmd),
+    "everything there is": (12, Slurm.crash, Slurm.boot),
+}
 
 
 @dataclass(frozen=True)
@@ -230,26 +234,27 @@ def test_a_file_stop_ends_a_job_for_good(user: User, tmp_path: Path, seen: Seen)
     seen(f"FAILED with {code}, not queued again")
 
 
-def test_a_killed_slurmd_costs_no_step(user: User, tmp_path: Path, seen: Seen) -> None:
+@pytest.mark.parametrize("how", LOST)
+def test_a_node_that_is_lost_costs_no_step(how: str, user: User, tmp_path: Path, seen: Seen) -> None:
     run = tmp_path / "run"
-    job = user.submit_to_step(5, run, *TWO_NODES)
+    step, lose, bring_back = LOST[how]
+    job = user.submit_to_step(step, run, *TWO_NODES)
     user.ranks(run)[0].suspend()  # a step that is longer than SlurmdTimeout
-    user.slurm.kill_slurmd("node-b")
+    lose(user.slurm, "node-b")
     user.slurm.wait_for(job, "PENDING", restarts=1)
-    user.slurm.start_slurmd("node-b")
+    bring_back(user.slurm, "node-b")
     log = user.complete(job, run, restarts=1)
     seen(f"node-b was DOWN, the job queued again, went on at step {resumed_at(log)}; losses equal")
 
 
 def test_a_run_that_outlives_its_slurmd_is_waited_for(user: User, tmp_path: Path, seen: Seen) -> None:
     run = tmp_path / "run"
-    user.slurm.run("scontrol", "update", "NodeName=node-a", "State=DRAIN", "Reason=test")
-    job = user.submit_to_step(5, run, *ONE_NODE)
-    left = user.ranks(run)
-    left[1].suspend()  # a long step; the first rank keeps the lock
-    user.slurm.kill_slurmd("node-b")
-    user.slurm.wait_for(job, "PENDING", restarts=1)
-    user.slurm.run("scontrol", "update", "NodeName=node-a", "State=RESUME")
+    with user.slurm.drained("node-a"):
+        job = user.submit_to_step(5, run, *ONE_NODE)
+        left = user.ranks(run)
+        left[1].suspend()  # a long step; the first rank keeps the lock
+        user.slurm.kill_slurmd("node-b")
+        user.slurm.wait_for(job, "PENDING", restarts=1)
     user.slurm.wait_for(job, "PENDING", restarts=2)
     assert "in use by training on node-b" in user.slurm.log(job)
     assert all(rank.is_running() for rank in left)
@@ -262,24 +267,12 @@ def test_a_run_that_outlives_its_slurmd_is_waited_for(user: User, tmp_path: Path
     seen(f"refused while node-b trained, queued again {starts} times; slurmd came back, ended it; losses equal")
 
 
-def test_a_node_that_crashes_costs_no_step(user: User, tmp_path: Path, seen: Seen) -> None:
-    run = tmp_path / "run"
-    job = user.submit_to_step(12, run, *TWO_NODES)
-    user.ranks(run)[0].suspend()  # a step that is longer than SlurmdTimeout
-    user.slurm.crash("node-b")
-    user.slurm.wait_for(job, "PENDING", restarts=1)
-    user.slurm.boot("node-b")
-    log = user.complete(job, run, restarts=1)
-    seen(f"node-b was DOWN, the job queued again, went on at step {resumed_at(log)}; losses equal")
-
-
 def test_the_lock_of_a_node_that_crashed_is_waited_for_on_another(user: User, tmp_path: Path, seen: Seen) -> None:
     run = tmp_path / "run"
-    user.slurm.run("scontrol", "update", "NodeName=node-a", "State=DRAIN", "Reason=test")
-    job = user.submit_to_step(12, run, *ONE_NODE)
-    user.slurm.crash("node-b")
-    user.slurm.wait_for(job, "PENDING", restarts=1)
-    user.slurm.run("scontrol", "update", "NodeName=node-a", "State=RESUME")
+    with user.slurm.drained("node-a"):
+        job = user.submit_to_step(12, run, *ONE_NODE)
+        user.slurm.crash("node-b")
+        user.slurm.wait_for(job, "PENDING", restarts=1)
     user.slurm.wait_for(job, "RUNNING", restarts=1)
     wait_until(lambda: "waiting for the next one" in user.slurm.log(job), 240)
     silent_for_long(run / ".lock")
@@ -445,12 +438,11 @@ def test_a_slice_whose_node_crashes_is_built_by_the_requeued_task(
     user: User, archive: Path, whole: dict[str, str], tmp_path: Path, seen: Seen
 ) -> None:
     out = tmp_path / "shards"
-    user.slurm.run("scontrol", "update", "NodeName=node-a", "State=DRAIN", "Reason=test")
-    array, merge = build(user, out, archive, slices=1)
-    wait_until(lambda: bool(list(out.glob(".lock.slice-*"))), 240)
-    user.slurm.crash("node-b")
-    user.slurm.wait_for(f"{array}_0", "PENDING", restarts=1)
-    user.slurm.run("scontrol", "update", "NodeName=node-a", "State=RESUME")
+    with user.slurm.drained("node-a"):
+        array, merge = build(user, out, archive, slices=1)
+        wait_until(lambda: bool(list(out.glob(".lock.slice-*"))), 240)
+        user.slurm.crash("node-b")
+        user.slurm.wait_for(f"{array}_0", "PENDING", restarts=1)
     wait_until(lambda: "waiting for it" in user.slurm.log(f"{array}_0"), 240)
     for lock in out.glob(".lock*"):  # of the slice, and of the plan
         silent_for_long(lock)

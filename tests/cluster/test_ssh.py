@@ -3,20 +3,18 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mae3d.tracking.run_dir import read_metrics
-from tests.cluster.conftest import need
+from tests.cluster.conftest import Seen, need
 from tests.cluster.sshd import Node, ssh_hosts
 from tests.launch.test_launchers import ENTRY, exact
 from tests.support.jobs import ROOT, SCRIPT, Job, Launched, arguments, wait_until
 from tests.support.two_hosts import NAMES, Host
-
-Seen = Callable[[str], None]
 
 LONG = ("--train.steps", "300", "--run.checkpoint_every", "100")  # some time for a signal to travel
 MPI = ["-x", "OMP_NUM_THREADS=1", "-x", f"MASTER_ADDR={NAMES[0]}", "--mca", "btl_tcp_if_include", "10.77.0.0/24"]
@@ -68,6 +66,19 @@ def nothing_is_left(nodes: list[Node], seconds: float = 60) -> float:
     began = time.monotonic()
     wait_until(lambda: not any(node.processes() for node in nodes), seconds)
     return time.monotonic() - began
+
+
+def stopped_through_entry(
+    nodes: list[Node], launcher: list[str | Path], recipe: Path, shards: Path, run: Path, number: signal.Signals
+) -> str:
+    """Send a signal to the entry point of a training, which leaves with a checkpoint; return what was seen."""
+    job = start(nodes[0], launcher, recipe, shards, run, *LONG)
+    job.wait_for_step(20)
+    job.process.send_signal(number)
+    code, output = end(job)
+    assert code == 75, output
+    seconds, step = nothing_is_left(nodes), len(read_metrics(run))
+    return f"exit 75, stopped after step {step} of 300; nothing is left on either host {seconds:.0f} s later"
 
 
 def goes_on(
@@ -127,15 +138,8 @@ def test_fault_31_entry_stops_the_ranks_of_both_hosts_over_pdsh(
     name: str, nodes: list[Node], recipe: Path, shards: Path, long: list[dict[str, Any]], tmp_path: Path, seen: Seen
 ) -> None:
     run, launcher = tmp_path / "run", over_pdsh(tmp_path)
-    job = start(nodes[0], launcher, recipe, shards, run, *LONG)
-    job.wait_for_step(20)
-    job.process.send_signal(signal.Signals[name])
-    code, output = end(job)
-    assert code == 75, output
-    seconds = nothing_is_left(nodes)
+    seen(stopped_through_entry(nodes, launcher, recipe, shards, run, signal.Signals[name]))
     assert name in (run / "STOPPED").read_text()
-    step = len(read_metrics(run))
-    seen(f"exit 75, stopped after step {step} of 300; nothing is left on either host {seconds:.0f} s later")
     seen(goes_on(nodes, launcher, recipe, shards, run, long))
 
 
@@ -245,14 +249,8 @@ def test_fault_31_deepspeed_over_open_mpi_is_stopped_through_entry(
 ) -> None:
     run = tmp_path / "run"
     launcher = [*over_pdsh(tmp_path), "--launcher", "openmpi", "--launcher_args", " ".join(MPI[2:])]
-    job = start(nodes[0], launcher, recipe, shards, run, *LONG)
-    job.wait_for_step(20)
-    job.process.send_signal(signal.SIGTERM)
-    code, output = end(job)
-    assert code == 75, output
+    seen(stopped_through_entry(nodes, launcher, recipe, shards, run, signal.SIGTERM))
     assert "SIGTERM" in (run / "STOPPED").read_text()
-    nothing_is_left(nodes)
-    seen(f"exit 75, stopped after step {len(read_metrics(run))}; nothing is left on either host")
     seen(goes_on(nodes, launcher, recipe, shards, run, long))
 
 
@@ -261,12 +259,6 @@ def test_fault_31_mpirun_with_all_ranks_on_another_host_is_stopped_through_entry
 ) -> None:
     run = tmp_path / "run"
     launcher: list[str | Path] = ["mpirun", "-np", "2", "--host", "node-b:2", *MPI[:2], sys.executable]
-    job = start(nodes[0], launcher, recipe, shards, run, *LONG)
-    job.wait_for_step(20)
-    job.process.send_signal(signal.SIGTERM)
-    code, output = end(job)
-    assert code == 75, output
+    seen(stopped_through_entry(nodes, launcher, recipe, shards, run, signal.SIGTERM))
     assert (run / "STOPPED").exists()
-    nothing_is_left(nodes)
-    seen(f"exit 75, stopped after step {len(read_metrics(run))}; nothing is left on either host")
     seen(goes_on(nodes, launcher, recipe, shards, run, long))

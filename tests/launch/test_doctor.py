@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import doctor
-from launch.common import folder_checks, folder_meeting
+from launch.common import folder_checks, folder_meeting, folder_needs
 from launch.common import machine_checks as checks
 from launch.common.machine_checks import FAIL, OK, WARN
 
@@ -167,12 +167,12 @@ def test_small_shared_memory_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write 1 MB instead of 64, and reserve nothing."""
-    monkeypatch.setattr(folder_checks, "SPEED_MB", 1)
-    monkeypatch.setattr(folder_checks, "_RESERVING", ())
+    monkeypatch.setattr(folder_needs, "SPEED_MB", 1)
+    monkeypatch.setattr(folder_needs, "_RESERVING", ())
 
 
 def test_every_need_of_a_folder_is_tried_and_nothing_is_left(tmp_path: Path, quick: None) -> None:
-    verdicts = {need.name: folder_checks.try_need(need, tmp_path) for need in folder_checks.NEEDS}
+    verdicts = {need.name: folder_needs.try_need(need, tmp_path) for need in folder_needs.NEEDS}
     assert {verdict.status for name, verdict in verdicts.items() if name not in ("room", "files")} == {OK}
     assert "MB/s" in verdicts["room"].detail
     assert "by a hard link" in verdicts["lock"].detail
@@ -198,8 +198,8 @@ def test_what_a_file_system_cannot_do_is_told_by_need(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, call, fails)
-    (chosen,) = (one for one in folder_checks.NEEDS if one.name == need)
-    verdict = folder_checks.try_need(chosen, tmp_path)
+    (chosen,) = (one for one in folder_needs.NEEDS if one.name == need)
+    verdict = folder_needs.try_need(chosen, tmp_path)
     assert verdict.status == status
     assert words in f"{verdict.detail} {verdict.remedy}"
 

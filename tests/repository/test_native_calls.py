@@ -46,9 +46,9 @@ _SWSCALE = (
 )
 
 SAFE = {
-    "launch.common.folder_checks._fallocate ctypes.CDLL": "the C library that Python is linked to; types are set",
-    "launch.common.folder_checks._fallocate ctypes.get_errno": "reads this thread's copy",
-    "launch.common.folder_checks._map mmap": "a file of six bytes that it has just written, read only",
+    "launch.common.folder_needs._fallocate ctypes.CDLL": "the C library that Python is linked to; types are set",
+    "launch.common.folder_needs._fallocate ctypes.get_errno": "reads this thread's copy",
+    "launch.common.folder_needs._map mmap": "a file of six bytes that it has just written, read only",
     "launch.common.machine_checks.driver_cuda ctypes.CDLL": "a missing library is an OSError that is caught",
     "launch.common.machine_checks.driver_cuda ctypes.byref": "cuDriverGetVersion writes one int, into the one there",
     "launch.common.machine_checks.driver_cuda ctypes.c_int": "the int that cuDriverGetVersion writes",

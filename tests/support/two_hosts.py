@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,9 +69,12 @@ def two_hosts(folder: Path) -> Iterator[list[Host]]:
         yield hosts
     finally:
         for host in hosts:
-            for pid in host.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            end = time.monotonic() + 30
+            while (pids := host.pids()) and time.monotonic() < end:
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                time.sleep(0.02)
             subprocess.run(["ip", "netns", "del", host.namespace], capture_output=True, check=False)
 
 

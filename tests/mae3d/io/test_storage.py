@@ -57,6 +57,18 @@ def test_a_folder_goes_after_the_file_that_makes_it_one(memory: Any, monkeypatch
     box.remove_folder("step", first="manifest")
 
 
+def reads_that_raise(raised: Exception, memory: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let every read fail; return the paths that are read, as they come."""
+    calls: list[str] = []
+
+    def fails(self: object, path: str, **_: object) -> bytes:
+        calls.append(path)
+        raise raised
+
+    monkeypatch.setattr(type(memory), "cat_file", fails)
+    return calls
+
+
 @pytest.mark.parametrize(
     ("raised", "number", "num_calls"),
     [
@@ -70,13 +82,7 @@ def test_a_folder_goes_after_the_file_that_makes_it_one(memory: Any, monkeypatch
 def test_errors_have_a_number_and_the_url(
     raised: Exception, number: int, num_calls: int, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
-
-    def fails(self: object, path: str, **_: object) -> bytes:
-        calls.append(path)
-        raise raised
-
-    monkeypatch.setattr(type(memory), "cat_file", fails)
+    calls = reads_that_raise(raised, memory, monkeypatch)
     monkeypatch.setattr(storage, "BACK_OFF_S", (0.0, 0.0))
     with pytest.raises(OSError) as caught:
         Storage("memory://box/").read("a")
@@ -132,13 +138,7 @@ def answered(status: int, code: str) -> OSError:
 def test_fault_37_what_another_try_would_not_change_is_not_tried_again(
     raised: Exception, num_calls: int, memory: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls: list[str] = []
-
-    def fails(self: object, path: str, **_: object) -> bytes:
-        calls.append(path)
-        raise raised
-
-    monkeypatch.setattr(type(memory), "cat_file", fails)
+    calls = reads_that_raise(raised, memory, monkeypatch)
     with pytest.raises(OSError):
         Storage("memory://box", back_off_s=(0.0, 0.0)).read("a")
     assert len(calls) == num_calls
