@@ -28,10 +28,14 @@ from mae3d.model.patches import (
 
 Frames = NDArray[np.uint8]  # (B, F, H, W, C)
 GREY = 128  # value of a hidden patch's pixels
+DEEP = (0.5, 0.2)  # mean and deviation of pictures of 16 bits on [0, 1], wherever the model's are
 
 
 class Reconstruction(NamedTuple):
-    """Frames of B clips, each uint8 (B, F, H, W, C); of clips of 16 bits the upper eight.
+    """Frames of B clips, each uint8 (B, F, H, W, C).
+
+    Clips of 16 bits are shown from 2.5 deviations of the model below its mean, black, to 2.5 above, white.
+
 
     Attributes:
         original: The clip's target frames.
@@ -82,9 +86,8 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
         pixels = whole(patches_BLP)
         return pixels.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-    original, predicted, blank = (
-        frames(denormalise(x, mean=config.mean, std=config.std)) for x in (target_BLP, values, empty)
-    )
+    mean, std = DEEP if clip.dtype == torch.uint16 else (config.mean, config.std)
+    original, predicted, blank = (frames(denormalise(x, mean=mean, std=std)) for x in (target_BLP, values, empty))
     hidden = whole(hidden_BLP)[..., 0].cpu().numpy()
     return Reconstruction(
         original=original,

@@ -12,7 +12,7 @@ interpolated to the new grid: over height and width bicubic (eminorhan/mae_st's 
 field's for images), over time linear (the field's for video: upstream cannot change it); both as
 torch.nn.functional.interpolate without aligned corners. A joint table is treated as the sum that it generalises, so
 that both kinds agree. Grids that are equal are copied bit for bit. A patch embedding of other channels is fitted as
-in timm: to one channel summed, else repeated and scaled, so that grey in all channels means what it did. D width.
+in timm: to one channel summed, else repeated in turn and scaled. D width.
 """
 
 import copy
@@ -186,7 +186,7 @@ def fit_channels(weight: Tensor, channels: int, *, dim: int) -> Tensor:
     """Fit the weights of a patch embedding to another number of channels, as timm's adapt_input_conv does.
 
     To one channel they are summed. Else they are repeated in turn, or the first are taken, and scaled by the old number
-    over the new one. A picture whose channels are all alike is embedded as before.
+    over the new one. If the new number is 1 or a multiple of the old one, grey in all channels is embedded as before.
 
     Args:
         weight: The weights.
@@ -199,7 +199,7 @@ def fit_channels(weight: Tensor, channels: int, *, dim: int) -> Tensor:
     old = weight.shape[dim]
     if old == channels:
         return weight
-    logger.warning("the patch embedding is fitted to %d channels; it was trained with %d", channels, old)
+    logger.warning("the patch embedding is fitted from %d channels to %d", old, channels)
     if channels == 1:
         return weight.sum(dim=dim, keepdim=True)
     taken = torch.arange(channels, device=weight.device) % old
