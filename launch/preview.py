@@ -3,8 +3,9 @@
     python launch/preview.py OUT --config k400_vit_large --data.shards out/shards --data.rand_augment rand-m7-inc1
 
 Of a recipe, and of the options of pretrain.py, it takes `data`, model.num_frames, model.img_size, model.in_chans and
-train.seed; the rest changes no clip, and is named and left out. The batches come through the real Loader on the CPU (rank 0 of 1), from the start of an epoch. Under the order `global` they begin with
-the trainer's own first samples and views; under `shards` with those of a run of this --batch.
+train.seed; the rest changes no clip, and is named and left out. The batches come through the real Loader on the CPU
+(rank 0 of 1), from the start of an epoch. Under the order `global` they begin with the trainer's own first samples and
+views; under `shards` with those of a run of this --batch.
 """
 
 import itertools

@@ -86,8 +86,8 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
         pixels = whole(patches_BLP)
         return pixels.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-    mean, std = DEEP if clip.dtype == torch.uint16 else (config.mean, config.std)
-    original, predicted, blank = (frames(denormalise(x, mean=mean, std=std)) for x in (target_BLP, values, empty))
+    middle, spread = DEEP if clip.dtype == torch.uint16 else (config.mean, config.std)
+    original, predicted, blank = (frames(denormalise(x, mean=middle, std=spread)) for x in (target_BLP, values, empty))
     hidden = whole(hidden_BLP)[..., 0].cpu().numpy()
     return Reconstruction(
         original=original,

@@ -19,10 +19,12 @@ def sides(size: Size) -> tuple[int, int]:
 def plain_size(size: int | Sequence[int]) -> Size:
     """Return the one form in which a size is kept: a square's as one number, a list's as a tuple.
 
+    Whether the numbers are whole and fit is for the bounds of a setting to say.
+
     Raises:
         ValueError: There are more or fewer numbers than two.
     """
-    if isinstance(size, int):
+    if not isinstance(size, Sequence):
         return size
     if len(size) != 2:
         raise ValueError(f"a size of {list(size)} has {len(size)} numbers: give one for a square, or height and width")
