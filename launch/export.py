@@ -264,8 +264,8 @@ def card(facts: Mapping[str, Any]) -> str:
         "",
         f"{facts['parameters'] / 1e6:.1f} M parameters, made with {facts['made_by']}. It takes {facts['frames']} "
         f"frames of {size_text(plain_size(facts['size']))} pixels{_channels(config)}, one every "
-        f"{facts['sampling_rate']:g} frames at {facts['target_fps']:g} frames/s; pixels on [0, 1] are normalised by mean "
-        f"{facts['mean']} and deviation {facts['std']}, which the model does itself when it is given uint8.",
+        f"{facts['sampling_rate']:g} frames at {facts['target_fps']:g} frames/s; pixels on [0, 1] are normalised by "
+        f"mean {facts['mean']} and deviation {facts['std']}, which the model does itself when it is given uint8.",
     ]
     if not is_classifier:
         target = "pixels, each patch normalised" if config["norm_pix_loss"] else "pixels"
