@@ -45,6 +45,7 @@ class Reconstruction(NamedTuple):
         empty: The result of a prediction of zeros, the least that a model must beat: the data's mean colour, or with
             norm_pix_loss each patch's mean.
         hidden: bool (B, F, H, W), the pixels of hidden patches.
+        constant: float64 (B, C), the value in these pictures of the mean that the model normalises with.
     """
 
     original: Frames
@@ -53,6 +54,7 @@ class Reconstruction(NamedTuple):
     pasted: Frames
     empty: Frames
     hidden: NDArray[np.bool_]
+    constant: NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -96,6 +98,7 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
         pasted=np.where(hidden[..., None], predicted, original),
         empty=blank,
         hidden=hidden,
+        constant=np.broadcast_to(255 * np.asarray(middle, np.float64), (len(clip), config.in_chans)),
     )
 
 
