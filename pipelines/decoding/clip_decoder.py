@@ -35,10 +35,10 @@ class BadFrameError(Exception):
 
 
 class ClipDecoder:
-    """Decodes what `ClipSource` has fetched."""
+    """Decodes what `ClipSource` has fetched, to colour, or with one channel to luma."""
 
-    def __init__(self, corpus: Corpus):
-        self._corpus = corpus
+    def __init__(self, corpus: Corpus, channels: int = 3):
+        self._corpus, self._channels = corpus, channels
         self._decoders = _Decoders()
 
     def decode(self, fetched: FetchedClip) -> torch.Tensor:
@@ -54,9 +54,9 @@ class ClipDecoder:
         row = fetched[0].clip.row
         layout, size = self._corpus.layout(row), (int(self._corpus.height[row]), int(self._corpus.width[row]))
         if layout.name == "jpeg":
-            return [torch.from_numpy(np.stack(jpeg_frames(one, size))) for one in fetched]
+            return [torch.from_numpy(np.stack(jpeg_frames(one, size, self._channels))) for one in fetched]
         numbers = np.unique(np.concatenate([one.clip.frames for one in fetched]))
-        pixels = np.empty((len(numbers), *size, 3), np.uint8)
+        pixels = np.empty((len(numbers), *size, self._channels), np.uint8)
         if layout.is_in_place:
             self._decode_in_place(row, fetched, numbers, pixels)
         else:
@@ -95,7 +95,8 @@ class ClipDecoder:
                 if at and frame is frames[at - 1]:
                     out[at] = out[at - 1]
                 else:
-                    out[at] = decoder.rgb(frame, table, width=out.shape[2], height=out.shape[1])
+                    _, height, width, channels = out.shape
+                    out[at] = decoder.rgb(frame, table, width=width, height=height, channels=channels)
         except PacketError as error:
             raise BadFrameError(int(numbers[0]), str(error)) from error
 
@@ -112,12 +113,18 @@ def _parts(layout: Layout, fetched: FetchedClip) -> list[int]:
     return numbers
 
 
-def jpeg_frames(fetched: FetchedClip, size: tuple[int, int]) -> list[np.ndarray]:
-    """Return the frames of a clip of layout jpeg, (height, width, 3) each; errors as `ClipDecoder.decode`."""
+def jpeg_frames(fetched: FetchedClip, size: tuple[int, int], channels: int = 3) -> list[np.ndarray]:
+    """Return the frames of a clip of layout jpeg, (height, width, 3) each; errors as `ClipDecoder.decode`.
+
+    Grey JPEGs give three channels that are alike. With one channel, (height, width, 1), colour JPEGs give their luma.
+    """
+    mode = {1: "L", 3: "RGB"}[channels]
     pictures = []
     for number, jpeg in zip(fetched.clip.frames.tolist(), fetched.parts, strict=True):
         try:
-            picture = np.array(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
+            image = Image.open(io.BytesIO(jpeg.tobytes()))
+            image.draft(mode, None)  # luma as it is stored, not computed from RGB; nothing else changes
+            picture = np.array(image.convert(mode)).reshape(image.height, image.width, channels)
         except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
             raise BadFrameError(number, f"it does not decode ({one_line(error)})") from error
         if picture.shape[:2] != size:

@@ -14,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from mae3d.io.shapes import Size, sides
 from pipelines.sampling.augment import Crop, View
 
 
 class Cropper:
     """Cuts and resizes into memory that is used again once nobody holds the batch."""
 
-    def __init__(self, *, size: int, threads: int):
-        self._size = size
+    def __init__(self, *, size: Size, threads: int):
+        self._size = sides(size)
         # torch's uint8 resize runs on the calling thread alone.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crop") if threads > 1 else None
         self._arrays: list[np.ndarray] = []
@@ -30,17 +31,17 @@ class Cropper:
         """Return the views of all clips, concatenated.
 
         Args:
-            clips: (T, H, W, C) uint8 each; sizes may differ.
+            clips: (T, H, W, C) uint8 or uint16 each; sizes may differ.
             views: of each clip, R of them.
             boxed: the clips hold nothing but the box of their only view.
 
         Returns:
-            (len(clips) * R, T, size, size, C) uint8, nobody else's.
+            (len(clips) * R, T, height, width, C) of the clips' kind, nobody else's.
         """
         crops = [view.crop for of_clip in views for view in of_clip]
         whole = [clip for clip, of_clip in zip(clips, views, strict=True) for _ in of_clip]
         boxes = whole if boxed else [cut_box(clip, crop) for clip, crop in zip(whole, crops, strict=True)]
-        out = self._memory((len(boxes), len(clips[0]), self._size, self._size, clips[0].shape[-1]))
+        out = self._memory((len(boxes), len(clips[0]), *self._size, clips[0].shape[-1]), clips[0].dtype)
         run = map if self._pool is None else self._pool.map
         deque(run(resize, boxes, [crop.flip for crop in crops], out), maxlen=0)
         return out
@@ -50,7 +51,7 @@ class Cropper:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _memory(self, shape: tuple[int, ...]) -> torch.Tensor:
+    def _memory(self, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
         """Return memory for a batch.
 
         It is used again, because fresh pages would cost half as much again as the crops at four views."""
@@ -60,31 +61,30 @@ class Cropper:
             if self._arrays[i].shape == shape and sys.getrefcount(self._arrays[i]) == 2:
                 return torch.from_numpy(self._arrays[i])
         self._arrays = [array for array in self._arrays if array.shape == shape]
-        self._arrays.append(np.empty(shape, dtype=np.uint8))
+        self._arrays.append(np.empty(shape, dtype=np.uint16 if kind == torch.uint16 else np.uint8))
         return torch.from_numpy(self._arrays[-1])
 
 
 def cut_on_device(
-    clips: Sequence[torch.Tensor], views: Sequence[tuple[View, ...]], *, size: int, device: torch.device
+    clips: Sequence[torch.Tensor], views: Sequence[tuple[View, ...]], *, size: Size, device: torch.device
 ) -> torch.Tensor:
     """Return the views of all clips as `Cropper.cut` does, cut and resized on a device; within 1 of its pixels.
 
     Args:
-        clips: (T, H, W, C) uint8 each, on the CPU; sizes may differ.
+        clips: (T, H, W, C) uint8 or uint16 each, on the CPU; sizes may differ.
         views: of each clip, R of them.
-        size: height and width of a view, in pixels.
-        device: of the result, (len(clips) * R, T, size, size, C) uint8.
+        size: of a view, in pixels.
+        device: of the result, (len(clips) * R, T, height, width, C) of the clips' kind.
     """
-    cut = []
+    shape = (sum(map(len, views)), len(clips[0]), *sides(size), clips[0].shape[-1])
+    out = torch.empty(shape, dtype=clips[0].dtype, device=device)
+    free = iter(out)
     for clip, of_clip in zip(clips, views, strict=True):
         there = clip.to(device, non_blocking=True)
         for view in of_clip:
             # CUDA has no antialiased resize of uint8.
-            box = cut_box(there, view.crop).permute(0, 3, 1, 2).float()
-            resized = torch.nn.functional.interpolate(box, (size, size), mode="bilinear", antialias=True)
-            pixels = resized.round_().clamp_(0, 255).to(torch.uint8)
-            cut.append((pixels.flip(-1) if view.crop.flip else pixels).permute(0, 2, 3, 1))
-    return torch.stack(cut)
+            _resize_floats(cut_box(there, view.crop), view.crop.flip, next(free))
+    return out
 
 
 def cut_box(frames: torch.Tensor, crop: Crop) -> torch.Tensor:
@@ -96,13 +96,25 @@ def resize(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
     """Resize the frames of a box: bilinear, antialiased, to within 1 of Pillow's; mirrored if requested.
 
     Args:
-        box: (T, h, w, C) uint8.
+        box: (T, h, w, C) uint8 or uint16.
         flip: mirror left and right.
-        out: (T, size, size, C) uint8, receives the view.
+        out: (T, height, width, C) of the same kind, receives the view.
     """
+    if box.dtype != torch.uint8:  # the only kind that torch resizes as it is
+        _resize_floats(box, flip, out)
+        return
     channels_first = box.permute(0, 3, 1, 2)
     if flip:  # before the resize, which copies a box that lies scattered anyway; the filter is symmetric
         channels_first = channels_first.flip(-1)
     # What torch.nn.functional.interpolate calls, but into the batch's own memory.
     target = out.permute(0, 3, 1, 2)
     torch.ops.aten._upsample_bilinear2d_aa.out(channels_first, out.shape[1:3], False, None, None, out=target)
+
+
+def _resize_floats(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
+    """Resize as `resize` does, by way of floats: on any device, for 8 and 16 bits."""
+    pixels = torch.nn.functional.interpolate(
+        box.permute(0, 3, 1, 2).float(), out.shape[1:3], mode="bilinear", antialias=True
+    )
+    pixels = pixels.round_().clamp_(0, torch.iinfo(out.dtype).max)
+    out.copy_((pixels.flip(-1) if flip else pixels).permute(0, 2, 3, 1))

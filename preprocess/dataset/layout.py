@@ -31,6 +31,8 @@ class Layout:
     at: str
     member: str  # ends the names of the members that hold parts
     group: int = 1  # frames of a part; the last of a sample may have fewer
+    channels: int = 3  # of a decoded frame
+    bits: int = 8  # of each of them, 8 or 16
 
     def parts_of(self, frames: np.ndarray) -> np.ndarray:
         """Return the parts of a sample that hold these frames, in their order, repeats included."""
