@@ -148,9 +148,7 @@ class EncapsulatedVideo:
         self.facts = _facts(header, channels=3, bits=8)
 
     def frames(self, numbers: Sequence[int], *, window: Window | None = None, bits: int = 16) -> Iterator[np.ndarray]:
-        """Yield frames as `mae3d.video.stacks.Stack` does; a window has no meaning for them."""
-        if window is not None:
-            raise MediaError("unsupported", "a stream of video inside DICOM has 8 bits, and no values for --window")
+        """Yield frames as `mae3d.video.stacks.Stack` does; they have 8 bits, with a window too."""
         left = list(numbers)
         pictures = Pictures()
         # A file in memory, so that no copy of footage stays anywhere if this process is killed.

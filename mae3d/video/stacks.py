@@ -21,7 +21,6 @@ from mae3d.video.container import MAX_PIXELS
 from mae3d.video.errors import MediaError, raise_unless_of_the_file
 from mae3d.video.values import Window
 
-
 DICOM_AT = 128  # bytes before the word DICM
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
 

@@ -97,7 +97,9 @@ class TiffStack:
             elif self.facts.bits:
                 yield self._black_is_zero(values.astype(np.uint8) * np.uint8(255) if values.dtype == bool else values)
             else:
-                message = f"its values are {np.dtype(self._series.dtype).name}, neither uint8 nor uint16: {WINDOW_REMEDY}"
+                message = (
+                    f"its values are {np.dtype(self._series.dtype).name}, neither uint8 nor uint16: {WINDOW_REMEDY}"
+                )
                 raise MediaError("needs_window", message, frame=number)
 
     def _black_is_zero(self, levels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Pixel values of any type become 8 or 16 bits: as they are, or a range of them mapped onto all levels.
 
-    values = windowed(array, (-1000, 400), bits=16)        # float, int16, ... ─► uint16
-    values = widened(array, stored_bits=12)                # 0 ... 4095 ─► 0 ... 65535, to be undone exactly
+values = windowed(array, (-1000, 400), bits=16)        # float, int16, ... ─► uint16
+values = widened(array, stored_bits=12)                # 0 ... 4095 ─► 0 ... 65535, to be undone exactly
 """
 
 import numpy as np

@@ -56,7 +56,9 @@ class FetchedClip:
     """A clip with its bytes; `clip` is a substitute if the requested one is damaged."""
 
     clip: ClipRequest
-    parts: list[np.ndarray]  # uint8: (T,) JPEGs or PNGs; the groups that hold the frames, each once; or a table and its packets
+    parts: list[
+        np.ndarray
+    ]  # uint8: (T,) JPEGs or PNGs; the groups that hold the frames, each once; or a table and its packets
     is_substitute: bool = False
     damage: tuple[DamagedFrame, ...] = ()  # of the requested clip, and of substitutes that failed as well
 

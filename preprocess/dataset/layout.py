@@ -4,9 +4,10 @@
     layout.parts_of(np.array([3, 9]))     # the parts that hold these frames
 
 `jpeg` stores every frame by itself: a part is a frame, one member of the tar each. `png` does so without loss, with 8
-or 16 bits and any number of channels (`mae3d.io.png`), the same for all of a dataset. `video` stores one stream a sample
-in closed groups of frames: a part is a group, and all of them are one member. `files` stores no frame: the only part of
-a sample is a table of where its packets lie in a media file (`mae3d.video.packets`), and `Dataset.media` says in which.
+or 16 bits and any number of channels (`mae3d.io.png`), the same for all of a dataset. `video` stores one stream per
+sample in closed groups of frames: a part is a group, and all of them are one member. `files` stores no frame: the only
+part of a sample is a table of where its packets lie in a media file (`mae3d.video.packets`), and `Dataset.media` says
+in which.
 Size and crc32 are kept for every part.
 """
 

@@ -22,8 +22,8 @@ from preprocess.encode.group_encoder import GroupEncoder
 from preprocess.encode.images import (
     GREY_MODES,
     JpegHeader,
-    check_whole,
     as_rgb,
+    check_whole,
     decode_upright,
     encode_jpeg,
     stored_frame,
@@ -151,9 +151,9 @@ class _Pngs(FrameStore):
 
     def add_pixels(self, pixels: np.ndarray, size: Size) -> None:
         settings = self._settings
-        there = pixels.shape[2], 8 * pixels.dtype.itemsize
-        if there != (settings.channels, settings.bits):
-            raise ValueError(f"{kind_words(*there)}, this dataset stores {kind_words(settings.channels, settings.bits)}")
+        there, stored = (pixels.shape[2], 8 * pixels.dtype.itemsize), (settings.channels, settings.bits)
+        if there != stored:
+            raise ValueError(f"{kind_words(*there)}, this dataset stores {kind_words(*stored)}")
         self._count()
         self._put(encode_png(_resized(pixels, size)))
 

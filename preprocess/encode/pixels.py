@@ -112,7 +112,7 @@ def _of_tiff(data: bytes) -> DeepPicture:
 
 def _of_pnm(data: bytes) -> DeepPicture | None:
     """Return a PGM or PPM whose values go beyond 255; None if they do not."""
-    at, numbers = 2, []
+    at, numbers = 2, list[int]()
     while len(numbers) < 3 and (match := _NUMBER.match(data, at)):
         numbers.append(int(match[1]))
         at = match.end()

@@ -189,7 +189,8 @@ def _encode_stack(
     for file, numbers in zip(files, [[0]] * len(keep) if row.files else [keep], strict=True):
         with open_stack(file, max_pixels=settings.max_pixels) as stack:
             burned_in |= stack.facts.has_burned_in
-            frames = stack.frames(numbers, window=settings.window, bits=settings.stored_bits)
+            window = settings.window if stack.facts.bits != 8 else None
+            frames = stack.frames(numbers, window=window, bits=settings.stored_bits)
             for number, pixels in zip(numbers, frames, strict=True):
                 progress(f"{file.name}, frame {number}")
                 natural = scaled_size(pixels.shape[1], pixels.shape[0], settings.short_side)

@@ -88,7 +88,7 @@ def _add_media(group: argparse._ArgumentGroup) -> None:
         "--stacks",
         nargs="+",
         metavar="PATH",
-        help="folders (walked), TIFF stacks and DICOM files, each a video; DICOM files of one frame: a video per series",
+        help="folders (walked), TIFF stacks and DICOM files, each a video; of DICOM files of one frame, each series",
     )
     group.add_argument("--ledger", metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
     group.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
@@ -194,16 +194,14 @@ def _add_encoding(group: argparse._ArgumentGroup) -> None:
         "frames that training skips are decoded all the same. png: without loss, 8 or 16 bits, any channels "
         "(%(default)s)",
     )
-    group.add_argument(
-        "--channels", type=int, default=0, metavar="N", help="of layout png (those of the first sample)"
-    )
+    group.add_argument("--channels", type=int, default=0, metavar="N", help="of layout png (those of the first sample)")
     group.add_argument("--bits", type=int, default=0, metavar="8|16", help="of layout png (those of the first sample)")
     group.add_argument(
         "--window",
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="values of frames of more than 8 bits, and of --stacks, that become black and white (as they are)",
+        help="values that become black and white, of frames that are not of 8 bits (none: values stay)",
     )
     group.add_argument("--crf", type=float, default=17.0, help="quality of layout video, lower is better (%(default)s)")
     group.add_argument("--preset", default="veryfast", help="x264's effort for layout video (%(default)s)")
@@ -340,9 +338,7 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     if options.images:
         return image_files(options.images, settings=settings, reading=reading, scratch=scratch)
     if options.stacks:
-        return stack_files(
-            options.stacks, settings=settings, reading=reading, scratch=scratch, workers=options.workers
-        )
+        return stack_files(options.stacks, settings=settings, reading=reading, scratch=scratch, workers=options.workers)
     if options.videos:
         given = options.events or options.videos
         return video_files(given, settings=settings, reading=reading, scratch=scratch, workers=options.workers)

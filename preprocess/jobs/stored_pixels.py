@@ -52,9 +52,7 @@ def _of_png(settings: Settings, channels: int, bits: int) -> Settings:
     return replace(settings, channels=settings.channels or channels, bits=settings.bits or bits)
 
 
-def _first_kind(
-    settings: Settings, requests: Sequence[Request], roots: Sequence[Root]
-) -> tuple[str, int, int] | None:
+def _first_kind(settings: Settings, requests: Sequence[Request], roots: Sequence[Root]) -> tuple[str, int, int] | None:
     """Return name, channels and bits of the first sample that opens; None if none of the first ones does."""
     for request in requests[:_TRIED]:
         sample = request.planned()

@@ -3,14 +3,14 @@
     source = stack_files(["scans", "more/run.tif"], settings=settings)
     result = source.find()      # ScanResult(requests, problems, notes)
 
-Files are known by their first bytes, whatever their names. DICOM files of one frame that lie in one folder and belong
-to one series are a video, in the order of their instance numbers; without these, of their times. Names are those of
-files and folders: nothing of a patient is read.
+Files are known by their first bytes, so names need no suffix. DICOM files of one frame that lie in one folder and are of
+a series are a video, in the order of their instance numbers; without these, of their times. Names are those of files
+and folders: nothing of a patient is read.
 """
 
 import logging
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -101,7 +101,11 @@ def stack_files(
 
 
 def _request_stacks(
-    roots: Sequence[tuple[Root, str]], settings: Settings, reading: Reading, label_names: LabelNames | None, workers: int
+    roots: Sequence[tuple[Root, str]],
+    settings: Settings,
+    reading: Reading,
+    label_names: LabelNames | None,
+    workers: int,
 ) -> ScanResult:
     requests: list[Request] = []
     problems: list[Problem] = []
@@ -178,9 +182,7 @@ def _videos_of(root: Root, facts: dict[str, ProbedStack], reading: Reading) -> t
             series[file.rpartition("/")[0], one.series].append(file)
         else:
             videos.append(_Video(file, file, one))
-    in_folder = defaultdict(int)
-    for folder, _ in series:
-        in_folder[folder] += 1
+    in_folder = Counter(folder for folder, _ in series)
     for (folder, _), files in series.items():
         known = {file: one for file in files if not isinstance(one := facts[file], MediaError)}
         ordered, problem = _in_order(known, fill=reading.fill_gaps)
