@@ -1,7 +1,7 @@
 """A clip's bytes ─► its frames, on the CPU and without DALI: JPEGs by Pillow, groups and packets of video by PyAV.
 
     decoder = ClipDecoder(corpus)
-    decoder.decode(fetched)             # (T, H, W, C) uint8; BadFrameError where a frame does not decode
+    decoder.decode(fetched)             # (T, H, W, C) uint8 or uint16; BadFrameError where a frame does not decode
     decoder.decode_all([one, other])    # of clips of one row: what they share is decoded once
 
 Pillow is slower than DALI on the CPU, and gives the same pixels (both are libjpeg-turbo's). A decoder may be used by
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from mae3d.io.console import one_line
+from mae3d.io.png import PngError, decode_png
 from mae3d.video.groups import GroupDecoder, GroupError
 from mae3d.video.in_place import InPlaceDecoder
 from mae3d.video.packets import PacketError, PacketTable
@@ -42,7 +43,7 @@ class ClipDecoder:
         self._decoders = _Decoders()
 
     def decode(self, fetched: FetchedClip) -> torch.Tensor:
-        """Return the clip, (T, H, W, C) uint8.
+        """Return the clip, (T, H, W, C) uint8; uint16 if its dataset has 16 bits.
 
         Raises:
             BadFrameError: a frame does not decode, or has another size than the index says.
@@ -50,11 +51,13 @@ class ClipDecoder:
         return self.decode_all([fetched])[0]
 
     def decode_all(self, fetched: Sequence[FetchedClip]) -> list[torch.Tensor]:
-        """Return clips of one row, each (T, H, W, C) uint8; errors as `decode`."""
+        """Return clips of one row, each (T, H, W, C); types and errors as `decode`."""
         row = fetched[0].clip.row
         layout, size = self._corpus.layout(row), (int(self._corpus.height[row]), int(self._corpus.width[row]))
         if layout.name == "jpeg":
             return [torch.from_numpy(np.stack(jpeg_frames(one, size, self._channels))) for one in fetched]
+        if layout.name == "png":
+            return png_clips(fetched, layout, size)
         numbers = np.unique(np.concatenate([one.clip.frames for one in fetched]))
         pixels = np.empty((len(numbers), *size, self._channels), np.uint8)
         if layout.is_in_place:
@@ -132,3 +135,22 @@ def jpeg_frames(fetched: FetchedClip, size: tuple[int, int], channels: int = 3) 
             raise BadFrameError(number, f"it is {height} x {width} pixels, the index says {size[0]} x {size[1]}")
         pictures.append(picture)
     return pictures
+
+
+def png_clips(fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, int]) -> list[torch.Tensor]:
+    """Return clips of one row of layout png, each frame decoded once; errors as `ClipDecoder.decode`."""
+    frames: dict[int, np.ndarray] = {}
+    for one in fetched:
+        for number, png in zip(one.clip.frames.tolist(), one.parts, strict=True):
+            if number in frames:
+                continue
+            try:
+                pixels = decode_png(png.tobytes(), channels=layout.channels)
+            except PngError as error:
+                raise BadFrameError(number, f"it does not decode ({error})") from error
+            if (*pixels.shape[:2], 8 * pixels.dtype.itemsize) != (*size, layout.bits):
+                height, width, bits = *pixels.shape[:2], 8 * pixels.dtype.itemsize
+                there = f"{height} x {width} pixels of {bits} bits"
+                raise BadFrameError(number, f"it is {there}, the index says {size[0]} x {size[1]} of {layout.bits}")
+            frames[number] = pixels
+    return [torch.from_numpy(np.stack([frames[number] for number in one.clip.frames.tolist()])) for one in fetched]
