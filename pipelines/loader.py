@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mae3d.io.hooks import load
 from pipelines.config import DataConfig
 from pipelines.fingerprint import fingerprint, has_grown
 from pipelines.reading.prefetch import Prefetcher, check_cache, nodes_positions, steps_read_at_once
@@ -64,9 +65,12 @@ class Loader:
             device: where clips are needed.
 
         Raises:
-            ValueError: the batch does not divide, too few samples, or segments that do not make num_frames.
+            ValueError: the batch does not divide, too few samples, segments that do not make num_frames, or a hook
+                that cannot be used.
         """
         check_views(config, num_frames=num_frames, size=size)
+        for text in config.augment:
+            load(text, "augmentations")
         self._corpus, self._config = corpus, config
         self._num_frames, self._size, self._device = num_frames, size, torch.device(device)
         self._rank, self._world, self._local_world = rank, world, local_world

@@ -37,17 +37,17 @@ from preprocess.problems import Problem, describe
 _PLAN_FIELDS: list[Any] = [
     pa.field("number", pa.int64()),
     pa.field("shard", pa.int32()),
-    pa.field("kind", pa.string()),  # "frames", "image" or "video"
+    pa.field("kind", pa.string()),  # "frames", "image", "video" or "hook"
     pa.field("root", pa.int32()),  # position among the roots given on the command line
     pa.field("path", pa.string()),  # below the root
     pa.field("name", pa.string()),
     pa.field("labels", pa.list_(pa.int32())),
     pa.field("split", pa.string()),
-    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop; an image: 0 and 1
+    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop; an image: 0 and 1; a hook: 0, most
     pa.field("stop", pa.int64()),
     pa.field("start_s", pa.float64()),  # video: the span start_s <= t < stop_s; frames: the time of `first`
     pa.field("stop_s", pa.float64()),
-    pa.field("prefix", pa.string()),  # frames: how the files are named
+    pa.field("prefix", pa.string()),  # frames: how the files are named; a hook: its text
     pa.field("digits", pa.int32()),
     pa.field("suffix", pa.string()),
     pa.field("gaps", pa.list_(pa.int64())),  # frames: numbers without a file, for which the one before is taken
@@ -60,6 +60,7 @@ _PLAN_FIELDS: list[Any] = [
 PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
 _STRIDE = pa.field("stride", pa.int64())  # frames: from one number to the next; a column only where one is not 1
 _THRIFT_BYTES = (1 << 31) - 1  # metadata may be large: millions of rows that cannot be used
+HOOK: Literal["hook"] = "hook"  # the kind of a sample that a source of the user's reads
 _SHARDS_OF_A_SMALL_SET = 16
 _SMALLEST_SHARD = 16
 
@@ -70,7 +71,7 @@ class PlannedSample:
 
     number: int
     shard: int
-    kind: Literal["frames", "image", "video"]
+    kind: Literal["frames", "image", "video", "hook"]
     root: int
     path: str
     name: str
@@ -106,7 +107,7 @@ class PlannedSample:
 class Request:
     """A sample before it has a number: a planned sample's fields, labels still as words."""
 
-    kind: Literal["frames", "image", "video"]
+    kind: Literal["frames", "image", "video", "hook"]
     root: int
     path: str
     name: str
