@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 _HOOK = "hook"  # key of a field's metadata
 _NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+_FORM = re.compile(rf"\s*({_NAME})\s*:\s*({_NAME})\s*(\(.*\))?\s*", re.DOTALL)
 _TRUSTED = "MAE3D_HOOKS"  # variable with the modules that a model file may name, separated by commas
 PAGE = "docs/hooks.md"
 
@@ -104,20 +105,22 @@ class Hook:
         return ValueError(f"the {self.noun} {self.text} {problem} ({PAGE})")
 
 
-def hooked(kind: str, default: Any, *, known: tuple[str, ...] = ()) -> Any:
+def hooked(kind: str, default: Any, *, known: tuple[str, ...] = (), loose: bool = False) -> Any:
     """Return a dataclass field that names a hook, or a tuple of hooks.
 
     Args:
         kind: one of KINDS.
         default: the field's.
         known: values that are none; one that ends with a colon is a beginning of such values.
+        loose: whether anything that does not have the form of a hook is another value, as a path is.
     """
-    return field(default=default, metadata={_HOOK: (kind, known)})
+    return field(default=default, metadata={_HOOK: (kind, known, loose)})
 
 
-def is_hook(value: str) -> bool:
-    """Return whether a canonical value names a hook, `module:name`."""
-    return ":" in value.partition("(")[0]
+def is_hook(value: str, *, known: tuple[str, ...] = ()) -> bool:
+    """Return whether a value has the form of a hook, `module:name`, and is none of the known ones."""
+    is_known = value in known or any(one.endswith(":") and value.startswith(one) for one in known)
+    return not is_known and _FORM.fullmatch(value) is not None
 
 
 def canonical_hooks(config: Any, prefix: str = "") -> None:
@@ -129,9 +132,11 @@ def canonical_hooks(config: Any, prefix: str = "") -> None:
     for entry in fields(config):
         if _HOOK not in entry.metadata:
             continue
-        kind, known = entry.metadata[_HOOK]
+        kind, known, loose = entry.metadata[_HOOK]
         value = getattr(config, entry.name)
         name = f"{prefix}{entry.name}"
+        if loose and not is_hook(value, known=known):
+            continue
         if isinstance(value, str):
             object.__setattr__(config, entry.name, canonical(value, kind, option=name, known=known))
         elif value is not None:
@@ -155,8 +160,12 @@ def canonical(text: str, kind: str, *, option: str, known: tuple[str, ...] = ())
         points = {point.name: point.value for point in importlib.metadata.entry_points(group=f"mae3d.{kind}")}
         if head.strip() not in points:
             names = [one for one in known if not one.endswith(":")] + sorted(points)
-            near = f"{nearest(head, names)} " if names else ""
-            raise ValueError(f"{option}={text!r}: {near}A {KINDS[kind].noun} of yours is given as module:name ({PAGE})")
+            near = f"{nearest(head, names)} Or give" if names else "give"
+            forms = [
+                *(f"{one}NAME" for one in known if one.endswith(":")),
+                f"a {KINDS[kind].noun} of yours, module:name",
+            ]
+            raise ValueError(f"{option}={text!r}: {near} {' or '.join(forms)} ({PAGE})")
         head = points[head.strip()]
     return str(parse(f"{head}{bracket}{rest}", option=option))
 
@@ -167,7 +176,7 @@ def parse(text: str, *, option: str = "hook") -> HookName:
     Raises:
         ValueError: it is neither; the message names the option.
     """
-    match = re.fullmatch(rf"\s*({_NAME})\s*:\s*({_NAME})\s*(\(.*\))?\s*", text, re.DOTALL)
+    match = _FORM.fullmatch(text)
     if match is None:
         raise ValueError(f"{option}={text!r} must be module:name, or module:name(key=value, ...)")
     module, name, given = match.groups()
@@ -193,11 +202,9 @@ def hooks_of(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     for entry in fields(config):
         value, name = getattr(config, entry.name), f"{prefix}{entry.name}"
         if _HOOK in entry.metadata:
-            kind, known = entry.metadata[_HOOK]
+            kind, known, _ = entry.metadata[_HOOK]
             texts = [value] if isinstance(value, str) else value or ()
-            for text in texts:
-                if is_hook(text) and not any(one.endswith(":") and text.startswith(one) for one in known):
-                    yield name, kind, text
+            yield from ((name, kind, text) for text in texts if is_hook(text, known=known))
         elif is_dataclass(value):
             yield from hooks_of(value, f"{name}.")
 

@@ -43,7 +43,7 @@ def philox(
 ) -> np.random.Generator:
     """Return a generator that depends on nothing but its arguments (counter-based: Salmon et al., SC 2011).
 
-    `number` tells apart those who draw for the same view: each has 2^48 blocks of four numbers.
+    `number` separates those who draw for the same view: each has 2^48 blocks of four numbers.
     """
     counter = [number << 48, view, position, epoch]
     return np.random.Generator(np.random.Philox(key=philox_key(seed, stream), counter=counter))
