@@ -39,6 +39,7 @@ class Kind(NamedTuple):
     arguments: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()  # all of them, or one of them if the kind has `any_method`
     any_method: bool = False
+    makes: bool = False  # a class is called like a function, with the arguments
 
     @property
     def is_object(self) -> bool:
@@ -50,7 +51,7 @@ KINDS: Mapping[str, Kind] = {
     "masks": Kind("mask", ("noise",)),
     "augmentations": Kind("augmentation", ("clip", "rng")),
     "windows": Kind("sampler of windows", ("length", "fps", "num_frames", "rng", "clip", "num_clips")),
-    "encoders": Kind("encoder", ("num_frames", "img_size")),
+    "encoders": Kind("encoder", ("num_frames", "img_size"), makes=True),
     "metrics": Kind("metric", ("view",)),
     "callbacks": Kind(
         "callback", methods=("on_start", "on_step", "on_checkpoint", "on_validation", "on_end"), any_method=True
@@ -268,7 +269,7 @@ def load(text: str, kind: str) -> Hook:
             word = "none" if rule.any_method else "not all"
             raise unready.refuse(f"has {word} of the methods {', '.join(rule.methods)}")
         return Hook(text, rule.noun, made, {})
-    if inspect.isclass(target):
+    if inspect.isclass(target) and not rule.makes:
         _check_signature(unready, target, (), name.settings)
         target, settings = unready.guarded(target, **name.settings), {}
         if not callable(target):
