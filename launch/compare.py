@@ -22,11 +22,12 @@ if not __package__:  # run as a file: use the checkout this file sits in
 
 from launch.common.cli import EXIT_DONE, WAIT_MINUTES, joined, parse, set_threads
 from launch.common.clip_options import ClipsConfig
-from launch.common.encoders import TIMM, Frozen, check_timm, open_image, open_run
+from launch.common.encoders import TIMM, Frozen, check_timm, open_hook, open_image, open_run
 from launch.common.sole_writer import sole_writer
 from launch.common.tables import aligned, columns_of, write_csv
 from launch.inference.probe_sets import check_shards, labelled_sets, refuse_other_results, untrained
 from mae3d.io.bounds import FILLED, GREATEST, bounded, check_bounds, seeded
+from mae3d.io.hooks import canonical, is_hook
 from mae3d.io.resume import free
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class CompareConfig:
     """Compare the frozen features of models on labelled clips.
 
     Attributes:
-        models: One or more of NAME=RUN and NAME=timm:MODEL@WEIGHTS.
+        models: One or more of NAME=RUN, NAME=timm:MODEL@WEIGHTS and, for an encoder of yours, NAME=module:name
+            (docs/hooks.md).
         data: The train set of the probes. A model without a sampling of its own takes the first run's.
         test: The test set: shards, select and labels are its own, labels are matched to the train set's by name; the
             rest counts as in data where it is not given. Its samples are drawn again for the intervals, by source
@@ -114,7 +116,9 @@ class CompareConfig:
                     f"digits, _, - and ., and neither {UNTRAINED} nor {CHANCE}, which are always in"
                 )
             weights = ""
-            if path.startswith(TIMM):
+            if is_hook(path, known=(TIMM,)):
+                path = canonical(path, "encoders", option="models")
+            elif path.startswith(TIMM):
                 path, _, weights = path.partition("@")
                 check_timm(path, weights, option=f"--models {name}={path}@")
             chosen.append(Choice(name, path, weights))
@@ -180,18 +184,22 @@ def _open(config: CompareConfig, world: "World") -> dict[str, Frozen]:
     from mae3d.analysis.features import check_pool, layer_of
 
     choices = config.choices()
-    runs = {choice.name: open_run(choice.path, world) for choice in choices if not choice.weights}
+    hooks = {choice.name for choice in choices if is_hook(choice.path, known=(TIMM,))}
+    images = hooks | {choice.name for choice in choices if choice.weights}
+    runs = {choice.name: open_run(choice.path, world) for choice in choices if choice.name not in images}
     first = next(iter(runs.values()), None)
     frames = config.encoder_frames or (first.encoder.config.num_frames if first else 16)
     opened = {}
+    size: Any = {"num_frames": frames, "img_size": config.encoder_size, "seed": config.seed}
     for choice in choices:
+        if choice.name in hooks:
+            opened[choice.name] = open_hook(choice.path, world, **size)
+            continue
         opened[choice.name] = runs.get(choice.name) or open_image(
             choice.path.removeprefix(TIMM),
             choice.weights,
             world,
-            num_frames=frames,
-            img_size=config.encoder_size,
-            seed=config.seed,
+            **size,
         )
     control = first or next(iter(opened.values()))
     opened[UNTRAINED] = Frozen(

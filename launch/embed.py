@@ -24,10 +24,12 @@ from launch.common.clip_options import ClipsConfig, clips_config
 from launch.common.encoders import EncoderChoice, open_frozen
 from launch.common.sole_writer import sole_writer
 from mae3d.io.bounds import FILLED, bounded
+from mae3d.io.hooks import hooked
 from mae3d.io.resume import free
 
 if TYPE_CHECKING:
     from launch.inference.embeddings import Embedder
+    from launch.inference.heads import Head
     from mae3d.distributed import World
 
 SHORTEST_S = 1e-3  # between clips: no footage has more frames a second
@@ -49,6 +51,7 @@ class EmbedConfig(EncoderChoice):
         num_clips: Clips of each sample, spread evenly from its beginning to its end, whose vectors are averaged.
         every: Seconds between the clips of a sample or file, which then have one row each: one clip begins at each
             multiple, as long as it ends within. A sample shorter than a clip has one row, in which it begins again.
+        head: A head of yours, `module:name`, whose columns join the table (docs/hooks.md).
         map: Draw the vectors in two dimensions (PCA, then t-SNE from 32 on) to this PNG, by label, file or time; the
             coordinates are written beside it, `map.png` to `map_places.parquet`.
         batch: Rows at a time.
@@ -63,6 +66,7 @@ class EmbedConfig(EncoderChoice):
     pool: Literal["mean", "cls", "tokens"] = "mean"
     num_clips: int = bounded(1, least=1, most=1 << 16)
     every: float = bounded(0, least=0)
+    head: str = hooked("heads", "")
     map: str = ""
     batch: int = bounded(8, least=1, most=1 << 30)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -112,6 +116,7 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
     """
     from launch.inference.embedding_map import prepare_map
     from launch.inference.embeddings import Embedder
+    from launch.inference.heads import open_head
 
     frozen = open_frozen(config, world)
     embedder = Embedder(
@@ -122,14 +127,21 @@ def embed(config: EmbedConfig, world: "World") -> dict[str, str]:
         num_clips=config.num_clips,
         precision=config.precision,
     )
+    head = open_head(config.head, frozen.encoder, world.device, layer=config.layer, precision=config.precision)
     if config.map:
         world.on_first(lambda: prepare_map(Path(config.map), table=Path(config.out)))
     make = _embed_videos if config.videos else _embed_shards
-    return make(config, embedder, frozen.trained, model_sha256=frozen.identity, world=world)
+    return make(config, embedder, head, frozen.trained, model_sha256=frozen.identity, world=world)
 
 
 def _embed_shards(
-    config: EmbedConfig, embedder: "Embedder", stored: dict[str, Any], *, model_sha256: str, world: "World"
+    config: EmbedConfig,
+    embedder: "Embedder",
+    head: "Head | None",
+    stored: dict[str, Any],
+    *,
+    model_sha256: str,
+    world: "World",
 ) -> dict[str, str]:
     from launch.inference.embeddings import embed_samples
     from launch.inference.evaluate import open_samples
@@ -144,6 +156,7 @@ def _embed_shards(
         world=world,
         every_s=config.every,
         batch_size=config.batch,
+        head=head,
     )
     if config.map and world.is_first:
         _draw_map(config, samples.corpus.label_names)
@@ -151,7 +164,13 @@ def _embed_shards(
 
 
 def _embed_videos(
-    config: EmbedConfig, embedder: "Embedder", stored: dict[str, Any], *, model_sha256: str, world: "World"
+    config: EmbedConfig,
+    embedder: "Embedder",
+    head: "Head | None",
+    stored: dict[str, Any],
+    *,
+    model_sha256: str,
+    world: "World",
 ) -> dict[str, str]:
     from launch.inference.embeddings import embed_videos, files_hash
     from mae3d.video.windows import plan_windows
@@ -183,6 +202,7 @@ def _embed_videos(
         model_sha256=model_sha256,
         world=world,
         batch_size=config.batch,
+        head=head,
     )
     if config.map and world.is_first:
         _draw_map(config, [])

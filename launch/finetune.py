@@ -23,6 +23,7 @@ from launch.common.encoders import TIMM
 from launch.common.init import has_checkpoint_from
 from launch.training.config import FinetuneConfig, FinetuneModelConfig
 from launch.training.trainer import run_task, run_training
+from mae3d.io.hooks import is_hook
 from mae3d.model.config import ClassifierConfig, EncoderConfig
 
 if TYPE_CHECKING:
@@ -134,10 +135,18 @@ class FinetuneTask:
 
 
 def open_init(config: FinetuneConfig) -> "Encoder | FrameEncoder":
-    """Open the encoder that `init` names; an image ViT for clips of the size that the classifier is to have."""
+    """Open the encoder that `init` names; an image ViT, or one of the user's, for clips of the classifier's size."""
+    from mae3d.model.foreign import open_hook_encoder
     from mae3d.weights.files import open_encoder
     from mae3d.weights.frames import open_frame_encoder
 
+    if is_hook(config.init, known=(TIMM,)):
+        return open_hook_encoder(
+            config.init,
+            num_frames=config.model.num_frames or EncoderConfig.num_frames,
+            img_size=config.model.img_size,
+            seed=config.train.seed,
+        )
     if not config.init.startswith(TIMM):
         return open_encoder(config.init)
     return open_frame_encoder(

@@ -49,9 +49,11 @@ class PretrainTask:
     ema = 0.0
 
     def __init__(self, config: PretrainConfig, corpus: "Corpus", run: "Run", world: "World"):
-        """Open and check the initial weights; the arguments are `run_task`'s."""
+        """Load a mask of the user's, open and check the initial weights; the arguments are `run_task`'s."""
         from launch.common.init import InitialWeights
+        from mae3d.model.masking import use_mask
 
+        use_mask(config.model.mask_type)
         self._config, self._corpus, self._run, self._world = config, corpus, run, world
         self.stored_config, self.model_config = config, config.model
         self.lr_batch = [config.train.global_batch]

@@ -182,6 +182,7 @@ def _view_in_words(view: "View", frame_size: str) -> str:
         words.append(said if name in ("autocontrast", "equalize", "invert") else f"{said} {amount:.3g}")
     if erase:
         words.append(f"erased {erase.width} x {erase.height} at {erase.left}, {erase.top}")
+    words += view.augment.hooks if view.augment else ()
     return "; ".join(words)
 
 

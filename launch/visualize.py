@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,9 +24,10 @@ from launch.report.clips import IMAGES, Clip, read_clips, read_videos, require_r
 from launch.report.neighbours import Pool, neighbour_section, open_pool, pool_of_dataset
 from launch.report.reconstruction import mask_facts, reconstruction_section
 from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
+from mae3d.io.hooks import canonical_hooks, hooked, nearest
 from mae3d.io.random import Stream
 from mae3d.io.shapes import size_text
-from mae3d.model.config import nearest
+from mae3d.model.config import MaskType
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class VisualizeConfig:
         keys: Show these samples instead: `--keys 000017 000042`.
         videos: Show these video files instead: `--videos a.mp4 b.mp4`; their middle.
         mask: What is hidden: one or several of random, tube, frame, block, prospective, retrospective, interpolation
-            (docs/masks.md), or `all`, one under the other. Default: the model's.
+            (docs/masks.md), masks of yours, `module:name` (docs/hooks.md), or `all`, one under the other. Default: the
+            model's.
         mask_ratio: Share of the tokens that is hidden; null takes the model's.
         layer: Whose attention: the block, 1 to the last, or -1, the last, and so on from the end.
         head: A head's number from 0, `mean` of all heads, or `all` of them beside one another.
@@ -77,7 +79,7 @@ class VisualizeConfig:
     samples: int = bounded(8, least=1, most=10_000)
     keys: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
-    mask: tuple[str, ...] = ()
+    mask: tuple[str, ...] = hooked("masks", (), known=("all", *get_args(MaskType)))
     mask_ratio: float | None = bounded(None, least=0, below=1)
     layer: int = -1
     head: str = "mean"
@@ -92,6 +94,7 @@ class VisualizeConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        canonical_hooks(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

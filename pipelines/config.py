@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mae3d.io.bounds import bounded, check_bounds, seeded
+from mae3d.io.hooks import canonical_hooks, hooked
 from mae3d.io.resume import free
 
 RATE: Mapping[str, Any] = {"above": 0, "most": 1e6}  # bounds of frames, and of frames per second
@@ -110,7 +111,8 @@ class DataConfig:
         mix_shards: shards that are mixed at a time in the order `shards`.
         on_change: what a run does that finds its dataset grown: `refuse`, or go on with a `new-epoch`.
         sampling: `strided` (num_frames, one every sampling_rate frames at target_fps) or `segments`
-            (num_segments x frames_per_segment, the frame-folder loaders' rule).
+            (num_segments x frames_per_segment, the frame-folder loaders' rule); or a sampler of yours, `module:name`
+            (docs/hooks.md).
         sampling_rate: distance of two frames, in frames at target_fps; in stored frames where fps is unknown.
         target_fps: frame rate that sampling_rate refers to.
         num_segments: `segments` only.
@@ -127,6 +129,8 @@ class DataConfig:
         rand_augment: RandAugment in timm's words, such as rand-m7-mstd0.5-inc1; "" = off.
         colour_jitter: greatest relative change of brightness, contrast and saturation; 0 = off.
         erase: probability of random erasing.
+        augment: augmentations of yours, `module:name` or `module:name(key=value)`, applied in turn after all of these
+            (docs/hooks.md).
         decode: `auto`, `mixed` (GPU) or `cpu`. `auto` takes the GPU for JPEGs if it works; H.264 of shards is decoded
             on a GPU only with `mixed`, after a try, which no GPU has passed yet.
         read_threads: clips that are read at once, a process; 16 hide 2 ms a read up to 8,000 frames/s.
@@ -150,7 +154,7 @@ class DataConfig:
     order: Literal["auto", "global", "shards"] = free("auto")
     mix_shards: int = bounded(free(16), least=1)
     on_change: Literal["refuse", "new-epoch"] = free("refuse")
-    sampling: Literal["strided", "segments"] = "strided"
+    sampling: Literal["strided", "segments"] | str = hooked("windows", "strided", known=("strided", "segments"))
     sampling_rate: float = bounded(4, **RATE)
     target_fps: float = bounded(30, **RATE)
     num_segments: int = bounded(8, least=1, most=1 << 20)
@@ -165,6 +169,7 @@ class DataConfig:
     rand_augment: str = ""
     colour_jitter: float = bounded(0, least=0, most=100)
     erase: float = bounded(0, least=0, most=1, hint="it is a probability")
+    augment: tuple[str, ...] = hooked("augmentations", ())
     decode: Literal["auto", "mixed", "cpu"] = free("auto")
     read_threads: int = bounded(free(16, local=True), least=1, most=4096)
     decode_threads: int = bounded(free(0, local=True), least=0, most=4096)
@@ -177,6 +182,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "data.")
+        canonical_hooks(self, "data.")
         for name in ("area", "aspect"):
             low, high = getattr(self, name)
             if low > high:

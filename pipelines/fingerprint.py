@@ -52,6 +52,8 @@ def fingerprint(
     select = settings.pop("select")
     if not select["without"]:  # runs from before there was this setting go on
         del select["without"]
+    if not settings["augment"]:  # likewise
+        del settings["augment"]
     settings |= {f"select.{name}": value for name, value in select.items()}
     if isinstance(order, ShardOrder):
         settings["mix_shards"] = config.mix_shards

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mae3d.io.hooks import load
 from mae3d.io.shapes import Size
 from pipelines.config import DataConfig
 from pipelines.decoding.channels import check_channels
@@ -68,10 +69,12 @@ class Loader:
             device: where clips are needed.
 
         Raises:
-            ValueError: the batch does not divide, too few samples, segments that do not make num_frames, or channels
-                that the datasets do not have.
+            ValueError: the batch does not divide, too few samples, segments that do not make num_frames, channels
+                that the datasets do not have, or a hook that cannot be used.
         """
         check_views(config, num_frames=num_frames, size=size)
+        for text in config.augment:
+            load(text, "augmentations")
         self._channels = check_channels(corpus, channels, config)
         self._corpus, self._config = corpus, config
         self._num_frames, self._size, self._device = num_frames, size, torch.device(device)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mae3d.io.console import one_line
+from mae3d.io.hooks import HookError
 from mae3d.io.shapes import Size
 from pipelines.config import DataConfig
 from pipelines.decoding.channels import check_channels
@@ -111,7 +112,7 @@ class ClipStream:
             retries=config.retries,
             spares=spares,
         )
-        self._failure: DataError | None = None
+        self._failure: Exception | None = None
         threads = config.decode_threads or _share_of_cores(local_world)
         self._cropper = Cropper(size=size, threads=threads)
         self._clip_decoder = ClipDecoder(corpus, channels)
@@ -179,7 +180,7 @@ class ClipStream:
     def __next__(self) -> Batch:
         try:
             encoded, outputs = self._decoding.run()
-        except DataError:
+        except (DataError, HookError):
             raise
         except RuntimeError as error:
             if self._failure is not None:
@@ -233,7 +234,7 @@ class ClipStream:
     def _next_encoded(self) -> EncodedBatch | None:
         try:
             return self._source.next()
-        except DataError as error:
+        except (DataError, HookError, ValueError) as error:  # the latter two of the user's sampler
             # DALI turns an error in its source into a RuntimeError of its own; `__next__` raises this one instead.
             self._failure = error
             raise

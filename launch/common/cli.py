@@ -24,6 +24,7 @@ import yaml
 from mae3d.io.bounds import check_values
 from mae3d.io.console import one_line, tolerate_any_text
 from mae3d.io.files import looked_for
+from mae3d.io.hooks import trust_hooks
 from mae3d.io.resume import dotted
 from mae3d.io.storage import access_remedy, is_url
 
@@ -75,7 +76,9 @@ def parse(
         namespace = parser.parse_args([*_as_options(recipe, known, lists), *rest])
         del namespace["config"]
         check_values(config_class, namespace.as_dict())  # under the options' names, which a section does not know
-        return config_class(**parser.instantiate(namespace).as_dict())
+        config = config_class(**parser.instantiate(namespace).as_dict())
+        trust_hooks(config)
+        return config
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         fail(_readable(error))
 

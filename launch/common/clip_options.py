@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mae3d.io.bounds import bounded, check_bounds
+from mae3d.io.hooks import is_hook, require_trust
 from mae3d.io.resume import free
 from pipelines.config import CACHE_GB, RATE, DataConfig, SelectConfig
 
@@ -114,12 +115,15 @@ def clips_config(options: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig
         trained: settings of the training's DataConfig by name; unknown ones are ignored.
 
     Raises:
-        ValueError: no shards were given, or a setting is out of its range.
+        ValueError: no shards were given, a setting is out of its range, or the clips were chosen by a sampler of the
+            user's that nobody but a file names.
     """
     if not options.shards:
         raise ValueError("--data.shards is missing: give the folder made by `python -m preprocess build`")
     known = {entry.name for entry in fields(DataConfig)}
-    stored = {name: value for name, value in trained.items() if name in known}
+    stored = {name: value for name, value in trained.items() if name in known and name != "augment"}
+    if is_hook(str(stored.get("sampling", ""))):
+        require_trust(stored["sampling"])
     values = {entry.name: getattr(options, entry.name) for entry in fields(ClipsConfig)}
     given = {name: value for name, value in values.items() if value is not None}
     return DataConfig(**(stored | given))

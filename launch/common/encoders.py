@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.common.clip_options import agreed_model_file, agreed_model_hash, trained_data
 from mae3d.io.bounds import bounded, check_bounds
+from mae3d.io.hooks import canonical_hooks, code_of, hooked, is_hook
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
@@ -30,7 +31,7 @@ class EncoderChoice:
     Attributes:
         run: A run, a checkpoint's folder, a model file, or a foreign checkpoint.
         encoder: Instead of a run, an image ViT by timm's name, `timm:vit_small_patch14_dinov2`: it sees each frame of a
-            clip alone, and their features are averaged.
+            clip alone, and their features are averaged. Or an encoder of yours, `module:name` (docs/hooks.md).
         encoder_weights: Its weights: a file with timm's names or their authors' (.safetensors, .pth, .bin); `download`,
             by timm from the Hugging Face Hub; or `none`, random ones.
         encoder_frames: Frames of its clips.
@@ -39,17 +40,18 @@ class EncoderChoice:
     """
 
     run: str = ""
-    encoder: str = ""
+    encoder: str = hooked("encoders", "", known=(TIMM,))
     encoder_weights: str = ""
     encoder_frames: int = bounded(16, least=1, most=1 << 16)
     encoder_size: int | tuple[int, int] | None = bounded(None, least=1, most=1 << 16)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        canonical_hooks(self)
         if bool(self.run.strip()) == bool(self.encoder.strip()):
-            raise ValueError("give either --run RUN or --encoder timm:NAME")
+            raise ValueError("give either --run RUN or --encoder timm:NAME (or an encoder of yours, module:name)")
         if self.encoder:
-            check_timm(self.encoder, self.encoder_weights)
+            check_encoder(self.encoder, self.encoder_weights)
         elif self.encoder_weights:
             raise ValueError("--encoder_weights goes with --encoder: a run has its weights")
 
@@ -79,6 +81,10 @@ def open_frozen(config: EncoderChoice, world: "World", *, seed: int = 0) -> Froz
     Raises:
         ValueError: there is no such model, its file cannot be used, or it differs between nodes.
     """
+    if is_hook(config.encoder, known=(TIMM,)):
+        return open_hook(
+            config.encoder, world, num_frames=config.encoder_frames, img_size=config.encoder_size, seed=seed
+        )
     if config.encoder:
         name, weights = config.encoder.removeprefix(TIMM), config.encoder_weights
         return open_image(
@@ -111,6 +117,25 @@ def open_image(
     identity = f"{TIMM}{name} {state_hash(encoder)}"
     world.check_same({f"{TIMM}{name}": identity}, "Make the same weights reachable on every node")
     return Frozen(encoder, identity)
+
+
+def open_hook(text: str, world: "World", *, num_frames: int, img_size: "Size | None", seed: int) -> Frozen:
+    """Open an encoder of the user's, as `open_frozen` does; the arguments are `open_hook_encoder`'s."""
+    from mae3d.model.foreign import open_hook_encoder
+    from mae3d.weights.frames import state_hash
+
+    encoder = open_hook_encoder(text, num_frames=num_frames, img_size=img_size, seed=seed)
+    identity = f"{text} ({code_of(text)}) {state_hash(encoder)}"
+    world.check_same({text: identity}, "Make the same code and weights reachable on every node")
+    return Frozen(encoder, identity)
+
+
+def check_encoder(encoder: str, weights: str, *, option: str = "--encoder_weights ") -> None:
+    """Refuse an encoder that is neither timm's, as `check_timm`, nor one of the user's; ValueError."""
+    if not is_hook(encoder, known=(TIMM,)):
+        check_timm(encoder, weights, option=option)
+    elif weights:
+        raise ValueError(f"{option}{weights}: {encoder} finds its weights itself: give them among its settings")
 
 
 def check_timm(encoder: str, weights: str, *, option: str = "--encoder_weights ") -> None:

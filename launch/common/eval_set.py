@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mae3d.io.hooks import code_of, is_hook
 from pipelines.config import DataConfig
 
 if TYPE_CHECKING:
@@ -78,12 +79,13 @@ def sample_facts(samples: EvalSet, option: str) -> dict[str, str]:
     """
     import numpy as np
 
-    labels = samples.corpus.labels
+    labels, sampling = samples.corpus.labels, samples.clips.sampling
     of_labels = (labels.offsets.astype(np.int64).tobytes(), labels.values.astype(np.int32).tobytes())
     return {
         f"{option}: datasets": samples.corpus.fingerprint,
         f"{option}: labels": short_hash(*of_labels, "\n".join(labels.names).encode()),
         f"{option}: samples": short_hash(samples.rows.astype(np.int64).tobytes()),
+        **({f"{option}: code of {sampling}": code_of(sampling)} if is_hook(sampling) else {}),
     }
 
 

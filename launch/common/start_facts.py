@@ -10,6 +10,7 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
+from mae3d.io.hooks import codes_of
 from mae3d.io.resume import dotted, local_settings
 from mae3d.io.versions import code_version, version_of
 
@@ -24,7 +25,7 @@ _ARITHMETIC = (  # variables with which the same program computes other numbers
 
 
 def start_facts(config: Any) -> dict[str, Any]:
-    """Return the folder that is written, the versions, and the complete settings.
+    """Return the folder that is written, the versions, those of hooks too, and the complete settings.
 
     Args:
         config: a command's, a dataclass of dataclasses; `run.dir` or `out` is the folder.
@@ -38,5 +39,6 @@ def start_facts(config: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version_of(name) for name in _LIBRARIES},
         **{name: os.environ.get(name, "") for name in _ARITHMETIC},
+        **{f"code of {text}": code for text, code in codes_of(config).items()},
         **{name: value for name, value in settings.items() if name not in local},
     }

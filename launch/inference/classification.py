@@ -48,7 +48,9 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     import pyarrow.parquet as pq
 
     from launch.common.clip_options import agreed_model_file, trained_data
+    from launch.inference.embeddings import with_head
     from launch.inference.evaluate import common_settings, describe_end, evaluate_into_table, open_samples
+    from launch.inference.heads import open_head
     from mae3d.io.files import write_text
     from mae3d.weights.files import load_classifier
 
@@ -60,10 +62,12 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
     out, views = Path(config.out), {"num_clips": config.num_clips, "num_crops": config.num_crops}
     settings = common_settings(config, file, samples, world) | views
     model.to(world.device)
+    head = open_head(config.head, model, world.device, precision=config.precision)
+    settings |= head.settings if head else {}
 
     def columns_of(batch: "Batch") -> "dict[str, pa.Array]":
         scores = scores_of(model, batch, at_once=config.batch, precision=config.precision)
-        return _columns(scores, samples.corpus, batch, model.config)
+        return with_head(head, _columns(scores, samples.corpus, batch, model.config), batch.clips)
 
     table, is_new = evaluate_into_table(
         out / PREDICTIONS,

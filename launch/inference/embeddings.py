@@ -31,6 +31,7 @@ from mae3d.video.windows import VideoBatch, VideoClips, Window, WindowPlan
 
 if TYPE_CHECKING:
     from launch.common.eval_set import EvalSet
+    from launch.inference.heads import Head
     from mae3d.distributed import World
     from mae3d.model.classifier import Classifier
     from mae3d.model.config import EncoderConfig
@@ -116,6 +117,7 @@ def embed_samples(
     world: "World",
     every_s: float = 0.0,
     batch_size: int = 8,
+    head: "Head | None" = None,
 ) -> bool:
     """Write the vectors of samples of shards; all ranks call it.
 
@@ -127,6 +129,7 @@ def embed_samples(
         world: all ranks.
         every_s: seconds between the clips of a sample, one row each (`requests.windows_every`); 0 = one row per sample.
         batch_size: rows per batch.
+        head: of the user's, with columns of its own.
 
     Returns:
         False if the table was finished already.
@@ -155,9 +158,10 @@ def embed_samples(
         return {**sample_keys(samples.corpus, samples.rows[numbers]), **_span_columns(spans)}
 
     def columns_of(batch: "Batch") -> Mapping[str, Array]:
-        return {"vector": embedder(batch.clips)}
+        return with_head(head, {"vector": embedder(batch.clips)}, batch.clips)
 
     settings = {"model": model_sha256, **embedder.settings, **sample_settings(samples), "every_s": every_s}
+    settings |= head.settings if head else {}
     _, is_new = evaluate_into_table(
         path,
         samples,
@@ -183,6 +187,7 @@ def embed_videos(
     model_sha256: str,
     world: "World",
     batch_size: int = 8,
+    head: "Head | None" = None,
 ) -> bool:
     """Write the vectors of windows of video files, as `embed_samples` does of samples.
 
@@ -194,21 +199,28 @@ def embed_videos(
         model_sha256: of the model's file.
         world: all ranks.
         batch_size: windows per batch.
+        head: as in `embed_samples`.
     """
 
     def columns_of(batch: VideoBatch) -> Mapping[str, Array]:
-        return {"replaced_frames": pa.array(batch.replaced), "vector": embedder(torch.from_numpy(batch.clips))}
+        clips = torch.from_numpy(batch.clips)
+        return with_head(head, {"replaced_frames": pa.array(batch.replaced), "vector": embedder(clips)}, clips)
 
     return windows_into_table(
         path,
         plan,
         columns_of,
         model_config=embedder.config,
-        settings={"model": model_sha256, **embedder.settings, **settings},
+        settings={"model": model_sha256, **embedder.settings, **settings, **(head.settings if head else {})},
         world=world,
         batch_size=batch_size,
         row_bytes=embedder.row_bytes,
     )
+
+
+def with_head(head: "Head | None", columns: dict[str, Array], clips: torch.Tensor) -> dict[str, Array]:
+    """Return a batch's columns with those of a head, if there is one."""
+    return columns | head.columns(clips, taken=columns.keys()) if head else columns
 
 
 def windows_into_table(

@@ -168,12 +168,14 @@ def sample_keys(corpus: "Corpus", rows: "np.ndarray") -> "dict[str, pa.Array]":
 def sample_settings(samples: "EvalSet") -> dict[str, Any]:
     """Return the settings of a table that come from its data: datasets, labels, samples, and the sampling of clips."""
     facts = sample_facts(samples, "data")
+    code = {name: value for name, value in facts.items() if name.startswith("data: code of ")}
     names = ("decode", "sampling", "short", "sampling_rate", "target_fps", "num_segments", "frames_per_segment")
     return {
         "dataset": facts["data: datasets"],
         "labels": facts["data: labels"],
         "samples": facts["data: samples"],
         "data": {name: getattr(samples.clips, name) for name in names},
+        **code,
     }
 
 

@@ -97,7 +97,11 @@ def untrained(encoder: "Encoder | FrameEncoder", seed: int) -> "Encoder | FrameE
     """Return the encoder with which a pretraining run of this seed begins; of an image ViT, timm's random one."""
     import torch
 
+    from mae3d.model.foreign import HookEncoder
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if isinstance(encoder, HookEncoder):
+            return encoder.untrained().eval()
         fresh: Encoder | FrameEncoder = type(encoder)(encoder.config)  # type: ignore[arg-type]  # of its own class
         return fresh.eval()

@@ -42,7 +42,10 @@ def predict(config: "EvaluateConfig", world: "World") -> str:
     import pyarrow.parquet as pq
 
     from launch.common.clip_options import agreed_model_file, trained_data
+    from launch.inference.embeddings import with_head
     from launch.inference.evaluate import common_settings, describe_end, evaluate_into_table, open_samples
+    from launch.inference.heads import open_head
+    from mae3d.io.hooks import codes_of
     from mae3d.model.masking import other_masks
     from mae3d.weights.files import load_model
 
@@ -58,13 +61,16 @@ def predict(config: "EvaluateConfig", world: "World") -> str:
         "seed": config.seed,
         "reverse": config.reverse,
     }
+    settings |= codes_of(config)
     out = Path(config.out)
     model.to(world.device)
+    head = open_head(config.head, model, world.device, precision=config.precision)
+    settings |= head.settings if head else {}
     table, is_new = evaluate_into_table(
         out / LOSSES,
         samples,
         model.config,
-        lambda batch: losses_of(model, masks, batch, config),
+        lambda batch: with_head(head, losses_of(model, masks, batch, config), batch.clips),
         settings=settings,
         world=world,
         batch_size=config.batch,

@@ -1,11 +1,12 @@
 """The options of `launch/evaluate.py`, both tasks', and of `launch/timeline.py`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from launch.common.clip_options import ClipsConfig
 from launch.common.encoders import EncoderChoice
 from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
+from mae3d.io.hooks import canonical_hooks, hooked
 from mae3d.io.resume import free
 from mae3d.model.config import MaskType
 from pipelines.config import RATE
@@ -25,11 +26,13 @@ class EvaluateConfig:
             5 x 3 on Kinetics, 2 x 3 on Something-Something.
         num_crops: Classification: square crops of each clip along the longer side; 1 is the centre.
         mask: Reconstruction: what is hidden: one or several of random, tube, frame, block, prospective, retrospective,
-            interpolation (docs/masks.md), or `all`. Default: the model's.
+            interpolation (docs/masks.md), `all`, or a mask of yours, `module:name` (docs/hooks.md). Default: the
+            model's.
         mask_ratio: Reconstruction: share of the tokens that is hidden; null takes the model's.
         draws: Reconstruction: random masks of each clip, whose losses are averaged.
         seed: Reconstruction: of the masks.
         reverse: Reconstruction: play each clip backwards.
+        head: A head of yours over the encoder's features, `module:name`, whose columns join the table (docs/hooks.md).
         batch: Clips that go through the model at once.
         precision: `fp32`, or `bf16` (autocast), faster on a GPU; it moves scores in the third digit.
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
@@ -41,17 +44,19 @@ class EvaluateConfig:
     task: Literal["classification", "reconstruction"] = "classification"
     num_clips: int = bounded(5, least=1, most=1 << 16)
     num_crops: int = bounded(3, least=1, most=1 << 16)
-    mask: tuple[str, ...] = ()
+    mask: tuple[str, ...] = hooked("masks", (), known=("all", *get_args(MaskType)))
     mask_ratio: float | None = bounded(None, least=0, below=1)
     draws: int = bounded(1, least=1, most=1 << 16)
     seed: int = seeded()
     reverse: bool = False
+    head: str = hooked("heads", "")
     batch: int = bounded(16, least=1, most=1 << 30)
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = free("auto", local=True)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        canonical_hooks(self)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ class TimelineConfig(EncoderChoice):
         target_fps: Frame rate that sampling_rate refers to; null takes the run's, or 30.
         layer: Blocks that are run for novelty and changes; 0 is the patch embedding, -1 the last block.
         pool: `mean` over the patches' tokens, or `cls`, the class token.
-        mask: Surprise: what is hidden of a clip, by the names of docs/masks.md; all windows have the same mask.
+        head: A head of yours over the encoder's features, `module:name`, whose columns join the tables (docs/hooks.md).
+        mask: Surprise: what is hidden of a clip, by the names of docs/masks.md, or by a mask of yours, `module:name`;
+            all windows have the same mask.
         mask_ratio: Surprise: share of the tokens that is hidden; null takes the model's.
         seed: Surprise: of a mask that is drawn.
         apart: Novelty: seconds that lie between a window and an earlier one at least; windows never overlap.
@@ -91,7 +98,8 @@ class TimelineConfig(EncoderChoice):
     target_fps: float | None = bounded(None, **RATE)
     layer: int = -1
     pool: Literal["mean", "cls"] = "mean"
-    mask: MaskType = "prospective"
+    head: str = hooked("heads", "")
+    mask: MaskType | str = hooked("masks", "prospective", known=get_args(MaskType))
     mask_ratio: float | None = bounded(None, least=0, below=1)
     seed: int = seeded()
     apart: float = bounded(0.0, least=0)

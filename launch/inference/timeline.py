@@ -25,7 +25,8 @@ import torch
 
 from launch.common.tables import write_rows
 from launch.common.track import Track
-from launch.inference.embeddings import Embedder, windows_into_table
+from launch.inference.embeddings import Embedder, windows_into_table, with_head
+from launch.inference.heads import open_head
 from launch.inference.phases import AGREEMENT, AGREEMENT_TABLE
 from launch.inference.settings import TimelineConfig
 from launch.inference.sharded_table import METADATA, stored_settings
@@ -59,6 +60,7 @@ class Reader:
         """
         self.model = model
         self.embedder = Embedder(self.model, device, layer=config.layer, pool=config.pool, precision=config.precision)
+        self.head = open_head(config.head, model, device, layer=config.layer, precision=config.precision)
         self.model.to(device)
         self.config, self._device, self._bf16 = self.embedder.config, device, config.precision == "bf16"
         self.class_names: tuple[str, ...] = ()
@@ -81,7 +83,8 @@ class Reader:
     def settings(self) -> dict[str, Any]:
         """Settings that the windows' columns depend on beside weights and clips."""
         mask = self._mask if isinstance(self.model, MAE) else {}
-        return {**self.embedder.settings, **mask, "classes": list(self.class_names)}
+        head = self.head.settings if self.head else {}
+        return {**self.embedder.settings, **mask, **head, "classes": list(self.class_names)}
 
     @property
     def row_bytes(self) -> int:
@@ -103,7 +106,7 @@ class Reader:
         if isinstance(self.model, MAE):
             losses = each_clip(self._losses, on_device).T.cpu().numpy()
             columns |= {"surprise": pa.array(losses[0]), "surprise_copy": pa.array(losses[1])}
-        return columns
+        return with_head(self.head, columns, clips)
 
     @torch.no_grad()
     def _scores(self, clips: torch.Tensor) -> torch.Tensor:

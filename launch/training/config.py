@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from launch.common.clip_options import ClipsConfig
-from launch.common.encoders import TIMM, check_timm
+from launch.common.encoders import TIMM, check_encoder, check_timm
 from mae3d.io.bounds import GREATEST, bounded, bounds_of, check_bounds
+from mae3d.io.hooks import canonical_hooks, hooked, is_hook
 from mae3d.io.resume import free
 from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig
 from mae3d.tracking.config import LogConfig
@@ -193,7 +194,7 @@ class FinetuneConfig:
     Attributes:
         init: where the encoder comes from: a run, an exported folder, a model file or a foreign checkpoint; none = from
             scratch; or an image ViT by timm's name, `timm:vit_small_patch14_dinov2`, whose features of single frames
-            are averaged.
+            are averaged; or an encoder of yours, `module:name` (docs/hooks.md).
         init_weights: of an image ViT: a file with timm's names or their authors', `download`, by timm from the Hugging
             Face Hub, or `none`, random ones.
         model: the classifier
@@ -210,7 +211,7 @@ class FinetuneConfig:
         extend: go on with a run under another train.steps or train.epochs.
     """
 
-    init: str = ""
+    init: str = hooked("encoders", "", known=(TIMM,), loose=True)
     init_weights: str = ""
     model: FinetuneModelConfig = field(default_factory=FinetuneModelConfig)
     data: FinetuneDataConfig = field(default_factory=FinetuneDataConfig)
@@ -227,7 +228,10 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.init.startswith(TIMM):
+        canonical_hooks(self)
+        if is_hook(self.init, known=(TIMM,)):
+            check_encoder(self.init, self.init_weights, option="--init_weights ")
+        elif self.init.startswith(TIMM):
             check_timm(self.init, self.init_weights, option="--init_weights ")
         elif self.init_weights:
             raise ValueError("--init_weights goes with --init timm:NAME: every other init has its weights")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.common.cli import defaults_of
 from launch.training.config import TrainingConfig
+from mae3d.io.hooks import code_of, hooks_of
 from mae3d.tracking.run_dir import STOP, RunError
 
 if TYPE_CHECKING:
@@ -36,11 +37,30 @@ def claim(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "Train
     def check_and_write() -> str:
         settings = dataclasses.asdict(config)
         run.check(settings, extend=config.extend, defaults=defaults_of(config))
-        note = change_of_schedule(run, config, loader, schedule)
+        note = "; ".join(filter(None, (changed_hooks(run, config), change_of_schedule(run, config, loader, schedule))))
         run.claim(settings, extend=config.extend)
         return note
 
     return world.on_first(check_and_write)
+
+
+def changed_hooks(run: "Run", config: TrainingConfig) -> str:
+    """Return which of the user's code has changed since the newest checkpoint; "" if none, or if it sees steps only.
+
+    Raises:
+        RunError: the losses depend on code that has changed, and the settings do not accept that.
+    """
+    before = _newest_state(run).get("hooks", {})
+    codes = {text: code_of(text) for option, _, text in hooks_of(config) if not run.rules.is_free(option)}
+    changes = [
+        f"{text}: was {before[text]}, is {code}" for text, code in codes.items() if before.get(text, code) != code
+    ]
+    if changes and config.run.on_hook_change == "refuse":
+        raise RunError(
+            f"{run.folder} was trained with other code: {'; '.join(changes)}. Restore it, or add "
+            "--run.on_hook_change accept to go on with this one"
+        )
+    return f"code of hooks: {'; '.join(changes)}" if changes else ""
 
 
 def change_of_schedule(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "TrainSchedule") -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from launch.training.config import TrainingConfig
+from mae3d.io.hooks import codes_of
 
 if TYPE_CHECKING:
     from mae3d.training.config import OptimConfig
@@ -64,6 +65,7 @@ def make_schedule(
         max_rollbacks=train.max_rollbacks,
         time_limit=config.run.time_limit,
         remote=config.run.remote,
+        hooks=codes_of(config),
     )
 
 

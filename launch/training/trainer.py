@@ -138,7 +138,7 @@ def run_task(
 
     1. lock: this start becomes the only writer of RUN and of run.remote, or is refused;
     2. restore: RUN comes back from run.remote if that is newer, before anything reads RUN;
-    3. decode, task, loader, schedule, evaluation: all that can be refused is refused before RUN is touched;
+    3. decode, task, loader, schedule, evaluation, observers: all that can be refused is, before RUN is touched;
     4. claim: RUN/config.yaml is compared and written;
     5. finished: a run that is DONE ends here;
     6. seed, then model: the seed comes right before the weights, so that they are the same however step 3 went;
@@ -177,6 +177,7 @@ def _train_alone(
     from mae3d.training.engine import Engine
     from mae3d.training.loop import TrainingLoop
     from mae3d.training.metrics import step_flops
+    from mae3d.training.observers import Observers
 
     restore_from_remote(config, world)
     run = Run(config.run.dir, resume_rules(config))
@@ -190,6 +191,7 @@ def _train_alone(
         schedule = make_schedule(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
         evaluation = task.open_evaluation(loader)
         world.check_same(evaluation.facts(), SAME_DATA)
+        observers = Observers(world, seed=config.train.seed, metrics=config.log.metrics, callbacks=config.run.callbacks)
         change = claim(run, task.stored_config, loader, schedule, world)
         if run.is_done:
             report_finished(run, world)
@@ -228,7 +230,7 @@ def _train_alone(
         with closing(engine):
             validation = evaluation.validation(engine)
             finished = TrainingLoop(
-                engine, loader, task.loss(), schedule, run, world, model_config, validation, ownership
+                engine, loader, task.loss(), schedule, run, world, model_config, validation, ownership, observers
             ).run()
     report_end(run, world, finished=finished)
     return finished

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     RAND_AUGMENT = 0x72616E64
     JITTER = 0x6A697474
     ERASE = 0x65726173
+    AUGMENT = 0x6175676D  # augmentations of the user's
     SUBSTITUTE = 0x73756273  # the sample that stands in for a damaged one
     MASK = 0x6D61736B
     DROP = 0x64726F70  # dropout and drop path
@@ -34,11 +35,18 @@ class Stream(IntEnum):
     POOL = 0x706F6F6C  # samples among which visualize searches for neighbours
     BOOTSTRAP = 0x626F6F74  # test samples that are drawn again
     CURATE = 0x63757261  # the orders of bits in which hashes are sorted
+    OBSERVE = 0x6F627365  # metrics and callbacks of the user's
 
 
-def philox(seed: int, stream: Stream, *, epoch: int = 0, position: int = 0, view: int = 0) -> np.random.Generator:
-    """Return a generator that depends on nothing but its arguments (counter-based: Salmon et al., SC 2011)."""
-    return np.random.Generator(np.random.Philox(key=philox_key(seed, stream), counter=[0, view, position, epoch]))
+def philox(
+    seed: int, stream: Stream, *, epoch: int = 0, position: int = 0, view: int = 0, number: int = 0
+) -> np.random.Generator:
+    """Return a generator that depends on nothing but its arguments (counter-based: Salmon et al., SC 2011).
+
+    `number` separates those who draw for the same view: each has 2^48 blocks of four numbers.
+    """
+    counter = [number << 48, view, position, epoch]
+    return np.random.Generator(np.random.Philox(key=philox_key(seed, stream), counter=counter))
 
 
 def philox_key(seed: int, stream: Stream) -> NDArray[np.uint64]:

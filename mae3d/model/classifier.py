@@ -15,9 +15,11 @@ path draw from torch's generators, which the trainer seeds anew for each micro-b
 import numpy as np
 from torch import Tensor, nn
 
+from mae3d.io.hooks import is_hook
 from mae3d.io.random import Stream, philox_key
 from mae3d.model.config import ClassifierConfig
 from mae3d.model.encoder import Encoder
+from mae3d.model.foreign import HookEncoder
 from mae3d.model.frames import FrameEncoder
 
 
@@ -28,7 +30,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         self.encoder: Encoder | FrameEncoder
-        if config.backbone:
+        if is_hook(config.backbone):
+            self.encoder = HookEncoder(config, drop_path=config.drop_path, pooling=config.pooling)
+        elif config.backbone:
             self.encoder = FrameEncoder(config, drop_path=config.drop_path, pooling=config.pooling)
         else:
             self.encoder = Encoder(config, drop_path=config.drop_path)

@@ -11,10 +11,10 @@ Standard library only: command lines read this file to build `--help`, long befo
 """
 
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mae3d.io.bounds import bounded, check_bounds
+from mae3d.io.hooks import canonical_hooks, hooked, is_hook, nearest
 from mae3d.io.shapes import plain_size, sides
 
 # A size that may be left out (None): __post_init__ derives it, so that readers of a config, and the type checker, see
@@ -51,12 +51,6 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 
 CELL_TOKENS = 4  # tokens of a running cell: 2 x 2 in a time slot
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Return `did you mean ...?` for a misspelt name, or else the list of known names."""
-    close = get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
 
 
 @dataclass(frozen=True)
@@ -201,7 +195,7 @@ class MAEConfig(EncoderConfig):
             15), or every n-th, `stride` (PySlowFast: 0, 2, ..., 12, 14).
         mask_type: Choice of the hidden tokens: `random` ones (published), a `tube` of the same positions in all frames,
             whole time slots (`frame`), cuboids (`block`), the future (`prospective`), the past (`retrospective`) or
-            the middle (`interpolation`).
+            the middle (`interpolation`); or a mask of yours, `module:name` (docs/hooks.md).
         mask_ratio: Share of the tokens that is hidden, to the nearest whole tube or time slot if the type has such.
         decoder_mask_ratio: Share of the hidden tokens that the decoder leaves out, in quarters: 0 (published MAE-ST) or
             0.25, 0.5 (VideoMAE V2), 0.75. The tokens that it predicts, and the loss counts, are running cells: the same
@@ -216,12 +210,13 @@ class MAEConfig(EncoderConfig):
     norm_pix_loss: bool = True
     pred_t_dim: Size = bounded(_DERIVED, least=1, most=_FRAMES)
     target_rule: Literal["even", "stride"] = "even"
-    mask_type: MaskType = "random"
+    mask_type: MaskType | str = hooked("masks", "random", known=get_args(MaskType))
     mask_ratio: float = bounded(0.9, least=0, below=1)
     decoder_mask_ratio: float = bounded(0.0, least=0, below=1)
 
     def _derive(self) -> None:
         super()._derive()
+        canonical_hooks(self)
         if self.pred_t_dim is None:
             object.__setattr__(self, "pred_t_dim", self.num_frames // self.t_patch_size)
         if self.decoder_sep_pos_embed is None:
@@ -245,8 +240,6 @@ class MAEConfig(EncoderConfig):
         self._check_mask()
 
     def _check_mask(self) -> None:
-        if self.mask_type not in get_args(MaskType):
-            raise ValueError(f"mask_type={self.mask_type!r}: {nearest(self.mask_type, list(get_args(MaskType)))}")
         if not 0 < self.num_kept < self.num_tokens:
             unit, kind = self.mask_unit, self.mask_type
             raise ValueError(
@@ -266,7 +259,12 @@ class MAEConfig(EncoderConfig):
     def mask_unit(self) -> int:
         """Number of tokens that the mask keeps or hides together: 1, a tube's or a time slot's."""
         t, h, w = self.grid
-        return {"random": 1, "block": 1, "tube": t}.get(self.mask_type, h * w)
+        return 1 if self._keeps_tokens else t if self.mask_type == "tube" else h * w
+
+    @property
+    def _keeps_tokens(self) -> bool:
+        """Return whether the mask keeps single tokens, as one of the user's does."""
+        return self.mask_type in ("random", "block") or is_hook(self.mask_type)
 
     @property
     def num_kept(self) -> int:
@@ -276,7 +274,7 @@ class MAEConfig(EncoderConfig):
         slots to the nearest whole number; `interpolation` keeps at least the first slot and the last.
         """
         visible, unit = self.num_tokens * (1 - self.mask_ratio), self.mask_unit
-        if self.mask_type in ("random", "block"):
+        if self._keeps_tokens:
             return int(visible)
         units = int(visible / unit + 0.5)
         return unit * (max(units, 2) if self.mask_type == "interpolation" else units)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae3d.io.hooks import load, require_trust
 from mae3d.io.random import Stream, philox_key
 from mae3d.model.config import CELL_TOKENS, MAEConfig, MaskType
 
@@ -53,7 +54,7 @@ def random_mask(noise: Tensor, mask_ratio: float) -> Mask:
     return _keep_smallest(noise, int(noise.shape[1] * (1 - mask_ratio)))
 
 
-def make_mask(noise: Tensor, *, mask_type: MaskType, grid: tuple[int, int, int], kept: int) -> Mask:
+def make_mask(noise: Tensor, *, mask_type: MaskType | str, grid: tuple[int, int, int], kept: int) -> Mask:
     """Hide tokens by one of the types of docs/masks.md.
 
     `random` keeps single tokens (as `random_mask`), `tube` the same positions in every time slot, `frame` whole time
@@ -63,14 +64,41 @@ def make_mask(noise: Tensor, *, mask_type: MaskType, grid: tuple[int, int, int],
 
     Args:
         noise: float32 (B, L).
-        mask_type: The type.
+        mask_type: The type, or the canonical text of a mask of the user's.
         grid: Tokens along time, height and width; L = t h w.
         kept: Visible tokens of each clip (K), `config.num_kept`: it is whole tubes or slots if the type has such.
             At most one block is cut short, so that the number is exact.
+
+    Raises:
+        ValueError: A mask of the user's is not installed, not trusted, or returns anything but a score per token.
     """
     assert noise.dtype == torch.float32, noise.dtype
-    score = noise if mask_type == "random" else _SCORES[mask_type](noise.unflatten(1, grid)).flatten(1)
-    return _keep_smallest(score, kept)
+    if mask_type == "random":
+        return _keep_smallest(noise, kept)
+    if mask_type not in _SCORES:
+        use_mask(mask_type)
+    return _keep_smallest(_SCORES[mask_type](noise.unflatten(1, grid)).flatten(1), kept)
+
+
+def use_mask(mask_type: MaskType | str) -> None:
+    """Load a mask of the user's, before it is needed: a model that is compiled finds it among the types.
+
+    Raises:
+        ValueError: It is not installed, or only a model file names it.
+    """
+    if mask_type == "random" or mask_type in _SCORES:
+        return
+    require_trust(mask_type, option=f"--mask '{mask_type}'")
+    hook = load(mask_type, "masks")
+
+    def scores(noise_Bthw: Tensor) -> Tensor:
+        score = hook(noise_Bthw)
+        if not isinstance(score, Tensor) or score.shape != noise_Bthw.shape:
+            given = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise hook.refuse(f"returned {given}: it must return a tensor of {tuple(noise_Bthw.shape)}")
+        return score
+
+    _SCORES[mask_type] = scores
 
 
 def running_cell(grid: tuple[int, int, int], *, predicted: int = 2, device: torch.device | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mae3d.io.bounds import bounded, check_bounds, seeded
+from mae3d.io.hooks import canonical_hooks, hooked
 from mae3d.io.resume import free, length
 from mae3d.training.deepspeed_config import FREE_KEYS, check_settings, read_settings
 
@@ -138,6 +139,9 @@ class RunConfig:
         timeout: minutes that a process waits for the others before it gives up.
         remote: a URL such as s3://bucket/run. Complete checkpoints, config.yaml and metrics.jsonl are mirrored to it in
             the background, and restored from it where dir is empty or older. Credentials come from the environment.
+        callbacks: objects of yours that see steps, checkpoints and validations, `module:name` (docs/hooks.md).
+        on_hook_change: what a run does whose mask, sampler or augmentation has other code than before: `refuse`, or
+            `accept` it from here on.
     """
 
     dir: str = ""
@@ -147,9 +151,12 @@ class RunConfig:
     time_limit: float | None = bounded(None, above=0, most=_LONGEST_MINUTES, hint="in minutes")
     timeout: float = bounded(30, above=0, most=_LONGEST_MINUTES, hint="in minutes")
     remote: str = ""
+    callbacks: tuple[str, ...] = hooked("callbacks", ())
+    on_hook_change: Literal["refuse", "accept"] = "refuse"
 
     def __post_init__(self) -> None:
         check_bounds(self, "run.")
+        canonical_hooks(self, "run.")
         address = self.remote.partition("://")[2]
         if "?" in address or ":" in address.rpartition("@")[0]:
             raise ValueError(  # without the value, which is no secret any more once it is printed

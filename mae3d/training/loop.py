@@ -8,6 +8,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mae3d.distributed import World, is_lost_peer
 from mae3d.io.console import one_line
+from mae3d.io.random import Stream, philox
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.tracking.config import LogConfig
 from mae3d.tracking.progress import ProgressLogger
@@ -22,6 +24,7 @@ from mae3d.tracking.run_dir import DONE, SPIKES, STOP, STOPPED, Run
 from mae3d.training.anomalies import AnomalyGuard, TrainingError
 from mae3d.training.engine import Engine
 from mae3d.training.metrics import Meter
+from mae3d.training.observers import Observers, StepView
 from mae3d.training.saver import Saver
 from mae3d.training.stop_request import Interrupted, StopRequest
 
@@ -82,6 +85,7 @@ class TrainSchedule:
     time_limit: float | None = None  # minutes
     remote: str = ""  # URL that the run is mirrored to
     rate: Mapping[str, float] = field(default_factory=dict)  # what lr is made of, kept with every checkpoint
+    hooks: Mapping[str, str] = field(default_factory=dict)  # the user's code that it depends on, likewise
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class TrainingLoop:
         model_config: stored with the weights.
         validation: what to score the model by, and when.
         ownership: guards the folder.
+        observers: the user's metrics and callbacks.
     """
 
     engine: Engine
@@ -141,9 +146,13 @@ class TrainingLoop:
     model_config: MAEConfig | ClassifierConfig
     validation: Validation | None = None
     ownership: Ownership = field(default_factory=Unguarded)
+    observers: Observers | None = None
 
     def __post_init__(self) -> None:
         schedule, world = self.schedule, self.world
+        self.observed = self.observers or Observers(world)
+        self.step_loss: Tensor | None = None
+        self.last_step = 0
         self.meter = Meter(world, clips_per_step=schedule.clips_per_step, flops_per_clip=schedule.flops_per_clip)
         self.guard = AnomalyGuard(max_skipped=schedule.max_skipped, max_rollbacks=schedule.max_rollbacks)
         self.saver = Saver(
@@ -171,7 +180,9 @@ class TrainingLoop:
             OSError: a checkpoint or the log cannot be written.
         """
         try:
-            return self.take_steps()
+            with contextlib.ExitStack() as failing:
+                failing.push(self.announce_failure)
+                return self.take_steps()
         except torch.OutOfMemoryError as error:
             raise TrainingError(out_of_memory(one_line(error))) from error
         except RuntimeError as error:
@@ -186,16 +197,18 @@ class TrainingLoop:
     def take_steps(self) -> bool:
         """Take all steps that are left; return as `run` does."""
         schedule, step = self.schedule, self.resume()
+        self.last_step = step
         self.progress = ProgressLogger(
             self.folder, self.world, first_step=step, total_steps=schedule.total_steps, log=schedule.log
         )
         with self.progress, self.stop, self.saver:
+            self.observed.start(self.view(step))
             if self.validation_pending and not self.end_step(step, taken=False):
                 return False
             while step < schedule.total_steps:
                 skipped = self.engine.skipped_steps
                 origin = self.take_step(step)
-                step += 1
+                self.last_step = step = step + 1
                 self.folder.heartbeat(self.world.ranks.rank, step)
                 if self.guard.stepped(self.engine.skipped_steps == skipped, origin=origin):
                     step = self.go_back(step)
@@ -211,11 +224,15 @@ class TrainingLoop:
         self.ownership.check()
         last = step == self.schedule.total_steps
         scores = self.score(step)
+        row: Mapping[str, Any] = {}
         if taken and (step % self.schedule.log.every == 0 or last):
-            self.log(step, scores)
+            row = self.log(step, scores)
         elif scores:  # between two lines, whose losses it leaves as they are
-            self.progress.write({"step": step, "epoch": self.loader.epoch, **self.named(scores)})
+            row = {"step": step, "epoch": self.loader.epoch, **self.named(scores)}
+            self.progress.write(row)
         self.progress.stepped(step)
+        if self.observed.has_callbacks:
+            self.observed.stepped(self.view(step, row), self.named(scores), self.saver.finished(), taken=taken)
         stopping = self.stop.agree() and not (last and (scores or not self.validation))
         # Weights that the next steps cannot use are no good checkpoint: then the one before is restored.
         due = step % self.schedule.checkpoint_every == 0 and not self.guard.in_a_row
@@ -255,7 +272,7 @@ class TrainingLoop:
             self.engine.backward(loss)
             self.meter.add(loss)
             self.engine.step(lr)
-        self.meter.stepped()
+        self.step_loss = self.meter.stepped()
         return at["epoch"], at["position"]
 
     def go_back(self, step: int) -> int:
@@ -288,8 +305,8 @@ class TrainingLoop:
         """Return the scores under their names in metrics.jsonl."""
         return self.validation.named(scores) if self.validation else {}
 
-    def log(self, step: int, scores: Mapping[str, float]) -> None:
-        """Log a line of metrics.jsonl, the same on every rank, and check for anomalies."""
+    def log(self, step: int, scores: Mapping[str, float]) -> Mapping[str, Any]:
+        """Log a line of metrics.jsonl, the same on every rank, check for anomalies, and return the line."""
         measured, losses = self.meter.row()
         self.guard.check(self.engine.optimizer_step)
         counts = self.counts()
@@ -305,6 +322,8 @@ class TrainingLoop:
             **counts,
             **self.named(scores),
         }
+        with self.meter.pausing():
+            row |= self.observed.figures(self.view(step, row), taken=row)
         self.progress.write(row)
         for spike in self.guard.judge(losses, step=step):
             if self.world.is_first:
@@ -314,6 +333,29 @@ class TrainingLoop:
                     spike.loss, spike.step, spike.usual, spike.position, spike.epoch, self.folder.folder / SPIKES,
                 )  # fmt: skip
         self.loader.judge(counts)  # the same sums on every process: all stop together
+        return row
+
+    def view(self, step: int, row: Mapping[str, Any] = MappingProxyType({})) -> StepView:
+        """Return what metrics and callbacks see after a step."""
+        return StepView(
+            step=step,
+            total_steps=self.schedule.total_steps,
+            epoch=self.loader.epoch,
+            lr=self.schedule.lr(max(step - 1, 0)),
+            row=MappingProxyType(dict(row)),
+            model=self.engine.module,
+            folder=self.folder.folder,
+            rank=self.world.ranks.rank,
+            world_size=self.world.ranks.size,
+            rng=philox(0, Stream.OBSERVE, position=step),
+            weights=self.engine.weights,
+            step_loss=self.step_loss,
+        )
+
+    def announce_failure(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Let callbacks know of an error that ends the run."""
+        if error is not None and self.observed.has_callbacks:
+            self.observed.ended(self.view(self.last_step), [], f"failed: {type(error).__name__}: {error}")
 
     def save(self, step: int, scores: Mapping[str, float], *, final: bool) -> None:
         """Save a checkpoint of everything that the next step depends on."""
@@ -323,6 +365,7 @@ class TrainingLoop:
             "counts": self.counts(),
             "guard": self.guard.state_dict(),
             "rate": dict(self.schedule.rate),
+            "hooks": dict(self.schedule.hooks),
         }
         score = self.validation.selection_score(scores) if self.validation and scores else None
         self.saver.save(self.engine, state, step=step, score=score, final=final)
@@ -336,6 +379,9 @@ class TrainingLoop:
         if self.world.is_first:
             self.progress.flush()
             self.folder.end(marker, text)
+        if self.observed.has_callbacks:
+            reason = f"finished: {text}" if marker == DONE else text
+            self.observed.ended(self.view(self.last_step), self.saver.finished(), reason)
         self.world.barrier()
 
 

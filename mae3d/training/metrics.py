@@ -141,12 +141,14 @@ class Meter:
         yield
         self._since += time.perf_counter() - start
 
-    def stepped(self) -> None:
-        """End an optimizer step."""
+    def stepped(self) -> Tensor:
+        """End an optimizer step; return its loss on this rank, on the device."""
         # float64: means of float32 losses come out alike wherever a run was cut.
-        self._losses.append(torch.stack(self._step).double().mean())
+        loss = torch.stack(self._step).double().mean()
+        self._losses.append(loss)
         self._step = []
         self._steps += 1
+        return loss
 
     def losses(self) -> list[float]:
         """Return the loss of each step of the interval: means over micro-batches and ranks; a collective."""

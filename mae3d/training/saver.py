@@ -14,6 +14,7 @@ import datetime
 import errno
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -61,8 +62,8 @@ class _Job:
 class Saver:
     """The checkpoints of one run.
 
-    Every public method is a collective: all ranks call it, in the same order. `_write_in_background` runs on the
-    thread, and its collectives use the threads' group.
+    Every public method but `finished` is a collective: all ranks call it, in the same order. `_write_in_background`
+    runs on the thread, and its collectives use the threads' group.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Saver:
         self._pending: Future[Outcome] | None = None
         self._last: Outcome = None
         self._num_failed = self._failed_in_a_row = 0
+        self._finished: deque[Path] = deque()  # the thread appends, the loop takes away
         self._remote = remote
         self._mirror: Mirror | None = None
         if remote and world.is_first:
@@ -197,6 +199,10 @@ class Saver:
         counts = {"failed_saves": self._num_failed}
         return counts | {"failed_mirrors": self._mirror.failures if self._mirror else 0} if self._remote else counts
 
+    def finished(self) -> list[Path]:
+        """Return the checkpoints that have become whole since the last call, oldest first; on rank 0 alone."""
+        return [self._finished.popleft() for _ in range(len(self._finished))]
+
     def _start(self, job: _Job) -> None:
         """Begin to write on a thread, a daemon: a disk that hangs does not keep the process from leaving."""
         self._pending = Future()
@@ -256,6 +262,7 @@ class Saver:
             retention.prune(run, keep_last=self._keep_last, keep_every=self._keep_every, in_use=in_use)
         except Exception as error:
             return _portable_error(error)
+        self._finished.append(folder)
         if self._mirror is not None:
             self._mirror.push()
         return None

@@ -27,6 +27,7 @@ from mae3d.io.shapes import Size, plain_size, sides
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
+from mae3d.model.foreign import HookEncoder
 from mae3d.model.frames import FrameEncoder
 from mae3d.model.mae import MAE
 from mae3d.weights.convert import unmatched
@@ -80,6 +81,8 @@ def _frame_state(encoder: FrameEncoder, target: ClassifierConfig) -> dict[str, T
     if source.backbone != target.backbone:
         raise TransferError(f"the weights are of timm:{source.backbone}, not of {target.backbone or 'a video encoder'}")
     _warn(source, target, ("mean", "std"))
+    if isinstance(encoder, HookEncoder):
+        return encoder.state_dict()
     if source.img_size != target.img_size:
         encoder = copy.deepcopy(encoder)
         encoder.vit.set_input_size(img_size=sides(target.img_size))
@@ -168,6 +171,8 @@ def resized_encoder(encoder: Encoder | FrameEncoder, *, img_size: Size, num_fram
     size = {"img_size": img_size, "num_frames": num_frames}
     if (encoder.config.img_size, encoder.config.num_frames) == (img_size, num_frames):
         return encoder
+    if isinstance(encoder, HookEncoder):
+        return encoder.resized(img_size=img_size, num_frames=num_frames).to(next(encoder.parameters()).device)
     if isinstance(encoder, FrameEncoder):
         frames = copy.deepcopy(encoder)
         frames.config = replace(encoder.config, **size)  # type: ignore[arg-type]

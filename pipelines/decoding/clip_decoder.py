@@ -22,6 +22,7 @@ from mae3d.io.png import PngError, decode_png
 from mae3d.video.groups import GroupDecoder, GroupError
 from mae3d.video.in_place import InPlaceDecoder
 from mae3d.video.packets import PacketError, PacketTable
+from pipelines.decoding.channels import with_channels
 from pipelines.reading.source import FetchedClip
 from pipelines.samples.corpus import Corpus
 from preprocess.dataset.layout import Layout
@@ -57,7 +58,7 @@ class ClipDecoder:
         if layout.name == "jpeg":
             return [torch.from_numpy(np.stack(jpeg_frames(one, size, self._channels))) for one in fetched]
         if layout.name == "png":
-            return png_clips(fetched, layout, size)
+            return png_clips(fetched, layout, size, self._channels)
         numbers = np.unique(np.concatenate([one.clip.frames for one in fetched]))
         pixels = np.empty((len(numbers), *size, self._channels), np.uint8)
         if layout.is_in_place:
@@ -137,7 +138,9 @@ def jpeg_frames(fetched: FetchedClip, size: tuple[int, int], channels: int = 3) 
     return pictures
 
 
-def png_clips(fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, int]) -> list[torch.Tensor]:
+def png_clips(
+    fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, int], channels: int
+) -> list[torch.Tensor]:
     """Return clips of one row of layout png, each frame decoded once; errors as `ClipDecoder.decode`."""
     frames: dict[int, np.ndarray] = {}
     for one in fetched:
@@ -152,5 +155,5 @@ def png_clips(fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, i
                 height, width, bits = *pixels.shape[:2], 8 * pixels.dtype.itemsize
                 there = f"{height} x {width} pixels of {bits} bits"
                 raise BadFrameError(number, f"it is {there}, the index says {size[0]} x {size[1]} of {layout.bits}")
-            frames[number] = pixels
+            frames[number] = with_channels(pixels, channels)
     return [torch.from_numpy(np.stack([frames[number] for number in one.clip.frames.tolist()])) for one in fetched]

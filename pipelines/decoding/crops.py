@@ -52,7 +52,7 @@ class Cropper:
             self._pool.shutdown()
 
     def _memory(self, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
-        """Return memory for a batch; it is used again, because fresh pages cost half as much as the crops of four views."""
+        """Return memory for a batch; used again, because fresh pages cost half as much as the crops of four views."""
         dtype = np.uint16 if kind == torch.uint16 else np.uint8
         for i in range(len(self._arrays)):
             # torch holds the array as long as any tensor lives that shares its memory: two references, the list's and

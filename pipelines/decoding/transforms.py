@@ -17,25 +17,32 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines.sampling.augment import Erase, Op, View
+from mae3d.io.hooks import load
+from pipelines.sampling.augment import Augment, Erase, Op, View
 
 FILL = 128  # grey of what a rotation, shear or translation uncovers
 NOISE_MEAN, NOISE_STD = 0.45, 0.225  # erased pixels are standard normal once the model has normalised them by these
 
 
 def apply_views(clips: torch.Tensor, views: Sequence[View]) -> None:
-    """Apply each view's ops, then its erasing, in place; views without ops cost nothing.
+    """Apply each view's ops, its erasing, then the user's augmentations, in place; views without any cost nothing.
 
     Args:
         clips: (V, T, H, W, C), contiguous; cropped and flipped already. Ops take uint8 of one channel or three, erasing
             takes uint16 and any number as well.
         views: V of them.
+
+    Raises:
+        ValueError: an augmentation of the user's returns no clip of that size.
+        HookError: it failed.
     """
     for clip, view in zip(clips, views, strict=True):
         if view.ops:
             clip.copy_(apply_ops(clip, view.ops))
         if view.erase:
             _erase(clip, view.erase)
+        if view.augment:
+            _augment(clip, view.augment)
 
 
 def apply_ops(clip: torch.Tensor, ops: Sequence[Op]) -> torch.Tensor:
@@ -54,6 +61,19 @@ def _erase(clip: torch.Tensor, box: Erase) -> None:
     draws = rng.integers(2**16, size=(len(clip), box.height, box.width, clip.shape[-1]), dtype=np.uint16)
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
     clip[:, rows, columns] = torch.from_numpy(_noise_levels(clip.dtype)[draws]).to(clip.device)
+
+
+def _augment(clip: torch.Tensor, augment: Augment) -> None:
+    """Let the user's functions change a clip: each gets it as the one before has left it, and returns another one."""
+    for text, rng in zip(augment.hooks, augment.rngs(), strict=True):
+        hook = load(text, "augmentations")
+        changed = hook(clip, rng)
+        changed = torch.from_numpy(changed) if isinstance(changed, np.ndarray) else changed
+        if not isinstance(changed, torch.Tensor) or (changed.shape, changed.dtype) != (clip.shape, clip.dtype):
+            given = f"{tuple(changed.shape)} {changed.dtype}" if isinstance(changed, torch.Tensor) else type(changed)
+            raise hook.refuse(f"returned {given}: it must return a clip of {tuple(clip.shape)} {clip.dtype}")
+        if changed is not clip:
+            clip.copy_(changed)
 
 
 @cache

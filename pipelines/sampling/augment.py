@@ -3,17 +3,19 @@
 crop = draw_crop(rng, height=256, width=340, area=(0.5, 1), aspect=(0.75, 4 / 3), flip=0.5)
 ops = draw_rand_augment(rng, RandAugment.parse("rand-m7-mstd0.5-inc1"))     # ─► (Op("shear_x", -0.2), ...)
 
-A view is cropped, resized and flipped first, then its `ops` are applied in turn, then its box is erased
-(transforms.py). mae_st and timm's video users apply RandAugment to the whole frame before the crop. Here, as in timm's
-image pipeline, it sees the model's input: two to three times fewer pixels, and the border that a rotation, shear or
-translation fills with grey lies in the view, where upstream's crop would have cut part of it off.
+A view is cropped, resized and flipped first, then its `ops` are applied in turn, its box is erased, and the user's
+augmentations follow (transforms.py). mae_st and timm's video users apply RandAugment to the whole frame before the
+crop. Here, as in timm's image pipeline, it sees the model's input: two to three times fewer pixels, and the border that
+a rotation, shear or translation fills with grey lies in the view, where upstream's crop would have cut part of it off.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from mae3d.io.random import Stream, philox
 from mae3d.io.shapes import Size, largest_box, sides
 from pipelines.config import RandAugment
 
@@ -52,12 +54,30 @@ class Erase(NamedTuple):
     seed: int
 
 
+class Augment(NamedTuple):
+    """The user's augmentations of a view, and where the view lies: generators are made of that, one for each hook."""
+
+    hooks: tuple[str, ...]
+    seed: int
+    epoch: int
+    position: int
+    view: int
+
+    def rngs(self) -> Iterator[np.random.Generator]:
+        """Yield the generator of each hook; no hook's draws depend on those of another."""
+        for number in range(len(self.hooks)):
+            yield philox(
+                self.seed, Stream.AUGMENT, epoch=self.epoch, position=self.position, view=self.view, number=number
+            )
+
+
 class View(NamedTuple):
     """All that is done to one view of a decoded clip, the same for all its frames, in this order."""
 
     crop: Crop
     ops: tuple[Op, ...] = ()
     erase: Erase | None = None
+    augment: Augment | None = None
 
 
 def draw_crop(

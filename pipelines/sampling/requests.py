@@ -10,11 +10,13 @@ from functools import partial
 
 import numpy as np
 
+from mae3d.io.hooks import is_hook, load
 from mae3d.io.random import Stream, philox
 from mae3d.io.shapes import Size, sides
 from pipelines.config import DataConfig, RandAugment
 from pipelines.samples.corpus import Corpus
 from pipelines.sampling.augment import (
+    Augment,
     Op,
     View,
     draw_crop,
@@ -26,6 +28,7 @@ from pipelines.sampling.augment import (
 )
 from pipelines.sampling.windows import (
     clip_stride,
+    fold_frames,
     regular_starts,
     segment_window,
     segments_are_short,
@@ -60,7 +63,9 @@ class BatchRequest:
 
 
 def check_views(config: DataConfig, *, num_frames: int, size: Size) -> None:
-    """Check that the settings make clips of the model's shape; ValueError if not."""
+    """Check that the settings make clips of the model's shape, and load a sampler of the user's; ValueError if not."""
+    if is_hook(config.sampling):
+        load(config.sampling, "windows")
     if config.sampling == "segments" and config.num_segments * config.frames_per_segment != num_frames:
         raise ValueError(
             f"data.num_segments={config.num_segments} x data.frames_per_segment={config.frames_per_segment} "
@@ -87,6 +92,8 @@ def short_rows(corpus: Corpus, config: DataConfig, *, num_frames: int) -> np.nda
         short = segments_are_short(
             corpus.num_frames, num_segments=config.num_segments, frames_per_segment=config.frames_per_segment
         )
+    elif is_hook(config.sampling):
+        short = corpus.num_frames < num_frames
     else:
         fps = np.asarray(corpus.fps, dtype=np.float64)
         stride = np.where(np.isnan(fps), config.sampling_rate, config.sampling_rate * fps / config.target_fps)
@@ -125,8 +132,20 @@ def training_request(
             _draw_view(config, draws, view, height=int(corpus.height[row]), width=int(corpus.width[row]), size=size)
             for view in range(config.repeat_aug)
         )
+        if config.augment:
+            views = tuple(
+                view._replace(augment=Augment(config.augment, seed, epoch, position, number))
+                for number, view in enumerate(views)
+            )
         windows = [
-            _draw_window(corpus, config, row, num_frames=num_frames, rng=draws(Stream.WINDOW, view=window))
+            _draw_window(
+                corpus,
+                config,
+                row,
+                num_frames=num_frames,
+                rng=draws(Stream.WINDOW, view=window),
+                window=(window, num_windows),
+            )
             for window in range(num_windows)
         ]
         if config.windows == "shared":
@@ -160,9 +179,11 @@ def _draw_view(
 
 
 def _draw_window(
-    corpus: Corpus, config: DataConfig, row: int, *, num_frames: int, rng: np.random.Generator
+    corpus: Corpus, config: DataConfig, row: int, *, num_frames: int, rng: np.random.Generator, window: tuple[int, int]
 ) -> np.ndarray:
     length = int(corpus.num_frames[row])
+    if is_hook(config.sampling):
+        return _hooked_window(corpus, config, row, num_frames=num_frames, rng=rng, window=window)
     if config.sampling == "segments":
         return segment_window(
             length,
@@ -173,6 +194,31 @@ def _draw_window(
         )
     stride = _stride_of(corpus, config, row)
     return strided_window(length, num_frames=num_frames, stride=stride, start_draw=rng.random(), short=config.short)
+
+
+def _hooked_window(
+    corpus: Corpus,
+    config: DataConfig,
+    row: int,
+    *,
+    num_frames: int,
+    rng: np.random.Generator | None,
+    window: tuple[int, int],
+) -> np.ndarray:
+    """Return the frames that the user's sampler chooses for window k of n; `rng` is None for testing.
+
+    Raises:
+        ValueError: it returns anything but `num_frames` whole numbers from 0 on.
+        HookError: it failed.
+    """
+    hook = load(config.sampling, "windows")
+    length = int(corpus.num_frames[row])
+    frames = np.asarray(hook(length, float(corpus.fps[row]), num_frames, rng, *window))
+    if frames.shape != (num_frames,) or frames.dtype.kind not in "iu" or int(frames.min()) < 0:
+        raise hook.refuse(
+            f"returned {frames.tolist()!r:.80} for {length} frames: it must return {num_frames} whole numbers from 0 on"
+        )
+    return fold_frames(frames.astype(np.int64), length, config.short)
 
 
 def evaluation_batches(
@@ -244,6 +290,11 @@ def evaluation_windows(
 ) -> list[np.ndarray]:
     """Return the frame numbers of the K clips of a row, each (T,) int64, as `evaluation_request` does."""
     length = int(corpus.num_frames[row])
+    if is_hook(config.sampling):
+        return [
+            _hooked_window(corpus, config, row, num_frames=num_frames, rng=None, window=(clip, num_clips))
+            for clip in range(num_clips)
+        ]
     if config.sampling == "segments":
         return [
             segment_window(
@@ -284,7 +335,9 @@ def windows_every(
         ValueError: a sample's frame rate is not known; or sampling is not strided.
     """
     if config.sampling != "strided":
-        raise ValueError(f"data.sampling={config.sampling} spreads a clip over the whole sample: there is one only")
+        raise ValueError(
+            f"data.sampling={config.sampling} chooses its frames itself: a clip every so many seconds needs strided"
+        )
     fps = corpus.fps[rows]
     unknown = np.flatnonzero(np.isnan(fps))
     if len(unknown):

@@ -36,13 +36,14 @@ def segments_are_short(length: Numbers, *, num_segments: int, frames_per_segment
     return length - frames_per_segment + 1 < num_segments
 
 
-def _fold(frames: np.ndarray, length: int, short: Short) -> np.ndarray:
+def fold_frames(frames: np.ndarray, length: int, short: Short) -> np.ndarray:
+    """Return frame numbers that lie in a sample: those behind its end begin again, or are its last one."""
     return frames % length if short == "loop" else np.minimum(frames, length - 1)
 
 
 def _strided(length: int, start: float, num_frames: int, stride: float, short: Short) -> np.ndarray:
     frames = np.floor(start + np.arange(num_frames) * stride).astype(np.int64)
-    return _fold(frames, length, short)
+    return fold_frames(frames, length, short)
 
 
 def strided_window(
@@ -141,4 +142,4 @@ def segment_window(
         room = free // num_segments
         starts, rule = segments * room + np.floor(start_draws * room).astype(np.int64), "pad"
     frames = starts[:, None] + np.arange(frames_per_segment)
-    return _fold(frames.reshape(-1).astype(np.int64), length, rule)
+    return fold_frames(frames.reshape(-1).astype(np.int64), length, rule)

@@ -24,11 +24,12 @@ from mae3d.video.errors import MediaError, raise_unless_of_the_file
 from mae3d.video.reader import Video, effective_fps, open_video
 from mae3d.video.stacks import open_stack
 from preprocess.encode.frame_store import FrameStore, frame_store
+from preprocess.encode.hooked import encode_hooked
 from preprocess.encode.images import announced_size, is_grey_picture, jpeg_header, natural_size, scaled_size
 from preprocess.encode.pixels import deep_picture
 from preprocess.encode.video_frames import kind_of_video
 from preprocess.encode.video_properties import Looks, mixed_sizes
-from preprocess.plan.plan import Facts, Kind, PlannedSample, frame_name
+from preprocess.plan.plan import HOOK, Facts, Kind, PlannedSample, frame_name
 from preprocess.plan.settings import Settings
 
 T = TypeVar("T")
@@ -88,6 +89,8 @@ def encode_sample(
         OSError: the disk of the source has gone.
     """
     store = frame_store(settings, sink)
+    if row.kind == HOOK:
+        return encode_hooked(row, settings=settings, store=store, progress=progress)
     if row.kind in ("frames", "image"):
         return _encode_files(row, files, settings=settings, store=store, progress=progress)
     if row.kind == "stack":

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.video.errors import MediaError
 from preprocess.encode.sample import media_files
-from preprocess.plan.plan import BuildPlan, PlannedSample, planned_samples
+from preprocess.plan.plan import HOOK, BuildPlan, PlannedSample, planned_samples
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Folder, Root
 from preprocess.sources.tar_files import WithTars
@@ -135,9 +135,9 @@ def frames_of(rows: pa.Table, settings: Settings) -> tuple[np.ndarray, np.ndarra
     first, stop, length_s, rate = (
         rows[name].to_numpy().astype(float) for name in ("first", "stop", "length_s", "rate")
     )
-    kind = rows["kind"].to_numpy(zero_copy_only=False)
-    is_video = kind == "video"
-    source_fps = np.where(is_video | (kind == "stack"), rate, settings.source_fps or math.nan)
+    kinds = rows["kind"].to_numpy(zero_copy_only=False)
+    is_video = (kinds == "video") | (kinds == HOOK)
+    source_fps = np.where(is_video | (kinds == "stack"), rate, settings.source_fps or math.nan)
     fps = np.fmin(source_fps, settings.fps or math.inf)
     fps[np.isinf(fps)] = math.nan
     kept = np.where(np.isnan(fps / source_fps), 1.0, fps / source_fps)
@@ -275,6 +275,9 @@ def _beginning(sample: PlannedSample, settings: Settings) -> PlannedSample:
     if sample.kind == "video":
         fps = min(sample.rate if sample.rate > 0 else 30.0, settings.fps or math.inf)
         return replace(sample, stop_s=min(sample.stop_s, sample.start_s + _FRAMES / fps))
+    if sample.kind == HOOK:
+        most = math.ceil(_FRAMES * max(1.0, sample.rate / (settings.fps or math.inf)))
+        return replace(sample, stop=min(sample.stop or most, most))
     rate = sample.rate if sample.kind == "stack" else (settings.source_fps or 0.0) / sample.stride
     thinning = max(1.0, rate / (settings.fps or math.inf))
     return replace(sample, stop=min(sample.stop, sample.first + sample.stride * math.ceil(_FRAMES * thinning)))

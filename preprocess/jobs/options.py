@@ -68,7 +68,7 @@ def add_index_options(index: argparse.ArgumentParser) -> None:
     _add_output(index.add_argument_group("what to write"))
     _add_limits(index.add_argument_group("what is too much, or too bad"))
     _add_running(index.add_argument_group("how to run"))
-    index.set_defaults(layout="files", frames=None, images=None, stacks=None, ledger=None, fill_gaps=False)
+    index.set_defaults(layout="files", frames=None, images=None, stacks=None, source=None, ledger=None, fill_gaps=False)
 
 
 def _add_media(group: argparse._ArgumentGroup) -> None:
@@ -89,6 +89,11 @@ def _add_media(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         metavar="PATH",
         help="folders (walked), TIFF stacks and DICOM files, each a video; of DICOM files of one frame, each series",
+    )
+    given.add_argument(
+        "--source",
+        metavar="HOOK",
+        help="samples of a source of yours, MODULE:NAME or 'MODULE:NAME(key=value)' (docs/hooks.md)",
     )
     group.add_argument("--ledger", metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
     group.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
@@ -308,6 +313,7 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     """
     from preprocess.sources.fetched_files import Scratch
     from preprocess.sources.frame_folders import frame_folders
+    from preprocess.sources.hooked import hooked_source
     from preprocess.sources.images import image_files
     from preprocess.sources.source import Reading
     from preprocess.sources.stacks import stack_files
@@ -327,6 +333,8 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
         raise ValueError("--label-base is the number that lists give to the first of --label-names; give those too")
     if options.images and settings.layout == "video":
         raise ValueError("--layout video belongs to --frames and --videos; pictures have no motion to code")
+    if options.source and options.columns:
+        raise ValueError("--columns belongs to lists and ledgers; a --source gives labels itself")
     if (options.images or options.stacks) and options.columns:
         raise ValueError("--columns belongs to the lists of --videos, or to the ledger of --frames")
     columns = (*options.columns, *([f"label={options.event_label}"] if options.event_label else []))
@@ -339,6 +347,8 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
         return image_files(options.images, settings=settings, reading=reading, scratch=scratch)
     if options.stacks:
         return stack_files(options.stacks, settings=settings, reading=reading, scratch=scratch, workers=options.workers)
+    if options.source:
+        return hooked_source(options.source, settings=settings, reading=reading, scratch=scratch)
     if options.videos:
         given = options.events or options.videos
         return video_files(given, settings=settings, reading=reading, scratch=scratch, workers=options.workers)

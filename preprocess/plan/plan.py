@@ -37,17 +37,18 @@ from preprocess.problems import Problem, describe
 _PLAN_FIELDS: list[Any] = [
     pa.field("number", pa.int64()),
     pa.field("shard", pa.int32()),
-    pa.field("kind", pa.string()),  # "frames", "image", "video" or "stack"
+    pa.field("kind", pa.string()),  # "frames", "image", "video", "stack" or "hook"
     pa.field("root", pa.int32()),  # position among the roots given on the command line
     pa.field("path", pa.string()),  # below the root
     pa.field("name", pa.string()),
     pa.field("labels", pa.list_(pa.int32())),
     pa.field("split", pa.string()),
-    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop; an image: 0 and 1; a stack: its frames
+    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop; an image: 0 and 1; a stack: its frames;
+    # a hook: 0 and most
     pa.field("stop", pa.int64()),
     pa.field("start_s", pa.float64()),  # video: the span start_s <= t < stop_s; frames: the time of `first`
     pa.field("stop_s", pa.float64()),
-    pa.field("prefix", pa.string()),  # frames: how the files are named
+    pa.field("prefix", pa.string()),  # frames: how the files are named; a hook: its text
     pa.field("digits", pa.int32()),
     pa.field("suffix", pa.string()),
     pa.field("gaps", pa.list_(pa.int64())),  # frames: numbers without a file, for which the one before is taken
@@ -62,11 +63,12 @@ PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
 _STRIDE = pa.field("stride", pa.int64())  # frames: from one number to the next; 1 if there is no column
 _FILES = pa.field("files", pa.list_(pa.string()))  # stack: the files of its frames, below the root; none = `path` alone
 _THRIFT_BYTES = (1 << 31) - 1  # metadata may be large: millions of rows that cannot be used
+HOOK: Literal["hook"] = "hook"  # the kind of a sample that a source of the user's reads
 _SHARDS_OF_A_SMALL_SET = 16
 _SMALLEST_SHARD = 16
 
 
-Kind = Literal["frames", "image", "video", "stack"]
+Kind = Literal["frames", "image", "video", "stack", "hook"]
 
 
 @dataclass(frozen=True, slots=True)

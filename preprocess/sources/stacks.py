@@ -3,9 +3,9 @@
     source = stack_files(["scans", "more/run.tif"], settings=settings)
     result = source.find()      # ScanResult(requests, problems, notes)
 
-Files are known by their first bytes, so names need no suffix. DICOM files of one frame that lie in one folder and are of
-a series are a video, in the order of their instance numbers; without these, of their times. Names are those of files
-and folders: nothing of a patient is read.
+Files are known by their first bytes, so names need no suffix. DICOM files of one frame that lie in one folder and are
+of a series are a video, in the order of their instance numbers; without these, of their times. Names are those of
+files and folders: nothing of a patient is read.
 """
 
 import logging
