@@ -11,6 +11,7 @@ out of the way.
 import pickletools
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-_NUMBER = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16|[US]\d{1,6})")  # of fixed width: no objects, no fields
+_NUMBER = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16|[US][1-9]\d{0,5})")  # of fixed width: no objects, no fields
 _PICKLES = 5  # of the format that torch.save had before zip: magic, version, system, content, keys of tensors
 
 
@@ -52,16 +53,16 @@ class _DType:
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
             self.order = state[1]
 
-    def numbers(self, data: Any) -> Any:
-        """Return the numbers that bytes hold, None if they are none of a fixed width."""
+    def number(self, data: Any) -> Any:
+        """Return the number that bytes hold, None if they are none of a fixed width."""
         if not isinstance(data, bytes) or not _NUMBER.fullmatch(self.text):
             return None
-        return np.frombuffer(data, dtype=self.text if self.text[:1] in "<>=|" else f"{self.order}{self.text}")
+        dtype = np.dtype(self.text if self.text[:1] in "<>=|" else f"{self.order}{self.text}")
+        return np.frombuffer(data, dtype=dtype)[0].item() if len(data) == dtype.itemsize else None
 
 
 def _scalar(dtype: Any = None, data: Any = b"") -> Any:
-    numbers = dtype.numbers(data) if isinstance(dtype, _DType) else None
-    return None if numbers is None or len(numbers) != 1 else numbers[0].item()
+    return dtype.number(data) if isinstance(dtype, _DType) else None
 
 
 def _path(*parts: Any) -> str:
@@ -111,7 +112,6 @@ _TORCHS = re.compile(
 )
 _PLAIN = {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
 _PLAIN |= {"builtins.bytearray", "builtins.set", "builtins.complex"}
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules that protocol 2 has by their old names
 
 
 def stand_ins() -> list[Any]:
@@ -157,5 +157,6 @@ def _names_in(opened: BinaryIO) -> Iterator[str]:
 def _names_of(pickled: Any) -> Iterator[str]:
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name == "GLOBAL":
-            module, _, name = str(argument).partition(" ")
-            yield f"{_RENAMED.get(module, module)}.{name}"
+            module, _, name = str(argument).partition(" ")  # protocol 2 has the names of Python 2
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+            yield f"{module}.{name}"
