@@ -66,7 +66,7 @@ def three_projections() -> Iterator[None]:
     """Compute query, key and value as separate products."""
     from mae3d.model.blocks import scaled_dot_product_attention as attend
 
-    def forward(self: Attention, x: Tensor, asked: int | None = None) -> Tensor:
+    def forward(self: Attention, x: Tensor, asked: int | None = None, rotation: None = None) -> Tensor:
         weights = self.qkv.weight.chunk(3)
         biases = self.qkv.bias.chunk(3) if self.qkv.bias is not None else (None,) * 3
         q, k, v = (
@@ -90,7 +90,7 @@ def queries_of_their_own() -> Iterator[None]:
 
     whole = Attention.forward
 
-    def forward(self: Attention, x: Tensor, asked: int | None = None) -> Tensor:
+    def forward(self: Attention, x: Tensor, asked: int | None = None, rotation: None = None) -> Tensor:
         if asked is None:
             return whole(self, x)
         width = x.shape[-1]
@@ -126,7 +126,7 @@ def last_block_for_all() -> Iterator[None]:
     """Let the decoder's last block attend, project and mix for every token."""
     lean = Blocks.forward
 
-    def forward(self: Blocks, x: Tensor, asked: int | None = None) -> Tensor:
+    def forward(self: Blocks, x: Tensor, asked: int | None = None, rotation: None = None) -> Tensor:
         x = lean(self, x)
         return x if asked is None else x[:, -asked:]
 
@@ -164,7 +164,7 @@ def tokens_put_in_order() -> Iterator[None]:
     """Gather all of the decoder's tokens once more."""
     lean = Blocks.forward
 
-    def forward(self: Blocks, x: Tensor, asked: int | None = None) -> Tensor:
+    def forward(self: Blocks, x: Tensor, asked: int | None = None, rotation: None = None) -> Tensor:
         if asked is not None:
             x = _pick(x, torch.arange(x.shape[1], device=x.device).expand(len(x), -1))
         return lean(self, x, asked)

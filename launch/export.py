@@ -44,6 +44,9 @@ INHERITED = {
     "m3d": _START.format("cyrilzakka/MAE3D"),
     "pyslowfast": _START.format("PySlowFast, as the official ones of mae_st have them"),
     "videomae": _START.format("VideoMAE"),
+    "vjepa": _START.format("V-JEPA"),
+    "vjepa2": _START.format("V-JEPA 2"),
+    "vjepa2_1": _START.format("V-JEPA 2.1"),
 }
 
 # Settings of the training that a card may show, named one by one: others may hold a path or a name.
@@ -233,6 +236,7 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
     """Return a note on the licence of the weights that a run started from, or of a foreign file."""
     from mae3d.weights.convert import recognise
     from mae3d.weights.files import WeightsError, find_model_file, read_tensors
+    from mae3d.weights.names import plain_names
     from mae3d.weights.wrappers import unwrapped
 
     if settings and not settings.get("init"):
@@ -244,7 +248,7 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
             return str(licence)
         if origin != file and (earlier := stored_config(run_of(origin))):
             return _inherited(origin, earlier)  # a run that started from another run, and so on to the first
-        return INHERITED[recognise(unwrapped(read_tensors(origin)))]
+        return INHERITED[recognise(plain_names(unwrapped(read_tensors(origin))))]
     except (WeightsError, ValueError, OSError):
         return UNKNOWN
 

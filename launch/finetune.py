@@ -19,11 +19,9 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import parse
-from launch.common.encoders import TIMM
-from launch.common.init import has_checkpoint_from
+from launch.common.init import has_checkpoint_from, open_init
 from launch.training.config import FinetuneConfig, FinetuneModelConfig
 from launch.training.trainer import run_task, run_training
-from mae3d.io.hooks import is_hook
 from mae3d.model.config import ClassifierConfig, EncoderConfig
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ class FinetuneTask:
             corpus.labels = numbered_as(corpus.labels, config.model.class_names)
         self._config, self._corpus, self._world = config, corpus, world
         begun = has_checkpoint_from(run, config.init)
-        self._encoder = open_init(config) if config.init and not begun else None
+        self._encoder = _open_init(config) if config.init and not begun else None
         trained: EncoderConfig | None = self._encoder.config if self._encoder else None
         if begun:
             trained = ClassifierConfig(**run.stored()["model"])
@@ -134,27 +132,19 @@ class FinetuneTask:
         return classified_loss(self._config, self.model_config, self._world)
 
 
-def open_init(config: FinetuneConfig) -> "Encoder | FrameEncoder":
+def _open_init(config: FinetuneConfig) -> "Encoder | FrameEncoder":
     """Open the encoder that `init` names; an image ViT, or one of the user's, for clips of the classifier's size."""
-    from mae3d.model.foreign import open_hook_encoder
-    from mae3d.weights.files import open_encoder
-    from mae3d.weights.frames import open_frame_encoder
-
-    if is_hook(config.init, known=(TIMM,)):
-        return open_hook_encoder(
-            config.init,
-            num_frames=config.model.num_frames or EncoderConfig.num_frames,
-            img_size=config.model.img_size,
-            seed=config.train.seed,
-        )
-    if not config.init.startswith(TIMM):
-        return open_encoder(config.init)
-    return open_frame_encoder(
-        config.init.removeprefix(TIMM),
+    size = (
+        config.model.num_frames or EncoderConfig.num_frames,
+        config.model.t_patch_size or EncoderConfig.t_patch_size,
+    )
+    return open_init(
+        config.init,
         config.init_weights,
-        num_frames=config.model.num_frames or EncoderConfig.num_frames,
-        img_size=config.model.img_size,
+        config.init_inflate,
+        size=size,
         seed=config.train.seed,
+        img_size=config.model.img_size,
     )
 
 

@@ -58,7 +58,16 @@ class PretrainTask:
         self.stored_config, self.model_config = config, config.model
         self.lr_batch = [config.train.global_batch]
         self.model_note = f"{config.model.num_kept} of {config.model.num_tokens} tokens visible"
-        self._initial = InitialWeights(config.init, config.model, run, world, decoder=config.init_decoder)
+        self._initial = InitialWeights(
+            config.init,
+            config.model,
+            run,
+            world,
+            decoder=config.init_decoder,
+            weights=config.init_weights,
+            inflate=config.init_inflate,
+            seed=config.train.seed,
+        )
         self.notes = {"init": str(self._initial)}
 
     def open_evaluation(self, loader: "Loader") -> "Monitor":

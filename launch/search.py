@@ -201,12 +201,11 @@ def _embedded_query(config: SearchConfig, archive: "Archive", data: "DataConfig"
     from launch.inference.embeddings import Embedder
     from launch.inference.moments import Query, file_in_archive
     from mae3d.distributed import choose_device
-    from mae3d.io.files import sha256_of
     from mae3d.video.windows import VideoClips, window_around
-    from mae3d.weights.files import find_model_file, open_encoder
+    from mae3d.weights.files import content_hash, find_model_file, open_encoder
 
     settings, file = archive.settings, find_model_file(config.run)
-    if (sha256 := sha256_of(file)) != settings["model"]:
+    if (sha256 := content_hash(file)) != settings["model"]:
         raise ValueError(
             f"--run {config.run}: {file.name} has the sha256 {sha256[:12]}, {archive.path} was made by "
             f"{settings['model'][:12]}: give that model, or embed the archive again"

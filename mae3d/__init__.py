@@ -19,6 +19,7 @@ _OWNERS = {
     "Encoder": "model.encoder",
     "EncoderConfig": "model.config",
     "FrameEncoder": "model.frames",
+    "Inflate": "weights.inflate",
     "MAE": "model.mae",
     "MAEConfig": "model.config",
     "MAEOutput": "model.mae",

@@ -64,9 +64,9 @@ def agreed_model_hash(file: Path, world: "World") -> str:
     Raises:
         ValueError: a node has another file of that name, or none.
     """
-    from mae3d.io.files import sha256_of
+    from mae3d.weights.files import content_hash, split_key
 
-    content = sha256_of(file) if file.is_file() else "missing"
+    content = content_hash(file) if split_key(file)[0].is_file() else "missing"
     world.check_same({str(file): content}, "Make the same weights reachable on every node")
     return content
 

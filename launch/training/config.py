@@ -6,17 +6,19 @@ Commands read them for `--help`: no heavy imports here.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from launch.common.clip_options import ClipsConfig
-from launch.common.encoders import TIMM, check_encoder, check_timm
+from launch.common.encoders import TIMM, check_encoder
 from mae3d.io.bounds import GREATEST, bounded, bounds_of, check_bounds
 from mae3d.io.hooks import canonical_hooks, hooked, is_hook
 from mae3d.io.resume import free
-from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig
+from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig, Rope
 from mae3d.tracking.config import LogConfig
 from mae3d.training.config import FinetuneOptimConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
+
+InitInflate = Literal["none", "mean", "center"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,11 @@ class PretrainConfig:
 
     Attributes:
         init: weights to start from: a run, an exported folder, a model file or a foreign checkpoint; none = from
-            scratch. Another size of clip is served by interpolated positions, other sizes must be the same.
+            scratch. Another size of clip is served by interpolated positions, other sizes must be the same. `FILE#KEY`
+            names one of several models in a file; `timm:NAME` an image ViT, with init_weights and init_inflate.
+        init_weights: of `timm:NAME`: a file with timm's names or their authors', `download`, or `none`, random ones.
+        init_inflate: make a video model of an image model (image MAE, timm, DINOv2): `mean` spreads the kernel of the
+            patches over the frames of a token, `center` puts it on the middle one; `none` refuses image models.
         init_decoder: take the decoder as well, where init has one of ours; false takes the encoder alone.
         model: the autoencoder
         data: the clips
@@ -66,6 +72,8 @@ class PretrainConfig:
 
     model: MAEConfig
     init: str = ""
+    init_weights: str = ""
+    init_inflate: InitInflate = "none"
     init_decoder: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = free(default_factory=EvalConfig)
@@ -75,6 +83,21 @@ class PretrainConfig:
     log: LogConfig = free(default_factory=LogConfig)
     device: str = free("auto", local=True)
     extend: bool = free(False)
+
+    def __post_init__(self) -> None:
+        _check_init(self.init, self.init_weights, self.init_inflate)
+
+
+def _check_init(init: str, weights: str, inflate: str) -> None:
+    """Refuse weights without an image ViT, an image ViT without weights, and what cannot be inflated; ValueError."""
+    if inflate not in get_args(InitInflate):
+        raise ValueError(f"init_inflate={inflate!r}: give mean, center or none")
+    if inflate != "none" and not init:
+        raise ValueError("--init_inflate goes with --init: give the image model")
+    if is_hook(init, known=(TIMM,)) or init.startswith(TIMM):
+        check_encoder(init, weights, option="--init_weights ")
+    elif weights:
+        raise ValueError("--init_weights goes with --init timm:NAME: every other init has its weights")
 
 
 def _as_classifier(name: str, default: Any = None) -> Any:
@@ -104,6 +127,7 @@ class FinetuneModelConfig:
         sep_pos_embed: whether positions are the sum of a table for space and one for time.
         trunc_init: other first weights, as mae_st's switch has it.
         pos_init: positions from scratch: `normal` noise or `sines`.
+        rope: rule by which queries and keys are turned instead (V-JEPA 2), `none` for positions.
         mean: of the pixels, which are normalised by it.
         std: likewise.
         num_classes: null is as many as the training data has.
@@ -130,6 +154,7 @@ class FinetuneModelConfig:
     sep_pos_embed: bool | None = None
     trunc_init: bool | None = None
     pos_init: Literal["normal", "sines"] | None = None
+    rope: Rope | None = None
     mean: float | tuple[float, ...] | None = _as_classifier("mean")
     std: float | tuple[float, ...] | None = _as_classifier("std")
     in_chans: int | None = _as_classifier("in_chans")
@@ -197,6 +222,8 @@ class FinetuneConfig:
             are averaged; or an encoder of yours, `module:name` (docs/hooks.md).
         init_weights: of an image ViT: a file with timm's names or their authors', `download`, by timm from the Hugging
             Face Hub, or `none`, random ones.
+        init_inflate: make a video encoder of an image model (image MAE, timm, DINOv2) instead: `mean` spreads the
+            kernel of the patches over the frames of a token, `center` puts it on the middle one.
         model: the classifier
         data: the training clips
         val: the validation clips
@@ -213,6 +240,7 @@ class FinetuneConfig:
 
     init: str = hooked("encoders", "", known=(TIMM,), loose=True)
     init_weights: str = ""
+    init_inflate: InitInflate = "none"
     model: FinetuneModelConfig = field(default_factory=FinetuneModelConfig)
     data: FinetuneDataConfig = field(default_factory=FinetuneDataConfig)
     val: ValConfig = field(default_factory=ValConfig)
@@ -229,12 +257,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         canonical_hooks(self)
-        if is_hook(self.init, known=(TIMM,)):
-            check_encoder(self.init, self.init_weights, option="--init_weights ")
-        elif self.init.startswith(TIMM):
-            check_timm(self.init, self.init_weights, option="--init_weights ")
-        elif self.init_weights:
-            raise ValueError("--init_weights goes with --init timm:NAME: every other init has its weights")
+        _check_init(self.init, self.init_weights, self.init_inflate)
         if self.few_shot and self.train.seed > GREATEST - self.seeds:
             raise ValueError(f"train.seed={self.train.seed} leaves no room for seeds={self.seeds}: give a smaller one")
         if len(set(self.few_shot)) < len(self.few_shot):

@@ -23,6 +23,7 @@ from torch import Tensor
 from mae3d.model.blocks import Attention
 from mae3d.model.config import EncoderConfig
 from mae3d.model.encoder import Encoder
+from mae3d.model.rotations import Rotation, rotate
 
 _MAX_PROBABILITIES = 2**24  # held at a time: 64 MiB of float32
 
@@ -96,7 +97,7 @@ def layer_attention(encoder: Encoder, clip: Tensor, query: Tensor, *, layer: int
     inputs = _attention_inputs(encoder, clip, blocks=last + 1)
     query_BN = query.to(clip.device).expand(len(clip), -1)
     block: Any = encoder.blocks[last]
-    return _attend(block.attn, inputs[last], query_BN)
+    return _attend(block.attn, inputs[last], query_BN, encoder.rotation(clip.device))
 
 
 @torch.no_grad()
@@ -111,10 +112,10 @@ def rollout(encoder: Encoder, clip: Tensor, query: Tensor) -> Tensor:
         (B, N) float32.
     """
     inputs = _attention_inputs(encoder, clip, blocks=encoder.config.depth)
-    flow_BN = query.to(clip.device).expand(len(clip), -1)
+    flow_BN, rotation = query.to(clip.device).expand(len(clip), -1), encoder.rotation(clip.device)
     blocks: list[Any] = list(encoder.blocks)
     for block, x in zip(reversed(blocks), reversed(inputs), strict=True):
-        flow_BN = 0.5 * _attend(block.attn, x, flow_BN).mean(dim=1) + 0.5 * flow_BN
+        flow_BN = 0.5 * _attend(block.attn, x, flow_BN, rotation).mean(dim=1) + 0.5 * flow_BN
     return flow_BN
 
 
@@ -124,20 +125,23 @@ def _attention_inputs(encoder: Encoder, clip: Tensor, *, blocks: int) -> list[Te
     encoder.eval()
     try:
         x, inputs = encoder.embed(clip), []
+        rotation = encoder.rotation(x.device)
         block: Any
         for block in islice(encoder.blocks, blocks):
             inputs.append(block.norm1(x))
-            x = block(x)
+            x = block(x, rotation=rotation)
     finally:
         encoder.train(was_training)
     return inputs
 
 
-def _attend(attention: Attention, x_BND: Tensor, query_BN: Tensor) -> Tensor:
+def _attend(attention: Attention, x_BND: Tensor, query_BN: Tensor, rotation: Rotation | None) -> Tensor:
     """Average the attention of each token with the query's weights: (B, N, D), (B, N) ─► (B, heads, N)."""
     batch, tokens, _ = x_BND.shape
     qkv = attention.qkv(x_BND).unflatten(-1, (3, attention.num_heads, -1))
     q, k = (part.transpose(1, 2).float() for part in qkv.unbind(2)[:2])  # (B, heads, N, D / heads)
+    if rotation is not None:
+        q, k = rotate(q, rotation), rotate(k, rotation)
     rows = query_BN.any(dim=0).nonzero()[:, 0]
     attended = q.new_zeros(batch, attention.num_heads, tokens)
     for chunk in rows.split(max(1, _MAX_PROBABILITIES // (batch * attention.num_heads * tokens))):

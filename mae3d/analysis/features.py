@@ -68,8 +68,9 @@ def embed(
 
 def _features(encoder: Encoder, clip: Tensor, *, blocks: int, pool: Pool) -> Tensor:
     x = encoder.embed(clip)
+    rotation = encoder.rotation(x.device)
     for block in islice(encoder.blocks, blocks):
-        x = block(x)
+        x = block(x, rotation=rotation)
     if pool == "cls":
         x = x[:, 0]
     else:

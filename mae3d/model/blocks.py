@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from mae3d.model.rotations import Rotation, rotate
+
 
 class LayerNorm(nn.LayerNorm):
     """torch's layer norm with upstream's epsilon."""
@@ -30,10 +32,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, num_outputs: int | None = None) -> Tensor:
+    def forward(self, x_BND: Tensor, num_outputs: int | None = None, rotation: Rotation | None = None) -> Tensor:
         """Attend to all tokens from all of them, or from the last `num_outputs`: (B, N, D) ─► (B, N or O, D)."""
         qkv = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if num_outputs is not None:
             # A separate product for these queries would cost a copy of x, and save next to nothing.
             q = q[:, :, -num_outputs:]
@@ -56,9 +60,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x_BND: Tensor, num_outputs: int | None = None) -> Tensor:
+    def forward(self, x_BND: Tensor, num_outputs: int | None = None, rotation: Rotation | None = None) -> Tensor:
         """Attend to all tokens and return all of them, or the last `num_outputs`: (B, N, D) ─► (B, N or O, D)."""
-        attended: Tensor = self.drop_path1(self.attn(self.norm1(x_BND), num_outputs))
+        attended: Tensor = self.drop_path1(self.attn(self.norm1(x_BND), num_outputs, rotation))
         x = attended + (x_BND if num_outputs is None else x_BND[:, -num_outputs:])
         mixed: Tensor = self.drop_path2(self.mlp(self.norm2(x)))
         return x + mixed
@@ -76,12 +80,15 @@ class Blocks(nn.ModuleList):
         )
         self.checkpointing = False
 
-    def forward(self, x_BND: Tensor, num_outputs: int | None = None) -> Tensor:
+    def forward(self, x_BND: Tensor, num_outputs: int | None = None, rotation: Rotation | None = None) -> Tensor:
         """Run all blocks: (B, N, D) ─► (B, N or O, D); the last block computes no more than its outputs."""
         x = x_BND
         for i, block in enumerate(self):
             outputs = num_outputs if i == len(self) - 1 else None
-            x = checkpoint(block, x, outputs, use_reentrant=False) if self.checkpointing else block(x, outputs)
+            if self.checkpointing:
+                x = checkpoint(block, x, outputs, rotation, use_reentrant=False)
+            else:
+                x = block(x, outputs, rotation)
         return x if num_outputs is None or len(self) else x[:, -num_outputs:]
 
 

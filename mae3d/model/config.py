@@ -33,6 +33,9 @@ _PIXELS, _FRAMES, _WIDTH, _BLOCKS, _CHANNELS = 1 << 16, 1 << 20, 1 << 20, 10_000
 # Types of masks that masking.py makes; docs/masks.md shows each.
 MaskType = Literal["random", "tube", "frame", "block", "prospective", "retrospective", "interpolation"]
 
+# Rules of positions by rotation; rotations.py has them.
+Rope = Literal["none", "vjepa2", "vjepa2_1"]
+
 
 def _encoder(*, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> dict[str, int]:
     return {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
@@ -77,6 +80,8 @@ class EncoderConfig:
         pos_init: Start of the encoder's and decoder's positions: `normal` (upstream: noise of 0.02, in which the model
             must first learn where its tokens lie) or `sines` (Vaswani et al. 2017, learned from there on), with
             which small models and short runs learn in a fraction of the steps.
+        rope: `none`: positions are added to the tokens, as above; or no tables, and queries and keys are turned by
+            time, row and column, as in V-JEPA 2 (`vjepa2`) or V-JEPA 2.1 (`vjepa2_1`), whose weights need it.
         mean: Mean of the pixels on [0, 1]: one value, or one for each channel.
         std: Standard deviation of the pixels on [0, 1]: one value, or one for each channel.
     """
@@ -95,6 +100,7 @@ class EncoderConfig:
     cls_embed: bool = True
     trunc_init: bool = False
     pos_init: Literal["normal", "sines"] = "normal"
+    rope: Rope = "none"
     mean: float | tuple[float, ...] = bounded(0.45, least=0, most=1, hint="pixels count from 0 to 1")
     std: float | tuple[float, ...] = bounded(0.225, above=0, most=1, hint="pixels count from 0 to 1")
     in_chans: int = bounded(3, least=1, most=_CHANNELS)
@@ -125,6 +131,7 @@ class EncoderConfig:
         self._check_whole("num_frames", "t_patch_size")
         self._check_whole("embed_dim", "num_heads")
         self._check_sines("embed_dim")
+        self._check_rope()
         for name in ("mean", "std"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.in_chans:
@@ -151,6 +158,16 @@ class EncoderConfig:
             raise ValueError(f"pos_init={self.pos_init!r} must be normal or sines")
         if self.pos_init == "sines" and getattr(self, width) % 4:
             raise ValueError(f"{width}={getattr(self, width)} must be a multiple of 4 for pos_init=sines")
+
+    def _check_rope(self) -> None:
+        if self.rope not in get_args(Rope):
+            raise ValueError(f"rope={self.rope!r}: {nearest(self.rope, list(get_args(Rope)))}")
+        width = self.embed_dim // self.num_heads
+        if self.rope != "none" and (width < 6 or width % 2):
+            raise ValueError(
+                f"embed_dim={self.embed_dim} in num_heads={self.num_heads} makes heads of {width}; rope={self.rope} "
+                "turns pairs along three axes: give heads of an even width of at least 6"
+            )
 
     @property
     def grid(self) -> tuple[int, int, int]:

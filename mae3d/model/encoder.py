@@ -17,6 +17,7 @@ from mae3d.io.shapes import size_text
 from mae3d.model.blocks import Blocks, LayerNorm, init_linears
 from mae3d.model.config import EncoderConfig
 from mae3d.model.patches import gather_patches, normalise, patch_view
+from mae3d.model.rotations import Rotation, grid_rotation
 
 
 class Positions(nn.Module):
@@ -108,13 +109,14 @@ class Encoder(nn.Module):
         width = config.embed_dim
         self.num_prefix = int(config.cls_embed)
         self.patch_embed = PatchEmbed(config.t_patch_size * config.patch_size**2 * config.in_chans, width)
-        self.positions = Positions(
-            width,
-            grid=config.grid,
-            separable=config.sep_pos_embed,
-            cls_token=config.cls_embed,
-            sines=config.pos_init == "sines",
-        )
+        if config.rope == "none":
+            self.positions = Positions(
+                width,
+                grid=config.grid,
+                separable=config.sep_pos_embed,
+                cls_token=config.cls_embed,
+                sines=config.pos_init == "sines",
+            )
         if config.cls_embed:
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
             nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -144,7 +146,8 @@ class Encoder(nn.Module):
         Raises:
             ValueError: The clip's shape or dtype does not fit the config.
         """
-        return self.blocks(self.embed(clip, ids_keep))
+        x = self.embed(clip, ids_keep)
+        return self.blocks(x, rotation=self.rotation(x.device, ids_keep))
 
     def embed(self, clip: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Embed the tokens, (B, num_prefix + K, D) with their positions; arguments and errors as in `forward`."""
@@ -158,12 +161,29 @@ class Encoder(nn.Module):
                 f"{config.num_frames} frames, {size_text(config.img_size)} pixels"
             )
         patches_BKP = normalise(gather_patches(view, ids_keep), mean=config.mean, std=config.std)
-        cls_position, positions_BKD = self.positions(ids_keep)
-        x_BKD = self.patch_embed(patches_BKP) + positions_BKD
-        if cls_position is None:
+        x_BKD, cls_position = self.patch_embed(patches_BKP), None
+        if config.rope == "none":
+            cls_position, positions_BKD = self.positions(ids_keep)
+            x_BKD = x_BKD + positions_BKD
+        if not self.num_prefix:
             return x_BKD
-        cls = self.cls_token + cls_position
+        cls = self.cls_token if cls_position is None else self.cls_token + cls_position
         return torch.cat([cls.expand(x_BKD.shape[0], -1, -1).to(x_BKD.dtype), x_BKD], dim=1)
+
+    def rotation(self, device: torch.device, ids_keep: Tensor | None = None) -> Rotation | None:
+        """Return what turns the queries and keys of each block, None if positions are added to the tokens."""
+        config = self.config
+        if config.rope == "none":
+            return None
+        return grid_rotation(
+            config.grid,
+            head_width=config.embed_dim // config.num_heads,
+            rule=config.rope,
+            patch_size=config.patch_size,
+            ids=ids_keep,
+            prefix=self.num_prefix,
+            device=device,
+        )
 
     def set_grad_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the activations of each block in the backward pass: less memory, a third more work."""

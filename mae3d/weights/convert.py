@@ -21,9 +21,12 @@ from torch import Tensor
 
 from mae3d.io.shapes import size_text
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
-from mae3d.weights.formats import FORMATS, ConvertError, State, check_holds
-from mae3d.weights.recognition import from_transformers, recognise
-from mae3d.weights.rules import Rule, autoencoder_rules, classifier_rules, encoder_rules
+from mae3d.weights.formats import FORMATS, JEPA, ConvertError, State, check_holds
+from mae3d.weights.inflate import Inflate, folded, inflated
+from mae3d.weights.jepa import fixed_grid, plain_jepa
+from mae3d.weights.names import plain_names
+from mae3d.weights.recognition import recognise
+from mae3d.weights.rules import Rule, autoencoder_rules, classifier_rules, encoder_rules, fixed_videomae
 from mae3d.weights.settings import encoder_settings, infer_config
 from mae3d.weights.wrappers import renamed, strip_prefix, unwrapped
 
@@ -43,7 +46,10 @@ __all__ = [
 ]
 
 # Beginnings of keys that are no part of an encoder: decoders and heads for classes, of all formats.
-_BESIDE_ENCODER = ("decoder", "dec_pos_embed_", "mask_token", "pred_head.", "encoder_to_decoder.", "head.")
+_BESIDE_ENCODER = (
+    *("decoder", "dec_pos_embed_", "mask_token", "pred_head.", "encoder_to_decoder.", "head."),
+    *("predictor.", "pooler.", "classifier."),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +60,7 @@ def from_foreign(
     *,
     format: str | None = None,
     hints: Mapping[str, Any] | None = None,
+    inflate: Inflate | None = None,
 ) -> tuple[MAEConfig, dict[str, Tensor]]:
     """Convert a pretraining state dict, encoder and decoder.
 
@@ -62,6 +69,7 @@ def from_foreign(
         config: The model's config; None reads it off the tensors (`infer_config`).
         format: A key of FORMATS; None recognises it by the names.
         hints: Settings that tensors do not determine, under upstream's names (the `args` of its checkpoints).
+        inflate: The way in which an image MAE becomes one of clips; None refuses it.
 
     Returns:
         The config, and a state dict for `MAE(config)`. Tensors may share memory with `foreign`.
@@ -70,8 +78,10 @@ def from_foreign(
         ConvertError: A key is missing or left over, the format is unknown or cannot hold the config.
         ValueError: The settings do not fit together.
     """
-    foreign = unwrapped(foreign)
+    foreign = plain_names(unwrapped(foreign))
     described = config is not None or "mean" in (hints or {})
+    if inflate:
+        foreign, format = inflated(foreign, inflate), "image"
     name = _known(format) if format else recognise(foreign, described=described)
     if not FORMATS[name].decoder_blocks:
         raise ConvertError(
@@ -99,6 +109,7 @@ def encoder_from_foreign(
     *,
     format: str | None = None,
     hints: Mapping[str, Any] | None = None,
+    inflate: Inflate | None = None,
 ) -> tuple[EncoderConfig, dict[str, Tensor]]:
     """Convert the encoder of a state dict; a decoder and a head for classes are left out, which is logged.
 
@@ -108,6 +119,7 @@ def encoder_from_foreign(
         config: The encoder's config; None reads it off the tensors.
         format: A key of FORMATS; None recognises it by the names.
         hints: Settings that tensors do not determine: num_heads, img_size, num_frames.
+        inflate: The way in which an image ViT becomes an encoder of clips; None refuses it.
 
     Returns:
         The config, and a state dict for `Encoder(config)`.
@@ -116,8 +128,12 @@ def encoder_from_foreign(
         ConvertError: A key is missing or left over, or the format is unknown.
         ValueError: The settings do not fit together.
     """
-    foreign, hints = from_transformers(unwrapped(foreign)), hints or {}
+    foreign, hints = folded(plain_names(unwrapped(foreign))), hints or {}
+    if inflate:
+        foreign, format = inflated(foreign, inflate), "image"
     name = _known(format) if format else recognise(foreign, described=config is not None or "mean" in hints)
+    if config is not None and name in ("vjepa", "vjepa2"):  # which of the two their tensors may leave open
+        name = "vjepa" if config.rope == "none" else "vjepa2"
     beside = [key for key in foreign if key.startswith(_BESIDE_ENCODER)]
     if beside:
         logger.info("%d tensors beside the encoder are left out: %s, ...", len(beside), ", ".join(sorted(beside)[:3]))
@@ -125,6 +141,12 @@ def encoder_from_foreign(
     if name == "videomae":
         # A finetuned VideoMAE calls its last norm fc_norm; it comes after pooling, where our classifier has `norm`.
         kept = renamed(strip_prefix(kept, "encoder."), lambda key: key.replace("fc_norm.", "norm."))
+        kept = _without_fixed_positions(kept)
+    elif name in JEPA:
+        if grid := fixed_grid(kept):
+            *_, u, p, _ = kept["patch_embed.proj.weight"].shape
+            hints = {"img_size": grid[1] * p, "num_frames": grid[0] * u} | dict(hints)
+        kept = plain_jepa(name, kept)
     if config is None:
         try:
             config = EncoderConfig(**encoder_settings(name, kept, hints=hints))
@@ -138,6 +160,15 @@ def encoder_from_foreign(
             )
     check_holds(name, encoder_of(config))
     return config, _apply(kept, encoder_rules(name, config))
+
+
+def _without_fixed_positions(state: State) -> dict[str, Tensor]:
+    """Drop the table of VideoMAE's fixed positions, which mmaction2 stores; a learned one is refused."""
+    kept = dict(state)
+    table = kept.pop("pos_embed", None)
+    if table is not None and (table.float() - fixed_videomae(*table.shape[1:])).abs().max() > 1e-3:
+        raise ConvertError("pos_embed is learned, and VideoMAE's positions are fixed sines")
+    return kept
 
 
 def encoder_to_foreign(state: State, config: EncoderConfig, *, format: str) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ model ◄─► model.safetensors; run, folder, foreign checkpoint ─► model
 Nothing but tensors and plain values is ever unpickled (torch.load with weights_only=True).
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,21 +22,26 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mae3d.io.files import looked_for
+from mae3d.io.files import looked_for, sha256_of
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
 from mae3d.model.frames import FrameEncoder
 from mae3d.model.mae import MAE
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST
+from mae3d.weights.beside import described_beside, hints_beside
 from mae3d.weights.convert import classifier_from_foreign, encoder_from_foreign, from_foreign, is_classifier
-from mae3d.weights.kinds import kind_of, why_no_safetensors
+from mae3d.weights.inflate import Inflate
+from mae3d.weights.kinds import kind_of, parts_of, why_no_safetensors
 from mae3d.weights.tensors import save_tensors
 from mae3d.weights.torch_files import read_torch
+from mae3d.weights.wrappers import under
 
 MODEL_FILE = "model.safetensors"
 FOREIGN_FILE = "checkpoint.pth"  # the model of an exported folder in another project's format
 CARD = "config.json"  # an exported folder's description, for people and for a foreign file beside it
+# Files of a folder in the ways of the Hugging Face Hub.
+_HUB_FILES = (f"{MODEL_FILE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _KINDS: dict[str, type[MAEConfig] | type[ClassifierConfig]] = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
 
@@ -68,21 +74,22 @@ def model_metadata(config: MAEConfig | ClassifierConfig) -> dict[str, str]:
     return {_METADATA_KEY: json.dumps({"model": _kind(config), "config": asdict(config)}, sort_keys=True)}
 
 
-def load_model(path: str | Path, *, config: MAEConfig | None = None) -> MAE:
+def load_model(path: str | Path, *, config: MAEConfig | None = None, inflate: Inflate | None = None) -> MAE:
     """Open a pretrained model, float32, on the CPU, in evaluation mode.
 
     Args:
         path: A model file; a folder with model.safetensors, as launch/export.py makes it; a run, for its best
             checkpoint if validation chose one, else the latest; or a foreign checkpoint, which torch.save has written
             or a safetensors file without our config, of a format in mae3d.weights.convert.FORMATS. A file is known by
-            its content, and may have any name.
+            its content, and may have any name. `FILE#KEY` names one of several models in a file.
         config: Config of a foreign checkpoint, if its tensors do not determine it. Our files have their config.
+        inflate: The way in which an image MAE becomes one of clips, as in `open_encoder`; None refuses it.
 
     Raises:
         WeightsError: There is no model at `path`, or it is damaged, of an unknown kind, unsafe to open, or a
             classifier.
     """
-    model = open_model(path, config=config)
+    model = open_model(path, config=config, inflate=inflate)
     if isinstance(model, Classifier):
         raise WeightsError(f"{path} holds a classifier, not a masked autoencoder: open it with load_classifier")
     return model
@@ -108,25 +115,33 @@ def load_classifier(path: str | Path, *, config: ClassifierConfig | None = None)
     return model
 
 
-def open_model(path: str | Path, *, config: MAEConfig | ClassifierConfig | None = None) -> MAE | Classifier:
+def open_model(
+    path: str | Path, *, config: MAEConfig | ClassifierConfig | None = None, inflate: Inflate | None = None
+) -> MAE | Classifier:
     """Open a model of either kind; arguments and errors as in `load_model`."""
     file = find_model_file(path)
     with named_in_errors(file):
         tensors, stored, hints = _read(file)
         if stored is not None:
+            _check_is_image(inflate)
             return _build(stored, tensors)
         config = config or _card_beside(file)
         if isinstance(config, ClassifierConfig) or (config is None and is_classifier(tensors)):
             return _build(*classifier_from_foreign(tensors, config, hints=hints))
-        return _build(*from_foreign(tensors, config, hints=hints))
+        return _build(*from_foreign(tensors, config, hints=hints, inflate=inflate))
 
 
-def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> Encoder | FrameEncoder:
+def open_encoder(
+    path: str | Path, *, config: EncoderConfig | None = None, inflate: Inflate | None = None
+) -> Encoder | FrameEncoder:
     """Open the encoder of anything that `open_model` opens, and of a checkpoint whose decoder is missing or not ours.
 
     Args:
-        path: A path as for `load_model`; also VideoMAE's checkpoints, and weights of an encoder alone.
+        path: A path as for `load_model`; also checkpoints of VideoMAE and V-JEPA, and weights of an encoder alone.
         config: Config of a foreign checkpoint, if its tensors do not determine it.
+        inflate: `Inflate("mean", num_frames=16, t_patch_size=2)`: an image ViT (image MAE, timm, DINOv2) becomes a
+            video encoder, exactly in what it computes of a still clip; `center` puts the kernel on the middle frame
+            of a token. None refuses image models.
 
     Returns:
         The encoder, float32, on the CPU, in evaluation mode; `resize.encoder_state` fits it to clips of another size.
@@ -139,12 +154,23 @@ def open_encoder(path: str | Path, *, config: EncoderConfig | None = None) -> En
     with named_in_errors(file):
         tensors, stored, hints = _read(file)
         if stored is not None:
+            _check_is_image(inflate)
             return _build(stored, tensors).encoder
-        known, state = encoder_from_foreign(tensors, config or _card_beside(file), hints=hints)
-        with torch.device("meta"):
-            encoder = Encoder(known)
-        encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-        return encoder.requires_grad_().eval()
+        known, state = encoder_from_foreign(tensors, config or _card_beside(file), hints=hints, inflate=inflate)
+        return built_encoder(known, state)
+
+
+def built_encoder(config: EncoderConfig, state: Mapping[str, Tensor]) -> Encoder:
+    """Return an encoder of these weights, float32, in evaluation mode, without time for random ones."""
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    return encoder.requires_grad_().eval()
+
+
+def _check_is_image(inflate: Inflate | None) -> None:
+    if inflate:
+        raise ValueError("holds a model of ours, and inflate is for image models: leave it out")
 
 
 @contextmanager
@@ -158,12 +184,29 @@ def named_in_errors(file: Path) -> Iterator[None]:
         raise WeightsError(f"{file}: {error}") from error
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None, dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None, dict[str, Any]]:
     """Return tensors, the config if the file is ours, and the settings that a foreign file has."""
-    if kind_of(file) == "torch":
-        tensors, hints = read_torch(file)
-        return tensors, None, _hints_beside(file) | hints
-    return *_read_safetensors(file), _hints_beside(file)
+    file, key = split_key(path)
+    kind, hints = kind_of(file), hints_beside(file)
+    if kind == "torch":
+        tensors, args = read_torch(file, key)
+        return tensors, None, hints | args
+    if kind == "index":
+        tensors, stored = _read_parts(file), None
+    else:
+        tensors, stored = _read_safetensors(file)
+    return (under(tensors, key) if key else tensors), stored, hints
+
+
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    """Return the tensors of all files that an index names; each tensor is in one of them."""
+    tensors: dict[str, Tensor] = {}
+    for part in parts_of(index):
+        read = read_torch(part)[0] if kind_of(part) == "torch" else _read_safetensors(part)[0]
+        if twice := sorted(tensors.keys() & read.keys()):
+            raise ValueError(f"{part.name} has {twice[0]} once more, which another part has: download the parts again")
+        tensors |= read
+    return tensors
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
@@ -176,46 +219,48 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
         return _read(Path(file))[0]
 
 
-def _described_beside(file: Path) -> dict[str, Any]:
-    """Return the content of config.json in a file's folder; {} if there is none, or it is no description."""
-    card = file.parent / CARD
-    try:
-        described = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
-    except ValueError as error:
-        raise WeightsError(f"{card}: no JSON ({error}): mend it, or move {file.name} away from it") from error
-    return described if isinstance(described, dict) else {}
-
-
-def _hints_beside(file: Path) -> dict[str, Any]:
-    """Return the settings in config.json beside a model of Hugging Face's transformers, under upstream's names."""
-    described = _described_beside(file)
-    if described.get("model_type") != "videomae":
-        return {}
-    names = {"num_heads": "num_attention_heads", "img_size": "image_size", "num_frames": "num_frames"}
-    return {ours: described[theirs] for ours, theirs in names.items() if theirs in described}
-
-
 def _card_beside(file: Path) -> MAEConfig | ClassifierConfig | None:
     """Return the config that launch/export.py wrote beside a file in another format."""
     if file.name != FOREIGN_FILE:
         return None
-    described = _described_beside(file)
+    described = described_beside(file, CARD)
     kind = _KINDS.get(described.get("kind", ""))
     return kind(**described["model"]) if kind else None
 
 
+def split_key(path: str | Path) -> tuple[Path, str]:
+    """Return the file of `FILE#KEY` and the key; "" if there is none, or a file of the whole name exists."""
+    name, mark, key = str(path).rpartition("#")
+    if not mark or not name or Path(path).exists():
+        return Path(path), ""
+    return Path(name), key
+
+
+def content_hash(path: str | Path) -> str:
+    """Return the sha256 of a model file; of the files that an index names, and with the key of `FILE#KEY`, of all."""
+    file, key = split_key(path)
+    parts = parts_of(file) if kind_of(file) == "index" else []
+    hashes = [sha256_of(part) for part in (file, *parts)]
+    return hashes[0] if len(hashes) == 1 and not key else hashlib.sha256("\n".join([*hashes, key]).encode()).hexdigest()
+
+
 def find_model_file(path: str | Path) -> Path:
-    """Find the file that holds the model of a file, a folder, a checkpoint or a run.
+    """Find the file that holds the model of a file, a folder, a checkpoint or a run; a key behind it stays there.
 
     Raises:
         WeightsError: There is no model.
     """
-    path = Path(path)
+    path, key = split_key(path)
+    file = _file_of(path)
+    return Path(f"{file}#{key}") if key else file
+
+
+def _file_of(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
         raise WeightsError(f"{path}: no such file or folder{looked_for(path)}")
-    for name in (MODEL_FILE, FOREIGN_FILE):
+    for name in (MODEL_FILE, FOREIGN_FILE, *_HUB_FILES):
         if (path / name).is_file():
             return path / name
     pointer = next((p for p in (path / CHECKPOINTS / name for name in (BEST, LATEST)) if p.is_file()), None)

@@ -66,7 +66,18 @@ FORMATS = {
         defaults={"norm_pix_loss": True, "mask_ratio": 0.9, "decoder_cls": "encoder", "target_rule": "stride"},
     ),
     "videomae": Format("MCG-NJU/VideoMAE, the encoder", qkv="biased", defaults=_IMAGENET),
+    "vjepa": Format("V-JEPA, the encoder", qkv="fused", defaults=_IMAGENET),
+    "vjepa2": Format("V-JEPA 2, the encoder", qkv="fused", defaults=_IMAGENET | {"rope": "vjepa2"}),
+    "vjepa2_1": Format("V-JEPA 2.1, the encoder", qkv="fused", defaults=_IMAGENET | {"rope": "vjepa2_1"}),
+    "image": Format(
+        "an image ViT, inflated: image MAE, timm, DINOv2",
+        qkv="fused",
+        decoder_blocks="decoder_blocks",
+        defaults={"decoder_num_heads": 16, "norm_pix_loss": True, "mask_ratio": 0.9, "decoder_cls": "encoder"}
+        | _IMAGENET,
+    ),
 }
+JEPA = ("vjepa", "vjepa2", "vjepa2_1")
 HEAD_WIDTH = 64  # width of a head of PySlowFast's decoder; the number of heads follows
 
 
@@ -78,25 +89,27 @@ def check_holds(name: str, config: EncoderConfig) -> None:
     """
     if backbone := getattr(config, "backbone", ""):
         raise ConvertError(f"the format {name} ({FORMATS[name].title}) cannot hold an image ViT, timm:{backbone}")
-    required: dict[str, Any] = {}
+    required: dict[str, Any] = {"rope": FORMATS[name].defaults.get("rope", "none")}
     if name == "videomae":
-        required = {"cls_embed": False, "sep_pos_embed": False, "qkv_bias": True}
+        required |= {"cls_embed": False, "sep_pos_embed": False, "qkv_bias": True}
+    elif name in JEPA:
+        required |= {"cls_embed": False, "qkv_bias": True} | ({"sep_pos_embed": False} if name == "vjepa" else {})
     elif isinstance(config, MAEConfig):
         if name == "mae_st":
-            required = {"decoder_sep_pos_embed": config.sep_pos_embed}
+            required |= {"decoder_sep_pos_embed": config.sep_pos_embed}
             required |= {"decoder_cls": "own"} if config.cls_embed else {}
         elif name == "m3d":
-            required = {"cls_embed": True, "sep_pos_embed": True, "decoder_sep_pos_embed": True, "qkv_bias": True}
+            required |= {"cls_embed": True, "sep_pos_embed": True, "decoder_sep_pos_embed": True, "qkv_bias": True}
             required |= {"decoder_cls": "encoder", "pred_t_dim": config.num_frames}
-        else:
-            required = {"decoder_num_heads": max(config.decoder_embed_dim // HEAD_WIDTH, 1)}
+        elif name == "pyslowfast":
+            required |= {"decoder_num_heads": max(config.decoder_embed_dim // HEAD_WIDTH, 1)}
             required |= {"decoder_cls": "encoder"} if config.cls_embed else {}
     differing = [
         f"{key}={getattr(config, key)!r} (it has {value!r})"
         for key, value in required.items()
         if getattr(config, key) != value
     ]
-    if name == "videomae" and isinstance(config, MAEConfig):
+    if not FORMATS[name].decoder_blocks and isinstance(config, MAEConfig):
         differing.append("a decoder (its own is another; convert the encoder alone)")
     if differing:
         raise ConvertError(f"the format {name} ({FORMATS[name].title}) cannot hold " + ", ".join(differing))

@@ -21,12 +21,15 @@ from torch import Tensor
 
 from mae3d.io.console import one_line
 from mae3d.io.shapes import Size
+from mae3d.model.encoder import Encoder
 from mae3d.model.frames import FrameEncoder, frame_config
-from mae3d.weights.convert import unmatched
-from mae3d.weights.files import WeightsError, named_in_errors, read_tensors
+from mae3d.weights.convert import encoder_from_foreign, unmatched
+from mae3d.weights.files import WeightsError, built_encoder, named_in_errors, read_tensors, split_key
+from mae3d.weights.inflate import Inflate, inflated
 from mae3d.weights.wrappers import unwrapped
 
 DOWNLOAD, UNTRAINED = "download", "none"
+_EPSILON = 1e-6  # of our norms
 _HEADS = ("head.", "head_dist.", "attn_pool.", "fc.", "mask_token")  # parts of checkpoints that no feature depends on
 
 
@@ -56,7 +59,7 @@ def open_frame_encoder(
                 "the file"
             ) from error
     file = Path(weights)
-    if weights != UNTRAINED and not file.is_file():
+    if weights != UNTRAINED and not split_key(file)[0].is_file():
         raise WeightsError(f"{weights}: no such file of weights of timm:{name}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -64,6 +67,30 @@ def open_frame_encoder(
     if weights != UNTRAINED:
         _load(encoder, read_tensors(file), file)
     return encoder.eval()
+
+
+def inflate_frames(encoder: FrameEncoder, inflate: Inflate) -> Encoder:
+    """Return the video encoder that an image ViT of timm becomes, with timm's mean and std.
+
+    Raises:
+        ValueError: Our blocks lack a part of the model; the message names it.
+    """
+    vit, config = encoder.vit, encoder.config
+    lacking = [] if type(vit).__name__ == "VisionTransformer" else [f"is a {type(vit).__name__}"]
+    for module in vit.modules():
+        if isinstance(module, torch.nn.LayerNorm) and module.eps != _EPSILON:
+            lacking.append(f"has norms with eps {module.eps:g}, not {_EPSILON:g}")
+        elif type(module).__name__.lower().endswith("gelu") and getattr(module, "approximate", "other") != "none":
+            lacking.append("has another activation than the exact GELU")
+        elif type(module).__name__ in ("RmsNorm", "SwiGLU", "GluMlp", "SwiGLUPacked", "QuickGELU", "SiLU", "ReLU"):
+            lacking.append(f"has {type(module).__name__}")
+    if lacking:
+        raise WeightsError(f"timm:{config.backbone} {lacking[0]}: it cannot become a video encoder of ours")
+    hints = {"num_heads": config.num_heads, "mean": config.mean, "std": config.std}
+    with named_in_errors(Path(f"timm:{config.backbone}")):
+        state = inflated(vit.state_dict(), inflate, checked=True)
+        known, ours = encoder_from_foreign(state, format="image", hints=hints)
+    return built_encoder(known, ours)
 
 
 def state_hash(encoder: torch.nn.Module) -> str:

@@ -1,6 +1,6 @@
 """A file of weights is known by its first bytes, under any name; files of other kinds are refused by what they are.
 
-file ─► "safetensors" or "torch"; or the reason why it is neither, with the remedy
+file ─► "safetensors", "torch" or "index"; or the reason why it is neither, with the remedy
 """
 
 import json
@@ -36,7 +36,7 @@ _OTHERS: tuple[tuple[bytes, int, str, str], ...] = (
 _TENSORFLOW_INDEX = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # last bytes of a TensorFlow checkpoint's .index
 
 
-def kind_of(file: Path) -> Literal["safetensors", "torch"]:
+def kind_of(file: Path) -> Literal["safetensors", "torch", "index"]:
     """Return the kind of a file of weights by its content.
 
     Raises:
@@ -53,9 +53,32 @@ def kind_of(file: Path) -> Literal["safetensors", "torch"]:
             return "torch"
         if _PICKLE.match(head):
             return "torch"
+        if re.match(rb'\s*\{\s*"', head) and b'"weight_map"' in head + opened.read(size):
+            return "index"
         opened.seek(max(size - len(_TENSORFLOW_INDEX), 0))
         tail = opened.read()
     raise ValueError(_described(head, tail, size))
+
+
+def parts_of(index: Path) -> list[Path]:
+    """Return the files that an index of weights in several files names, which lie beside it.
+
+    Raises:
+        ValueError: The index is damaged, or a file is missing.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        strange = [name for name in names if Path(name).name != name]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"is a damaged index of weights in several files: {_DOWNLOAD}") from error
+    if strange or not names:
+        raise ValueError(f"is an index of weights in several files that names {strange[:1] or 'none'}: {_DOWNLOAD}")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise ValueError(
+            f"is the index of weights in {len(names)} files, of which {missing[0]} is missing: download it into the "
+            "same folder"
+        )
+    return [index.parent / name for name in names]
 
 
 def why_no_safetensors(file: Path) -> str:
@@ -119,8 +142,7 @@ def _described(head: bytes, tail: bytes, size: int) -> str:
     if _MARKUP.match(text):
         return f"is a web page or another answer of a server, not the weights: {_DOWNLOAD}, by the link to the file"
     if re.match(rb'\{\s*["}]', text):
-        parts = "the index of weights in several files" if b'"weight_map"' in text else "JSON text"
-        return f"is {parts}, not the weights: give one file that holds all of them"
+        return "is JSON text, not the weights: give the file that holds them"
     for magic, start, what, remedy in _OTHERS:
         if head[start:].startswith(magic):
             return f"{what}: {remedy}"

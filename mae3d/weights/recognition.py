@@ -5,12 +5,15 @@ names, shapes ─► format
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae3d.model.config import EncoderConfig
-from mae3d.weights.formats import FORMATS, ConvertError, State
+from mae3d.weights.formats import FORMATS, JEPA, ConvertError, State
+from mae3d.weights.inflate import describe_image, is_image
+from mae3d.weights.jepa import jepa_format
 from mae3d.weights.rules import encoder_rules
 
 _TRANSFORMERS_KEY = "embeddings.patch_embeddings.projection.weight"
@@ -33,6 +36,8 @@ def recognise(foreign: State, *, described: bool = True) -> str:
         return "videomae"
     if any(name.startswith("pred_head.") for name in foreign):
         return "pyslowfast"
+    if "patch_embed.proj.weight" in foreign and (jepa := jepa_format(foreign)):
+        return jepa
     if "blocks.0.attn.q.weight" in foreign:
         return "mae_st"
     if "blocks.0.attn.qkv.weight" in foreign and "patch_embed.proj.weight" in foreign:
@@ -41,8 +46,9 @@ def recognise(foreign: State, *, described: bool = True) -> str:
         if described or "pos_embed_spatial" in foreign or "head.projection.weight" in foreign:
             return "pyslowfast"
         raise ConvertError(
-            f"{_found(foreign)}: V-JEPA, PySlowFast and others have an encoder of these names, and nothing in the file "
-            "tells whose it is, nor mean and std: if it is PySlowFast's, give its config (`config=`)"
+            f"{_found(foreign)}: PySlowFast, V-JEPA and others have an encoder of these names, and nothing in the file "
+            "tells whose it is, nor mean and std (V-JEPA's fixed positions it has not): if it is PySlowFast's, give "
+            "its config (`config=`)"
         )
     raise ConvertError(
         f"no known names of tensors ({_found(foreign)}){_closest(foreign)}: give a checkpoint of "
@@ -62,7 +68,9 @@ def _closest(foreign: State) -> str:
     config = EncoderConfig(preset="mae_vit_tiny_patch16", depth=1)
     shares = []
     for name in FORMATS:
-        settings = replace(config, cls_embed=False, sep_pos_embed=False) if name == "videomae" else config
+        is_plain = name == "videomae" or name in JEPA
+        rope: Any = FORMATS[name].defaults.get("rope", "none")
+        settings = replace(config, cls_embed=False, sep_pos_embed=False, rope=rope) if is_plain else config
         expected = {theirs for rule in encoder_rules(name, settings) for theirs in rule.theirs}
         shares.append((len(expected & names) / len(expected), name, sorted(expected - names)))
     share, name, missing = max(shares)
@@ -76,9 +84,11 @@ def _check_patches(foreign: State) -> None:
             continue
         shape = tuple(tensor.shape)
         if len(shape) == 4:
+            what = describe_image(foreign) if is_image(foreign) else "an image model"
             raise ConvertError(
-                f"{name} has the shape {shape}, that of an image model, and weights of images are not read: a model of "
-                "clips has (width, channels, frames, p, p)"
+                f"{name} has the shape {shape}, that of {what}: make it a video encoder by --init_inflate mean (or "
+                "center; in Python inflate=), or take it frame by frame as --encoder timm:NAME --encoder_weights FILE "
+                "(finetune: --init timm:NAME --init_weights FILE)"
             )
         if len(shape) != 5 or shape[3] != shape[4]:
             raise ConvertError(f"{name} has the shape {shape}; a model of clips has (width, channels, frames, p, p)")

@@ -46,6 +46,7 @@ _SAME = (
     "qkv_bias",
     "cls_embed",
     "sep_pos_embed",
+    "rope",
 )
 # The same settings of a decoder; pred_u is the number of frames that a token predicts.
 _SAME_DECODER = (

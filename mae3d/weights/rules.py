@@ -60,9 +60,9 @@ def encoder_rules(name: str, config: EncoderConfig, *, prefix: str = "") -> list
     """Return the rules for the weights of the encoder; `prefix` goes before our names."""
     rules = [*_patch_embed(prefix, config), *_same(f"{prefix}norm", "norm")]
     if name == "videomae":
-        fixed = partial(_sinusoids, config)
+        fixed = partial(fixed_videomae, config.num_tokens, config.embed_dim)
         rules.append(Rule(f"{prefix}positions.joint", (), lambda _: fixed(), partial(_equal_to, fixed)))
-    else:
+    elif config.rope == "none":
         tables = {"joint": "pos_embed"}
         if config.sep_pos_embed:
             tables = _separate("pos_embed_", cls=config.cls_embed)
@@ -125,11 +125,10 @@ def _without_key_bias(bias: Tensor) -> Sequence[Tensor]:
     return query, value
 
 
-def _sinusoids(config: EncoderConfig) -> Tensor:
+def fixed_videomae(tokens: int, width: int) -> Tensor:
     """Compute VideoMAE's fixed positions (1, L, D): sines and cosines in turn of the token (Vaswani et al. 2017)."""
-    width = config.embed_dim
     exponents = 2 * (torch.arange(width, dtype=torch.float64) // 2) / width
-    angles = torch.arange(config.num_tokens, dtype=torch.float64)[:, None] / 10_000**exponents
+    angles = torch.arange(tokens, dtype=torch.float64)[:, None] / 10_000**exponents
     angles[:, 0::2], angles[:, 1::2] = angles[:, 0::2].sin(), angles[:, 1::2].cos()
     return angles.float()[None]
 

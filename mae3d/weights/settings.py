@@ -12,7 +12,11 @@ from typing import Any
 
 from mae3d.io.shapes import Size, plain_size, sides, size_text
 from mae3d.model.config import PRESETS, MAEConfig
-from mae3d.weights.formats import FORMATS, HEAD_WIDTH, ConvertError, State
+from mae3d.weights.formats import FORMATS, HEAD_WIDTH, JEPA, ConvertError, State
+
+# Heads of published sizes that are no preset of ours, by width and depth: V-JEPA 2's giant, V-JEPA 2.1's gigantic.
+_HEADS = {(1408, 40): 22, (1664, 48): 26}
+_JEPA_GRIDS = {"vjepa": (8, 14), "vjepa2": (32, 16), "vjepa2_1": (32, 24)}  # (t, h = w) of the published weights
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +77,14 @@ def encoder_settings(name: str, foreign: State, *, hints: Mapping[str, Any]) -> 
     width, channels, u, p, _ = foreign["patch_embed.proj.weight"].shape
     depth, cls = count_blocks(foreign, "blocks."), "cls_token" in foreign
     mlp_ratio = foreign["blocks.0.mlp.fc1.weight"].shape[0] / width
-    img_size, num_frames = _clip_size(foreign, hints, patch_size=p, t_patch_size=u, cls=cls)
+    img_size, num_frames = _clip_size(name, foreign, hints, patch_size=p, t_patch_size=u, cls=cls)
     preset = _published(width, depth, p)
-    if preset is None and "num_heads" not in hints:
+    if preset is None and "num_heads" not in hints and (width, depth) not in _HEADS:
         raise ConvertError(f"width {width} with {depth} blocks is no published size: give num_heads in a config")
+    heads = PRESETS[preset]["num_heads"] if preset else _HEADS.get((width, depth))
     biases = ("blocks.0.attn.q.bias", "blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias")
     pixels = {**FORMATS[name].defaults, **hints}
-    return {key: pixels[key] for key in ("mean", "std") if key in pixels} | {
+    return {key: pixels[key] for key in ("mean", "std", "rope") if key in pixels} | {
         "preset": preset or MAEConfig.preset,
         "img_size": img_size,
         "in_chans": channels,
@@ -88,10 +93,10 @@ def encoder_settings(name: str, foreign: State, *, hints: Mapping[str, Any]) -> 
         "t_patch_size": u,
         "embed_dim": width,
         "depth": depth,
-        "num_heads": hints.get("num_heads") or PRESETS[preset or MAEConfig.preset]["num_heads"],
+        "num_heads": hints.get("num_heads") or heads,
         "mlp_ratio": mlp_ratio,
         "qkv_bias": any(bias in foreign for bias in biases),
-        "sep_pos_embed": "pos_embed_spatial" in foreign,
+        "sep_pos_embed": "pos_embed_spatial" in foreign or name in ("vjepa2", "vjepa2_1"),
         "cls_embed": cls,
     }
 
@@ -110,7 +115,7 @@ def _published(width: int, depth: int, patch_size: int) -> str | None:
 
 
 def _clip_size(
-    foreign: State, hints: Mapping[str, Any], *, patch_size: int, t_patch_size: int, cls: bool
+    name: str, foreign: State, hints: Mapping[str, Any], *, patch_size: int, t_patch_size: int, cls: bool
 ) -> tuple[Size, int]:
     """Read (img_size, num_frames) off the tables of positions.
 
@@ -127,6 +132,10 @@ def _clip_size(
                 raise ConvertError(f"{plane} positions in space are of no square: give img_size in a config")
             img_size = side * patch_size
         return img_size, foreign["pos_embed_temporal"].shape[1] * t_patch_size
+    if name in JEPA:
+        t, side = _JEPA_GRIDS[name]
+        published = side * patch_size
+        return img_size if "img_size" in hints else published, hints.get("num_frames", t * t_patch_size)
     if "pos_embed" not in foreign and any(name.endswith(".attn.q_bias") for name in foreign):
         return img_size, hints.get("num_frames", 16)
     tokens = foreign["pos_embed"].shape[1] - int(cls)

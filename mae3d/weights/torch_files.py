@@ -3,7 +3,6 @@
 file ─► names and tensors, settings of its trainer
 """
 
-import argparse
 import logging
 import re
 from collections.abc import Iterator
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_STATES = ("model", "model_state", "module", "state_dict", "model_state_dict")  # keys of the weights that are trained
+from mae3d.weights.pickles import attributes, refused_names, stand_ins
+from mae3d.weights.wrappers import FIRST_LAYER, TRAINED, inner_name, preferred, under
+
 _SAFE_TORCH = (2, 6)  # before it, weights_only could be made to run code (CVE-2025-32434)
 _DEEPEST = 4  # dicts inside each other in which a state dict is looked for
 _SAVE_ALONE = "save its state dict alone, torch.save(model.state_dict(), FILE)"
@@ -21,8 +22,12 @@ _SAVE_ALONE = "save its state dict alone, torch.save(model.state_dict(), FILE)"
 logger = logging.getLogger(__name__)
 
 
-def read_torch(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_torch(file: Path, key: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a foreign checkpoint's state dict, and its `args` as a dict (empty if it has none).
+
+    Args:
+        file: The file.
+        key: Name of the state dict that is meant, as `state_dict_ema` or `teacher.backbone`; "" for the usual one.
 
     Raises:
         ValueError: The file is damaged or unsafe to open, or which of its state dicts is meant is unknown; the message
@@ -36,31 +41,31 @@ def read_torch(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = _load(file)
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}, not a state dict")
-    args = content.get("args")
-    hints = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    path, state = _chosen(content, file)
+    path, state, rest = _chosen(content, file, key)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if path and (others := sorted(map(str, state.keys() - tensors.keys()))):
         raise ValueError(f"left over, no tensors: {', '.join(others[:12])}; save the tensors alone")
-    return tensors, hints
+    return under(tensors, rest) if rest else tensors, attributes(content.get("args"))
 
 
 def _load(file: Path) -> Any:
-    with file.open("rb") as opened, torch.serialization.safe_globals([argparse.Namespace]):
+    with file.open("rb") as opened, torch.serialization.safe_globals(stand_ins()):
         try:  # with the opened file, because torch judges a path by its suffix
             return torch.load(opened, map_location="cpu", weights_only=True)
         except OSError:
             raise
         except Exception as error:  # a damaged pickle fails in any way: as an index, a key, a struct, ...
-            raise ValueError(f"refused, {_why_refused(error)}") from error
+            raise ValueError(f"refused, {_why_refused(error, file)}") from error
 
 
-def _why_refused(error: Exception) -> str:
+def _why_refused(error: Exception, file: Path) -> str:
     """Return what torch has refused in a pickled file, and the remedy; its own advice is to run the file's code."""
     text = str(error)
     if refused := re.search(r"GLOBAL (\S+)", text):
+        names = refused_names(file) or [refused[1]]
+        held = f"an object of {names[0]}" if len(names) == 1 else f"objects of {', '.join(names)}"
         return (
-            f"it holds an object of {refused[1]}, and only tensors and plain values are opened, because others may run "
+            f"it holds {held}, and only tensors and plain values are opened, because others may run "
             f"code: open it where it came from, and {_SAVE_ALONE}"
         )
     if "Unsupported operand" in text:
@@ -77,26 +82,42 @@ def _why_refused(error: Exception) -> str:
     return f"it ends early or is damaged ({reason}): download it again"
 
 
-def _chosen(content: dict[Any, Any], file: Path) -> tuple[tuple[str, ...], dict[Any, Any]]:
-    """Return the path of keys to the state dict of a checkpoint, and the state dict.
+def _chosen(content: dict[Any, Any], file: Path, key: str) -> tuple[tuple[str, ...], dict[Any, Any], str]:
+    """Return the keys that lead to the state dict of a checkpoint, the state dict, and what is left of `key`.
 
     Raises:
-        ValueError: There is none, or there are several without a usual name, as of a model and its teacher.
+        ValueError: There is none, or there are several of which no rule takes one.
     """
     dicts = dict(_state_dicts(content, named=True)) or dict(_state_dicts(content, named=False))
     if not dicts:
-        raise ValueError(f"no tensors under {', '.join(_STATES)} or at the top; keys: {list(content)[:8]}")
-    counts = {path: f"{'.'.join(path)} ({len(state)} tensors)" for path, state in dicts.items()}
-    if len(dicts) == 1:
-        return next(iter(dicts.items()))
-    key = next((key for key in _STATES if any(path[0] == key for path in dicts)), "")
-    usual = [path for path in dicts if path[0] == key]
-    if len(usual) != 1:
-        raise ValueError(f"holds several state dicts, {', '.join(counts.values())}: save the one that is meant alone")
-    taken = counts.pop(usual[0])
-    left_out = ", ".join(counts.values())
-    logger.warning("%s: holds several state dicts, and %s is taken; left out: %s", file, taken, left_out)
-    return usual[0], dicts[usual[0]]
+        raise ValueError(f"no tensors under {', '.join(TRAINED)} or at the top; keys: {list(content)[:8]}")
+    by_name = {".".join(path): path for path in dicts}
+    meant = [name for name in by_name if name and f"{key}.".startswith(f"{name}.")]
+    if meant:
+        name = max(meant, key=len)
+        return by_name[name], dicts[by_name[name]], key[len(name) + 1 :]
+    if key and (inner := [name for name in by_name if name.startswith(f"{key}.")]):
+        by_name = {name: by_name[name] for name in inner}
+        key = ""
+    encoders = {name: path for name, path in by_name.items() if _has_encoder(dicts[path])} or by_name
+    counts = {name: f"{name} ({len(dicts[path])} tensors)" for name, path in by_name.items()}
+    name, why = next(iter(encoders)), "the only one with an encoder"
+    if len(encoders) > 1:
+        name, why = preferred(encoders)
+        if not why:
+            raise ValueError(
+                f"holds several state dicts, {', '.join(counts.values())}: name the one that is meant, as in "
+                f"{file.name}#{max(encoders)}"
+            )
+    if len(by_name) > 1:
+        taken = counts.pop(name)
+        left_out = ", ".join(counts.values())
+        logger.warning("%s: several state dicts: %s is taken, %s; left out: %s", file, taken, why, left_out)
+    return by_name[name], dicts[by_name[name]], key
+
+
+def _has_encoder(state: dict[Any, Any]) -> bool:
+    return any(isinstance(name, str) and FIRST_LAYER.fullmatch(inner_name(name)) for name in state)
 
 
 def _state_dicts(

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 import pickle
 import tarfile
@@ -16,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mae3d.weights.files import WeightsError, read_tensors
+from mae3d.weights.files import WeightsError, content_hash, find_model_file, read_tensors
 
 STATE = {"blocks.0.norm1.weight": torch.arange(300.0), "norm.bias": torch.ones(3)}
 
@@ -69,7 +70,12 @@ OTHERS = [
     (POINTER, "is a Git LFS pointer, not the weights of 1,234,567 bytes: run git lfs pull"),
     (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page .*: download it again"),
     (b'<?xml version="1.0"?><Error>AccessDenied</Error>', "answer of a server, not the weights: download it again"),
-    (b'{"metadata": {}, "weight_map": {"a": "1.safetensors"}}', "is the index of weights in several files"),
+    (
+        b'{"metadata": {}, "weight_map": {"a": "1.safetensors"}}',
+        r"index of weights in 1 files, .*1\.safetensors is miss",
+    ),
+    (b'{"weight_map": {"a": "../1.safetensors"}}', r"index of weights in several files that names .*\.\./1"),
+    (b'{"weight_map": ["a"]}', "is a damaged index of weights in several files: download it again"),
     (b'{"model_type": "videomae"}', "is JSON text, not the weights"),
     (gzip.compress(WEIGHTS["zip"]), "is compressed by gzip: unpack it by gunzip"),
     (bz2.compress(b"weights"), "is compressed by bzip2: unpack it by bunzip2"),
@@ -111,6 +117,28 @@ def test_other_files_are_refused_with_what_they_are_and_the_remedy(content: byte
             read_tensors(file)
         assert str(error.value).startswith(f"{file}: ")
         assert "weights_only" not in str(error.value)  # torch's advice is to run the file's code
+
+
+def test_weights_in_several_files_are_read_by_their_index(tmp_path: Path) -> None:
+    names = sorted(STATE)
+    for suffix, write in (("safetensors", safetensors.torch.save), ("bin", saved)):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        parts = {name: f"model-0000{i}-of-00002.{suffix}" for i, name in enumerate(names)}
+        for name, part in parts.items():
+            (folder / part).write_bytes(write({name: STATE[name]}))
+        index = folder / ("model.safetensors.index.json" if suffix == "safetensors" else "pytorch_model.bin.index.json")
+        index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": parts}))
+        assert find_model_file(folder) == index
+        read = read_tensors(index)
+        assert read.keys() == STATE.keys()
+        assert all(torch.equal(tensor, STATE[name]) for name, tensor in read.items())
+        before = content_hash(index)
+        (folder / parts[names[1]]).write_bytes(write({names[1]: STATE[names[1]] + 1}))
+        assert content_hash(index) != before
+        (folder / parts[names[1]]).write_bytes(write({names[0]: STATE[names[0]]}))
+        with pytest.raises(WeightsError, match=f"has {names[0]} once more"):
+            read_tensors(index)
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mae3d.model.config import EncoderConfig
 from mae3d.model.encoder import Encoder
 from mae3d.weights.convert import ConvertError, encoder_from_foreign, encoder_to_foreign
-from mae3d.weights.files import WeightsError, read_tensors
+from mae3d.weights.files import WeightsError, content_hash, open_encoder, read_tensors
 from mae3d.weights.recognition import recognise
 
 CONFIG = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1)
@@ -62,19 +63,43 @@ def test_names_lose_what_trainers_put_around_models_and_modules(
     assert all(torch.equal(state[name], tensor) for name, tensor in ours.items())
 
 
-def test_only_what_trainers_put_around_names_is_taken_off(foreign: dict[str, Tensor]) -> None:
-    with pytest.raises(ConvertError, match=r"no known names of tensors \(vit\.blocks"):
-        encoder_from_foreign({f"model.vit.{name}": tensor for name, tensor in foreign.items()}, hints=HINTS)
+def test_tensors_beside_the_encoders_module_are_left_out_and_named_and_those_inside_are_accounted_for(
+    foreign: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
     beside = {f"backbone.{name}": tensor for name, tensor in foreign.items()} | {"criterion.weight": torch.zeros(2)}
+    encoder_from_foreign(beside, hints=HINTS)
+    assert "1 tensors outside backbone are left out: criterion.weight" in caplog.text
     with pytest.raises(ConvertError, match=r"left over: criterion\.weight$"):
-        encoder_from_foreign(beside, hints=HINTS)
+        encoder_from_foreign(beside | {"backbone.criterion.weight": torch.zeros(2)}, hints=HINTS)
 
 
-def test_of_two_models_in_one_state_dict_none_is_chosen(foreign: dict[str, Tensor]) -> None:
-    two = {f"module.{model}.{name}": tensor for model in ("student", "teacher") for name, tensor in foreign.items()}
-    told = rf"several models, under student\. \({len(foreign)} tensors\), teacher\. \({len(foreign)} tensors\): save"
-    with pytest.raises(ConvertError, match=told):
-        encoder_from_foreign(two, hints=HINTS)
+@pytest.mark.parametrize(
+    ("models", "taken"),
+    [
+        (("student", "teacher"), "teacher"),
+        (("student.backbone", "teacher.backbone"), "teacher.backbone"),
+        (("encoder", "target_encoder"), "target_encoder"),
+        (("model", "model_ema"), "model"),
+        (("online_model", "ema.ema_model"), "online_model"),
+        (("net", "net_ema"), "net"),
+        (("a", "b"), ""),
+    ],
+)
+def test_of_several_models_in_one_state_dict_the_usual_one_is_taken_and_said(
+    foreign: dict[str, Tensor], caplog: pytest.LogCaptureFixture, models: tuple[str, str], taken: str
+) -> None:
+    several = {
+        f"module.{model}.{name}": tensor + i for i, model in enumerate(models) for name, tensor in foreign.items()
+    }
+    if not taken:
+        told = rf"several models, under a\. \({len(foreign)} tensors\), b\. \({len(foreign)} tensors\): .*FILE#b"
+        with pytest.raises(ConvertError, match=told):
+            encoder_from_foreign(several, hints=HINTS)
+        return
+    state = encoder_from_foreign(several, hints=HINTS)[1]
+    assert torch.equal(state["norm.bias"], foreign["norm.bias"] + models.index(taken))
+    (left,) = set(models) - {taken}
+    assert re.search(rf"{taken}\. \(\d+ tensors\) is taken, .*; left out: {left}\. \(\d+ tensors\)", caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +139,44 @@ def test_of_several_state_dicts_the_models_is_taken_and_said_or_none_is_chosen(
     ):
         torch.save(content, tmp_path / "a.pth")
         assert torch.equal(read_tensors(tmp_path / "a.pth")["norm.bias"], foreign["norm.bias"])
-        assert re.search(rf" {taken} \(\d+ tensors\) is taken; left out: {left} \(\d+ tensors\)", caplog.text)
-    two = {"a": foreign, "b": average}
-    for content in ({"encoder": foreign, "target_encoder": average}, {"model": two, "state_dict": foreign}):
-        torch.save(content, tmp_path / "a.pth")
-        with pytest.raises(WeightsError, match=r"several state dicts, \S+ \(\d+ tensors\), \S+ \(.*: save the one"):
-            read_tensors(tmp_path / "a.pth")
+        assert re.search(rf" {taken} \(\d+ tensors\) is taken, .*; left out: {left} \(\d+ tensors\)", caplog.text)
+    torch.save({"model": {"a": foreign, "b": average}, "state_dict": foreign}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"several state dicts, \S+ \(\d+ tensors\), \S+ \(.*: .*a\.pth#state_dict"):
+        read_tensors(tmp_path / "a.pth")
+
+
+def test_the_model_that_is_meant_is_named_behind_the_file(foreign: dict[str, Tensor], tmp_path: Path) -> None:
+    def plus(i: int, prefix: str = "") -> dict[str, Tensor]:
+        return {f"{prefix}{name}": tensor + i for name, tensor in foreign.items()}
+
+    predictor = {"predictor_blocks.0.norm1.weight": torch.zeros(2)}
+    content: dict[str, Any] = {"state_dict": plus(0), "state_dict_ema": plus(1), "predictor": predictor}
+    content |= {
+        "callbacks": {"EMA": {"ema_weights": plus(2, "model.")}},
+        "ssl": plus(3, "student.") | plus(4, "teacher."),
+    }
+    file = tmp_path / "a.ckpt"
+    torch.save(content | {"args": HINTS}, file)
+    (tmp_path / "odd#name.ckpt").write_bytes(file.read_bytes())
+    for key, i in {
+        **{"": 0, "#state_dict": 0, "#state_dict_ema": 1, "#callbacks": 2, "#callbacks.EMA.ema_weights.model": 2},
+        **{"#ssl.student": 3, "#ssl.teacher": 4, "#ssl": 4},
+    }.items():
+        encoder = open_encoder(f"{file}{key}")
+        torch.testing.assert_close(encoder.norm.bias.detach(), foreign["norm.bias"] + i)
+    assert torch.equal(open_encoder(tmp_path / "odd#name.ckpt").norm.bias, foreign["norm.bias"])
+    assert content_hash(file) != content_hash(f"{file}#state_dict_ema") != content_hash(f"{file}#ssl")
+    for key, said in (
+        ("teacher", "no tensors under #teacher; names begin with blocks"),
+        ("predictor", "no known names"),
+    ):
+        with pytest.raises(WeightsError, match=said):
+            open_encoder(f"{file}#{key}")
+    save_file(plus(3, "student.") | plus(4, "teacher."), tmp_path / "b.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "num_attention_heads": 3}')
+    for key, i in (("", 4), ("#student", 3), ("#teacher", 4)):
+        encoder = open_encoder(f"{tmp_path / 'b.safetensors'}{key}")
+        torch.testing.assert_close(encoder.norm.bias.detach(), foreign["norm.bias"] + i)
 
 
 def test_names_that_several_projects_share_are_refused_unless_described() -> None:
@@ -127,7 +184,7 @@ def test_names_that_several_projects_share_are_refused_unless_described() -> Non
     state = shared_names()
     assert recognise(state) == "pyslowfast"
     for told in (state, state | {"head.weight": torch.zeros(2, 8)}, state | {"cls_token": torch.zeros(1, 1, 8)}):
-        with pytest.raises(ConvertError, match=r"V-JEPA, PySlowFast and others .*nothing in the file"):
+        with pytest.raises(ConvertError, match=r"PySlowFast, V-JEPA and others .*nothing in the file"):
             recognise(told, described=False)
     assert recognise(state | {"pos_embed_spatial": torch.zeros(1, 4, 8)}, described=False) == "pyslowfast"
     with pytest.raises(ConvertError, match="V-JEPA"):
@@ -137,7 +194,7 @@ def test_names_that_several_projects_share_are_refused_unless_described() -> Non
 @pytest.mark.parametrize(
     ("name", "shape", "told"),
     [
-        ("patch_embed.proj.weight", (8, 3, 16, 16), "image model"),
+        ("patch_embed.proj.weight", (8, 3, 16, 16), "an image ViT.*--init_inflate mean.*--encoder timm:NAME"),
         ("vit.embeddings.patch_embeddings.projection.weight", (8, 3, 16, 16), "image model"),
         ("patch_embed.proj.weight", (8, 3, 2, 16, 14), r"\(width, channels, frames, p, p\)"),
         ("patch_embed.proj.weight", (8, 3), r"\(width, channels, frames, p, p\)"),
@@ -161,7 +218,6 @@ def test_unknown_names_are_told_with_shapes_and_the_closest_format() -> None:
     ("thing", "name"),
     [
         (fractions.Fraction(1, 3), r"fractions\.Fraction"),
-        (Path("a"), r"pathlib\.\w*PosixPath"),
         (CONFIG, "EncoderConfig"),
         (os.system, r"posix\.system"),
     ],

@@ -69,8 +69,48 @@ def test_a_finetuned_videomae_and_its_left_over_keys() -> None:
     }
     _, state = encoder_from_foreign(foreign | {"head.weight": torch.zeros(5, 48)}, hints=HINTS)
     assert torch.equal(state["norm.weight"], pretrained["encoder.norm.weight"])
-    with pytest.raises(ConvertError, match=r"left over: blocks\.0\.gamma_1"):
-        encoder_from_foreign(foreign | {"blocks.0.gamma_1": torch.ones(48)}, hints=HINTS)
+    with pytest.raises(ConvertError, match=r"left over: blocks\.0\.gamma_3"):
+        encoder_from_foreign(foreign | {"blocks.0.gamma_3": torch.ones(48)}, hints=HINTS)
+
+
+def test_layer_scale_goes_into_the_layers_that_it_scales() -> None:
+    foreign, gamma = videomae_checkpoint(), torch.rand(48)
+    plain = encoder_from_foreign(foreign, hints=HINTS)[1]
+    scaled = {"encoder.blocks.0.gamma_1": gamma, "encoder.blocks.1.gamma_2": 2 * gamma}
+    state = encoder_from_foreign(foreign | scaled, hints=HINTS)[1]
+    changed = {name for name in state if not torch.equal(state[name], plain[name])}
+    parts = ("blocks.0.attn.proj", "blocks.1.mlp.fc2")
+    assert changed == {f"{part}.{kind}" for part in parts for kind in ("weight", "bias")}
+    x = torch.randn(3, 192)
+    ours = x @ state["blocks.1.mlp.fc2.weight"].T + state["blocks.1.mlp.fc2.bias"]
+    theirs = 2 * gamma * (x @ plain["blocks.1.mlp.fc2.weight"].T + plain["blocks.1.mlp.fc2.bias"])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def in_mmactions_names(foreign: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make VideoMAE's state dict as mmaction2 saves its finetuned recognizer."""
+    inner = {"patch_embed.proj.": "patch_embed.projection.", "mlp.fc1.": "mlp.layers.0.0.", "mlp.fc2.": "mlp.layers.1."}
+    theirs = {"cls_head.fc_cls.weight": torch.zeros(5, 48), "cls_head.fc_cls.bias": torch.zeros(5)}
+    for name, tensor in foreign.items():
+        if name.startswith("encoder."):
+            name = name.removeprefix("encoder.").replace("norm.", "fc_norm.", int(name.startswith("encoder.norm")))
+            for original, mm in inner.items():
+                name = name.replace(original, mm)
+            theirs[f"backbone.{name}"] = tensor
+    return theirs
+
+
+def test_videomae_of_mmaction2_is_the_same_encoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    foreign = videomae_checkpoint()
+    config, state = encoder_from_foreign(foreign, hints=HINTS)
+    theirs = in_mmactions_names(foreign) | {"backbone.pos_embed": state["positions.joint"].clone()}
+    torch.save({"meta": {"epoch": 3}, "state_dict": theirs, "message_hub": {}}, tmp_path / "epoch_3.pth")
+    again, same = encoder_from_foreign(torch.load(tmp_path / "epoch_3.pth")["state_dict"], hints=HINTS)
+    assert again == config
+    assert all(torch.equal(same[name], tensor) for name, tensor in state.items())
+    assert "2 tensors outside backbone are left out: cls_head.fc_cls.bias" in caplog.text
+    with pytest.raises(ConvertError, match="pos_embed is learned"):
+        encoder_from_foreign(theirs | {"backbone.pos_embed": state["positions.joint"] + 1}, hints=HINTS)
 
 
 def test_videomae_cannot_hold_learned_positions_or_a_bias_of_the_keys() -> None:
