@@ -87,15 +87,9 @@ def stored_config(run: Path | None) -> dict[str, Any]:
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Return config.json of an exported folder; empty if there is none."""
-    import json
+    from mae3d.weights.card import read_facts
 
-    from mae3d.weights.files import CARD
-
-    try:
-        described = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return described if isinstance(described, dict) and "made_by" in described else {}
+    return read_facts(folder)
 
 
 def trained_data(file: Path) -> dict[str, Any]:

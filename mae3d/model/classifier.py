@@ -12,6 +12,8 @@ Names in the state dict: `encoder.*` as in the MAE (`encoder.vit.*` of an image 
 path draw from torch's generators, which the trainer seeds anew for each micro-batch.
 """
 
+from typing import Literal
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -29,7 +31,8 @@ class Classifier(nn.Module):
         self.config = config
         self.encoder: Encoder | FrameEncoder
         if config.backbone:
-            self.encoder = FrameEncoder(config, drop_path=config.drop_path, pooling=config.pooling)
+            pooling: Literal["mean", "cls"] = "cls" if config.pooling == "cls" else "mean"
+            self.encoder = FrameEncoder(config, drop_path=config.drop_path, pooling=pooling)
         else:
             self.encoder = Encoder(config, drop_path=config.drop_path)
         self.dropout = nn.Dropout(config.dropout)
@@ -47,7 +50,8 @@ class Classifier(nn.Module):
             pooled_BD = tokens_BND[:, 0]
         else:
             # Upstream leaves the first token out even if it is no class token; weights finetuned there expect it.
-            pooled_BD = tokens_BND[:, 1:].mean(dim=1)
+            first = self.encoder.num_prefix if self.config.pooling == "patches" else 1
+            pooled_BD = tokens_BND[:, first:].mean(dim=1)
         features_BD: Tensor = self.encoder.norm(pooled_BD)
         return features_BD
 

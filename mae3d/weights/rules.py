@@ -60,7 +60,7 @@ def encoder_rules(name: str, config: EncoderConfig, *, prefix: str = "") -> list
     """Return the rules for the weights of the encoder; `prefix` goes before our names."""
     rules = [*_patch_embed(prefix, config), *_same(f"{prefix}norm", "norm")]
     if name == "videomae":
-        fixed = partial(_sinusoids, config)
+        fixed = partial(videomae_sinusoids, config)
         rules.append(Rule(f"{prefix}positions.joint", (), lambda _: fixed(), partial(_equal_to, fixed)))
     else:
         tables = {"joint": "pos_embed"}
@@ -125,7 +125,7 @@ def _without_key_bias(bias: Tensor) -> Sequence[Tensor]:
     return query, value
 
 
-def _sinusoids(config: EncoderConfig) -> Tensor:
+def videomae_sinusoids(config: EncoderConfig) -> Tensor:
     """Compute VideoMAE's fixed positions (1, L, D): sines and cosines in turn of the token (Vaswani et al. 2017)."""
     width = config.embed_dim
     exponents = 2 * (torch.arange(width, dtype=torch.float64) // 2) / width
