@@ -54,17 +54,16 @@ def save_onnx(model: Model, path: Path) -> None:
         ConvertError: A package is missing, or the model cannot be translated.
         OSError: The disk is full, or read-only.
     """
-    module, clip = _module_of(model), _example(model)
+    module = _module_of(model)
     names = ["logits"] if isinstance(model, Classifier) else ["tokens", "vector"]
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
     with _named("onnx"):
         torch.onnx.export(
-            module,
-            (clip,),
+            _program(module, _example(model)),
+            (),
             path,
             input_names=["clip"],
             output_names=names,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
             external_data=size > _ONE_FILE,
             verbose=False,
@@ -79,9 +78,12 @@ def save_program(model: Model, path: Path) -> None:
         OSError: The disk is full, or read-only.
     """
     with _named("torch_export"):
-        free = ({0: torch.export.Dim("batch")},)
-        program = torch.export.export(_module_of(model), (_example(model),), dynamic_shapes=free)
-        torch.export.save(program, path)
+        torch.export.save(_program(_module_of(model), _example(model)), path)
+
+
+def _program(module: nn.Module, clip: Tensor) -> torch.export.ExportedProgram:
+    """Trace a module for any number of clips; a number that became a constant is an error of torch's."""
+    return torch.export.export(module, (clip,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 def _module_of(model: Model) -> nn.Module:

@@ -6,16 +6,21 @@ org/name[@revision], hf://org/name ─► a folder that holds a model; an export
     folder = fetch(model)                    # as the Hub's own client caches it; HF_HUB_OFFLINE=1: from the cache alone
     url = push_folder(folder, "org/name", private=True)
 
-huggingface_hub does all that the network has to do with: its HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE hold here.
+huggingface_hub does all that has to do with the network: its HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE hold.
 """
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mae3d import __version__
+
+if TYPE_CHECKING:
+    from mae3d.model.classifier import Classifier
+    from mae3d.model.mae import MAE
 
 SCHEME = "hf://"
 _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
@@ -73,7 +78,7 @@ def hub_model(text: str | Path) -> HubModel | None:
 
 
 def remedy_for(text: str | Path) -> str:
-    """Return the clause of a message that a path is missing: how a model of the Hub is named; "" if it cannot be one."""
+    """Return the clause that a missing path may be meant as a model of the Hub; "" if it cannot be one."""
     if isinstance(text, Path) or not _NAME.fullmatch(text):
         return ""
     return f"; a model of the Hugging Face Hub is named {SCHEME}{text}"
@@ -152,6 +157,45 @@ def push_folder(
     return str(commit.commit_url)
 
 
+def push_to_hub(
+    model: "MAE | Classifier",
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str = "",
+    licence: str = "",
+    sampling_rate: float = 4,
+    target_fps: float = 30,
+) -> str:
+    """Upload a model with its config and a card; `load_model` or `load_classifier` opens it by the repository's name.
+
+    Args:
+        model: The model.
+        repo: As for `push_folder`, like `private` and `revision`.
+        private: Whether a new repository is for its members only.
+        revision: The branch.
+        licence: What the card says of it; "" for nothing.
+        sampling_rate: Distance of two frames of its clips at target_fps, for the card.
+        target_fps: The frame rate that sampling_rate refers to.
+
+    Returns:
+        The commit's URL.
+
+    Raises:
+        ValueError: As `push_folder`.
+        OSError: As `push_folder`.
+    """
+    from mae3d.weights.card import Clip, describe, write_card
+    from mae3d.weights.files import MODEL_FILE, save_model
+
+    check_repo(repo)
+    facts = describe(model, Clip(sampling_rate, target_fps), licence=licence)
+    with tempfile.TemporaryDirectory(prefix="mae3d-push-") as aside:
+        save_model(model, Path(aside) / MODEL_FILE)
+        write_card(facts, Path(aside))
+        return push_folder(Path(aside), repo, private=private, revision=revision)
+
+
 def check_repo(repo: str) -> None:
     """Refuse a text that is no name of a repository; ValueError."""
     if not re.fullmatch(rf"(?:{_PART}/)?{_PART}", repo, re.ASCII) or "--" in repo or ".." in repo or len(repo) > 96:
@@ -186,6 +230,8 @@ def _in_one_line(name: str, *, doing: str) -> Iterator[None]:
         raise OSError(f"{name}: {_site()} answered {status} ({_first_line(error)}): try again later") from error
     except (errors.HFValidationError, errors.LocalTokenNotFoundError) as error:
         raise ValueError(f"{name}: {_first_line(error)}") from error
+    except RuntimeError as error:  # of an upload, around its reason
+        raise OSError(f"{name}: {_first_line(error)} ({_first_line(error.__cause__ or error)}): try again") from error
     except errors.HTTPError as error:  # of the HTTP library: no connection, a time-out
         raise OSError(f"{name}: {_site()} cannot be reached ({_first_line(error)})") from error
 

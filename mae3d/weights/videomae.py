@@ -85,9 +85,9 @@ def check_videomae(encoder: Encoder | FrameEncoder, *, pooling: str) -> EncoderC
         reasons.append(f"model.pooling={pooling}")
     if reasons:
         raise ConvertError(
-            f"the format transformers (VideoMAE) cannot hold {'; '.join(reasons)}. It holds encoders that were read from "
-            "VideoMAE's weights, and classifiers over them with model.pooling=patches; give this model away as mae3d, "
-            "onnx, torch_export or encoder"
+            f"the format transformers (VideoMAE) cannot hold {'; '.join(reasons)}. It holds encoders that were read "
+            "from VideoMAE's weights, and classifiers over them with model.pooling=patches; give this model away as "
+            "mae3d, onnx, torch_export or encoder"
         )
     return config
 

@@ -1,11 +1,11 @@
 """A test double of the Hugging Face Hub on the loopback, for the real client of huggingface_hub, both ways.
 
-with hub_server() as hub:                    # the fixture `hub` (tests/mae3d/weights/conftest.py) points the client at it
+with hub_server() as hub:                    # the fixture `hub` of tests/conftest.py points the client at it
     hub.private.add("org/name")
     hub.log                                  # ["POST /api/repos/create", ...]
 
-It knows one token and what the client needs: repositories, branches, preupload, Git LFS by the batch protocol ("basic"),
-commits, trees, files with redirects to LFS. Xet, pull requests and gated repositories are not here.
+It knows two tokens and what the client needs: repositories, branches, preupload, Git LFS by the batch protocol
+("basic"), commits, trees, files with redirects to LFS. Xet, pull requests and gated repositories are not here.
 """
 
 import base64
@@ -80,18 +80,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body = self._body()
         self.hub.log.append(f"{self.command} {path}")
         try:
             if self.hub.failing and self.hub.failing in path:
                 self._answer({"error": "out of order"}, status=503)
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            if path.startswith("/lfs/") and token and self.command == "GET":
+                self._refuse(400, message="a token of the Hub has been sent to its store")
             if token not in ("", TOKEN, READER) and not path.startswith("/lfs/"):
                 self._refuse(401, message="Invalid credentials in Authorization header")
             self._route(path, token)
             self._refuse(404)
         except _Answered:
             pass
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while length := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(length))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _route(self, path: str, token: str) -> None:
         if path.startswith("/lfs/"):
@@ -209,7 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
         oid = hashlib.sha256(content).hexdigest()
         headers = {"X_Repo_Commit": commit, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
         if is_lfs:
-            headers |= {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(content)), "Location": f"/lfs/{oid}"}
+            elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")  # as the Hub's store is another host
+            headers |= {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(content))}
+            headers |= {"Location": f"{elsewhere}/lfs/{oid}"}
             self._answer(status=302, **headers)
         self._answer(content, **headers)
 
