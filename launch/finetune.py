@@ -76,7 +76,7 @@ class FinetuneTask:
             corpus.labels = numbered_as(corpus.labels, config.model.class_names)
         self._config, self._corpus, self._world = config, corpus, world
         begun = has_checkpoint_from(run, config.init)
-        self._encoder = open_init(config) if config.init and not begun else None
+        self._encoder = open_init(config, world) if config.init and not begun else None
         trained: EncoderConfig | None = self._encoder.config if self._encoder else None
         if begun:
             trained = ClassifierConfig(**run.stored()["model"])
@@ -133,13 +133,14 @@ class FinetuneTask:
         return classified_loss(self._config, self.model_config, self._world)
 
 
-def open_init(config: FinetuneConfig) -> "Encoder | FrameEncoder":
+def open_init(config: FinetuneConfig, world: "World") -> "Encoder | FrameEncoder":
     """Open the encoder that `init` names; an image ViT for clips of the size that the classifier is to have."""
+    from launch.common.clip_options import agreed_model_file
     from mae3d.weights.files import open_encoder
     from mae3d.weights.frames import open_frame_encoder
 
     if not config.init.startswith(TIMM):
-        return open_encoder(config.init)
+        return open_encoder(agreed_model_file(config.init, world))
     return open_frame_encoder(
         config.init.removeprefix(TIMM),
         config.init_weights,

@@ -66,7 +66,7 @@ def push(options: argparse.Namespace) -> str:
         ValueError: There is no model, the name has another form, or the Hub refuses.
         OSError: A file cannot be written, or the Hub cannot be reached.
     """
-    from mae3d.weights.hub import check_repo, push_folder
+    from mae3d.weights.push import check_repo, push_folder
 
     check_repo(options.repo)
     picture = Path(options.picture)

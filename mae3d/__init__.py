@@ -31,7 +31,7 @@ _OWNERS = {
     "mask_noise": "model.masking",
     "open_encoder": "weights.files",
     "open_frame_encoder": "weights.frames",
-    "push_to_hub": "weights.hub",
+    "push_to_hub": "weights.push",
     "read_clip": "video.clip",
     "reconstruct": "analysis.reconstruct",
     "save_model": "weights.files",

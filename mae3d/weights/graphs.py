@@ -26,6 +26,7 @@ from mae3d.model.mae import MAE
 from mae3d.weights import bare_encoder
 from mae3d.weights.formats import ConvertError
 from mae3d.weights.tensors import save_tensors
+from mae3d.weights.videomae import unusual_settings
 
 Model = MAE | Classifier | Encoder | FrameEncoder
 _ONE_FILE = 1 << 30  # bytes of weights that ONNX keeps in its file, which ends at 2 GB; more lie beside it
@@ -87,9 +88,8 @@ def _program(module: nn.Module, clip: Tensor) -> torch.export.ExportedProgram:
 
 
 def _module_of(model: Model) -> nn.Module:
-    if isinstance(model, Classifier):
-        return model.eval()
-    return _Features(subject_of(model)).eval()
+    subject = subject_of(model)
+    return (subject if isinstance(subject, Classifier) else _Features(subject)).eval()
 
 
 def subject_of(model: Model) -> Classifier | Encoder | FrameEncoder:
@@ -106,8 +106,10 @@ def save_bare(model: Model, path: Path) -> None:
     """
     subject = subject_of(model)
     encoder = subject.encoder if isinstance(subject, Classifier) else subject
-    if not isinstance(encoder, Encoder):
+    if isinstance(encoder, FrameEncoder):
         raise ConvertError(f"the format encoder cannot hold an image ViT, timm:{encoder.config.backbone}")
+    if unknown := unusual_settings(encoder.config):
+        raise ConvertError(f"the format encoder cannot hold {', '.join(unknown)}; onnx and torch_export do")
     save_tensors(subject.state_dict(), path, metadata={"format": "pt"})
     write_text(path.with_name("encoder.py"), Path(bare_encoder.__file__).read_text(encoding="utf-8"))
 

@@ -1,30 +1,24 @@
-"""Models of the Hugging Face Hub are fetched by name into its cache, and folders are pushed there as one commit.
+"""Models of the Hugging Face Hub are fetched by name into its cache.
 
-org/name[@revision], hf://org/name ─► a folder that holds a model; an exported folder ─► a commit
+org/name[@revision], hf://org/name ─► a folder that holds a model
 
     model = hub_model("org/name")            # None: the text is a path
     folder = fetch(model)                    # as the Hub's own client caches it; HF_HUB_OFFLINE=1: from the cache alone
-    url = push_folder(folder, "org/name", private=True)
 
 huggingface_hub does all that has to do with the network: its HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE hold.
 """
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from mae3d import __version__
 
-if TYPE_CHECKING:
-    from mae3d.model.classifier import Classifier
-    from mae3d.model.mae import MAE
-
 SCHEME = "hf://"
-_PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
-_NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
+PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
+_NAME = re.compile(rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
 # Folders and endings that people give to models on their disks: a bare text with one of them is a path that is missing.
 _FOLDERS = {"checkpoints", "data", "exports", "models", "out", "output", "outputs", "runs", "shards", "weights"}
 _ENDINGS = {".bin", ".ckpt", ".json", ".onnx", ".pkl", ".pt", ".pt2", ".pth", ".safetensors", ".tar", ".yaml", ".zip"}
@@ -94,7 +88,7 @@ def fetch(model: HubModel) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = Path()
-    with _in_one_line(str(model), doing="read"):
+    with in_one_line(str(model), doing="read"):
         for weights in WEIGHTS:
             folder = Path(
                 snapshot_download(
@@ -124,86 +118,8 @@ def kind_in(folder: Path) -> str:
     return f"; its config.json describes a model of the type {kind!r}" if kind else ""
 
 
-def push_folder(
-    folder: Path, repo: str, *, private: bool = False, revision: str = "", message: str = "Upload the model"
-) -> str:
-    """Upload the files of a folder as one commit; a repository or branch that does not exist is made.
-
-    Args:
-        folder: An exported folder.
-        repo: `org/name`, or `name` alone for the user whom the token belongs to.
-        private: Whether a new repository is readable for its members only. An existing public one is refused then.
-        revision: The branch; "" is main.
-        message: Of the commit.
-
-    Returns:
-        The commit's URL.
-
-    Raises:
-        ValueError: The name has another form, there is no token or it may not write, or the repository is public.
-        OSError: The Hub cannot be reached.
-    """
-    from huggingface_hub import HfApi
-
-    check_repo(repo)
-    api = HfApi(library_name="mae3d", library_version=__version__)
-    with _in_one_line(repo, doing="written"):
-        repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
-        if private and not api.model_info(repo).private:
-            raise ValueError(f"{repo} exists and is public: make it private in its settings first, or name another")
-        if revision:
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        commit = api.upload_folder(folder_path=folder, repo_id=repo, revision=revision or None, commit_message=message)
-    return str(commit.commit_url)
-
-
-def push_to_hub(
-    model: "MAE | Classifier",
-    repo: str,
-    *,
-    private: bool = False,
-    revision: str = "",
-    licence: str = "",
-    sampling_rate: float = 4,
-    target_fps: float = 30,
-) -> str:
-    """Upload a model with its config and a card; `load_model` or `load_classifier` opens it by the repository's name.
-
-    Args:
-        model: The model.
-        repo: As for `push_folder`, like `private` and `revision`.
-        private: Whether a new repository is for its members only.
-        revision: The branch.
-        licence: What the card says of it; "" for nothing.
-        sampling_rate: Distance of two frames of its clips at target_fps, for the card.
-        target_fps: The frame rate that sampling_rate refers to.
-
-    Returns:
-        The commit's URL.
-
-    Raises:
-        ValueError: As `push_folder`.
-        OSError: As `push_folder`.
-    """
-    from mae3d.weights.card import Clip, describe, write_card
-    from mae3d.weights.files import MODEL_FILE, save_model
-
-    check_repo(repo)
-    facts = describe(model, Clip(sampling_rate, target_fps), licence=licence)
-    with tempfile.TemporaryDirectory(prefix="mae3d-push-") as aside:
-        save_model(model, Path(aside) / MODEL_FILE)
-        write_card(facts, Path(aside))
-        return push_folder(Path(aside), repo, private=private, revision=revision)
-
-
-def check_repo(repo: str) -> None:
-    """Refuse a text that is no name of a repository; ValueError."""
-    if not re.fullmatch(rf"(?:{_PART}/)?{_PART}", repo, re.ASCII) or "--" in repo or ".." in repo or len(repo) > 96:
-        raise ValueError(f"{repo!r} is no name of a repository: give ORG/NAME of letters, digits, '-', '_' and '.'")
-
-
 @contextmanager
-def _in_one_line(name: str, *, doing: str) -> Iterator[None]:
+def in_one_line(name: str, *, doing: str) -> Iterator[None]:
     """Raise the errors of huggingface_hub as ValueError or OSError of one line, with the remedy."""
     from huggingface_hub import errors
 

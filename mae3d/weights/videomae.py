@@ -12,6 +12,7 @@ differences are refused by name, with the settings under which a model can be ex
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ from mae3d.weights.tensors import save_tensors
 EPS = 1e-6  # of our norms; theirs after the pooling of a classifier is fixed at 1e-5
 _TABLE_ERROR = 1e-6  # by which two computations of a table of sines may differ
 _HEAD = ("classifier.weight", "classifier.bias")
+# Settings of EncoderConfig that the formats here and bare_encoder.py hold, or that have no part in the outputs.
+_KNOWN = {
+    *("preset", "img_size", "num_frames", "in_chans", "patch_size", "t_patch_size", "embed_dim", "depth", "num_heads"),
+    *("mlp_ratio", "qkv_bias", "sep_pos_embed", "cls_embed", "trunc_init", "pos_init", "mean", "std"),
+}
 _PROCESSOR = "preprocessor_config.json"
 
 
@@ -51,16 +57,16 @@ def save_videomae(
     """
     from mae3d.io.files import write_text
 
-    is_classifier = isinstance(model, Classifier)
+    classifier = model if isinstance(model, Classifier) else None
     encoder = model if isinstance(model, Encoder | FrameEncoder) else model.encoder
-    config = check_videomae(encoder, pooling=model.config.pooling if isinstance(model, Classifier) else "patches")
+    config = check_videomae(encoder, pooling=classifier.config.pooling if classifier else "patches")
     assert isinstance(encoder, Encoder)
     state = _their_encoder(encoder.state_dict(), config)
-    if is_classifier:
+    if classifier:
         state = {f"videomae.{name}": tensor for name, tensor in state.items()}
         state = {name.replace("videomae.layernorm.", "fc_norm."): tensor for name, tensor in state.items()}
-        state |= dict(zip(_HEAD, (model.head.weight, model.head.bias), strict=True))
-    described = _their_config(config, model.config if is_classifier else None)
+        state |= dict(zip(_HEAD, (classifier.head.weight, classifier.head.bias), strict=True))
+    described = _their_config(config, classifier.config if classifier else None)
     save_tensors(state, folder / file, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps(described | {"mae3d": facts}, indent=1) + "\n")
     write_text(folder / _PROCESSOR, json.dumps(_their_processor(config), indent=1) + "\n")
@@ -72,9 +78,11 @@ def check_videomae(encoder: Encoder | FrameEncoder, *, pooling: str) -> EncoderC
     Raises:
         ConvertError: The message names every setting that differs, and what to train instead.
     """
+    if isinstance(encoder, FrameEncoder):
+        raise ConvertError(f"the format transformers cannot hold an image ViT, timm:{encoder.config.backbone}")
     config, reasons = encoder.config, []
-    if not isinstance(encoder, Encoder):
-        raise ConvertError(f"the format transformers cannot hold an image ViT, timm:{config.backbone}")
+    if unknown := unusual_settings(config):
+        reasons += unknown
     if config.cls_embed:
         reasons.append("a class token (cls_embed=true)")
     with torch.no_grad():
@@ -90,6 +98,15 @@ def check_videomae(encoder: Encoder | FrameEncoder, *, pooling: str) -> EncoderC
             "mae3d, onnx, torch_export or encoder"
         )
     return config
+
+
+def unusual_settings(config: EncoderConfig) -> list[str]:
+    """Return the settings of an encoder that this file and bare_encoder.py do not know, and that are not as usual."""
+    return [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in fields(EncoderConfig)
+        if field.name not in _KNOWN and getattr(config, field.name) != field.default
+    ]
 
 
 def _their_encoder(state: State, config: EncoderConfig) -> dict[str, Tensor]:

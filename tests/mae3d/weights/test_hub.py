@@ -11,7 +11,8 @@ from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.weights.convert import to_foreign
 from mae3d.weights.files import find_model_file, open_encoder
-from mae3d.weights.hub import HubModel, hub_model, push_folder
+from mae3d.weights.hub import HubModel, hub_model
+from mae3d.weights.push import push_folder
 from tests.support.hub_server import READER, Hub
 
 # httpx's, of the way in which huggingface_hub uploads to Git LFS
