@@ -3,16 +3,16 @@
 python launch/export.py RUN OUT                          # mae3d.load_model("OUT") opens it
 python launch/export.py RUN OUT --format mae_st          # for users of facebookresearch/mae_st
 python launch/export.py foreign.pth OUT                  # a foreign checkpoint as ours
+python launch/export.py RUN OUT --format onnx            # or torch_export, transformers, encoder: for other programs
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +24,23 @@ from launch.common.clip_options import read_card, run_of, stored_config
 from launch.common.sole_writer import sole_writer
 from mae3d.io.bounds import Bounds, check_number
 from mae3d.io.console import tolerate_any_text
-from mae3d.io.shapes import plain_size, size_text
+from mae3d.weights.card import OWN, README, Clip, describe, write_card
 from pipelines.config import RATE
 
 if TYPE_CHECKING:
     from mae3d.model.classifier import Classifier
     from mae3d.model.mae import MAE
+    from mae3d.weights.graphs import Model
 
-OWN = "mae3d"
-FORMATS = (OWN, "mae_st", "m3d", "pyslowfast")
-README = "README.md"
+FOREIGN = ("mae_st", "m3d", "pyslowfast")  # whole models in other projects' names
+# Formats of encoders and classifiers that other programs open, and their files of weights.
+OPEN = {
+    "transformers": "model.safetensors",
+    "onnx": "model.onnx",
+    "torch_export": "model.pt2",
+    "encoder": "model.safetensors",
+}
+FORMATS = (OWN, *FOREIGN, *OPEN)
 
 # notes on the licence that weights inherit
 SCRATCH = "trained from scratch: there is no licence to inherit"
@@ -58,14 +65,6 @@ SHOWN = {
     "mix": ("mixup", "cutmix", "prob", "switch_prob", "smoothing"),
     "train": ("global_batch", "steps", "epochs", "precision", "seed"),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Clip:
-    """How far apart a clip's frames are."""
-
-    sampling_rate: float = 4
-    target_fps: float = 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or options.out}: {error.strerror or error}", EXIT_IO)
+        fail(f"{error.filename or options.out}: {error.strerror}" if error.strerror else str(error), EXIT_IO)
     print(f"exported: {out}")
     return 0
 
@@ -118,40 +117,68 @@ def export(
         ValueError: `out` holds something, there is no model, or the format cannot hold it.
         OSError: The folder cannot be written.
     """
-    from mae3d.io.files import write_text
     from mae3d.io.resources import require_disk
-    from mae3d.model.mae import MAE
-    from mae3d.weights.convert import classifier_to_foreign, to_foreign
-    from mae3d.weights.files import CARD, FOREIGN_FILE, MODEL_FILE, find_model_file, open_model, save_model
+    from mae3d.weights.files import FOREIGN_FILE, MODEL_FILE, find_model_file
+    from mae3d.weights.graphs import subject_of
 
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} holds something already: remove it, or name another folder")
     file = find_model_file(run)
-    model, settings = open_model(file), stored_config(run_of(file))
+    model, settings = _open(file, format), stored_config(run_of(file))
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     require_disk(out, size, f"the weights of {file}", "give another folder")
     before = read_card(file.parent)
-    facts: dict[str, Any] = {
-        **_facts(model, Clip(**(_clip_of(settings, before) | dict(clip or {})))),
-        "format": format,
-        "file": MODEL_FILE if format == OWN else FOREIGN_FILE,
-        "licence": licence or before.get("licence") or _inherited(file, settings),
-        "training": _training(settings, file) or before.get("training") or {},
-    }
+    facts = describe(
+        subject_of(model) if format in OPEN else model,
+        Clip(**(_clip_of(settings, before) | dict(clip or {}))),
+        format=format,
+        file=OPEN.get(format, MODEL_FILE if format == OWN else FOREIGN_FILE),
+        licence=licence or before.get("licence") or _inherited(file, settings),
+        training=_training(settings, file) or before.get("training") or {},
+    )
     with _made_aside(out) as folder:
-        if format == OWN:
-            save_model(model, folder / MODEL_FILE)
-        elif isinstance(model, MAE):
-            _save_foreign(to_foreign(model.state_dict(), model.config, format=format), model, folder / FOREIGN_FILE)
-        else:
-            state = classifier_to_foreign(model.state_dict(), model.config, format=format)
-            _save_foreign(state, model, folder / FOREIGN_FILE)
-        write_text(folder / CARD, json.dumps(facts, indent=1) + "\n")
-        write_text(folder / README, card(facts))
+        _save(model, folder, facts)
+        write_card(facts, folder)
         for path in folder.iterdir():  # safetensors' files are for their owner alone
             path.chmod((folder / README).stat().st_mode)
     return out
+
+
+def _open(file: Path, format: str) -> "Model":
+    """Open the model; for a format that holds encoders also one whose decoder is missing or not ours."""
+    from mae3d.weights.files import WeightsError, open_encoder, open_model
+
+    if format not in OPEN:
+        return open_model(file)
+    try:
+        return open_model(file)
+    except WeightsError:
+        return open_encoder(file)
+
+
+def _save(model: "Model", folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the model's files in the format that the facts name; ConvertError if it cannot hold the model."""
+    from mae3d.model.mae import MAE
+    from mae3d.weights import graphs
+    from mae3d.weights.convert import classifier_to_foreign, to_foreign
+    from mae3d.weights.files import save_model
+    from mae3d.weights.videomae import save_videomae
+
+    format, path = facts["format"], folder / facts["file"]
+    if format == "transformers":
+        save_videomae(model, folder, facts, file=facts["file"])
+    elif format in OPEN:
+        {"onnx": graphs.save_onnx, "torch_export": graphs.save_program, "encoder": graphs.save_bare}[format](
+            model, path
+        )
+    else:
+        whole: Any = model  # `_open` opens nothing else for these formats
+        if format == OWN:
+            save_model(whole, path)
+        else:
+            convert: Any = to_foreign if isinstance(model, MAE) else classifier_to_foreign
+            _save_foreign(convert(whole.state_dict(), whole.config, format=format), whole, path)
 
 
 def _save_foreign(state: Mapping[str, Any], model: "MAE | Classifier", path: Path) -> None:
@@ -189,28 +216,6 @@ def _made_aside(out: Path) -> Iterator[Path]:
         sync(out.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _facts(model: "MAE | Classifier", clip: Clip) -> dict[str, Any]:
-    """Return the first entries of config.json, and the complete config under `model`."""
-    import mae3d
-    from mae3d.model.config import PRESETS
-
-    config = model.config
-    sizes = ((name, value) for name, value in PRESETS[config.preset].items() if "decoder" not in name)
-    return {
-        "kind": type(model).__name__,
-        "made_by": f"mae3d {mae3d.__version__}",
-        "preset": config.preset if all(getattr(config, name) == value for name, value in sizes) else None,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "size": config.img_size,
-        "frames": config.num_frames,
-        **asdict(clip),
-        "mean": config.mean,
-        "std": config.std,
-        **{name: value for name in ("mask_ratio", "num_classes") if (value := getattr(config, name, None)) is not None},
-        "model": asdict(config),
-    }
 
 
 def _clip_of(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float]:
@@ -251,61 +256,6 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
         return INHERITED[recognise(plain_names(unwrapped(read_tensors(origin))))]
     except (WeightsError, ValueError, OSError):
         return UNKNOWN
-
-
-def _channels(config: Mapping[str, Any]) -> str:
-    channels = config.get("in_chans", 3)
-    return "" if channels == 3 else f" of {channels} channel{'s' * (channels > 1)}"
-
-
-def card(facts: Mapping[str, Any]) -> str:
-    """Return the model card, Markdown, from the content of config.json."""
-    config, training = facts["model"], facts["training"]
-    is_classifier = facts["kind"] == "Classifier"
-    what = f"a classifier of {config['num_classes']} classes" if is_classifier else "a masked autoencoder"
-    lines = [
-        f"# {facts['preset'] or _name_of(config)}: {what} for video",
-        "",
-        f"{facts['parameters'] / 1e6:.1f} M parameters, made with {facts['made_by']}. It takes {facts['frames']} "
-        f"frames of {size_text(plain_size(facts['size']))} pixels{_channels(config)}, one every "
-        f"{facts['sampling_rate']:g} frames at {facts['target_fps']:g} frames/s; pixels on [0, 1] are normalised by "
-        f"mean {facts['mean']} and deviation {facts['std']}, which the model does itself when it is given uint8.",
-    ]
-    if not is_classifier:
-        target = "pixels, each patch normalised" if config["norm_pix_loss"] else "pixels"
-        lines += ["", f"Pretrained to predict {target}, with {config['mask_ratio']:.0%} of the tokens hidden."]
-    lines += ["", "## Use", "", "```python", *_usage(facts), "```", ""]
-    if facts["format"] != OWN:
-        lines += [f"`{facts['file']}` has the names and shapes of the format {facts['format']}.", ""]
-    if training.get("data", {}).get("sampling") == "segments":
-        lines += ["Trained on runs of consecutive frames (segments below), which `read_clip` does not make.", ""]
-    if training:
-        lines += ["## Training", "", "| setting | value |", "|---|---|"]
-        lines += [
-            f"| {group}.{name} | {value} |" for group, values in training.items() for name, value in values.items()
-        ]
-        lines.append("")
-    lines += ["## Licence", "", facts["licence"], ""]
-    return "\n".join(lines)
-
-
-def _name_of(config: Mapping[str, Any]) -> str:
-    """Return a name for sizes that no preset has."""
-    return f"vit_{config['embed_dim']}x{config['depth']}_patch{config['patch_size']}"
-
-
-def _usage(facts: Mapping[str, Any]) -> list[str]:
-    """Return the lines of Python that turn a video into an answer."""
-    load = "load_classifier" if facts["kind"] == "Classifier" else "load_model"
-    stride = f"sampling_rate={facts['sampling_rate']:g}, target_fps={facts['target_fps']:g}"
-    embed = "vector = model.encoder.norm(model.encoder(clip)[:, model.encoder.num_prefix :].mean(dim=1))"
-    return [
-        "import mae3d",
-        "",
-        f'model = mae3d.{load}("THIS FOLDER").requires_grad_(False)',
-        f'clip = mae3d.read_clip("video.mp4", model.config, {stride})',
-        "logits = model(clip)" if facts["kind"] == "Classifier" else f"{embed}  # (1, {facts['model']['embed_dim']})",
-    ]
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common.cli import parse
+from launch.common.encoders import TIMM
 from launch.common.init import has_checkpoint_from, open_init
 from launch.training.config import FinetuneConfig, FinetuneModelConfig
 from launch.training.trainer import run_task, run_training
+from mae3d.io.hooks import is_hook
 from mae3d.model.config import ClassifierConfig, EncoderConfig
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class FinetuneTask:
             corpus.labels = numbered_as(corpus.labels, config.model.class_names)
         self._config, self._corpus, self._world = config, corpus, world
         begun = has_checkpoint_from(run, config.init)
-        self._encoder = _open_init(config) if config.init and not begun else None
+        self._encoder = _open_init(config, world) if config.init and not begun else None
         trained: EncoderConfig | None = self._encoder.config if self._encoder else None
         if begun:
             trained = ClassifierConfig(**run.stored()["model"])
@@ -132,14 +134,17 @@ class FinetuneTask:
         return classified_loss(self._config, self.model_config, self._world)
 
 
-def _open_init(config: FinetuneConfig) -> "Encoder | FrameEncoder":
+def _open_init(config: FinetuneConfig, world: "World") -> "Encoder | FrameEncoder":
     """Open the encoder that `init` names; an image ViT, or one of the user's, for clips of the classifier's size."""
+    from launch.common.clip_options import agreed_model_file
+
+    is_file = not config.init.startswith(TIMM) and not is_hook(config.init)
     size = (
         config.model.num_frames or EncoderConfig.num_frames,
         config.model.t_patch_size or EncoderConfig.t_patch_size,
     )
     return open_init(
-        config.init,
+        str(agreed_model_file(config.init, world)) if is_file else config.init,
         config.init_weights,
         config.init_inflate,
         size=size,

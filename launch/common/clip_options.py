@@ -51,11 +51,16 @@ class ClipsConfig:
 def agreed_model_file(run: str, world: "World") -> Path:
     """Return `find_model_file`, the same file on all ranks; all of them call it.
 
-    A run that still trains may write its next checkpoint between the search of one rank and of another.
+    A run that still trains may write its next checkpoint between the search of one rank and of another. Of a name on
+    the Hugging Face Hub rank 0 fetches a commit; ranks whose machine has another cache fetch the same one.
     """
     from mae3d.weights.files import find_model_file
+    from mae3d.weights.hub import hub_model
 
-    return world.on_first(lambda: find_model_file(run))
+    file = world.on_first(lambda: find_model_file(run))
+    if not file.is_file() and (model := hub_model(run)):
+        file = find_model_file(str(model._replace(revision=file.parent.name)))
+    return file
 
 
 def agreed_model_hash(file: Path, world: "World") -> str:
@@ -88,15 +93,9 @@ def stored_config(run: Path | None) -> dict[str, Any]:
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Return config.json of an exported folder; empty if there is none."""
-    import json
+    from mae3d.weights.card import read_facts
 
-    from mae3d.weights.files import CARD
-
-    try:
-        described = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return described if isinstance(described, dict) and "made_by" in described else {}
+    return read_facts(folder)
 
 
 def trained_data(file: Path) -> dict[str, Any]:

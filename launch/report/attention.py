@@ -47,7 +47,7 @@ def default_query(model: "MAE | Classifier") -> str:
     from mae3d.model.classifier import Classifier
 
     if isinstance(model, Classifier):
-        return model.config.pooling
+        return "cls" if model.config.pooling == "cls" else "mean"
     return ",".join(str(count // 2) for count in model.config.grid)
 
 

@@ -199,8 +199,8 @@ def _features(model: "MAE | Classifier", pixels: "torch.Tensor") -> "np.ndarray"
     from mae3d.analysis.features import embed
     from mae3d.model.classifier import Classifier
 
-    pool = model.config.pooling if isinstance(model, Classifier) else "mean"
-    return _unit(embed(model, pixels, pool=pool).cpu().numpy())
+    reads_cls = isinstance(model, Classifier) and model.config.pooling == "cls"
+    return _unit(embed(model, pixels, pool="cls" if reads_cls else "mean").cpu().numpy())
 
 
 def _unit(vectors: "np.ndarray") -> "np.ndarray":

@@ -13,7 +13,7 @@ from launch.common.encoders import TIMM, check_encoder
 from mae3d.io.bounds import GREATEST, bounded, bounds_of, check_bounds
 from mae3d.io.hooks import canonical_hooks, hooked, is_hook
 from mae3d.io.resume import free
-from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig, Rope
+from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig, Pooling, Rope
 from mae3d.tracking.config import LogConfig
 from mae3d.training.config import FinetuneOptimConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
@@ -133,7 +133,8 @@ class FinetuneModelConfig:
         num_classes: null is as many as the training data has.
         class_names: what they are called, by number; none = as the training data has them.
         multi_label: several labels a clip (binary cross-entropy, mAP); null is as the training data has it.
-        pooling: `mean` of the tokens (mae_st), or `cls`, the class token (eminorhan/mae_st).
+        pooling: `mean` of all tokens but the first (mae_st), `cls`, the class token (eminorhan/mae_st), or `patches`,
+            the mean of the patches' tokens (VideoMAE).
         dropout: share of the pooled features that is dropped in training.
         drop_path: share of the clips that skip the last block's branches in training; 0 in the first, rising linearly.
         head_std: deviation of the head's first weights.
@@ -161,7 +162,7 @@ class FinetuneModelConfig:
     num_classes: int | None = _as_classifier("num_classes")
     class_names: tuple[str, ...] = ()
     multi_label: bool | None = None
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Pooling = "mean"
     dropout: float = _as_classifier("dropout", 0.0)
     drop_path: float = _as_classifier("drop_path", 0.1)
     head_std: float = _as_classifier("head_std", 2e-5)

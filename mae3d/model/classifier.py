@@ -12,6 +12,8 @@ Names in the state dict: `encoder.*` as in the MAE (`encoder.vit.*` of an image 
 path draw from torch's generators, which the trainer seeds anew for each micro-batch.
 """
 
+from typing import Literal
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -30,10 +32,10 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         self.encoder: Encoder | FrameEncoder
-        if is_hook(config.backbone):
-            self.encoder = HookEncoder(config, drop_path=config.drop_path, pooling=config.pooling)
-        elif config.backbone:
-            self.encoder = FrameEncoder(config, drop_path=config.drop_path, pooling=config.pooling)
+        if config.backbone:
+            pooling: Literal["mean", "cls"] = "cls" if config.pooling == "cls" else "mean"
+            kind = HookEncoder if is_hook(config.backbone) else FrameEncoder
+            self.encoder = kind(config, drop_path=config.drop_path, pooling=pooling)
         else:
             self.encoder = Encoder(config, drop_path=config.drop_path)
         self.dropout = nn.Dropout(config.dropout)
@@ -51,7 +53,8 @@ class Classifier(nn.Module):
             pooled_BD = tokens_BND[:, 0]
         else:
             # Upstream leaves the first token out even if it is no class token; weights finetuned there expect it.
-            pooled_BD = tokens_BND[:, 1:].mean(dim=1)
+            first = self.encoder.num_prefix if self.config.pooling == "patches" else 1
+            pooled_BD = tokens_BND[:, first:].mean(dim=1)
         features_BD: Tensor = self.encoder.norm(pooled_BD)
         return features_BD
 

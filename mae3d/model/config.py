@@ -35,6 +35,7 @@ MaskType = Literal["random", "tube", "frame", "block", "prospective", "retrospec
 
 # Rules of positions by rotation; rotations.py has them.
 Rope = Literal["none", "vjepa2", "vjepa2_1"]
+Pooling = Literal["mean", "cls", "patches"]  # of a classifier
 
 
 def _encoder(*, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> dict[str, int]:
@@ -334,7 +335,8 @@ class ClassifierConfig(EncoderConfig):
         class_names: Names of the classes by number; empty if labels are mere numbers. Other datasets' labels are
             matched by name.
         multi_label: Whether a clip may have any number of classes: sigmoids and binary cross-entropy, not a softmax.
-        pooling: `mean` of the tokens (facebookresearch/mae_st), or `cls`, the class token (eminorhan/mae_st).
+        pooling: `mean` of all tokens but the first, class token or not (facebookresearch/mae_st), `cls`, the class
+            token (eminorhan/mae_st), or `patches`, the mean of all patches' tokens (VideoMAE).
         dropout: Share of the pooled features that is dropped in training.
         drop_path: Share of the clips of a batch that skip a block's branch in training: 0 in the first block, rising
             in equal steps to this in the last.
@@ -345,7 +347,7 @@ class ClassifierConfig(EncoderConfig):
     num_classes: int = bounded(400, least=1, most=1 << 30)
     class_names: tuple[str, ...] = ()
     multi_label: bool = False
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Pooling = "mean"
     dropout: float = bounded(0.0, least=0, below=1)
     drop_path: float = bounded(0.0, least=0, below=1)
     head_std: float = bounded(2e-5, least=0, most=1)
@@ -375,11 +377,11 @@ class ClassifierConfig(EncoderConfig):
             raise ValueError(
                 f"class_names has {len(self.class_names)} names for num_classes={self.num_classes}: give one per class"
             )
-        if self.pooling not in ("mean", "cls"):
-            raise ValueError(f"pooling={self.pooling!r} must be mean or cls")
+        if self.pooling not in get_args(Pooling):
+            raise ValueError(f"pooling={self.pooling!r} must be {' or '.join(get_args(Pooling))}")
         if self.pooling == "cls" and not self.cls_embed:
             raise ValueError("pooling=cls needs a class token: set cls_embed=true or pooling=mean")
-        if not self.cls_embed and self.num_tokens < 2:
+        if self.pooling == "mean" and not self.cls_embed and self.num_tokens < 2:
             raise ValueError("a clip of one token and no class token leaves nothing to pool: take a smaller patch_size")
 
 

@@ -67,7 +67,7 @@ class FrameEncoder(nn.Module):
         """Compute the pooled features after the last block and norm, (B, D), for a clip as in `features`."""
         frames = self._frames(clip)
         pooled: Tensor = self.vit(frames)  # by the module's own call, in which ZeRO-3 gathers its parameters
-        return pooled.unflatten(0, (len(clip), -1)).mean(dim=1)
+        return pooled.unflatten(0, (clip.shape[0], -1)).mean(dim=1)
 
     def features(self, clip: Tensor, *, blocks: int, pool: Literal["mean", "cls", "tokens"]) -> Tensor:
         """Compute the features after some of the blocks; the model's last norm follows the last block alone.
@@ -92,7 +92,7 @@ class FrameEncoder(nn.Module):
             x = x.mean(dim=1) if pool == "mean" else x
         if blocks == self.config.depth:
             x = self.vit.fc_norm(x)  # of models that pool first and normalise then
-        x = x.unflatten(0, (len(clip), -1))
+        x = x.unflatten(0, (clip.shape[0], -1))
         return x.flatten(1, 2) if pool == "tokens" else x.mean(dim=1)
 
     def set_grad_checkpointing(self, enabled: bool = True) -> None:

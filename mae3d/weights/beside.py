@@ -16,7 +16,6 @@ _SETTINGS: dict[str, dict[str, str]] = {
     "vjepa2": {"num_heads": "num_attention_heads", "img_size": "crop_size", "num_frames": "frames_per_clip"},
     **{kind: {"num_heads": "num_attention_heads"} for kind in ("vit", "vit_mae", "dinov2")},
 }
-_PLAIN = ("videomae",)  # whose mean and std the format has
 _EPSILON = 1e-6  # of our norms
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def hints_beside(file: Path) -> dict[str, Any]:
     if abs(described.get("layer_norm_eps", _EPSILON) - _EPSILON) > _EPSILON:
         logger.warning("%s: norms with eps %g; ours have %g", CONFIG, described["layer_norm_eps"], _EPSILON)
     hints = {ours: described[theirs] for ours, theirs in _SETTINGS[kind].items() if theirs in described}
-    for name in () if kind in _PLAIN else _PIXELS:
+    for name in _PIXELS:
         stored = described_beside(file, name)
         hints |= _pixels(stored.get("image_mean"), stored.get("image_std"))
     return hints

@@ -232,6 +232,8 @@ def classifier_to_foreign(state: State, config: ClassifierConfig, *, format: str
     Raises:
         ConvertError: A key is missing or left over, or the format's classifier is another than ours.
     """
+    if config.pooling == "patches" and not config.cls_embed:
+        raise ConvertError(f"the format {format} cannot hold pooling='patches': its classifier leaves a token out")
     return _undo(state, classifier_rules(_classifying(format), config))
 
 

@@ -4,6 +4,7 @@ model ◄─► model.safetensors; run, folder, foreign checkpoint ─► model
 
     save_model(model, "model.safetensors")
     model = load_model("RUN")         # a run, a checkpoint or exported folder, a model file, or a foreign checkpoint
+    model = load_model("org/name")    # a model of the Hugging Face Hub (hub.py)
     model = load_classifier("RUN")    # of a finetuning run; open_model takes either kind
     encoder = open_encoder("FILE")    # of any of these, and of foreign checkpoints without a decoder that we know
 
@@ -30,18 +31,17 @@ from mae3d.model.frames import FrameEncoder
 from mae3d.model.mae import MAE
 from mae3d.tracking.run_dir import BEST, CHECKPOINTS, LATEST
 from mae3d.weights.beside import described_beside, hints_beside
+from mae3d.weights.card import CARD
 from mae3d.weights.convert import classifier_from_foreign, encoder_from_foreign, from_foreign, is_classifier
+from mae3d.weights.hub import INDICES, WEIGHTS, fetch, hub_model, kind_in, remedy_for
 from mae3d.weights.inflate import Inflate
 from mae3d.weights.kinds import kind_of, parts_of, why_no_safetensors
 from mae3d.weights.tensors import save_tensors
 from mae3d.weights.torch_files import read_torch
+from mae3d.weights.videomae import classifier_from_videomae, is_videomae_classifier
 from mae3d.weights.wrappers import under
 
-MODEL_FILE = "model.safetensors"
-FOREIGN_FILE = "checkpoint.pth"  # the model of an exported folder in another project's format
-CARD = "config.json"  # an exported folder's description, for people and for a foreign file beside it
-# Files of a folder in the ways of the Hugging Face Hub.
-_HUB_FILES = (f"{MODEL_FILE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+MODEL_FILE, FOREIGN_FILE, _ = WEIGHTS  # the second: the model of an exported folder in another project's format
 _KINDS: dict[str, type[MAEConfig] | type[ClassifierConfig]] = {"MAE": MAEConfig, "Classifier": ClassifierConfig}
 _METADATA_KEY = "mae3d"  # one key: safetensors writes several in an arbitrary order
 
@@ -81,13 +81,16 @@ def load_model(path: str | Path, *, config: MAEConfig | None = None, inflate: In
         path: A model file; a folder with model.safetensors, as launch/export.py makes it; a run, for its best
             checkpoint if validation chose one, else the latest; or a foreign checkpoint, which torch.save has written
             or a safetensors file without our config, of a format in mae3d.weights.convert.FORMATS. A file is known by
-            its content, and may have any name. `FILE#KEY` names one of several models in a file.
+            its content, and may have any name. `FILE#KEY` names one of several models in a file. A text
+            `org/name[@revision]` that is no path here, or `hf://org/name`, is a model of the Hugging Face Hub, which is
+            fetched into its cache (mae3d.weights.hub).
         config: Config of a foreign checkpoint, if its tensors do not determine it. Our files have their config.
         inflate: The way in which an image MAE becomes one of clips, as in `open_encoder`; None refuses it.
 
     Raises:
         WeightsError: There is no model at `path`, or it is damaged, of an unknown kind, unsafe to open, or a
             classifier.
+        OSError: The Hub cannot be reached, and its cache has not got the model.
     """
     model = open_model(path, config=config, inflate=inflate)
     if isinstance(model, Classifier):
@@ -126,6 +129,8 @@ def open_model(
             _check_is_image(inflate)
             return _build(stored, tensors)
         config = config or _card_beside(file)
+        if is_videomae_classifier(tensors):
+            return _build(*classifier_from_videomae(tensors, described_beside(file, CARD), hints=hints))
         if isinstance(config, ClassifierConfig) or (config is None and is_classifier(tensors)):
             return _build(*classifier_from_foreign(tensors, config, hints=hints))
         return _build(*from_foreign(tensors, config, hints=hints, inflate=inflate))
@@ -181,7 +186,7 @@ def named_in_errors(file: Path) -> Iterator[None]:
     except WeightsError:
         raise
     except (ValueError, RuntimeError, TypeError) as error:
-        raise WeightsError(f"{file}: {error}") from error
+        raise WeightsError(f"{file}: {error}{kind_in(file.parent)}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig | None, dict[str, Any]]:
@@ -245,22 +250,31 @@ def content_hash(path: str | Path) -> str:
 
 
 def find_model_file(path: str | Path) -> Path:
-    """Find the file that holds the model of a file, a folder, a checkpoint or a run; a key behind it stays there.
+    """Find the file that holds the model of a file, a folder, a checkpoint, a run, or a name on the Hugging Face Hub.
+
+    A key behind it (`FILE#KEY`) stays there.
 
     Raises:
         WeightsError: There is no model.
+        OSError: The Hub cannot be reached, and its cache has not got the model.
     """
+    remedy = remedy_for(path)
+    try:
+        if model := hub_model(path):
+            path = fetch(model)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
     path, key = split_key(path)
-    file = _file_of(path)
+    file = _file_of(path, remedy)
     return Path(f"{file}#{key}") if key else file
 
 
-def _file_of(path: Path) -> Path:
+def _file_of(path: Path, remedy: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise WeightsError(f"{path}: no such file or folder{looked_for(path)}")
-    for name in (MODEL_FILE, FOREIGN_FILE, *_HUB_FILES):
+        raise WeightsError(f"{path}: no such file or folder{looked_for(path)}{remedy}")
+    for name in (*WEIGHTS, *INDICES):
         if (path / name).is_file():
             return path / name
     pointer = next((p for p in (path / CHECKPOINTS / name for name in (BEST, LATEST)) if p.is_file()), None)

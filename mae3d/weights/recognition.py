@@ -101,6 +101,8 @@ _TRANSFORMERS = (
     ("encoder.layer.", "encoder.blocks."),
     ("layernorm.", "encoder.norm."),
     ("classifier.", "head."),
+    (".attention.attention.query.bias", ".attn.q_bias"),  # of transformers 5; before it, .q_bias
+    (".attention.attention.value.bias", ".attn.v_bias"),
     (".attention.attention.", ".attn."),
     (".attention.output.dense.", ".attn.proj."),
     (".intermediate.dense.", ".mlp.fc1."),

@@ -213,7 +213,7 @@ def test_a_failure_in_the_middle_leaves_nothing(run: Path, tmp_path: Path, monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("launch.export.card", full)
+    monkeypatch.setattr("launch.export.write_card", full)
     with pytest.raises(SystemExit) as stopped:
         export.main([str(run), str(tmp_path / "out")])
     assert stopped.value.code == 3

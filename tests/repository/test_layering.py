@@ -54,12 +54,13 @@ ROOMS = {
             *("pretrain", "finetune", "evaluate", "probe", "embed", "compare", "timeline", "search", "propagate"),
             *("visualize", "export", "doctor", "preview"),
         ),
+        ("push",),
     ],
 }
 
 # What a package may import of the others: whole packages or single rooms.
 OTHERS = {
-    "launch": {"mae3d", "pipelines", "preprocess.dataset", "preprocess.sources.events"},
+    "launch": {"mae3d", "pipelines", "preprocess.dataset", "preprocess.sources.events", "preprocess.demo"},
     "mae3d": set(),
     "pipelines": {"mae3d.io", "mae3d.video", "preprocess.dataset"},
     "preprocess": {"mae3d.io", "mae3d.video"},
