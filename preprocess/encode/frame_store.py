@@ -1,11 +1,12 @@
-"""Frames of a sample are stored: decoded frames or picture files in, JPEGs or groups of H.264 to a sink.
+"""Frames of a sample are stored: decoded frames, picture files or pictures in, JPEGs or groups of H.264 to a sink.
 
     store = frame_store(settings, tar.add)
     store.add_frame(frame, (455, 256))             # of a video
     store.add_picture(data, header, (455, 256))    # of a frame folder
+    store.add_image(image, (455, 256))             # of a program (`ShardWriter`)
     store.finish()
 
-Both kinds limit what one sample may have.
+All of them limit what one sample may have.
 """
 
 from abc import ABC, abstractmethod
@@ -13,10 +14,11 @@ from collections.abc import Callable
 
 import av
 import numpy as np
+from PIL import Image
 
 from mae3d.video.errors import MediaError
 from preprocess.encode.group_encoder import GroupEncoder
-from preprocess.encode.images import JpegHeader, check_whole, stored_frame, upright_picture
+from preprocess.encode.images import JpegHeader, check_whole, encode_jpeg, fitted, stored_frame, upright_picture
 from preprocess.encode.video_frames import FrameEncoder, FrameScaler, Planes, picture_planes
 from preprocess.plan.settings import Settings
 
@@ -45,6 +47,14 @@ class FrameStore(ABC):
 
         Raises:
             ValueError: not an image, damaged, or too large.
+            MediaError: the sample becomes too large.
+        """
+
+    @abstractmethod
+    def add_image(self, image: Image.Image, size: Size) -> None:
+        """Store a picture in memory, upright RGB, as `add_picture` stores it from a file without loss.
+
+        Raises:
             MediaError: the sample becomes too large.
         """
 
@@ -88,6 +98,10 @@ class _Jpegs(FrameStore):
         self._put(stored)
         return natural
 
+    def add_image(self, image: Image.Image, size: Size) -> None:
+        self._count()
+        self._put(encode_jpeg(fitted(image, size), self._settings.quality))
+
     def finish(self) -> None:
         pass  # nothing is held back
 
@@ -106,8 +120,11 @@ class _Groups(FrameStore):
     def add_picture(self, data: bytes, header: JpegHeader | None, size: Size) -> Size:
         check_whole(data, header)
         picture, natural = upright_picture(data, size)
-        self._add(picture_planes(self._scaler, np.asarray(picture)), size)
+        self.add_image(picture, size)
         return natural
+
+    def add_image(self, image: Image.Image, size: Size) -> None:
+        self._add(picture_planes(self._scaler, np.asarray(fitted(image, size))), size)
 
     def finish(self) -> None:
         if self._encoder is not None:

@@ -141,6 +141,11 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError("not an image" if data else "empty file") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"damaged image: {error}") from error
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return a loaded picture as upright 8-bit RGB, as `decode_image` does."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
@@ -209,8 +214,12 @@ def stored_frame(
 def upright_picture(data: bytes, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int]]:
     """Return an image file as upright RGB of a size, and the size that it had; errors as `decode_image`."""
     image = decode_image(data)
-    natural = image.size
-    return (image if natural == size else image.resize(size, Image.Resampling.BICUBIC)), natural
+    return fitted(image, size), image.size
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return a picture of this (width, height): itself, or resized."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _exif_orientation(body: bytes) -> int:
