@@ -275,7 +275,8 @@ class Loader:
                 )  # fmt: skip
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading; a batch that is requested later is the next one all the same."""
+        self._start, self._delivered = self._place(), 0
         if self._stream is not None:
             self._stream.close()
             self._past_counts.update(self._stream.counts())

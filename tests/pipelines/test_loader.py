@@ -233,6 +233,25 @@ def test_a_loader_is_opened_from_a_folder_by_the_settings_alone(shards: Path, da
             Loader.open(nothing, **settings)
 
 
+def test_a_closed_loader_goes_on_where_it_was(dataset: Corpus) -> None:
+    uncut = take(make(dataset), 5)
+    loader = make(dataset)
+    parts = []
+    for count in (2, 0, 3):  # the second epoch begins at step 3
+        parts += take(loader, count)
+    assert same(parts, uncut)
+    assert loader.state_dict() == make_at(dataset, 5)
+    halves = make(dataset, accumulation=2)
+    (first,), again = take(halves, 1), take(halves, 2)
+    assert torch.equal(first.clips, again[0].clips), "half a step does not count"
+
+
+def make_at(dataset: Corpus, steps: int) -> dict[str, Any]:
+    loader = make(dataset)
+    take(loader, steps)
+    return loader.state_dict()
+
+
 def test_the_length_is_an_epoch_of_this_rank_and_batches_do_not_end_there(dataset: Corpus) -> None:
     loader = make(dataset, world=2, accumulation=2)
     assert len(loader) == 6

@@ -1,0 +1,1 @@
+"""Tests with other projects' packages, which the lock lacks; `make peers` runs them."""
