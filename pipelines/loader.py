@@ -1,6 +1,6 @@
 """Shards ─► batches of clips on the device: what a trainer iterates over.
 
-loader = Loader(open_corpus(["out/shards"]), DataConfig(), num_frames=16, size=224, seed=0, global_batch=64)
+loader = Loader.open("out/shards", num_frames=16, size=224, global_batch=64)
 for batch in loader:                 # endless; batch.clips is (B, R, T, H, W, C) uint8
     ...
     state = loader.state_dict()      # {"epoch": 2, "position": 4096, "fingerprint": {...}}
@@ -8,8 +8,11 @@ for batch in loader:                 # endless; batch.clips is (B, R, T, H, W, C
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from pipelines.fingerprint import fingerprint, has_grown
 from pipelines.reading.prefetch import Prefetcher, check_cache, nodes_positions, steps_read_at_once
 from pipelines.reading.shard_reader import DataError
 from pipelines.reading.source import DamagedFrame
-from pipelines.samples.corpus import Corpus
+from pipelines.samples.corpus import Corpus, corpus_of
 from pipelines.samples.selection import select_rows
 from pipelines.sampling.order import Order, ShardOrder, epoch_shares, micro_batch
 from pipelines.sampling.requests import BatchRequest, check_views, short_rows, training_request, usable_rows
@@ -34,7 +37,65 @@ _LISTED = 30  # damaged frames that an error names; the log has them all
 
 
 class Loader:
-    """Endless training batches under an exact global order; its state is a position, never a buffer."""
+    """Endless training batches under an exact global order; its state is a position, never a buffer.
+
+    A loop that counts in epochs takes `len(loader)` batches of it at a time; the end of a `with` block closes it.
+    """
+
+    @classmethod
+    def open(
+        cls,
+        shards: str | Path | Sequence[str | Path],
+        *,
+        num_frames: int,
+        size: int,
+        global_batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        local_world: int = 1,
+        accumulation: int = 1,
+        device: torch.device | str = "cpu",
+        **settings: Any,
+    ) -> "Loader":
+        """Open datasets and return their loader.
+
+        Args:
+            shards: the folder or URL of a dataset, or of several.
+            num_frames: T, frames of a clip.
+            size: H and W of a clip, in pixels.
+            global_batch: samples of one optimizer step, over all ranks.
+            seed: of the order, the windows and the crops.
+            rank: of this process.
+            world: processes.
+            local_world: processes on this node.
+            accumulation: micro-batches of one optimizer step.
+            device: where clips are needed.
+            settings: the fields of `DataConfig`, such as sampling_rate=2 or repeat_aug=1.
+
+        Raises:
+            ValueError: a setting that does not exist or cannot be, a folder that is no dataset, or as `Loader`.
+        """
+        known = sorted(field.name for field in fields(DataConfig) if field.name != "shards")
+        if unknown := sorted(settings.keys() - set(known)):
+            raise ValueError(f"Loader.open: no setting {', '.join(unknown)}; there are {', '.join(known)}")
+        roots = [shards] if isinstance(shards, str | Path) else shards
+        config = DataConfig(shards=tuple(map(str, roots)), **settings)
+        if not config.roots:
+            raise ValueError("Loader.open: no dataset; give the --out folder of `preprocess build`, or its URL")
+        return cls(
+            corpus_of(config),
+            config,
+            num_frames=num_frames,
+            size=size,
+            seed=seed,
+            global_batch=global_batch,
+            rank=rank,
+            world=world,
+            local_world=local_world,
+            accumulation=accumulation,
+            device=device,
+        )
 
     def __init__(
         self,
@@ -101,6 +162,11 @@ class Loader:
         self._past_damage: list[DamagedFrame] = []
 
     @property
+    def corpus(self) -> Corpus:
+        """The opened datasets: names, label names, sizes."""
+        return self._corpus
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
         return self.order.steps_per_epoch
@@ -115,6 +181,16 @@ class Loader:
         """Passes over the data that the delivered optimizer steps make."""
         epoch, step = self._place()
         return (epoch * self.steps_per_epoch + step) / self.steps_per_epoch
+
+    def __len__(self) -> int:
+        """Return the batches of this rank in one epoch; iteration does not end there, but goes on with the next."""
+        return self.steps_per_epoch * self._accumulation
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
 
     def __iter__(self) -> "Loader":
         return self
@@ -211,7 +287,8 @@ class Loader:
                 )  # fmt: skip
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading; a batch that is requested later is the next one all the same."""
+        self._start, self._delivered = self._place(), 0
         if self._stream is not None:
             self._stream.close()
             self._past_counts.update(self._stream.counts())

@@ -8,7 +8,7 @@ for batch in stream:                 # batch.clips is (B, R, T, H, W, C) uint8
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -63,6 +63,10 @@ class Batch:
     def is_whole(self) -> torch.Tensor:
         """Return (B,) bool: all views are of the requested sample, which is no padding."""
         return (self.status == STATUS_OK).all(dim=1)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch with its clips and labels on another device; those of a loader are on its device already."""
+        return replace(self, clips=self.clips.to(device), labels=self.labels.to(device))
 
 
 class ClipStream:

@@ -3,7 +3,7 @@
     store = frame_store(settings, tar.add)
     store.add_frame(frame, (455, 256))             # of a video
     store.add_picture(data, header, (455, 256))    # of a frame folder
-    store.add_pixels(pixels, (455, 256))           # of a stack, or a picture of 16 bits
+    store.add_pixels(pixels, (455, 256))           # of a stack, a picture of 16 bits, or a program
     store.finish()
 
 All kinds limit what one sample may have, and refuse frames that their layout cannot hold.
@@ -63,7 +63,7 @@ class FrameStore(ABC):
 
     @abstractmethod
     def add_pixels(self, pixels: np.ndarray, size: Size) -> None:
-        """Store a frame of a stack, (H, W, C) uint8 or uint16, scaled to (width, height).
+        """Store a frame of a stack or a program, (H, W, C) uint8 or uint16, scaled to (width, height).
 
         Raises:
             ValueError: the layout has no room for its channels or bits.

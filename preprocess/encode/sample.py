@@ -88,9 +88,9 @@ def encode_sample(
         MediaError: the sample cannot be had; what the sink was given is to be forgotten.
         OSError: the disk of the source has gone.
     """
-    store = frame_store(settings, sink)
     if row.kind == HOOK:
-        return encode_hooked(row, settings=settings, store=store, progress=progress)
+        return encode_hooked(row, settings=settings, sink=sink, progress=progress)
+    store = frame_store(settings, sink)
     if row.kind in ("frames", "image"):
         return _encode_files(row, files, settings=settings, store=store, progress=progress)
     if row.kind == "stack":

@@ -11,9 +11,10 @@ done.
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +64,21 @@ def build_shard(
     """
     stem, layout = out / shard_name(number), settings.stored_as
     rows: list[dict[str, Any]] = []
-    lines: list[str] = []
-    with replace_file(stem.with_suffix(".tar")) as aside:
-        aside.touch()
-        stop = 0
-        with GrowingHash(aside) as sha256:
-            for sample in samples:
-                try:
-                    with roots[sample.root].local(media_files(sample, settings)) as files:
-                        written = decoder().write(
-                            sample, files, settings=settings, tar=aside, start=stop, first=sample is samples[0]
-                        )
-                        media = _media(sample, roots[sample.root], files[0], written.facts, layout)
-                except MediaError as error:
-                    rows.append(_row(sample, error))
-                else:
-                    rows.append(_row(sample, written) | media)
-                    lines.append(written.line)
-                    stop = written.stop
-                    sha256.cover(stop)
-            with aside.open("r+b") as file:
-                file.truncate(stop)  # a sample that failed may have left something
-                file.seek(stop)
-                TarWriter(file, layout).close()
-                tar_bytes = file.tell()
-            sha256.cover(tar_bytes)
-            tar_sha256 = sha256.hexdigest()
-    with replace_file(stem.with_suffix(".idx")) as aside:
-        aside.write_text("\n".join([f"{IDX_VERSION} {len(lines)}", *lines]) + "\n", encoding="ascii")
+    with growing_shard(stem, layout) as shard:
+        for sample in samples:
+            try:
+                with roots[sample.root].local(media_files(sample, settings)) as files:
+                    written = decoder().write(
+                        sample, files, settings=settings, tar=shard.tar, start=shard.stop, first=sample is samples[0]
+                    )
+                    media = _media(sample, roots[sample.root], files[0], written.facts, layout)
+            except MediaError as error:
+                rows.append(sample_row(sample, error))
+            else:
+                rows.append(sample_row(sample, written) | media)
+                shard.keep(written)
     table = stem.with_suffix(".parquet")
-    write_shard_table(table, rows, tar_bytes=tar_bytes, tar_sha256=tar_sha256, layout=layout)
+    write_shard_table(table, rows, tar_bytes=shard.tar_bytes, tar_sha256=shard.tar_sha256, layout=layout)
     problems = [row for row in rows if row["reason"]]
     reasons = [(row["name"], row["reason"], row["message"]) for row in problems]
     return ShardResult(
@@ -102,6 +88,52 @@ def build_shard(
         rejected=tuple(one for one, row in zip(reasons, problems, strict=True) if not row["num_frames"]),
         remarks=tuple(one for one, row in zip(reasons, problems, strict=True) if row["num_frames"]),
     )
+
+
+@dataclass
+class GrowingShard:
+    """A shard's tar that grows at a temporary name, and the lines of its .idx; complete up to byte `stop`."""
+
+    tar: Path
+    sha256: GrowingHash
+    stop: int = 0
+    lines: list[str] = field(default_factory=list)
+    tar_bytes: int = 0  # of the finished tar
+    tar_sha256: str = ""
+
+    def keep(self, written: Written) -> None:
+        """Keep a sample that was written behind `stop`; one that is not kept is written over, or cut off."""
+        self.lines.append(written.line)
+        self.stop = written.stop
+        self.sha256.cover(self.stop)
+
+
+@contextmanager
+def growing_shard(stem: Path, layout: Layout) -> Iterator[GrowingShard]:
+    """Yield a shard to write samples to; at the end of the block its .tar and .idx are there, on an error neither.
+
+    Args:
+        stem: the path of the shard's files without their suffix.
+        layout: of the samples.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    with replace_file(stem.with_suffix(".tar")) as aside:
+        aside.touch()
+        with GrowingHash(aside) as sha256:
+            shard = GrowingShard(aside, sha256)
+            yield shard
+            with aside.open("r+b") as file:
+                file.truncate(shard.stop)  # a sample that failed may have left something
+                file.seek(shard.stop)
+                TarWriter(file, layout).close()
+                shard.tar_bytes = file.tell()
+            sha256.cover(shard.tar_bytes)
+            shard.tar_sha256 = sha256.hexdigest()
+    with replace_file(stem.with_suffix(".idx")) as aside:
+        lines = [f"{IDX_VERSION} {len(shard.lines)}", *shard.lines]
+        aside.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
 def write_sample(
@@ -119,14 +151,36 @@ def write_sample(
         MediaError: the sample cannot be had.
         OSError: the tar cannot be written.
     """
-    tar.begin(sample.key, len(json.dumps({"name": sample.name})) + _NUMBERS)
     store = index_sample if settings.stored_as.is_in_place else encode_sample
+    encode = partial(store, sample, files, settings=settings, opened=opened, progress=progress)
+    return append_sample(tar, sample, encode, settings=settings)
+
+
+def append_sample(
+    tar: TarWriter,
+    sample: PlannedSample,
+    encode: Callable[..., Facts],
+    *,
+    settings: Settings,
+    more: dict[str, Any] | None = None,
+) -> Facts:
+    """Append one sample to a tar, or nothing if its encoding fails.
+
+    Args:
+        tar: the tar.
+        sample: its row of the plan.
+        encode: hands the parts to its argument `sink`, and returns what they are.
+        settings: of the dataset.
+        more: entries of the sample's .json, as JSON has them, beside ours.
+    """
+    more = more or {}
+    tar.begin(sample.key, len(json.dumps({"name": sample.name, **more})) + _NUMBERS)
     try:
-        facts = store(sample, files, settings=settings, sink=tar.add, opened=opened, progress=progress)
-    except MediaError:
+        facts = encode(sink=tar.add)
+    except BaseException:
         tar.abandon()
         raise
-    tar.finish(_description(sample, facts, settings))
+    tar.finish(_description(sample, facts, settings) | more)
     return facts
 
 
@@ -146,7 +200,7 @@ def _media(sample: PlannedSample, root: Root, file: Path, facts: Facts, layout: 
     return {"media_root": where, "media_path": sample.path, "media_bytes": file.stat().st_size}
 
 
-def _row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str, Any]:
+def sample_row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str, Any]:
     """Return a sample's row of the shard's table (SHARD_SCHEMA)."""
     row: dict[str, Any] = {
         "key": sample.key,

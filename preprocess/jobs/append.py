@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.dataset.schema import DatasetError
+from preprocess.encode.group_encoder import codec_version
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import BuildPlan, ScanResult, make_plan
 from preprocess.plan.settings import Settings
@@ -37,9 +38,15 @@ class BuildPart:
     num_problems: int  # rows of the sources that could not become a sample
 
 
+def build_identity(settings: Settings, sources: list[dict[str, str]]) -> dict[str, Any]:
+    """Return the settings and sources that two builds of the same dataset share."""
+    codec = {"codec_version": codec_version()} if settings.layout == "video" else {}
+    return {**settings.identity(), **codec, "sources": sources}
+
+
 def start_plan(plan: BuildPlan, source: Source, identity: dict[str, Any]) -> BuildPlan:
     """Return a new plan with its first part recorded."""
-    return _with_parts(plan, [_part(plan, source, identity)])
+    return with_parts(plan, [_part(plan, source, identity)])
 
 
 def parts_of(plan: BuildPlan) -> list[BuildPart]:
@@ -100,7 +107,7 @@ def extend_plan(
         label_names=more.label_names,
         notes=more.notes,
     )
-    return _with_parts(longer, [*parts, _part(more, source, identity)])
+    return with_parts(longer, [*parts, _part(more, source, identity)])
 
 
 def _check_label_base(parts: Sequence[BuildPart], identity: dict[str, Any], names: LabelNames | None) -> None:
@@ -136,7 +143,8 @@ def _part(plan: BuildPlan, source: Source, identity: dict[str, Any]) -> BuildPar
     return BuildPart(identity, [root.name for root in source.roots], len(plan), plan.num_shards, len(plan.problems))
 
 
-def _with_parts(plan: BuildPlan, parts: list[BuildPart]) -> BuildPlan:
+def with_parts(plan: BuildPlan, parts: list[BuildPart]) -> BuildPlan:
+    """Return a plan that records these parts."""
     listed = [{"asked" if name == "identity" else name: value for name, value in vars(part).items()} for part in parts]
     return replace(plan, settings=parts[0].identity | {"parts": listed})
 

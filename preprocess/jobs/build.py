@@ -22,9 +22,17 @@ from mae3d.io.lock import Lock, hold
 from mae3d.io.lock_store import LOCK_NAME
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, parse_meta
 from preprocess.dataset.schema import shard_files, shard_name
-from preprocess.encode.group_encoder import codec_version
 from preprocess.encode.shard import ShardResult, build_shard
-from preprocess.jobs.append import OF_SOURCES, BuildPart, differences, extend_plan, parts_of, shards_of, start_plan
+from preprocess.jobs.append import (
+    OF_SOURCES,
+    BuildPart,
+    build_identity,
+    differences,
+    extend_plan,
+    parts_of,
+    shards_of,
+    start_plan,
+)
 from preprocess.jobs.estimate import TRIAL_S, Estimate, estimate_of, lines_of, require_room, surely_fits
 from preprocess.jobs.options import Options
 from preprocess.jobs.output import FolderOutput, Output, open_output
@@ -94,8 +102,7 @@ class _Job:
     @property
     def identity(self) -> dict[str, Any]:
         """Return the settings and sources that two builds of the same dataset share."""
-        codec = {"codec_version": codec_version()} if self.settings.layout == "video" else {}
-        return {**self.settings.identity(), **codec, "sources": self.source.identity}
+        return build_identity(self.settings, self.source.identity)
 
     @property
     def free_bytes(self) -> int | None:

@@ -137,7 +137,7 @@ def is_finished(plan: BuildPlan, output: Output, folder: Path) -> bool:
 def refuse_foreign(output: Output) -> None:
     """Raise DatasetError for an output that holds other things, or shards without a plan."""
     names = [name for name in output.sizes() if not name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
-    foreign = sorted(name for name in names if not _is_ours(name))
+    foreign = sorted(name for name in names if not is_ours(name))
     if not names or output.has(PLAN_NAME):
         return
     if foreign:
@@ -156,7 +156,7 @@ def dataset_files(output: Output, folder: Path) -> list[str]:
     Raises:
         DatasetError: there are files named like a dataset's, and nothing proves that this program made them.
     """
-    names = sorted(filter(_is_ours, output.sizes()), key=lambda name: (name == PLAN_NAME, name != META_NAME))
+    names = sorted(filter(is_ours, output.sizes()), key=lambda name: (name == PLAN_NAME, name != META_NAME))
     shards = _own_shards(output, folder, names)
     foreign = [name for name in names if name not in shards and (name.startswith("shard-") or not shards)]
     if foreign:
@@ -193,7 +193,8 @@ def sweep(output: Output) -> None:
     output.remove([name for name in output.sizes() if name.startswith(TEMPORARY_PREFIX)])
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
+    """Return whether a file is named like one of a dataset."""
     return _OURS.fullmatch(name) is not None
 
 

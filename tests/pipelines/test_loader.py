@@ -216,5 +216,51 @@ def test_segments_must_make_the_models_frames(dataset: Corpus) -> None:
         make(dataset, segments, num_frames=6)
 
 
+def test_a_loader_is_opened_from_a_folder_by_the_settings_alone(shards: Path, dataset: Corpus) -> None:
+    settings = {"num_frames": FRAMES, "size": SIZE, "seed": 5, "global_batch": BATCH}
+    with Loader.open(shards, **settings, sampling_rate=2, repeat_aug=2, flip=0.5) as loader:
+        assert loader.corpus.label_names == dataset.label_names
+        ours = [next(loader) for _ in range(2)]
+    assert same(ours, take(make(dataset), 2))
+    with Loader.open([shards, str(shards)], **settings, weights=(1, 2)) as both:
+        assert both.num_samples == 28
+    with pytest.raises(ValueError, match=r"no setting img_size; .*repeat_aug"):
+        Loader.open(shards, **settings, img_size=3)
+    with pytest.raises(ValueError, match=r"data\.flip"):
+        Loader.open(shards, **settings, flip=2)
+    for nothing in ("", []):
+        with pytest.raises(ValueError, match="no dataset"):
+            Loader.open(nothing, **settings)
+
+
+def test_a_closed_loader_goes_on_where_it_was(dataset: Corpus) -> None:
+    uncut = take(make(dataset), 5)
+    loader = make(dataset)
+    parts = []
+    for count in (2, 0, 3):  # the second epoch begins at step 3
+        parts += take(loader, count)
+    assert same(parts, uncut)
+    assert loader.state_dict() == make_at(dataset, 5)
+    halves = make(dataset, accumulation=2)
+    (first,), again = take(halves, 1), take(halves, 2)
+    assert torch.equal(first.clips, again[0].clips), "half a step does not count"
+
+
+def make_at(dataset: Corpus, steps: int) -> dict[str, Any]:
+    loader = make(dataset)
+    take(loader, steps)
+    return loader.state_dict()
+
+
+def test_the_length_is_an_epoch_of_this_rank_and_batches_do_not_end_there(dataset: Corpus) -> None:
+    loader = make(dataset, world=2, accumulation=2)
+    assert len(loader) == 6
+    batches = take(loader, 7)
+    assert [batch.epoch for batch in batches] == [0] * 6 + [1]
+    moved = batches[0].to("meta")
+    assert (moved.clips.device.type, moved.labels.device.type, moved.epoch) == ("meta", "meta", 0)
+    assert moved.positions is batches[0].positions
+
+
 def test_dali_decodes_here() -> None:
     assert decode_self_test("cpu")

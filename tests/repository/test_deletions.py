@@ -50,11 +50,17 @@ PROOF = {
         "preprocess.dataset.writer.write_dataset",
         "preprocess.encode.decoder_main.Server._write",
         "preprocess.encode.shard.build_shard",
+        "preprocess.encode.shard.growing_shard",
         "preprocess.encode.tar_writer.TarWriter.abandon",
         "preprocess.jobs.output.FolderOutput.remove",
         "preprocess.jobs.output.UrlOutput.publish",
         "preprocess.jobs.output.UrlOutput.remove",
+        "preprocess.jobs.shard_writer.ShardWriter._write",
         "preprocess.plan.plan.write_plan",
+    ),
+    "named like a dataset's, beside a plan that only a ShardWriter writes, and only where it began without any": (
+        "preprocess.jobs.shard_writer.ShardWriter.abort",
+        "preprocess.jobs.shard_writer.ShardWriter._begin",
     ),
     "shards that the plan of this output names, and that are not finished": (
         "preprocess.jobs.build._remove_leftovers",

@@ -21,6 +21,8 @@ import yaml
 from PIL import Image
 
 import mae3d
+import pipelines
+import preprocess
 from mae3d.io.contact_sheet import filmstrip
 from tests.support.media import make_video
 
@@ -182,8 +184,16 @@ def test_the_architecture_names_every_room() -> None:
 
 def test_the_api_has_every_public_name() -> None:
     shown = re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    expected = {f"mae3d.{owner}.{name}" for name, owner in mae3d._OWNERS.items()}
-    assert {name for name in shown if name.startswith("mae3d.")} == expected
+    assert set(shown) == {
+        f"{package.__name__}.{owner}.{name}"
+        for package in (mae3d, pipelines, preprocess)
+        for name, owner in package._OWNERS.items()
+    }
+    for package in (mae3d, pipelines, preprocess):
+        assert all(getattr(package, name).__name__ == name for name in package._OWNERS)
+        assert set(package._OWNERS) <= set(dir(package))
+        with pytest.raises(ImportError):
+            import_module(f"{package.__name__}.no_such_name")
 
 
 def test_sources_name_only_pages_of_the_repository() -> None:
