@@ -41,6 +41,15 @@ def tolerate_any_text() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
+def time_text(seconds: float) -> str:
+    """Return a length of time for people: "12 s", "5:03 min", "2.3 h", "4.1 days"."""
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min" if seconds >= 60 else f"{int(seconds)} s"
+
+
 class _LastingStream:
     """A stream whose text goes nowhere once its reader has gone."""
 

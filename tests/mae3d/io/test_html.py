@@ -49,7 +49,7 @@ def test_a_table_has_a_head_and_names_its_rows_if_they_are_given() -> None:
     parsed = Parsed(table([("a", "1"), ("b", "2")], columns=("name", "value"), row_names=True))
     assert (parsed.tags.count("tr"), parsed.tags.count("th"), parsed.tags.count("td")) == (3, 4, 2)
     assert parsed.attributes.count(("scope", "row")) == 2
-    assert Parsed(table([("a", "1")])).tags == ["table", "tbody", "tr", "td", "td"]
+    assert Parsed(table([("a", "1")])).tags == ["div", "table", "tbody", "tr", "td", "td"]
 
 
 def test_an_image_is_inside_its_uri() -> None:
