@@ -5,11 +5,12 @@ axis, the scale and the smoothing stand in the page's address, so that a copied 
 """
 
 STYLE = """
-#runs td, #runs th { white-space: nowrap; }
-#runs td:last-child { white-space: normal; min-width: 14em; }
-#runs label { display: block; padding: 6px 4px; margin: -6px 0; cursor: pointer; color: var(--ink); }
-#runs input { width: 18px; height: 18px; vertical-align: -3px; margin: 0 8px 0 0; }
-.key { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 8px; }
+#runs td { white-space: nowrap; }
+#runs th[scope=row] { min-width: min(15em, 60vw); overflow-wrap: anywhere; }
+#runs th small { display: block; margin: 0 0 4px 46px; }
+#runs label { display: flex; align-items: baseline; padding: 8px 0; margin: -6px 0; cursor: pointer; color: var(--ink); }
+#runs input { flex: none; width: 18px; height: 18px; margin: 1px 8px 0 0; align-self: flex-start; }
+.key { flex: none; display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 8px; }
 #controls { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: center; position: sticky; top: 0; z-index: 2;
   background: var(--page); padding: 10px 0; margin-top: 20px; color: var(--soft); }
 #controls[hidden] { display: none; }
@@ -18,7 +19,8 @@ STYLE = """
 #controls select { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 4px 8px; }
 #controls input[type=checkbox] { width: 18px; height: 18px; }
 #controls output { min-width: 3.5em; font-variant-numeric: tabular-nums; }
-#curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 16px; }
+#curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 16px;
+  align-items: start; }
 #curves section { margin: 0; min-width: 0; padding: 16px 18px; }
 #curves h3 { margin: 0 0 4px; }
 #curves svg { display: block; width: 100%; height: 240px; touch-action: pan-y; cursor: crosshair; outline-offset: 2px; }
@@ -28,11 +30,14 @@ STYLE = """
 .cursor { stroke: var(--soft); stroke-dasharray: 3 3; }
 .raw { stroke-width: 1; opacity: 0.4; }
 .curve { stroke-width: 2; }
-.mark { stroke: var(--warn); stroke-width: 1; opacity: 0.6; }
+.mark { stroke-width: 3; }
 .values { list-style: none; margin: 6px 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: 14px;
   min-height: 22px; font-variant-numeric: tabular-nums; }
-.values li { overflow-wrap: anywhere; }
-figure { margin: 0 0 20px; }
+.values li { display: flex; align-items: baseline; overflow-wrap: anywhere; }
+#pictures:not([hidden]) { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr));
+  gap: 20px; }
+#pictures h3 { grid-column: 1 / -1; margin: 0; }
+figure { margin: 0; min-width: 0; }
 figure input { width: 100%; max-width: 480px; height: 28px; accent-color: var(--accent); }
 figcaption { color: var(--soft); font-size: 14px; margin-bottom: 6px; }
 figure img { border-radius: 4px; }
@@ -93,7 +98,8 @@ const board = (() => {
 
   const table = () => {
     const left = byId('runs').querySelector('.wide')?.scrollLeft || 0, focused = document.activeElement?.name;
-    const head = make('tr', {}, ...(state.runs[0]?.cells || []).map(([name]) => make('th', {scope: 'col'}, name)));
+    const heads = (state.runs[0]?.cells || []).map(([name]) => name).filter(name => name !== 'note');
+    const head = make('tr', {}, ...heads.map(name => make('th', {scope: 'col'}, name)));
     const rows = state.runs.map(run => {
       const box = make('input', {type: 'checkbox', name: run.id});
       box.checked = chosen.has(run.id);
@@ -101,8 +107,9 @@ const board = (() => {
       box.onchange = () => { picked = true; choose(run.id, box.checked); remember(); need(); render(); };
       const key = make('span', {class: 'key', 'aria-hidden': 'true'});
       if (chosen.has(run.id)) key.style.background = ink(run.id);
-      const [[, name], ...cells] = run.cells;
-      return make('tr', {}, make('th', {scope: 'row'}, make('label', {}, box, key, name)),
+      const [[, name], ...cells] = run.cells, note = cells.pop()[1];
+      const label = make('label', {}, box, key, make('span', {}, name));
+      return make('tr', {}, make('th', {scope: 'row'}, label, ...(note ? [make('small', {}, note)] : [])),
         ...cells.map(([, text]) => make('td', {}, text)));
     });
     const wide = make('div', {class: 'wide'}, make('table', {}, make('thead', {}, head), make('tbody', {}, ...rows)));
@@ -162,7 +169,7 @@ const board = (() => {
       const placed = points => points.map(place).filter(([x]) => Number.isFinite(x));
       const raw = placed(curve.points), even = placed(smooth(curve.means.length ? curve.means : curve.points));
       if (raw.length) lines.push({id, raw, even: curve.score ? raw : even, score: curve.score});
-      if (name === 'loss') for (const [step, , text] of data.events) marks.push({x: along(data, step), text});
+      if (name === 'loss') for (const [step, , text] of data.events) marks.push({id, x: along(data, step), text});
     }
     if (!lines.length) return null;
     const old = byId('panel-' + name), box = old || make('section', {id: 'panel-' + name});
@@ -175,7 +182,7 @@ const board = (() => {
     let low = ys[0], high = ys[ys.length - 1];
     if (name === 'clips_per_s' || name === 'data_wait' || name === 'mfu') low = logged ? low : Math.min(low, 0);
     if (!(high > low)) { const by = Math.abs(low) * 0.1 || 0.5; low -= by; high += by; }
-    const least = Math.min(...all.map(([x]) => x)), most = Math.max(...all.map(([x]) => x), least + 1e-9);
+    const least = 0, most = Math.max(...all.map(([x]) => x), 1e-9);
     const X = x => left + (width - left - right) * (x - least) / (most - least);
     const Y = y => top + (height - top - bottom) * (high - scale(y)) / (high - low);
     const chart = draw('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img', tabindex: 0,
@@ -187,8 +194,8 @@ const board = (() => {
     }
     for (const tick of ticks(least, most, width < 420 ? 3 : 6))
       chart.append(draw('text', {x: X(tick), y: height - 8, 'text-anchor': 'middle'}, short(tick)));
-    for (const {x, text} of marks) if (x >= least && x <= most) {
-      const mark = draw('path', {class: 'mark', d: `M${X(x)} ${top}V${height - bottom}`});
+    for (const {id, x, text} of marks) if (x >= least && x <= most) {  // ticks at the foot: starts, stops, faults
+      const mark = draw('path', {class: 'mark', d: `M${X(x)} ${height - bottom}v-9`, style: `stroke:${ink(id)}`});
       mark.append(draw('title', {}, text));
       chart.append(mark);
     }

@@ -74,22 +74,21 @@ def read_clips(
         config: The model's, for the number of frames and the size.
         device: Where frames are resized.
     """
-    from tqdm import tqdm
-
+    from mae3d.io.progress import Progress
     from pipelines.stream import evaluation_clips
 
     stream = evaluation_clips(
         corpus, data, rows=rows, num_frames=config.num_frames, size=config.img_size, batch_size=BATCH, device=device
     )
     clips = []
-    with tqdm(total=len(rows), desc="reading", unit="clip", disable=None) as bar:
+    with Progress(len(rows), "clip", doing="reading") as advance:
         for batch in stream:
             for pixels, row, is_whole in zip(
                 batch.clips[:, 0].cpu(), batch.rows[:, 0].tolist(), batch.is_whole.tolist(), strict=True
             ):
                 if is_whole:
                     clips.append(_clip_of(corpus, row, pixels))
-                bar.update()
+                advance()
     stream.close()
     return clips
 
@@ -130,10 +129,11 @@ def batches(
 ) -> Iterator[tuple[Sequence[Clip], "torch.Tensor"]]:
     """Yield batches of clips, with their pixels (B, T, H, W, 3) on the device; `doing` labels the progress bar."""
     import torch
-    from tqdm import tqdm
 
-    with tqdm(total=len(clips), desc=doing, unit="clip", disable=None) as bar:
+    from mae3d.io.progress import Progress
+
+    with Progress(len(clips), "clip", doing=doing) as advance:
         for first in range(0, len(clips), BATCH):
             batch = clips[first : first + BATCH]
             yield batch, torch.stack([clip.pixels for clip in batch]).to(device)
-            bar.update(len(batch))
+            advance(len(batch))

@@ -7,7 +7,7 @@ On a narrow terminal the less urgent columns go first, then the middles of long 
 
 from collections.abc import Mapping, Sequence
 
-from mae3d.io.console import time_text
+from mae3d.io.console import cut_text, printable, text_width, time_text
 from mae3d.tracking.overview import DAMAGED, RUNNING, RunStatus
 
 _DROPPED = ("wait", "epoch", "note", "checkpoint", "clips/s", "loss", "ETA", "step")  # the first goes first
@@ -52,13 +52,15 @@ def lines_of(statuses: Sequence[RunStatus], width: int | None = None) -> list[st
     """
     if not statuses:
         return []
-    rows = [{name: _printable(text) for name, text in cells_of(status).items()} for status in statuses]
+    rows = [{name: printable(text) for name, text in cells_of(status).items()} for status in statuses]
     names = [name for name in rows[0] if name in ("name", "state") or any(row[name] for row in rows)]
     for dropped in _DROPPED:
         if width is None or _natural(rows, names, width) <= width:
             break
         names = [name for name in names if name != dropped]
-    widths = {name: max(len(name), 0 if name == "note" else max(len(row[name]) for row in rows)) for name in names}
+    widths = {
+        name: max(len(name), 0 if name == "note" else max(text_width(row[name]) for row in rows)) for name in names
+    }
     if width is not None:
         room = width - _total(widths) + widths["name"] - (_NOTE if "note" in names else 0)
         widths["name"] = min(widths["name"], max(room, _NARROW_NAME))
@@ -71,12 +73,12 @@ def lines_of(statuses: Sequence[RunStatus], width: int | None = None) -> list[st
             lines.append(_line({name: row[name] for name in names}, widths))
     running = sum(status.state == RUNNING for status in statuses)
     lines.append(f"{len(statuses):,} runs, {running:,} running")
-    return [line if width is None else _cut(line, width) for line in lines]
+    return [line if width is None else cut_text(line, width) for line in lines]
 
 
 def _natural(rows: Sequence[Mapping[str, str]], names: Sequence[str], width: int) -> int:
     """Return the width with all names shortened and the shortest useful note."""
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+    widths = {name: max(len(name), *(text_width(row[name]) for row in rows)) for name in names}
     widths["name"] = min(widths["name"], _NAME if width >= _NARROW else _NARROW_NAME)
     if "note" in widths:
         widths["note"] = min(widths["note"], _NOTE)
@@ -91,22 +93,15 @@ def _line(cells: Mapping[str, str], widths: Mapping[str, int]) -> str:
     texts = []
     for name, text in cells.items():
         text = _shortened(text, widths[name]) if name == "name" else text
-        texts.append(text.ljust(widths[name]) if name in _LEFT else text.rjust(widths[name]))
+        space = " " * (widths[name] - text_width(text))
+        texts.append(text + space if name in _LEFT else space + text)
     return (" " * _GAP).join(texts).rstrip()
 
 
 def _shortened(text: str, width: int) -> str:
     """Return a text whose middle is left out, if it is too long."""
-    if len(text) <= width:
+    if text_width(text) <= width:
         return text
-    head = (width - 1) // 3
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: max(width - 1, 0)]}…"
-
-
-def _printable(text: str) -> str:
-    """Return a text on one line, without what would steer a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    head = cut_text(text, (width - 1) // 3 + 1)  # with the ellipsis
+    tail = cut_text(text[::-1], width - text_width(head) + 1)[::-1].removeprefix("…")
+    return head + tail
