@@ -8,7 +8,8 @@ STYLE = """
 #runs td { white-space: nowrap; }
 #runs th[scope=row] { min-width: min(15em, 60vw); overflow-wrap: anywhere; }
 #runs th small { display: block; margin: 0 0 4px 46px; }
-#runs label { display: flex; align-items: baseline; padding: 8px 0; margin: -6px 0; cursor: pointer; color: var(--ink); }
+#runs label { display: flex; align-items: baseline; padding: 8px 0; margin: -6px 0; cursor: pointer;
+  color: var(--ink); }
 #runs input { flex: none; width: 18px; height: 18px; margin: 1px 8px 0 0; align-self: flex-start; }
 .key { flex: none; display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 8px; }
 #controls { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: center; position: sticky; top: 0; z-index: 2;

@@ -58,9 +58,8 @@ def lines_of(statuses: Sequence[RunStatus], width: int | None = None) -> list[st
         if width is None or _natural(rows, names, width) <= width:
             break
         names = [name for name in names if name != dropped]
-    widths = {
-        name: max(len(name), 0 if name == "note" else max(text_width(row[name]) for row in rows)) for name in names
-    }
+    widths = {name: max(len(name), *(text_width(row[name]) for row in rows)) for name in names}
+    widths |= {"note": len("note")} if "note" in names else {}
     if width is not None:
         room = width - _total(widths) + widths["name"] - (_NOTE if "note" in names else 0)
         widths["name"] = min(widths["name"], max(room, _NARROW_NAME))

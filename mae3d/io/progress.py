@@ -10,7 +10,7 @@ Work that is over in a moment shows nothing. The line has step, share and end fi
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
 from mae3d.io.console import cut_text, text_width, time_text
@@ -38,11 +38,12 @@ class Progress:
             show: whether to show anything; ranks but the first do not.
         """
         self.total, self.count = total, done
-        self._unit, self._doing, self._before, self._show = unit, doing, done, show
+        self._unit, self._doing, self._before = unit, doing, done
+        self._show = show and sys.stderr is not None
         self._pieces: tuple[str, ...] = ()
         self._began = self._drawn = time.monotonic()
         self._width = 0  # of the line on the terminal
-        self.on_terminal = show and sys.stderr is not None and sys.stderr.isatty()
+        self.on_terminal = self._show and sys.stderr.isatty()
 
     def __enter__(self) -> Callable[..., None]:
         return self.advance
@@ -64,8 +65,7 @@ class Progress:
             if now - self._began >= DELAY_S and now - self._drawn >= _DRAW_EVERY_S:
                 self._draw()
         elif now - self._drawn >= LINE_EVERY_S:
-            self._drawn = now
-            self._write("  ".join([*self._head(), *self._pieces]) + "\n")
+            self._log()
 
     def note(self, *pieces: str) -> None:
         """Replace the texts behind the line."""
@@ -78,11 +78,13 @@ class Progress:
             self._draw()
 
     def close(self) -> None:
-        """End the line, if one was drawn."""
+        """End the line, if one was drawn; write the last one of a log that has others."""
         if self._width:
             self._draw()
             self._write("\n")
             self._width = 0
+        elif self._show and self._drawn > self._began and not self.on_terminal:
+            self._log()
 
     def left_s(self, count: int) -> float | None:
         """Return the seconds that the rest takes at the mean pace up to this count; None before the first."""
@@ -100,6 +102,10 @@ class Progress:
         end = f"in {time_text(time.monotonic() - self._began)}" if is_over else f"ETA {time_text(left)}"
         return [f"{self._doing} {counted}".strip(), share, end]
 
+    def _log(self) -> None:
+        self._drawn = time.monotonic()
+        self._write("  ".join([*self._head(), *self._pieces]) + "\n")
+
     def _draw(self) -> None:
         self._drawn = time.monotonic()
         room = _columns() - 1  # a full line would make some terminals begin the next one
@@ -116,7 +122,7 @@ class Progress:
             self._show = self.on_terminal = False
 
 
-def followed(items: Sequence[Item], unit: str, *, doing: str, show: bool = True) -> Iterator[Item]:
+def followed(items: Collection[Item], unit: str, *, doing: str, show: bool = True) -> Iterator[Item]:
     """Yield the items, and show how many have been worked on."""
     with Progress(len(items), unit, doing=doing, show=show) as advance:
         for item in items:

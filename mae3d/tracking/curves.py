@@ -86,9 +86,11 @@ class Curve:
         """Begin without a point."""
         self._buckets: list[_Bucket] = []
         self._size = 1  # points per bucket, but for the last
+        self._last: tuple[int, float] | None = None
 
     def add(self, step: int, value: float) -> None:
         """Add the next point."""
+        self._last = step, value
         new = _Bucket(step, (step, value), (step, value), value)
         if self._buckets and self._buckets[-1].count < self._size:
             self._buckets[-1].absorb(new)
@@ -100,12 +102,12 @@ class Curve:
         self._buckets.append(new)
 
     def points(self) -> list[tuple[int, float]]:
-        """Return (step, value): all points of a short curve, else the least and the greatest of each group."""
-        points = []
+        """Return (step, value): all points of a short curve, else the least and the greatest of each group; the last."""
+        points: list[tuple[int, float]] = []
         for bucket in self._buckets:
             pair = [bucket.least, bucket.greatest] if bucket.least != bucket.greatest else [bucket.least]
             points += sorted(pair)
-        return points
+        return [*points, self._last] if self._last and self._last != points[-1] else points
 
     def means(self) -> list[tuple[int, float]]:
         """Return (last step, mean) of each group; empty if every group is one point."""

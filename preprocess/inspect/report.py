@@ -20,6 +20,7 @@ import numpy as np
 from mae3d.io.bounds import SEED, Bounds, check_number
 from mae3d.io.files import require_writable, write_text
 from mae3d.io.html import data_uri, escape, page, paragraph, refuse_other_page, table
+from mae3d.io.progress import followed
 from preprocess.dataset.curation import CURATION_NAME, FLAGS, open_curation
 from preprocess.dataset.index import REJECTED_NAME, Dataset, DatasetError, open_dataset
 from preprocess.inspect.filmstrip import filmstrip
@@ -175,7 +176,8 @@ def _chart(name: str, chart: Chart) -> str:
     if chart.rest:
         rows.append(_bar(*chart.rest, total, width="0"))
     note = f"<small>{escape(chart.note)}</small>" if chart.note else ""
-    return f'<section><h3>{escape(name)}{note}</h3><table class="bars">{"".join(rows)}</table></section>'
+    bars = f'<div class="wide"><table class="bars">{"".join(rows)}</table></div>'
+    return f"<section><h3>{escape(name)}{note}</h3>{bars}</section>"
 
 
 def _bar(name: str, count: int, total: int, *, width: str) -> str:
@@ -207,7 +209,7 @@ def _sheet(dataset: Dataset, samples: int, seed: int, names: _Names, *, images: 
     usable = np.flatnonzero(~np.isin(dataset.shard, list(dataset.bad_shards)))
     chosen = np.sort(np.random.default_rng(seed).choice(usable, min(samples, len(usable)), replace=False))
     room = _IMAGE_BYTES
-    for i in chosen.tolist():
+    for i in followed(chosen.tolist(), "sample", doing="report"):
         picture = _strip(dataset, i, names) if images and room > 0 else ""
         room -= len(picture) * 3 // 4
         yield _figure(dataset, i, names, picture)

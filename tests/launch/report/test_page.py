@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from launch.report.page import Card, Section, Table, loss_curve, read_losses, write_report
+from tests.support.pages import check_page
 
 NASTY = "<script>alert(\"x\")</script> & 'quoted'"
 
@@ -51,6 +52,7 @@ def page_of(
         folder, title=text, intro=[text], facts={text: text}, sections=[section] * sections, losses=losses or []
     )
     assert path == folder / "index.html"
+    check_page(path)
     return Page(path)
 
 
