@@ -288,7 +288,7 @@ def _judge(config: CompareConfig, models: "Sequence[Compared]", facts: Sequence[
     values = {json.dumps([name, measure]): hit for name, of in hits.items() for measure, hit in of.items()}
     for a, b in pairs:
         values |= {json.dumps([a, b, measure]): hits[a][measure] - hits[b][measure] for measure in hits[a]}
-    measured = intervals(values, groups=common.groups, draws=config.draws, seed=config.seed)
+    measured = intervals(values, groups=common.groups, draws=config.draws, seed=config.seed, show=True)
 
     def measures(*key: str) -> dict[str, Any]:
         return {measure: measured[json.dumps([*key, measure])]._asdict() for measure in hits[CHANCE]}

@@ -124,7 +124,7 @@ def propagate(config: PropagateConfig, world: "World") -> dict[str, Any]:
     digests = world.on_first(lambda: _claim(out, sequences, settings))
     missing = [sequence for sequence in sequences if stored(out, sequence.name) is None]
     for sequence in missing[world.ranks.rank :: world.ranks.size]:
-        carry(sequence, encoder, settings, out, inputs=digests[sequence.name], batch=config.batch)
+        carry(sequence, encoder, settings, out, inputs=digests[sequence.name], batch=config.batch, show=world.is_first)
         print(f"{sequence.name}: {len(sequence.frames) - sequence.start:,} frames", file=sys.stderr, flush=True)
     world.barrier()
     return _write_results(out, sequences, settings, notes) if world.is_first else {}

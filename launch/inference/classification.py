@@ -80,7 +80,7 @@ def classify(config: "EvaluateConfig", world: "World") -> str:
         num_clips=config.num_clips,
         num_crops=config.num_crops,
         row_bytes=4 * model.config.num_classes,
-        unit="samples",
+        unit="sample",
         beside=(METRICS, CLASSES, CONFUSION, CONFUSION_PICTURE),
     )
     if not world.is_first:

@@ -5,17 +5,17 @@ common = common_samples(models, time_order=True)
 hits = hits_of(models[0], common, few_shot=[1, 5], seeds=3, seed=0, time_order=True)["linear"]     # (N,) from 0 to 1
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from launch.common.tables import read_vectors
-from launch.inference.probing import Progress
 from mae3d.analysis.probes import few_shot_rows, knn_scores, linear_scores
 from mae3d.analysis.scores import credit_at
 from pipelines.samples.labels import many_hot
@@ -117,24 +117,23 @@ def hits_of(
         time_order: whether a linear probe separates clips from the same clips backwards; a sample's hit is the mean of
             both.
     """
-    say = Progress()
     train, test = (_vectors(model, side, common) for side in SIDES)
     of_train, of_test = common.targets["train"], common.targets["test"]
 
     def linear(rows: np.ndarray, draw: int) -> np.ndarray:
-        scores, _ = linear_scores(train[rows], of_train[rows], test, multi_label=False, seed=draw, say=say)
+        scores, _ = linear_scores(train[rows], of_train[rows], test, multi_label=False, seed=draw, show=True)
         return _hits(scores, of_test)
 
-    say(f"{model.name}: the probes")
+    print(f"{model.name}: the probes", file=sys.stderr, flush=True)
     hits = {
         "linear": linear(np.arange(len(train)), seed),
-        "knn": _hits(knn_scores(train, of_train, test, ks=(NEIGHBOURS,), say=say)[NEIGHBOURS], of_test),
+        "knn": _hits(knn_scores(train, of_train, test, ks=(NEIGHBOURS,), show=True)[NEIGHBOURS], of_test),
     }
     for shots in few_shot:
         draws = [linear(few_shot_rows(of_train, shots=shots, seed=d), d) for d in range(seed, seed + seeds)]
         hits[f"few_shot_{shots}"] = np.mean(draws, axis=0)
     if time_order:
-        hits["time_order"] = _time_order(model, common, train, test, seed=seed, say=say)
+        hits["time_order"] = _time_order(model, common, train, test, seed=seed)
     return hits
 
 
@@ -147,9 +146,7 @@ def chance_hits(common: Common, *, few_shot: Sequence[int], time_order: bool) ->
     return hits | ({"time_order": np.full(len(of_test), 0.5)} if time_order else {})
 
 
-def _time_order(
-    model: Compared, common: Common, train: np.ndarray, test: np.ndarray, *, seed: int, say: Any
-) -> np.ndarray:
+def _time_order(model: Compared, common: Common, train: np.ndarray, test: np.ndarray, *, seed: int) -> np.ndarray:
     back_train, back_test = (_vectors(model, side, common, backwards=True) for side in SIDES)
     classes = np.repeat(np.eye(2, dtype=np.uint8), len(train), axis=0)
     scores, _ = linear_scores(
@@ -158,7 +155,7 @@ def _time_order(
         np.concatenate([test, back_test]),
         multi_label=False,
         seed=seed,
-        say=say,
+        show=True,
     )
     hits = _hits(scores, np.repeat(np.eye(2, dtype=np.uint8), len(test), axis=0))
     means: np.ndarray = hits.reshape(2, -1).mean(axis=0)

@@ -233,7 +233,7 @@ def windows_into_table(
     world: "World",
     batch_size: int,
     row_bytes: int,
-    unit: str = "clips",
+    unit: str = "clip",
     beside: Sequence[str] = (),
 ) -> bool:
     """Fill a table with the columns that a model gives for each window of video files; all ranks call it.
@@ -249,7 +249,7 @@ def windows_into_table(
         world: all ranks.
         batch_size: windows per batch.
         row_bytes: of a row on the disk, at least.
-        unit: the progress bar's.
+        unit: the name of one, for the progress.
         beside: names of the files that the caller writes beside the table.
 
     Returns:

@@ -87,7 +87,7 @@ def evaluate_into_table(
     num_clips: int = 1,
     num_crops: int = 1,
     row_bytes: int = 0,
-    unit: str = "clips",
+    unit: str = "clip",
     beside: Sequence[str] = (),
 ) -> "tuple[ShardedTable, bool]":
     """Fill a table with the columns that a model gives for each sample; all ranks call it.
@@ -105,7 +105,7 @@ def evaluate_into_table(
         num_clips: clips of each sample.
         num_crops: crops of each clip.
         row_bytes: of a row on the disk, at least.
-        unit: the progress bar's.
+        unit: the name of one, for the progress.
         beside: names of the files that the caller writes beside the table.
 
     Returns:

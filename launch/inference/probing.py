@@ -6,8 +6,6 @@ compare(features, ["knn", "linear"], few_shot=[1, 10], seeds=3)["probes"]
 
 import json
 import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ import pyarrow.parquet as pq
 
 from launch.common.tables import read_vectors
 from launch.inference.sharded_table import METADATA
-from mae3d.analysis.probes import KNN, Say, attentive_scores, few_shot_rows, knn_scores, linear_scores
+from mae3d.analysis.probes import KNN, attentive_scores, few_shot_rows, knn_scores, linear_scores
 from mae3d.analysis.scores import credit_at, mean_and_deviation, mean_average_precision
 from mae3d.io.resources import require_disk, require_memory
 from pipelines.samples.labels import many_hot
@@ -28,7 +26,6 @@ from pipelines.samples.labels import many_hot
 if TYPE_CHECKING:
     import torch
 
-SAID_EVERY = 10.0  # seconds between two lines of progress
 VECTORS, TOKENS = "{}.parquet", "{}_tokens.parquet"  # of `train` and `test`
 TOP = 5
 
@@ -93,20 +90,6 @@ class FeatureTables:
     device: "torch.device"
 
 
-class Progress:
-    """Lines on stderr, not more than one in ten seconds, so that a stage of minutes is seen to go on."""
-
-    def __init__(self) -> None:
-        self._said = 0.0
-
-    def __call__(self, line: str) -> None:
-        """Print a line, unless the last one is too young."""
-        now = time.monotonic()
-        if now - self._said >= SAID_EVERY or not self._said:
-            self._said = now
-            print(line, file=sys.stderr, flush=True)
-
-
 def compare(
     tables: FeatureTables, probes: Sequence[str], *, few_shot: Sequence[int] = (), seeds: int = 3, seed: int = 0
 ) -> dict[str, Any]:
@@ -124,20 +107,19 @@ def compare(
         set's most frequent class, and `few_shot`: one row each of mean and standard deviation over the draws, with the
         number of samples that the smallest class has given, `fewest_per_class`.
     """
-    say = Progress()
     results: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     shot_rows: list[dict[str, Any]] = []
     if {"knn", "linear"} & set(probes):
         sets = [_vectors(tables, name) for name in ("train", "test")]
         results = _counted(tables, VECTORS, *sets)
-        rows += _simple(tables, probes, *sets, seed=seed, say=say)
+        rows += _simple(tables, probes, *sets, seed=seed)
         for shots in few_shot:
             draws, sizes = [], []
             for draw in range(seed, seed + seeds):
                 few = _first_shots(sets[0], shots, draw)
                 sizes.append(few.targets.sum(axis=0, dtype=np.int64))
-                draws.append(list(_simple(tables, probes, few, sets[1], seed=draw, say=say)))
+                draws.append(list(_simple(tables, probes, few, sets[1], seed=draw)))
             present = np.min(sizes, axis=0)[sets[0].targets.any(axis=0)]
             used = {"shots": shots, "fewest_per_class": int(present.min())}  # of a smaller class all are taken
             shot_rows += [{**used, **_spread(runs)} for runs in zip(*draws, strict=True)]
@@ -145,7 +127,7 @@ def compare(
         with TemporaryDirectory(dir=tables.folder) as aside:
             sets = [_tokens(tables, name, Path(aside) / name) for name in ("train", "test")]
             results = results or _counted(tables, TOKENS, *sets)
-            rows.append(_attentive(tables, *sets, seed=seed, say=say))
+            rows.append(_attentive(tables, *sets, seed=seed))
     frequent = np.broadcast_to(sets[0].targets.mean(axis=0), sets[1].targets.shape)
     rows.insert(0, {"probe": "most frequent", **_measured(tables, frequent, sets[1])})
     return results | {"classes": tables.num_classes, "probes": rows, "few_shot": shot_rows}
@@ -159,20 +141,20 @@ class FeatureSet(NamedTuple):
 
 
 def _simple(
-    tables: FeatureTables, probes: Sequence[str], train: FeatureSet, test: FeatureSet, *, seed: int, say: Say
+    tables: FeatureTables, probes: Sequence[str], train: FeatureSet, test: FeatureSet, *, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each k of the nearest neighbours, and one of the linear probe."""
     if "knn" in probes:
-        for k, scores in knn_scores(train.features, train.targets, test.features, say=say).items():
+        for k, scores in knn_scores(train.features, train.targets, test.features, show=True).items():
             yield {"probe": f"knn, k={k}", **_measured(tables, scores, test)}
     if "linear" in probes:
         scores, chosen = linear_scores(
-            train.features, train.targets, test.features, multi_label=tables.multi_label, seed=seed, say=say
+            train.features, train.targets, test.features, multi_label=tables.multi_label, seed=seed, show=True
         )
         yield {"probe": "linear", **_measured(tables, scores, test), **chosen}
 
 
-def _attentive(tables: FeatureTables, train: FeatureSet, test: FeatureSet, *, seed: int, say: Say) -> dict[str, Any]:
+def _attentive(tables: FeatureTables, train: FeatureSet, test: FeatureSet, *, seed: int) -> dict[str, Any]:
     scores, trained = attentive_scores(
         train.features,
         train.targets,
@@ -181,7 +163,7 @@ def _attentive(tables: FeatureTables, train: FeatureSet, test: FeatureSet, *, se
         num_heads=tables.num_heads,
         device=tables.device,
         seed=seed,
-        say=say,
+        show=True,
     )
     return {"probe": "attentive", **_measured(tables, scores, test), **trained}
 

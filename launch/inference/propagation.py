@@ -24,6 +24,7 @@ from mae3d.analysis.propagation import Propagator, frame_features, frame_mask, p
 from mae3d.io.contact_sheet import filmstrip, png_mark, save_animation
 from mae3d.io.files import write_text
 from mae3d.io.label_maps import MaskReader, tinted, write_ids
+from mae3d.io.progress import followed
 from mae3d.model.encoder import Encoder
 from mae3d.model.frames import FrameEncoder
 
@@ -93,6 +94,7 @@ def carry(
     *,
     inputs: str,
     batch: int,
+    show: bool = False,
 ) -> None:
     """Carry the first mask of a video through its frames and write all files of the video.
 
@@ -104,6 +106,7 @@ def carry(
         out: The output's folder.
         inputs: `sequence.digest()`, which is stored.
         batch: Clips at a time.
+        show: Whether to show the progress on stderr.
 
     Raises:
         ValueError: A frame or mask cannot be read, has another size, or the first mask has no object.
@@ -118,7 +121,9 @@ def carry(
     folder.mkdir(parents=True, exist_ok=True)
     tally = _Tally(objects, first, stop=len(sequence.frames) - (not settings["count_last"]))
     rows: dict[str, list[np.ndarray]] = {"carried": [], "first mask repeated": [], "annotated": []}
-    for number, ids in enumerate(_masks(video, first, objects, settings, batch=batch), start=sequence.start):
+    masks = _masks(video, first, objects, settings, batch=batch)
+    numbers = range(sequence.start, len(sequence.frames))
+    for number, ids in zip(followed(numbers, "frame", doing=sequence.name, show=show), masks, strict=True):
         truth = video.truth(number, reader)
         write_ids(folder / f"{Path(sequence.frames[number]).stem}.png", ids)
         if number > sequence.start and truth is not None:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from mae3d.io.console import one_line
 from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sync, write_text
+from mae3d.io.progress import Progress
 from mae3d.io.resources import require_disk
 from mae3d.io.resume import dotted
 
@@ -258,10 +259,8 @@ def _fill_mine(
     unit: str,
     quiet: bool,
 ) -> None:
-    from tqdm import tqdm
-
     total = sum(len(table.rows(shard)) for shard in mine)
-    with tqdm(total=total, unit=f" {unit}", disable=True if quiet else None) as bar:
+    with Progress(total, unit, doing=table.path.name, show=not quiet) as advance:
         for shard in mine:
             rows, batches, made = np.array(table.rows(shard), dtype=np.int64), [], 0
             while made < len(rows):
@@ -273,7 +272,7 @@ def _fill_mine(
                 columns = {name: column.take(read) for name, column in columns_of(batch).items()}
                 batches.append(pa.table({**keys_of(rows[made : made + size]), **columns}))
                 made += size
-                bar.update(size)
+                advance(size)
             table.write(shard, pa.concat_tables(batches))
 
 

@@ -35,6 +35,7 @@ from mae3d.analysis.exact import each_clip
 from mae3d.analysis.reconstruct import clip_losses, copy_losses
 from mae3d.io.contact_sheet import as_rgb
 from mae3d.io.files import replace_file
+from mae3d.io.progress import followed
 from mae3d.model.classifier import Classifier, view_scores
 from mae3d.model.mae import MAE
 from mae3d.model.masking import mask_noise
@@ -151,7 +152,7 @@ def read_windows(
         world=world,
         batch_size=config.batch,
         row_bytes=reader.row_bytes,
-        unit="windows",
+        unit="window",
         beside=[TIMELINE, CHANGES, PAGE, AGREEMENT, AGREEMENT_TABLE, *pictures_of(config.videos)],
     )
 
@@ -164,7 +165,7 @@ def pictures_of(videos: Sequence[str]) -> list[str]:
 def tracks_of(config: TimelineConfig, path: Path) -> list[Track]:
     """Return what windows.parquet says about each file, with novelty and change points; classes are not chosen yet."""
     tracks: list[Track] = []
-    for rows in by_file(path):
+    for rows, _ in zip(by_file(path), followed(config.videos, "file", doing="novelty and changes"), strict=True):
         tracks.append(_track(config, rows, sum(len(track.start_s) for track in tracks)))
     return tracks
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from launch.common.tables import read_vectors, vector_blocks
 from launch.inference.moments import CANDIDATES, Archive, Search, similarities
 from mae3d.io.files import replace_file
+from mae3d.io.progress import Progress
 from mae3d.io.random import Stream, philox
 from mae3d.io.resources import require_disk, require_memory
 
@@ -87,7 +88,6 @@ def open_index(archive: Archive, *, say: Callable[[str], None] = print) -> Searc
 
 
 def _make(archive: Archive, path: Path, *, say: Callable[[str], None]) -> None:
-    from tqdm import tqdm
     from usearch.index import Index
 
     needed = len(archive) * (2 * archive.width + LINK_BYTES)
@@ -96,11 +96,11 @@ def _make(archive: Archive, path: Path, *, say: Callable[[str], None]) -> None:
     require_disk(path.parent, needed, what, "free it, or give --exact true")
     began = time.monotonic()
     index, mean = Index(ndim=archive.width, metric="l2sq", dtype=DTYPE), _mean(archive)
-    with tqdm(total=len(archive), desc="index", unit=" vectors", disable=None) as bar:
+    with Progress(len(archive), "vector", doing="index") as advance:
         for rows, vectors in vector_blocks(archive.path):
             if len(rows):
                 index.add(rows, _unit(vectors) - mean)
-            bar.update(len(rows))
+            advance(len(rows))
     with replace_file(path) as aside:
         index.save(str(aside))
     say(f"{path}: made in {time.monotonic() - began:.0f} s, {path.stat().st_size / 1e6:,.0f} MB; later starts map it")

@@ -74,8 +74,7 @@ def read_clips(
         config: The model's, for the number of frames, their size and channels.
         device: Where frames are resized.
     """
-    from tqdm import tqdm
-
+    from mae3d.io.progress import Progress
     from pipelines.stream import evaluation_clips
 
     stream = evaluation_clips(
@@ -89,14 +88,14 @@ def read_clips(
         device=device,
     )
     clips = []
-    with tqdm(total=len(rows), desc="reading", unit="clip", disable=None) as bar:
+    with Progress(len(rows), "clip", doing="reading") as advance:
         for batch in stream:
             for pixels, row, is_whole in zip(
                 batch.clips[:, 0].cpu(), batch.rows[:, 0].tolist(), batch.is_whole.tolist(), strict=True
             ):
                 if is_whole:
                     clips.append(_clip_of(corpus, row, pixels))
-                bar.update()
+                advance()
     stream.close()
     return clips
 
@@ -137,10 +136,11 @@ def batches(
 ) -> Iterator[tuple[Sequence[Clip], "torch.Tensor"]]:
     """Yield batches of clips, with their pixels (B, T, H, W, C) on the device; `doing` labels the progress bar."""
     import torch
-    from tqdm import tqdm
 
-    with tqdm(total=len(clips), desc=doing, unit="clip", disable=None) as bar:
+    from mae3d.io.progress import Progress
+
+    with Progress(len(clips), "clip", doing=doing) as advance:
         for first in range(0, len(clips), BATCH):
             batch = clips[first : first + BATCH]
             yield batch, torch.stack([clip.pixels for clip in batch]).to(device)
-            bar.update(len(batch))
+            advance(len(batch))

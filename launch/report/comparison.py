@@ -17,14 +17,13 @@ UNTRAINED, CHANCE = "untrained", "chance"
 _STYLE = """
 .answer { font-size: 20px; line-height: 1.4; color: var(--ink); }
 section li { margin: 4px 0; max-width: 76ch; }
-.wide { overflow-x: auto; margin-bottom: 12px; }
-.wide table { min-width: 760px; }
-.wide td, .wide th { white-space: nowrap; }
+.wide { margin-bottom: 12px; }
+.scores { min-width: 760px; }
+.scores td, .scores th { white-space: nowrap; }
 .charts { display: grid; gap: 20px; margin: 20px 0 10px; }
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
 .charts section { margin-top: 0; min-width: 0; }
 .charts svg { display: block; width: 100%; max-width: 520px; height: auto; font: 14px system-ui, sans-serif; }
-@media (max-width: 500px) { main { padding: 24px 12px 40px; } section { padding: 16px 14px; } }
 """
 
 
@@ -78,8 +77,8 @@ def comparison_page(results: Mapping[str, Any]) -> str:
     """Return the text of the page; the argument is the content of compare.json."""
     answer, *others = verdicts(results)
     rows = cells(results)
-    scores = table([list(row.values()) for row in rows], columns=list(rows[0]), row_names=True)
-    gaps = table(_difference_rows(results), columns=_difference_columns(results), row_names=True)
+    scores = table([list(row.values()) for row in rows], columns=list(rows[0]), row_names=True, css_class="scores")
+    gaps = table(_difference_rows(results), columns=_difference_columns(results), row_names=True, css_class="scores")
     sources = table(
         [[model["name"], _source(model)] for model in results["models"]], columns=["model", "is"], row_names=True
     )
@@ -92,12 +91,12 @@ def comparison_page(results: Mapping[str, Any]) -> str:
         paragraph(_samples(results)),
         f'<section><p class="answer">{escape(answer)}</p>'
         f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in others)}</ul></section>",
-        f'<section><h3>Scores</h3><div class="wide">{scores}</div>',
+        f"<section><h3>Scores</h3>{scores}",
         paragraph("Accuracy in percent, with the 95 % interval in brackets."),
         "</section>",
         f'<div class="charts">{charts}</div>',
         paragraph("Percent: dots are means, lines 95 % intervals, the dashed line is chance; image models are brown."),
-        f'<section><h3>Differences</h3><div class="wide">{gaps}</div>',
+        f"<section><h3>Differences</h3>{gaps}",
         paragraph(
             "Points by which the first model is above the second, on the same draws of test videos. An interval "
             "that holds 0 shows no difference. Each interval stands for its own comparison alone."
@@ -244,20 +243,21 @@ def _chart(results: Mapping[str, Any], measure: str, *, width: int = 400, row: i
     label = f"{measure_name(measure)}, percent: {said}; chance {100 * chance:.1f}"
     parts = [f'<svg viewBox="0 0 {width} {bottom + 28}" role="img" aria-label="{escape(label)}">']
     for tick in (quarter / 4 for quarter in range(first, last + 1)):
-        parts.append(f'<path d="M{x(tick):.1f} {top}V{bottom}" stroke="#e1e4e9"/>')
-        parts.append(_text(x(tick), bottom + 18, f"{100 * tick:.0f}", "middle", "#6a717c"))
-    parts.append(f'<path d="M{x(chance):.1f} {top}V{bottom}" stroke="#6a717c" stroke-dasharray="4 4"/>')
+        parts.append(f'<path d="M{x(tick):.1f} {top}V{bottom}" style="stroke:var(--line)"/>')
+        parts.append(_text(x(tick), bottom + 18, f"{100 * tick:.0f}", "middle"))
+    parts.append(f'<path d="M{x(chance):.1f} {top}V{bottom}" style="stroke:var(--soft)" stroke-dasharray="4 4"/>')
     for i, model in enumerate(models):
         interval, y = model["measures"][measure], top + row * (i + 0.5)
-        colour = "#6a717c" if model["name"] == UNTRAINED else "#b3541e" if model["image"] else "#1f6feb"
+        colour = f"var(--{'quiet' if model['name'] == UNTRAINED else 'warm' if model['image'] else 'accent'})"
         name = model["name"] if len(model["name"]) <= 14 else f"{model['name'][:13]}…"
-        parts.append(_text(left - 10, y + 5, name, "end", "#262a30"))
+        parts.append(_text(left - 10, y + 5, name, "end", "ink"))
         if interval["low"] is not None:
             line = f"M{x(interval['low']):.1f} {y}H{x(interval['high']):.1f}"
-            parts.append(f'<path d="{line}" stroke="{colour}" stroke-width="3" stroke-linecap="round"/>')
-        parts.append(f'<circle cx="{x(interval["mean"]):.1f}" cy="{y}" r="5.5" fill="{colour}"/>')
+            parts.append(f'<path d="{line}" style="stroke:{colour}" stroke-width="3" stroke-linecap="round"/>')
+        parts.append(f'<circle cx="{x(interval["mean"]):.1f}" cy="{y}" r="5.5" style="fill:{colour}"/>')
     return "".join([*parts, "</svg>"])
 
 
-def _text(x: float, y: float, text: str, anchor: str, colour: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, colour: str = "soft") -> str:
+    style = f"fill:var(--{colour})"
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="{style}">{escape(text)}</text>'

@@ -26,7 +26,6 @@ _COLUMNS = {
     "copy_jf": "copy: J&F",
 }
 _STYLE = """
-.wide { overflow-x: auto; }
 .numbers th, .numbers td { white-space: nowrap; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-left: 12px; }
 .numbers tbody tr:first-child > * { font-weight: 650; color: var(--ink); }
@@ -75,7 +74,7 @@ def _figures(results: dict[str, Any]) -> str:
         [f"{row['sequence']} {row['object']}".strip(), *(_cell(row.get(name)) for name in _COLUMNS)] for row in rows
     ]
     columns = ["video, object", *_COLUMNS.values()]
-    return f'<div class="wide">{table(cells, columns=columns, row_names=True, css_class="numbers")}</div>'
+    return table(cells, columns=columns, row_names=True, css_class="numbers")
 
 
 def _pictures(beside: Path, name: str) -> str:

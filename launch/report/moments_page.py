@@ -35,11 +35,11 @@ _STYLE = """
 @media (max-width: 600px) { .query { grid-template-columns: repeat(4, minmax(0, 1fr)); } .results { gap: 10px; } }
 .results h3 { margin: 10px 0 2px; font-size: 15px; }
 .results p, .results code { font-size: 13px; margin: 0 0 4px; }
-.missing { aspect-ratio: 1; display: grid; place-items: center; background: #eef0f3; border-radius: 4px;
+.missing { aspect-ratio: 1; display: grid; place-items: center; background: var(--page); border-radius: 4px;
   color: var(--soft); font-size: 13px; text-align: center; padding: 12px; }
-a { color: var(--accent); text-decoration: none; overflow-wrap: anywhere; }
-code { display: block; font-family: ui-monospace, monospace; background: #f4f5f7; border-radius: 4px; padding: 4px 6px;
-  overflow-wrap: anywhere; user-select: all; }
+a { display: inline-block; padding: 4px 0; text-decoration: none; overflow-wrap: anywhere; }
+code { display: block; font-family: ui-monospace, monospace; background: var(--page); border-radius: 4px;
+  padding: 4px 6px; overflow-wrap: anywhere; user-select: all; }
 """
 
 

@@ -77,8 +77,8 @@ def pool_of_dataset(
 ) -> Pool:
     """Embed samples of a dataset, one clip each; damaged ones are missing."""
     import numpy as np
-    from tqdm import tqdm
 
+    from mae3d.io.progress import Progress
     from pipelines.stream import evaluation_clips
 
     config = model.encoder.config
@@ -93,12 +93,12 @@ def pool_of_dataset(
         device=device,
     )
     kept, vectors = [], []
-    with tqdm(total=len(rows), desc="embedding", unit="clip", disable=None) as bar:
+    with Progress(len(rows), "clip", doing="embedding") as advance:
         for batch in stream:
             fine = batch.is_whole.cpu()
             kept.append(batch.rows[fine, 0].numpy())
             vectors.append(_features(model, batch.clips[:, 0])[fine.numpy()])
-            bar.update(len(fine))
+            advance(len(fine))
     stream.close()
     origin = f"{sum(map(len, kept)):,} of the dataset's {len(corpus):,} samples, embedded here, one clip each"
     return Pool(np.concatenate(kept), np.concatenate(vectors), origin)

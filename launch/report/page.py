@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _STYLE = """
 nav { margin: 18px 0 0; }
-nav a { color: var(--accent); margin-right: 20px; text-decoration: none; }
+nav a { display: inline-block; padding: 8px 0; margin-right: 20px; text-decoration: none; }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.5fr); column-gap: 20px; }
 @media (max-width: 860px) { .pair { grid-template-columns: minmax(0, 1fr); } }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-right: 0; padding-left: 12px; }
@@ -38,7 +38,7 @@ nav a { color: var(--accent); margin-right: 20px; text-decoration: none; }
 .numbers td { white-space: nowrap; }
 img + img { margin-top: 20px; padding-top: 20px; border-top: 1px solid var(--line); }
 p + img { margin-top: 14px; border-radius: 4px; }
-svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; }
+svg { display: block; width: 100%; max-width: 600px; height: auto; font: 13px system-ui, sans-serif; }
 """
 
 
@@ -164,7 +164,7 @@ def _spread(items: Sequence[T], most: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 640, height: int = 300) -> str:
+def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 480, height: int = 270) -> str:
     """Return an inline SVG: the points as a thin line, their running mean as a thick one.
 
     A long run's points are averaged in groups, so that the page stays small.
@@ -192,14 +192,14 @@ def loss_curve(losses: Sequence[tuple[int, float]], *, width: int = 640, height:
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Loss against step">']
     for tick in ticks:
-        parts.append(f'<path d="M{left} {y(tick):.1f}H{width - right}" stroke="#e1e4e9"/>')
+        parts.append(f'<path d="M{left} {y(tick):.1f}H{width - right}" style="stroke:var(--line)"/>')
         parts.append(_text(left - 8, y(tick) + 4, f"{tick:.4g}", "end"))
     for tick in _ticks(0, last):
         if tick <= last:
             parts.append(_text(x(tick), height - bottom + 17, f"{tick:g}", "middle"))
     parts.append(_text((left + width - right) / 2, height - 6, "step", "middle"))
-    parts.append(line(losses, 'stroke="#a9c7f7" stroke-width="1.2"'))
-    parts.append(line(_smooth(losses), 'stroke="#1f6feb" stroke-width="2.4"'))
+    parts.append(line(losses, 'style="stroke:var(--bar)" stroke-width="1.2"'))
+    parts.append(line(_smooth(losses), 'style="stroke:var(--accent)" stroke-width="2.4"'))
     return "".join([*parts, "</svg>"])
 
 
@@ -227,7 +227,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#6a717c">{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _numbers(numbers: Table) -> str:

@@ -82,7 +82,7 @@ def write_page(
     title = f"{len(tracks)} videos along time" if len(tracks) > 1 else base_name(tracks[0])
     body = [f"<h1>{escape(title)}</h1>", *map(paragraph, _intro(tracks, class_names))]
     if agreement:
-        tables = "".join(f'<div class="wide">{_figures(rows)}</div>' for rows in agreement)
+        tables = "".join(map(_figures, agreement))
         body.append(f"<section><h3>Agreement with the events</h3>{tables}</section>")
     for number, track in enumerate(tracks):
         thumbnails = {row: small[track.first_row + row] for row in spread[number] if track.first_row + row in small}
@@ -214,14 +214,14 @@ def _section(track: Track, class_names: Sequence[str], colours: Sequence[str], t
         facts += f", the {len(marked(track))} strongest are marked"
     return (
         f'<section class="track"><h3>{escape(base_name(track))}<small>{facts}</small></h3>'
-        '<div class="pane"><div class="wide"><div class="plot" tabindex="0" role="slider" '
+        '<div class="pane"><div class="stretch"><div class="plot" tabindex="0" role="slider" '
         f'aria-label="Position in {escape(base_name(track))}" '
         f'aria-valuemin="0" aria-valuemax="{length_s:.0f}" aria-valuenow="0">'
         f'{"".join(lanes)}<div class="marks" aria-hidden="true">{marks}</div><div class="cursor" hidden></div></div>'
         f'<div class="scale"><span>0:00</span><span>{clock(length_s / 2)}</span><span>{clock(length_s)}</span></div>'
         "</div></div>"
         f"{legend(track, colours, class_names)}"
-        f'<div class="now"><img alt="" hidden><p aria-live="polite"></p></div>'
+        f'<div class="now"><img alt="frame at the cursor" hidden><p aria-live="polite"></p></div>'
         f"<details><summary>{len(thumbnails):,} frames, spread evenly</summary>"
         f'<div class="strip">{strip}</div></details>'
         f'<script type="application/json">{readout}</script></section>'

@@ -154,7 +154,7 @@ def ribbon(
     places = 1000 * track.edges_s[groups] / length_s
     bars = "".join(
         f'<rect x="{places[begin]:.2f}" width="{places[end] - places[begin]:.2f}" height="1" '
-        f'fill="{colours[label] if label >= 0 else GREY}">'
+        f'style="fill:{_on_page(colours[label] if label >= 0 else GREY)}">'
         f"<title>{escape(class_names[label] if label >= 0 else 'no class')}</title></rect>"
         for begin, end, label in _runs(classes[groups[:-1]])
     )
@@ -189,11 +189,16 @@ def lane(title: str, lines: Sequence[tuple[str, np.ndarray]], track: Track, grou
     )
 
 
+def _on_page(colour: str) -> str:
+    """Return a colour for a page of either scheme; grey is quiet in both."""
+    return "var(--line)" if colour == GREY else colour
+
+
 def legend(track: Track, colours: Sequence[str], class_names: Sequence[str]) -> str:
     both = np.concatenate([track.predicted, track.true])
     entries = []
     for label in _by_share(both, len(class_names)):
         share = float((track.predicted == label).mean()) if len(track.predicted) else 0.0
         name = f"{escape(class_names[label])} <small>{share:.0%}</small>"
-        entries.append(f'<li><b style="background:{colours[label]}"></b>{name}</li>')
+        entries.append(f'<li><b style="background:{_on_page(colours[label])}"></b>{name}</li>')
     return f'<ul class="legend">{"".join(entries)}</ul>' if entries else ""

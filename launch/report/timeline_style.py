@@ -1,8 +1,8 @@
 """The timeline's page has rules and a script of its own: lanes above one another, and a cursor that moves over them."""
 
 STYLE = """
-.wide, .pane { overflow-x: auto; }
-.pane .wide { overflow: visible; min-width: 100%; }
+.pane { overflow-x: auto; }
+.stretch { min-width: 100%; }
 .wide + .wide { margin-top: 18px; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-left: 12px; padding-right: 0; }
 .numbers th, .numbers td { white-space: nowrap; }
@@ -11,17 +11,17 @@ figcaption small { margin-left: 8px; font-size: 13px; }
 h3 small { display: inline-block; }
 .plot { position: relative; outline-offset: -2px; cursor: crosshair; touch-action: pan-y; }
 .plot figure { margin: 0 0 10px; }
-.plot svg { display: block; width: 100%; background: #f7f8fa; border-radius: 3px; }
+.plot svg { display: block; width: 100%; background: var(--page); border-radius: 3px; }
 .ribbon svg { height: 26px; }
 .lane svg { height: 96px; }
-.plot figcaption { position: relative; z-index: 1; background: #fff; padding: 2px 0; }
+.plot figcaption { position: relative; z-index: 1; background: var(--card); padding: 2px 0; }
 figcaption { font-size: 13px; color: var(--soft); }
 path { fill: none; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
 .line0 { stroke: var(--accent); stroke-width: 1.6; }
-.line1 { stroke: #a7aebb; stroke-width: 1.3; }
+.line1 { stroke: var(--quiet); stroke-width: 1.3; }
 .marks { position: absolute; inset: 0; }
-.marks i { position: absolute; top: 0; bottom: 0; width: 1px; background: #d1242f; opacity: 0.45; }
-.cursor { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: #262a30; }
+.marks i { position: absolute; top: 0; bottom: 0; width: 1px; background: var(--warn); opacity: 0.45; }
+.cursor { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: var(--ink); }
 .cursor, .marks { pointer-events: none; }
 .scale { display: flex; justify-content: space-between; font-size: 13px; color: var(--soft); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 12px 0 0; padding: 0; }
@@ -32,7 +32,7 @@ path { fill: none; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
 .now img { height: 96px; width: auto; border-radius: 4px; }
 .now p { margin: 0; color: var(--ink); font-variant-numeric: tabular-nums; }
 details { margin-top: 10px; }
-summary { cursor: pointer; color: var(--accent); font-size: 14px; }
+summary { cursor: pointer; color: var(--accent); font-size: 14px; padding: 8px 0; }
 .strip { display: flex; flex-wrap: wrap; gap: 4px; margin-top: 8px; }
 .strip img { height: 64px; width: auto; }
 .moments { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 16px; }

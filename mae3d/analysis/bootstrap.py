@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mae3d.io.progress import followed
 from mae3d.io.random import Stream, philox
 
 DRAWS = 2000
@@ -31,7 +32,7 @@ class Interval(NamedTuple):
 
 
 def intervals(
-    values: Mapping[str, NDArray[Any]], *, groups: Sequence[str], draws: int = DRAWS, seed: int = 0
+    values: Mapping[str, NDArray[Any]], *, groups: Sequence[str], draws: int = DRAWS, seed: int = 0, show: bool = False
 ) -> dict[str, Interval]:
     """Compute the means of values over the samples, and their intervals over the same draws of groups.
 
@@ -40,6 +41,7 @@ def intervals(
         groups: (N,) names of the group of each sample.
         draws: Number of draws.
         seed: Seed of the draws.
+        show: Whether to show the progress on stderr.
 
     Raises:
         ValueError: There are no samples, or lengths differ.
@@ -54,7 +56,7 @@ def intervals(
     if len(names) < 2:
         return {name: Interval(float(mean), None, None) for name, mean in zip(values, means, strict=True)}
     drawn = np.zeros((draws, len(values)))
-    for i in range(draws):
+    for i in followed(range(draws), "draw", doing="bootstrap", show=show):
         chosen = philox(seed, Stream.BOOTSTRAP, position=i).integers(len(names), size=len(names))
         drawn[i] = sums[chosen].sum(axis=0) / sizes[chosen].sum()
     low, high = np.percentile(drawn, [LOW, HIGH], axis=0)

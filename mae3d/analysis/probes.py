@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mae3d.analysis.exact import one_thread
 from mae3d.analysis.features import unit
 from mae3d.analysis.scores import credit_at, mean_average_precision
+from mae3d.io.progress import Progress
 from mae3d.io.random import Stream, philox
 
 KNN = (1, 5, 10, 20)  # k = 20 is DINO's (Caron et al. 2021, appendix F.1 and table 2)
@@ -33,19 +34,14 @@ C_GRID = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: 1 / s
 HELD_OUT = 0.2  # share of the train set on which C is chosen
 MAX_ITERATIONS = 1000  # limit of L-BFGS, as in CLIP's linear probes (Radford et al. 2021, appendix A.3)
 EPOCHS, MIN_STEPS, BATCH, PEAK_LR, WEIGHT_DECAY = 20, 500, 64, 1e-3, 0.01  # the attentive probe's
-TOLD_EVERY = 50  # steps of the attentive probe between two lines of progress
+SHOWN_EVERY = 50  # steps of the attentive probe between two looks at its loss, which wait for a GPU
 PIECE = 8  # samples of a batch that one thread of a CPU computes
 
 Array = NDArray[Any]
-Say = Callable[[str], None]  # takes a line of progress
-
-
-def silent(line: str) -> None:
-    """Drop a line of progress."""
 
 
 def knn_scores(
-    train: Array, targets: Array, test: Array, *, ks: tuple[int, ...] = KNN, chunk: int = 1024, say: Say = silent
+    train: Array, targets: Array, test: Array, *, ks: tuple[int, ...] = KNN, chunk: int = 1024, show: bool = False
 ) -> dict[int, Array]:
     """Let the k nearest train samples vote: cosine similarity s, weight exp(s / 0.07) (Wu et al. 2018; DINO).
 
@@ -55,7 +51,7 @@ def knn_scores(
         test: (m, D).
         ks: Numbers of neighbours; a number above n means n.
         chunk: Test samples at a time, fewer if they make more than `PAIRS`; the result depends on it by rounding only.
-        say: Takes a line after each chunk.
+        show: Whether to show the progress on stderr.
 
     Returns:
         (m, C) float64 by k, each row divided by its weights: shares of the votes.
@@ -63,7 +59,7 @@ def knn_scores(
     train, most = unit(train), min(max(ks), len(train))
     chunk = max(1, min(chunk, PAIRS // len(train)))
     scores = {k: np.zeros((len(test), targets.shape[1])) for k in ks}
-    with one_thread():
+    with one_thread(), Progress(len(test), "sample", doing="kNN", show=show) as advance:
         for start in range(0, len(test), chunk):
             similarity = unit(test[start : start + chunk]) @ train.T
             nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
@@ -75,12 +71,12 @@ def knn_scores(
             for k in ks:
                 votes = np.einsum("mk,mkc->mc", weights[:, :k], targets[nearest[:, :k]].astype(np.float64))
                 scores[k][start : start + chunk] = votes / weights[:, :k].sum(axis=1, keepdims=True)
-            say(f"knn: {min(start + chunk, len(test)):,} of {len(test):,} test samples")
+            advance(min(chunk, len(test) - start))
     return scores
 
 
 def linear_scores(
-    train: Array, targets: Array, test: Array, *, multi_label: bool, seed: int = 0, say: Say = silent
+    train: Array, targets: Array, test: Array, *, multi_label: bool, seed: int = 0, show: bool = False
 ) -> tuple[Array, dict[str, Any]]:
     """Fit a logistic regression (scikit-learn, L-BFGS) on standardised features; one per class with `multi_label`.
 
@@ -94,7 +90,7 @@ def linear_scores(
         test: (m, D).
         multi_label: Whether a sample may have any number of labels.
         seed: Seed that draws the fifth.
-        say: Takes a line before each stage.
+        show: Whether to show the progress on stderr: one step per fit.
 
     Returns:
         (m, C) probabilities, 0 for classes without a train sample; and the choice: C, its score on the fifth, and
@@ -110,18 +106,24 @@ def linear_scores(
     held = held_out(targets, seed=seed)
     measure = _mean_precision if multi_label else _accuracy
     measured: dict[float, float] = {}
-    with one_thread() as spread, warnings.catch_warnings(record=True) as caught:
+    fits_to_do = 1 + len(C_GRID) * bool(held.any())
+    with (
+        Progress(fits_to_do, "fit", doing="linear probe", show=show) as advance,
+        one_thread() as spread,
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ConvergenceWarning)
         if held.any():
-            say(f"linear: the choice of C among {len(C_GRID)}, on {held.sum():,} of {len(train):,} train samples")
             features = _standardised(train[~held], train[held])
             fits = spread(lambda c: _fit(*features, targets[~held], c=c, multi_label=multi_label), C_GRID)
-            measured = {c: measure(scores, targets[held]) for c, scores in zip(C_GRID, fits, strict=True)}
+            for c, scores in zip(C_GRID, fits, strict=True):
+                measured[c] = measure(scores, targets[held])
+                advance(1, f"C={c:g}")
             caught.clear()
         c = max(measured, key=lambda c: (measured[c], -c)) if measured else 1.0
-        say(f"linear: the fit to {len(train):,} train samples, C={c:g}")
         scores = _fit(*_standardised(train, test), targets, c=c, multi_label=multi_label)
+        advance(1, f"C={c:g}")
     return scores, {"C": c, "held_out": measured.get(c), "converged": not caught}
 
 
@@ -179,7 +181,7 @@ def attentive_scores(
     num_heads: int,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    say: Say = silent,
+    show: bool = False,
 ) -> tuple[Array, dict[str, Any]]:
     """Train an `AttentiveProbe` for 20 epochs, 500 steps at least: AdamW, batches of 64, a cosine from 1e-3 to 0.
 
@@ -193,7 +195,7 @@ def attentive_scores(
         num_heads: Number of attention heads; it divides D.
         device: Device of the training.
         seed: Seed of the weights and of the order.
-        say: Takes a line every 50 steps.
+        show: Whether to show the progress on stderr.
 
     Returns:
         (m, C) logits; and the number of steps and the last loss.
@@ -223,7 +225,7 @@ def attentive_scores(
         with torch.no_grad():
             return probe(_tokens(test, rows, device)).cpu()
 
-    with one_thread() as spread:
+    with one_thread() as spread, Progress(steps, "step", doing="attentive probe", show=show) as advance:
         compute: Callable[..., Iterable[Any]] = spread if on_cpu else map
         for step in range(steps):
             if step % an_epoch == 0:
@@ -235,9 +237,7 @@ def attentive_scores(
                 parameter.grad = gradient
             optimizer.step()
             schedule.step()
-            if step % TOLD_EVERY == 0:
-                say(f"attentive: step {step} of {steps}, loss {float(loss):.4g}")
-        say(f"attentive: the scores of {len(test):,} test samples")
+            advance(1, *([f"loss {float(loss):.4g}"] if step % SHOWN_EVERY == 0 else []))
         probe.eval()
         logits = torch.cat(list(compute(logits_of, _pieces(np.arange(len(test)), piece))))
     return logits.numpy(), {"steps": steps, "last_loss": float(loss)}

@@ -13,6 +13,7 @@ import os
 import re
 import select
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -39,6 +40,45 @@ def tolerate_any_text() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # of a pipe that was taken for a file: it cannot be sought in
                 stream.reconfigure(errors="backslashreplace")
+
+
+def time_text(seconds: float) -> str:
+    """Return a length of time for people: "12 s", "5:03 min", "2.3 h", "4.1 days"."""
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min" if seconds >= 60 else f"{int(seconds)} s"
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without letters that would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def text_width(text: str) -> int:
+    """Return the columns of a terminal that a printable text takes."""
+    return len(text) if text.isascii() else sum(map(_letter_width, text))
+
+
+def cut_text(text: str, width: int) -> str:
+    """Return a text that takes no more columns than that; what is cut shows as an ellipsis."""
+    text = printable(text)
+    if text_width(text) <= width:
+        return text
+    taken, kept = 1, []  # a column for the ellipsis
+    for letter in text:
+        taken += _letter_width(letter)
+        if taken > width:
+            break
+        kept.append(letter)
+    return "".join(kept) + "…" if width > 0 else ""
+
+
+def _letter_width(letter: str) -> int:
+    if unicodedata.combining(letter):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 class _LastingStream:

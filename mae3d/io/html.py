@@ -1,5 +1,7 @@
 """Pages hold all that they show: one file that can be mailed as it is, legible without scripts; nothing is fetched.
 
+They follow the reader's light or dark scheme, and fit phones: drawings take their colours from PALETTE.
+
 Texts, tables and pictures ─► the text of an HTML page; every text is escaped.
 
     body = [f"<h1>{escape(title)}</h1>", paragraph(intro), f"<section>{table(rows, columns=columns)}</section>"]
@@ -13,27 +15,66 @@ from pathlib import Path
 
 from mae3d.io.files import refuse_foreign
 
-__all__ = ["data_uri", "escape", "page", "paragraph", "refuse_other_page", "table"]
+__all__ = ["PALETTE", "data_uri", "escape", "page", "paragraph", "refuse_other_page", "table"]
 
-_STYLE = """
-:root { color-scheme: light; --ink: #262a30; --soft: #6a717c; --line: #e1e4e9; --accent: #1f6feb; --bar: #b6d0f7; }
+# Colours by their role ─► in the light and in the dark scheme. Texts are ink, soft, accent and warn, on page or card.
+PALETTE = {
+    "page": ("#f4f5f7", "#14171c"),
+    "card": ("#ffffff", "#1d2127"),
+    "ink": ("#262a30", "#e4e7eb"),
+    "soft": ("#616873", "#a2aab6"),
+    "line": ("#e1e4e9", "#343a44"),
+    "quiet": ("#949ba8", "#7b8494"),
+    "accent": ("#1a62d6", "#6ea8ff"),
+    "warm": ("#b3541e", "#f0905a"),
+    "warn": ("#c9222d", "#ff7b72"),
+    "bar": ("#b6d0f7", "#2f4f86"),
+    "c0": ("#1f6feb", "#6ea8ff"),
+    "c1": ("#d9480f", "#ff922b"),
+    "c2": ("#2b8a3e", "#69db7c"),
+    "c3": ("#ae3ec9", "#da77f2"),
+    "c4": ("#0c8599", "#3bc9db"),
+    "c5": ("#c2255c", "#f783ac"),
+    "c6": ("#846000", "#ffd43b"),
+    "c7": ("#5f3dc4", "#b197fc"),
+}
+
+
+def _colours(scheme: int) -> str:
+    return " ".join(f"--{name}: {colours[scheme]};" for name, colours in PALETTE.items())
+
+
+_STYLE = (
+    f":root {{ color-scheme: light dark; {_colours(0)} }}\n"
+    f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {_colours(1)} }} }}\n"
+    + """
 * { box-sizing: border-box; }
-body { margin: 0; background: #f4f5f7; color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 1200px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
-h2 { font-size: 24px; line-height: 1.25; margin: 52px 0 10px; letter-spacing: -0.01em; }
+h2 { font-size: 24px; line-height: 1.25; margin: 52px 0 10px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h3 { font-size: 17px; margin: 0 0 12px; overflow-wrap: anywhere; }
-p { max-width: 76ch; margin: 0 0 8px; color: var(--soft); }
+p { max-width: 76ch; margin: 0 0 8px; color: var(--soft); overflow-wrap: anywhere; }
 small { font-weight: 400; font-size: 14px; color: var(--soft); margin-left: 8px; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin-top: 20px; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px;
+  margin-top: 20px; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; color: var(--soft); }
 td { overflow-wrap: anywhere; }
+.wide td { min-width: 4em; }
 tbody tr:last-child > * { border-bottom: 0; }
 img { display: block; max-width: 100%; height: auto; }
-@media print { body { background: #fff; } section { break-inside: avoid; } }
+svg text { fill: var(--soft); }
+a { color: var(--accent); }
+@media (max-width: 600px) {
+  main { padding: 24px 12px 40px; } section { padding: 16px 14px; }
+  h1 { font-size: 25px; } h2 { font-size: 21px; margin-top: 36px; }
+}
+@media print { body { background: none; } section { break-inside: avoid; } }
 """.strip()
+)
 
 
 def page(title: str, body: Sequence[str], *, style: str = "", script: str = "") -> str:
@@ -74,7 +115,7 @@ def paragraph(text: str) -> str:
 def table(
     rows: Sequence[Sequence[str]], *, columns: Sequence[str] = (), row_names: bool = False, css_class: str = ""
 ) -> str:
-    """Return plain texts as a table.
+    """Return plain texts as a table, which scrolls sideways within its frame where it is too wide for the screen.
 
     Args:
         rows: The cells of each row.
@@ -90,7 +131,8 @@ def table(
             row[0] = f'<th scope="row">{escape(cells[0])}</th>'
         body.append(f"<tr>{''.join(row)}</tr>")
     opening = f'<table class="{escape(css_class)}">' if css_class else "<table>"
-    return opening + (f"<thead><tr>{head}</tr></thead>" if head else "") + f"<tbody>{''.join(body)}</tbody></table>"
+    inside = (f"<thead><tr>{head}</tr></thead>" if head else "") + f"<tbody>{''.join(body)}</tbody>"
+    return f'<div class="wide">{opening}{inside}</table></div>'
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -184,6 +184,13 @@ class FolderLockStore:
             aside.unlink(missing_ok=True)
 
 
+class ObservedLocks(FolderLockStore):
+    """The locks of a folder that is only looked at: nothing is written there, so ages are by this machine's clock."""
+
+    def _now(self) -> float:
+        return time.time()
+
+
 @dataclass(frozen=True)
 class UrlLockStore:
     """Locks as objects below a URL, written again as the sign of life.

@@ -6,6 +6,7 @@ python -m mae3d.metrics summary RUN
 
 import math
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mae3d.tracking.run_dir import BEST, CHECKPOINTS, DONE, LATEST, PICTURES, ST
 
 SCORES = ("val_", "eval_")  # what names begin with in metrics.jsonl that held-out samples gave
 SPEED = ("clips_per_s", "data_wait", "mfu")
-_COUNTS = {  # of metrics.jsonl, in words
+COUNTS = {  # of metrics.jsonl, in words
     "skipped_steps": "steps skipped (gradient not finite)",
     "rollbacks": "times gone back to a checkpoint",
     "failed_saves": "checkpoints that could not be written",
@@ -73,7 +74,7 @@ def best_of(rows: Sequence[Row], score: str) -> tuple[int, float] | None:
 
 def is_number(value: object) -> bool:
     """Return whether a value can be drawn: a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:
@@ -91,9 +92,9 @@ def speed_of(rows: Sequence[Row], *, clips_per_step: int) -> dict[str, float]:
     seconds, clips, before = 0.0, 0, 0
     weighted: dict[str, float] = {}
     for row in rows:
-        if not is_number(row.get("clips_per_s")) or row["clips_per_s"] <= 0:
+        interval = interval_s(row, before, clips_per_step=clips_per_step)
+        if interval is None:
             continue
-        interval = (row["step"] - before) * clips_per_step / row["clips_per_s"]
         clips, seconds, before = clips + (row["step"] - before) * clips_per_step, seconds + interval, row["step"]
         for name in ("data_wait", "mfu"):
             if is_number(row.get(name)):
@@ -101,6 +102,12 @@ def speed_of(rows: Sequence[Row], *, clips_per_step: int) -> dict[str, float]:
     if not seconds:
         return {}
     return {"hours": seconds / 3600, "clips_per_s": clips / seconds} | {n: w / seconds for n, w in weighted.items()}
+
+
+def interval_s(row: Row, before: int, *, clips_per_step: int) -> float | None:
+    """Return the seconds in steps since the line of step `before`, by the line's speed; None if it has none."""
+    speed = row.get("clips_per_s")
+    return (row["step"] - before) * clips_per_step / speed if is_number(speed) and speed and speed > 0 else None
 
 
 def summary(folder: str | Path) -> str:
@@ -159,7 +166,7 @@ def _speed(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[Line]:
 
 def _trouble(rows: Sequence[Row]) -> str:
     last = next((row for row in reversed(rows) if "loss" in row), {})
-    return "; ".join(f"{last[name]:,} {what}" for name, what in _COUNTS.items() if last.get(name)) or "none"
+    return "; ".join(f"{last[name]:,} {what}" for name, what in COUNTS.items() if last.get(name)) or "none"
 
 
 def _model(run: Path, config: Mapping[str, Any]) -> Iterator[Line]:

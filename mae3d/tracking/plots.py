@@ -144,13 +144,13 @@ def _curves(axes: Any, runs: Sequence[Sequence[Mapping[str, Any]]], key: str) ->
         axes.set_yscale("log")  # a few large values would leave the rest a flat line
     if key in SPEED:
         axes.set_ylim(bottom=0)
-    axes.set_title(_CURVES.get(key, key), fontsize=10)
+    axes.set_title(CURVES.get(key, key), fontsize=10)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
 
 
-_CURVES = {
+CURVES = {
     "grad_norm": "gradient norm, before clipping",
     "lr": "learning rate",
     "clips_per_s": "clips/s",

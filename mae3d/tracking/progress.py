@@ -5,14 +5,12 @@ journal.write({"step": 10, "loss": 0.9, ...})
 """
 
 import logging
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tqdm import tqdm
-
 from mae3d.distributed import World
+from mae3d.io.console import time_text
+from mae3d.io.progress import Progress
 from mae3d.tracking.config import LogConfig
 from mae3d.tracking.history import SCORES
 from mae3d.tracking.run_dir import METRICS, Run
@@ -24,7 +22,7 @@ _HOURS_AFTER = 10  # steps after which the rest of the run can be foretold
 
 
 class ProgressLogger:
-    """The log of a run: a line of metrics.jsonl, a bar on a terminal, one plain line per row anywhere else."""
+    """The log of a run: a line of metrics.jsonl; a line of progress on a terminal, else one plain line per row."""
 
     def __init__(self, run: Run, world: World, *, first_step: int, total_steps: int, log: LogConfig):
         """Keep the settings; nothing is written yet.
@@ -37,11 +35,9 @@ class ProgressLogger:
             log: what is written besides.
         """
         self._run, self._enabled = run, world.is_first
-        self._first_step, self._total = first_step, total_steps
+        self._first_step = first_step
         self._unwritten: list[Mapping[str, Any]] = []
-        self._start = time.perf_counter()
-        on_terminal = self._enabled and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=first_step, unit="step") if on_terminal else None
+        self._progress = Progress(total_steps, "step", done=first_step, show=self._enabled)
         self._trackers = open_trackers(log, run, first_step=first_step) if self._enabled else []
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -56,11 +52,13 @@ class ProgressLogger:
                 logger.warning("%s cannot be written (%s): its lines are kept until it can", METRICS, error.strerror)
         for tracker in self._trackers:
             tracker.write(row)
-        text = "  ".join(_figures(row))
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
+        figures = list(_figures(row))
+        if self._progress.on_terminal:
+            self._progress.note(*figures)
         else:
-            self.say(f"step {row['step']}/{self._total}  {text}  ETA {_hours(self._left(row['step']))}")
+            left = self._progress.left_s(row["step"])
+            figures += [] if left is None else [f"ETA {time_text(left)}"]
+            self.say("  ".join([f"step {row['step']}/{self._progress.total}", *figures]))
 
     def flush(self) -> None:
         """Write the rows that are kept.
@@ -73,16 +71,17 @@ class ProgressLogger:
             self._unwritten = []
 
     def stepped(self, step: int) -> None:
-        """Move the bar; after ten steps print the expected duration of the run."""
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+        """Move the line of progress; in a log print the expected duration of the run after ten steps."""
+        if self._progress.on_terminal:
+            self._progress.reach(step)
+            return
         if step - self._first_step == _HOURS_AFTER:
-            self.say(f"time: {_hours(self._left(step))} to go at this pace")
+            self.say(f"time: {time_text(self._progress.left_s(step) or 0)} to go at this pace")
 
     def say(self, text: str) -> None:
-        """Print a line on the terminal, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.write(text)
+        """Print a line, on a terminal above that of the progress."""
+        if self._progress.on_terminal:
+            self._progress.say(text)
         elif self._enabled:
             print(text, flush=True)
 
@@ -90,26 +89,17 @@ class ProgressLogger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the bar's line; wait half a minute at most for trackers that are behind."""
+        """End the line of progress; wait half a minute at most for trackers that are behind."""
         for tracker in self._trackers:
             tracker.close()
-        if self._bar is not None:
-            self._bar.close()
-
-    def _left(self, step: int) -> float:
-        done = max(step - self._first_step, 1)
-        return (time.perf_counter() - self._start) / done * (self._total - step)
+        self._progress.close()
 
 
 def _figures(row: Mapping[str, Any]) -> Iterator[str]:
     """Return the figures of a row that a person follows; a row of scores alone has no others."""
-    formats = {"loss": "loss {:.4f}", "lr": "lr {:.2e}", "grad_norm": "grad norm {:.3g}"}
-    formats |= {"clips_per_s": "{:.1f} clips/s", "mfu": "MFU {:.1%}", "data_wait": "data wait {:.0%}"}
+    formats = {"loss": "loss {:.4f}", "clips_per_s": "{:.1f} clips/s", "data_wait": "data wait {:.0%}"}
+    formats |= {"lr": "lr {:.2e}", "grad_norm": "grad norm {:.3g}", "mfu": "MFU {:.1%}"}
     for name, form in formats.items():
         if row.get(name) is not None:
             yield form.format(row[name])
     yield from (f"{name} {value:.4f}" for name, value in row.items() if name.startswith(SCORES))
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

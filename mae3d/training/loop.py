@@ -198,6 +198,9 @@ class TrainingLoop:
         """Take all steps that are left; return as `run` does."""
         schedule, step = self.schedule, self.resume()
         self.last_step = step
+        if self.world.is_first:
+            again = f"resumed after step {step}" if step else "started"
+            self.folder.write_event(step, f"{again}, {self.world.ranks.size} rank(s)")
         self.progress = ProgressLogger(
             self.folder, self.world, first_step=step, total_steps=schedule.total_steps, log=schedule.log
         )
@@ -214,7 +217,7 @@ class TrainingLoop:
                     step = self.go_back(step)
                 elif not self.end_step(step):
                     return False
-            self.end(DONE, f"{step} steps")
+            self.end(DONE, f"{step} steps", step=step)
         return True
 
     def end_step(self, step: int, *, taken: bool = True) -> bool:
@@ -241,7 +244,7 @@ class TrainingLoop:
         if due or last or scores or stopping:
             self.save(step, scores, final=last or stopping)
         if stopping:
-            self.end(STOPPED, f"stopped by {self.stop.reason} after step {step}")
+            self.end(STOPPED, f"stopped by {self.stop.reason} after step {step}", step=step)
         return not stopping
 
     def resume(self) -> int:
@@ -374,10 +377,11 @@ class TrainingLoop:
         """Return the counts of faults, over all ranks and since the run's first start."""
         return self.meter.totals(self.loader.counts() | self.saver.counts())
 
-    def end(self, marker: str, text: str) -> None:
+    def end(self, marker: str, text: str, *, step: int) -> None:
         """Write DONE or STOPPED, when all ranks have arrived."""
         if self.world.is_first:
             self.progress.flush()
+            self.folder.write_event(step, text)
             self.folder.end(marker, text)
         if self.observed.has_callbacks:
             reason = f"finished: {text}" if marker == DONE else text

@@ -26,6 +26,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from mae3d.io.files import TEMPORARY_PREFIX, replace_file, sha256_of
+from mae3d.io.progress import followed
 from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME
 from preprocess.dataset.layout import JPEG, Layout
 from preprocess.dataset.schema import (
@@ -168,7 +169,7 @@ def _write_files(
         lost = pa.Table.from_pylist(list(rejected), REJECTED_SCHEMA)
         problems.add(lost)
         totals.add_problems(lost)
-        for number, path in enumerate(tables):
+        for number, path in enumerate(followed(tables, "shard", doing="index")):
             table, shard = read_shard_table(path)
             lost = table.filter(pc.field("reason") != "").select(REJECTED_SCHEMA.names)
             problems.add(lost)

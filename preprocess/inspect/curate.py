@@ -24,6 +24,7 @@ from mae3d.io.bounds import Bounds, check_number
 from mae3d.io.files import TEMPORARY_PREFIX, replace_file
 from mae3d.io.lock import hold
 from mae3d.io.lock_store import LOCK_NAME, FolderLockStore
+from mae3d.io.progress import followed
 from mae3d.io.resources import require_disk, require_memory
 from mae3d.io.storage import is_url
 from preprocess.dataset.curation import CURATION_NAME, CURATION_SCHEMA, FLAGS, METADATA, described_by, state_of
@@ -117,7 +118,7 @@ def _measure_shards(dataset: Dataset, described: dict[str, Any], settings: Curat
     kind = described | {"state": ""}  # of one shard, which others do not change
     missing = [number for number in range(len(dataset.shards)) if not _is_done(dataset, number, kind)]
     task = partial(_measure_shard, root, dataset.meta, kind, settings)
-    for _ in map_over_workers(task, missing, workers=workers, unit="shard", at_once=1):
+    for _ in map_over_workers(task, missing, workers=workers, unit="shard", doing="curate", at_once=1):
         pass
 
 
@@ -165,7 +166,7 @@ def _flagged(dataset: Dataset, settings: CurateSettings) -> pa.Table:
         file.truncate(max(1, count * _PICTURE_BYTES))
         pictures = np.memmap(file, np.uint8, "r+", shape=(count, FEW, SMALL, SMALL)) if count else np.zeros(0)
         at = 0
-        for number in range(len(dataset.shards)):
+        for number in followed(range(len(dataset.shards)), "shard", doing="thumbnails"):
             table = pq.read_table(_part(dataset.root, number), partitioning=None)
             for of_hash, of_pictures, is_flat in zip(
                 *(table[name].to_pylist() for name in ("hashes", "pictures", "is_flat")), strict=True

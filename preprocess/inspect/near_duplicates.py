@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mae3d.io.progress import followed
 from mae3d.io.random import Stream, philox
 from preprocess.inspect.curate_options import CurateSettings
 from preprocess.inspect.measures import FEW, HASH_BITS, SMALL, mirrored
@@ -42,7 +43,7 @@ def find_duplicates(
         (N,) the number of the sample that stays in place of each, its own if it stays; and (N,) float32, the distance.
     """
     parent = np.arange(len(hashes))
-    for turn in range(LISTS):
+    for turn in followed(range(LISTS), "list", doing="near-duplicates"):
         alive = np.flatnonzero((parent == np.arange(len(parent))) & ~flat)
         pairs = _candidates(hashes, alive, turn, mirrors=settings.mirrored)
         pairs = pairs[_are_near(hashes, pairs, mirrors=settings.mirrored)]
@@ -57,7 +58,8 @@ def find_duplicates(
 def _resolve(parent: np.ndarray, pictures: np.ndarray, settings: CurateSettings) -> tuple[np.ndarray, np.ndarray]:
     """Return the sample that stays for each; one that is not near to its parent's stays itself."""
     stays, distance = np.arange(len(parent)), np.full(len(parent), np.nan, np.float32)
-    for i in np.flatnonzero(parent != stays).tolist():  # rising: an earlier one's is known
+    later = np.flatnonzero(parent != stays).tolist()  # rising: an earlier one's is known
+    for i in followed(later, "pair", doing="near-duplicates"):
         root = int(stays[parent[i]])
         near = float(compare(pictures, np.array([[root, i]]), settings)[0])
         if np.isfinite(near):

@@ -20,6 +20,7 @@ import numpy as np
 from mae3d.io.bounds import SEED, Bounds, check_number
 from mae3d.io.files import require_writable, write_text
 from mae3d.io.html import data_uri, escape, page, paragraph, refuse_other_page, table
+from mae3d.io.progress import followed
 from preprocess.dataset.curation import CURATION_NAME, FLAGS, open_curation
 from preprocess.dataset.index import REJECTED_NAME, Dataset, DatasetError, open_dataset
 from preprocess.inspect.filmstrip import filmstrip
@@ -175,7 +176,8 @@ def _chart(name: str, chart: Chart) -> str:
     if chart.rest:
         rows.append(_bar(*chart.rest, total, width="0"))
     note = f"<small>{escape(chart.note)}</small>" if chart.note else ""
-    return f'<section><h3>{escape(name)}{note}</h3><table class="bars">{"".join(rows)}</table></section>'
+    bars = f'<div class="wide"><table class="bars">{"".join(rows)}</table></div>'
+    return f"<section><h3>{escape(name)}{note}</h3>{bars}</section>"
 
 
 def _bar(name: str, count: int, total: int, *, width: str) -> str:
@@ -207,8 +209,8 @@ def _sheet(dataset: Dataset, samples: int, seed: int, names: _Names, *, images: 
     usable = np.flatnonzero(~np.isin(dataset.shard, list(dataset.bad_shards)))
     chosen = np.sort(np.random.default_rng(seed).choice(usable, min(samples, len(usable)), replace=False))
     room = _IMAGE_BYTES
-    for i in chosen.tolist():
-        picture = _strip(dataset, i) if images and room > 0 else ""
+    for i in followed(chosen.tolist(), "sample", doing="report"):
+        picture = _strip(dataset, i, names) if images and room > 0 else ""
         room -= len(picture) * 3 // 4
         yield _figure(dataset, i, names, picture)
     if images and room <= 0:
@@ -221,12 +223,12 @@ def _figure(dataset: Dataset, i: int, names: _Names, picture: str, more: str = "
     return f"<figure><figcaption>{title}</figcaption>{picture}</figure>"
 
 
-def _strip(dataset: Dataset, i: int) -> str:
+def _strip(dataset: Dataset, i: int, names: _Names) -> str:
     buffer = io.BytesIO()
     strip = filmstrip(dataset, i, frames=_FRAMES, width=_FRAME_WIDTH)
     strip.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     size = f'width="{strip.width}" height="{strip.height}"'
-    return f'<img src="{data_uri(buffer.getvalue(), "jpeg")}" {size} alt="frames of this sample">'
+    return f'<img src="{data_uri(buffer.getvalue(), "jpeg")}" {size} alt="frames of {escape(names(dataset.name(i)))}">'
 
 
 def _curation(dataset: Dataset, names: _Names, *, images: bool) -> Iterator[str]:
@@ -265,7 +267,7 @@ def _flagged(dataset: Dataset, i: int, name: str, flags: Any, names: _Names, *, 
     }[name]
     rows = [i, dataset.find(row["duplicate_of"])] if name == "near_duplicate" else [i]
     is_bad = bool(np.isin(dataset.shard[rows], list(dataset.bad_shards)).any())
-    picture = "".join(_strip(dataset, one) for one in rows) if images and not is_bad else ""
+    picture = "".join(_strip(dataset, one, names) for one in rows) if images and not is_bad else ""
     return _figure(dataset, i, names, picture, measure)
 
 

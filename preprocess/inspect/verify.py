@@ -81,7 +81,8 @@ def verify(root: Path | str, *, full: bool = False, decode: bool = False, worker
     to_read = [item for item in entries.items() if item[0] not in wrong and (full or not item[0].endswith(".tar"))]
     at_once = 1 if full else _SMALL_FILES_AT_ONCE
     check = partial(_check_file, root, meta)
-    findings += chain.from_iterable(map_over_workers(check, to_read, workers=workers, unit="file", at_once=at_once))
+    by_file = map_over_workers(check, to_read, workers=workers, unit="file", doing="verify", at_once=at_once)
+    findings += chain.from_iterable(by_file)
     in_place = layout_of(meta).is_in_place
     if in_place:
         findings += _check_media(root, meta, wrong | {name for name, _, _ in (f.partition(":") for f in findings)})
@@ -196,7 +197,9 @@ def _check_shards(
         return
     shards = [number for number, (name, *_) in enumerate(meta["shards"]) if name not in unreadable]
     check = partial(check_frames, root, meta, decode=decode)
-    yield from chain.from_iterable(map_over_workers(check, shards, workers=workers, unit="shard", at_once=1))
+    yield from chain.from_iterable(
+        map_over_workers(check, shards, workers=workers, unit="shard", doing="verify", at_once=1)
+    )
 
 
 def _verify_url(url: str) -> list[str]:

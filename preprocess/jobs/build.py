@@ -20,6 +20,7 @@ import numpy as np
 
 from mae3d.io.lock import Lock, hold
 from mae3d.io.lock_store import LOCK_NAME
+from mae3d.io.progress import Progress
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, parse_meta
 from preprocess.dataset.schema import shard_files, shard_name
 from preprocess.encode.shard import ShardResult, build_shard
@@ -55,7 +56,6 @@ from preprocess.problems import Problem
 from preprocess.sources.roots import Root
 from preprocess.sources.source import Source
 from preprocess.workers.executors import dask_workers, local_workers, run_tasks
-from preprocess.workers.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def run_shards(job: _Job, plan: BuildPlan) -> SliceResult:
     total = int(np.count_nonzero(plan.rows["shard"].to_numpy() % n == i))
     options = job.options
     workers = dask_workers(options.scheduler) if options.scheduler else local_workers(options.workers)
-    with Progress(total, "sample", done=num_kept) as advance, workers as pool:
+    with Progress(total, "sample", doing="build", done=num_kept) as advance, workers as pool:
         for result in run_tasks(todo, partial(_shard_task, job, plan), pool):
             job.lock.check()
             remarks.log(result.remarks)
@@ -254,8 +254,8 @@ def run_shards(job: _Job, plan: BuildPlan) -> SliceResult:
             num_built, num_rejected = num_built + 1, num_rejected + len(result.rejected)
             rate = num_built / max(time.monotonic() - began, 1e-3)
             done = len(numbers) - len(todo) + num_built
-            more = f"{done} of {len(numbers)} shards, {rate:.2f} shards per second, {num_rejected} rejected"
-            advance(result.num_samples + len(result.rejected), more)
+            more = f"{done}/{len(numbers)} shards", f"{num_rejected} rejected", f"{rate:.2f} shards/s"
+            advance(result.num_samples + len(result.rejected), *more)
     return SliceResult(len(numbers), num_built)
 
 

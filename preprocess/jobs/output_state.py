@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.io.lock import Lock
 from mae3d.io.lock_store import LOCK_NAME
+from mae3d.io.progress import followed
 from preprocess.dataset.index import META_NAME, PLAN_NAME, REJECTED_NAME, DatasetError, map_dataset, parse_meta
 from preprocess.dataset.layout import INDEX_FILE, layout_of
 from preprocess.dataset.schema import read_shard_table, shard_files
@@ -71,7 +72,7 @@ def survey(
     sizes = output.sizes(expected=expected)
     tables = {number: shard_files(number)[-1] for number in numbers}
     output.fetch([name for name in tables.values() if name in sizes], folder)
-    for number, name in tables.items():
+    for number, name in followed(tables.items(), "shard", doing="survey"):
         tar, idx, _ = shard_files(number)
         if not sizes.keys() >= {tar, idx, name}:
             yield SurveyedShard(number, None, [])

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mae3d.io.progress import Progress, followed
 from mae3d.io.versions import code_version, version_of
 from preprocess.dataset.schema import shard_name
 from preprocess.workers.decoder import Decoder, decoder
-from preprocess.workers.progress import Progress
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -123,7 +123,13 @@ def run_tasks(
 
 
 def map_over_workers(
-    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, unit: str, at_once: int = 16
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    unit: str,
+    doing: str = "",
+    at_once: int = 16,
 ) -> Iterator[Result]:
     """Yield `function(item)` per item, in the order of the items, from several threads if there is enough to do.
 
@@ -132,6 +138,7 @@ def map_over_workers(
         items: the items.
         workers: the largest number of threads.
         unit: the name of an item, for the progress line.
+        doing: the name of the work, for that line.
         at_once: items that a thread is given at a time.
 
     Raises:
@@ -139,14 +146,14 @@ def map_over_workers(
     """
     workers = min(workers, len(items) // (at_once * _WORTH_A_WORKER))
     if not workers:
-        yield from map(function, items)
+        yield from map(function, followed(items, unit, doing=doing))
         return
     ended: dict[int, list[Result]] = {}
     begins = range(0, len(items), at_once)
     task = lambda begin: partial(_map_batch, function, begin, items[begin : begin + at_once])  # noqa: E731
     following = iter(begins)
     awaited = next(following)
-    with Progress(len(items), unit) as advance, local_workers(workers) as pool:
+    with Progress(len(items), unit, doing=doing) as advance, local_workers(workers) as pool:
         for begin, results in run_tasks(begins, task, pool, name=lambda begin: f"{unit} {begin + 1} and those after"):
             advance(len(results))
             ended[begin] = results

@@ -10,6 +10,7 @@ import pytest
 
 from launch import compare, probe
 from tests.support.datasets import COLOURS, coloured
+from tests.support.pages import check_page
 
 IMAGE = "image=timm:test_vit@none"
 FEW = ("--seeds", "1", "--draws", "300")
@@ -94,6 +95,7 @@ def test_one_model_twice_differs_by_nothing(compared: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_and_the_table_say_what_the_results_say(compared: Path) -> None:
+    check_page(compared / "compare.html")
     page = (compared / "compare.html").read_text()
     assert "No difference between own and same is shown" in page
     assert page.count('role="img"') == 5

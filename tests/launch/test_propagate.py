@@ -13,6 +13,7 @@ from launch import propagate
 from mae3d.distributed import World
 from mae3d.io.label_maps import write_ids
 from tests.support.foreign import contents, plant
+from tests.support.pages import check_page
 from tests.support.ranks import run_ranks
 
 SIZE = (48, 64)
@@ -97,6 +98,7 @@ def test_scores_are_those_of_the_masks_without_the_first_and_the_last(carried: P
 
 
 def test_the_page_holds_its_pictures_and_figures(carried: Path) -> None:
+    check_page(carried / "propagate.html")
     text = (carried / "propagate.html").read_text()
     assert text.count("<img") == 4
     assert text.count('alt="') == 4

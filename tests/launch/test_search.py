@@ -17,6 +17,7 @@ from launch.report.moments_page import Moment, clock
 from launch.search import SearchConfig
 from tests.support.foreign import contents, plant
 from tests.support.media import make_dataset, make_video
+from tests.support.pages import check_page
 
 SETTINGS = {
     "model": "none", "layer": -1, "pool": "mean", "num_frames": 4, "precision": "fp32", "img_size": 32,
@@ -136,6 +137,7 @@ def test_a_page_of_clips_and_a_table_are_written(embedded: Path, tmp_path: Path)
     command = ["--embeddings", str(embedded / "t.parquet"), "--out", str(out), "--count", "5"]
     for more in ([], ["--index_from", "1"]):
         assert search.main([*command, "--video", str(embedded / "a.mp4"), "--at", "1.7", *more]) == 0
+        check_page(out / "search.html")
         text = (out / "search.html").read_text()
         assert text.count("image/webp") == 5
         assert text.count("image/jpeg") == 4

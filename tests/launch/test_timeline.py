@@ -27,6 +27,7 @@ from preprocess.sources.events import Event
 from tests.conftest import ROOT
 from tests.support import launch
 from tests.support.media import make_video
+from tests.support.pages import check_page
 
 SAMPLING = ("--sampling_rate", "1", "--target_fps", "10", "--device", "cpu")
 SCENES = [((200, 40, 40), 3.0), ((40, 40, 200), 2.0), ((220, 220, 210), 4.0)]  # colour, seconds
@@ -167,6 +168,7 @@ def test_a_classifier_agrees_with_the_events_that_its_scores_say(
     assert rows[str(videos[1])]["accuracy"] == rows[str(videos[1])]["f1_50"] == 1.0
     assert rows["all files"]["accuracy"] == pytest.approx(1 - 1 / len(first))
     assert rows["all files"]["moments"] == len(first)
+    check_page(tmp_path / "a/timeline.html", has_classes=True)
     page = (tmp_path / "a/timeline.html").read_text()
     assert "<b>three</b>" not in page
     assert page.count('class="track"') == 2

@@ -30,6 +30,7 @@ from pipelines.config import DataConfig
 from pipelines.samples.corpus import open_corpus
 from pipelines.stream import evaluation_clips
 from tests.support.media import make_dataset, make_video
+from tests.support.pages import check_page
 from tests.support.s3 import Server
 
 CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1, decoder_depth=1, mask_ratio=0.5)
@@ -57,6 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
 def look(run: Path, shards: Path, out: Path, *more: str) -> str:
     """Run the command; the page's text."""
     assert visualize.main(["--run", str(run), "--data.shards", str(shards), "--out", str(out), *more]) == 0
+    check_page(out / "index.html")
     return (out / "index.html").read_text(encoding="utf-8")
 
 

@@ -158,7 +158,7 @@ PROOF = {
         "mae3d.tracking.run_dir.Run.end",
         "mae3d.tracking.run_dir.Run.heartbeat",
         "mae3d.tracking.run_dir.Run.write_metrics",
-        "mae3d.tracking.run_dir.Run.write_spike",
+        "mae3d.tracking.run_dir.Run._append",
         "mae3d.tracking.trackers.TensorBoard.__init__",
         "mae3d.tracking.trackers.WeightsAndBiases._remember",
         "mae3d.training.loop.TrainingLoop.end_step",
@@ -202,9 +202,12 @@ PROOF = {
     ),
     "no file: tensors get other names": ("mae3d.weights.wrappers.renamed",),
     "beside a page with the mark, which is written before the first picture (visualize._claim_folder, "
-    "propagate._claim)": (
+    "propagate._claim, Board)": (
         "launch.inference.propagation.carry",
         "launch.propagate._claim",
+        "launch.report.board.Board._copy_pictures",
+        "launch.report.board.Board._write_data",
+        "launch.report.board.Board.write",
         "launch.propagate._write_results",
         "launch.report.masks.write_page",
         "launch.report.attention._draw",

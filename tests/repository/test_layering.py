@@ -52,7 +52,7 @@ ROOMS = {
         ("inference", "training", "report"),
         (
             *("pretrain", "finetune", "evaluate", "probe", "embed", "compare", "timeline", "search", "propagate"),
-            *("visualize", "export", "doctor", "preview"),
+            *("visualize", "export", "doctor", "preview", "runs"),
         ),
         ("push",),
     ],

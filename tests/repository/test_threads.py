@@ -11,6 +11,7 @@ from tests.support.calls import ROOT, functions_with, name_of
 
 STARTS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread", "to_thread", "Process"}
 STARTS |= {"run_in_executor", "add_done_callback", "register_at_fork", "finalize", "set_wakeup_fd", "fork"}
+STARTS |= {"ThreadingHTTPServer"}
 
 # What threads and the code beside them share, and why that is safe ─► the functions that start them.
 SAFE = {
@@ -61,6 +62,9 @@ SAFE = {
     "another": ("preprocess.sources.fetched_files.Kept.hold",),
     "tasks of their own; a decoder and a scratch of its own for each thread (threading.local); the list of "
     "decoders is read when the threads are done, or to stop them": ("preprocess.workers.executors.local_workers",),
+    "files of a folder, which are replaced whole; each request opens one anew": (
+        "launch.report.board_server.BoardServer.__init__",
+    ),
     "nothing: each check makes what it looks at": ("launch.doctor.examine",),
     "a queue of lines; one thread alone reads the child's output": ("launch.common.folder_checks.check_folder",),
     "at the end of an object only its own folder or child, which nobody else has": (

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing import get_context
@@ -17,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tqdm import tqdm
 
 from launch.common.eval_set import EvalSet
 from launch.inference.evaluate import sample_keys, sample_settings
@@ -154,8 +152,6 @@ def test_two_real_processes_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def _slowly(folder: Path) -> None:
-    # tqdm's own lock is shared with forked children, and stays locked when one is killed inside it.
-    tqdm.set_lock(threading.RLock())
     make(table_in(folder), open_stream=lambda rows: Counting(rows, lambda: time.sleep(0.004)))
 
 

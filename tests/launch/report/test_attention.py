@@ -19,6 +19,7 @@ from mae3d.model.mae import MAE
 from mae3d.weights.files import save_model
 from pipelines.samples.corpus import open_corpus
 from tests.support.media import make_dataset, make_video
+from tests.support.pages import check_page
 
 CONFIG = MAEConfig(preset="mae_vit_tiny_patch16", img_size=48, num_frames=4, depth=2, decoder_depth=1, mask_ratio=0.5)
 CLASSES = ("hop", "skip", "jump")
@@ -49,6 +50,7 @@ def files(model: MAE, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 
 def look(*argv: str, out: Path) -> str:
     assert visualize.main([*argv, "--out", str(out), "--device", "cpu"]) == 0
+    check_page(out / "index.html")
     return (out / "index.html").read_text(encoding="utf-8")
 
 

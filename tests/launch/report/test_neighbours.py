@@ -17,6 +17,7 @@ from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.stream import evaluation_clips
 from tests.support.media import make_dataset, make_video
+from tests.support.pages import check_page
 
 LABELS = ["a", "a", "a", "b", "b", ""]
 
@@ -39,6 +40,7 @@ def model(tiny_model: Path) -> Path:
 def look(model: Path, shards: Path, out: Path, *more: str) -> str:
     argv = ["--run", str(model), "--data.shards", str(shards), "--out", str(out), "--data.sampling_rate", "1"]
     assert visualize.main([*argv, "--show", "neighbours", *more]) == 0
+    check_page(out / "index.html")
     return (out / "index.html").read_text(encoding="utf-8")
 
 

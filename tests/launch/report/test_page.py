@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from launch.report.page import Card, Section, Table, loss_curve, read_losses, write_report
+from tests.support.pages import check_page
 
 NASTY = "<script>alert(\"x\")</script> & 'quoted'"
 
@@ -51,6 +52,7 @@ def page_of(
         folder, title=text, intro=[text], facts={text: text}, sections=[section] * sections, losses=losses or []
     )
     assert path == folder / "index.html"
+    check_page(path)
     return Page(path)
 
 
@@ -115,7 +117,7 @@ def test_a_curve_is_well_formed_and_stays_inside(losses: list[tuple[int, float]]
     for line in lines:
         points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
         assert len(points) == len(losses)
-        assert all(0 <= x <= 640 and 0 <= y <= 300 for x, y in points)
+        assert all(0 <= x <= 480 and 0 <= y <= 270 for x, y in points)
 
 
 def test_a_long_run_makes_a_small_curve_to_its_last_step() -> None:
@@ -123,7 +125,7 @@ def test_a_long_run_makes_a_small_curve_to_its_last_step() -> None:
     for line in root.findall("polyline"):
         points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
         assert 500 < len(points) <= 600
-        assert points[-1][0] == 626  # the right edge of the plot
+        assert points[-1][0] == 466  # the right edge of the plot
 
 
 def test_a_falling_loss_falls_on_the_page() -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from mae3d.analysis import probes
 from mae3d.analysis.probes import C_GRID, attentive_scores, few_shot_rows, held_out, knn_scores, linear_scores
 from mae3d.analysis.scores import credit_at, mean_average_precision
+from mae3d.io import progress
 
 CLASSES, WIDTH = 4, 8
 RNG = np.random.default_rng(0)
@@ -190,19 +191,19 @@ def test_the_attentive_probe_is_the_same_under_a_seed(monkeypatch: pytest.Monkey
     assert not np.allclose(runs[0], runs[3])
 
 
-def test_each_probe_says_how_far_it_is() -> None:
+def test_each_probe_shows_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes without a line look like a program that hangs."""
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     rng = np.random.default_rng(0)
     features, targets = rng.normal(size=(24, 8)).astype(np.float32), np.eye(2, dtype=np.uint8)[np.arange(24) % 2]
-    said: list[str] = []
-    knn_scores(features, targets, features, chunk=10, say=said.append)
-    assert said == [f"knn: {count} of 24 test samples" for count in (10, 20, 24)]
-    said.clear()
-    linear_scores(features, targets, features, multi_label=False, say=said.append)
-    assert [line.partition(",")[0] for line in said] == [
-        "linear: the choice of C among 7",
-        "linear: the fit to 24 train samples",
-    ]
+    knn_scores(features, targets, features, chunk=10)
+    assert capsys.readouterr().err == "", "a library shows nothing unless it is to"
+    knn_scores(features, targets, features, chunk=10, show=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines[:3]] == [f"kNN sample {count}/24" for count in (10, 20, 24)]
+    linear_scores(features, targets, features, multi_label=False, show=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines[:8]] == [f"linear probe fit {count}/8" for count in range(1, 9)]
 
 
 @pytest.mark.parametrize("features", ["noise", "constant", "zero"])

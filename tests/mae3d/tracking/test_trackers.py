@@ -299,7 +299,7 @@ def test_the_journal_writes_its_own_file_whatever_becomes_of_the_others(
     assert [line["step"] for line in read_metrics(run.folder)] == [1, 2]
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith(
-        "step 1/3  loss 0.5000  lr 1.00e-03  grad norm 1.25  10.0 clips/s  MFU 41.0%  data wait 2%  ETA 0:0"
+        "step 1/3  loss 0.5000  10.0 clips/s  data wait 2%  lr 1.00e-03  grad norm 1.25  MFU 41.0%  ETA 0 s"
     )
     assert told[1].startswith("step 2/3  eval_loss 0.7500  ETA ")
     assert len(warnings) == 1

@@ -19,6 +19,7 @@ from preprocess.inspect.measures import _cuts as cuts_of
 from preprocess.inspect.near_duplicates import compare, find_duplicates
 from preprocess.inspect.report import write_report
 from tests.support.datasets import run_build
+from tests.support.pages import check_page
 
 FRAMES, SIZE = 20, 64
 Clip = list[Image.Image]
@@ -161,6 +162,7 @@ def test_another_program_s_file_and_a_missing_library_are_named(
 
 def test_the_report_counts_and_shows_flagged_samples(shards: Path, tmp_path: Path) -> None:
     write_report(shards, tmp_path / "report.html", samples=0)
+    check_page(tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     for flag, names in EXPECTED.items():
         assert f"<div>{len(names)}<span>{flag}</span></div>" in text

@@ -13,6 +13,7 @@ from preprocess.inspect import report as module
 from preprocess.inspect.report import write_report
 from preprocess.inspect.verify import verify
 from tests.support.media import frame_number, make_dataset, make_numbered
+from tests.support.pages import check_page
 
 SECRET = "ward 3 <b>smith"
 
@@ -52,6 +53,7 @@ class _Page(HTMLParser):
 def page_of(shards: Path, **options: object) -> _Page:
     path = shards.parent / "report.html"
     write_report(shards, path, **options)  # type: ignore[arg-type]
+    check_page(path)
     return _Page(path.read_text())
 
 
