@@ -61,8 +61,13 @@ class PretrainConfig:
         log: what is written
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
         extend: go on with a run under another train.steps or train.epochs.
+        dry_run: check all that a start checks, say what it would do, and stop; nothing is written.
     """
 
+    USUAL = (
+        *("data.shards", "run.dir", "model.preset", "init", "train.epochs", "train.global_batch"),
+        *("train.accumulation", "optim.blr", "eval.shards", "eval.every", "device", "dry_run"),
+    )
     model: MAEConfig
     init: str = ""
     init_decoder: bool = True
@@ -74,6 +79,7 @@ class PretrainConfig:
     log: LogConfig = free(default_factory=LogConfig)
     device: str = free("auto", local=True)
     extend: bool = free(False)
+    dry_run: bool = free(False)
 
 
 def _as_classifier(name: str, default: Any = None) -> Any:
@@ -205,8 +211,13 @@ class FinetuneConfig:
         seeds: runs for each K, of the seeds train.seed, train.seed + 1, ...: other samples, other order, another head.
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
         extend: go on with a run under another train.steps or train.epochs.
+        dry_run: check all that a start checks, say what it would do, and stop; nothing is written.
     """
 
+    USUAL = (
+        *("init", "data.shards", "val.shards", "run.dir", "data.labels", "train.epochs", "train.global_batch"),
+        *("optim.blr", "optim.layer_decay", "few_shot", "device", "dry_run"),
+    )
     init: str = ""
     init_weights: str = ""
     model: FinetuneModelConfig = field(default_factory=FinetuneModelConfig)
@@ -221,6 +232,7 @@ class FinetuneConfig:
     seeds: int = bounded(3, least=1, most=1 << 16)
     device: str = free("auto", local=True)
     extend: bool = free(False)
+    dry_run: bool = free(False)
 
     def __post_init__(self) -> None:
         check_bounds(self)
