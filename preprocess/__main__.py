@@ -6,7 +6,10 @@ Exit codes: 0 done, 2 bad usage or input (damage that `verify` finds included), 
 import argparse
 import logging
 import os
+import shutil
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,8 @@ from preprocess.jobs.options import USUAL, USUAL_OF_INDEX, add_build_options, ad
 
 if TYPE_CHECKING:
     from preprocess.jobs.build import BuildResult
+    from preprocess.jobs.options import Options
+    from preprocess.plan.settings import Settings
 
 _DESCRIPTION = "Frame folders, videos or images to shards, once; shards to be trained on many times."
 _EXAMPLES = (
@@ -151,10 +156,47 @@ def _build(options: argparse.Namespace) -> int:
     from preprocess.jobs.options import run_of, settings_of, source_of
 
     settings, run = settings_of(options), run_of(options)
+    if options.dry_run:
+        print("\n".join(_foreseen(options, settings, run)))
+        return 0
     result = build(source_of(options, settings), settings=settings, options=run, out=options.out)
     made = "plan, and nothing else yet" if options.plan_only else "dataset"
     print("\n".join([*_result_lines(result), f"{made}: {options.out}"]))
     return 0
+
+
+def _foreseen(options: argparse.Namespace, settings: "Settings", run: "Options") -> list[str]:
+    """Return what a build would do, by a plan in a folder of its own: nothing is written to the output."""
+    from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError
+    from preprocess.jobs.build import build
+    from preprocess.jobs.options import source_of
+    from preprocess.jobs.output import FolderOutput, open_output
+    from preprocess.jobs.output_state import refuse_foreign
+
+    if run.append:
+        raise ValueError("--dry-run foresees a whole build, not what --append adds: leave one of them out")
+    output = open_output(options.out, scratch=run.scratch)
+    begun = not run.overwrite and output.has(PLAN_NAME)
+    if not run.overwrite:
+        refuse_foreign(output)
+    with tempfile.TemporaryDirectory(prefix="mae3d-dry-run-", dir=run.scratch) as folder:
+        if begun:  # as the build would do, it is read again, and compared with the settings
+            with output.work() as there:
+                output.fetch([PLAN_NAME], there)
+                shutil.copyfile(there / PLAN_NAME, Path(folder) / PLAN_NAME)
+        run = replace(run, plan_only=True, overwrite=False, slice=None)
+        try:
+            result = build(source_of(options, settings), settings=settings, options=run, out=folder)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(folder, str(options.out))) from error
+    out = Path(options.out).absolute()
+    there = next((path for path in (out, *out.parents) if path.exists()), out)
+    free = shutil.disk_usage(there).free if isinstance(output, FolderOutput) else None
+    lines = [*_result_lines(replace(result, free_bytes=free))]
+    if begun:
+        left = "with all shards" if output.has(META_NAME) else "whose missing shards a build makes"
+        lines.append(f"{options.out} has this plan already, {left}")
+    return [*lines, f"dry run: nothing is written to {options.out}"]
 
 
 def _result_lines(result: "BuildResult") -> list[str]:

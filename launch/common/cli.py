@@ -113,10 +113,9 @@ def help_page(config_class: Any, *, prog: str, doc: str) -> HelpPage:
 
 
 def examples_of(doc: str) -> list[str]:
-    """Return the command lines of a docstring, without their comments; one that goes on on the next line as one."""
-    text = re.sub(r" *\\\n *", " ", doc)
-    lines = [line.strip() for line in text.splitlines()]
-    return [re.sub(r"\s+# .*", "", line) for line in lines if re.match(r"(mae3d|python|torchrun|deepspeed) ", line)]
+    """Return the command lines of a docstring, without their comments; one may go on on the next line."""
+    lines = re.findall(r"^ *((?:mae3d|python) (?:.*\\\n)*.*)", doc, flags=re.MULTILINE)
+    return [re.sub(r"\s+# .*", "", line) for line in lines]
 
 
 def _show_help(page: HelpPage, argv: Sequence[str]) -> None:

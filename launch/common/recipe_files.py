@@ -64,7 +64,7 @@ def described(name: str) -> Recipe:
             facts[at] = f"{facts.get(at, '')} {line}".strip()
     if lacking := {"source", "expect"} - facts.keys():
         raise ValueError(f"{RECIPES / name}.yaml: the first comment has no line `# {min(lacking)}: ...`")
-    title = re.split(r"(?<=\w)[.:;] ", f"{facts['title']} ")[0].strip(" .")
+    title = re.split(r"(?<=[\w)`])[.:;] ", f"{facts['title']} ")[0].strip(" .")
     command = "finetune" if name.startswith("finetune") else "pretrain"
     return Recipe(name, command, title, facts["source"], facts["expect"])
 

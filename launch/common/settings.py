@@ -67,7 +67,7 @@ class Setting:
         section = self.name.partition(".")[0] if "." in self.name else "general"
         return Option(
             f"--{self.name}",
-            self.help,
+            re.sub(r"^(A|[A-Z][a-z]+)(?=[ ,;:.])", lambda match: match[0].lower(), self.help),
             value=_value(self),
             default=_typed(self.default),
             group=section,

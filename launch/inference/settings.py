@@ -90,7 +90,7 @@ class TimelineConfig(EncoderChoice):
 
     USUAL = (
         *("run", "encoder", "videos", "out", "every", "mask", "events", "smooth", "smoothing", "change_penalty"),
-        *("device"),
+        *("device",),
     )
     videos: tuple[str, ...]
     out: str = field(metadata=FILLED)

@@ -23,8 +23,8 @@ class EvalConfig(ClipsConfig):
     """Held-out clips to look at while pretraining, at fixed places under fixed masks; may change from start to start.
 
     Attributes:
-        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
-            are then the training's too, unless others are given.
+        shards: folders or URLs of held-out clips; none = the training shards, of which `select` must then take others;
+            labels and cache are then the training's too, unless others are given.
         every: steps between evaluations, each of which writes a checkpoint; the one with the lowest held-out loss is
             kept, and is what RUN stands for from then on. The last step always has one. 0 = never.
         samples: most samples that take part, always the same ones.
@@ -167,8 +167,8 @@ class ValConfig(ClipsConfig):
     """The clips to validate on, at fixed places and crops; sampled as the training clips where nothing else is said.
 
     Attributes:
-        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
-            are then the training's too, unless others are given.
+        shards: folders or URLs of the validation clips; none = the training shards, of which `select` must then take
+            others; labels and cache are then the training's too, unless others are given.
         every: epochs between validations, each of which writes a checkpoint; the best one is kept. 0 validates after
             the last step only, null never.
         num_clips: clips of each sample.

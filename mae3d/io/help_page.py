@@ -65,7 +65,7 @@ class Option:
         end = f" ({self.default})" if self.default and len(self.default) < room // 2 else ""
         for separator in ("\0", ". ", "; ", ": "):
             clause = self.help.split(separator)[0].rstrip(".")
-            if len(clause) + len(end) <= room:
+            if len(clause) + len(end) <= room and (separator != ": " or len(clause.split()) > 2):
                 return clause + end
         return textwrap.shorten(self.help, room - len(end), placeholder=" …") + end
 
@@ -103,7 +103,7 @@ class HelpPage:
             head, column_of_text = (f"{head} ", len(head) + 1) if len(head) < width // 2 else (head + "\n" + " " * 8, 8)
             lines.append(head + option.line(width - column_of_text))
         if self.examples:
-            lines += ["", "examples:", *(f"  {example}" for example in self.examples)]
+            lines += ["", "examples:", textwrap.indent("\n".join(map(textwrap.dedent, self.examples)), "  ")]
         if len(shown) < len(self.options):
             groups = self._groups()
             others = f", --help GROUP those of one: {', '.join(groups)}" if len(groups) > 1 else ""

@@ -242,12 +242,12 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="threads, each with a decoder (%(default)s: one per core)",
     )
     group.add_argument(
-        "--plan-only",
         "--dry-run",
         "--dry_run",
         action="store_true",
-        help="write the plan, and print frames, bytes and hours from a trial of some samples",
+        help="print frames, bytes and hours from a trial of some samples, and whether they fit; writes nothing to OUT",
     )
+    group.add_argument("--plan-only", action="store_true", help="likewise, and write the plan, with which a build begins")
     group.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
     group.add_argument("--overwrite", action="store_true", help="replace the dataset at OUT, and no other file there")
     group.add_argument(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.common.cli import RECIPES, defaults_of, fail, parse, reporting
+from launch.common.cli import defaults_of, fail, parse, reporting
+from launch.common.recipe_files import RECIPES
 from launch.training.config import FinetuneConfig, PretrainConfig
 
 
