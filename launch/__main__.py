@@ -20,7 +20,6 @@ if not __package__:  # run as a file: use the checkout this file sits in
 from launch.common.commands import ALL, COMMANDS
 
 
-
 def overview() -> str:
     """Return the list of the commands, by group."""
     width = max(map(len, ALL)) + 2
@@ -28,7 +27,7 @@ def overview() -> str:
     for group, commands in COMMANDS.items():
         lines += ["", f"{group}:", *(f"  {name:{width}}{command.summary}" for name, command in commands.items())]
     end = "mae3d COMMAND --help has the options that people use, --help all every one; mae3d --version."
-    return "\n".join([*lines, "", *textwrap.wrap(end, 100)])
+    return "\n".join([*lines, "", *textwrap.wrap(end, 80)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,14 +53,15 @@ _mae3d_complete() {
     local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} candidates=
     if [ "$current" = = ]; then current=; elif [ "$before" = = ]; then before=${COMP_WORDS[COMP_CWORD-2]}; fi
     _mae3d_candidates "$before" "$current" "${COMP_WORDS[@]:1:COMP_CWORD-1}"
-    COMPREPLY=($(compgen -W "$candidates" -- "$current"))
+    COMPREPLY=($(compgen -W "$candidates" -- "$current")) || :
 }
 complete -o default -F _mae3d_complete mae3d
 """,
     "zsh": """\
 _mae3d_complete() {
-    local candidates=
-    _mae3d_candidates "${words[CURRENT-1]}" "${words[CURRENT]}" "${(@)words[2,CURRENT-1]}"
+    local candidates= before=${words[CURRENT-1]} current=${words[CURRENT]}
+    if [[ $current == -*=* ]]; then before=${current%%=*} current=${current#*=}; compset -P '*='; fi
+    _mae3d_candidates "$before" "$current" "${(@)words[2,CURRENT-1]}"
     compadd -- ${=candidates}
     (( compstate[nmatches] )) || _files
 }
@@ -99,7 +100,7 @@ def script(shell: str) -> str:
     text = _WORDS
     for mark, value in filled.items():
         text = text.replace(mark, value)
-    return f"# Completion of mae3d: eval \"$(mae3d completion {shell})\"\n{text}{_SHELLS[shell]}"
+    return f'# Completion of mae3d: eval "$(mae3d completion {shell})"\n{text}{_SHELLS[shell]}'
 
 
 def _options() -> Iterator[tuple[str, list[Option]]]:

@@ -1,7 +1,7 @@
 """The shipped recipes are listed, each with its source and the figure to expect; or one is printed.
 
-    mae3d recipes
-    mae3d recipes k400_vit_large > mine.yaml
+mae3d recipes
+mae3d recipes k400_vit_large > mine.yaml
 """
 
 import argparse
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def listed(recipes: Sequence[Recipe]) -> str:
     """Return the list: a line on each recipe, below it its source and the figure to expect."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    lines, command = [], ""
+    lines: list[str] = []
+    command = ""
     for recipe in recipes:
         if recipe.command != command:
             command = recipe.command

@@ -1,7 +1,7 @@
 """The JSON schema of a command's recipes is printed, by which editors complete, explain and check them.
 
-    mae3d schema pretrain > pretrain.schema.json     # then, in a recipe:
-    # yaml-language-server: $schema=pretrain.schema.json
+mae3d schema pretrain > pretrain.schema.json     # then, in a recipe:
+# yaml-language-server: $schema=pretrain.schema.json
 """
 
 import argparse

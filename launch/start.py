@@ -8,6 +8,7 @@ Signals reach the processes, and the exit code is theirs: 75 after a stop on req
 """
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -123,7 +124,7 @@ def _gpus() -> list[Path]:
 
 
 def _is_on_cpu(words: Sequence[str]) -> bool:
-    return "--device=cpu" in words or ("--device", "cpu") in zip(words, words[1:], strict=False)
+    return "--device=cpu" in words or ("--device", "cpu") in itertools.pairwise(words)
 
 
 def _free_port() -> int:

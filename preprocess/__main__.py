@@ -38,9 +38,7 @@ _EXAMPLES = (
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; nothing heavy is imported for --help."""
-    top = argparse.ArgumentParser(
-        prog="mae3d preprocess", description=_DESCRIPTION, allow_abbrev=False, add_help=False
-    )
+    top = argparse.ArgumentParser(prog="mae3d preprocess", description=_DESCRIPTION, allow_abbrev=False, add_help=False)
     add_help(top, examples=_EXAMPLES)
     commands = top.add_subparsers(dest="command", required=True)
     add_build_options(add_command(commands, "build", "media to shards", usual=USUAL, examples=_EXAMPLES[:4]))

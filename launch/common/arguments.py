@@ -1,6 +1,7 @@
-"""A command line, or the values of a recipe ─► options as jsonargparse reads them, lists joined, unknown names refused.
+"""A command line, or a recipe's values ─► options as jsonargparse reads them; unknown names are refused.
 
-config, rest = take_config(normalised(argv, parser_options))     # ["--data.weights", "2", "1"] ─► "--data.weights=[2, 1]"
+options = Options(list(settings_of(PretrainConfig)))
+options.normalised(["--data.weights", "2", "1", "--extend"])     # ["--data.weights=[2, 1]", "--extend=true"]
 """
 
 import json

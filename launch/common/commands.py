@@ -5,6 +5,7 @@ COMMANDS["train"]["pretrain"].module     # "launch.pretrain", whose main(argv) r
 
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True)
 class Command:
     """A command.
@@ -54,7 +55,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "launch.search", "moments of an embedded archive that are like one", "launch.search:SearchConfig"
         ),
         "timeline": Command(
-            "launch.timeline", "scores along hours of video, as a page", "launch.inference.settings:TimelineConfig", True
+            "launch.timeline",
+            "scores along hours of video, as a page",
+            "launch.inference.settings:TimelineConfig",
+            True,
         ),
         "propagate": Command(
             "launch.propagate", "the first frame's mask through a video", "launch.propagate:PropagateConfig", True

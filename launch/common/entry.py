@@ -57,10 +57,10 @@ def descendants() -> dict[int, int]:
         except (OSError, ValueError):
             continue  # it ended meanwhile
     below: dict[int, int] = {}
-    found = {os.getpid()}
-    while found:
-        found = {pid for pid, parent in parents.items() if parent in found}
-        below.update({pid: parents[pid] for pid in found})
+    newest = {os.getpid()}
+    while newest:
+        newest = {pid for pid, parent in parents.items() if parent in newest}
+        below.update({pid: parents[pid] for pid in newest})
     return below
 
 

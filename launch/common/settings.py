@@ -185,7 +185,7 @@ def _types(kind: Any, bounds: Bounds) -> dict[str, Any]:
 
 
 def _type(kind: Any, bounds: Bounds) -> dict[str, Any]:
-    """Return the schema of one type; several values may also be a text with blanks between them, as on a command line."""
+    """Return the schema of one type; a list may also be a text with blanks, as on a command line."""
     if kind is NoneType:
         return {"type": "null"}
     if get_origin(kind) is Literal:
@@ -218,7 +218,7 @@ def recipe(config_class: Any, values: Mapping[str, Any], *, head: str) -> str:
             value, section = value[parent], ".".join(parents[: depth + 1])
             if section not in begun:
                 begun.add(section)
-                lines += ["" if not depth else "", *_comment(sections[section], depth), f"{'  ' * depth}{parent}:"]
+                lines += ["", *_comment(sections[section], depth), f"{'  ' * depth}{parent}:"]
         indent, value = "  " * len(parents), value[name]
         is_missing = value is None and setting.default is MISSING
         lines += _comment(setting.help, len(parents))
@@ -236,4 +236,5 @@ def _yaml(value: Any) -> str:
     import yaml
 
     plain = json.loads(json.dumps(value))  # tuples are lists
-    return yaml.safe_dump(plain, default_flow_style=True, width=1 << 20, allow_unicode=True).removesuffix("...\n").strip()
+    text = yaml.safe_dump(plain, default_flow_style=True, width=1 << 20, allow_unicode=True)
+    return text.removesuffix("...\n").strip()

@@ -23,8 +23,8 @@ _VIDEOS = "folders (walked), tars, video files, or lists: `path[,label]`, Kineti
 
 # The options that people use, which `--help` shows first.
 USUAL = (
-    *("--videos", "--frames", "--images", "--out", "--fps", "--short-side", "--segment-seconds", "--layout", "--labels"),
-    *("--workers", "--dry-run", "--append"),
+    *("--videos", "--frames", "--images", "--out", "--fps", "--short-side", "--segment-seconds", "--layout"),
+    *("--labels", "--workers", "--dry-run", "--append"),
 )
 USUAL_OF_INDEX = ("--videos", "--out", "--fps", "--segment-seconds", "--labels", "--workers", "--dry-run", "--append")
 
@@ -247,7 +247,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="print frames, bytes and hours from a trial of some samples, and whether they fit; writes nothing to OUT",
     )
-    group.add_argument("--plan-only", action="store_true", help="likewise, and write the plan, with which a build begins")
+    group.add_argument("--plan-only", action="store_true", help="likewise, and write the plan that a build begins with")
     group.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
     group.add_argument("--overwrite", action="store_true", help="replace the dataset at OUT, and no other file there")
     group.add_argument(
