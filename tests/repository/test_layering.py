@@ -52,8 +52,9 @@ ROOMS = {
         ("inference", "training", "report"),
         (
             *("pretrain", "finetune", "evaluate", "probe", "embed", "compare", "timeline", "search", "propagate"),
-            *("visualize", "export", "doctor", "preview"),
+            *("visualize", "export", "doctor", "preview", "schema", "start", "recipe_list"),
         ),
+        ("completion", "__main__"),
     ],
 }
 
