@@ -1,8 +1,8 @@
 """Models and labelled clips ─► one table and page: is the run better than an image model, or than no training at all?
 
-python launch/compare.py --models own=RUN image=timm:vit_small_patch14_dinov2@FILE --data.shards OUT \\
+mae3d compare --models own=RUN image=timm:vit_small_patch14_dinov2@FILE --data.shards OUT \\
     --data.select.split train --test.shards OUT --test.select.split val --out DIR
-python launch/compare.py --models a=RUN b=OTHER_RUN small=timm:vit_tiny_patch16_224@none … --few_shot 1 5 10
+mae3d compare --models a=RUN b=OTHER_RUN small=timm:vit_tiny_patch16_224@none … --few_shot 1 5 10
 
 A model is NAME=RUN (anything that launch/probe.py takes), or NAME=timm:MODEL@WEIGHTS, an image ViT that sees each frame
 alone; WEIGHTS are a file, `download` or `none`. The first run's architecture with random weights (`untrained`) and
@@ -74,6 +74,10 @@ class CompareConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
+    USUAL = (
+        *("models", "data.shards", "data.select.split", "test.shards", "test.select.split", "out", "few_shot"),
+        *("seeds", "num_clips", "time_order"),
+    )
     models: tuple[str, ...]
     data: ClipsConfig
     test: ClipsConfig
@@ -128,7 +132,7 @@ class CompareConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(CompareConfig, arguments, prog="compare.py", description=str(__doc__))
+    config = parse(CompareConfig, arguments, prog="mae3d compare", description=str(__doc__))
     set_threads()
     with (
         joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,

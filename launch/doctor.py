@@ -1,6 +1,6 @@
 """The machine ─► one line per check: ok, warn or FAIL, and the remedy. The exit code is 1 if a check failed.
 
-python -m launch.doctor --path /data --path /runs/a      # also: launch/doctor.py, mae3d-doctor
+mae3d doctor --path /data --path /runs/a      # also: launch/doctor.py, python -m launch.doctor
 """
 
 import argparse
@@ -23,6 +23,7 @@ from launch.common import machine_checks as checks
 from launch.common.folder_checks import check_folder
 from launch.common.machine_checks import FAIL, GB, OK, WARN, Check
 from mae3d.io.console import tolerate_any_text
+from mae3d.io.help_page import add_help
 
 
 def check_shared_memory(gpus: Sequence[str], *, folder: Path = Path("/dev/shm")) -> Check:
@@ -77,10 +78,12 @@ def examine(paths: Sequence[str], *, hosts: int = 1, device: str = "auto") -> li
         return list(chain.from_iterable(pool.map(lambda examine_one: examine_one(), examinations)))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report; return 0 if no check failed, else 1."""
-    tolerate_any_text()
-    parser = argparse.ArgumentParser(prog="doctor", description="Checks this machine and says what to do.")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="mae3d doctor", description="Checks this machine and says what to do.", allow_abbrev=False, add_help=False
+    )
+    add_help(parser, examples=("mae3d doctor --path /data --path runs/a", "mae3d doctor --device cpu --json"))
     parser.add_argument(
         "--path",
         action="append",
@@ -92,7 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: leave GPUs alone")
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; return 0 if no check failed, else 1."""
+    tolerate_any_text()
+    options = parser().parse_args(argv)
     results = examine(options.path or ["."], hosts=options.hosts, device=options.device)
     if options.json:
         print(json.dumps([asdict(result) for result in results], indent=2))

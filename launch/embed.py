@@ -1,12 +1,11 @@
 """A trained model and clips ─► vectors: a Parquet table, one row per sample or per so many seconds, and a map.
 
-python launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --map map.png
-torchrun --nproc-per-node 8 -- launch/embed.py --run RUN --data.shards OUT --out vectors.parquet --num_clips 4
-python launch/embed.py --run RUN --videos match.mp4 training.mp4 --every 2 --out seconds.parquet
-python launch/embed.py --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE --data.shards OUT --out i.parquet
+mae3d embed --run RUN --data.shards OUT --out vectors.parquet --map map.png
+mae3d launch -n 8 embed --run RUN --data.shards OUT --out vectors.parquet --num_clips 4
+mae3d embed --run RUN --videos match.mp4 training.mp4 --every 2 --out seconds.parquet
+mae3d embed --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE --data.shards OUT --out i.parquet
 
 Killed and started again, on any number of ranks, it goes on where it was, and ends with the same table.
-torchrun needs the `--`, because it has an option --run of its own.
 """
 
 import dataclasses
@@ -59,6 +58,7 @@ class EmbedConfig(EncoderChoice):
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
+    USUAL = ("run", "encoder", "data.shards", "videos", "out", "every", "pool", "num_clips", "map", "batch", "device")
     out: str = field(metadata=FILLED)
     data: ClipsConfig = field(default_factory=ClipsConfig)
     videos: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ class EmbedConfig(EncoderChoice):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, or 1 if a video cannot be read; SystemExit 2: usage, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(EmbedConfig, arguments, prog="embed.py", description=str(__doc__))
+    config = parse(EmbedConfig, arguments, prog="mae3d embed", description=str(__doc__))
     set_threads()
     out = Path(config.out).resolve()
     with (

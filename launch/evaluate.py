@@ -1,11 +1,11 @@
 """A trained model and shards ─► its scores: one row per sample in a Parquet file, tables, plots and a summary.
 
-    deepspeed launch/evaluate.py --run FINE --data.shards VAL --out out/test
-    torchrun --nproc-per-node 8 -- launch/evaluate.py --run FINE ...      # without -- torchrun takes --run as its own
-    python launch/evaluate.py --task reconstruction --run RUN --data.shards VAL --mask prospective tube --out out/losses
+    mae3d evaluate --run FINE --data.shards VAL --out out/test
+    mae3d launch -n 8 evaluate --run FINE --data.shards VAL --out out/test     # the same, on 8 GPUs
+    mae3d evaluate --task reconstruction --run RUN --data.shards VAL --mask prospective tube --out out/losses
 
 A classifier's predictions, or a masked autoencoder's losses under chosen masks. Each sample counts once on any number
-of ranks; starting the same command again goes on where it was killed. srun and plain python start it as well.
+of ranks; starting the same command again goes on where it was killed. torchrun and srun start it as well.
 """
 
 import logging
@@ -24,7 +24,7 @@ from launch.inference.settings import EvaluateConfig
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0; SystemExit 2: usage or input, 3: I/O, 1: too much damage."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(EvaluateConfig, arguments, prog="evaluate.py", description=str(__doc__))
+    config = parse(EvaluateConfig, arguments, prog="mae3d evaluate", description=str(__doc__))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     set_threads()
     from launch.inference.classification import classify

@@ -1,9 +1,9 @@
 """A run ─► a folder to give away: weights, config.json and a model card, without a word of the data's names or paths.
 
-python launch/export.py RUN OUT                          # mae3d.load_model("OUT") opens it
-python launch/export.py RUN OUT --format mae_st          # for users of facebookresearch/mae_st
-python launch/export.py foreign.pth OUT                  # a foreign checkpoint as ours
-python launch/export.py RUN OUT --format onnx            # or torch_export, transformers, encoder: for other programs
+mae3d export RUN OUT                          # mae3d.load_model("OUT") opens it
+mae3d export RUN OUT --format mae_st          # for users of facebookresearch/mae_st
+mae3d export foreign.pth OUT                  # a foreign checkpoint as ours
+mae3d export RUN OUT --format onnx            # or torch_export, transformers, encoder: for other programs
 """
 
 import argparse
@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.common.cli import EXIT_IO, fail
+from launch.common.cli import EXIT_IO, examples_of, fail
 from launch.common.clip_options import read_card, run_of, stored_config
 from launch.common.sole_writer import sole_writer
 from mae3d.io.bounds import Bounds, check_number
 from mae3d.io.console import tolerate_any_text
+from mae3d.io.help_page import add_help
 from mae3d.weights.card import OWN, README, Clip, describe, write_card
 from pipelines.config import RATE
 
@@ -67,12 +68,11 @@ SHOWN = {
 }  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
-    tolerate_any_text()
-    parser = argparse.ArgumentParser(
-        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="mae3d export", allow_abbrev=False, add_help=False)
+    doc = str(__doc__)
+    add_help(parser, examples=examples_of(doc)[:4], description=doc.partition("\n\n")[0])
     parser.add_argument(
         "run",
         help="a run (its best checkpoint, else the latest), a checkpoint's folder, a model file, a foreign checkpoint",
@@ -82,7 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--licence", default="", help="what the card says of it; default: what is known of the weights")
     parser.add_argument("--sampling_rate", type=float, help="distance of two frames at target_fps; default: the run's")
     parser.add_argument("--target_fps", type=float, help="default: the run's")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
+    tolerate_any_text()
+    options = parser().parse_args(argv)
     clip = {name: value for name in ("sampling_rate", "target_fps") if (value := getattr(options, name)) is not None}
     folder = Path(options.out).absolute()
     try:

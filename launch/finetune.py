@@ -1,12 +1,13 @@
 """Shards with labels, and the weights of a pretraining ─► a classifier of clips.
 
-    deepspeed launch/finetune.py --config finetune_k400_vit_large --init RUN --data.shards TRAIN --val.shards VAL \\
+    mae3d finetune --init RUN --data.shards TRAIN --val.shards VAL --run.dir FINE
+    mae3d launch -n 8 finetune --config finetune_k400_vit_large --init RUN --data.shards TRAIN --val.shards VAL \\
         --run.dir FINE
-    deepspeed launch/finetune.py --init "" --model.preset NAME ...             # from scratch
-    deepspeed launch/finetune.py --init RUN ... --few_shot 1,10,50 --seeds 3   # K samples per class; one table
-    deepspeed launch/finetune.py --init timm:vit_small_patch14_dinov2 --init_weights FILE ...  # an image ViT, by frames
+    mae3d finetune --init "" --model.preset NAME ...             # from scratch
+    mae3d finetune --init RUN ... --few_shot 1,10,50 --seeds 3   # K samples per class; one table
+    mae3d finetune --init timm:vit_small_patch14_dinov2 --init_weights FILE ...  # an image ViT, by frames
 
-Starting the same command again resumes. torchrun, srun and plain python start it as well.
+Starting the same command again resumes. `deepspeed launch/finetune.py`, torchrun and srun start it as well.
 """
 
 import sys
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(FinetuneConfig, arguments, prog="finetune.py", description=str(__doc__))
+    config = parse(FinetuneConfig, arguments, prog="mae3d finetune", description=str(__doc__))
     if config.few_shot:
         from launch.training.few_shot import few_shot
 

@@ -1,8 +1,9 @@
 """Shards ─► a pretrained masked autoencoder.
 
-    deepspeed launch/pretrain.py --config demo --data.shards out/shards --run.dir out/run --train.steps 50
+    mae3d pretrain --config demo --data.shards out/shards --run.dir out/run --train.steps 50
+    mae3d launch -n 8 pretrain --config k400_vit_large --data.shards shards --run.dir runs/a     # on 8 GPUs
 
-Starting the same command again resumes. torchrun, srun and plain python start it as well.
+Starting the same command again resumes. `deepspeed launch/pretrain.py`, torchrun and srun start it as well.
 """
 
 import sys
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    return run_training(parse(PretrainConfig, arguments, prog="pretrain.py", description=str(__doc__)), pretrain)
+    return run_training(parse(PretrainConfig, arguments, prog="mae3d pretrain", description=str(__doc__)), pretrain)
 
 
 def pretrain(config: PretrainConfig, corpus: "Corpus", world: "World") -> bool:

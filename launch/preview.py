@@ -1,6 +1,6 @@
 """The batches that a trainer would see ─► a PNG sheet and a GIF each, to look at the crops and the augmentation.
 
-    python launch/preview.py OUT --config k400_vit_large --data.shards out/shards --data.rand_augment rand-m7-inc1
+    mae3d preview OUT --config k400_vit_large --data.shards out/shards --data.rand_augment rand-m7-inc1
 
 Of a recipe, and of the options of pretrain.py, it takes `data`, model.num_frames, model.img_size, model.in_chans and
 train.seed; the rest changes no clip, and is named and left out. The batches come through the real Loader on the CPU
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.common.cli import EXIT_DONE, parse, reporting, setting_names
+from launch.common.cli import EXIT_DONE, parse, reporting
+from launch.common.settings import settings_of
 from launch.common.sole_writer import sole_writer
 from launch.training.config import PretrainConfig
 from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
@@ -56,6 +57,10 @@ class PreviewConfig:
         batches: how many.
     """
 
+    USUAL = (
+        *("out", "data.shards", "num_frames", "size", "batch", "batches", "epoch"),
+        *("data.area", "data.flip", "data.rand_augment"),
+    )
     out: str = field(metadata=FILLED)
     data: DataConfig = field(default_factory=DataConfig)
     num_frames: int = bounded(16, least=1, most=1 << 20)
@@ -192,12 +197,12 @@ def _parse(argv: Sequence[str]) -> PreviewConfig:
     argv, dropped = _of_preview(argv)
     if dropped:
         print(f"not of the pictures, so without effect here: {', '.join(dropped)}", file=sys.stderr)
-    return parse(PreviewConfig, argv, prog="preview.py", description=str(__doc__), from_recipe=FROM_RECIPE)
+    return parse(PreviewConfig, argv, prog="mae3d preview", description=str(__doc__), from_recipe=FROM_RECIPE)
 
 
 def _of_preview(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return a pasted command line of pretraining without what does not change a clip, and the names of that."""
-    known, foreign = setting_names(PreviewConfig), setting_names(PretrainConfig)
+    known, foreign = ({one.name for one in settings_of(kind)} for kind in (PreviewConfig, PretrainConfig))
     renamed = {key: option for option, key in FROM_RECIPE.items()}
     kept: list[str] = []
     dropped: list[str] = []

@@ -1,11 +1,11 @@
 """A frozen model, labelled train and test clips ─► the scores of simple probes that read the labels off its features.
 
-python launch/probe.py --run RUN --data.shards OUT --data.select.split train \\
+mae3d probe --run RUN --data.shards OUT --data.select.split train \\
     --test.shards OUT --test.select.split val --out DIR
-torchrun --nproc-per-node 8 -- launch/probe.py --run RUN --data.shards TRAIN --test.shards VAL --out DIR --num_clips 4
-python launch/probe.py … --probes knn linear attentive --few_shot 1 10 50 --seeds 3
-python launch/probe.py … --random_init true --out CONTROL             # the same model before any training
-python launch/probe.py --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE …     # an image model, by frames
+mae3d launch -n 8 probe --run RUN --data.shards TRAIN --test.shards VAL --out DIR --num_clips 4
+mae3d probe … --probes knn linear attentive --few_shot 1 10 50 --seeds 3
+mae3d probe … --random_init true --out CONTROL             # the same model before any training
+mae3d probe --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE …     # an image model, by frames
 
 Features are computed once, on all ranks, and kept in DIR as tables of launch/embed.py; started again it goes on.
 """
@@ -65,6 +65,10 @@ class ProbeConfig(EncoderChoice):
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
+    USUAL = (
+        *("run", "encoder", "data.shards", "data.select.split", "test.shards", "test.select.split", "out", "probes"),
+        *("few_shot", "num_clips", "random_init"),
+    )
     data: ClipsConfig
     test: ClipsConfig
     out: str = field(metadata=FILLED)
@@ -93,7 +97,7 @@ class ProbeConfig(EncoderChoice):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(ProbeConfig, arguments, prog="probe.py", description=str(__doc__))
+    config = parse(ProbeConfig, arguments, prog="mae3d probe", description=str(__doc__))
     set_threads()
     with (
         joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,

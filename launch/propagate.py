@@ -1,11 +1,11 @@
 """A frozen encoder and the mask of a video's first frame ─► a mask for every frame, and how well they fit known ones.
 
-python launch/propagate.py --run RUN --frames match.mp4 --masks first.png --out DIR
-python launch/propagate.py --run RUN --frames frames --masks annotated --size 448 --out DIR
-torchrun --nproc-per-node 8 -- launch/propagate.py --run RUN --frames DAVIS --masks DAVIS \\
+mae3d propagate --run RUN --frames match.mp4 --masks first.png --out DIR
+mae3d propagate --run RUN --frames frames --masks annotated --size 448 --out DIR
+mae3d launch -n 8 propagate --run RUN --frames DAVIS --masks DAVIS \\
     --listed DAVIS/ImageSets/2017/val.txt --out DIR
-python launch/propagate.py --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE --frames … --masks … --out DIR
-python launch/propagate.py … --random_init true --out CONTROL           # the same model before any training
+mae3d propagate --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE --frames … --masks … --out DIR
+mae3d propagate … --random_init true --out CONTROL           # the same model before any training
 
 Label propagation as in Jabri et al. 2020 and DINO, J and F as on DAVIS 2017. Killed and started again, on any number of
 ranks, it goes on with the videos that are missing, and ends with the same files.
@@ -67,6 +67,7 @@ class PropagateConfig(EncoderChoice):
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
+    USUAL = ("run", "encoder", "frames", "masks", "out", "listed", "size", "random_init", "device")
     frames: str = field(metadata=FILLED)
     masks: str = field(metadata=FILLED)
     out: str = field(metadata=FILLED)
@@ -88,7 +89,7 @@ class PropagateConfig(EncoderChoice):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(PropagateConfig, arguments, prog="propagate.py", description=str(__doc__))
+    config = parse(PropagateConfig, arguments, prog="mae3d propagate", description=str(__doc__))
     set_threads()
     with (
         joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,

@@ -1,9 +1,9 @@
 """A moment of a video and an embedded archive ─► the nearest moments, as a page of clips with links to file and second.
 
-python launch/search.py --embeddings seconds.parquet --video match.mp4 --at 73 --out found
-python launch/search.py --embeddings seconds.parquet --video new.mp4 --at 5 --run RUN --other_files true --out found
-python launch/search.py --embeddings vectors.parquet --key 000017 --data.shards OUT --out found
-python launch/search.py --embeddings seconds.parquet --recall 100
+mae3d search --embeddings seconds.parquet --video match.mp4 --at 73 --out found
+mae3d search --embeddings seconds.parquet --video new.mp4 --at 5 --run RUN --other_files true --out found
+mae3d search --embeddings vectors.parquet --key 000017 --data.shards OUT --out found
+mae3d search --embeddings seconds.parquet --recall 100
 
 The table is one of launch/embed.py. From a million moments on an index is made beside it, once.
 """
@@ -53,6 +53,7 @@ class SearchConfig:
         device: Where the query is embedded: `auto`, `cuda` or `cpu`.
     """
 
+    USUAL = ("embeddings", "out", "video", "at", "key", "run", "count", "apart", "other_files", "data.shards", "recall")
     embeddings: str = field(metadata=FILLED)
     out: str = ""
     video: str = ""
@@ -81,7 +82,7 @@ class SearchConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0; SystemExit 2: usage or input, 3: I/O."""
-    config = parse(SearchConfig, sys.argv[1:] if argv is None else argv, prog="search.py", description=str(__doc__))
+    config = parse(SearchConfig, sys.argv[1:] if argv is None else argv, prog="mae3d search", description=str(__doc__))
     set_threads()
     with reporting(config.embeddings):
         if config.recall:

@@ -1,13 +1,13 @@
 """A trained model and long videos ─► what it says about every second: a table, change points, a page to look at.
 
-python launch/timeline.py --run FINE --videos operation.mp4 --out DIR --events phases.csv --smooth 10
-python launch/timeline.py --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE --videos walk.mp4 --out DIR
-torchrun --nproc-per-node 8 -- launch/timeline.py --run RUN --videos day1.mp4 day2.mp4 --out DIR --every 0.5
+mae3d timeline --run FINE --videos operation.mp4 --out DIR --events phases.csv --smooth 10
+mae3d timeline --encoder timm:vit_small_patch14_dinov2 --encoder_weights FILE --videos walk.mp4 --out DIR
+mae3d launch -n 8 timeline --run RUN --videos day1.mp4 day2.mp4 --out DIR --every 0.5
 
 A classifier gives the scores of its classes; a masked autoencoder surprise, the loss of predicting each clip's hidden
 part (by default its future), beside the loss of copying the last visible frame; every model novelty, the distance to
 the nearest earlier window, and change points. Killed and started again, on any number of ranks, it goes on where it
-was. torchrun needs the `--`, because it has an option --run of its own.
+was.
 """
 
 import sys
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, or 1 if a video cannot be read; SystemExit 2: usage, 3: I/O."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(TimelineConfig, arguments, prog="timeline.py", description=str(__doc__))
+    config = parse(TimelineConfig, arguments, prog="mae3d timeline", description=str(__doc__))
     set_threads()
     with (
         joined(config, where=config.out, timeout_minutes=WAIT_MINUTES) as world,

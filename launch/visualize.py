@@ -1,9 +1,9 @@
 """A trained model and clips ─► one page with its reconstructions, its attention and the nearest neighbours.
 
-python launch/visualize.py --run out/demo/run --data.shards out/demo/shards --out out/demo/report
-python launch/visualize.py --run runs/a --data.shards OUT --out DIR --mask all --mask_ratio 0.5 --keys 000017 000042
-python launch/visualize.py --run runs/a --videos talk.mp4 --out DIR --show attention --layer 6 --head all --query 4,3,3
-python launch/visualize.py --run runs/a --data.shards OUT --out DIR --show neighbours --neighbours 8
+mae3d visualize --run out/demo/run --data.shards out/demo/shards --out out/demo/report
+mae3d visualize --run runs/a --data.shards OUT --out DIR --mask all --mask_ratio 0.5 --keys 000017 000042
+mae3d visualize --run runs/a --videos talk.mp4 --out DIR --show attention --layer 6 --head all --query 4,3,3
+mae3d visualize --run runs/a --data.shards OUT --out DIR --show neighbours --neighbours 8
 """
 
 import sys
@@ -72,6 +72,7 @@ class VisualizeConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
+    USUAL = ("run", "data.shards", "videos", "out", "show", "samples", "keys", "mask", "mask_ratio", "layer", "device")
     run: str = field(metadata=FILLED)
     data: ClipsConfig
     out: str = field(metadata=FILLED)
@@ -100,7 +101,7 @@ class VisualizeConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0; SystemExit 2: usage or input, 3: I/O, 1: damaged shards."""
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(VisualizeConfig, arguments, prog="visualize.py", description=str(__doc__))
+    config = parse(VisualizeConfig, arguments, prog="mae3d visualize", description=str(__doc__))
     with reporting(config.out), sole_writer(Path(config.out), job="a report", what="report"):
         page, summary = visualize(config)
     print(f"pictures: {page.parent / IMAGES}")

@@ -1,7 +1,7 @@
-"""The command `python -m mae3d.metrics` draws the curves of runs and summarises them.
+"""Curves of runs are drawn, and a run is summarised in words.
 
-python -m mae3d.metrics plot RUN [RUN2 ...] --out curves.png --keys loss eval_loss
-python -m mae3d.metrics summary RUN
+mae3d metrics plot RUN [RUN2 ...] --out curves.png --keys loss eval_loss
+mae3d metrics summary RUN
 """
 
 import argparse
@@ -11,22 +11,31 @@ from pathlib import Path
 
 from mae3d.io.console import tolerate_any_text
 from mae3d.io.files import refuse_foreign
+from mae3d.io.help_page import add_command, add_help
 from mae3d.tracking.history import rows_of, summary
 from mae3d.tracking.plots import plot_curves
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m mae3d.metrics`; the exit code: 0, 2 for bad usage or a run without lines, 3 where it cannot write."""
-    tolerate_any_text()
-    parser = argparse.ArgumentParser(prog="python -m mae3d.metrics", description=str(__doc__).splitlines()[0])
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="mae3d metrics", description=str(__doc__).splitlines()[0], allow_abbrev=False, add_help=False
+    )
+    add_help(parser, examples=str(__doc__).splitlines()[2:4])
     commands = parser.add_subparsers(dest="command", required=True)
-    plot = commands.add_parser("plot", help="curves of one or several runs, as a PNG")
+    plot = add_command(commands, "plot", "curves of one or several runs, as a PNG")
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
     plot.add_argument("--out", type=Path, default=Path("curves.png"), help="the PNG (curves.png)")
     plot.add_argument("--keys", nargs="+", help="names in metrics.jsonl to draw; default: all that there are")
-    described = commands.add_parser("summary", help="a run in words")
+    described = add_command(commands, "summary", "a run in words")
     described.add_argument("run", type=Path, metavar="RUN", help="folder of a run (--run.dir)")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for bad usage or a run without lines, 3 for I/O."""
+    tolerate_any_text()
+    arguments = parser().parse_args(argv)
     try:
         if arguments.command == "summary":
             print(summary(arguments.run))

@@ -99,7 +99,7 @@ class DataConfig:
     """The clips that are read and how they are cut. Frame count and image size belong to the model's config.
 
     Attributes:
-        shards: folders made by `python -m preprocess build`, or URLs of such (s3://bucket/shards).
+        shards: folders made by `mae3d preprocess build`, or URLs of such (s3://bucket/shards).
         weights: share of each folder in an epoch, such as 2 1; none = every sample of every folder.
         labels: a CSV or Parquet file with columns name (or key) and label that replaces the datasets' own labels.
         select: which samples take part.

@@ -1,4 +1,4 @@
-"""The command line of preprocessing is read and run: `python -m preprocess build | index | merge | ...`.
+"""The command line of preprocessing is read and run: `mae3d preprocess build | index | merge | ...`.
 
 Exit codes: 0 done, 2 bad usage or input (damage that `verify` finds included), 3 the disk or the network failed.
 """
@@ -6,57 +6,50 @@ Exit codes: 0 done, 2 bad usage or input (damage that `verify` finds included), 
 import argparse
 import logging
 import os
+import shutil
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mae3d.io.console import tolerate_any_text
+from mae3d.io.help_page import add_command, add_help
 from mae3d.io.storage import access_remedy, is_url
 from preprocess.inspect.curate_options import add_curate_options
-from preprocess.jobs.options import add_build_options, add_index_options
+from preprocess.jobs.options import USUAL, USUAL_OF_INDEX, add_build_options, add_index_options
 
 if TYPE_CHECKING:
     from preprocess.jobs.build import BuildResult
+    from preprocess.jobs.options import Options
+    from preprocess.plan.settings import Settings
 
 _DESCRIPTION = "Frame folders, videos or images to shards, once; shards to be trained on many times."
-_EPILOG = """examples:
-  python -m preprocess build --frames dataset --ledger dataset/ledger.csv --out out/shards
-  python -m preprocess build --videos clips more.csv --fps 15 --segment-seconds 10 --out out/shards
-  python -m preprocess build --videos surgeries --events phases --background other --fps 5 --out out/phases
-  python -m preprocess build --images imagenet/train --split train --out out/images
-  python -m preprocess index --videos archive --out out/index
-  python -m preprocess verify out/shards --full
-  python -m preprocess curate out/shards
-  python -m preprocess report out/shards
-  python -m preprocess inspect out/shards 000000017 --to sample.png
-  python -m preprocess demo --out out/demo/frames
-"""
+_EXAMPLES = (
+    "mae3d preprocess build --videos clips more.csv --fps 15 --segment-seconds 10 --out out/shards",
+    "mae3d preprocess build --frames dataset --ledger dataset/ledger.csv --out out/shards",
+    "mae3d preprocess build --videos surgeries --events phases --background other --fps 5 --out out/phases",
+    "mae3d preprocess build --images imagenet/train --split train --out out/images",
+    "mae3d preprocess index --videos archive --out out/index",
+    "mae3d preprocess verify out/shards --full",
+    "mae3d preprocess inspect out/shards 000000017 --to sample.png",
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; nothing heavy is imported for --help."""
-    top = argparse.ArgumentParser(
-        prog="python -m preprocess",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = top.add_subparsers(
-        dest="command",
-        required=True,
-        metavar="build | index | merge | split | curate | verify | report | inspect | demo",
-    )
-    add_build_options(commands.add_parser("build", help="media to shards", allow_abbrev=False))
-    index = commands.add_parser(
-        "index", help="a dataset over videos that stay where and as they are", allow_abbrev=False
-    )
+    top = argparse.ArgumentParser(prog="mae3d preprocess", description=_DESCRIPTION, allow_abbrev=False, add_help=False)
+    add_help(top, examples=_EXAMPLES)
+    commands = top.add_subparsers(dest="command", required=True)
+    add_build_options(add_command(commands, "build", "media to shards", usual=USUAL, examples=_EXAMPLES[:4]))
+    text = "a dataset over videos that stay where and as they are"
+    index = add_command(commands, "index", text, usual=USUAL_OF_INDEX, examples=_EXAMPLES[4:5])
     add_index_options(index)
-    merge = commands.add_parser("merge", help="the index of shards that were built in slices", allow_abbrev=False)
+    merge = add_command(commands, "merge", "the index of shards that were built in slices")
     merge.add_argument("out", metavar="OUT", help="the dataset's folder or URL")
     merge.add_argument("--slices", type=int, metavar="N", help="how many there were: names those that are missing")
     merge.add_argument("--scratch", type=Path, metavar="DIR", help="for what is on its way to a URL ($TMPDIR)")
-    split = commands.add_parser("split", help="training and validation set of a finished dataset", allow_abbrev=False)
+    split = add_command(commands, "split", "training and validation set of a finished dataset")
     split.add_argument("out", metavar="OUT", help="the dataset's folder or URL; its shards are not touched")
     split.add_argument(
         "--by",
@@ -68,15 +61,11 @@ def parser() -> argparse.ArgumentParser:
     split.add_argument("--seed", type=int, default=0, metavar="K", help="of the draw (%(default)s)")
     split.add_argument("--table", default="", metavar="FILE", help=".csv or .parquet with COLUMN for every recording")
     split.add_argument("--key", default="name", metavar="COLUMN", help="of the table: the recording (%(default)s)")
-    curate = commands.add_parser(
-        "curate",
-        help="flag near-duplicates, still, black and frozen clips, and cuts; deletes nothing",
-        allow_abbrev=False,
-    )
+    text = "flag near-duplicates, still, black and frozen clips, and cuts; deletes nothing"
+    curate = add_command(commands, "curate", text)
     add_curate_options(curate)
-    verify = commands.add_parser(
-        "verify", help="check a finished dataset (bytes of the tars: --full)", allow_abbrev=False
-    )
+    text = "check a finished dataset (bytes of the tars: --full)"
+    verify = add_command(commands, "verify", text, examples=_EXAMPLES[5:6])
     verify.add_argument("out", metavar="OUT", help="the dataset's folder; of a URL the listing and the index")
     verify.add_argument(
         "--full", action="store_true", help="read the tars too: finds damage in them that left their size as it was"
@@ -85,18 +74,18 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads at most (%(default)s)"
     )
-    report = commands.add_parser("report", help="one HTML page of what is in a dataset", allow_abbrev=False)
+    report = add_command(commands, "report", "one HTML page of what is in a dataset")
     report.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder")
     report.add_argument("--to", type=Path, metavar="FILE", help="the page (OUT-report.html)")
     report.add_argument("--samples", type=int, default=24, metavar="N", help="to show, drawn at random (%(default)s)")
     report.add_argument("--seed", type=int, default=0, metavar="K", help="of the draw (%(default)s)")
     report.add_argument("--no-images", action="store_true", help="leave the frames out")
     report.add_argument("--hash-names", action="store_true", help="12 digits of the sha256 in place of every name")
-    inspect = commands.add_parser("inspect", help="all that is known of one sample", allow_abbrev=False)
+    inspect = add_command(commands, "inspect", "all that is known of one sample", examples=_EXAMPLES[6:])
     inspect.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder")
     inspect.add_argument("sample", metavar="KEY|NAME", help="its key or name")
     inspect.add_argument("--to", type=Path, metavar="FILE.png", help="writes some of its frames, side by side")
-    demo = commands.add_parser("demo", help="render a small labelled dataset of frame folders", allow_abbrev=False)
+    demo = add_command(commands, "demo", "render a small labelled dataset of frame folders")
     demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; gets train/ and ledger.csv")
     demo.add_argument("--clips", type=int, default=600, metavar="N", help="number of clips (%(default)s)")
     demo.add_argument("--size", type=int, default=64, metavar="PIXELS", help="height and width (%(default)s)")
@@ -165,10 +154,47 @@ def _build(options: argparse.Namespace) -> int:
     from preprocess.jobs.options import run_of, settings_of, source_of
 
     settings, run = settings_of(options), run_of(options)
+    if options.dry_run:
+        print("\n".join(_foreseen(options, settings, run)))
+        return 0
     result = build(source_of(options, settings), settings=settings, options=run, out=options.out)
     made = "plan, and nothing else yet" if options.plan_only else "dataset"
     print("\n".join([*_result_lines(result), f"{made}: {options.out}"]))
     return 0
+
+
+def _foreseen(options: argparse.Namespace, settings: "Settings", run: "Options") -> list[str]:
+    """Return what a build would do, by a plan in a folder of its own: nothing is written to the output."""
+    from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError
+    from preprocess.jobs.build import build
+    from preprocess.jobs.options import source_of
+    from preprocess.jobs.output import FolderOutput, open_output
+    from preprocess.jobs.output_state import refuse_foreign
+
+    if run.append:
+        raise ValueError("--dry-run foresees a whole build, not what --append adds: leave one of them out")
+    output = open_output(options.out, scratch=run.scratch)
+    begun = not run.overwrite and output.has(PLAN_NAME)
+    if not run.overwrite:
+        refuse_foreign(output)
+    with tempfile.TemporaryDirectory(prefix="mae3d-dry-run-", dir=run.scratch) as folder:
+        if begun:  # as the build would do, it is read again, and compared with the settings
+            with output.work() as there:
+                output.fetch([PLAN_NAME], there)
+                shutil.copyfile(there / PLAN_NAME, Path(folder) / PLAN_NAME)
+        run = replace(run, plan_only=True, overwrite=False, slice=None)
+        try:
+            result = build(source_of(options, settings), settings=settings, options=run, out=folder)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(folder, str(options.out))) from error
+    out = Path(options.out).absolute()
+    there = next((path for path in (out, *out.parents) if path.exists()), out)
+    free = shutil.disk_usage(there).free if isinstance(output, FolderOutput) else None
+    lines = [*_result_lines(replace(result, free_bytes=free))]
+    if begun:
+        left = "with all shards" if output.has(META_NAME) else "whose missing shards a build makes"
+        lines.append(f"{options.out} has this plan already, {left}")
+    return [*lines, f"dry run: nothing is written to {options.out}"]
 
 
 def _result_lines(result: "BuildResult") -> list[str]:

@@ -4,28 +4,25 @@ config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data
 """
 
 import dataclasses
-import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import takewhile
-from pathlib import Path
-from types import MappingProxyType, NoneType, UnionType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import jsonargparse
-import yaml
-
+from launch.common.arguments import Options, take_config
+from launch.common.recipe_files import read_recipe
+from launch.common.settings import options as options_of
+from launch.common.settings import recipe as recipe_text
+from launch.common.settings import sections_of, settings_of
 from mae3d.io.bounds import check_values
-from mae3d.io.console import one_line, tolerate_any_text
+from mae3d.io.console import lasting_output, one_line, tolerate_any_text
 from mae3d.io.files import looked_for
+from mae3d.io.help_page import ALL, HelpPage
 from mae3d.io.hooks import trust_hooks
-from mae3d.io.resume import dotted
 from mae3d.io.storage import access_remedy, is_url
 
 if TYPE_CHECKING:
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_IO, EXIT_STOPPED = 0, 1, 2, 3, 75
 WAIT_MINUTES = 24 * 60  # that a rank which has done its share waits for the slowest
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+PRINT = "--print_config"
 
 Config = TypeVar("Config")
 
@@ -49,38 +46,94 @@ def parse(
     """Build the config from defaults, then `--config FILE`, then the command line, each over the one before.
 
     `--some-key` and `--some_key` are the same. Several values follow an option (`--data.weights 2 1`), or stand in a
-    recipe as a list or as "2 1". Abbreviations are refused, `--local_rank` of the launchers is dropped
-    (the environment says the same), and a misspelt option or recipe key is an error that names the nearest one.
+    recipe as a list or as "2 1"; a switch may stand alone. Abbreviations are refused, `--local_rank` of the launchers
+    is dropped (the environment says the same), and a misspelt option or recipe key is an error that names the nearest.
+    `--help` shows the settings of `config_class.USUAL`, `--print_config` prints the config as a recipe.
 
     Args:
         config_class: dataclass of dataclasses; its docstrings become the help.
         argv: arguments without the program's name.
-        prog: name shown in the help.
-        description: first lines of the help.
+        prog: the command, as the help names it.
+        description: the command's docstring: a paragraph, and examples, of which the help shows the first ones.
         from_recipe: recipe key of another section by the option that it sets here, for a command that takes the
             recipes of others; sections that `config_class` lacks are then ignored.
 
     Raises:
-        SystemExit: 0 after `--help`, 2 for anything wrong.
+        SystemExit: 0 after `--help` and `--print_config`, 2 for anything wrong.
     """
     tolerate_any_text()
-    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", help="recipe: a YAML file, or the name of one in launch/recipes")
+    _show_help(help_page(config_class, prog=prog, doc=description), argv)
+    import jsonargparse
+
+    options = Options(list(settings_of(config_class)))
+    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False)
+    parser.add_argument("--config")
     parser.add_class_arguments(config_class)
-    known = _known_keys(parser)
-    lists = _list_options(parser)
-    config_file, rest = _take_config(_normalised(argv, known=known, lists=lists))
     try:
-        recipe = _read_recipe(config_file, known, from_recipe) if config_file else {}
+        config_file, rest = take_config(options.normalised(argv))
+        is_printed = PRINT in rest
+        rest = [argument for argument in rest if argument != PRINT]
+        recipe = read_recipe(config_file, options, from_recipe) if config_file else {}
+        required = [action for action in parser._actions if action.required]
+        for action in required if is_printed else ():
+            action.required = False  # its line is commented out
         # The recipe goes first as options of its own, so that both are checked against the types alike.
-        namespace = parser.parse_args([*_as_options(recipe, known, lists), *rest])
+        namespace = parser.parse_args([*options.of_recipe(recipe), *rest])
         del namespace["config"]
-        check_values(config_class, namespace.as_dict())  # under the options' names, which a section does not know
+        values = namespace.as_dict()
+        check_values(config_class, values)  # under the options' names, which a section does not know
+        if is_printed:
+            if all(values[action.dest] is not None for action in required):
+                config_class(**parser.instantiate(namespace).as_dict())
+            start = f"{prog} --config FILE starts from these settings; null: not given."
+            print(recipe_text(config_class, values, head=start), end="")
+            raise SystemExit(EXIT_DONE)
         config = config_class(**parser.instantiate(namespace).as_dict())
         trust_hooks(config)
         return config
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         fail(_readable(error))
+
+
+def help_page(config_class: Any, *, prog: str, doc: str) -> HelpPage:
+    """Return the help of a command.
+
+    Args:
+        config_class: dataclass of dataclasses, with the names of its usual settings in `USUAL`.
+        prog: the command, as it is shown.
+        doc: its docstring.
+    """
+    paragraph = " ".join(doc.strip().partition("\n\n")[0].split())
+    usual = tuple(f"--{name}" for name in getattr(config_class, "USUAL", ()))
+    return HelpPage(
+        prog,
+        paragraph,
+        options_of(config_class),
+        usual=("--config", *usual) if usual else (),
+        examples=examples_of(doc)[:2],
+        groups=[("general", ""), *((name, text) for name, text in sections_of(config_class).items())],
+    )
+
+
+def examples_of(doc: str) -> list[str]:
+    """Return the command lines of a docstring, without their comments; one may go on on the next line."""
+    lines = re.findall(r"^ *((?:mae3d|python) (?:.*\\\n)*.*)", doc, flags=re.MULTILINE)
+    return [re.sub(r"\s+# .*", "", line) for line in lines]
+
+
+def _show_help(page: HelpPage, argv: Sequence[str]) -> None:
+    """Print the help that a command line requests, if it does, and end the process."""
+    for at, argument in enumerate(argv):
+        name, _, topic = argument.partition("=")
+        if name in ("-h", "--help"):
+            topic = topic or next((word for word in argv[at + 1 : at + 2] if not word.startswith("-")), "")
+            try:
+                text = page.full("" if topic == ALL else topic) if topic else page.short()
+            except ValueError as error:
+                fail(str(error))
+            with lasting_output():  # `| head` ends no command with an error
+                print(text, flush=True)
+            raise SystemExit(EXIT_DONE)
 
 
 def defaults_of(config: Any) -> dict[str, Any]:
@@ -93,15 +146,6 @@ def defaults_of(config: Any) -> dict[str, Any]:
         elif field.default is not dataclasses.MISSING:
             defaults[field.name] = field.default
     return defaults
-
-
-def setting_names(config_class: Any, prefix: str = "") -> set[str]:
-    """Return the dotted names of the settings of a dataclass of dataclasses, as its options have them."""
-    names = set()
-    for name, kind in get_type_hints(config_class).items():
-        is_section = dataclasses.is_dataclass(kind)
-        names |= setting_names(kind, f"{prefix}{name}.") if is_section else {f"{prefix}{name}"}
-    return names
 
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
@@ -175,149 +219,6 @@ def set_threads() -> None:
     # OpenMP's threads spin while they wait, by default: on a CPU that anything else uses, steps then take five times as
     # long (measured with one busy neighbour on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
-    return {
-        option.removeprefix("--")
-        for action in parser._actions
-        for option in action.option_strings
-        if option.startswith("--")
-    }
-
-
-@dataclass(frozen=True)
-class _ListOption:
-    """An option that takes a list: whether of text, and whether one value may stand alone."""
-
-    of_text: bool
-    or_one: bool
-
-    def joined(self, values: Sequence[str]) -> str:
-        """Join the values as jsonargparse reads a list: "2 1", 2 1 or [2, 1] ─► [2, 1]."""
-        is_list = self.of_text and len(values) == 1 and re.fullmatch(r"(?s)\[.*\]", values[0])
-        if is_list or list(values) == ["null"]:
-            return values[0]
-        if not self.of_text:
-            values = re.findall(r"[^][,\s]+", " ".join(values))
-        if len(values) == 1 and self.or_one:
-            return values[0]
-        return json.dumps(list(values)) if self.of_text else f"[{', '.join(values)}]"
-
-
-def _list_options(parser: jsonargparse.ArgumentParser) -> dict[str, _ListOption]:
-    """Return the options that take lists, by name; their help shows it from here on."""
-    options = {}
-    for action in parser._actions:
-        hint = getattr(action, "_typehint", None)
-        alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        lists = [kind for kind in alternatives if get_origin(kind) in (list, tuple)]
-        if lists:
-            action.metavar = "VALUE ..."
-            single = [kind for kind in alternatives if kind not in lists and kind is not NoneType]
-            options[action.dest] = _ListOption(get_args(lists[0])[0] is str, bool(single))
-    return options
-
-
-def _normalised(argv: Sequence[str], *, known: set[str], lists: Mapping[str, _ListOption]) -> list[str]:
-    """Drop --local_rank, turn dashes in option names into underscores, join lists, refuse unknown options."""
-    arguments: list[str] = []
-    left = list(argv)
-    while left:
-        argument = left.pop(0)
-        if not argument.startswith("--") or argument == "--":
-            arguments.append(argument)
-            continue
-        name, equals, value = argument.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if name == "local_rank":
-            del left[: 0 if equals else 1]
-            continue
-        if name not in known:
-            fail(f"unknown option --{name}{_nearest(name, known, '--')}")
-        if name in lists:
-            values = [value] if equals else list(takewhile(lambda following: not following.startswith("--"), left))
-            del left[: 0 if equals else len(values)]
-            if strange := [value for value in values if value != value.encode(errors="ignore").decode()]:
-                fail(f"--{name} {strange[0]!r}: this name is not UTF-8; rename it")
-            arguments.append(f"--{name}={lists[name].joined(values)}")
-        else:
-            arguments.append(f"--{name}{equals}{value}")
-    return arguments
-
-
-def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    config, rest, i = None, [], 0
-    while i < len(arguments):
-        name, equals, value = arguments[i].partition("=")
-        if name != "--config":
-            rest.append(arguments[i])
-        elif equals:
-            config = value
-        elif i + 1 < len(arguments):
-            i += 1
-            config = arguments[i]
-        else:
-            fail("--config needs a file")
-        i += 1
-    return config, rest
-
-
-def _read_recipe(name: str, known: set[str], from_recipe: Mapping[str, str]) -> dict[str, Any]:
-    path = Path(name)
-    if not path.exists() and (RECIPES / f"{name}.yaml").exists():
-        path = RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-        hint = looked_for(name) if path.parent != Path() else ""
-        fail(f"--config {name}: no such file{hint}, nor a recipe: {', '.join(recipes)}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        fail(f"{path}: not YAML: {error}")
-    if tree is None:
-        return {}
-    if not isinstance(values, dict):
-        fail(f"{path}: a recipe is a mapping of sections, like `model:`")
-    for key, line in _keys_with_lines(tree, known):
-        if key not in known and (not from_recipe or key.partition(".")[0] in known):
-            fail(f"{path}, line {line}: unknown key {key}{_nearest(key, known, '')}")
-    settings = dotted(values) if from_recipe else {}
-    renamed = {option: settings[key] for option, key in from_recipe.items() if key in settings}
-    return {name: value for name, value in values.items() if name in known} | renamed
-
-
-def _keys_with_lines(node: yaml.Node, known: set[str], prefix: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            yield name, key.start_mark.line + 1
-            if not _is_mapping(name, known):
-                yield from _keys_with_lines(value, known, f"{name}.")
-
-
-def _is_mapping(name: str, known: set[str]) -> bool:
-    """Return whether a name is an option whose value is a mapping, not a section of options."""
-    return name in known and not any(other.startswith(f"{name}.") for other in known)
-
-
-def _as_options(
-    values: dict[str, Any], known: set[str], lists: Mapping[str, _ListOption], prefix: str = ""
-) -> Iterator[str]:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and not _is_mapping(name, known):
-            yield from _as_options(value, known, lists, f"{name}.")
-            continue
-        text = value if isinstance(value, str) else json.dumps(value)
-        yield f"--{name}={lists[name].joined([text]) if name in lists else text}"
-
-
-def _nearest(name: str, known: set[str], dashes: str) -> str:
-    close = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return f"; did you mean {dashes}{close[0]}?" if close else "; --help lists them all"
 
 
 def _readable(error: Exception) -> str:

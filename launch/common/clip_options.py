@@ -23,7 +23,7 @@ class ClipsConfig:
     """The clips to look at, at fixed positions and crops; the samples are chosen here, not by the run.
 
     Attributes:
-        shards: Folders made by `python -m preprocess build`, or URLs of such.
+        shards: Folders made by `mae3d preprocess build`, or URLs of such.
         labels: A CSV or Parquet file with columns name (or key) and label that replaces the datasets' own labels.
         select: Which samples take part.
         exclude_bad_shards: Leave out the samples of shards that are missing or not whole, instead of refusing to start.

@@ -38,6 +38,10 @@ class EvaluateConfig:
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
+    USUAL = (
+        *("run", "data.shards", "data.select.split", "out", "task", "num_clips", "num_crops", "mask", "batch"),
+        *("precision", "device"),
+    )
     run: str = field(metadata=FILLED)
     data: ClipsConfig
     out: str = field(metadata=FILLED)
@@ -91,6 +95,10 @@ class TimelineConfig(EncoderChoice):
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
     """
 
+    USUAL = (
+        *("run", "encoder", "videos", "out", "every", "mask", "events", "smooth", "smoothing", "change_penalty"),
+        *("device",),
+    )
     videos: tuple[str, ...]
     out: str = field(metadata=FILLED)
     every: float = bounded(1.0, least=1e-3)

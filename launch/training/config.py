@@ -26,8 +26,8 @@ class EvalConfig(ClipsConfig):
     """Held-out clips to look at while pretraining, at fixed places under fixed masks; may change from start to start.
 
     Attributes:
-        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
-            are then the training's too, unless others are given.
+        shards: folders or URLs of held-out clips; none = the training shards, of which `select` must then take others;
+            labels and cache are then the training's too, unless others are given.
         every: steps between evaluations, each of which writes a checkpoint; the one with the lowest held-out loss is
             kept, and is what RUN stands for from then on. The last step always has one. 0 = never.
         samples: most samples that take part, always the same ones.
@@ -68,8 +68,13 @@ class PretrainConfig:
         log: what is written
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
         extend: go on with a run under another train.steps or train.epochs.
+        dry_run: check all that a start checks, say what it would do, and stop; nothing is written.
     """
 
+    USUAL = (
+        *("data.shards", "run.dir", "model.preset", "init", "train.epochs", "train.global_batch"),
+        *("train.accumulation", "optim.blr", "eval.shards", "eval.every", "device", "dry_run"),
+    )
     model: MAEConfig
     init: str = ""
     init_weights: str = ""
@@ -83,6 +88,7 @@ class PretrainConfig:
     log: LogConfig = free(default_factory=LogConfig)
     device: str = free("auto", local=True)
     extend: bool = free(False)
+    dry_run: bool = free(False)
 
     def __post_init__(self) -> None:
         _check_init(self.init, self.init_weights, self.init_inflate)
@@ -191,8 +197,8 @@ class ValConfig(ClipsConfig):
     """The clips to validate on, at fixed places and crops; sampled as the training clips where nothing else is said.
 
     Attributes:
-        shards: folders or URLs; none = the training shards, of which `select` must then take others; labels and cache
-            are then the training's too, unless others are given.
+        shards: folders or URLs of the validation clips; none = the training shards, of which `select` must then take
+            others; labels and cache are then the training's too, unless others are given.
         every: epochs between validations, each of which writes a checkpoint; the best one is kept. 0 validates after
             the last step only, null never.
         num_clips: clips of each sample.
@@ -237,8 +243,13 @@ class FinetuneConfig:
         seeds: runs for each K, of the seeds train.seed, train.seed + 1, ...: other samples, other order, another head.
         device: `auto` is a GPU where there is one, else the CPU; `cuda` and `cpu` insist.
         extend: go on with a run under another train.steps or train.epochs.
+        dry_run: check all that a start checks, say what it would do, and stop; nothing is written.
     """
 
+    USUAL = (
+        *("init", "data.shards", "val.shards", "run.dir", "data.labels", "train.epochs", "train.global_batch"),
+        *("optim.blr", "optim.layer_decay", "few_shot", "device", "dry_run"),
+    )
     init: str = hooked("encoders", "", known=(TIMM,), loose=True)
     init_weights: str = ""
     init_inflate: InitInflate = "none"
@@ -254,6 +265,7 @@ class FinetuneConfig:
     seeds: int = bounded(3, least=1, most=1 << 16)
     device: str = free("auto", local=True)
     extend: bool = free(False)
+    dry_run: bool = free(False)
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -40,7 +40,7 @@ def few_shot(
         train: one finetuning; False after an agreed stop.
 
     Returns:
-        False after an agreed stop.
+        False after an agreed stop. A dry run ends with the first run.
 
     Raises:
         ValueError: validation is off, or `train` refuses to start.
@@ -58,6 +58,8 @@ def few_shot(
                     print(f"warning: {short}", flush=True)
             if not train(run_config, corpus, world):
                 return False
+            if config.dry_run:  # the others differ in K and seed
+                return True
             runs.append({"shots": shots, "seed": seed, **per_class} | _scores(Path(run_config.run.dir)))
     if world.is_first:
         table = columns_of([_statistics([run for run in runs if run["shots"] == shots]) for shots in config.few_shot])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def claim(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "TrainSchedule", world: "World") -> str:
     """Write config.yaml on rank 0, once all has been accepted that can be refused; all ranks raise what is refused.
 
+    A dry run writes nothing.
+
     Returns:
         What going on changes in the schedule; "" if nothing.
 
@@ -38,7 +40,8 @@ def claim(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "Train
         settings = dataclasses.asdict(config)
         run.check(settings, extend=config.extend, defaults=defaults_of(config))
         note = "; ".join(filter(None, (changed_hooks(run, config), change_of_schedule(run, config, loader, schedule))))
-        run.claim(settings, extend=config.extend)
+        if not config.dry_run:
+            run.claim(settings, extend=config.extend)
         return note
 
     return world.on_first(check_and_write)

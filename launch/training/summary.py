@@ -1,6 +1,8 @@
 """A run that is about to start, or that has ended ─► what the console says of it, one line per subject."""
 
+import errno
 import itertools
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -84,6 +86,31 @@ def _decoding(data: "DataConfig", corpus: "Corpus") -> str:
         return f"JPEG decoding: {data.decode}"
     on_gpu = corpus.layouts == {"video"} and data.decode == "mixed"
     return "decoding: mixed, by DALI" if on_gpu else "decoding: cpu, by PyAV"
+
+
+def foreseen(run: "Run", config: TrainingConfig, schedule: "TrainSchedule") -> dict[str, str]:
+    """Return the lines of a dry run: where a start writes, and where it begins.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from mae3d.checkpoints import format as checkpoint
+    from mae3d.io.lock_store import LOCK_NAME, FolderLockStore
+
+    there = next(path for path in (run.folder.absolute(), *run.folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise OSError(errno.EACCES, "cannot be written", str(there))
+    held = FolderLockStore(run.folder).read(LOCK_NAME)
+    in_use = f"; in use by {held.owner_text()}: a start waits, or is refused" if held and held.alive else ""
+    newest = next((folder for folder in reversed(checkpoint.up_to_latest(run.folder)) if folder.is_dir()), None)
+    begins = f"resumes from step {checkpoint.step_of(newest.name):,}" if newest else "begins at step 0"
+    remote = f"; a newer checkpoint in {config.run.remote} would be fetched first" if config.run.remote else ""
+    every = config.run.checkpoint_every
+    return {
+        "writes": f"{run.folder.absolute()}: {begins} of {schedule.total_steps:,}, a checkpoint every {every:,}"
+        f"{remote}{in_use}",
+        "dry run": "nothing was written",
+    }
 
 
 def report_finished(run: "Run", world: "World") -> None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from launch.common.cli import EXIT_DONE, EXIT_STOPPED, fail, joined, set_threads
 from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts
-from launch.common.sole_writer import sole_writer
+from launch.common.sole_writer import Ownership, sole_writer
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from launch.training.lengths import Length, beyond_the_run
 from launch.training.resumption import claim
 from launch.training.schedule import describe_rate, make_schedule
-from launch.training.summary import report_end, report_finished, start_summary
+from launch.training.summary import foreseen, report_end, report_finished, start_summary
 from mae3d.io.console import lasting_output
 from mae3d.io.resume import dotted, resume_rules
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mae3d.model.mae import MAE
     from mae3d.tracking.run_dir import Run
     from mae3d.training.engine import Engine
-    from mae3d.training.loop import Ownership, Validation
+    from mae3d.training.loop import Validation
     from pipelines.loader import Loader
     from pipelines.samples.corpus import Corpus
 
@@ -144,6 +144,9 @@ def run_task(
     6. seed, then model: the seed comes right before the weights, so that they are the same however step 3 went;
     7. summary, engine, `TrainingLoop`, which resumes from the newest checkpoint.
 
+    A dry run takes the same steps, without those that write: the lock, the restoration, and the second half of step 4.
+    It ends with the summary.
+
     Args:
         make_task: config, corpus, run, world ─► the task; opens the initial weights unless a checkpoint replaces them.
         config: the settings.
@@ -151,7 +154,7 @@ def run_task(
         world: all ranks.
 
     Returns:
-        True at the last step, now or before; False after an agreed stop.
+        True at the last step, now or before, and after a dry run; False after an agreed stop.
 
     Raises:
         ValueError: a setting, the weights, the data or the run's folder is wrong; the message gives the remedy.
@@ -159,6 +162,8 @@ def run_task(
         DataError: too much of the data is damaged.
         OSError: a checkpoint or the log cannot be written.
     """
+    if config.dry_run:
+        return _train_alone(make_task, config, corpus, world, Ownership())
     with sole_writer(Path(config.run.dir), world, job="training", remote=config.run.remote) as ownership:
         return _train_alone(make_task, config, corpus, world, ownership)
 
@@ -168,7 +173,7 @@ def _train_alone(
     config: Config,
     corpus: "Corpus",
     world: "World",
-    ownership: "Ownership",
+    ownership: Ownership,
 ) -> bool:
     """Take the steps of `run_task` from the second on."""
     import torch
@@ -179,7 +184,8 @@ def _train_alone(
     from mae3d.training.metrics import step_flops
     from mae3d.training.observers import Observers
 
-    restore_from_remote(config, world)
+    if not config.dry_run:
+        restore_from_remote(config, world)
     run = Run(config.run.dir, resume_rules(config))
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, decode=agreed_decode(config, corpus, run, world))
@@ -193,7 +199,7 @@ def _train_alone(
         world.check_same(evaluation.facts(), SAME_DATA)
         observers = Observers(world, seed=config.train.seed, metrics=config.log.metrics, callbacks=config.run.callbacks)
         change = claim(run, task.stored_config, loader, schedule, world)
-        if run.is_done:
+        if run.is_done and not (config.dry_run and config.extend):
             report_finished(run, world)
             return True
         torch.manual_seed(config.train.seed)
@@ -217,7 +223,11 @@ def _train_alone(
             if warnings := beyond_the_run(config, length):
                 lines["warning"] = f"\n{'':9}".join(warnings)
             lines |= {**task.notes, evaluation.option: str(evaluation)} | ({"change": change} if change else {})
+            if config.dry_run:
+                lines |= foreseen(run, config, schedule)
             print(*(f"{name + ':':9}{text}" for name, text in lines.items()), sep="\n", flush=True)
+        if config.dry_run:
+            return True
         engine = Engine(
             model,
             list(task.parameter_groups(model)),

@@ -21,6 +21,14 @@ T = TypeVar("T")
 _VIDEOS = "folders (walked), tars, video files, or lists: `path[,label]`, Kinetics' csv, Something-Something's json"
 
 
+# The options that people use, which `--help` shows first.
+USUAL = (
+    *("--videos", "--frames", "--images", "--out", "--fps", "--short-side", "--segment-seconds", "--layout"),
+    *("--labels", "--workers", "--dry-run", "--append"),
+)
+USUAL_OF_INDEX = ("--videos", "--out", "--fps", "--segment-seconds", "--labels", "--workers", "--dry-run", "--append")
+
+
 @dataclass(frozen=True)
 class Options:
     """The way to run a build; no option changes the bytes that are written."""
@@ -50,24 +58,24 @@ class Options:
 
 def add_build_options(build: argparse.ArgumentParser) -> None:
     """Add the options of `build` to its parser."""
-    group = build.add_argument_group("what to read")
+    group = build.add_argument_group("input: what to read")
     _add_media(group)
     _add_input(group)
-    group = build.add_argument_group("what to write")
+    group = build.add_argument_group("output: what to write")
     _add_output(group)
     _add_encoding(group)
-    _add_limits(build.add_argument_group("what is too much, or too bad"))
-    _add_running(build.add_argument_group("how to run"))
+    _add_limits(build.add_argument_group("limits: what is too much, or too bad"))
+    _add_running(build.add_argument_group("running: how to run"))
 
 
 def add_index_options(index: argparse.ArgumentParser) -> None:
     """Add the options of `index` to its parser: those of `build` that belong to videos, and to no encoding."""
-    group = index.add_argument_group("what to read")
+    group = index.add_argument_group("input: what to read")
     group.add_argument("--videos", nargs="+", required=True, metavar="PATH", help=_VIDEOS)
     _add_input(group)
-    _add_output(index.add_argument_group("what to write"))
-    _add_limits(index.add_argument_group("what is too much, or too bad"))
-    _add_running(index.add_argument_group("how to run"))
+    _add_output(index.add_argument_group("output: what to write"))
+    _add_limits(index.add_argument_group("limits: what is too much, or too bad"))
+    _add_running(index.add_argument_group("running: how to run"))
     index.set_defaults(layout="files", frames=None, images=None, stacks=None, source=None, ledger=None, fill_gaps=False)
 
 
@@ -255,10 +263,12 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="threads, each with a decoder (%(default)s: one per core)",
     )
     group.add_argument(
-        "--plan-only",
+        "--dry-run",
+        "--dry_run",
         action="store_true",
-        help="write the plan, and print frames, bytes and hours from a trial of some samples",
+        help="print frames, bytes and hours from a trial of some samples, and whether they fit; writes nothing to OUT",
     )
+    group.add_argument("--plan-only", action="store_true", help="likewise, and write the plan that a build begins with")
     group.add_argument("--ignore-space", action="store_true", help="begin although OUT's disk is too small by far")
     group.add_argument("--overwrite", action="store_true", help="replace the dataset at OUT, and no other file there")
     group.add_argument(

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.common.cli import RECIPES, parse
+from launch.common.cli import parse
+from launch.common.recipe_files import RECIPES, described
 from launch.finetune import finetune
 from launch.pretrain import pretrain
 from launch.training.config import FinetuneConfig, PretrainConfig
@@ -32,14 +33,17 @@ PRETRAINING = {
 }
 FINETUNING = {
     "finetune_few_shot": (32, 32, 1.2e-3 * 32 / 256),
+    "finetune_hmdb51_vit_base": (128, 256, 1e-3),
     "finetune_images": (256, 256, 1.2e-3),
     "finetune_k400_vit_base": (256, 512, 6e-4 * 512 / 32),  # PySlowFast: 6e-4 for 16 videos x 2
     "finetune_k400_vit_huge": (256, 256, 3e-4 * 256 / 16),
     "finetune_k400_vit_large": (256, 512, 2.4e-3 * 2),
     "finetune_motion": (32, 32, 3e-4),
+    "finetune_phases": (64, 64, 1e-3 * 64 / 256),
     "finetune_ssv2_vit_base": (256, 512, 4.8e-3 * 2),
     "finetune_ssv2_vit_huge": (256, 256, 4.8e-3),
     "finetune_ssv2_vit_large": (256, 512, 2.4e-3 * 2),
+    "finetune_ucf101_vit_base": (128, 256, 1e-3),
 }
 
 
@@ -70,7 +74,11 @@ def test_finetuning_recipes_have_the_batch_and_the_rate_of_their_source(name: st
 def test_a_recipe_tells_its_source_what_to_expect_and_a_command_that_names_it(name: str) -> None:
     text = (RECIPES / f"{name}.yaml").read_text()
     said = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-    assert "Own recipe" in said or "measured here" in said
+    recipe = described(name)
+    assert recipe.command == ("pretrain" if name in PRETRAINING else "finetune")
+    assert recipe.title
+    assert recipe.source
+    assert re.search(r"measured here|published figure", recipe.expect)
     if named := re.findall(r"--config (?:launch/recipes/)?(\w+)", said):
         assert set(named) == {name}
     else:  # made by make, or by a program
@@ -110,7 +118,7 @@ def test_settings_that_the_sources_list() -> None:
 
 
 def begun(world: World, shards: Path, folder: Path) -> list[bool]:
-    """Train a step by each of three recipes, with a small model: the second and third begin with the first's."""
+    """Train a step by each of five recipes, with a small model: all others begin with the first's."""
     common = ["--data.shards", str(shards), "--model.img_size", "32", "--device", "cpu", "--train.steps", "1"]
     common += ["--train.global_batch", "4", "--train.precision", "fp32", "--data.short", "loop"]
     sizes = [("embed_dim", 24), ("depth", 2), ("num_heads", 2), ("decoder_embed_dim", 24), ("decoder_num_heads", 2)]
@@ -118,7 +126,7 @@ def begun(world: World, shards: Path, folder: Path) -> list[bool]:
     small += ["--optim.warmup_epochs", "0", "--run.dir", str(folder / "run")]
     first = parse(PretrainConfig, ["--config", "mae3d_frames", *common, *small], prog="", description="")
     results = [pretrain(first, corpus_of(first.data), world)]
-    for name in ("finetune_few_shot", "finetune_images"):
+    for name in ("finetune_few_shot", "finetune_images", "finetune_hmdb51_vit_base", "finetune_phases"):
         more = ["--config", name, "--init", str(folder / "run"), "--val.every", "null", "--run.dir", str(folder / name)]
         config = parse(FinetuneConfig, [*more, *common], prog="", description="")
         results.append(finetune(config, corpus_of(config.data), world))
@@ -126,8 +134,8 @@ def begun(world: World, shards: Path, folder: Path) -> list[bool]:
 
 
 @pytest.mark.slow
-def test_recipes_of_the_two_ancestors_start(shards: Path, tmp_path: Path) -> None:
-    assert run_ranks(begun, shards, tmp_path, world=1) == [[True, True, True]]
+def test_recipes_of_the_ancestors_and_of_small_datasets_start(shards: Path, tmp_path: Path) -> None:
+    assert run_ranks(begun, shards, tmp_path, world=1) == [[True] * 5]
 
 
 def test_the_fast_recipe_differs_as_it_says() -> None:

@@ -89,6 +89,7 @@ PROOF = {
         "mae3d.io.lock_store.UrlLockStore.heartbeat",
     ),
     "a folder made for this process; a dead one's name has its host, namespace and process id": (
+        "preprocess.__main__._foreseen",
         "launch.export._made_aside",
         "launch.push.preview",
         "launch.push.push",

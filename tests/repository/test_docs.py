@@ -100,8 +100,9 @@ def options() -> set[str]:
     with redirect_stdout(io.StringIO()) as shown:
         for module, arguments in mains:
             with pytest.raises(SystemExit):
-                import_module(module).main([*arguments, "--help"])
-    return set(re.findall(r"--[\w.-]+", shown.getvalue()))
+                import_module(module).main([*arguments, "--help", "all"])
+        import_module("launch.__main__").main(["--help"])
+    return {"--help", *re.findall(r"--[\w.-]+", shown.getvalue())}
 
 
 def test_every_option_of_the_pages_exists(options: set[str]) -> None:

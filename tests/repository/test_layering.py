@@ -52,9 +52,10 @@ ROOMS = {
         ("inference", "training", "report"),
         (
             *("pretrain", "finetune", "evaluate", "probe", "embed", "compare", "timeline", "search", "propagate"),
-            *("visualize", "export", "doctor", "preview", "runs"),
+            *("visualize", "export", "doctor", "preview", "runs", "schema", "start", "recipe_list"),
         ),
         ("push",),
+        ("completion", "__main__"),
     ],
 }
 

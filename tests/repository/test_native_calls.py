@@ -46,6 +46,8 @@ _SWSCALE = (
 )
 
 SAFE = {
+    "launch.common.entry.adopt_orphans ctypes.CDLL": "the C library that Python is linked to; functions take any types",
+    "launch.common.entry.adopt_orphans ctypes.CDLL(None).prctl": "takes five integers, and keeps none",
     "launch.common.folder_needs._fallocate ctypes.CDLL": "the C library that Python is linked to; types are set",
     "launch.common.folder_needs._fallocate ctypes.get_errno": "reads this thread's copy",
     "launch.common.folder_needs._map mmap": "a file of six bytes that it has just written, read only",

@@ -192,8 +192,18 @@ def test_help_is_quick_and_works_from_anywhere(path: Path, tmp_path: Path) -> No
 def test_help_imports_nothing_heavy(path: Path, tmp_path: Path) -> None:
     child, _ = run_help("-X", "importtime", str(path), cwd=tmp_path)
     modules = {line.rpartition("|")[2].strip() for line in child.stderr.splitlines()}
-    assert "argparse" in modules
+    assert "mae3d.io.help_page" in modules
     assert not {"deepspeed", "nvidia.dali", "torch"} & modules
+
+
+def test_the_command_is_quick_in_every_way_to_start_it(checkout: Path, wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    (scripts,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert wheel.read(scripts).decode().split() == ["[console_scripts]", "mae3d", "=", "launch.__main__:main"]
+    for start in (["-m", "launch"], [str(ROOT / "launch" / "__main__.py")], ["-m", "launch", "checkpoint"]):
+        child, seconds = run_help(*start, cwd=ROOT if "-m" in start else tmp_path)
+        assert child.returncode == 0, child.stderr
+        assert child.stdout.startswith("usage: mae3d ")
+        assert seconds < HELP_SECONDS or any(run_help(*start, cwd=ROOT)[1] < HELP_SECONDS for _ in range(4))
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)

@@ -82,7 +82,7 @@ def test_every_thread_says_what_it_shares_and_why_that_is_safe() -> None:
 def test_handlers_of_signals_are_in_few_hands() -> None:
     """A handler runs between two instructions of the main thread: it sets flags, and takes no lock."""
     assert functions_with(lambda call: name_of(call) == "signal") == {
-        "docker.entry._give_terminal",
+        "launch.common.entry._give_terminal",
         "mae3d.training.stop_request.StopRequest.__enter__",
         "mae3d.training.stop_request.StopRequest.__exit__",
         "preprocess.encode.decoder_main.main",

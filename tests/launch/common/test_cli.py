@@ -1,14 +1,15 @@
 """Recipes and options: what is misspelt is named with its nearest neighbour, and nothing is guessed."""
 
-import os
-import subprocess
-import sys
+import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launch.common.cli import RECIPES, defaults_of, fail, parse, reporting
+from launch.common.cli import defaults_of, fail, parse, reporting
+from launch.common.recipe_files import RECIPES
+from launch.inference.settings import EvaluateConfig
 from launch.training.config import FinetuneConfig, PretrainConfig
 
 
@@ -89,17 +90,72 @@ def test_keys_are_text_however_they_look() -> None:
     assert keys() == ()
 
 
-def test_the_help_tells_what_every_setting_is() -> None:
-    script = Path(__file__).resolve().parents[3] / "launch" / "pretrain.py"
-    before = os.times()
-    told = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
-    after = os.times()
-    # CPU time: the machine may be busy. 0.25 s here; importing torch or DALI takes seconds.
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 1
-    text = " ".join(told.split())
-    assert "--data.weights VALUE ... share of each folder in an epoch" in text
-    assert "--data.select.per_class PER_CLASS at most this many of each label" in text
-    assert "shards that are mixed at a time in the order `shards`" in text
+def printed(capsys: pytest.CaptureFixture[str], kind: Any, *argv: str) -> str:
+    """Return what a command prints that ends without an error before it begins."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(kind, argv, prog="mae3d x", description="Says what.\n\n    mae3d x --run.dir r\n")
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_shows_what_people_use_and_the_whole_help_every_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    short = printed(capsys, PretrainConfig, "--data.shards", "x", "--help")
+    assert "\n  --data.shards VALUE ...  folders made by" in short
+    assert "\nexamples:\n  mae3d x --run.dir r\n" in short
+    assert "--data.select.per_class" not in short
+    assert all(len(line) <= 90 for line in short.splitlines())
+    assert short.count("\n") < 30
+    full = " ".join(printed(capsys, PretrainConfig, "-h", "all").split())
+    assert "--data.weights VALUE ... share of each folder in an epoch" in full
+    assert "--data.select.per_class N at most this many of each label" in full
+    assert "shards that are mixed at a time in the order `shards`" in full
+    assert "(0.0016)" in full
+    group = printed(capsys, PretrainConfig, "--help=optim")
+    assert "--optim.eps" in group
+    assert "--data." not in group
+
+
+def test_a_group_of_the_help_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--help dta: no such group; there are general, model, data" in refused(capsys, "--help", "dta")
+
+
+@pytest.mark.parametrize(
+    ("kind", "argv"),
+    [
+        (PretrainConfig, ["--config", "k400_vit_huge", "--model.img_size", "112", "--data.weights", "2", "0.3"]),
+        (PretrainConfig, ["--train.deepspeed", '{"comms_logger": {"enabled": true}}', "--model.mean", "0.1 0.2 0.3"]),
+        (FinetuneConfig, ["--config", "finetune_phases", "--few_shot", "1", "5", "--data.shards", "2021", "b c"]),
+        (EvaluateConfig, ["--run", "null", "--out", "1e3", "--mask", "tube", "--data.select.split", "été: #1"]),
+    ],
+)
+def test_a_printed_recipe_starts_the_same(
+    kind: Any, argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "printed.yaml"
+    recipe.write_text(printed(capsys, kind, *argv, "--print_config"), encoding="utf-8")
+    parsed = [parse(kind, given, prog="x", description="") for given in (argv, ["--config", str(recipe)])]
+    assert parsed[0] == parsed[1]
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    for at, line in enumerate(lines):  # a comment on each
+        if re.match(r" *\w", line):
+            assert re.match(r" *# \S", lines[at - 1]), line
+
+
+def test_a_printed_recipe_leaves_what_must_be_given_as_a_comment(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, EvaluateConfig, "--print_config")
+    assert "\n# out:\n" in text
+    with pytest.raises(SystemExit) as stopped:
+        parse(EvaluateConfig, ["--print_config", "--batch", "0"], prog="x", description="")
+    assert stopped.value.code == 2  # no recipe of what cannot start
+
+
+def test_a_switch_may_stand_alone() -> None:
+    assert config("--extend", "--train.epochs", "3").extend
+    assert config("--train.epochs", "3", "--model.trunc_init").model.trunc_init
+    assert not config("--init_decoder", "false").init_decoder
 
 
 def test_the_launchers_local_rank_is_dropped_in_every_spelling() -> None:
@@ -134,7 +190,7 @@ def test_the_fast_recipe_differs_in_its_windows_only() -> None:
     [
         (["--data.shrads", "x"], "unknown option --data.shrads; did you mean --data.shards?"),
         (["--model.dep", "3"], "did you mean --model.depth?"),
-        (["--zzz"], "unknown option --zzz; --help lists them all"),
+        (["--zzz"], "unknown option --zzz; --help all lists them all"),
         (["--model.img_size", "big"], '"model.img_size": Expected int or tuple[int, int]. Got value: big'),
         (["--model.img_size", "100"], "img_size=100 must be a multiple of patch_size=16"),
         (["--train.precision", "fp8"], "train.precision"),

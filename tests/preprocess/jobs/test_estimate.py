@@ -59,6 +59,26 @@ def test_plan_only_writes_the_plan_and_tells_what_the_build_then_does(
     assert "nothing is left to build" in capsys.readouterr().out
 
 
+def test_a_dry_run_says_the_same_and_writes_nothing(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(command("videos", videos, out, "--dry_run")) == 0
+    said = capsys.readouterr().out
+    assert "to build: 6 samples, about 270 frames" in said
+    assert "free on the disk of the output" in said
+    assert not out.exists()
+    assert main(command("videos", videos, out)) == 0
+    before = {path: path.stat().st_mtime_ns for path in (out, *out.iterdir())}
+    assert main(command("videos", videos, out, "--dry-run")) == 0
+    assert f"{out} has this plan already, with all shards" in capsys.readouterr().out
+    assert main(command("videos", videos, out, "--dry-run", "--fps", "3")) == 2
+    assert f"{out}: was begun with other settings (fps" in capsys.readouterr().err
+    assert main(command("videos", videos, out, "--dry-run", "--append")) == 2
+    assert main(command("videos", videos, tmp_path, "--dry-run")) == 2  # holds other things
+    assert {path: path.stat().st_mtime_ns for path in (out, *out.iterdir())} == before
+
+
 def test_both_layouts_are_foreseen(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     foreseen = {}
     for layout, other in (("jpeg", "video"), ("video", "jpeg")):
