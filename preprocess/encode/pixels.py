@@ -20,9 +20,9 @@ from PIL import Image
 
 from mae3d.io.png import png_header, png_pixels
 from mae3d.video.errors import MediaError
+from mae3d.video.levels import Window, windowed
 from mae3d.video.stacks import TIFF_MARKS
 from mae3d.video.tiff import open_tiff
-from mae3d.video.values import Window, windowed
 
 _PNM = (b"P2", b"P3", b"P5", b"P6")  # grey and RGB, as text and in bytes
 _NUMBER = re.compile(rb"\s+(?:#[^\n]*\n\s*)*(\d+)")
