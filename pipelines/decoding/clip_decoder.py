@@ -1,7 +1,7 @@
 """A clip's bytes ─► its frames, on the CPU and without DALI: JPEGs by Pillow, groups and packets of video by PyAV.
 
     decoder = ClipDecoder(corpus)
-    decoder.decode(fetched)             # (T, H, W, C) uint8; BadFrameError where a frame does not decode
+    decoder.decode(fetched)             # (T, H, W, C) uint8 or uint16; BadFrameError where a frame does not decode
     decoder.decode_all([one, other])    # of clips of one row: what they share is decoded once
 
 Pillow is slower than DALI on the CPU, and gives the same pixels (both are libjpeg-turbo's). A decoder may be used by
@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 
 from mae3d.io.console import one_line
+from mae3d.io.png import PngError, decode_png
 from mae3d.video.groups import GroupDecoder, GroupError
 from mae3d.video.in_place import InPlaceDecoder
 from mae3d.video.packets import PacketError, PacketTable
+from pipelines.decoding.channels import with_channels
 from pipelines.reading.source import FetchedClip
 from pipelines.samples.corpus import Corpus
 from preprocess.dataset.layout import Layout
@@ -35,14 +37,14 @@ class BadFrameError(Exception):
 
 
 class ClipDecoder:
-    """Decodes what `ClipSource` has fetched, to colour, or with one channel to luma."""
+    """Decodes what `ClipSource` has fetched, to as many channels as `check_channels` allows; None = as stored."""
 
-    def __init__(self, corpus: Corpus, channels: int = 3):
+    def __init__(self, corpus: Corpus, channels: int | None = None):
         self._corpus, self._channels = corpus, channels
         self._decoders = _Decoders()
 
     def decode(self, fetched: FetchedClip) -> torch.Tensor:
-        """Return the clip, (T, H, W, C) uint8.
+        """Return the clip, (T, H, W, C) uint8; uint16 if its dataset has 16 bits.
 
         Raises:
             BadFrameError: a frame does not decode, or has another size than the index says.
@@ -50,13 +52,16 @@ class ClipDecoder:
         return self.decode_all([fetched])[0]
 
     def decode_all(self, fetched: Sequence[FetchedClip]) -> list[torch.Tensor]:
-        """Return clips of one row, each (T, H, W, C) uint8; errors as `decode`."""
+        """Return clips of one row, each (T, H, W, C); types and errors as `decode`."""
         row = fetched[0].clip.row
         layout, size = self._corpus.layout(row), (int(self._corpus.height[row]), int(self._corpus.width[row]))
+        channels = self._channels or layout.channels
         if layout.name == "jpeg":
-            return [torch.from_numpy(np.stack(jpeg_frames(one, size, self._channels))) for one in fetched]
+            return [torch.from_numpy(np.stack(jpeg_frames(one, size, channels))) for one in fetched]
+        if layout.name == "png":
+            return [torch.from_numpy(with_channels(clip, channels)) for clip in png_clips(fetched, layout, size)]
         numbers = np.unique(np.concatenate([one.clip.frames for one in fetched]))
-        pixels = np.empty((len(numbers), *size, self._channels), np.uint8)
+        pixels = np.empty((len(numbers), *size, channels), np.uint8)
         if layout.is_in_place:
             self._decode_in_place(row, fetched, numbers, pixels)
         else:
@@ -132,3 +137,22 @@ def jpeg_frames(fetched: FetchedClip, size: tuple[int, int], channels: int = 3) 
             raise BadFrameError(number, f"it is {height} x {width} pixels, the index says {size[0]} x {size[1]}")
         pictures.append(picture)
     return pictures
+
+
+def png_clips(fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, int]) -> list[np.ndarray]:
+    """Return clips of one row of layout png, (T, H, W, C) each, each frame decoded once; errors as `decode`."""
+    frames: dict[int, np.ndarray] = {}
+    for one in fetched:
+        for number, png in zip(one.clip.frames.tolist(), one.parts, strict=True):
+            if number in frames:
+                continue
+            try:
+                pixels = decode_png(png.tobytes(), channels=layout.channels)
+            except PngError as error:
+                raise BadFrameError(number, f"it does not decode ({error})") from error
+            if (*pixels.shape[:2], 8 * pixels.dtype.itemsize) != (*size, layout.bits):
+                height, width, bits = *pixels.shape[:2], 8 * pixels.dtype.itemsize
+                there = f"{height} x {width} pixels of {bits} bits"
+                raise BadFrameError(number, f"it is {there}, the index says {size[0]} x {size[1]} of {layout.bits}")
+            frames[number] = pixels
+    return [np.stack([frames[number] for number in one.clip.frames.tolist()]) for one in fetched]

@@ -55,13 +55,15 @@ class Cropper:
         """Return memory for a batch.
 
         It is used again, because fresh pages would cost half as much again as the crops at four views."""
+        dtype = np.dtype(np.uint16 if kind == torch.uint16 else np.uint8)
         for i in range(len(self._arrays)):
             # torch holds the array as long as any tensor lives that shares its memory: two references, the list's and
             # getrefcount's own argument, mean that there is none.
-            if self._arrays[i].shape == shape and sys.getrefcount(self._arrays[i]) == 2:
+            same = self._arrays[i].shape == shape and self._arrays[i].dtype == dtype
+            if same and sys.getrefcount(self._arrays[i]) == 2:
                 return torch.from_numpy(self._arrays[i])
-        self._arrays = [array for array in self._arrays if array.shape == shape]
-        self._arrays.append(np.empty(shape, dtype=np.uint16 if kind == torch.uint16 else np.uint8))
+        self._arrays = [array for array in self._arrays if array.shape == shape and array.dtype == dtype]
+        self._arrays.append(np.empty(shape, dtype=dtype))
         return torch.from_numpy(self._arrays[-1])
 
 

@@ -56,7 +56,9 @@ class FetchedClip:
     """A clip with its bytes; `clip` is a substitute if the requested one is damaged."""
 
     clip: ClipRequest
-    parts: list[np.ndarray]  # uint8: (T,) JPEGs; the groups that hold the frames, each once; or a table and its packets
+    parts: list[
+        np.ndarray
+    ]  # uint8: (T,) JPEGs or PNGs; the groups that hold the frames, each once; or a table and its packets
     is_substitute: bool = False
     damage: tuple[DamagedFrame, ...] = ()  # of the requested clip, and of substitutes that failed as well
 
@@ -202,7 +204,7 @@ class ClipSource:
                     self._check_header(part, frame_size)
                 except HeaderError as error:
                     return [], (frame, str(error))
-        if layout.name == "jpeg":
+        if not layout.is_one_member:
             parts = [parts[i] for i in np.searchsorted(spans.part, clip.frames).tolist()]
         return self._read_packets(clip, parts) if layout.is_in_place else (parts, None)
 

@@ -228,7 +228,9 @@ def parse_meta(text: bytes, *, where: Path | str) -> dict[str, Any]:
             f"{' and '.join(map(str, READABLE_SCHEMAS))}, layouts {' and '.join(LAYOUTS)}: build it again, or use the "
             "version that wrote it"
         )
-    keys = _META_KEYS | {"video": {"codec", "group"}, "files": {"media_roots"}}.get(layout, set())
+    keys = _META_KEYS | {"video": {"codec", "group"}, "files": {"media_roots"}, "png": {"channels", "bits"}}.get(
+        layout, set()
+    )
     if not (lacking := sorted(keys - meta.keys())):
         lacking = sorted({*index_files(meta), "rejected"} - dict(meta["files"]).keys())
     if lacking:

@@ -3,9 +3,11 @@
     layout = layout_of(meta)              # of a dataset.json, or of the settings of a build
     layout.parts_of(np.array([3, 9]))     # the parts that hold these frames
 
-`jpeg` stores every frame by itself: a part is a frame, one member of the tar each. `video` stores one stream a sample
-in closed groups of frames: a part is a group, and all of them are one member. `files` stores no frame: the only part of
-a sample is a table of where its packets lie in a media file (`mae3d.video.packets`), and `Dataset.media` says in which.
+`jpeg` stores every frame by itself: a part is a frame, one member of the tar each. `png` does so without loss, with 8
+or 16 bits and any number of channels (`mae3d.io.png`), the same for all of a dataset. `video` stores one stream per
+sample in closed groups of frames: a part is a group, and all of them are one member. `files` stores no frame: the only
+part of a sample is a table of where its packets lie in a media file (`mae3d.video.packets`), and `Dataset.media` says
+in which.
 Size and crc32 are kept for every part.
 """
 
@@ -70,13 +72,15 @@ class Layout:
         return int(self.offsets(np.append(sizes, 0), start=start)[-1]) - BLOCK
 
     def description(self) -> dict[str, Any]:
-        """Return what a dataset.json, and a sample's .json, say of the streams; nothing of single frames."""
+        """Return what a dataset.json, and a sample's .json, say of streams and pictures; nothing of JPEGs."""
+        if self.name == "png":
+            return {"channels": self.channels, "bits": self.bits}
         return {"codec": "h264", "group": self.group} if self.name == "video" else {}
 
     @property
     def is_one_member(self) -> bool:
         """Return whether all parts of a sample are one member of the tar."""
-        return self.name != "jpeg"
+        return self.name not in ("jpeg", "png")
 
     @property
     def is_in_place(self) -> bool:
@@ -86,7 +90,7 @@ class Layout:
 
 JPEG = Layout("jpeg", parts="frames", at="frames_at", member="jpg")
 FILES = Layout("files", parts="tables", at="tables_at", member="packets", group=1 << 30)
-LAYOUTS = ("jpeg", "video", "files")
+LAYOUTS = ("jpeg", "video", "files", "png")
 INDEX_FILE = r"(?:index-[0-9a-f]{16}\.parquet|(?:rows|frames|groups|tables|media)-[0-9a-f]{16}\.arrow)"  # a regex
 
 
@@ -95,7 +99,14 @@ def video_layout(group: int) -> Layout:
     return Layout("video", parts="groups", at="groups_at", member="h264", group=group)
 
 
+def png_layout(channels: int, bits: int) -> Layout:
+    """Return the layout of lossless frames with so many channels of so many bits."""
+    return Layout("png", parts="frames", at="frames_at", member="png", channels=channels, bits=bits)
+
+
 def layout_of(described: Mapping[str, Any]) -> Layout:
     """Return the layout that a dataset.json, or the settings of a build, describe; without `layout` it is jpeg."""
     name = described.get("layout", "jpeg")
+    if name == "png":
+        return png_layout(int(described["channels"]), int(described["bits"]))
     return video_layout(int(described["group"])) if name == "video" else FILES if name == "files" else JPEG

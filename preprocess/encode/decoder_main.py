@@ -22,6 +22,8 @@ from PIL import Image
 
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import KeptVideo, open_video
+from mae3d.video.stacks import open_stack
+from preprocess.encode.sample import pixel_kind
 from preprocess.encode.shard import write_sample
 from preprocess.encode.tar_writer import TarWriter
 from preprocess.plan.plan import PlannedSample
@@ -43,7 +45,8 @@ class Server:
         """Return {"done": ...}, {"media": [reason, message, frame]} or {"os": [errno, message, file]}."""
         gc.collect()
         try:
-            return {"done": self._write(request) if request["do"] == "write" else self._probe(request)}
+            todo = {"write": self._write, "probe": self._probe, "probe_stack": _probe_stack, "pixel_kind": _pixel_kind}
+            return {"done": todo[request["do"]](request)}
         except MediaError as error:
             return {"media": [error.reason, str(error), error.frame]}
         except OSError as error:
@@ -83,6 +86,15 @@ class Server:
         self._count += 1
         text = position.encode(errors="replace")[: PAGE_BYTES - COUNT_BYTES]
         self._page[:] = self._count.to_bytes(COUNT_BYTES, "little") + text.ljust(PAGE_BYTES - COUNT_BYTES, b"\0")
+
+
+def _probe_stack(request: dict[str, Any]) -> dict[str, Any]:
+    with open_stack(Path(request["path"]), max_pixels=request["settings"]["max_pixels"]) as stack:
+        return dataclasses.asdict(stack.facts)
+
+
+def _pixel_kind(request: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": pixel_kind(Path(request["path"]), request["kind"], Settings(**request["settings"]))}
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
-"""Frames of a sample are stored: decoded frames or picture files in, JPEGs or groups of H.264 to a sink.
+"""Frames of a sample are stored: decoded frames, picture files or pixels in, JPEGs, PNGs or H.264 to a sink.
 
     store = frame_store(settings, tar.add)
     store.add_frame(frame, (455, 256))             # of a video
     store.add_picture(data, header, (455, 256))    # of a frame folder
+    store.add_pixels(pixels, (455, 256))           # of a stack, or a picture of 16 bits
     store.finish()
 
-Both kinds limit what one sample may have.
+All kinds limit what one sample may have, and refuse frames that their layout cannot hold.
 """
 
 from abc import ABC, abstractmethod
@@ -13,11 +14,23 @@ from collections.abc import Callable
 
 import av
 import numpy as np
+from PIL import Image
 
+from mae3d.io.png import encode_png
 from mae3d.video.errors import MediaError
 from preprocess.encode.group_encoder import GroupEncoder
-from preprocess.encode.images import JpegHeader, check_whole, stored_frame, upright_picture
-from preprocess.encode.video_frames import FrameEncoder, FrameScaler, Planes, picture_planes
+from preprocess.encode.images import (
+    GREY_MODES,
+    JpegHeader,
+    as_rgb,
+    check_whole,
+    decode_upright,
+    encode_jpeg,
+    stored_frame,
+    upright_picture,
+)
+from preprocess.encode.pixels import DeepPicture, deep_picture
+from preprocess.encode.video_frames import FrameEncoder, FrameScaler, LevelReader, Planes, picture_planes
 from preprocess.plan.settings import Settings
 
 _CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
@@ -47,6 +60,23 @@ class FrameStore(ABC):
             ValueError: not an image, damaged, or too large.
             MediaError: the sample becomes too large.
         """
+
+    @abstractmethod
+    def add_pixels(self, pixels: np.ndarray, size: Size) -> None:
+        """Store a frame of a stack, (H, W, C) uint8 or uint16, scaled to (width, height).
+
+        Raises:
+            ValueError: the layout has no room for its channels or bits.
+            MediaError: the sample becomes too large.
+        """
+
+    def deep(self, data: bytes, header: JpegHeader | None) -> DeepPicture | None:
+        """Return a picture file that is added by `add_deep`; None if by `add_picture`."""
+        return None if header is not None else deep_picture(data)
+
+    def add_deep(self, deep: DeepPicture, size: Size) -> None:
+        """Store a picture of `deep`; errors as `add_pixels`."""
+        self.add_pixels(deep.levels(self._settings.window, self._settings.stored_bits), size)
 
     @abstractmethod
     def finish(self) -> None:
@@ -88,6 +118,45 @@ class _Jpegs(FrameStore):
         self._put(stored)
         return natural
 
+    def add_pixels(self, pixels: np.ndarray, size: Size) -> None:
+        self._count()
+        self._put(encode_jpeg(_rgb(pixels, size), self._settings.quality))
+
+    def finish(self) -> None:
+        pass  # nothing is held back
+
+
+class _Pngs(FrameStore):
+    """Frames as PNGs of their own, without loss."""
+
+    def __init__(self, settings: Settings, sink: Callable[[bytes], None]) -> None:
+        super().__init__(settings, sink)
+        self._reader = LevelReader()
+
+    def add_frame(self, frame: av.VideoFrame, size: Size) -> None:
+        pixels = self._reader.levels(frame, size)
+        self.add_pixels(pixels, size)
+
+    def add_picture(self, data: bytes, header: JpegHeader | None, size: Size) -> Size:
+        check_whole(data, header)
+        picture = decode_upright(data)
+        pixels = np.asarray(picture.convert("L") if picture.mode in GREY_MODES else as_rgb(picture))
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        height, width = pixels.shape[:2]
+        self.add_pixels(pixels, size)
+        return width, height
+
+    def deep(self, data: bytes, header: JpegHeader | None) -> DeepPicture | None:
+        return None if header is not None else deep_picture(data, channels=self._settings.channels)
+
+    def add_pixels(self, pixels: np.ndarray, size: Size) -> None:
+        settings = self._settings
+        there, stored = (pixels.shape[2], 8 * pixels.dtype.itemsize), (settings.channels, settings.bits)
+        if there != stored:
+            raise ValueError(f"{kind_words(*there)}, this dataset stores {kind_words(*stored)}")
+        self._count()
+        self._put(encode_png(_resized(pixels, size)))
+
     def finish(self) -> None:
         pass  # nothing is held back
 
@@ -109,6 +178,9 @@ class _Groups(FrameStore):
         self._add(picture_planes(self._scaler, np.asarray(picture)), size)
         return natural
 
+    def add_pixels(self, pixels: np.ndarray, size: Size) -> None:
+        self._add(picture_planes(self._scaler, np.asarray(_rgb(pixels, size))), size)
+
     def finish(self) -> None:
         if self._encoder is not None:
             self._encoder.finish()
@@ -122,4 +194,37 @@ class _Groups(FrameStore):
 
 def frame_store(settings: Settings, sink: Callable[[bytes], None]) -> FrameStore:
     """Return the store of the settings' layout."""
-    return _Groups(settings, sink) if settings.layout == "video" else _Jpegs(settings, sink)
+    stores: dict[str, type[FrameStore]] = {"video": _Groups, "png": _Pngs}
+    return stores.get(settings.layout, _Jpegs)(settings, sink)
+
+
+def kind_words(channels: int, bits: int) -> str:
+    """Return the channels and bits of frames in words; 0 bits are values that need a window."""
+    depth = f"{bits} bits" if bits else "floating point, signed or more than 16 bits"
+    return f"{channels} channel{'s' * (channels != 1)} of {depth}"
+
+
+def refuse_unfit(channels: int, bits: int, layout: str) -> None:
+    """Raise ValueError unless layout jpeg or video can hold frames: grey or RGB of 8 bits."""
+    if bits == 8 and channels in (1, 3):
+        return
+    remedies = ["--layout png keeps them"] if bits else []
+    remedies += ["--window LOW HIGH maps a range of them to 8 bits"] if bits != 8 and channels in (1, 3) else []
+    held = f"layout {layout} holds 1 or 3 channels of 8 bits"
+    raise ValueError(f"{kind_words(channels, bits)}, and {held}: {', or '.join(remedies)}")
+
+
+def _rgb(pixels: np.ndarray, size: Size) -> Image.Image:
+    """Return pixels of 8 bits as an RGB picture of a size; errors as `refuse_unfit`."""
+    refuse_unfit(pixels.shape[2], 8 * pixels.dtype.itemsize, "jpeg")
+    picture = Image.fromarray(np.repeat(pixels, 3 // pixels.shape[2], axis=2))
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _resized(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """Return pixels in a size, each channel by Pillow's antialiased bicubic filter in floating point."""
+    if pixels.shape[1::-1] == size:
+        return pixels
+    planes = [Image.fromarray(plane.astype(np.float32)) for plane in pixels.transpose(2, 0, 1)]
+    scaled = np.stack([np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes], axis=-1)
+    return np.rint(scaled).clip(0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # No others: Pillow would hand an EPS file of any name to an interpreter of PostScript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+GREY_MODES = ("1", "L", "LA")
 _LONGEST_TAIL = 64  # some writers pad
 Check = Literal["decode", "header"]  # how a JPEG shows that it is whole
 
@@ -122,9 +123,12 @@ def check_whole(data: bytes, header: JpegHeader | None, *, check: Check = "decod
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode an image file to upright 8-bit RGB.
+    """Decode an image file to upright 8-bit RGB, without alpha; errors as `decode_upright`."""
+    return as_rgb(decode_upright(data))
 
-    Alpha is dropped, 16-bit gray scaled, of more than one picture the first is taken.
+
+def decode_upright(data: bytes) -> Image.Image:
+    """Decode an image file in its own mode and turn it upright; of more than one picture the first is taken.
 
     Raises:
         ValueError: not an image, damaged, or too large; the message says which.
@@ -141,9 +145,20 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError("not an image" if data else "empty file") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"damaged image: {error}") from error
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    return ImageOps.exif_transpose(image)
+
+
+def is_grey_picture(data: bytes) -> bool:
+    """Return whether an image file is grey by its header."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return Image.open(io.BytesIO(data), formats=_FORMATS).mode in GREY_MODES
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        return False  # which its decoder will report
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture of 8 bits as RGB."""
     if image.mode == "P":
         image = image.convert("RGBA")  # straight to RGB Pillow warns of transparency in a palette
     return image.convert("RGB")

@@ -22,10 +22,13 @@ import av
 
 from mae3d.video.errors import MediaError, raise_unless_of_the_file
 from mae3d.video.reader import Video, effective_fps, open_video
+from mae3d.video.stacks import open_stack
 from preprocess.encode.frame_store import FrameStore, frame_store
-from preprocess.encode.images import announced_size, jpeg_header, natural_size, scaled_size
+from preprocess.encode.images import announced_size, is_grey_picture, jpeg_header, natural_size, scaled_size
+from preprocess.encode.pixels import deep_picture
+from preprocess.encode.video_frames import kind_of_video
 from preprocess.encode.video_properties import Looks, mixed_sizes
-from preprocess.plan.plan import Facts, PlannedSample, frame_name
+from preprocess.plan.plan import Facts, Kind, PlannedSample, frame_name
 from preprocess.plan.settings import Settings
 
 T = TypeVar("T")
@@ -36,6 +39,8 @@ _BYTES_A_PIXEL = 8  # of an image file at most: four channels of 16 bits that di
 
 def media_files(row: PlannedSample, settings: Settings) -> list[str]:
     """Return the files of a sample, below its root: one, or those of the frames to be stored."""
+    if row.files:
+        return [row.files[k - row.first] for k in _kept_numbers(row, settings)]
     if row.kind != "frames":
         return [row.path]
     folder = f"{row.path}/" if row.path else ""
@@ -48,7 +53,7 @@ def media_files(row: PlannedSample, settings: Settings) -> list[str]:
 
 def _kept_numbers(row: PlannedSample, settings: Settings) -> list[int]:
     """Return the numbers of the frames to be stored."""
-    rate = settings.source_fps and settings.source_fps / row.stride
+    rate = row.rate if row.kind == "stack" else settings.source_fps and settings.source_fps / row.stride
     return [row.numbers[k] for k in kept_frames(len(row.numbers), source_fps=rate, fps=settings.fps)]
 
 
@@ -85,6 +90,8 @@ def encode_sample(
     store = frame_store(settings, sink)
     if row.kind in ("frames", "image"):
         return _encode_files(row, files, settings=settings, store=store, progress=progress)
+    if row.kind == "stack":
+        return _encode_stack(row, files, settings=settings, store=store, progress=progress)
     try:
         with opened(files[0], max_pixels=settings.max_pixels, progress=progress) as video:
             return _encode_video(video, row, settings=settings, store=store)
@@ -92,9 +99,34 @@ def encode_sample(
         raise MediaError("undecodable", str(error.strerror)) from error
 
 
+def pixel_kind(file: Path, kind: Kind, settings: Settings) -> tuple[int, int]:
+    """Return channels and bits of the frames of a sample's first file; 0 bits need a window.
+
+    Raises:
+        MediaError: it cannot be opened.
+    """
+    if kind == "stack":
+        with open_stack(file, max_pixels=settings.max_pixels) as stack:
+            return stack.facts.channels, stack.facts.bits
+    if kind == "video":
+        with open_video(file, max_pixels=settings.max_pixels) as video:
+            first = next(video.frames(), None)
+            if first is None:
+                raise MediaError("no_frames", "no frame in it")
+            return kind_of_video(first[1].format)
+    try:
+        data = _read(file, -1, limit=_BYTES_A_PIXEL * settings.max_pixels)
+        header = jpeg_header(data)
+        deep = None if header else deep_picture(data, channels=settings.channels)
+        is_grey = header.components == 1 if header else deep is None and is_grey_picture(data)
+    except ValueError as error:
+        raise MediaError("bad_frame", f"{file.name}: {error}") from error
+    return (deep.channels, deep.bits) if deep else (1 if is_grey else 3, 8)
+
+
 def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None) -> list[int]:
     """Return which of `num_frames` frames at `source_fps` remain at `fps`: all, unless the source is faster."""
-    if not source_fps or not fps or source_fps <= fps * _RATE_SLACK:
+    if not source_fps or not fps or not source_fps > fps * _RATE_SLACK:
         return list(range(num_frames))
     step = source_fps / fps
     return [round(k * step) for k in range(math.ceil(num_frames / step)) if round(k * step) < num_frames]
@@ -116,13 +148,19 @@ def _encode_files(
         try:
             data = _read(file, number, limit=_BYTES_A_PIXEL * settings.max_pixels)
             header = jpeg_header(data)
-            width, height = announced_size(data, header)
+            deep = store.deep(data, header)
+            width, height = (deep.width, deep.height) if deep else announced_size(data, header)
             if width * height > settings.max_pixels:
                 message = f"{file.name}: {width}x{height} pixels, --max-pixels {settings.max_pixels} are allowed"
                 raise MediaError("too_large", message, frame=number)
             if size is None:
-                size = scaled_size(*natural_size(data, header), settings.short_side)
-            natural = store.add_picture(data, header, size)
+                natural = (width, height) if deep else natural_size(data, header)
+                size = scaled_size(*natural, settings.short_side)
+            if deep:
+                store.add_deep(deep, size)
+                natural = deep.width, deep.height
+            else:
+                natural = store.add_picture(data, header, size)
             num_other += scaled_size(*natural, settings.short_side) != size
         except ValueError as error:
             raise MediaError("bad_frame", f"{file.name}: {error}", frame=number) from error
@@ -132,6 +170,41 @@ def _encode_files(
     faster = len(keep) < len(row.numbers)
     fps = settings.fps if faster and settings.fps else source_fps
     remark = joined_remarks([mixed_sizes(num_other, len(keep), size), _filled(row, keep)])
+    return Facts(len(keep), row.first, keep[-1] + 1, fps, row.start_s, *size, remark)
+
+
+def _encode_stack(
+    row: PlannedSample,
+    files: Sequence[Path],
+    *,
+    settings: Settings,
+    store: FrameStore,
+    progress: Callable[[str], None],
+) -> Facts:
+    """Read the frames of one file of many, or of many files of one each."""
+    keep = _kept_numbers(row, settings)
+    size: tuple[int, int] | None = None
+    num_other = 0
+    burned_in = False
+    for file, numbers in zip(files, [[0]] * len(keep) if row.files else [keep], strict=True):
+        with open_stack(file, max_pixels=settings.max_pixels) as stack:
+            burned_in |= stack.facts.has_burned_in
+            window = settings.window if stack.facts.bits != 8 else None
+            frames = stack.frames(numbers, window=window, bits=settings.stored_bits)
+            for number, pixels in zip(numbers, frames, strict=True):
+                progress(f"{file.name}, frame {number}")
+                natural = scaled_size(pixels.shape[1], pixels.shape[0], settings.short_side)
+                size = size or natural
+                num_other += natural != size
+                try:
+                    store.add_pixels(pixels, size)
+                except ValueError as error:
+                    raise MediaError("other_pixels", str(error), frame=number) from error
+    store.finish()
+    assert size is not None, "a planned sample has frames"
+    fps = settings.fps if settings.fps and len(keep) < len(row.numbers) else row.rate
+    texts = ("burned_in", "it announces texts in its pixels, which are stored as they are") if burned_in else None
+    remark = joined_remarks([mixed_sizes(num_other, len(keep), size), texts])
     return Facts(len(keep), row.first, keep[-1] + 1, fps, row.start_s, *size, remark)
 
 

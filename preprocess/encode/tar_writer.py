@@ -66,7 +66,7 @@ class TarWriter:
     def add(self, data: bytes) -> None:
         """Write one part."""
         if not self.layout.is_one_member:
-            header = tar_header(frame_member(self._key, len(self.sizes)), len(data))
+            header = tar_header(frame_member(self._key, len(self.sizes), self.layout), len(data))
             self.file.write(b"".join((header, data, bytes(-len(data) % BLOCK))))
         else:
             if not self.sizes:
@@ -94,7 +94,7 @@ class TarWriter:
         if self.layout.is_one_member:
             return [(whole_member(self._key, self.layout), self.offset, sum(self.sizes))]
         offsets = self.layout.offsets(np.array(self.sizes, np.int64), start=self.offset).tolist()
-        names = (frame_member(self._key, frame) for frame in range(len(self.sizes)))
+        names = (frame_member(self._key, frame, self.layout) for frame in range(len(self.sizes)))
         return list(zip(names, offsets, self.sizes, strict=True))
 
     def _write_at(self, offset: int, data: bytes) -> None:
@@ -150,9 +150,9 @@ class GrowingHash:
             self._stop += len(data)
 
 
-def frame_member(key: str, frame: int) -> str:
+def frame_member(key: str, frame: int, layout: Layout) -> str:
     """Return the name of a frame in the tar."""
-    return f"{key}.{frame:06d}.jpg"
+    return f"{key}.{frame:06d}.{layout.member}"
 
 
 def whole_member(key: str, layout: Layout) -> str:

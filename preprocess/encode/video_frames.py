@@ -23,7 +23,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from mae3d.video.errors import MediaError
 from mae3d.video.orientation import Orientation, orientation, turned
-from mae3d.video.pictures import range_of, scaled_planes
+from mae3d.video.pictures import Pictures, range_of, scaled_planes
 from preprocess.encode.images import encode_planes
 
 # swscale's own converters of these to 4:2:0 round halves down: of an odd size, the last row or column of chroma would
@@ -85,6 +85,50 @@ class FrameEncoder:
     def encode(self, frame: av.VideoFrame, *, width: int, height: int) -> bytes:
         """Encode the frame as an upright JPEG of the given size; errors as `FrameScaler.scale`."""
         return encode_planes(*self._scaler.scale(frame, width=width, height=height), quality=self._quality)
+
+
+class LevelReader:
+    """A reader of the levels of frames, grey or RGB, of 8 or 16 bits; one per video."""
+
+    def __init__(self) -> None:
+        self._pictures, self._converter = Pictures(), VideoReformatter()
+        self._orientations: dict[int, Orientation] = {}
+
+    def levels(self, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+        """Return the levels of an upright frame, (H, W, C) uint8 or uint16, as `kind_of_video` says.
+
+        Colours of 8 bits are scaled to (width, height); all others keep the frame's size.
+
+        Raises:
+            MediaError: the scaler does not know the frame's pixels.
+        """
+        channels, bits = kind_of_video(frame.format)
+        way = orientation(frame, self._orientations)
+        try:
+            if (channels, bits) == (3, 8):
+                return self._pictures.rgb(frame, width=size[0], height=size[1], way=way)
+            name = {1: "gray", 3: "rgb24"} if bits == 8 else {1: "gray16le", 3: "rgb48le"}
+            if frame.format.name != name[channels]:
+                kept = range_of(frame)
+                frame = scaled_planes(
+                    self._converter,
+                    frame,
+                    width=frame.width,
+                    height=frame.height,
+                    format_name=name[channels],
+                    kept=kept,
+                )
+        except av.error.FFmpegError as error:
+            raise MediaError("unsupported", f"{frame.format.name} cannot be converted: {error.strerror}") from error
+        return turned(frame.to_ndarray().reshape(frame.height, frame.width, channels), way)
+
+
+def kind_of_video(pixels: av.VideoFormat) -> tuple[int, int]:
+    """Return the channels and bits that hold frames of a pixel format: grey, RGB of more than 12 bits, or 8-bit RGB."""
+    depth = max((one.bits for one in pixels.components), default=8)
+    if len(pixels.components) == 1 and not pixels.has_palette:
+        return 1, 8 if depth <= 8 else 16
+    return 3, 16 if pixels.is_rgb and depth > 12 else 8
 
 
 def picture_planes(scaler: FrameScaler, picture: np.ndarray) -> Planes:

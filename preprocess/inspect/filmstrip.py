@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mae3d.io.contact_sheet import png_mark, side_by_side
 from mae3d.io.files import refuse_foreign, replace_file
+from mae3d.io.png import PngError, decode_png
 from mae3d.video.groups import GroupDecoder, GroupError
 from mae3d.video.in_place import InPlaceDecoder
 from mae3d.video.packets import PacketError, PacketTable
@@ -49,6 +50,9 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
 def stored_frames(dataset: Dataset, i: int, chosen: np.ndarray, size: tuple[int, int]) -> list[Image.Image | None]:
     """Return frames of sample i as RGB pictures; None for one that does not decode.
 
+    Frames of 16 bits are shown between the least and the greatest level of those chosen; of two channels, or more than
+    three, the first is shown as grey, or the first three as RGB.
+
     Args:
         dataset: A dataset in a folder, with its shards.
         i: The sample's number.
@@ -64,6 +68,7 @@ def stored_frames(dataset: Dataset, i: int, chosen: np.ndarray, size: tuple[int,
     stored = int(dataset.width[i]), int(dataset.height[i])
     decoder = GroupDecoder()
     pictures: list[Image.Image | None] = []
+    levels: list[np.ndarray | None] = []
     with dataset.shard_path(int(dataset.shard[i])).open("rb") as tar:
         parts = dataset.layout.by_part(chosen)
         for (_, _, numbers), offset, num_bytes in zip(parts, spans.offset.tolist(), spans.size.tolist(), strict=True):
@@ -71,9 +76,11 @@ def stored_frames(dataset: Dataset, i: int, chosen: np.ndarray, size: tuple[int,
             data = tar.read(num_bytes)
             if dataset.layout.is_one_member:
                 pictures += _frames_of_group(decoder, data, numbers, stored, size)
+            elif dataset.layout.name == "png":
+                levels.append(_levels(data, dataset.layout.channels))
             else:
                 pictures.append(_frame(data, size))
-    return pictures
+    return pictures or _shown(levels, size)
 
 
 def write_filmstrip(dataset: Dataset, i: int, path: Path) -> None:
@@ -137,6 +144,31 @@ def _frames_of_group(
         pixels = np.empty((stored[1], stored[0], 3), np.uint8)
         decoder.rgb(frame, pixels)
         pictures.append(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return pictures
+
+
+def _levels(data: bytes, channels: int) -> np.ndarray | None:
+    """Return the channels of a PNG that are shown, (H, W, 1 or 3); None if it does not decode."""
+    try:
+        pixels = decode_png(data, channels=channels)
+    except PngError:
+        return None
+    return pixels[..., : 3 if channels >= 3 else 1]
+
+
+def _shown(levels: Sequence[np.ndarray | None], size: tuple[int, int]) -> list[Image.Image | None]:
+    """Return levels as RGB pictures; those of 16 bits between the least and the greatest of all."""
+    there = [one for one in levels if one is not None]
+    low = min((int(one.min()) for one in there), default=0)
+    span = max(max((int(one.max()) for one in there), default=0) - low, 1)
+    pictures: list[Image.Image | None] = []
+    for one in levels:
+        if one is None:
+            pictures.append(None)
+            continue
+        eight = one if one.dtype == np.uint8 else ((one.astype(np.uint32) - low) * 255 // span).astype(np.uint8)
+        rgb = Image.fromarray(np.repeat(eight, 3 // eight.shape[2], axis=2))
+        pictures.append(rgb.resize(size, Image.Resampling.BICUBIC))
     return pictures
 
 

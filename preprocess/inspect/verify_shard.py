@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from mae3d.io.png import PngError, decode_png
 from mae3d.video.errors import raise_unless_of_the_file
 from mae3d.video.groups import GroupDecoder, GroupError, padded_side
 from mae3d.video.in_place import InPlaceDecoder
 from mae3d.video.packets import PacketError, PacketTable
 from preprocess.dataset.index import Dataset, map_dataset
+from preprocess.dataset.layout import Layout
 from preprocess.encode.images import decode_strictly, jpeg_header
 from preprocess.encode.tar_writer import frame_member, whole_member
 
@@ -68,6 +70,8 @@ def _damage(dataset: Dataset, number: int, *, decode: bool) -> Iterator[str]:
                     damage = ""
                 elif dataset.layout.is_one_member:
                     damage = _damage_of_group(decoder, data, min(group, num_frames - part * group), size)
+                elif dataset.layout.name == "png":
+                    damage = _damage_of_png(data, size, dataset.layout)
                 else:
                     damage = _damage_of_frame(data, size)
                 if damage:
@@ -79,7 +83,7 @@ def _part_name(dataset: Dataset, row: int, part: int) -> str:
     return (
         f"{whole_member(key, dataset.layout)}, {dataset.layout.parts[:-1]} {part}"
         if dataset.layout.is_one_member
-        else frame_member(key, part)
+        else frame_member(key, part, dataset.layout)
     )
 
 
@@ -117,6 +121,17 @@ def _damage_of_frame(data: bytes, size: tuple[int, int]) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _damage_of_png(data: bytes, size: tuple[int, int], layout: Layout) -> str:
+    try:
+        pixels = decode_png(data, channels=layout.channels)
+    except PngError as error:
+        return str(error)
+    there, expected = (*pixels.shape[1::-1], 8 * pixels.dtype.itemsize), (*size, layout.bits)
+    if there == expected:
+        return ""
+    return "{}x{} of {} bits".format(*there) + ", the index says {}x{} of {}".format(*expected)
 
 
 def _damage_of_group(decoder: GroupDecoder, data: bytes, num_frames: int, size: tuple[int, int]) -> str:

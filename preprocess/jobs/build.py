@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,7 @@ from preprocess.jobs.output_state import (
     survey,
     sweep,
 )
+from preprocess.jobs.stored_pixels import settled
 from preprocess.plan.plan import BuildPlan, PlannedSample, make_plan, read_plan, write_plan
 from preprocess.plan.rejects import Rejects, Remarks, first_names
 from preprocess.plan.settings import Settings
@@ -132,9 +133,11 @@ def build(source: Source, *, settings: Settings, options: Options, out: str | Pa
 def _run(job: _Job) -> BuildResult:
     if job.options.slice:
         with hold(job.output.locks, f"{LOCK_NAME}.plan", job="making the plan", wait=True):
+            job = _settled(job)
             state = plan_for(job)
     else:
         sweep(job.output)
+        job = _settled(job)
         state = plan_for(job)
     plan = state.plan
     if job.options.plan_only:
@@ -148,6 +151,26 @@ def _run(job: _Job) -> BuildResult:
     run_shards(job, plan)
     summary = finish(plan, job.output, job.folder, job.lock)
     return append(job, plan) if appending else BuildResult(plan, summary)
+
+
+def _settled(job: _Job) -> _Job:
+    """Return the job with channels and bits of its frames: those of the plan that is there, or of the first sample.
+
+    Raises:
+        ValueError: the layout cannot hold the frames.
+    """
+    if job.options.overwrite or not job.output.has(PLAN_NAME):
+        if not job.options.overwrite:
+            refuse_foreign(job.output)
+        scan = job.source.find()
+        settings = settled(job.settings, scan.requests, job.source.roots)
+        return replace(job, settings=settings, source=replace(job.source, find=lambda: scan))
+    if job.settings.layout != "png":
+        return job
+    job.output.fetch([PLAN_NAME], job.folder)
+    there = parts_of(read_plan(job.folder / PLAN_NAME))[0].identity
+    kind = {name: getattr(job.settings, name) or there.get(name, 0) for name in ("channels", "bits")}
+    return replace(job, settings=replace(job.settings, **kind))
 
 
 def plan_for(job: _Job) -> PlanState:

@@ -135,8 +135,9 @@ def frames_of(rows: pa.Table, settings: Settings) -> tuple[np.ndarray, np.ndarra
     first, stop, length_s, rate = (
         rows[name].to_numpy().astype(float) for name in ("first", "stop", "length_s", "rate")
     )
-    is_video = rows["kind"].to_numpy(zero_copy_only=False) == "video"
-    source_fps = np.where(is_video, rate, settings.source_fps or math.nan)
+    kind = rows["kind"].to_numpy(zero_copy_only=False)
+    is_video = kind == "video"
+    source_fps = np.where(is_video | (kind == "stack"), rate, settings.source_fps or math.nan)
     fps = np.fmin(source_fps, settings.fps or math.inf)
     fps[np.isinf(fps)] = math.nan
     kept = np.where(np.isnan(fps / source_fps), 1.0, fps / source_fps)
@@ -182,9 +183,11 @@ def lines_of(estimate: Estimate, *, free_bytes: int | None) -> list[str]:
 
 
 def surely_fits(plan: BuildPlan, shards: Collection[int], settings: Settings, free_bytes: int) -> bool:
-    """Return whether shards have room even if every pixel of every frame takes a byte, so that no trial is needed."""
+    """Return whether shards have room even if pixels are not compressed (JPEGs: a byte each), so without a trial."""
     num_frames, _ = frames_of(_rows_of(plan, shards), settings)
-    return bool(num_frames.sum() * settings.short_side**2 * 16 / 9 <= free_bytes)  # False if a length is unknown
+    pixel_bytes = settings.channels * settings.bits / 8 if settings.layout == "png" else 1
+    pixels = num_frames.sum() * settings.short_side**2 * 16 / 9
+    return bool(pixels * pixel_bytes <= free_bytes)  # False if a length is unknown
 
 
 def require_room(estimate: Estimate, *, free_bytes: int, out: str) -> None:
@@ -272,7 +275,8 @@ def _beginning(sample: PlannedSample, settings: Settings) -> PlannedSample:
     if sample.kind == "video":
         fps = min(sample.rate if sample.rate > 0 else 30.0, settings.fps or math.inf)
         return replace(sample, stop_s=min(sample.stop_s, sample.start_s + _FRAMES / fps))
-    thinning = max(1.0, (settings.source_fps or 0.0) / sample.stride / (settings.fps or math.inf))
+    rate = sample.rate if sample.kind == "stack" else (settings.source_fps or 0.0) / sample.stride
+    thinning = max(1.0, rate / (settings.fps or math.inf))
     return replace(sample, stop=min(sample.stop, sample.first + sample.stride * math.ceil(_FRAMES * thinning)))
 
 

@@ -68,7 +68,7 @@ def add_index_options(index: argparse.ArgumentParser) -> None:
     _add_output(index.add_argument_group("what to write"))
     _add_limits(index.add_argument_group("what is too much, or too bad"))
     _add_running(index.add_argument_group("how to run"))
-    index.set_defaults(layout="files", frames=None, images=None, ledger=None, fill_gaps=False)
+    index.set_defaults(layout="files", frames=None, images=None, stacks=None, ledger=None, fill_gaps=False)
 
 
 def _add_media(group: argparse._ArgumentGroup) -> None:
@@ -83,6 +83,12 @@ def _add_media(group: argparse._ArgumentGroup) -> None:
     given.add_argument("--videos", nargs="+", metavar="PATH", help=_VIDEOS)
     given.add_argument(
         "--images", nargs="+", metavar="PATH", help="folders (walked) or image files; each a sample of one frame"
+    )
+    given.add_argument(
+        "--stacks",
+        nargs="+",
+        metavar="PATH",
+        help="folders (walked), TIFF stacks and DICOM files, each a video; of DICOM files of one frame, each series",
     )
     group.add_argument("--ledger", metavar="FILE", help="rows `name first last label` (ROOT/ledger.csv)")
     group.add_argument("--fill-gaps", action="store_true", help="a missing frame becomes the one before it")
@@ -182,10 +188,20 @@ def _add_encoding(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--layout",
-        choices=["jpeg", "video"],
+        choices=["jpeg", "video", "png"],
         default="jpeg",
         help="frames as JPEGs, or as H.264 in groups: a quarter of the bytes. Needs --fps, the rate of training: "
-        "frames that training skips are decoded all the same (%(default)s)",
+        "frames that training skips are decoded all the same. png: without loss, 8 or 16 bits, any channels "
+        "(%(default)s)",
+    )
+    group.add_argument("--channels", type=int, default=0, metavar="N", help="of layout png (those of the first sample)")
+    group.add_argument("--bits", type=int, default=0, metavar="8|16", help="of layout png (those of the first sample)")
+    group.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white, of frames that are not of 8 bits (none: values stay)",
     )
     group.add_argument("--crf", type=float, default=17.0, help="quality of layout video, lower is better (%(default)s)")
     group.add_argument("--preset", default="veryfast", help="x264's effort for layout video (%(default)s)")
@@ -294,21 +310,24 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     from preprocess.sources.frame_folders import frame_folders
     from preprocess.sources.images import image_files
     from preprocess.sources.source import Reading
+    from preprocess.sources.stacks import stack_files
     from preprocess.sources.videos import video_files
 
     if options.events and (len(options.videos or ()) != 1 or options.root):
         raise ValueError("--events looks for its videos in one folder, without --root: give --videos DIR")
     if not options.events and (options.event_label or options.background):
         raise ValueError("--event-label and --background belong to --events; lists have --columns label=COLUMN")
-    if not options.frames and (options.ledger or options.fill_gaps):
-        raise ValueError("--ledger and --fill-gaps belong to --frames; videos have lists")
+    if not options.frames and options.ledger:
+        raise ValueError("--ledger belongs to --frames; videos have lists")
+    if not (options.frames or options.stacks) and options.fill_gaps:
+        raise ValueError("--fill-gaps belongs to --frames and --stacks, whose frames are numbered files")
     if not options.videos and (options.root or options.label_key):
         raise ValueError("--root and --label-key belong to the lists and tars of --videos")
     if options.label_base != "auto" and not options.label_names:
         raise ValueError("--label-base is the number that lists give to the first of --label-names; give those too")
     if options.images and settings.layout == "video":
         raise ValueError("--layout video belongs to --frames and --videos; pictures have no motion to code")
-    if options.images and options.columns:
+    if (options.images or options.stacks) and options.columns:
         raise ValueError("--columns belongs to the lists of --videos, or to the ledger of --frames")
     columns = (*options.columns, *([f"label={options.event_label}"] if options.event_label else []))
     root = options.videos[0] if options.events else options.root
@@ -318,6 +337,8 @@ def source_of(options: argparse.Namespace, settings: "Settings") -> "Source":
     scratch = Scratch(Path(options.scratch), round(options.scratch_gb * 1e9 / options.workers))
     if options.images:
         return image_files(options.images, settings=settings, reading=reading, scratch=scratch)
+    if options.stacks:
+        return stack_files(options.stacks, settings=settings, reading=reading, scratch=scratch, workers=options.workers)
     if options.videos:
         given = options.events or options.videos
         return video_files(given, settings=settings, reading=reading, scratch=scratch, workers=options.workers)

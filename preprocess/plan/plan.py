@@ -37,13 +37,13 @@ from preprocess.problems import Problem, describe
 _PLAN_FIELDS: list[Any] = [
     pa.field("number", pa.int64()),
     pa.field("shard", pa.int32()),
-    pa.field("kind", pa.string()),  # "frames", "image" or "video"
+    pa.field("kind", pa.string()),  # "frames", "image", "video" or "stack"
     pa.field("root", pa.int32()),  # position among the roots given on the command line
     pa.field("path", pa.string()),  # below the root
     pa.field("name", pa.string()),
     pa.field("labels", pa.list_(pa.int32())),
     pa.field("split", pa.string()),
-    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop; an image: 0 and 1
+    pa.field("first", pa.int64()),  # frames: file numbers first <= i < stop; an image: 0 and 1; a stack: its frames
     pa.field("stop", pa.int64()),
     pa.field("start_s", pa.float64()),  # video: the span start_s <= t < stop_s; frames: the time of `first`
     pa.field("stop_s", pa.float64()),
@@ -58,19 +58,24 @@ _PLAN_FIELDS: list[Any] = [
     pa.field("line", pa.int32()),  # -1 = none
 ]
 PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
-_STRIDE = pa.field("stride", pa.int64())  # frames: from one number to the next; a column only where one is not 1
+# Columns that are there only where a row needs them.
+_STRIDE = pa.field("stride", pa.int64())  # frames: from one number to the next; 1 if there is no column
+_FILES = pa.field("files", pa.list_(pa.string()))  # stack: the files of its frames, below the root; none = `path` alone
 _THRIFT_BYTES = (1 << 31) - 1  # metadata may be large: millions of rows that cannot be used
 _SHARDS_OF_A_SMALL_SET = 16
 _SMALLEST_SHARD = 16
 
 
+Kind = Literal["frames", "image", "video", "stack"]
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedSample:
-    """A row of the plan; the columns of PLAN_SCHEMA, and the stride of frame numbers."""
+    """A row of the plan; the columns of PLAN_SCHEMA, the stride of frame numbers, and files of a stack."""
 
     number: int
     shard: int
-    kind: Literal["frames", "image", "video"]
+    kind: Kind
     root: int
     path: str
     name: str
@@ -90,6 +95,7 @@ class PlannedSample:
     file: str = ""
     line: int = -1
     stride: int = 1
+    files: list[str] = field(default_factory=list)
 
     @property
     def numbers(self) -> range:
@@ -106,7 +112,7 @@ class PlannedSample:
 class Request:
     """A sample before it has a number: a planned sample's fields, labels still as words."""
 
-    kind: Literal["frames", "image", "video"]
+    kind: Kind
     root: int
     path: str
     name: str
@@ -126,6 +132,13 @@ class Request:
     split: str = ""
     group: str = ""
     stride: int = 1
+    files: tuple[str, ...] = ()
+
+    def planned(self) -> PlannedSample:
+        """Return the sample without number, shard and labels, to be looked at before there is a plan."""
+        names = {field.name for field in dataclasses.fields(self)} - {"labels", "files"}
+        fields: dict[str, Any] = {name: getattr(self, name) for name in names} | {"gaps": list(self.gaps)}
+        return PlannedSample(number=0, shard=0, labels=[], files=list(self.files), **fields)
 
 
 @dataclass(frozen=True)
@@ -171,8 +184,11 @@ class BuildPlan:
 
 
 def planned_samples(rows: pa.Table) -> list[PlannedSample]:
-    """Return rows of a plan as samples; the stride is 1 where none is noted."""
-    return [PlannedSample(**row | {"stride": row.get("stride") or 1}) for row in rows.to_pylist()]
+    """Return rows of a plan as samples; the stride is 1 where none is noted, and files are none."""
+    return [
+        PlannedSample(**row | {"stride": row.get("stride") or 1, "files": row.get("files") or []})
+        for row in rows.to_pylist()
+    ]
 
 
 def make_plan(
@@ -244,6 +260,7 @@ def _table(requests: Sequence[Request], ids: LabelIds, shard_size: int, split: s
         [ids.number[label] for label in request.labels if label not in ids.missing] for request in requests
     ]
     schema = PLAN_SCHEMA if all(request.stride == 1 for request in requests) else PLAN_SCHEMA.append(_STRIDE)
+    schema = schema.append(_FILES) if any(request.files for request in requests) else schema
     for column in schema:
         if column.name not in columns:
             columns[column.name] = list(map(attrgetter(column.name), requests))

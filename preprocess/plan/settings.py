@@ -15,11 +15,13 @@ from preprocess.dataset.layout import GROUP, LAYOUTS, Layout, layout_of
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+Layouts = Literal["jpeg", "video", "files", "png"]
 # Settings that only one layout has. They are no part of the other's identity: JPEG datasets keep theirs from before.
 _ONLY_OF = {
     "jpeg": frozenset({"quality", "check"}),
     "video": frozenset({"crf", "preset", "group", "min_psnr"}),
     "files": frozenset[str](),
+    "png": frozenset({"channels", "bits"}),
 }
 FPS: Mapping[str, Any] = {"above": 0, "most": 1e6}  # bounds of a frame rate
 
@@ -43,7 +45,10 @@ class Settings:
     max_gb: float = bounded(100.0, above=0)  # that one sample may write
     timeout_s: float = bounded(60.0, above=0, most=1e8)  # without progress; then the decoder hangs
     check: Literal["decode", "header"] = "decode"  # how a JPEG that passes through shows that it is whole
-    layout: Literal["jpeg", "video", "files"] = "jpeg"  # how frames are stored; preprocess.dataset.layout
+    layout: Layouts = "jpeg"  # how frames are stored; preprocess.dataset.layout
+    channels: int = bounded(0, least=0, most=256)  # of layout png; 0 = those of the first sample
+    bits: int = 0  # of layout png, 8 or 16; 0 = those of the first sample, 16 with a window
+    window: tuple[float, float] | None = None  # values that become the first and the last level; None = as they are
     crf: float = bounded(17.0, least=0, most=51)  # of layout video: x264's constant quality, lower is better
     preset: Preset = "veryfast"  # x264's effort
     group: int = bounded(GROUP, least=1, most=250)  # frames that are decoded together at most
@@ -60,6 +65,12 @@ class Settings:
             raise ValueError(f"layout = {self.layout!r} must be {' or '.join(LAYOUTS)}")
         if self.layout == "video" and self.fps is None:
             raise ValueError("--layout video needs --fps, the rate of training: frames that it skips are decoded too")
+        if self.bits not in (0, 8, 16):
+            raise ValueError(f"bits = {self.bits} must be 8 or 16")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window = {list(self.window)} must rise: give the value of black, then that of white")
+        if self.window is not None and self.layout == "files":
+            raise ValueError("window: an index stores no frames; leave it out, or `build`")
         if self.preset not in PRESETS:
             raise ValueError(f"preset = {self.preset!r} must be one of {', '.join(PRESETS)}")
         other = _of_others(self.layout)
@@ -74,7 +85,12 @@ class Settings:
         """Return the layout of the shards."""
         return layout_of(vars(self))
 
-    def in_layout(self, layout: Literal["jpeg", "video", "files"]) -> "Settings":
+    @property
+    def stored_bits(self) -> int:
+        """Return the bits of a stored channel: 8, but for what layout png says."""
+        return self.bits if self.layout == "png" else 8
+
+    def in_layout(self, layout: Layouts) -> "Settings":
         """Return these settings in another layout, what belongs to this one at its defaults."""
         defaults: dict[str, Any] = {
             field.name: field.default for field in dataclasses.fields(self) if field.name in _of_others("")
@@ -84,7 +100,9 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """Return what two builds of one dataset share: the settings without those of other layouts."""
         without = _of_others(self.layout) | ({"layout"} if self.layout == "jpeg" else set())
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in without}
+        kept = {name: value for name, value in dataclasses.asdict(self).items() if name not in without}
+        window = kept.pop("window")
+        return kept | ({"window": list(window)} if window else {})  # datasets from before there was one keep theirs
 
 
 def _of_others(layout: str) -> frozenset[str]:

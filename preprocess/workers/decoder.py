@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from mae3d.video.errors import MediaError
+from mae3d.video.levels import StackFacts
 from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Facts, PlannedSample
+from preprocess.plan.plan import Facts, Kind, PlannedSample
 from preprocess.plan.settings import Settings
 
 PAGE_BYTES = 256
@@ -101,6 +102,26 @@ class Decoder:
         """
         request = {"do": "probe", "path": str(path), "settings": asdict(settings), "measure": measure}
         return VideoFacts(**self._request(request, settings.timeout_s))
+
+    def probe_stack(self, path: Path, *, settings: Settings) -> StackFacts:
+        """Return the properties that a TIFF or DICOM file announces; MediaError if it cannot be opened."""
+        request = {"do": "probe_stack", "path": str(path), "settings": asdict(settings)}
+        return StackFacts(**self._request(request, settings.timeout_s))
+
+    def pixel_kind(self, path: Path, kind: Kind, *, settings: Settings) -> tuple[int, int]:
+        """Return channels and bits of a file's frames; 0 bits need a window.
+
+        Args:
+            path: the file.
+            kind: of the sample that it belongs to.
+            settings: the limits.
+
+        Raises:
+            MediaError: it cannot be opened.
+        """
+        request = {"do": "pixel_kind", "path": str(path), "kind": kind, "settings": asdict(settings)}
+        channels, bits = self._request(request, settings.timeout_s)["kind"]
+        return channels, bits
 
     def close(self) -> None:
         """End the child, even in the middle of a request."""

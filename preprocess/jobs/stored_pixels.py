@@ -1,0 +1,65 @@
+"""The kind of a new dataset's frames is settled before anything is built: channels and bits of the first sample.
+
+    settings = settled(settings, scan.requests, roots)     # ValueError if the layout cannot hold them
+
+Layout png stores what the first sample has, unless settings say otherwise; samples of another kind are rejected one by
+one. Layouts jpeg and video hold 8-bit grey and RGB, and refuse all else here, with the remedy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mae3d.video.errors import MediaError
+from preprocess.encode.frame_store import refuse_unfit
+from preprocess.encode.sample import media_files
+from preprocess.plan.plan import Request
+from preprocess.plan.settings import Settings
+from preprocess.sources.roots import Root
+from preprocess.workers.decoder import decoder
+
+_TRIED = 20  # samples, of which one at least must open
+
+
+def settled(settings: Settings, requests: Sequence[Request], roots: Sequence[Root]) -> Settings:
+    """Return settings that say channels and bits, of layout png.
+
+    Args:
+        settings: those that were given.
+        requests: all samples.
+        roots: where their paths start.
+
+    Raises:
+        ValueError: the layout cannot hold the frames, or they need a window.
+    """
+    if settings.layout == "files" or (settings.channels and settings.bits):
+        return settings
+    # If nothing opens, the build will say of every sample why.
+    name, channels, bits = _first_kind(settings, requests, roots) or ("", 3, 8)
+    try:
+        if settings.layout == "png":
+            return _of_png(settings, channels, bits)
+        refuse_unfit(channels, 8 if settings.window else bits, settings.layout)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return settings
+
+
+def _of_png(settings: Settings, channels: int, bits: int) -> Settings:
+    if not bits and not settings.window:
+        raise ValueError("its values are neither 8 nor 16 bits: --window LOW HIGH maps them onto all levels")
+    if settings.window and bits != 8:
+        bits = 16
+    return replace(settings, channels=settings.channels or channels, bits=settings.bits or bits)
+
+
+def _first_kind(settings: Settings, requests: Sequence[Request], roots: Sequence[Root]) -> tuple[str, int, int] | None:
+    """Return name, channels and bits of the first sample that opens; None if none of the first ones does."""
+    for request in requests[:_TRIED]:
+        sample = request.planned()
+        try:
+            with roots[request.root].local(media_files(sample, settings)[:1]) as (file,):
+                channels, bits = decoder().pixel_kind(file, request.kind, settings=settings)
+        except MediaError:
+            continue
+        return request.name, channels, bits
+    return None
