@@ -58,7 +58,7 @@ class CompareConfig:
             video: the same name is the same video.
         out: Folder for the features, compare.json, compare.csv and compare.html.
         encoder_frames: Frames of an image model's clips; null takes the first run's.
-        encoder_size: Height and width of an image model's frames; null is each model's own.
+        encoder_size: Side of an image model's square frames, or height and width; null is each model's own.
         layer: Number of blocks that are run; 0 is the patch embedding, -1 the last block.
         pool: `mean` over the patches' tokens, or `cls`, the class token.
         num_clips: Clips of each sample whose vectors are averaged.
@@ -77,7 +77,7 @@ class CompareConfig:
     test: ClipsConfig
     out: str = field(metadata=FILLED)
     encoder_frames: int | None = bounded(None, least=1, most=1 << 16)
-    encoder_size: int | None = bounded(None, least=1, most=1 << 16)
+    encoder_size: int | tuple[int, int] | None = bounded(None, least=1, most=1 << 16)
     layer: int = -1
     pool: Literal["mean", "cls"] = "mean"
     num_clips: int = bounded(1, least=1, most=1 << 16)

@@ -24,6 +24,7 @@ from launch.common.clip_options import read_card, run_of, stored_config
 from launch.common.sole_writer import sole_writer
 from mae3d.io.bounds import Bounds, check_number
 from mae3d.io.console import tolerate_any_text
+from mae3d.io.shapes import plain_size, size_text
 from pipelines.config import RATE
 
 if TYPE_CHECKING:
@@ -248,6 +249,11 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
         return UNKNOWN
 
 
+def _channels(config: Mapping[str, Any]) -> str:
+    channels = config.get("in_chans", 3)
+    return "" if channels == 3 else f" of {channels} channel{'s' * (channels > 1)}"
+
+
 def card(facts: Mapping[str, Any]) -> str:
     """Return the model card, Markdown, from the content of config.json."""
     config, training = facts["model"], facts["training"]
@@ -257,9 +263,9 @@ def card(facts: Mapping[str, Any]) -> str:
         f"# {facts['preset'] or _name_of(config)}: {what} for video",
         "",
         f"{facts['parameters'] / 1e6:.1f} M parameters, made with {facts['made_by']}. It takes {facts['frames']} "
-        f"frames of {facts['size']} x {facts['size']} pixels, one every {facts['sampling_rate']:g} frames at "
-        f"{facts['target_fps']:g} frames/s; pixels on [0, 1] are normalised by mean {facts['mean']} and deviation "
-        f"{facts['std']}, which the model does itself when it is given uint8.",
+        f"frames of {size_text(plain_size(facts['size']))} pixels{_channels(config)}, one every "
+        f"{facts['sampling_rate']:g} frames at {facts['target_fps']:g} frames/s; pixels on [0, 1] are normalised by "
+        f"mean {facts['mean']} and deviation {facts['std']}, which the model does itself when it is given uint8.",
     ]
     if not is_classifier:
         target = "pixels, each patch normalised" if config["norm_pix_loss"] else "pixels"

@@ -158,12 +158,13 @@ def classified_loss(
     from mae3d.model.classifier import classification_loss, drop_seed
     from mae3d.training.mixing import draw_mix, mix_clips, mix_targets, soft_targets
 
-    seed, rank, size = config.train.seed, world.ranks.rank, model_config.img_size
+    seed, rank = config.train.seed, world.ranks.rank
+    size = {"height": model_config.height, "width": model_config.width}
 
     def loss_of(engine: "Engine", batch: "Batch", *, step: int, micro: int) -> "torch.Tensor":
         labels = fit_labels(batch.labels.flatten(0, 1), model_config)
         targets = soft_targets(labels, num_classes=model_config.num_classes, smoothing=config.mix.smoothing)
-        mix = draw_mix(config.mix, seed=seed, step=step, micro=micro, rank=rank, height=size, width=size)
+        mix = draw_mix(config.mix, seed=seed, step=step, micro=micro, rank=rank, **size)
         torch.manual_seed(drop_seed(seed, step=step, micro=micro, rank=rank))
         logits = engine(mix_clips(batch.clips.flatten(0, 1), mix))
         return classification_loss(logits, mix_targets(targets, mix), multi_label=model_config.multi_label)

@@ -2,10 +2,10 @@
 
     python launch/preview.py OUT --config k400_vit_large --data.shards out/shards --data.rand_augment rand-m7-inc1
 
-Of a recipe, and of the options of pretrain.py, it takes `data`, model.num_frames, model.img_size and train.seed; the
-rest changes no clip, and is named and left out. The batches come
-through the real Loader on the CPU (rank 0 of 1), from the start of an epoch. Under the order `global` they begin with
-the trainer's own first samples and views; under `shards` with those of a run of this --batch.
+Of a recipe, and of the options of pretrain.py, it takes `data`, model.num_frames, model.img_size, model.in_chans and
+train.seed; the rest changes no clip, and is named and left out. The batches come through the real Loader on the CPU
+(rank 0 of 1), from the start of an epoch. Under the order `global` they begin with the trainer's own first samples and
+views; under `shards` with those of a run of this --batch.
 """
 
 import itertools
@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from pipelines.stream import Batch
 
 # Options that a recipe, and the command line of pretraining, have in another section.
-FROM_RECIPE = {"num_frames": "model.num_frames", "size": "model.img_size", "seed": "train.seed"}
+FROM_RECIPE = {
+    "num_frames": "model.num_frames",
+    "size": "model.img_size",
+    "channels": "model.in_chans",
+    "seed": "train.seed",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class PreviewConfig:
         out: folder for the pictures; as the first argument it needs no `--out`.
         data: the clips, as in pretraining.
         num_frames: T, frames of a clip.
-        size: H and W of a view, in pixels.
+        size: of a view, in pixels: a square's side, or height and width.
+        channels: of a frame; null = as stored.
         batch: samples in a batch.
         seed: of the order, the windows and the views.
         epoch: the epoch from whose start batches are taken.
@@ -53,7 +59,8 @@ class PreviewConfig:
     out: str = field(metadata=FILLED)
     data: DataConfig = field(default_factory=DataConfig)
     num_frames: int = bounded(16, least=1, most=1 << 20)
-    size: int = bounded(224, least=1, most=1 << 16)
+    size: int | tuple[int, int] = bounded(224, least=1, most=1 << 16)
+    channels: int | None = bounded(None, least=1, most=1 << 10)
     batch: int = bounded(4, least=1, most=1 << 20)
     seed: int = seeded()
     epoch: int = bounded(0, least=0)
@@ -98,7 +105,13 @@ def preview(config: PreviewConfig) -> list[Path]:
     corpus = corpus_of(data)
     try:
         loader = Loader(
-            corpus, data, num_frames=config.num_frames, size=config.size, seed=config.seed, global_batch=config.batch
+            corpus,
+            data,
+            num_frames=config.num_frames,
+            size=config.size,
+            channels=config.channels,
+            seed=config.seed,
+            global_batch=config.batch,
         )
     except ValueError as error:
         raise ValueError(str(error).replace("train.global_batch", "--batch")) from error

@@ -50,7 +50,8 @@ class PropagateConfig(EncoderChoice):
             carried and the others are compared with; or a folder of such folders, or one with DAVIS's Annotations.
         out: Folder for masks/, pictures, scores.csv, scores.json and propagate.html.
         listed: A text file with the names of the videos that take part, one per line; none = all that have masks.
-        size: Height and width at which frames are looked at, a multiple of the patches'; positions are interpolated.
+        size: Size at which frames are looked at, a square's side or height and width, multiples of the patches';
+            positions are interpolated.
             Twice the model's size gives masks that are twice as fine. 0 is the model's.
         layer: Number of blocks that are run; 0 is the patch embedding, -1 the last block.
         mode: A frame's features in a model of clips. `still`: of a clip that is as long as a token, the frame repeated;
@@ -70,7 +71,7 @@ class PropagateConfig(EncoderChoice):
     masks: str = field(metadata=FILLED)
     out: str = field(metadata=FILLED)
     listed: str = ""
-    size: int = bounded(0, least=0, most=1 << 16)
+    size: int | tuple[int, int] = bounded(0, least=0, most=1 << 16)
     layer: int = -1
     mode: Literal["still", "slide"] = "still"
     k: int = bounded(5, least=1, most=1 << 20)
@@ -115,7 +116,8 @@ def propagate(config: PropagateConfig, world: "World") -> dict[str, Any]:
 
     out = Path(config.out)
     encoder, model = _open(config, world)
-    settings = {"model": model, "size": encoder.config.img_size}
+    size = encoder.config.img_size
+    settings = {"model": model, "size": size if isinstance(size, int) else list(size)}
     named = ("layer", "mode", "k", "context", "radius", "temperature", "count_last")
     settings |= {name: value for name, value in asdict(config).items() if name in named}
     sequences, notes = world.on_first(lambda: find_sequences(Path(config.frames), Path(config.masks), config.listed))
@@ -132,6 +134,7 @@ def _open(config: PropagateConfig, world: "World") -> "tuple[Encoder | FrameEnco
     """Return the encoder at the requested size, on the rank's device, and the name of its weights for the results."""
     from launch.inference.probe_sets import untrained
     from mae3d.analysis.features import layer_of
+    from mae3d.video.clip import check_video_channels
     from mae3d.weights.resize import resized_encoder
 
     encoder, model, _ = open_frozen(config, world, seed=config.seed)
@@ -139,6 +142,7 @@ def _open(config: PropagateConfig, world: "World") -> "tuple[Encoder | FrameEnco
     if config.random_init:
         encoder, model = untrained(encoder, config.seed), f"untrained, seed {config.seed}"
     usual = encoder.config
+    check_video_channels(usual.in_chans)
     length = usual.t_patch_size if config.mode == "still" else usual.num_frames
     resized = resized_encoder(encoder, img_size=config.size or usual.img_size, num_frames=length)
     return resized.to(world.device).eval(), model

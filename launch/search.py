@@ -219,7 +219,8 @@ def _embedded_query(config: SearchConfig, archive: "Archive", data: "DataConfig"
     )
     step_s = data.sampling_rate / data.target_fps
     window = window_around(config.video, at_s, num_frames=settings["num_frames"], step_s=step_s)
-    clips = VideoClips([window], size=settings["img_size"], batch_size=1)
+    model_config = embedder.config
+    clips = VideoClips([window], size=model_config.img_size, channels=model_config.in_chans, batch_size=1)
     try:
         batch = next(clips)
     finally:

@@ -25,6 +25,7 @@ from launch.report.neighbours import Pool, neighbour_section, open_pool, pool_of
 from launch.report.reconstruction import mask_facts, reconstruction_section
 from mae3d.io.bounds import FILLED, bounded, check_bounds, seeded
 from mae3d.io.random import Stream
+from mae3d.io.shapes import size_text
 from mae3d.model.config import nearest
 from pipelines.config import DataConfig
 
@@ -294,7 +295,7 @@ def facts_of(model: "MAE | Classifier", file: Path, run: Path | None, data: Data
         f"patches of {config.t_patch_size} x {config.patch_size} x {config.patch_size}",
         **rest,
         "weights": f"{run.name}, {file.parent.name}" if run else file.name,
-        "clip": f"{config.num_frames} frames of {config.img_size} x {config.img_size}, "
+        "clip": f"{config.num_frames} frames of {size_text(config.img_size)}, "
         + (rate if strided else f"{data.num_segments} x {data.frames_per_segment} segments"),
     }
 

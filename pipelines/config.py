@@ -119,9 +119,10 @@ class DataConfig:
         repeat_aug: R, views of each sample in a batch.
         windows: `own`, a new temporal window for each view (the paper), or `shared`, one decode for all R crops.
         area: least and greatest area of the random crop, as a fraction of the frame.
-        aspect: least and greatest aspect ratio (width / height) of the random crop.
+        aspect: least and greatest aspect ratio (width / height) of the random crop, over that of the model's frames: 1
+            is a crop without distortion.
         flip: probability of a horizontal flip; 0 where left and right matter (Something-Something).
-        short_side: least and greatest length, in pixels, that the frame's short side is scaled to before a square of
+        short_side: least and greatest length, in pixels, that the frame's short side is scaled to before a frame of
             the model's size is cut from it, instead of a random resized crop (area, aspect); 0 0 = off.
         rand_augment: RandAugment in timm's words, such as rand-m7-mstd0.5-inc1; "" = off.
         colour_jitter: greatest relative change of brightness, contrast and saturation; 0 = off.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mae3d.io.shapes import Size
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import Corpus
 from pipelines.sampling.order import Order, ShardOrder
@@ -27,7 +28,14 @@ _SHOWN = 5  # so many of a list stand in a message
 
 
 def fingerprint(
-    corpus: Corpus, config: DataConfig, order: Order, rows: np.ndarray, *, num_frames: int, size: int
+    corpus: Corpus,
+    config: DataConfig,
+    order: Order,
+    rows: np.ndarray,
+    *,
+    num_frames: int,
+    size: Size,
+    channels: int = 3,
 ) -> dict[str, Any]:
     """Return everything on which the sequence of (sample, frames, crop, flip) depends, as JSON keeps it.
 
@@ -37,7 +45,8 @@ def fingerprint(
         order: as it was made of them.
         rows: the rows that take part.
         num_frames: T.
-        size: H and W of a view, in pixels.
+        size: of a view, in pixels.
+        channels: of a view; 3 leaves no trace, which runs from before there was a choice do not have.
     """
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_THE_SEQUENCE}
     select = settings.pop("select")
@@ -52,7 +61,8 @@ def fingerprint(
         "datasets": [_dataset(dataset) for dataset in corpus.datasets],
         "samples": f"{len(rows)} ({hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()[:16]})",
         "num_frames": num_frames,
-        "size": size,
+        "size": size if isinstance(size, int) else list(size),
+        **({} if channels == 3 else {"channels": channels}),
         "seed": order.seed,
         "global_batch": order.global_batch,
         "order": order.name,

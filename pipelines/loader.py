@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mae3d.io.shapes import Size
 from pipelines.config import DataConfig
+from pipelines.decoding.channels import check_channels
 from pipelines.fingerprint import fingerprint, has_grown
 from pipelines.reading.prefetch import Prefetcher, check_cache, nodes_positions, steps_read_at_once
 from pipelines.reading.shard_reader import DataError
@@ -39,13 +41,14 @@ class Loader:
         config: DataConfig,
         *,
         num_frames: int,
-        size: int,
+        size: Size,
         seed: int,
         global_batch: int,
         rank: int = 0,
         world: int = 1,
         local_world: int = 1,
         accumulation: int = 1,
+        channels: int | None = None,
         device: torch.device | str = "cpu",
     ):
         """Check the settings against the dataset; reading starts with the first batch.
@@ -54,19 +57,22 @@ class Loader:
             corpus: the opened shards.
             config: sampling and augmentation.
             num_frames: T, frames of a clip.
-            size: H and W of a clip, in pixels.
+            size: of a clip's frames, in pixels: a square's side, or (height, width).
             seed: of the order, the windows and the crops.
             global_batch: samples of one optimizer step, over all ranks.
             rank: of this process.
             world: processes.
             local_world: processes on this node.
             accumulation: micro-batches of one optimizer step.
+            channels: C, of a frame; None = as stored.
             device: where clips are needed.
 
         Raises:
-            ValueError: the batch does not divide, too few samples, or segments that do not make num_frames.
+            ValueError: the batch does not divide, too few samples, segments that do not make num_frames, or channels
+                that the datasets do not have.
         """
         check_views(config, num_frames=num_frames, size=size)
+        self._channels = check_channels(corpus, channels, config)
         self._corpus, self._config = corpus, config
         self._num_frames, self._size, self._device = num_frames, size, torch.device(device)
         self._rank, self._world, self._local_world = rank, world, local_world
@@ -76,7 +82,9 @@ class Loader:
         self.rows = select_rows(corpus, config.select, rows=usable)  # (n,) the samples that take part
         self.num_short = int(short_rows(corpus, config, num_frames=num_frames).sum())
         self.order = _make_order(corpus, config, self.rows, global_batch=global_batch, seed=seed)
-        self._fingerprint = fingerprint(corpus, config, self.order, self.rows, num_frames=num_frames, size=size)
+        self._fingerprint = fingerprint(
+            corpus, config, self.order, self.rows, num_frames=num_frames, size=size, channels=self._channels
+        )
         self._steps_at_once = steps_read_at_once(prefetch=config.prefetch, accumulation=accumulation)
         check_cache(corpus, self.order, world=world, local_world=local_world, steps=self._steps_at_once)
         if rank == 0:
@@ -124,6 +132,7 @@ class Loader:
                 num_frames=self._num_frames,
                 num_views=self._config.repeat_aug if shared else 1,
                 size=self._size,
+                channels=self._channels,
                 device=self._device,
                 local_world=self._local_world,
                 spares=self.rows,

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from mae3d.io.console import one_line
+from mae3d.io.shapes import Size
 from pipelines.config import DataConfig
+from pipelines.decoding.channels import check_channels
 from pipelines.decoding.clip_decoder import ClipDecoder
 from pipelines.decoding.clips import CpuDecoding, Decoding, GpuDecoding, ThreadDecoding, cut_views
 from pipelines.decoding.crops import Cropper
@@ -49,7 +51,7 @@ class Batch:
     another sample takes the place of that view alone.
     """
 
-    clips: torch.Tensor  # (B, R, T, H, W, C) uint8 on the device
+    clips: torch.Tensor  # (B, R, T, H, W, C) uint8, or uint16 of frames of 16 bits, on the device
     labels: torch.Tensor  # (B, R) int64, -1 unlabelled; several labels a sample: (B, R, classes) float32
     positions: torch.Tensor  # (B,) int64, positions in the epoch
     epoch: int
@@ -74,8 +76,9 @@ class ClipStream:
         max_clips: int,
         num_frames: int,
         num_views: int,
-        size: int,
+        size: Size,
         device: torch.device,
+        channels: int | None = None,
         local_world: int = 1,
         spares: np.ndarray | None = None,
     ):
@@ -88,11 +91,16 @@ class ClipStream:
             max_clips: most decoded clips in one request.
             num_frames: T.
             num_views: crops of each decoded clip.
-            size: H and W of a view, in pixels.
+            size: of a view, in pixels.
             device: where clips are needed; on a CUDA device they are resized there.
+            channels: C, of a frame; None = as stored.
             local_world: processes on this node, which share its cores.
             spares: rows that may stand in for damaged ones; None = all that can be read.
+
+        Raises:
+            ValueError: the datasets cannot give so many channels.
         """
+        channels = check_channels(corpus, channels)
         self._corpus, self._device = corpus, device
         self._source = ClipSource(
             corpus,
@@ -106,16 +114,30 @@ class ClipStream:
         self._failure: DataError | None = None
         threads = config.decode_threads or _share_of_cores(local_world)
         self._cropper = Cropper(size=size, threads=threads)
-        self._clip_decoder = ClipDecoder(corpus)
+        self._clip_decoder = ClipDecoder(corpus, channels)
         self._decoding = self._decoding_of(
-            config, max_clips=max_clips, num_frames=num_frames, num_views=num_views, size=size, threads=threads
+            config,
+            max_clips=max_clips,
+            num_frames=num_frames,
+            num_views=num_views,
+            size=size,
+            channels=channels,
+            threads=threads,
         )
         self.damage: list[DamagedFrame] = []  # of the batches delivered so far
         self._num_substituted = self._num_restarts = 0
         self._restarts_in_a_row = 0
 
     def _decoding_of(
-        self, config: DataConfig, *, max_clips: int, num_frames: int, num_views: int, size: int, threads: int
+        self,
+        config: DataConfig,
+        *,
+        max_clips: int,
+        num_frames: int,
+        num_views: int,
+        size: Size,
+        channels: int,
+        threads: int,
     ) -> Decoding:
         device, layouts = self._device, self._corpus.layouts
         on_gpu = device.type == "cuda"
@@ -129,13 +151,16 @@ class ClipStream:
                 resize="gpu" if on_gpu else None,
                 num_views=num_views,
                 size=size,
+                channels=channels,
                 boxes=boxes,
             )
             decoder = self._decoder_of(jpegs, threads)
             return GpuDecoding(decoder, device) if on_gpu else CpuDecoding(decoder, self._cropper, boxed=boxes)
         if layouts == {"video"} and mixed:
             pack = partial(clip_in_ivf, self._corpus)
-            videos = VideoGraph(max_clips=max_clips, decode="mixed", num_views=num_views, size=size, pack=pack)
+            videos = VideoGraph(
+                max_clips=max_clips, decode="mixed", num_views=num_views, size=size, pack=pack, channels=channels
+            )
             return GpuDecoding(self._decoder_of(videos, threads), device)
         return ThreadDecoding(
             self._clip_decoder, self._source, self._next_encoded, self._cropper, device, size=size, threads=threads
@@ -243,7 +268,8 @@ def evaluation_clips(
     *,
     rows: np.ndarray,
     num_frames: int,
-    size: int,
+    size: Size,
+    channels: int | None = None,
     num_clips: int = 1,
     num_crops: int = 1,
     starts: np.ndarray | None = None,
@@ -262,7 +288,8 @@ def evaluation_clips(
         config: how clips are sampled and read; its augmentation has no effect.
         rows: (N,) what to evaluate.
         num_frames: T.
-        size: H and W of a view, in pixels.
+        size: of a view, in pixels.
+        channels: C, of a frame; None = as stored.
         num_clips: K, of each sample.
         num_crops: S, of each clip; view k * S + s of a sample is crop s of clip k.
         starts: (N,) stored frames at which the one clip of each row begins instead (`views.windows_every`); K is 1.
@@ -281,6 +308,7 @@ def evaluation_clips(
             num_frames=num_frames,
             num_clips=num_clips,
             num_crops=num_crops,
+            size=size,
             starts=None if starts is None else starts[positions],
             num_padded=num_padded,
         )
@@ -294,6 +322,7 @@ def evaluation_clips(
         num_frames=num_frames,
         num_views=num_crops,
         size=size,
+        channels=channels,
         device=torch.device(device),
         local_world=local_world,
     )

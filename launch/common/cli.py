@@ -323,4 +323,8 @@ def _readable(error: Exception) -> str:
     # Words that YAML does not know as numbers; `.nan` and `.inf` come to the bounds.
     if no_number := re.search(r'Parser key "([^"]+)".*value: ([+-]?(?:nan|inf(?:inity)?))$', message, re.I | re.S):
         return f"{no_number[1]}={no_number[2]} must be a finite number"
+    union = re.search(r'(Parser key "[^"]+"):.*?Subtypes: \[(.*)\]\s+Errors:.*Given value: (.*)$', message, re.S)
+    if union:
+        kinds = [kind for kind in re.findall(r"(?<=')\w+(?=')|tuple\[[^]]*\]", union[2]) if kind != "NoneType"]
+        return f"{union[1]}: Expected {' or '.join(kinds)}. Got value: {one_line(union[3])}"
     return " ".join(line.strip() for line in message.splitlines() if line.strip()) or repr(error)

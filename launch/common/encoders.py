@@ -16,6 +16,7 @@ from mae3d.io.bounds import bounded, check_bounds
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
+    from mae3d.io.shapes import Size
     from mae3d.model.encoder import Encoder
     from mae3d.model.frames import FrameEncoder
 
@@ -33,14 +34,15 @@ class EncoderChoice:
         encoder_weights: Its weights: a file with timm's names or their authors' (.safetensors, .pth, .bin); `download`,
             by timm from the Hugging Face Hub; or `none`, random ones.
         encoder_frames: Frames of its clips.
-        encoder_size: Height and width of its frames in pixels, a multiple of its patch; null is the model's own.
+        encoder_size: Side of its square frames in pixels, or height and width: multiples of its patch; null is the
+            model's own.
     """
 
     run: str = ""
     encoder: str = ""
     encoder_weights: str = ""
     encoder_frames: int = bounded(16, least=1, most=1 << 16)
-    encoder_size: int | None = bounded(None, least=1, most=1 << 16)
+    encoder_size: int | tuple[int, int] | None = bounded(None, least=1, most=1 << 16)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -100,7 +102,7 @@ def open_run(run: str, world: "World", *, open_file: Callable[[Path], Any] | Non
 
 
 def open_image(
-    name: str, weights: str, world: "World", *, num_frames: int, img_size: int | None, seed: int = 0
+    name: str, weights: str, world: "World", *, num_frames: int, img_size: "Size | None", seed: int = 0
 ) -> Frozen:
     """Open an image ViT, as `open_frozen` does; the arguments are `open_frame_encoder`'s."""
     from mae3d.weights.frames import open_frame_encoder, state_hash

@@ -41,7 +41,7 @@ class EvalSet:
         """Return the batches of the samples, in clips of the model's size.
 
         Args:
-            model_config: The model's, for the number of frames and the size.
+            model_config: The model's, for the number of frames, their size and channels.
             rows: (n,) rows of the corpus instead of `self.rows`.
             views: Further arguments of `pipelines.stream.evaluation_clips`: the views, the batch size, rank and device.
         """
@@ -53,6 +53,7 @@ class EvalSet:
             rows=self.rows if rows is None else rows,
             num_frames=model_config.num_frames,
             size=model_config.img_size,
+            channels=model_config.in_chans,
             **views,
         )
 

@@ -26,12 +26,14 @@ from launch.inference.evaluate import evaluate_into_table, sample_keys, sample_s
 from launch.inference.sharded_table import ShardedTable, fill_missing_shards
 from mae3d.analysis.exact import each_clip
 from mae3d.analysis.features import Pool, check_pool, embed, encoder_of, layer_of
+from mae3d.video.clip import check_video_channels
 from mae3d.video.windows import VideoBatch, VideoClips, Window, WindowPlan
 
 if TYPE_CHECKING:
     from launch.common.eval_set import EvalSet
     from mae3d.distributed import World
     from mae3d.model.classifier import Classifier
+    from mae3d.model.config import EncoderConfig
     from mae3d.model.encoder import Encoder
     from mae3d.model.frames import FrameEncoder
     from mae3d.model.mae import MAE
@@ -82,7 +84,7 @@ class Embedder:
             "width": config.embed_dim,
             "grid": list(config.grid) if self.pool == "tokens" else None,
             "num_frames": config.num_frames,
-            "img_size": config.img_size,
+            "img_size": config.img_size if isinstance(config.img_size, int) else list(config.img_size),
             "num_clips": self.num_clips,
             "precision": self.precision,
             **({"reverse": True} if self.reverse else {}),  # absent from tables that were begun before it existed
@@ -94,7 +96,7 @@ class Embedder:
         return 4 * self.config.embed_dim * (math.prod(self.config.grid) if self.pool == "tokens" else 1)
 
     def __call__(self, clips: torch.Tensor) -> Array:
-        """Return B lists of float32, of fixed size, for uint8 (B, K, T, H, W, 3)."""
+        """Return B lists of float32, of fixed size, for uint8 or uint16 (B, K, T, H, W, C)."""
         clips = clips.flip(2) if self.reverse else clips
         features = each_clip(self._features, clips.flatten(0, 1).to(self.device, non_blocking=True))
         vectors = features.unflatten(0, (len(clips), -1)).mean(dim=1).flatten(1).cpu().numpy()
@@ -201,7 +203,7 @@ def embed_videos(
         path,
         plan,
         columns_of,
-        size=embedder.config.img_size,
+        model_config=embedder.config,
         settings={"model": model_sha256, **embedder.settings, **settings},
         world=world,
         batch_size=batch_size,
@@ -214,7 +216,7 @@ def windows_into_table(
     plan: WindowPlan,
     columns_of: Callable[[VideoBatch], Mapping[str, Array]],
     *,
-    size: int,
+    model_config: "EncoderConfig",
     settings: Mapping[str, Any],
     world: "World",
     batch_size: int,
@@ -230,7 +232,7 @@ def windows_into_table(
         path: of the table.
         plan: the windows, one row each.
         columns_of: a batch of windows ─► columns; null for windows that cannot be read.
-        size: height and width of the clips, pixels.
+        model_config: the model's, for the clips' size and channels.
         settings: all that the rows depend on.
         world: all ranks.
         batch_size: windows per batch.
@@ -246,6 +248,7 @@ def windows_into_table(
         OSError: the table cannot be written.
     """
     windows = plan.windows
+    check_video_channels(model_config.in_chans)
 
     def chosen(numbers: np.ndarray) -> list[Window]:
         return [windows[i] for i in numbers.tolist()]
@@ -265,7 +268,9 @@ def windows_into_table(
     return fill_missing_shards(
         table,
         world=world,
-        open_stream=lambda numbers: VideoClips(chosen(numbers), size=size, batch_size=batch_size),
+        open_stream=lambda numbers: VideoClips(
+            chosen(numbers), size=model_config.img_size, channels=model_config.in_chans, batch_size=batch_size
+        ),
         keys_of=keys_of,
         columns_of=columns_of,
         unit=unit,
@@ -281,7 +286,7 @@ def clips_per_second(embedder: Embedder, *, batch_size: int, batches: int = 5) -
         batches: number of batches that are timed.
     """
     config = embedder.config
-    shape = (batch_size, 1, config.num_frames, config.img_size, config.img_size, 3)
+    shape = (batch_size, 1, config.num_frames, config.height, config.width, config.in_chans)
     clips, seconds = torch.full(shape, 128, dtype=torch.uint8), []
     for _ in range(1 + batches):
         start = time.perf_counter()

@@ -45,9 +45,9 @@ class _Video:
     size: tuple[int, int] = (0, 0)  # (H, W)
     small: dict[int, np.ndarray] = field(default_factory=dict)  # frame number -> picture
 
-    def squares(self) -> Iterator[np.ndarray]:
-        """Yield the frames from the first mask on, as squares of the encoder's size, which distorts them."""
-        sequence, side = self.sequence, self.encoder.config.img_size
+    def scaled(self) -> Iterator[np.ndarray]:
+        """Yield the frames from the first mask on, scaled to the encoder's size, which distorts them; grey if it is."""
+        sequence, config = self.sequence, self.encoder.config
         count = len(sequence.frames) - sequence.start
         shown = set(np.linspace(0, count - 1, min(count, SHOWN)).round().astype(int).tolist())
         for number, picture in enumerate(sequence.pictures()):
@@ -55,7 +55,9 @@ class _Video:
             image = Image.fromarray(picture)
             if number in shown:
                 self.small[number + sequence.start] = np.asarray(image.resize(self.small_size, Image.Resampling.BOX))
-            yield np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+            seen = image.resize((config.width, config.height), Image.Resampling.BILINEAR)
+            seen = seen.convert("L") if config.in_chans == 1 else seen
+            yield np.asarray(seen).reshape(config.height, config.width, config.in_chans)
 
     @property
     def small_size(self) -> tuple[int, int]:
@@ -154,7 +156,7 @@ def _masks(video: _Video, first: Ids, objects: list[int], settings: Mapping[str,
     grid, numbers, carried = (height, width), np.array([0, *objects], np.uint8), None
     with torch.inference_mode():
         for features in frame_features(
-            video.encoder, video.squares(), layer=settings["layer"], mode=settings["mode"], batch=batch
+            video.encoder, video.scaled(), layer=settings["layer"], mode=settings["mode"], batch=batch
         ):
             if carried is None:
                 labels = patch_labels(first, objects, grid)

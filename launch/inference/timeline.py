@@ -32,6 +32,7 @@ from launch.inference.sharded_table import METADATA, stored_settings
 from mae3d.analysis.course import Change, change_points, novelties
 from mae3d.analysis.exact import each_clip
 from mae3d.analysis.reconstruct import clip_losses, copy_losses
+from mae3d.io.contact_sheet import as_rgb
 from mae3d.io.files import replace_file
 from mae3d.model.classifier import Classifier, view_scores
 from mae3d.model.mae import MAE
@@ -126,7 +127,7 @@ def open_any(file: Path) -> Any:
 
 
 def _jpeg(picture: np.ndarray) -> bytes:
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=80, colorspace="RGB")
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(as_rgb(picture)), quality=80, colorspace="RGB")
 
 
 def read_windows(
@@ -142,7 +143,7 @@ def read_windows(
         Path(config.out) / WINDOWS,
         plan,
         reader.columns_of,
-        size=reader.config.img_size,
+        model_config=reader.config,
         settings=settings,
         world=world,
         batch_size=config.batch,

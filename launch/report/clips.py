@@ -54,10 +54,10 @@ class Clip:
 
 def require_room(config: "EncoderConfig", *, clips: int) -> None:
     """Raise ValueError if memory cannot hold the pixels of so many clips."""
-    frames, size = config.num_frames, config.img_size
+    frames, height, width = config.num_frames, config.height, config.width
     require_memory(
-        3 * clips * frames * size * size,
-        f"{clips:,} clips of {frames:,} x {size:,} x {size:,} pixels",
+        config.in_chans * clips * frames * height * width,
+        f"{clips:,} clips of {frames:,} x {height:,} x {width:,} pixels",
         "give a smaller --samples, or fewer --keys or --videos",
     )
 
@@ -71,7 +71,7 @@ def read_clips(
         corpus: The dataset.
         data: How clips are sampled and read.
         rows: (N,) which samples.
-        config: The model's, for the number of frames and the size.
+        config: The model's, for the number of frames, their size and channels.
         device: Where frames are resized.
     """
     from tqdm import tqdm
@@ -79,7 +79,14 @@ def read_clips(
     from pipelines.stream import evaluation_clips
 
     stream = evaluation_clips(
-        corpus, data, rows=rows, num_frames=config.num_frames, size=config.img_size, batch_size=BATCH, device=device
+        corpus,
+        data,
+        rows=rows,
+        num_frames=config.num_frames,
+        size=config.img_size,
+        channels=config.in_chans,
+        batch_size=BATCH,
+        device=device,
     )
     clips = []
     with tqdm(total=len(rows), desc="reading", unit="clip", disable=None) as bar:
@@ -128,7 +135,7 @@ def read_videos(paths: Sequence[str], config: "EncoderConfig", data: "DataConfig
 def batches(
     clips: Sequence[Clip], device: "torch.device", *, doing: str
 ) -> Iterator[tuple[Sequence[Clip], "torch.Tensor"]]:
-    """Yield batches of clips, with their pixels (B, T, H, W, 3) on the device; `doing` labels the progress bar."""
+    """Yield batches of clips, with their pixels (B, T, H, W, C) on the device; `doing` labels the progress bar."""
     import torch
     from tqdm import tqdm
 

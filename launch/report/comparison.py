@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mae3d.io.html import escape, page, paragraph, table
+from mae3d.io.shapes import plain_size, size_text
 
 FEW_VIDEOS = 10  # source videos of a test set below which an interval is too narrow to be trusted
 UNTRAINED, CHANCE = "untrained", "chance"
@@ -182,8 +183,8 @@ def _source(model: Mapping[str, Any]) -> str:
     if model["name"] == CHANCE:
         return "no features: the most frequent class; for few samples a class by lot; for the time order a coin"
     frames = (
-        f"{model['frames']} frames of {model['size']} x {model['size']} pixels, every {model['sampling_rate']:g} at "
-        f"{model['target_fps']:g} per second"
+        f"{model['frames']} frames of {size_text(plain_size(model['size']))} pixels, every "
+        f"{model['sampling_rate']:g} at {model['target_fps']:g} per second"
     )
     kind = "; an image model, frame by frame, averaged" if model["image"] else ""
     return f"{model['source']}{kind}; {frames}"

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from launch.common.tables import write_csv
+from mae3d.io.contact_sheet import as_rgb
 from mae3d.io.files import write_text
 from mae3d.io.html import data_uri, escape, page, paragraph, refuse_other_page, table
 
@@ -193,5 +194,5 @@ def _strip(query: Moment) -> str:
 
 def _pictures(frames: np.ndarray) -> list[Image.Image]:
     rule = Image.Resampling.BICUBIC
-    pictures = [Image.fromarray(frame) for frame in frames]
+    pictures = [Image.fromarray(frame) for frame in as_rgb(frames)]
     return [one if one.size == (SIDE, SIDE) else one.resize((SIDE, SIDE), rule) for one in pictures]

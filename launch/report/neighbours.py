@@ -83,7 +83,14 @@ def pool_of_dataset(
 
     config = model.encoder.config
     stream = evaluation_clips(
-        corpus, data, rows=rows, num_frames=config.num_frames, size=config.img_size, batch_size=BATCH, device=device
+        corpus,
+        data,
+        rows=rows,
+        num_frames=config.num_frames,
+        size=config.img_size,
+        channels=config.in_chans,
+        batch_size=BATCH,
+        device=device,
     )
     kept, vectors = [], []
     with tqdm(total=len(rows), desc="embedding", unit="clip", disable=None) as bar:

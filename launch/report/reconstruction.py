@@ -110,7 +110,7 @@ def scores_of(result: "Reconstruction", config: "MAEConfig") -> dict[str, float]
         fills["each patch's own mean"] = result.empty
     fills["nearest frame that shows the place"] = nearest_visible(result.original, hidden)
     fills["mean colour of the clip's visible patches"] = result.original[~hidden].mean(axis=0)
-    fills["the constant that pixels are normalised with"] = 255 * np.broadcast_to(np.asarray(config.mean), 3)
+    fills["the constant that pixels are normalised with"] = result.constant
     return {name: psnr(fill, result.original, hidden) for name, fill in fills.items()}
 
 

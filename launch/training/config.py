@@ -88,7 +88,9 @@ class FinetuneModelConfig:
     Attributes:
         backbone: timm's name of an image ViT, which sees each frame alone; `--init timm:NAME` sets it.
         preset: name of a standard size, from scratch.
-        img_size: height and width of a clip in pixels; positions are interpolated to another one.
+        img_size: side of a clip's square frames in pixels, or height and width; positions are interpolated to another
+            one.
+        in_chans: channels of a frame; the patch embedding is fitted to another number (summed for 1, else repeated).
         num_frames: frames of a clip; likewise.
         patch_size: height and width of a patch in pixels.
         t_patch_size: frames of a patch.
@@ -114,7 +116,7 @@ class FinetuneModelConfig:
 
     backbone: str = ""
     preset: str | None = None
-    img_size: int | None = _as_classifier("img_size")
+    img_size: int | tuple[int, int] | None = _as_classifier("img_size")
     num_frames: int | None = _as_classifier("num_frames")
     patch_size: int | None = _as_classifier("patch_size")
     t_patch_size: int | None = _as_classifier("t_patch_size")
@@ -127,8 +129,9 @@ class FinetuneModelConfig:
     sep_pos_embed: bool | None = None
     trunc_init: bool | None = None
     pos_init: Literal["normal", "sines"] | None = None
-    mean: float | tuple[float, float, float] | None = _as_classifier("mean")
-    std: float | tuple[float, float, float] | None = _as_classifier("std")
+    mean: float | tuple[float, ...] | None = _as_classifier("mean")
+    std: float | tuple[float, ...] | None = _as_classifier("std")
+    in_chans: int | None = _as_classifier("in_chans")
     num_classes: int | None = _as_classifier("num_classes")
     class_names: tuple[str, ...] = ()
     multi_label: bool | None = None

@@ -116,7 +116,7 @@ class Monitor:
         samples, pool = len(self._held_out.rows), len(self._pool.rows) if self._pool else 0
         pictures = min(config.pictures, samples)
         vectors = 8 * samples * (model.embed_dim + 2) + 4 * pool * model.embed_dim
-        pixels = pictures * 3 * model.num_frames * model.img_size**2 * 3  # three strips of colour
+        pixels = pictures * 3 * model.num_frames * model.height * model.width * model.in_chans  # three strips
         require_memory(
             (3 * vectors + pixels) * self._world.ranks.local_size,  # the parts of all ranks, in one piece, in order
             f"features of {samples:,} held-out samples and {pool:,} neighbours, and {pictures:,} pictures, on "

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from launch.training.config import TrainingConfig
+from mae3d.io.shapes import Size, sides, size_text
 from preprocess.dataset.layout import GROUP
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def start_summary(
         world=ranks.size,
         checkpointing=train.grad_checkpointing,
     )
-    size = f"{model_config.num_frames}x{model_config.img_size}x{model_config.img_size}"
+    size = f"{model_config.num_frames}x{model_config.height}x{model_config.width}"
+    if model_config.in_chans != 3:
+        size += f", channels {model_config.in_chans}"
     return {
         "model": f"{model_config.preset}, {parameters / 1e6:.1f} M parameters, clips {size}, {model_note}",
         **_data_lines(data, corpus, loader, num_frames=model_config.num_frames),
@@ -106,15 +109,18 @@ def _course(schedule: "TrainSchedule") -> str:
     return f"{begins}, then {'constant' if end == schedule.rate['lr'] else f'a cosine to {end:.3g}'}"
 
 
-def _mismatches(data: "DataConfig", corpus: "Corpus", rows: "np.ndarray", *, size: int) -> dict[str, str]:
+def _mismatches(data: "DataConfig", corpus: "Corpus", rows: "np.ndarray", *, size: "Size") -> dict[str, str]:
     """Return what the stored samples have less of than the clips: pixels, and frames a second."""
     import numpy as np
 
     lines = {}
-    sides = np.minimum(corpus.width[rows], corpus.height[rows])
-    if small := int((sides < size).sum()):
+    height, width = sides(size)
+    shares = np.minimum(corpus.height[rows] / height, corpus.width[rows] / width)
+    if small := int((shares < 1).sum()):
+        smallest = rows[shares.argmin()]
+        stored = f"{corpus.height[smallest]} x {corpus.width[smallest]}"
         lines["pixels"] = (
-            f"{small:,} of {len(rows):,} samples have a short side below {size}, down to {sides.min()}: upscaled; "
+            f"{small:,} of {len(rows):,} samples are smaller than {size_text(size)}, down to {stored}: upscaled; "
             "shards of a larger --short-side, or a smaller model.img_size, would fit"
         )
     if data.sampling == "strided":

@@ -280,6 +280,7 @@ def make_loader(
         config.data,
         num_frames=model_config.num_frames,
         size=model_config.img_size,
+        channels=model_config.in_chans,
         seed=config.train.seed,
         global_batch=config.train.global_batch,
         rank=world.ranks.rank,

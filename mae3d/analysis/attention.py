@@ -82,7 +82,7 @@ def layer_attention(encoder: Encoder, clip: Tensor, query: Tensor, *, layer: int
 
     Args:
         encoder: The encoder on any device; its mode is left as it is.
-        clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W), on the same device.
+        clip: uint8 or uint16 (B, T, H, W, C), or normalised float (B, C, T, H, W), on the same device.
         query: (N,), from `query_of`.
         layer: The block, 1 to depth, or -1, the last, to -depth.
 

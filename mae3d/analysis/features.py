@@ -39,7 +39,7 @@ def embed(
 
     Args:
         model: A masked autoencoder, a classifier or an encoder of video or of frames, on any device.
-        clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W); moved to the model's device.
+        clip: uint8 or uint16 (B, T, H, W, C), or normalised float (B, C, T, H, W); moved to the model's device.
         layer: Number of blocks that are run: 0 is the patch embedding with its positions, depth the last block;
             negative numbers count from the end, -1 is the last block.
         pool: `mean` of the patches' tokens, `cls`, the class token, or `tokens`, each patch's token.

@@ -26,12 +26,16 @@ from mae3d.model.patches import (
     unpatchify,
 )
 
-Frames = NDArray[np.uint8]  # (B, F, H, W, 3)
+Frames = NDArray[np.uint8]  # (B, F, H, W, C)
 GREY = 128  # value of a hidden patch's pixels
+DEEP = (0.5, 0.2)  # mean and deviation of pictures of 16 bits on [0, 1], wherever the model's are
 
 
 class Reconstruction(NamedTuple):
-    """Frames of B clips, each uint8 (B, F, H, W, 3).
+    """Frames of B clips, each uint8 (B, F, H, W, C).
+
+    Clips of 16 bits are shown from 2.5 deviations of the model below its mean, black, to 2.5 above, white.
+
 
     Attributes:
         original: The clip's target frames.
@@ -41,6 +45,7 @@ class Reconstruction(NamedTuple):
         empty: The result of a prediction of zeros, the least that a model must beat: the data's mean colour, or with
             norm_pix_loss each patch's mean.
         hidden: bool (B, F, H, W), the pixels of hidden patches.
+        constant: float64 (B, C), the value in these pictures of the mean that the model normalises with.
     """
 
     original: Frames
@@ -49,6 +54,7 @@ class Reconstruction(NamedTuple):
     pasted: Frames
     empty: Frames
     hidden: NDArray[np.bool_]
+    constant: NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -59,7 +65,7 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
 
     Args:
         model: The model; its config's mask_type and mask_ratio choose the hidden patches.
-        clip: uint8 (B, T, H, W, 3), on the model's device.
+        clip: uint8 or uint16 (B, T, H, W, C), on the model's device.
         noise: float32 (B, L), on the same device.
 
     Raises:
@@ -75,14 +81,16 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
         values, empty = values * deviation + mean, empty + mean
     hidden_BLP = out.mask[..., None].bool().expand_as(target_BLP)
 
+    def whole(patches_BLP: Tensor) -> Tensor:
+        return unpatchify(patches_BLP, grid=config.grid, patch_size=config.patch_size, channels=config.in_chans)
+
     def frames(patches_BLP: Tensor) -> Frames:
-        pixels = unpatchify(patches_BLP, grid=config.grid, patch_size=config.patch_size)
+        pixels = whole(patches_BLP)
         return pixels.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-    original, predicted, blank = (
-        frames(denormalise(x, mean=config.mean, std=config.std)) for x in (target_BLP, values, empty)
-    )
-    hidden = unpatchify(hidden_BLP, grid=config.grid, patch_size=config.patch_size)[..., 0].cpu().numpy()
+    middle, spread = DEEP if clip.dtype == torch.uint16 else (config.mean, config.std)
+    original, predicted, blank = (frames(denormalise(x, mean=middle, std=spread)) for x in (target_BLP, values, empty))
+    hidden = whole(hidden_BLP)[..., 0].cpu().numpy()
     return Reconstruction(
         original=original,
         masked=np.where(hidden[..., None], np.uint8(GREY), original),
@@ -90,6 +98,7 @@ def reconstruct(model: MAE, clip: Tensor, noise: Tensor) -> Reconstruction:
         pasted=np.where(hidden[..., None], predicted, original),
         empty=blank,
         hidden=hidden,
+        constant=np.broadcast_to(255 * np.asarray(middle, np.float64), (len(clip), config.in_chans)),
     )
 
 
@@ -122,7 +131,7 @@ def clip_losses(model: MAE, clip: Tensor, noise: Tensor) -> ClipLosses:
         return (values_BLP.mean(dim=2) * out.mask).sum(dim=1) / out.mask.sum(dim=1)
 
     # The error in pixels between 0 and 1: targets are these, less the mean and divided by the deviation.
-    pixels = (error_BLP * contrast).unflatten(2, (-1, 3)) * torch.tensor(config.std, device=clip.device)
+    pixels = (error_BLP * contrast).unflatten(2, (-1, config.in_chans)) * torch.tensor(config.std, device=clip.device)
     return ClipLosses(over_hidden(error_BLP.square()), -10 * over_hidden(pixels.flatten(2).square()).log10())
 
 
@@ -137,7 +146,7 @@ def copy_losses(model: MAE, clip: Tensor, noise: Tensor) -> Tensor:
 
     Args:
         model: For its config and targets; its weights have no part in it.
-        clip: uint8 (B, T, H, W, 3), on the model's device.
+        clip: uint8 or uint16 (B, T, H, W, C), on the model's device.
         noise: float32 (B, L), on the same device.
     """
     config = model.config
@@ -147,7 +156,9 @@ def copy_losses(model: MAE, clip: Tensor, noise: Tensor) -> Tensor:
     # Distances (t, t) of slots; a hidden one is farther than any, a later one farther than the earlier one as near.
     distance = 2 * (slots[:, None] - slots).abs() + (slots > slots[:, None]).int()
     source_BtS = (distance[None, :, :, None] + 4 * t * hidden_BtS[:, None].int()).argmin(dim=2)
-    view = patch_view(clip, frames_per_patch=config.t_patch_size, patch_size=config.patch_size)
+    view = patch_view(
+        clip, frames_per_patch=config.t_patch_size, patch_size=config.patch_size, channels=config.in_chans
+    )
     patches_BLP = normalise(gather_patches(view, None), mean=config.mean, std=config.std)
     patches_BLuQ = patches_BLP.unflatten(2, (config.t_patch_size, -1))
     ids_BL = (source_BtS * (h * w) + torch.arange(h * w, device=clip.device)).flatten(1)
@@ -168,11 +179,11 @@ def nearest_visible(frames: Frames, hidden: NDArray[np.bool_]) -> Frames:
     """Copy each pixel from the nearest frame that shows it, the earlier of two: the fill that a model must beat.
 
     Args:
-        frames: uint8 (F, H, W, 3), one clip.
+        frames: uint8 (F, H, W, C), one clip.
         hidden: bool (F, H, W), with a visible pixel; pixels that no frame shows get the visible pixels' mean colour.
 
     Returns:
-        uint8 (F, H, W, 3); visible pixels are as they were.
+        uint8 (F, H, W, C); visible pixels are as they were.
     """
     times, filled = np.arange(len(frames)), np.empty_like(frames)
     for time in times:

@@ -1,6 +1,6 @@
 """Frames become pictures for people: filmstrips and sheets (PNG), animations (GIF), heat over frames, and PSNR.
 
-    rows = {"original": original, "attention": overlay(original, heat)}      # each uint8 (F, H, W, 3)
+    rows = {"original": original, "attention": overlay(original, heat)}      # each uint8 (F, H, W, C)
     filmstrip(rows).save("strip.png")
     save_animation(rows, "strip.gif")
     contact_sheet([Strip("000017  surfing", "frames 0 ... 60", clip)]).save("sheet.png")
@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from mae3d.io.files import MARK as MADE_BY
 
-Frames = NDArray[np.uint8]  # (F, H, W, 3)
+Frames = NDArray[Any]  # (F, H, W, C) uint8 or uint16, shown as `as_rgb` has it
 Heat = NDArray[np.floating]  # (t, h, w), one value for each token
 
 Colour = tuple[int, int, int]
@@ -60,6 +60,7 @@ def filmstrip(rows: Mapping[str, Frames], *, columns: int = COLUMNS) -> Image.Im
         rows: Caption -> frames; all of one shape.
         columns: At most so many frames per row, spread evenly over the clip.
     """
+    rows = {caption: as_rgb(frames) for caption, frames in rows.items()}
     shown = _spread(len(next(iter(rows.values()))), columns)
     return _sheet([(caption, frames[shown]) for caption, frames in rows.items()], wide=len(shown))
 
@@ -76,7 +77,7 @@ def save_animation(rows: Mapping[str, Frames], path: str | Path, *, frame_ms: in
     """
     lines = -(-len(rows) // PANELS)
     columns = -(-len(rows) // lines)
-    rows = {caption: _fitting(frames) for caption, frames in rows.items()}
+    rows = {caption: _fitting(as_rgb(frames)) for caption, frames in rows.items()}
     sheets = []
     for i in range(len(next(iter(rows.values())))):
         panels = [_sheet([(caption, frames[i : i + 1])], wide=PANELS) for caption, frames in rows.items()]
@@ -101,7 +102,7 @@ def contact_sheet(strips: Sequence[Strip]) -> Image.Image:
     for strip in strips:
         title, details = (_wrapped(text, font, width) for text in (strip.title, strip.details))
         caption = [(line, INK) for line in title] + [(line, FAINT) for line in details]
-        panels.append(_panel(caption, strip.frames[shown], size, letters=LETTERS, width=width))
+        panels.append(_panel(caption, as_rgb(strip.frames)[shown], size, letters=LETTERS, width=width))
     return _framed(_stacked(panels, gap=MARGIN))
 
 
@@ -117,14 +118,30 @@ def save_grid(strips: Sequence[Strip], path: Path, *, columns: int) -> None:
     width = max(size[0], CELL)
     titles = [[(line, INK) for line in _wrapped(strip.title, font, width)] for strip in strips]
     lines = max(map(len, titles))
+    pictures = [as_rgb(strip.frames) for strip in strips]
     grids = []
     for i in range(len(strips[0].frames)):
         panels = [
-            _panel(title, strip.frames[i : i + 1], size, letters=LETTERS, width=width, lines=lines)
-            for strip, title in zip(strips, titles, strict=True)
+            _panel(title, frames[i : i + 1], size, letters=LETTERS, width=width, lines=lines)
+            for frames, title in zip(pictures, titles, strict=True)
         ]
         grids.append(_framed(_in_lines(panels, min(columns, COLUMNS), gap=MARGIN)))
     _save_gif(grids, path, frame_ms=FRAME_MS)
+
+
+def as_rgb(frames: Frames) -> NDArray[np.uint8]:
+    """Return frames (..., C) of any kind as RGB for people, (..., 3) uint8.
+
+    One channel is grey; of two the first is red, and the second green and blue; of more the first three are red, green
+    and blue. Frames of 16 bits are stretched, from their 1st percentile, black, to their 99th.
+    """
+    channels = frames.shape[-1]
+    frames = frames[..., {1: [0, 0, 0], 2: [0, 1, 1]}.get(channels, [0, 1, 2])] if channels != 3 else frames
+    if frames.dtype == np.uint8:
+        return frames
+    low, high = np.percentile(frames, (1, 99))
+    stretched = (frames.astype(np.float32) - low) * (255 / max(high - low, 1))
+    return stretched.clip(0, 255).round().astype(np.uint8)
 
 
 def png_mark() -> PngInfo:
@@ -147,14 +164,14 @@ def overlay(frames: Frames, heat: Heat, *, top: float) -> Frames:
     """Draw heat in colour over the frames in grey: dark at 0, bright yellow at `top` and beyond.
 
     Args:
-        frames: uint8 (F, H, W, 3), F a multiple of t.
+        frames: (F, H, W, C), F a multiple of t.
         heat: (t, h, w), 0 or more; drawn smoothly in space, and in steps in time.
         top: The value of the brightest colour, above 0.
     """
     count, height, width = frames.shape[:3]
     smooth = [_enlarged(slot, (width, height)) for slot in np.clip(heat / top, 0, 1)]
     colours = _colours()[(np.stack(smooth) * 255).round().astype(np.uint8)]
-    grey = frames @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    grey = as_rgb(frames) @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     mixed = OPACITY * colours.repeat(count // len(heat), axis=0) + (1 - OPACITY) * grey[..., None]
     return mixed.round().astype(np.uint8)
 
@@ -165,7 +182,7 @@ def outline(frames: Frames, token: tuple[int, int, int], grid: tuple[int, int, i
     (slot, row, column), (t, h, w) = token, grid
     u, p, q = count // t, height // h, width // w
     line, box = max(1, p // 8), (slice(row * p, (row + 1) * p), slice(column * q, (column + 1) * q))
-    marked = frames.copy()
+    marked = as_rgb(frames).copy()
     for frame in marked[slot * u : (slot + 1) * u]:
         inside = frame[box][line:-line, line:-line].copy()
         frame[box] = MARK
@@ -190,8 +207,8 @@ def psnr(image: NDArray[np.generic], truth: Frames, where: NDArray[np.bool_]) ->
     """Return the peak signal-to-noise ratio over selected pixels, 10 log10(255^2 / mean squared error).
 
     Args:
-        image: (..., 3), or anything that broadcasts against `truth`: a colour, a number.
-        truth: uint8 (..., 3).
+        image: (..., C), or anything that broadcasts against `truth`: a colour, a number.
+        truth: uint8 (..., C).
         where: bool (...), the pixels that count.
 
     Returns:
@@ -225,7 +242,7 @@ def _spread(count: int, columns: int) -> NDArray[np.int64]:
 def _sheet(rows: Sequence[tuple[str, Frames]], *, wide: int) -> Image.Image:
     """Return captioned rows of frames, sized for a page that is `wide` frames wide."""
     height, width = rows[0][1].shape[1:3]
-    scale = max(1, min(PAGE // (wide * (width + GAP)), LARGEST // width))
+    scale = max(1, min(PAGE // (wide * (width + GAP)), LARGEST // max(height, width)))
     letters = max(CAPTION, CAPTION * wide * width * scale // PAGE)
     size = (width * scale, height * scale)
     return _stacked([_panel([(caption, INK)], frames, size, letters=letters) for caption, frames in rows], gap=GAP)
@@ -289,10 +306,12 @@ def _save_gif(sheets: Sequence[Image.Image], path: Path, *, frame_ms: int) -> No
 
 
 def _cell(frames: Frames) -> tuple[int, int]:
-    """Return the size of a square frame on a contact sheet."""
-    side = frames.shape[2]
-    side = side * (CELL // side) if side <= CELL else CELL
-    return side, side
+    """Return (width, height) of a frame on a contact sheet."""
+    height, width = frames.shape[1:3]
+    longer = max(height, width)
+    if longer <= CELL:
+        return width * (CELL // longer), height * (CELL // longer)
+    return max(width * CELL // longer, 1), max(height * CELL // longer, 1)
 
 
 def _wrapped(text: str, font: Font, width: int) -> list[str]:

@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         """Compute the logits of clips.
 
         Args:
-            clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
+            clip: uint8 or uint16 (B, T, H, W, C), or normalised float (B, C, T, H, W).
 
         Returns:
             (B, classes) logits, in the model's dtype.

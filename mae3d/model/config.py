@@ -7,6 +7,7 @@ Standard library only: command lines read this file to build `--help`, long befo
     config = MAEConfig(preset="mae_vit_small_patch16", img_size=112)
     config.embed_dim, config.decoder_depth              # 384, 4: filled from the preset
     MAEConfig(**dataclasses.asdict(config)) == config   # a resolved config repeats from its own values
+    MAEConfig(img_size=(128, 224), in_chans=1).grid     # (8, 8, 14): height and width; clips of one channel
 """
 
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mae3d.io.bounds import bounded, check_bounds
+from mae3d.io.shapes import plain_size, sides
 
 # A size that may be left out (None): __post_init__ derives it, so that readers of a config, and the type checker, see
 # an int; the command line accepts null.
@@ -26,7 +28,7 @@ else:
 _DERIVED: Any = None
 
 # Beyond these a size is a mistake, and memory ends before it is noticed.
-_PIXELS, _FRAMES, _WIDTH, _BLOCKS = 1 << 16, 1 << 20, 1 << 20, 10_000
+_PIXELS, _FRAMES, _WIDTH, _BLOCKS, _CHANNELS = 1 << 16, 1 << 20, 1 << 20, 10_000, 1 << 10
 
 # Types of masks that masking.py makes; docs/masks.md shows each.
 MaskType = Literal["random", "tube", "frame", "block", "prospective", "retrospective", "interpolation"]
@@ -63,7 +65,8 @@ class EncoderConfig:
 
     Attributes:
         preset: Named sizes, a key of PRESETS; each size can also be set on its own.
-        img_size: Height and width of a clip, in pixels.
+        img_size: Side of a clip's square frames, in pixels; or two numbers, height and width.
+        in_chans: Channels of a frame: 3 of colour, 1 of grey, thermal or depth pictures, or any number.
         num_frames: Frames of a clip.
         patch_size: Height and width of a token, in pixels.
         t_patch_size: Frames of a token.
@@ -80,12 +83,12 @@ class EncoderConfig:
         pos_init: Start of the encoder's and decoder's positions: `normal` (upstream: noise of 0.02, in which the model
             must first learn where its tokens lie) or `sines` (Vaswani et al. 2017, learned from there on), with
             which small models and short runs learn in a fraction of the steps.
-        mean: Mean of the pixels on [0, 1]: one value, or three for R, G, B.
-        std: Standard deviation of the pixels on [0, 1]: one value, or three for R, G, B.
+        mean: Mean of the pixels on [0, 1]: one value, or one for each channel.
+        std: Standard deviation of the pixels on [0, 1]: one value, or one for each channel.
     """
 
     preset: str = "mae_vit_large_patch16"
-    img_size: int = bounded(224, least=1, most=_PIXELS)
+    img_size: int | tuple[int, int] = bounded(224, least=1, most=_PIXELS)
     num_frames: int = bounded(16, least=1, most=_FRAMES)
     patch_size: Size = bounded(_DERIVED, least=1, most=_PIXELS)
     t_patch_size: int = bounded(2, least=1, most=_FRAMES)
@@ -98,8 +101,9 @@ class EncoderConfig:
     cls_embed: bool = True
     trunc_init: bool = False
     pos_init: Literal["normal", "sines"] = "normal"
-    mean: float | tuple[float, float, float] = bounded(0.45, least=0, most=1, hint="pixels count from 0 to 1")
-    std: float | tuple[float, float, float] = bounded(0.225, above=0, most=1, hint="pixels count from 0 to 1")
+    mean: float | tuple[float, ...] = bounded(0.45, least=0, most=1, hint="pixels count from 0 to 1")
+    std: float | tuple[float, ...] = bounded(0.225, above=0, most=1, hint="pixels count from 0 to 1")
+    in_chans: int = bounded(3, least=1, most=_CHANNELS)
 
     def __post_init__(self) -> None:
         """Fill the sizes from the preset, then check them.
@@ -119,17 +123,29 @@ class EncoderConfig:
         for name in ("mean", "std"):  # a list when read from JSON or YAML
             value = getattr(self, name)
             object.__setattr__(self, name, value if isinstance(value, int | float) else tuple(value))
+        object.__setattr__(self, "img_size", plain_size(self.img_size))
 
     def _check(self) -> None:
         check_bounds(self)
-        self._check_whole("img_size", "patch_size")
+        self._check_patches()
         self._check_whole("num_frames", "t_patch_size")
         self._check_whole("embed_dim", "num_heads")
         self._check_sines("embed_dim")
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != 3:
-                raise ValueError(f"{name}={value} must be one value, or three for R, G, B")
+            if isinstance(value, tuple) and len(value) != self.in_chans:
+                each = "three for R, G, B" if self.in_chans == 3 else f"one for each of in_chans={self.in_chans}"
+                raise ValueError(f"{name}={value} must be one value, or {each}")
+
+    def _check_patches(self) -> None:
+        size = sides(self.img_size)
+        up = [side + -side % self.patch_size for side in size]
+        if up != list(size):
+            is_square = isinstance(self.img_size, int)
+            raise ValueError(
+                f"img_size={self.img_size if is_square else list(size)} must be a multiple of "
+                f"patch_size={self.patch_size}; {up[0] if is_square else up} is one"
+            )
 
     def _check_whole(self, dividend: str, divisor: str) -> None:
         a, b = getattr(self, dividend), getattr(self, divisor)
@@ -145,8 +161,18 @@ class EncoderConfig:
     @property
     def grid(self) -> tuple[int, int, int]:
         """Tokens along time, height and width."""
-        side = self.img_size // self.patch_size
-        return self.num_frames // self.t_patch_size, side, side
+        p = self.patch_size
+        return self.num_frames // self.t_patch_size, self.height // p, self.width // p
+
+    @property
+    def height(self) -> int:
+        """Height of a clip's frames, in pixels."""
+        return sides(self.img_size)[0]
+
+    @property
+    def width(self) -> int:
+        """Width of a clip's frames, in pixels."""
+        return sides(self.img_size)[1]
 
     @property
     def num_tokens(self) -> int:
@@ -318,6 +344,10 @@ class ClassifierConfig(EncoderConfig):
             TypeError: A setting is unknown.
         """
         sizes = {field.name: getattr(encoder, field.name) for field in fields(EncoderConfig)}
+        if settings.get("in_chans", encoder.in_chans) != encoder.in_chans:  # one value serves other channels
+            for name in ("mean", "std"):
+                values = sizes[name]
+                sizes[name] = sum(values) / len(values) if isinstance(values, tuple) else values
         return cls(**{"backbone": getattr(encoder, "backbone", ""), **sizes, **settings})
 
     def _derive(self) -> None:

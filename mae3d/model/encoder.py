@@ -13,6 +13,7 @@ Shapes: legend in patches.py. Numerics and initialisation are facebookresearch/m
 import torch
 from torch import Tensor, nn
 
+from mae3d.io.shapes import size_text
 from mae3d.model.blocks import Blocks, LayerNorm, init_linears
 from mae3d.model.config import EncoderConfig
 from mae3d.model.patches import gather_patches, normalise, patch_view
@@ -106,7 +107,7 @@ class Encoder(nn.Module):
         self.config = config
         width = config.embed_dim
         self.num_prefix = int(config.cls_embed)
-        self.patch_embed = PatchEmbed(config.t_patch_size * config.patch_size**2 * 3, width)
+        self.patch_embed = PatchEmbed(config.t_patch_size * config.patch_size**2 * config.in_chans, width)
         self.positions = Positions(
             width,
             grid=config.grid,
@@ -133,7 +134,7 @@ class Encoder(nn.Module):
         """Embed the tokens and let them attend to one another.
 
         Args:
-            clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
+            clip: uint8 or uint16 (B, T, H, W, C), or normalised float (B, C, T, H, W).
             ids_keep: int64 (B, K), the visible tokens; None for all L.
 
         Returns:
@@ -148,11 +149,13 @@ class Encoder(nn.Module):
     def embed(self, clip: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Embed the tokens, (B, num_prefix + K, D) with their positions; arguments and errors as in `forward`."""
         config = self.config
-        view = patch_view(clip, frames_per_patch=config.t_patch_size, patch_size=config.patch_size)
+        view = patch_view(
+            clip, frames_per_patch=config.t_patch_size, patch_size=config.patch_size, channels=config.in_chans
+        )
         if tuple(view.shape[1:4]) != config.grid:
             raise ValueError(
                 f"clip {tuple(clip.shape)} makes {tuple(view.shape[1:4])} tokens, not {config.grid}: give a clip of "
-                f"{config.num_frames} frames, {config.img_size} x {config.img_size} pixels"
+                f"{config.num_frames} frames, {size_text(config.img_size)} pixels"
             )
         patches_BKP = normalise(gather_patches(view, ids_keep), mean=config.mean, std=config.std)
         cls_position, positions_BKD = self.positions(ids_keep)

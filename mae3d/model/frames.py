@@ -19,6 +19,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mae3d.io.shapes import Size, plain_size, sides, size_text
 from mae3d.model.config import ClassifierConfig, FrameConfig
 from mae3d.model.patches import frames_last, normalise
 
@@ -49,7 +50,13 @@ class FrameEncoder(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.vit = _create(config.backbone, pretrained=pretrained, img_size=config.img_size, drop_path_rate=drop_path)
+        self.vit = _create(
+            config.backbone,
+            pretrained=pretrained,
+            img_size=sides(config.img_size),
+            in_chans=config.in_chans,
+            drop_path_rate=drop_path,
+        )
         # Norms stay where they are; a pooling by attention, which is part of a head, is dropped.
         self.vit.reset_classifier(0, "token" if pooling == "cls" else "avg")
         self.vit.pool_include_prefix = False
@@ -66,7 +73,7 @@ class FrameEncoder(nn.Module):
         """Compute the features after some of the blocks; the model's last norm follows the last block alone.
 
         Args:
-            clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
+            clip: uint8 or uint16 (B, T, H, W, C), or normalised float (B, C, T, H, W).
             blocks: Number of blocks that are run: 0 to depth.
             pool: `mean` over patches and frames, `cls`, the mean of the frames' class tokens, or `tokens`, each patch's
                 token.
@@ -113,25 +120,24 @@ class FrameEncoder(nn.Module):
         return tokens
 
     def _frames(self, clip: Tensor) -> Tensor:
-        """Return (B*T, 3, H, W), normalised, in the weights' dtype."""
-        config, x_BTHWC = self.config, frames_last(clip)
-        size = config.img_size
-        if tuple(x_BTHWC.shape[1:4]) != (config.num_frames, size, size):
+        """Return (B*T, C, H, W), normalised, in the weights' dtype."""
+        config, x_BTHWC = self.config, frames_last(clip, self.config.in_chans)
+        if tuple(x_BTHWC.shape[1:4]) != (config.num_frames, config.height, config.width):
             raise ValueError(
                 f"clip {tuple(clip.shape)} does not fit: give a clip of {config.num_frames} frames, "
-                f"{size} x {size} pixels"
+                f"{size_text(config.img_size)} pixels"
             )
         x = normalise(x_BTHWC, mean=config.mean, std=config.std).flatten(0, 1)
         return x.permute(0, 3, 1, 2).to(next(self.vit.parameters()).dtype)
 
 
-def frame_config(name: str, *, num_frames: int = 16, img_size: int | None = None) -> FrameConfig:
+def frame_config(name: str, *, num_frames: int = 16, img_size: Size | None = None) -> FrameConfig:
     """Return the settings of a model of timm for clips; no weights are made.
 
     Args:
         name: timm's, with or without a tag of pretrained weights, which sets mean and std.
         num_frames: Frames of a clip.
-        img_size: Height and width of a frame, a multiple of the patch; None is the model's own.
+        img_size: Side of a square frame, or height and width: multiples of the patch; None is the model's own.
 
     Raises:
         ValueError: There is no such model, it is of a class that is not taken, or a size does not fit it.
@@ -139,7 +145,7 @@ def frame_config(name: str, *, num_frames: int = 16, img_size: int | None = None
     with torch.device("meta"):
         vit = _create(name)
     sizes = _sizes(vit)
-    default = vit.patch_embed.img_size[0]
+    default = plain_size(vit.patch_embed.img_size)
     described = vit.pretrained_cfg
     return FrameConfig(
         backbone=name,

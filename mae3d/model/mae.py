@@ -68,7 +68,7 @@ class Decoder(nn.Module):
             qkv_bias=config.qkv_bias,
         )
         self.norm = LayerNorm(width)
-        self.head = nn.Linear(width, config.pred_u * config.patch_size**2 * 3)
+        self.head = nn.Linear(width, config.pred_u * config.patch_size**2 * config.in_chans)
         if config.trunc_init:
             nn.init.trunc_normal_(self.mask_token, std=0.02)
         else:
@@ -112,7 +112,7 @@ class MAE(nn.Module):
         """Hide patches, encode the others, predict the hidden ones and compute the loss.
 
         Args:
-            clip: uint8 (B, T, H, W, 3), or normalised float (B, 3, T, H, W).
+            clip: uint8 or uint16 (B, T, H, W, C), or normalised float (B, C, T, H, W).
             noise: float32 (B, L), from which the visible tokens follow by the config's mask_type.
             full: Whether every token is predicted, for goldens and pictures, at any decoder_mask_ratio; training needs
                 the hidden ones only, or with that ratio the running cell's share of them.
@@ -137,7 +137,13 @@ class MAE(nn.Module):
     def targets(self, clip: Tensor, ids: Tensor | None) -> Tensor:
         """Gather the target patches of the tokens `ids` (None: all), float32 (B, K, P), before norm_pix_loss's step."""
         config = self.config
-        view = patch_view(clip, frames_per_patch=config.pred_u, patch_size=config.patch_size, frames=self.target_frames)
+        view = patch_view(
+            clip,
+            frames_per_patch=config.pred_u,
+            patch_size=config.patch_size,
+            channels=config.in_chans,
+            frames=self.target_frames,
+        )
         return normalise(gather_patches(view, ids), mean=config.mean, std=config.std)
 
     def loss(self, clip: Tensor, pred: Tensor, ids_masked: Tensor) -> Tensor:

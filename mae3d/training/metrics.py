@@ -33,14 +33,14 @@ def step_flops(config: MAEConfig | ClassifierConfig) -> float:
     """
     if isinstance(config, ClassifierConfig):
         tokens, width = config.num_tokens, config.embed_dim
-        embed = 2 * tokens * config.t_patch_size * config.patch_size**2 * 3 * width
+        embed = 2 * tokens * config.t_patch_size * config.patch_size**2 * config.in_chans * width
         times = config.num_frames if config.backbone else 1  # an image ViT attends within each frame alone
         seen = tokens // times + int(config.cls_embed)
         encoder = config.depth * times * _block_flops(seen, width, config.mlp_ratio)
         return 2.0 * embed + 3.0 * (encoder + 2 * width * config.num_classes)
     kept, predicted, cls = config.num_kept, config.num_predicted, int(config.cls_embed)
-    pixels_in = config.t_patch_size * config.patch_size**2 * 3
-    pixels_out = config.pred_u * config.patch_size**2 * 3
+    pixels_in = config.t_patch_size * config.patch_size**2 * config.in_chans
+    pixels_out = config.pred_u * config.patch_size**2 * config.in_chans
     width, decoder_width = config.embed_dim, config.decoder_embed_dim
     embed = 2 * kept * pixels_in * width
     encoder = config.depth * _block_flops(kept + cls, width, config.mlp_ratio)

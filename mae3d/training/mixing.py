@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mae3d.io.random import Stream, philox_key
 from mae3d.model.config import MixConfig
+from mae3d.model.patches import LEVELS
 
 
 class Mix(NamedTuple):
@@ -71,8 +72,8 @@ def mix_clips(clips: Tensor, mix: Mix) -> Tensor:
     """Mix each clip with its partner; a batch that is not mixed is returned unchanged.
 
     Args:
-        clips: uint8 (B, T, H, W, C), or float (B, C, T, H, W). Blended uint8 is rounded, at most half a step:
-            blending commutes with the normalisation that follows.
+        clips: uint8 or uint16 (B, T, H, W, C), or float (B, C, T, H, W). Blended whole numbers are rounded, at most
+            half a step: blending commutes with the normalisation that follows.
         mix: What `draw_mix` drew.
 
     Returns:
@@ -88,12 +89,12 @@ def mix_clips(clips: Tensor, mix: Mix) -> Tensor:
     if mix.box is not None:
         top, left, height, width = mix.box
         rows, columns = slice(top, top + height), slice(left, left + width)
-        inside = (..., rows, columns, slice(None)) if clips.dtype == torch.uint8 else (..., rows, columns)
+        inside = (..., rows, columns, slice(None)) if clips.dtype in LEVELS else (..., rows, columns)
         mixed = clips.clone()
         mixed[inside] = partners[inside]
         return mixed
-    if clips.dtype == torch.uint8:
-        return clips.float().lerp_(partners.float(), 1 - mix.share).round_().to(torch.uint8)
+    if clips.dtype in LEVELS:
+        return clips.float().lerp_(partners.float(), 1 - mix.share).round_().to(clips.dtype)
     return clips.lerp(partners, 1 - mix.share)
 
 

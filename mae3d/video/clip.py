@@ -5,7 +5,7 @@ A file ─► its middle clip at the model's stride, or the pictures of any fram
     clip = read_clip("talk.mp4", model.config, sampling_rate=4, target_fps=30)     # uint8 (1, T, H, W, 3)
     model.encoder(clip)
 
-Many videos are better preprocessed into shards once. Frames and square are those of the shards' testing clips
+Many videos are better preprocessed into shards once. Frames and crop are those of the shards' testing clips
 (pipelines/sampling/windows.py, one clip and one crop); frames are chosen by their times, so that a variable rate does
 not matter. Files are read by `mae3d.video.reader`, as preprocessing reads them.
 """
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 from PIL import Image
 
+from mae3d.io.shapes import Size, largest_box, sides
 from mae3d.video.container import MAX_PIXELS
 from mae3d.video.errors import MediaError
 from mae3d.video.orientation import Orientation, turned
+from mae3d.video.pictures import range_of
 from mae3d.video.reader import Video, open_video
 
 if TYPE_CHECKING:
@@ -44,8 +46,16 @@ class ClipShape(Protocol):
         """T."""
 
     @property
-    def img_size(self) -> int:
-        """H and W, in pixels."""
+    def height(self) -> int:
+        """H, in pixels."""
+
+    @property
+    def width(self) -> int:
+        """W, in pixels."""
+
+    @property
+    def in_chans(self) -> int:
+        """C."""
 
 
 def read_clip(path: str | Path, config: ClipShape, *, sampling_rate: float = 4.0, target_fps: float = 30.0) -> "Tensor":
@@ -53,16 +63,18 @@ def read_clip(path: str | Path, config: ClipShape, *, sampling_rate: float = 4.0
 
     Args:
         path: The file.
-        config: The model's, for the number of frames and the size.
+        config: The model's, for the number of frames, their size and channels.
         sampling_rate: Distance of two frames, in frames at target_fps; what the model was trained with.
         target_fps: The rate that sampling_rate refers to.
 
     Returns:
-        uint8 (1, T, H, W, 3): the centred square of the upright frames, scaled. A video that is shorter than the clip
-        is repeated from its start. A damaged frame is replaced by the nearest one of the clip.
+        uint8 (1, T, H, W, C): the largest centred box of the model's shape of the upright frames, scaled; for a model
+        of one channel the luma. A video that is shorter than the clip is repeated from its start. A damaged frame is
+        replaced by the nearest one of the clip.
 
     Raises:
-        VideoError: The file is missing, no video, too large, or none of the clip's frames can be decoded.
+        VideoError: The file is missing, no video, too large, none of the clip's frames can be decoded, or the model has
+            other channels than grey or colour.
         OSError: The disk of the file has gone.
         ValueError: A rate is not above 0.
     """
@@ -71,12 +83,15 @@ def read_clip(path: str | Path, config: ClipShape, *, sampling_rate: float = 4.0
     for name, value in (("sampling_rate", sampling_rate), ("target_fps", target_fps)):
         if not value > 0:
             raise ValueError(f"{name}={value} must be above 0")
+    check_video_channels(config.in_chans)
+    size = config.height, config.width
     with open_clips(path) as video:
         seconds, keyframes = video.frame_times()
         chosen = clip_frames(seconds, num_frames=config.num_frames, step_s=sampling_rate / target_fps)
         times = [seconds[number] for number in chosen]
         start_s = min(times) if keyframes else 0.0
-        pictures = dict(decode_squares(video, set(times), start_s, max(times), size=config.img_size))
+        decoded = decode_centred(video, set(times), start_s, max(times), size=size, channels=config.in_chans)
+        pictures = dict(decoded)
     if not pictures:
         raise VideoError(f"{path}: none of the clip's frames can be decoded")
     nearest = [min(pictures, key=lambda there: abs(there - time)) for time in times]
@@ -102,22 +117,29 @@ def open_clips(path: str | Path) -> Iterator[Video]:
         raise VideoError(f"{path}: {error.strerror}") from error
 
 
-def decode_squares(
-    video: Video, times: Collection[float], start_s: float, last_s: float, *, size: int
+def check_video_channels(channels: int) -> None:
+    """Raise VideoError unless frames of videos can have so many channels."""
+    if channels not in (1, 3):
+        raise VideoError(f"videos have frames of grey or colour, and the model takes {channels} channels: give shards")
+
+
+def decode_centred(
+    video: Video, times: Collection[float], start_s: float, last_s: float, *, size: Size, channels: int = 3
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield the time and the square picture of each frame of certain times; damaged frames are missing.
+    """Yield the time and the centred picture of each frame of certain times; damaged frames are missing.
 
     Args:
         video: The opened file; it goes on from its position if it can.
         times: The frames' times, as `Video.frame_times` has them.
         start_s: Where decoding is to begin or to go on: none of the times is earlier.
         last_s: The last frame to be decoded.
-        size: H and W, in pixels.
+        size: Of the pictures, in pixels.
+        channels: 3, or 1 for luma.
     """
     reformatter = VideoReformatter()
     for seconds, frame in video.frames(start_s, last_s):
         if seconds in times:
-            yield seconds, square(frame, size, video.orientation(frame), reformatter)
+            yield seconds, centred(frame, size, video.orientation(frame), reformatter, channels=channels)
         if seconds >= last_s:
             return
 
@@ -155,18 +177,29 @@ def frame_duration(seconds: Sequence[float], default: float) -> float:
     return (seconds[-1] - seconds[0]) / (len(seconds) - 1) if len(seconds) > 1 else default
 
 
-def square(frame: av.VideoFrame, size: int, way: Orientation, reformatter: VideoReformatter) -> np.ndarray:
-    """Return a frame's centred square, upright, scaled with Pillow's antialiased bilinear filter: uint8 (H, W, 3).
+def centred(
+    frame: av.VideoFrame, size: Size, way: Orientation, reformatter: VideoReformatter, *, channels: int = 3
+) -> np.ndarray:
+    """Return a frame's largest centred box of a size's shape, upright, scaled to it: uint8 (H, W, C).
+
+    The filter is Pillow's antialiased bilinear one.
 
     Args:
         frame: The frame.
-        size: H and W, in pixels.
+        size: Of the picture, in pixels.
         way: The turn that makes it upright.
         reformatter: Converts colours; one for many frames, because its tables cost more than a frame.
+        channels: 3, or 1 for luma in full range.
     """
-    pixels = turned(reformatter.reformat(frame, format="rgb24").to_ndarray(), way)
+    if channels == 3:
+        converted = reformatter.reformat(frame, format="rgb24")
+    else:
+        ranges = {"src_color_range": range_of(frame), "dst_color_range": ColorRange.JPEG}
+        converted = reformatter.reformat(frame, format="gray", **ranges)
+    pixels = turned(converted.to_ndarray(), way)
     height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = -(-(height - side) // 2), -(-(width - side) // 2)
-    square = Image.fromarray(np.ascontiguousarray(pixels[top : top + side, left : left + side]))
-    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+    box_height, box_width = largest_box(height, width, size)
+    top, left = -(-(height - box_height) // 2), -(-(width - box_width) // 2)
+    box = Image.fromarray(np.ascontiguousarray(pixels[top : top + box_height, left : left + box_width]))
+    picture = np.asarray(box.resize(sides(size)[::-1], Image.Resampling.BILINEAR))
+    return picture.reshape(*picture.shape[:2], channels)

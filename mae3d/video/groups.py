@@ -63,9 +63,13 @@ class GroupDecoder:
         return [frames[number] for number in numbers]
 
     def rgb(self, frame: av.VideoFrame, out: np.ndarray) -> None:
-        """Write a frame's upper left part as RGB into `out`, (height, width, 3) uint8, no larger than the frame."""
-        height, width = out.shape[:2]
-        out[:] = self._pictures.rgb(frame, width=frame.width, height=frame.height)[:height, :width]
+        """Write a frame's upper left part as RGB into `out`, (height, width, 3) uint8, no larger than the frame.
+
+        Into (height, width, 1) goes the luma.
+        """
+        height, width, channels = out.shape
+        picture = self._pictures.rgb(frame, width=frame.width, height=frame.height, channels=channels)
+        out[:] = picture[:height, :width]
 
 
 def access_units(group: bytes, count: int) -> list[bytes]:

@@ -56,14 +56,16 @@ class InPlaceDecoder:
         by_time = _frames_at(Path(path), set(times))
         return [by_time[seconds] for seconds in times]
 
-    def rgb(self, frame: av.VideoFrame, table: PacketTable, *, width: int, height: int) -> np.ndarray:
-        """Return the upright picture of a frame, (height, width, 3) uint8, valid until the next call.
+    def rgb(
+        self, frame: av.VideoFrame, table: PacketTable, *, width: int, height: int, channels: int = 3
+    ) -> np.ndarray:
+        """Return the upright picture of a frame, (height, width, 3) uint8, valid until the next call; or its luma.
 
         Raises:
             PacketError: its pixels cannot be converted.
         """
         try:
-            return self._pictures.rgb(frame, width=width, height=height, way=table.way)
+            return self._pictures.rgb(frame, width=width, height=height, way=table.way, channels=channels)
         except av.error.FFmpegError as error:
             raise PacketError(f"{frame.format.name} cannot be converted ({error.strerror})") from error
 

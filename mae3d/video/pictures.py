@@ -58,14 +58,19 @@ class Pictures:
     def __init__(self) -> None:
         self._scaler, self._converter = VideoReformatter(), VideoReformatter()
 
-    def rgb(self, frame: av.VideoFrame, *, width: int, height: int, way: Orientation = _UPRIGHT) -> np.ndarray:
+    def rgb(
+        self, frame: av.VideoFrame, *, width: int, height: int, way: Orientation = _UPRIGHT, channels: int = 3
+    ) -> np.ndarray:
         """Return the upright picture, (height, width, 3) uint8, valid until the next call.
+
+        With one channel it is the luma alone, (height, width, 1), in full range.
 
         Args:
             frame: a decoded frame.
             width: of the upright picture, in pixels.
             height: of the upright picture, in pixels.
             way: how the frame becomes upright.
+            channels: 3, or 1 for luma.
 
         Raises:
             av.error.FFmpegError: the scaler does not know the frame's pixels.
@@ -80,7 +85,7 @@ class Pictures:
             frame,
             stored_width,
             stored_height,
-            "rgb24",
+            {1: "gray", 3: "rgb24"}[channels],
             src_colorspace=matrix,
             dst_colorspace=Colorspace.ITU601,
             src_color_range=kept,
@@ -89,5 +94,5 @@ class Pictures:
             threads=1,
         )
         lines: Any = self._converted.planes[0]  # its stub does not say that it is a buffer
-        rows = np.frombuffer(lines, np.uint8).reshape(stored_height, -1)[:, : 3 * stored_width]
-        return turned(rows.reshape(stored_height, stored_width, 3), way)
+        rows = np.frombuffer(lines, np.uint8).reshape(stored_height, -1)[:, : channels * stored_width]
+        return turned(rows.reshape(stored_height, stored_width, channels), way)

@@ -21,7 +21,16 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from mae3d.video.clip import VideoError, clip_frames, decode_squares, frame_duration, latest_start, open_clips
+from mae3d.io.shapes import Size, sides
+from mae3d.video.clip import (
+    VideoError,
+    check_video_channels,
+    clip_frames,
+    decode_centred,
+    frame_duration,
+    latest_start,
+    open_clips,
+)
 from mae3d.video.clock import FrameTimes
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import Video
@@ -143,17 +152,23 @@ def _window(path: str, times: FrameTimes, chosen: np.ndarray, *, step_s: float) 
 class VideoClips:
     """An iterator over batches of windows, in their order; the next batch is decoded while one is worked on."""
 
-    def __init__(self, windows: Sequence[Window], *, size: int, batch_size: int) -> None:
+    def __init__(self, windows: Sequence[Window], *, size: Size, batch_size: int, channels: int = 3) -> None:
         """Start decoding.
 
         Args:
             windows: Windows of K clips each, or without any; those of a file together, in the order of their
                 beginnings.
-            size: H and W, in pixels.
+            size: Of the pictures, in pixels.
             batch_size: B; fewer in the last one.
+            channels: C: 3, or 1 for luma.
+
+        Raises:
+            VideoError: Videos have no pictures of so many channels.
         """
+        check_video_channels(channels)
         self._shape = (max((len(w.seconds) for w in windows), default=1) or 1, windows[0].seconds.shape[1])
-        self._windows, self._size, self._streamer = windows, size, _Streamer(size)
+        self._windows, self._picture = windows, (*sides(size), channels)
+        self._streamer = _Streamer(size, channels)
         self._starts = iter(range(0, len(windows), batch_size))
         self._batch_size = batch_size
         self._thread = ThreadPoolExecutor(1)
@@ -184,7 +199,7 @@ class VideoClips:
         if start is None:
             return None
         windows = self._windows[start : start + self._batch_size]
-        clips = np.zeros((len(windows), *self._shape, self._size, self._size, 3), np.uint8)
+        clips = np.zeros((len(windows), *self._shape, *self._picture), np.uint8)
         status, replaced = np.zeros(len(windows), np.int8), np.zeros(len(windows), np.int32)
         for i, window in enumerate(windows):
             pictures = self._streamer.pictures(window, self._shared_later(start + i)) if window.seconds.size else {}
@@ -214,8 +229,8 @@ class VideoClips:
 class _Streamer:
     """The file that is open, how far it is decoded, and the frames that windows to come share with this one."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: Size, channels: int) -> None:
+        self._size, self._channels = size, channels
         self._path = ""
         self._opened = ExitStack()
         self._video: Video | None = None
@@ -223,7 +238,7 @@ class _Streamer:
         self._kept: dict[float, np.ndarray] = {}
 
     def pictures(self, window: Window, shared: set[float]) -> dict[float, np.ndarray]:
-        """Return the (H, W, 3) uint8 pictures of a window by their times; damaged ones are missing.
+        """Return the (H, W, C) uint8 pictures of a window by their times; damaged ones are missing.
 
         Args:
             window: A window that begins where the one before began, or later; else it has another file.
@@ -257,6 +272,9 @@ class _Streamer:
             return
         start_s = min(ahead) if window.keyframe_s > self._reached_s else self._reached_s
         assert self._video is not None
-        for seconds, picture in decode_squares(self._video, times, max(start_s, 0.0), max(ahead), size=self._size):
+        decoded = decode_centred(
+            self._video, times, max(start_s, 0.0), max(ahead), size=self._size, channels=self._channels
+        )
+        for seconds, picture in decoded:
             self._kept[seconds] = picture
         self._reached_s = max(ahead)

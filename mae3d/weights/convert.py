@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mae3d.io.shapes import size_text
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.weights.formats import FORMATS, ConvertError, State, check_holds
 from mae3d.weights.recognition import from_transformers, recognise
@@ -131,9 +132,9 @@ def encoder_from_foreign(
             raise ConvertError(f"no tensor {error}: not an encoder with the names of {name}") from None
         if name == "videomae" and not {"img_size", "num_frames"} <= hints.keys():
             logger.warning(
-                "VideoMAE's tensors do not determine the size of a clip: taken as %d frames of %d px",
+                "VideoMAE's tensors do not determine the size of a clip: taken as %d frames of %s px",
                 config.num_frames,
-                config.img_size,
+                size_text(config.img_size),
             )
     check_holds(name, encoder_of(config))
     return config, _apply(kept, encoder_rules(name, config))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mae3d.io.console import one_line
+from mae3d.io.shapes import Size
 from mae3d.model.frames import FrameEncoder, frame_config
 from mae3d.weights.convert import unmatched
 from mae3d.weights.files import WeightsError, named_in_errors, read_tensors
@@ -30,7 +31,7 @@ _HEADS = ("head.", "head_dist.", "attn_pool.", "fc.", "mask_token")  # parts of 
 
 
 def open_frame_encoder(
-    name: str, weights: str, *, num_frames: int = 16, img_size: int | None = None, seed: int = 0
+    name: str, weights: str, *, num_frames: int = 16, img_size: Size | None = None, seed: int = 0
 ) -> FrameEncoder:
     """Open an image ViT for clips, float32, on the CPU, in evaluation mode.
 
@@ -38,7 +39,7 @@ def open_frame_encoder(
         name: A name of timm's.
         weights: A file; `download`, for timm's own weights of this name; or `none`, for random ones.
         num_frames: Frames of a clip.
-        img_size: Height and width of a frame; None is the model's own.
+        img_size: Side of a square frame, or height and width; None is the model's own.
         seed: Seed of random weights.
 
     Raises:

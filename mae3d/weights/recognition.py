@@ -70,7 +70,7 @@ def _closest(foreign: State) -> str:
 
 
 def _check_patches(foreign: State) -> None:
-    """Refuse weights whose patches are those of pictures, or of other than three colours."""
+    """Refuse weights whose patches are those of pictures, or no squares."""
     for name, tensor in foreign.items():
         if not name.endswith(("patch_embed.proj.weight", _TRANSFORMERS_KEY)):
             continue
@@ -78,10 +78,10 @@ def _check_patches(foreign: State) -> None:
         if len(shape) == 4:
             raise ConvertError(
                 f"{name} has the shape {shape}, that of an image model, and weights of images are not read: a model of "
-                "clips has (width, 3, frames, p, p)"
+                "clips has (width, channels, frames, p, p)"
             )
-        if len(shape) != 5 or shape[1] != 3 or shape[3] != shape[4]:
-            raise ConvertError(f"{name} has the shape {shape}; a model of clips has (width, 3, frames, p, p)")
+        if len(shape) != 5 or shape[3] != shape[4]:
+            raise ConvertError(f"{name} has the shape {shape}; a model of clips has (width, channels, frames, p, p)")
 
 
 # Hugging Face transformers' names of VideoMAE's modules, beginnings first, and VideoMAE's own.

@@ -11,7 +11,8 @@ A classifier leaves the decoder (or the old head) behind and keeps its head as i
 interpolated to the new grid: over height and width bicubic (eminorhan/mae_st's choice for `pos_embed_spatial`, and the
 field's for images), over time linear (the field's for video: upstream cannot change it); both as
 torch.nn.functional.interpolate without aligned corners. A joint table is treated as the sum that it generalises, so
-that both kinds agree. Grids that are equal are copied bit for bit. D width.
+that both kinds agree. Grids that are equal are copied bit for bit. A patch embedding of other channels is fitted as
+in timm: to one channel summed, else repeated in turn and scaled. D width.
 """
 
 import copy
@@ -22,6 +23,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor, nn
 
+from mae3d.io.shapes import Size, plain_size, sides
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
@@ -52,6 +54,7 @@ _SAME_DECODER = (
     "decoder_sep_pos_embed",
     "decoder_cls",
     "pred_u",
+    "in_chans",
 )
 
 
@@ -63,7 +66,7 @@ def load_encoder(model: Classifier, encoder: Encoder | FrameEncoder) -> None:
     """Give a classifier the weights of a trained encoder; its head stays as it is.
 
     Raises:
-        TransferError: The encoders differ in more than the size of the clip.
+        TransferError: The encoders differ in more than the size of the clip and its channels.
     """
     if isinstance(encoder, FrameEncoder):
         model.encoder.load_state_dict(_frame_state(encoder, model.config))
@@ -79,15 +82,16 @@ def _frame_state(encoder: FrameEncoder, target: ClassifierConfig) -> dict[str, T
     _warn(source, target, ("mean", "std"))
     if source.img_size != target.img_size:
         encoder = copy.deepcopy(encoder)
-        encoder.vit.set_input_size(img_size=(target.img_size, target.img_size))
-    return encoder.state_dict()
+        encoder.vit.set_input_size(img_size=sides(target.img_size))
+    name, state = "vit.patch_embed.proj.weight", encoder.state_dict()
+    return state | {name: fit_channels(state[name], target.in_chans, dim=1)}
 
 
 def check_autoencoder(model: MAE | Encoder, target: MAEConfig) -> None:
     """Refuse a model that `load_autoencoder` cannot take, with its decoder if it has one, for a model of `target`.
 
     Raises:
-        TransferError: They differ in more than the size of the clip and the mask; the message names the settings.
+        TransferError: They differ in more than the clip's size, its channels and the mask; the message names them.
     """
     source = model.config
     _check_settings(source, target, hint=f"To go on with them give {_options(source, target, _SAME)}")
@@ -133,7 +137,7 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
         A state dict for `Encoder(target)`; tensors that do not change are those of `state`.
 
     Raises:
-        TransferError: Settings other than the clip's size differ, or keys are missing or left over.
+        TransferError: Settings other than the clip's size and channels differ, or keys are missing or left over.
     """
     _check_settings(source, target, hint="Take the rest with ClassifierConfig.of(config of the weights, ...)")
     with torch.device("meta"):
@@ -147,22 +151,27 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
         for name in names
         if name.startswith("positions.")
     }
+    if source.in_chans != target.in_chans:
+        name = "patch_embed.weight"  # (D, P), channels fastest
+        by_channel = state[name].unflatten(1, (-1, source.in_chans))
+        resized[name] = fit_channels(by_channel, target.in_chans, dim=2).flatten(1)
     return {name: resized.get(name, tensor) for name, tensor in state.items()}
 
 
-def resized_encoder(encoder: Encoder | FrameEncoder, *, img_size: int, num_frames: int) -> Encoder | FrameEncoder:
+def resized_encoder(encoder: Encoder | FrameEncoder, *, img_size: Size, num_frames: int) -> Encoder | FrameEncoder:
     """Return an encoder of the same weights for clips of another size; the encoder itself if it has that size.
 
     Raises:
         ValueError: A size is no multiple of the patches'.
     """
+    img_size = plain_size(img_size)
     size = {"img_size": img_size, "num_frames": num_frames}
     if (encoder.config.img_size, encoder.config.num_frames) == (img_size, num_frames):
         return encoder
     if isinstance(encoder, FrameEncoder):
         frames = copy.deepcopy(encoder)
         frames.config = replace(encoder.config, **size)  # type: ignore[arg-type]
-        frames.vit.set_input_size(img_size=(img_size, img_size))
+        frames.vit.set_input_size(img_size=sides(img_size))
         return frames
     config = EncoderConfig(
         **{field.name: getattr(encoder.config, field.name) for field in fields(EncoderConfig)} | size
@@ -171,6 +180,30 @@ def resized_encoder(encoder: Encoder | FrameEncoder, *, img_size: int, num_frame
         resized = Encoder(config)
     resized.load_state_dict(encoder_state(encoder.state_dict(), encoder.config, config), assign=True)
     return resized.requires_grad_().eval()
+
+
+def fit_channels(weight: Tensor, channels: int, *, dim: int) -> Tensor:
+    """Fit the weights of a patch embedding to another number of channels, as timm's adapt_input_conv does.
+
+    To one channel they are summed. Else they are repeated in turn, or the first are taken, and scaled by the old number
+    over the new one. If the new number is 1 or a multiple of the old one, grey in all channels is embedded as before.
+
+    Args:
+        weight: The weights.
+        channels: The new number.
+        dim: The channels' axis.
+
+    Returns:
+        The weights themselves if the number is the same.
+    """
+    old = weight.shape[dim]
+    if old == channels:
+        return weight
+    logger.warning("the patch embedding is fitted from %d channels to %d", old, channels)
+    if channels == 1:
+        return weight.sum(dim=dim, keepdim=True)
+    taken = torch.arange(channels, device=weight.device) % old
+    return weight.index_select(dim, taken) * (old / channels)
 
 
 def resize_positions(table: Tensor, *, kind: str, old: Grid, new: Grid) -> Tensor:
@@ -215,7 +248,8 @@ def _resize_grid(table: Tensor, *, old: Grid, new: Grid) -> Tensor:
 def _check_settings(source: EncoderConfig, target: EncoderConfig, *, hint: str) -> None:
     if differences := _differences(source, target, _SAME):
         raise TransferError(
-            f"the weights are of another encoder: {differences}; only img_size and num_frames may change. {hint}"
+            f"the weights are of another encoder: {differences}; only img_size, num_frames and in_chans may change. "
+            f"{hint}"
         )
     _warn(source, target, ("mean", "std"))
 

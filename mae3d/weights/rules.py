@@ -90,7 +90,7 @@ def _patch_embed(prefix: str, config: EncoderConfig) -> list[Rule]:
         return kernel[0].permute(0, 2, 3, 4, 1).flatten(1)
 
     def kernel(flat: Tensor) -> Sequence[Tensor]:
-        return (flat.unflatten(1, (u, p, p, 3)).permute(0, 4, 1, 2, 3).contiguous(),)
+        return (flat.unflatten(1, (u, p, p, config.in_chans)).permute(0, 4, 1, 2, 3).contiguous(),)
 
     return [
         Rule(f"{prefix}patch_embed.weight", ("patch_embed.proj.weight",), flat, kernel),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mae3d.io.shapes import Size, plain_size, sides, size_text
 from mae3d.model.config import PRESETS, MAEConfig
 from mae3d.weights.formats import FORMATS, HEAD_WIDTH, ConvertError, State
 
@@ -33,7 +34,7 @@ def infer_config(foreign: State, *, hints: Mapping[str, Any], format: str = "mae
         settings = encoder_settings(format, foreign, hints=hints)
         p, u, num_frames = settings["patch_size"], settings["t_patch_size"], settings["num_frames"]
         decoder_width = foreign["decoder_embed.weight"].shape[0]
-        pred_u = foreign[f"{form.decoder_head}.weight"].shape[0] // (3 * p * p)
+        pred_u = foreign[f"{form.decoder_head}.weight"].shape[0] // (settings["in_chans"] * p * p)
     except KeyError as error:
         raise ConvertError(
             f"no tensor {error}: not a pretraining checkpoint with {format}'s names"
@@ -69,7 +70,7 @@ def encoder_settings(name: str, foreign: State, *, hints: Mapping[str, Any]) -> 
         KeyError: A tensor that determines a size is missing.
         ConvertError: A setting is in neither tensors nor hints.
     """
-    width, _, u, p, _ = foreign["patch_embed.proj.weight"].shape
+    width, channels, u, p, _ = foreign["patch_embed.proj.weight"].shape
     depth, cls = count_blocks(foreign, "blocks."), "cls_token" in foreign
     mlp_ratio = foreign["blocks.0.mlp.fc1.weight"].shape[0] / width
     img_size, num_frames = _clip_size(foreign, hints, patch_size=p, t_patch_size=u, cls=cls)
@@ -81,6 +82,7 @@ def encoder_settings(name: str, foreign: State, *, hints: Mapping[str, Any]) -> 
     return {key: pixels[key] for key in ("mean", "std") if key in pixels} | {
         "preset": preset or MAEConfig.preset,
         "img_size": img_size,
+        "in_chans": channels,
         "num_frames": num_frames,
         "patch_size": p,
         "t_patch_size": u,
@@ -109,21 +111,29 @@ def _published(width: int, depth: int, patch_size: int) -> str | None:
 
 def _clip_size(
     foreign: State, hints: Mapping[str, Any], *, patch_size: int, t_patch_size: int, cls: bool
-) -> tuple[int, int]:
+) -> tuple[Size, int]:
     """Read (img_size, num_frames) off the tables of positions.
 
-    A joint table determines only their product, VideoMAE has none: hints and defaults serve.
+    A joint table determines only their product, VideoMAE has none: hints and defaults serve. So they do for the height
+    and width of frames that are not square, of which a table for space determines the product.
     """
+    img_size = plain_size(hints.get("img_size", 224))
+    height, width = (side // patch_size for side in sides(img_size))
     if "pos_embed_spatial" in foreign:
-        side = math.isqrt(foreign["pos_embed_spatial"].shape[1])
-        return side * patch_size, foreign["pos_embed_temporal"].shape[1] * t_patch_size
-    img_size = hints.get("img_size", 224)
+        plane = foreign["pos_embed_spatial"].shape[1]
+        if not ("img_size" in hints and height * width == plane):
+            side = math.isqrt(plane)
+            if side * side != plane:
+                raise ConvertError(f"{plane} positions in space are of no square: give img_size in a config")
+            img_size = side * patch_size
+        return img_size, foreign["pos_embed_temporal"].shape[1] * t_patch_size
     if "pos_embed" not in foreign and any(name.endswith(".attn.q_bias") for name in foreign):
         return img_size, hints.get("num_frames", 16)
     tokens = foreign["pos_embed"].shape[1] - int(cls)
-    t, rest = divmod(tokens, (img_size // patch_size) ** 2)
+    t, rest = divmod(tokens, height * width)
     if t == 0 or rest:
         raise ConvertError(
-            f"{tokens} joint positions are no whole number of {img_size} px frames: give img_size in a config"
+            f"{tokens} joint positions are no whole number of {size_text(img_size)} px frames: give img_size in a "
+            "config"
         )
     return img_size, t * t_patch_size

@@ -22,6 +22,7 @@ from mae3d.io.png import PngError, decode_png
 from mae3d.video.groups import GroupDecoder, GroupError
 from mae3d.video.in_place import InPlaceDecoder
 from mae3d.video.packets import PacketError, PacketTable
+from pipelines.decoding.channels import with_channels
 from pipelines.reading.source import FetchedClip
 from pipelines.samples.corpus import Corpus
 from preprocess.dataset.layout import Layout
@@ -36,10 +37,10 @@ class BadFrameError(Exception):
 
 
 class ClipDecoder:
-    """Decodes what `ClipSource` has fetched."""
+    """Decodes what `ClipSource` has fetched, to as many channels as `check_channels` allows; None = as stored."""
 
-    def __init__(self, corpus: Corpus):
-        self._corpus = corpus
+    def __init__(self, corpus: Corpus, channels: int | None = None):
+        self._corpus, self._channels = corpus, channels
         self._decoders = _Decoders()
 
     def decode(self, fetched: FetchedClip) -> torch.Tensor:
@@ -54,12 +55,13 @@ class ClipDecoder:
         """Return clips of one row, each (T, H, W, C); types and errors as `decode`."""
         row = fetched[0].clip.row
         layout, size = self._corpus.layout(row), (int(self._corpus.height[row]), int(self._corpus.width[row]))
+        channels = self._channels or layout.channels
         if layout.name == "jpeg":
-            return [torch.from_numpy(np.stack(jpeg_frames(one, size))) for one in fetched]
+            return [torch.from_numpy(np.stack(jpeg_frames(one, size, channels))) for one in fetched]
         if layout.name == "png":
-            return png_clips(fetched, layout, size)
+            return [torch.from_numpy(with_channels(clip, channels)) for clip in png_clips(fetched, layout, size)]
         numbers = np.unique(np.concatenate([one.clip.frames for one in fetched]))
-        pixels = np.empty((len(numbers), *size, 3), np.uint8)
+        pixels = np.empty((len(numbers), *size, channels), np.uint8)
         if layout.is_in_place:
             self._decode_in_place(row, fetched, numbers, pixels)
         else:
@@ -98,7 +100,8 @@ class ClipDecoder:
                 if at and frame is frames[at - 1]:
                     out[at] = out[at - 1]
                 else:
-                    out[at] = decoder.rgb(frame, table, width=out.shape[2], height=out.shape[1])
+                    _, height, width, channels = out.shape
+                    out[at] = decoder.rgb(frame, table, width=width, height=height, channels=channels)
         except PacketError as error:
             raise BadFrameError(int(numbers[0]), str(error)) from error
 
@@ -115,12 +118,18 @@ def _parts(layout: Layout, fetched: FetchedClip) -> list[int]:
     return numbers
 
 
-def jpeg_frames(fetched: FetchedClip, size: tuple[int, int]) -> list[np.ndarray]:
-    """Return the frames of a clip of layout jpeg, (height, width, 3) each; errors as `ClipDecoder.decode`."""
+def jpeg_frames(fetched: FetchedClip, size: tuple[int, int], channels: int = 3) -> list[np.ndarray]:
+    """Return the frames of a clip of layout jpeg, (height, width, 3) each; errors as `ClipDecoder.decode`.
+
+    Grey JPEGs give three channels that are alike. With one channel, (height, width, 1), colour JPEGs give their luma.
+    """
+    mode = {1: "L", 3: "RGB"}[channels]
     pictures = []
     for number, jpeg in zip(fetched.clip.frames.tolist(), fetched.parts, strict=True):
         try:
-            picture = np.array(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
+            image = Image.open(io.BytesIO(jpeg.tobytes()))
+            image.draft(mode, None)  # luma as it is stored, not computed from RGB; nothing else changes
+            picture = np.array(image.convert(mode)).reshape(image.height, image.width, channels)
         except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
             raise BadFrameError(number, f"it does not decode ({one_line(error)})") from error
         if picture.shape[:2] != size:
@@ -130,8 +139,8 @@ def jpeg_frames(fetched: FetchedClip, size: tuple[int, int]) -> list[np.ndarray]
     return pictures
 
 
-def png_clips(fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, int]) -> list[torch.Tensor]:
-    """Return clips of one row of layout png, each frame decoded once; errors as `ClipDecoder.decode`."""
+def png_clips(fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, int]) -> list[np.ndarray]:
+    """Return clips of one row of layout png, (T, H, W, C) each, each frame decoded once; errors as `decode`."""
     frames: dict[int, np.ndarray] = {}
     for one in fetched:
         for number, png in zip(one.clip.frames.tolist(), one.parts, strict=True):
@@ -146,4 +155,4 @@ def png_clips(fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, i
                 there = f"{height} x {width} pixels of {bits} bits"
                 raise BadFrameError(number, f"it is {there}, the index says {size[0]} x {size[1]} of {layout.bits}")
             frames[number] = pixels
-    return [torch.from_numpy(np.stack([frames[number] for number in one.clip.frames.tolist()])) for one in fetched]
+    return [np.stack([frames[number] for number in one.clip.frames.tolist()]) for one in fetched]

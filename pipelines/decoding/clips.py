@@ -2,7 +2,7 @@
 
 decoding = CpuDecoding(decoder, cropper, boxed=False)     # a DaliDecoder of a JpegGraph: complete frames, or boxes
 encoded, outputs = decoding.run()          # RuntimeError if DALI fails: `restart` gives the batch back
-clips = decoding.clips(encoded, outputs)   # (B, R, T, size, size, C) uint8 on the device
+clips = decoding.clips(encoded, outputs)   # (B, R, T, H, W, C) uint8 on the device
 """
 
 from collections import deque
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mae3d.io.shapes import Size
 from pipelines.decoding.clip_decoder import BadFrameError, ClipDecoder
 from pipelines.decoding.crops import Cropper, cut_on_device
 from pipelines.decoding.dali import DaliDecoder, dense_clips
@@ -29,7 +30,7 @@ class Decoding(Protocol):
         """Return the next batch and the input of `clips`."""
 
     def clips(self, encoded: EncodedBatch, outputs: Any) -> torch.Tensor:
-        """Return the views, (B, R, T, size, size, C) uint8 on the device."""
+        """Return the views, (B, R, T, H, W, C) uint8 on the device."""
 
     def restart(self) -> EncodedBatch | None:
         """Begin anew after a RuntimeError of `run`, and return the batch that did not come out."""
@@ -50,7 +51,7 @@ class CpuDecoding:
         return encoded, frames
 
     def clips(self, encoded: EncodedBatch, frames: Any) -> torch.Tensor:
-        """Cut the views out of the decoded frames, (B, R, T, size, size, C)."""
+        """Cut the views out of the decoded frames, (B, R, T, H, W, C)."""
         return cut_views(self._cropper, encoded, dense_clips(frames, len(encoded.clips)), boxed=self._boxed)
 
     def restart(self) -> EncodedBatch | None:
@@ -111,7 +112,7 @@ class ThreadDecoding:
         cropper: Cropper,
         device: torch.device,
         *,
-        size: int,
+        size: Size,
         threads: int,
     ):
         """Take the parts; nothing is decoded before the first `run`.
@@ -122,7 +123,7 @@ class ThreadDecoding:
             next_batch: gives the next batch, None at the end; runs in the thread that calls `run`.
             cropper: cuts views on the CPU.
             device: where they are needed.
-            size: height and width of a view, in pixels.
+            size: of a view, in pixels.
             threads: clips that are decoded at once.
         """
         self._decoder, self._source, self._next_batch = decoder, source, next_batch
@@ -157,7 +158,7 @@ class ThreadDecoding:
         return encoded, [clips[number] for number in range(len(encoded.clips))]
 
     def clips(self, encoded: EncodedBatch, decoded: list[torch.Tensor]) -> torch.Tensor:
-        """Cut the views out of the decoded clips, (B, R, T, size, size, C) on the device."""
+        """Cut the views out of the decoded clips, (B, R, T, H, W, C) on the device."""
         if self._device.type == "cpu":
             return cut_views(self._cropper, encoded, decoded)
         views = cut_on_device(decoded, [clip.views for clip in encoded.clips], size=self._size, device=self._device)
@@ -184,7 +185,7 @@ class ThreadDecoding:
 
 
 def copied_views(encoded: EncodedBatch, outputs: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """Copy DALI's outputs, frames or clips of a view each, into a batch, (B, R, T, size, size, C) on the device."""
+    """Copy DALI's outputs, frames or clips of a view each, into a batch, (B, R, T, H, W, C) on the device."""
     batch, num_decoded = len(encoded.request.positions), len(encoded.clips)
     views = [torch.from_dlpack(output.as_tensor()) for output in outputs]
     views = [frames.view(num_decoded, -1, *frames.shape[-3:]) for frames in views]
@@ -199,6 +200,6 @@ def copied_views(encoded: EncodedBatch, outputs: Sequence[Any], device: torch.de
 def cut_views(
     cropper: Cropper, encoded: EncodedBatch, clips: list[torch.Tensor], *, boxed: bool = False
 ) -> torch.Tensor:
-    """Cut a batch's views out of its decoded clips, (T, H, W, C) each ─► (B, R, T, size, size, C), on the CPU."""
+    """Cut a batch's views out of its decoded clips, (T, H, W, C) each ─► (B, R, T, H, W, C), on the CPU."""
     views = cropper.cut(clips, [clip.views for clip in encoded.clips], boxed=boxed)
     return views.view(len(encoded.request.positions), encoded.request.num_views, *views.shape[1:])

@@ -14,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from mae3d.io.shapes import Size, sides
 from pipelines.sampling.augment import Crop, View
 
 
 class Cropper:
     """Cuts and resizes into memory that is used again once nobody holds the batch."""
 
-    def __init__(self, *, size: int, threads: int):
-        self._size = size
+    def __init__(self, *, size: Size, threads: int):
+        self._size = sides(size)
         # torch's uint8 resize runs on the calling thread alone.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crop") if threads > 1 else None
         self._arrays: list[np.ndarray] = []
@@ -35,12 +36,12 @@ class Cropper:
             boxed: the clips hold nothing but the box of their only view.
 
         Returns:
-            (len(clips) * R, T, size, size, C) of the clips' type, nobody else's.
+            (len(clips) * R, T, height, width, C) of the clips' kind, nobody else's.
         """
         crops = [view.crop for of_clip in views for view in of_clip]
         whole = [clip for clip, of_clip in zip(clips, views, strict=True) for _ in of_clip]
         boxes = whole if boxed else [cut_box(clip, crop) for clip, crop in zip(whole, crops, strict=True)]
-        out = self._memory((len(boxes), len(clips[0]), self._size, self._size, clips[0].shape[-1]), clips[0].dtype)
+        out = self._memory((len(boxes), len(clips[0]), *self._size, clips[0].shape[-1]), clips[0].dtype)
         run = map if self._pool is None else self._pool.map
         deque(run(resize, boxes, [crop.flip for crop in crops], out), maxlen=0)
         return out
@@ -67,24 +68,25 @@ class Cropper:
 
 
 def cut_on_device(
-    clips: Sequence[torch.Tensor], views: Sequence[tuple[View, ...]], *, size: int, device: torch.device
+    clips: Sequence[torch.Tensor], views: Sequence[tuple[View, ...]], *, size: Size, device: torch.device
 ) -> torch.Tensor:
     """Return the views of all clips as `Cropper.cut` does, cut and resized on a device; within 1 of its pixels.
 
     Args:
         clips: (T, H, W, C) uint8 or uint16 each, on the CPU; sizes may differ.
         views: of each clip, R of them.
-        size: height and width of a view, in pixels.
-        device: of the result, (len(clips) * R, T, size, size, C) of the clips' type.
+        size: of a view, in pixels.
+        device: of the result, (len(clips) * R, T, height, width, C) of the clips' kind.
     """
-    cut = []
+    shape = (sum(map(len, views)), len(clips[0]), *sides(size), clips[0].shape[-1])
+    out = torch.empty(shape, dtype=clips[0].dtype, device=device)
+    free = iter(out)
     for clip, of_clip in zip(clips, views, strict=True):
         there = clip.to(device, non_blocking=True)
         for view in of_clip:
-            # CUDA has no antialiased resize of whole numbers.
-            pixels = _resized_in_floats(cut_box(there, view.crop), (size, size), flip=view.crop.flip)
-            cut.append(pixels.to(clip.dtype))
-    return torch.stack(cut)
+            # CUDA has no antialiased resize of uint8.
+            _resize_floats(cut_box(there, view.crop), view.crop.flip, next(free))
+    return out
 
 
 def cut_box(frames: torch.Tensor, crop: Crop) -> torch.Tensor:
@@ -98,10 +100,10 @@ def resize(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
     Args:
         box: (T, h, w, C) uint8 or uint16.
         flip: mirror left and right.
-        out: (T, size, size, C) of the same type, receives the view.
+        out: (T, height, width, C) of the same kind, receives the view.
     """
-    if box.dtype != torch.uint8:  # torch resizes no others
-        out.numpy()[:] = _resized_in_floats(box, tuple(out.shape[1:3]), flip=flip).numpy()
+    if box.dtype != torch.uint8:  # the only kind that torch resizes as it is
+        _resize_floats(box, flip, out)
         return
     channels_first = box.permute(0, 3, 1, 2)
     if flip:  # before the resize, which copies a box that lies scattered anyway; the filter is symmetric
@@ -111,11 +113,10 @@ def resize(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
     torch.ops.aten._upsample_bilinear2d_aa.out(channels_first, out.shape[1:3], False, None, None, out=target)
 
 
-def _resized_in_floats(box: torch.Tensor, size: tuple[int, ...], *, flip: bool) -> torch.Tensor:
-    """Return the resized frames of a box, (T, h, w, C) ─► (T, *size, C) float, rounded: levels of the box's type."""
-    floats = box.permute(0, 3, 1, 2).float()
-    most = 255 if box.dtype == torch.uint8 else 65535
-    if floats.shape[2:] != size:  # of the same size it would change nothing
-        floats = torch.nn.functional.interpolate(floats, size, mode="bilinear", antialias=True)
-    levels = floats.round().clamp_(0, most)
-    return (levels.flip(-1) if flip else levels).permute(0, 2, 3, 1)
+def _resize_floats(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
+    """Resize as `resize` does, by way of floats: on any device, for 8 and 16 bits."""
+    pixels = torch.nn.functional.interpolate(
+        box.permute(0, 3, 1, 2).float(), out.shape[1:3], mode="bilinear", antialias=True
+    )
+    pixels = pixels.round_().clamp_(0, torch.iinfo(out.dtype).max)
+    out.copy_((pixels.flip(-1) if flip else pixels).permute(0, 2, 3, 1))

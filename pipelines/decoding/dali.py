@@ -22,6 +22,7 @@ import nvidia.dali.types as types
 import torch
 from nvidia.dali import Pipeline, __version__, pipeline_def
 
+from mae3d.io.shapes import Size, sides
 from mae3d.video.groups import GroupError
 from pipelines.reading.source import EncodedBatch, FetchedClip
 
@@ -29,6 +30,7 @@ VERSION: str = __version__
 HW_DECODER_LOAD = 0.65  # DALI's default; 0.9 gave 2 % end to end for twice the longest wait (NVIDIA/DALI#6366)
 Source = Callable[[], tuple[Any, ...]]
 Packer = Callable[[FetchedClip], tuple[bytes, list[int]]]
+_COLOURS = {1: types.DALIImageType.GRAY, 3: types.DALIImageType.RGB}  # by the number of channels
 _UNREADABLE = b"\0"  # DALI refuses it, at the batch that it belongs to
 
 
@@ -55,7 +57,8 @@ class JpegGraph:
         decode: `mixed` is nvJPEG on the GPU.
         resize: where views are cropped and resized; None leaves that to the caller, who gets whole frames.
         num_views: crops of each clip.
-        size: height and width of a view, in pixels.
+        size: of a view, in pixels.
+        channels: of a frame: 3, or 1 for luma.
         boxes: without `resize`, of clips with one view: decodes the view's box alone, to the same pixels. Not with
             `mixed`, whose decoding of boxes can crash (NVIDIA/nvImageCodec#55).
         hw_decoder_load: share of the frames that the GPU's JPEG engines take, the rest goes to its cores.
@@ -65,7 +68,8 @@ class JpegGraph:
     decode: Literal["cpu", "mixed"]
     resize: Literal["cpu", "gpu"] | None
     num_views: int
-    size: int
+    size: Size
+    channels: int = 3
     boxes: bool = False
     hw_decoder_load: float = HW_DECODER_LOAD
 
@@ -79,18 +83,15 @@ class JpegGraph:
 
     def outputs(self, source: Source) -> tuple[Any, ...]:
         """Decode, and crop if so configured."""
+        colours = _COLOURS[self.channels]
         if self.boxes:
             jpegs, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
             return (
-                fn.decoders.image_slice(
-                    jpegs, start, shape, axis_names="HW", device=self.decode, output_type=types.DALIImageType.RGB
-                ),
+                fn.decoders.image_slice(jpegs, start, shape, axis_names="HW", device=self.decode, output_type=colours),
             )
         crops_in = 3 * self.num_views if self.resize else 0
         jpegs, *crops = fn.external_source(source=source, num_outputs=1 + crops_in, batch=True)
-        images = fn.decoders.image(
-            jpegs, device=self.decode, output_type=types.DALIImageType.RGB, hw_decoder_load=self.hw_decoder_load
-        )
+        images = fn.decoders.image(jpegs, device=self.decode, output_type=colours, hw_decoder_load=self.hw_decoder_load)
         if self.resize is None:
             return (images,)
         if self.resize == "gpu":
@@ -119,15 +120,17 @@ class VideoGraph:
         max_clips: most clips in a batch.
         decode: `mixed` is NVDEC on the GPU; `cpu` decodes no H.264.
         num_views: crops of each clip.
-        size: height and width of a view, in pixels.
+        size: of a view, in pixels.
         pack: makes the file of a clip, and the numbers in it of the clip's frames; GroupError if it cannot.
+        channels: of a frame: 3, or 1 for luma.
     """
 
     max_clips: int
     decode: Literal["cpu", "mixed"]
     num_views: int
-    size: int
+    size: Size
     pack: Packer
+    channels: int = 3
 
     @property
     def batch_size(self) -> int:
@@ -139,6 +142,8 @@ class VideoGraph:
         videos, frames, *crops = fn.external_source(source=source, num_outputs=2 + 3 * self.num_views, batch=True)
         # Without pad_mode="none" frames that are not there would come out black, without an error.
         clips = fn.decoders.video(videos, device=self.decode, frames=frames, pad_mode="none")
+        if self.channels == 1:
+            clips = fn.color_space_conversion(clips, image_type=_COLOURS[3], output_type=_COLOURS[1])
         views = []
         for view in range(self.num_views):
             start, end, mirror = crops[3 * view : 3 * view + 3]
@@ -159,11 +164,11 @@ class VideoGraph:
         return videos, frames, *_crop_inputs(batch, self.num_views)
 
 
-def _resized(images: Any, size: int, start: Any, end: Any, **mirror: Any) -> Any:
+def _resized(images: Any, size: Size, start: Any, end: Any, **mirror: Any) -> Any:
     return fn.resize_crop_mirror(
         images,
-        size=(size, size),
-        crop=(size, size),
+        size=sides(size),
+        crop=sides(size),
         roi_start=start,
         roi_end=end,
         interp_type=types.DALIInterpType.INTERP_LINEAR,

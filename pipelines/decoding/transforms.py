@@ -27,7 +27,8 @@ def apply_views(clips: torch.Tensor, views: Sequence[View]) -> None:
     """Apply each view's ops, then its erasing, in place; views without ops cost nothing.
 
     Args:
-        clips: (V, T, H, W, C) uint8, contiguous; cropped and flipped already.
+        clips: (V, T, H, W, C), contiguous; cropped and flipped already. Ops take uint8 of one channel or three, erasing
+            takes uint16 and any number as well.
         views: V of them.
     """
     for clip, view in zip(clips, views, strict=True):
@@ -52,14 +53,15 @@ def _erase(clip: torch.Tensor, box: Erase) -> None:
     rng = np.random.Generator(np.random.Philox(key=box.seed))
     draws = rng.integers(2**16, size=(len(clip), box.height, box.width, clip.shape[-1]), dtype=np.uint16)
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
-    clip[:, rows, columns] = torch.from_numpy(_noise_levels()[draws]).to(clip.device)
+    clip[:, rows, columns] = torch.from_numpy(_noise_levels(clip.dtype)[draws]).to(clip.device)
 
 
 @cache
-def _noise_levels() -> np.ndarray:
+def _noise_levels(kind: torch.dtype) -> np.ndarray:
     """Return 2^16 equally likely values of a normal pixel once normalised: twice as fast as drawing the normal."""
     quantiles = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
-    return quantiles.mul_(NOISE_STD).add_(NOISE_MEAN).mul_(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
+    most = torch.iinfo(kind).max
+    return quantiles.mul_(NOISE_STD).add_(NOISE_MEAN).mul_(most).round_().clamp_(0, most).to(kind).numpy()
 
 
 def _invert(clip: torch.Tensor, amount: float) -> torch.Tensor:
@@ -230,12 +232,14 @@ def _cut(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _channels(clip: torch.Tensor) -> list[torch.Tensor]:
-    """Return red, green and blue, each (T, H, W) float."""
+    """Return red, green and blue, or grey alone, each (T, H, W) float."""
     return [channel.float() for channel in clip.unbind(-1)]
 
 
 def _grey(channels: list[torch.Tensor]) -> torch.Tensor:
     """Return (T, H, W) float of whole numbers: PIL's "L", whose weights are 65536ths, so that the sums are exact."""
+    if len(channels) == 1:
+        return channels[0].clone()
     red, green, blue = channels
     weighted = red * (19595 / 65536)
     return weighted.add_(green, alpha=38470 / 65536).add_(blue, alpha=7471 / 65536).add_(0.5).floor_()

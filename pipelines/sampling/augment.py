@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mae3d.io.shapes import Size, largest_box, sides
 from pipelines.config import RandAugment
 
 # An op of RandAugment whose magnitude has a sign is turned the other way by half of the draws.
@@ -67,19 +68,23 @@ def draw_crop(
     area: tuple[float, float],
     aspect: tuple[float, float],
     flip: float,
+    size: Size = 1,
 ) -> Crop:
     """Draw a random resized crop: area uniform, aspect log-uniform, ten tries, then the largest centred box.
 
-    All draws are made, also after a try that fits: their number never depends on the frame's size.
+    The aspect is counted from the view's own: a box of aspect 1 has the view's shape and is not distorted by the
+    resize. All draws are made, also after a try that fits: their number never depends on the frame's size.
 
     Args:
         rng: the view's own generator.
         height: of the stored frame, in pixels.
         width: of the stored frame, in pixels.
         area: least and greatest fraction of the frame's area.
-        aspect: least and greatest width / height.
+        aspect: least and greatest width / height of the box, over width / height of the view.
         flip: probability of a horizontal flip.
+        size: of the view; its shape alone counts.
     """
+    aspect = aspect[0] * _shape_of(size), aspect[1] * _shape_of(size)
     draws = rng.random((10, 2))
     top_draw, left_draw, flip_draw = rng.random(3)
     areas = height * width * (area[0] + draws[:, 0] * (area[1] - area[0]))
@@ -97,37 +102,43 @@ def draw_crop(
 
 
 def draw_short_side_crop(
-    rng: np.random.Generator, *, height: int, width: int, size: int, short_side: tuple[int, int], flip: float
+    rng: np.random.Generator, *, height: int, width: int, size: Size, short_side: tuple[int, int], flip: float
 ) -> Crop:
-    """Draw a square of `size` pixels in the frame whose short side was scaled to a random length.
+    """Draw a box of `size` pixels in the frame whose short side was scaled to a random length.
 
-    The frame is not scaled: the same square is cut from the stored frame, its side rounded to whole pixels there.
+    The frame is not scaled: the same box is cut from the stored frame, its sides rounded to whole pixels there. A box
+    that is longer than the frame is drawn smaller, as if the frame had been scaled up until the box fits.
 
     Args:
         rng: the view's own generator.
         height: of the stored frame, in pixels.
         width: of the stored frame, in pixels.
-        size: side of the view, in pixels; at most short_side[0].
+        size: of the view, in pixels; its shorter side is at most short_side[0].
         short_side: least and greatest length of the scaled short side, in pixels; every whole number is as likely.
         flip: probability of a horizontal flip.
     """
     scale_draw, top_draw, left_draw, flip_draw = rng.random(4)
     scaled = short_side[0] + int(scale_draw * (short_side[1] - short_side[0] + 1))
-    side = max(round(size * min(height, width) / scaled), 1)
-    top, left = int(top_draw * (height - side + 1)), int(left_draw * (width - side + 1))
-    return Crop(top, left, side, side, bool(flip_draw < flip))
+    view_height, view_width = sides(size)
+    short = min(height, width)
+    fit = min(1.0, height * scaled / (view_height * short), width * scaled / (view_width * short))
+    box_height, box_width = (max(round(side * short / scaled * fit), 1) for side in (view_height, view_width))
+    top, left = int(top_draw * (height - box_height + 1)), int(left_draw * (width - box_width + 1))
+    return Crop(top, left, box_height, box_width, bool(flip_draw < flip))
 
 
-def evaluation_crops(*, height: int, width: int, num_crops: int) -> tuple[Crop, ...]:
-    """Return squares of the frame's short side spread evenly along the long one; a single one is centred.
+def evaluation_crops(*, height: int, width: int, num_crops: int, size: Size = 1) -> tuple[Crop, ...]:
+    """Return the largest boxes of the view's shape spread evenly along the side that has room; a single one is centred.
 
-    Three are left, centre and right, or top, centre and bottom. Places are rounded up, as mae_st does
-    (docs/upstream.md), but in pixels of the stored frame, not of the scaled one: the difference is less than one stored
-    pixel.
+    Of a square view they are squares of the frame's short side. Three are left, centre and right, or top, centre and
+    bottom. Places are rounded up, as mae_st does (docs/upstream.md), but in pixels of the stored frame, not of the
+    scaled one: the difference is less than one stored pixel.
     """
-    side, room = min(height, width), abs(height - width)
+    box_height, box_width = largest_box(height, width, size)
+    down, across = height - box_height, width - box_width  # one of them is 0
+    room = down + across
     starts = [math.ceil(room * i / (num_crops - 1)) for i in range(num_crops)] if num_crops > 1 else [-(-room // 2)]
-    return tuple(Crop(s if height > width else 0, 0 if height > width else s, side, side, False) for s in starts)
+    return tuple(Crop(s if down else 0, 0 if down else s, box_height, box_width, False) for s in starts)
 
 
 def draw_rand_augment(rng: np.random.Generator, rule: RandAugment) -> tuple[Op, ...]:
@@ -177,7 +188,7 @@ def draw_jitter(rng: np.random.Generator, strength: float) -> tuple[Op, ...]:
     return tuple(Op(JITTER_OPS[i], float(factors[i])) for i in np.argsort(rng.random(3)))
 
 
-def draw_erase(rng: np.random.Generator, *, size: int, probability: float) -> Erase | None:
+def draw_erase(rng: np.random.Generator, *, size: Size, probability: float) -> Erase | None:
     """Draw a random erasing (Zhong et al., 2020).
 
     A box of 2 to 33 % of the view, its aspect log-uniform in [0.3, 1 / 0.3].
@@ -186,20 +197,27 @@ def draw_erase(rng: np.random.Generator, *, size: int, probability: float) -> Er
 
     Args:
         rng: the view's own generator.
-        size: H and W of the view, in pixels.
+        size: of the view, in pixels.
         probability: of erasing at all.
     """
     draws = rng.random((100, 2))
     applied, top_draw, left_draw = rng.random(3)
     seed = int(rng.integers(2**63))
-    areas = size * size * (0.02 + draws[:, 0] * (1 / 3 - 0.02))
+    view_height, view_width = sides(size)
+    areas = view_height * view_width * (0.02 + draws[:, 0] * (1 / 3 - 0.02))
     ratios = np.exp(math.log(0.3) * (1 - 2 * draws[:, 1]))
     heights, widths = np.rint(np.sqrt(areas * ratios)).astype(int), np.rint(np.sqrt(areas / ratios)).astype(int)
-    fits = (heights > 0) & (widths > 0) & (heights < size) & (widths < size)
+    fits = (heights > 0) & (widths > 0) & (heights < view_height) & (widths < view_width)
     if applied >= probability or not fits.any():
         return None
     height, width = int(heights[fits.argmax()]), int(widths[fits.argmax()])
-    return Erase(int(top_draw * (size - height + 1)), int(left_draw * (size - width + 1)), height, width, seed)
+    top, left = int(top_draw * (view_height - height + 1)), int(left_draw * (view_width - width + 1))
+    return Erase(top, left, height, width, seed)
+
+
+def _shape_of(size: Size) -> float:
+    height, width = sides(size)
+    return width / height
 
 
 def _largest_centred(height: int, width: int, aspect: tuple[float, float]) -> Crop:

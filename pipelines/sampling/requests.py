@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from mae3d.io.random import Stream, philox
+from mae3d.io.shapes import Size, sides
 from pipelines.config import DataConfig, RandAugment
 from pipelines.samples.corpus import Corpus
 from pipelines.sampling.augment import (
@@ -58,17 +59,19 @@ class BatchRequest:
     num_padded: int = 0  # so many samples at the end only fill the batch
 
 
-def check_views(config: DataConfig, *, num_frames: int, size: int) -> None:
+def check_views(config: DataConfig, *, num_frames: int, size: Size) -> None:
     """Check that the settings make clips of the model's shape; ValueError if not."""
     if config.sampling == "segments" and config.num_segments * config.frames_per_segment != num_frames:
         raise ValueError(
             f"data.num_segments={config.num_segments} x data.frames_per_segment={config.frames_per_segment} "
             f"must be model.num_frames={num_frames}"
         )
-    if 0 < config.short_side[0] < size:
+    shorter = min(sides(size))
+    if 0 < config.short_side[0] < shorter:
+        shown = size if isinstance(size, int) else list(size)
         raise ValueError(
-            f"data.short_side={list(config.short_side)} is shorter than model.img_size={size}, which is cut from it: "
-            f"give {size} or more"
+            f"data.short_side={list(config.short_side)} is shorter than model.img_size={shown}, which is cut from it: "
+            f"give {shorter} or more"
         )
 
 
@@ -100,7 +103,7 @@ def training_request(
     epoch: int,
     seed: int,
     num_frames: int,
-    size: int,
+    size: Size,
 ) -> BatchRequest:
     """Draw windows and views for R views of each row: a pure function of (seed, epoch, position, view).
 
@@ -112,7 +115,7 @@ def training_request(
         epoch: number of the epoch.
         seed: of the run.
         num_frames: T, frames of a clip.
-        size: H and W of a view, in pixels.
+        size: of a view, in pixels.
     """
     clips: list[ClipRequest] = []
     num_windows = 1 if config.windows == "shared" else config.repeat_aug
@@ -134,7 +137,7 @@ def training_request(
 
 
 def _draw_view(
-    config: DataConfig, draws: Callable[..., np.random.Generator], number: int, *, height: int, width: int, size: int
+    config: DataConfig, draws: Callable[..., np.random.Generator], number: int, *, height: int, width: int, size: Size
 ) -> View:
     """Draw a view, each purpose from a stream of its own: switching one on moves nothing of the others."""
     rng = draws(Stream.CROP, view=number)
@@ -143,7 +146,9 @@ def _draw_view(
             rng, height=height, width=width, size=size, short_side=config.short_side, flip=config.flip
         )
     else:
-        crop = draw_crop(rng, height=height, width=width, area=config.area, aspect=config.aspect, flip=config.flip)
+        crop = draw_crop(
+            rng, height=height, width=width, area=config.area, aspect=config.aspect, flip=config.flip, size=size
+        )
     ops: tuple[Op, ...] = ()
     if config.rand_augment:
         ops += draw_rand_augment(draws(Stream.RAND_AUGMENT, view=number), RandAugment.parse(config.rand_augment))
@@ -198,6 +203,7 @@ def evaluation_request(
     num_frames: int,
     num_clips: int = 1,
     num_crops: int = 1,
+    size: Size = 1,
     starts: np.ndarray | None = None,
     num_padded: int = 0,
 ) -> BatchRequest:
@@ -205,7 +211,8 @@ def evaluation_request(
 
     Strided clips start at K places spread evenly from the first possible to the last. Of `segments`, clip k starts its
     runs (k + 1/2) / K into each segment: K = 1 is the frame-folder loaders' window, K = 2 gives two interleaved ones.
-    The crops are squares of the short side (`evaluation_crops`). One clip and one crop are the middle of everything.
+    The crops are the largest boxes of the view's shape (`evaluation_crops`). One clip and one crop are the middle of
+    everything.
 
     Args:
         corpus: gives lengths, frame rates and sizes.
@@ -215,12 +222,14 @@ def evaluation_request(
         num_frames: T, frames of a clip.
         num_clips: K.
         num_crops: S.
+        size: of a view; its shape alone counts.
         starts: (B,) stored frames at which the one strided clip of each row begins instead; K is 1.
         num_padded: so many rows at the end only fill the batch.
     """
     clips: list[ClipRequest] = []
     for i, row in enumerate(rows.tolist()):
-        crops = evaluation_crops(height=int(corpus.height[row]), width=int(corpus.width[row]), num_crops=num_crops)
+        height, width = int(corpus.height[row]), int(corpus.width[row])
+        crops = evaluation_crops(height=height, width=width, num_crops=num_crops, size=size)
         views = tuple(View(crop) for crop in crops)
         if starts is None:
             windows = evaluation_windows(corpus, config, row, num_frames=num_frames, num_clips=num_clips)

@@ -135,7 +135,7 @@ def test_the_fast_recipe_differs_in_its_windows_only() -> None:
         (["--data.shrads", "x"], "unknown option --data.shrads; did you mean --data.shards?"),
         (["--model.dep", "3"], "did you mean --model.depth?"),
         (["--zzz"], "unknown option --zzz; --help lists them all"),
-        (["--model.img_size", "big"], "\"model.img_size\": Expected a <class 'int'>. Got value: big"),
+        (["--model.img_size", "big"], '"model.img_size": Expected int or tuple[int, int]. Got value: big'),
         (["--model.img_size", "100"], "img_size=100 must be a multiple of patch_size=16"),
         (["--train.precision", "fp8"], "train.precision"),
         (["--config", "dmeo"], "--config dmeo: no such file, nor a recipe: demo"),

@@ -35,7 +35,7 @@ def test_a_dataset_that_fits_is_not_mentioned() -> None:
 def test_smaller_pictures_than_the_models_are_told_with_both_sizes() -> None:
     lines = told(replace(FITTING, height=np.array([128, 64, 256])))
     assert lines.keys() == {"pixels"}
-    assert "1 of 2 samples have a short side below 224, down to 128: upscaled" in lines["pixels"]
+    assert "1 of 2 samples are smaller than 224 x 224, down to 128 x" in lines["pixels"]
 
 
 @pytest.mark.parametrize(("sampling", "count"), [("strided", 1), ("segments", 0)])

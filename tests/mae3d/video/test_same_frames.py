@@ -11,7 +11,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from mae3d.model.config import EncoderConfig
-from mae3d.video.clip import clip_frames, frame_duration, read_clip, square
+from mae3d.video.clip import centred, clip_frames, frame_duration, read_clip
 from mae3d.video.reader import open_video
 from mae3d.video.windows import VideoClips, plan_windows
 from tests.support.media import frame_number, make_video, rotate_mp4
@@ -32,7 +32,7 @@ def preprocess_frames(path: Path) -> list[Shown]:
     """Return the frames that preprocessing stores, before they become JPEGs."""
     with open_video(path) as video:
         frames = [
-            Shown(max(t, 0.0), square(frame, SIZE, video.orientation(frame), VideoReformatter()))
+            Shown(max(t, 0.0), centred(frame, SIZE, video.orientation(frame), VideoReformatter()))
             for t, frame in video.frames()
         ]
     assert len(frames) == len(store(path)[1])

@@ -139,9 +139,8 @@ def test_names_that_several_projects_share_are_refused_unless_described() -> Non
     [
         ("patch_embed.proj.weight", (8, 3, 16, 16), "image model"),
         ("vit.embeddings.patch_embeddings.projection.weight", (8, 3, 16, 16), "image model"),
-        ("patch_embed.proj.weight", (8, 1, 2, 16, 16), r"\(width, 3, frames, p, p\)"),
-        ("patch_embed.proj.weight", (8, 3, 2, 16, 14), r"\(width, 3, frames, p, p\)"),
-        ("patch_embed.proj.weight", (8, 3), r"\(width, 3, frames, p, p\)"),
+        ("patch_embed.proj.weight", (8, 3, 2, 16, 14), r"\(width, channels, frames, p, p\)"),
+        ("patch_embed.proj.weight", (8, 3), r"\(width, channels, frames, p, p\)"),
     ],
 )
 def test_patches_of_another_shape_are_refused_with_it(name: str, shape: tuple[int, ...], told: str) -> None:

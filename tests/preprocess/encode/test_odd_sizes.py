@@ -17,7 +17,7 @@ import simplejpeg
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import Image
 
-from mae3d.video.clip import square
+from mae3d.video.clip import centred
 from mae3d.video.errors import MediaError, refuse_unconvertible
 from mae3d.video.orientation import turned
 from mae3d.video.pictures import SCALING
@@ -114,7 +114,7 @@ def convert_all_pixels() -> tuple[set[str], int]:
             refused.add(name[:5])
             continue
         with suppress(av.error.FFmpegError):
-            square(frame, 8, (False, False, False), VideoReformatter())
+            centred(frame, 8, (False, False, False), VideoReformatter())
         with suppress(MediaError):
             encoder.encode(frame, width=size[0], height=size[1])
         count += 1
@@ -136,12 +136,12 @@ def stored_and_shown(video: Path) -> Iterator[bytes]:
         frame.colorspace = Colorspace.ITU709
         yield encoder.encode(frame, width=size[0], height=size[1])
         yield encoder.encode(frame, width=size[1], height=size[0])
-        yield square(frame, min(size), (False, False, False), reformatter).tobytes()
+        yield centred(frame, min(size), (False, False, False), reformatter).tobytes()
     with open_video(video) as opened:
         for _, frame in opened.frames():
             for width, height in ((frame.width, frame.height), (25, 45), (24, 45), (25, 44)):
                 yield encoder.encode(frame, width=width, height=height)
-            yield square(frame, frame.width, (True, False, True), reformatter).tobytes()
+            yield centred(frame, frame.width, (True, False, True), reformatter).tobytes()
 
 
 def digest(video: Path) -> str:
@@ -181,7 +181,7 @@ def test_fault_44_the_last_row_and_column_are_the_pictures(format_name: str) -> 
         frame = frame_of(pixels, format_name, filler=255)
         shown = decode_image(FrameEncoder(100).encode(frame, width=width, height=height))
         side = min(width, height)
-        clip = square(frame, side, (False, False, False), VideoReformatter())
+        clip = centred(frame, side, (False, False, False), VideoReformatter())
         top, left = -(-(height - side) // 2), -(-(width - side) // 2)
         middle = pixels[top : top + side, left : left + side]
         for got, picture in ((np.asarray(shown, int), pixels), (clip.astype(int), middle)):
