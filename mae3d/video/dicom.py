@@ -97,9 +97,7 @@ class DicomStack:
         decoded = iter_pixels(self._path, indices=list(numbers))
         for number in numbers:
             try:
-                with warnings.catch_warnings(action="ignore"):
-                    values = next(decoded)
-                    levels = self._levels(values, number, window, bits)
+                levels = self._levels(next(decoded), number, window, bits)
             except MediaError:
                 raise
             except StopIteration as error:
