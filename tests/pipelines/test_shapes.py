@@ -96,6 +96,7 @@ def test_an_erased_box_lies_in_the_view_along_both_sides() -> None:
     assert all(box.top + box.height <= 32 and box.left + box.width <= 96 for box in drawn)
     assert max(box.top + box.height for box in drawn) > 24
     assert max(box.left + box.width for box in drawn) > 72
+    assert max(box.width for box in drawn) > 32
 
 
 def test_a_size_is_one_number_or_two() -> None:
