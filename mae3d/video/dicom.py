@@ -4,7 +4,7 @@
         stack.facts
         frames = list(stack.frames([0, 1, 2]))
 
-Grey values of s stored bits become all levels of 8 or 16 bits (`mae3d.video.values.widened`), MONOCHROME1 inverted and
+Grey values of s stored bits become all levels of 8 or 16 bits (`mae3d.video.levels.widened`), MONOCHROME1 inverted and
 signed values from their least on; a window is of the values after RescaleSlope and RescaleIntercept. Colours become
 RGB, palettes by the high byte of their entries. MPEG and H.264 inside a DICOM file are decoded as videos are.
 """
@@ -21,10 +21,9 @@ import av
 import numpy as np
 
 from mae3d.video.errors import MediaError, raise_unless_of_the_file
+from mae3d.video.levels import WINDOW_REMEDY, StackFacts, Window, widened, windowed
 from mae3d.video.pictures import Pictures
 from mae3d.video.reader import open_video
-from mae3d.video.stacks import StackFacts
-from mae3d.video.values import WINDOW_REMEDY, Window, widened, windowed
 
 INSTALL = "pip install 'mae3d[medical]'"
 _VIDEOS = "1.2.840.10008.1.2.4.10"  # begins the transfer syntaxes of MPEG-2 (.100) to HEVC (.108), and no others
@@ -92,15 +91,13 @@ class DicomStack:
         self.facts = _facts(header, channels=1 if is_grey else 3, bits=bits)
 
     def frames(self, numbers: Sequence[int], *, window: Window | None = None, bits: int = 16) -> Iterator[np.ndarray]:
-        """Yield frames as `mae3d.video.stacks.Stack` does."""
+        """Yield frames as `mae3d.video.levels.Stack` does."""
         from pydicom.pixels import iter_pixels
 
         decoded = iter_pixels(self._path, indices=list(numbers))
         for number in numbers:
             try:
-                with warnings.catch_warnings(action="ignore"):
-                    values = next(decoded)
-                    levels = self._levels(values, number, window, bits)
+                levels = self._levels(next(decoded), number, window, bits)
             except MediaError:
                 raise
             except StopIteration as error:
@@ -148,7 +145,7 @@ class EncapsulatedVideo:
         self.facts = _facts(header, channels=3, bits=8)
 
     def frames(self, numbers: Sequence[int], *, window: Window | None = None, bits: int = 16) -> Iterator[np.ndarray]:
-        """Yield frames as `mae3d.video.stacks.Stack` does; they have 8 bits, with a window too."""
+        """Yield frames as `mae3d.video.levels.Stack` does; they have 8 bits, with a window too."""
         left = list(numbers)
         pictures = Pictures()
         # A file in memory, so that no copy of footage stays anywhere if this process is killed.

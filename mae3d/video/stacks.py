@@ -9,57 +9,16 @@ pydicom and tifffile are extras: without them, `MediaError` names the installati
 and positions is read of a DICOM file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from mae3d.video.container import MAX_PIXELS
 from mae3d.video.errors import MediaError, raise_unless_of_the_file
-from mae3d.video.values import Window
+from mae3d.video.levels import Stack
 
 DICOM_AT = 128  # bytes before the word DICM
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
-
-
-@dataclass(frozen=True)
-class StackFacts:
-    """The properties that a file announces."""
-
-    num_frames: int
-    width: int
-    height: int
-    channels: int
-    bits: int  # 8 or 16; 0 = its values need a window
-    fps: float  # NaN = unknown
-    series: str = ""  # of a single frame that may be one of many: what they have in common
-    number: int = -1  # its place among them; -1 = unknown
-    moment: str = ""  # its time among them, to be sorted by
-    is_dicom: bool = False
-    has_burned_in: bool = False  # it announces that texts are burned into its pixels
-
-
-class Stack(Protocol):
-    """An opened file."""
-
-    @property
-    def facts(self) -> StackFacts:
-        """Return its properties."""
-
-    def frames(self, numbers: Sequence[int], *, window: Window | None = None, bits: int = 16) -> Iterator[np.ndarray]:
-        """Yield frames, (H, W, C) uint8 or uint16 each.
-
-        Args:
-            numbers: rising, each less than `facts.num_frames`.
-            window: maps values onto all levels of `bits`; None = as they are, in `facts.bits`.
-            bits: 8 or 16, of the levels with a window.
-
-        Raises:
-            MediaError: a frame cannot be decoded, or its values need a window.
-        """
 
 
 def kind_of_stack(head: bytes) -> str:

@@ -19,8 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mae3d.video.errors import MediaError, raise_unless_of_the_file
-from mae3d.video.stacks import StackFacts
-from mae3d.video.values import WINDOW_REMEDY, Window, bits_of, windowed
+from mae3d.video.levels import WINDOW_REMEDY, StackFacts, Window, bits_of, windowed
 
 _TIMES = "TZIQRHE"  # axes that may be time, the first of them that is longer than 1
 _WHITE_IS_ZERO, _PALETTE, _YCBCR, _CIELAB, _CFA = 0, 3, 6, 8, 32803  # of the tag PhotometricInterpretation
@@ -82,7 +81,7 @@ class TiffStack:
         )
 
     def frames(self, numbers: Sequence[int], *, window: Window | None = None, bits: int = 16) -> Iterator[np.ndarray]:
-        """Yield frames as `mae3d.video.stacks.Stack` does."""
+        """Yield frames as `mae3d.video.levels.Stack` does."""
         for number in numbers:
             try:
                 values = self._frame(number)

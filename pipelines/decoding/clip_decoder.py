@@ -37,9 +37,9 @@ class BadFrameError(Exception):
 
 
 class ClipDecoder:
-    """Decodes what `ClipSource` has fetched, to colour, or with one channel to luma."""
+    """Decodes what `ClipSource` has fetched, to as many channels as `check_channels` allows; None = as stored."""
 
-    def __init__(self, corpus: Corpus, channels: int = 3):
+    def __init__(self, corpus: Corpus, channels: int | None = None):
         self._corpus, self._channels = corpus, channels
         self._decoders = _Decoders()
 
@@ -55,12 +55,13 @@ class ClipDecoder:
         """Return clips of one row, each (T, H, W, C); types and errors as `decode`."""
         row = fetched[0].clip.row
         layout, size = self._corpus.layout(row), (int(self._corpus.height[row]), int(self._corpus.width[row]))
+        channels = self._channels or layout.channels
         if layout.name == "jpeg":
-            return [torch.from_numpy(np.stack(jpeg_frames(one, size, self._channels))) for one in fetched]
+            return [torch.from_numpy(np.stack(jpeg_frames(one, size, channels))) for one in fetched]
         if layout.name == "png":
-            return png_clips(fetched, layout, size, self._channels)
+            return [torch.from_numpy(with_channels(clip, channels)) for clip in png_clips(fetched, layout, size)]
         numbers = np.unique(np.concatenate([one.clip.frames for one in fetched]))
-        pixels = np.empty((len(numbers), *size, self._channels), np.uint8)
+        pixels = np.empty((len(numbers), *size, channels), np.uint8)
         if layout.is_in_place:
             self._decode_in_place(row, fetched, numbers, pixels)
         else:
@@ -138,10 +139,8 @@ def jpeg_frames(fetched: FetchedClip, size: tuple[int, int], channels: int = 3) 
     return pictures
 
 
-def png_clips(
-    fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, int], channels: int
-) -> list[torch.Tensor]:
-    """Return clips of one row of layout png, each frame decoded once; errors as `ClipDecoder.decode`."""
+def png_clips(fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, int]) -> list[np.ndarray]:
+    """Return clips of one row of layout png, (T, H, W, C) each, each frame decoded once; errors as `decode`."""
     frames: dict[int, np.ndarray] = {}
     for one in fetched:
         for number, png in zip(one.clip.frames.tolist(), one.parts, strict=True):
@@ -155,5 +154,5 @@ def png_clips(
                 height, width, bits = *pixels.shape[:2], 8 * pixels.dtype.itemsize
                 there = f"{height} x {width} pixels of {bits} bits"
                 raise BadFrameError(number, f"it is {there}, the index says {size[0]} x {size[1]} of {layout.bits}")
-            frames[number] = with_channels(pixels, channels)
-    return [torch.from_numpy(np.stack([frames[number] for number in one.clip.frames.tolist()])) for one in fetched]
+            frames[number] = pixels
+    return [np.stack([frames[number] for number in one.clip.frames.tolist()]) for one in fetched]

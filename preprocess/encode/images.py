@@ -84,13 +84,23 @@ def announced_size(data: bytes, header: JpegHeader | None) -> tuple[int, int]:
     """Return (width, height) of an image as stored, from its header alone; (0, 0) if it has none."""
     if header is not None:
         return header.width, header.height
+    image = picture_header(data)
+    return (0, 0) if image is None else image.size
+
+
+def picture_header(data: bytes) -> Image.Image | None:
+    """Return an image file of which only the header has been read; None if it has none.
+
+    Raises:
+        ValueError: it announces too many pixels.
+    """
     try:
         with warnings.catch_warnings(action="ignore"):
-            return Image.open(io.BytesIO(data), formats=_FORMATS).size
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large: {error}") from error
-    except (OSError, SyntaxError, ValueError):
-        return 0, 0
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError):
+        return None
 
 
 def decode_strictly(data: bytes) -> None:
@@ -146,15 +156,6 @@ def decode_upright(data: bytes) -> Image.Image:
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"damaged image: {error}") from error
     return ImageOps.exif_transpose(image)
-
-
-def is_grey_picture(data: bytes) -> bool:
-    """Return whether an image file is grey by its header."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return Image.open(io.BytesIO(data), formats=_FORMATS).mode in GREY_MODES
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError):
-        return False  # which its decoder will report
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

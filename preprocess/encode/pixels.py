@@ -10,19 +10,18 @@ PNG, PNM and TIFF of 16 bits, and every TIFF that Pillow has no mode for. Alpha 
 
 import io
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from PIL import Image
 
 from mae3d.io.png import png_header, png_pixels
 from mae3d.video.errors import MediaError
+from mae3d.video.levels import Window, windowed
 from mae3d.video.stacks import TIFF_MARKS
 from mae3d.video.tiff import open_tiff
-from mae3d.video.values import Window, windowed
+from preprocess.encode.images import picture_header
 
 _PNM = (b"P2", b"P3", b"P5", b"P6")  # grey and RGB, as text and in bytes
 _NUMBER = re.compile(rb"\s+(?:#[^\n]*\n\s*)*(\d+)")
@@ -79,17 +78,12 @@ def _levels_of_png(data: bytes, channels: int, window: Window | None, bits: int)
 
 def _is_plain_tiff(data: bytes) -> bool:
     """Return whether Pillow reads all of a TIFF as 8-bit grey or RGB."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            image = Image.open(io.BytesIO(data), formats=("TIFF",))
-            tags = getattr(image, "tag_v2", {})
-            bits = tags.get(_BITS_PER_SAMPLE, (1,))
-            formats = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
-            samples = tags.get(_SAMPLES, 1)
-    except Image.DecompressionBombError:
-        return True  # which is then refused as too large
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError):
+    image = picture_header(data)
+    if image is None:
         return False
+    tags = getattr(image, "tag_v2", {})
+    bits, formats = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+    samples = tags.get(_SAMPLES, 1)
     as_many = samples <= len(image.getbands()) or image.mode in ("1", "L", "P")
     return image.mode in _PLAIN and max(bits) <= 8 and set(formats) <= {_UNSIGNED, 4} and as_many
 

@@ -25,7 +25,7 @@ from mae3d.video.reader import Video, effective_fps, open_video
 from mae3d.video.stacks import open_stack
 from preprocess.encode.frame_store import FrameStore, frame_store
 from preprocess.encode.hooked import encode_hooked
-from preprocess.encode.images import announced_size, is_grey_picture, jpeg_header, natural_size, scaled_size
+from preprocess.encode.images import GREY_MODES, announced_size, jpeg_header, natural_size, picture_header, scaled_size
 from preprocess.encode.pixels import deep_picture
 from preprocess.encode.video_frames import kind_of_video
 from preprocess.encode.video_properties import Looks, mixed_sizes
@@ -120,11 +120,14 @@ def pixel_kind(file: Path, kind: Kind, settings: Settings) -> tuple[int, int]:
     try:
         data = _read(file, -1, limit=_BYTES_A_PIXEL * settings.max_pixels)
         header = jpeg_header(data)
-        deep = None if header else deep_picture(data, channels=settings.channels)
-        is_grey = header.components == 1 if header else deep is None and is_grey_picture(data)
+        if not header and (deep := deep_picture(data, channels=settings.channels)):
+            return deep.channels, deep.bits
+        picture = picture_header(data)
     except ValueError as error:
         raise MediaError("bad_frame", f"{file.name}: {error}") from error
-    return (deep.channels, deep.bits) if deep else (1 if is_grey else 3, 8)
+    if picture is None:
+        raise MediaError("bad_frame", f"{file.name}: not an image")
+    return 1 if picture.mode in GREY_MODES else 3, 8
 
 
 def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mae3d.io.contact_sheet import png_mark, side_by_side
+from mae3d.io.contact_sheet import as_rgb, png_mark, side_by_side
 from mae3d.io.files import refuse_foreign, replace_file
 from mae3d.io.png import PngError, decode_png
 from mae3d.video.groups import GroupDecoder, GroupError
@@ -50,8 +50,7 @@ def filmstrip(dataset: Dataset, i: int, *, frames: int, width: int) -> Image.Ima
 def stored_frames(dataset: Dataset, i: int, chosen: np.ndarray, size: tuple[int, int]) -> list[Image.Image | None]:
     """Return frames of sample i as RGB pictures; None for one that does not decode.
 
-    Frames of 16 bits are shown between the least and the greatest level of those chosen; of two channels, or more than
-    three, the first is shown as grey, or the first three as RGB.
+    Lossless frames are shown as `mae3d.io.contact_sheet.as_rgb` has it, those of 16 bits stretched all alike.
 
     Args:
         dataset: A dataset in a folder, with its shards.
@@ -148,28 +147,19 @@ def _frames_of_group(
 
 
 def _levels(data: bytes, channels: int) -> np.ndarray | None:
-    """Return the channels of a PNG that are shown, (H, W, 1 or 3); None if it does not decode."""
+    """Return the pixels of a PNG, (H, W, C); None if it does not decode."""
     try:
-        pixels = decode_png(data, channels=channels)
+        return decode_png(data, channels=channels)
     except PngError:
         return None
-    return pixels[..., : 3 if channels >= 3 else 1]
 
 
 def _shown(levels: Sequence[np.ndarray | None], size: tuple[int, int]) -> list[Image.Image | None]:
-    """Return levels as RGB pictures; those of 16 bits between the least and the greatest of all."""
-    there = [one for one in levels if one is not None]
-    low = min((int(one.min()) for one in there), default=0)
-    span = max(max((int(one.max()) for one in there), default=0) - low, 1)
-    pictures: list[Image.Image | None] = []
-    for one in levels:
-        if one is None:
-            pictures.append(None)
-            continue
-        eight = one if one.dtype == np.uint8 else ((one.astype(np.uint32) - low) * 255 // span).astype(np.uint8)
-        rgb = Image.fromarray(np.repeat(eight, 3 // eight.shape[2], axis=2))
-        pictures.append(rgb.resize(size, Image.Resampling.BICUBIC))
-    return pictures
+    """Return the frames of a sample as RGB pictures, all stretched alike."""
+    whole = [one for one in levels if one is not None]
+    shown = iter(as_rgb(np.stack(whole)) if whole else ())
+    pictures = [None if one is None else Image.fromarray(next(shown)) for one in levels]
+    return [one and one.resize(size, Image.Resampling.BICUBIC) for one in pictures]
 
 
 def _frame(data: bytes, size: tuple[int, int]) -> Image.Image | None:

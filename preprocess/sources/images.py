@@ -106,5 +106,6 @@ def _suffix(name: str) -> str:
 
 
 def _unread_picture(name: str) -> Problem:
-    message = f"{_suffix(name)} pictures are not read; convert them to JPEG or PNG"
+    remedy = "--stacks reads them" if _suffix(name) == ".dcm" else "convert them to JPEG or PNG"
+    message = f"{_suffix(name)} pictures are not read; {remedy}"
     return Problem("unknown_format", message, shown(name))

@@ -4,7 +4,7 @@
     result = source.find()      # ScanResult(requests, problems, notes)
 
 Files are known by their first bytes, so names need no suffix. DICOM files of one frame that lie in one folder and are
-of a series are a video, in the order of their instance numbers; without these, of their times. Names are those of
+of one series are a video, in the order of their instance numbers; without these, of their times. Names are those of
 files and folders: nothing of a patient is read.
 """
 
@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from mae3d.video.errors import MediaError
-from mae3d.video.stacks import DICOM_AT, StackFacts, kind_of_stack
+from mae3d.video.levels import StackFacts
+from mae3d.video.stacks import DICOM_AT, kind_of_stack
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import Request, ScanResult
 from preprocess.plan.settings import Settings

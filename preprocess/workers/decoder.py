@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from mae3d.video.errors import MediaError
+from mae3d.video.levels import StackFacts
 from mae3d.video.reader import VideoFacts
-from mae3d.video.stacks import StackFacts
 from preprocess.plan.plan import Facts, Kind, PlannedSample
 from preprocess.plan.settings import Settings
 

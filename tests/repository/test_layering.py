@@ -17,7 +17,8 @@ PACKAGES = ("launch", "mae3d", "pipelines", "preprocess")
 # Rooms of each package, lowest first; a room may import only what stands on a lower line of its own package.
 ROOMS = {
     "mae3d": [
-        ("io", "video"),
+        ("io",),
+        ("video",),
         ("meeting",),
         ("distributed",),
         ("model.config",),

@@ -54,6 +54,7 @@ SAFE = {
         "preprocess.sources.frame_folders._find_trees",
         "preprocess.sources.frame_places.look_up",
         "preprocess.sources.source.unread",
+        "preprocess.sources.stacks._stacks_among",
     ),
     "the storage, as above; each call sets an item of its own in a dict that the caller reads when all are done": (
         "mae3d.io.storage.Storage.sizes",
@@ -95,9 +96,10 @@ def test_what_all_threads_of_a_process_share_is_not_set() -> None:
     assert functions_with(lambda call: name_of(call) in names) == {
         "mae3d.analysis.probes.linear_scores",  # its threads start and end within the block
         "mae3d.tracking.plots.save_figure",  # for a moment, in which another thread's warning may be shown once more
+        "mae3d.video.dicom.open_dicom",  # in the decoder's child, which has one thread
         "mae3d.weights.graphs._named",  # of torch's exporter, which is called for by hand and has no threads
-        "preprocess.encode.images.announced_size",  # in the decoder's child, which has one thread
-        "preprocess.encode.images.decode_image",
+        "preprocess.encode.images.picture_header",
+        "preprocess.encode.images.decode_upright",
     }
 
 

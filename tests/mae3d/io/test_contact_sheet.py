@@ -15,6 +15,7 @@ from mae3d.io.contact_sheet import (
     MARGIN,
     Frames,
     Strip,
+    as_rgb,
     colour_scale,
     contact_sheet,
     filmstrip,
@@ -167,3 +168,40 @@ def test_pictures_side_by_side_touch_only_their_gaps() -> None:
     assert (row[:, :5] == (255, 0, 0)).all()
     assert (row[:, 5 : 5 + GAP] == (1, 2, 3)).all()
     assert (row[:, 5 + GAP :] == (0, 0, 255)).all()
+
+
+def test_channels_have_their_colours() -> None:
+    grey, two, four = (
+        np.arange(count, dtype=np.uint8) * 50 + 10 + np.zeros((2, 3, 4, 1), np.uint8) for count in (1, 2, 4)
+    )
+    assert (as_rgb(grey) == 10).all()
+    assert as_rgb(two)[0, 0, 0].tolist() == [10, 60, 60]
+    assert as_rgb(four)[0, 0, 0].tolist() == [10, 60, 110]
+    colour = plain((1, 2, 3), side=4)
+    assert as_rgb(colour) is colour
+
+
+def test_sixteen_bits_are_stretched_over_what_the_clip_has() -> None:
+    frames = np.linspace(7000, 8000, 2 * 40 * 50).round().astype(np.uint16).reshape(2, 40, 50, 1)
+    shown = as_rgb(frames)
+    assert (shown.dtype, shown.shape) == (np.uint8, (2, 40, 50, 3))
+    assert (shown[0, 0, 0, 0], shown[1, -1, -1, 0]) == (0, 255)
+    assert 120 < shown[0, -1, -1, 0] < 135
+    assert (as_rgb(np.full_like(frames, 7000)) == 0).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 40), (60, 16), (200, 400)])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_frames_of_any_shape_and_channels_keep_their_shape(
+    height: int, width: int, channels: int, tmp_path: Path
+) -> None:
+    frames = np.zeros((3, height, width, channels), np.uint8)
+    sheet = contact_sheet([Strip("a", "b", frames)])
+    assert sheet.height < 60 + CELL + 2 * MARGIN
+    strip = filmstrip({"a": frames})
+    shown = (strip.width + GAP) // 3 - GAP, strip.height - (LETTERS + 1 + 2 * GAP)
+    assert shown[0] / shown[1] == pytest.approx(width / height, rel=0.05)
+    save_grid([Strip("a", "b", frames)] * 2, tmp_path / "grid.gif", columns=2)
+    save_animation({"a": frames, "heat": overlay(frames, np.ones((1, 2, 5)), top=1.0)}, tmp_path / "a.gif")
+    marked = outline(frames, (0, 1, 2), (1, 2, 5))
+    assert marked.shape == (3, height, width, 3)

@@ -15,6 +15,8 @@ from mae3d.model.encoder import Encoder
 from mae3d.video import clip as module
 from mae3d.video.clip import VideoError, clip_frames, read_clip
 from mae3d.video.reader import open_video
+from pipelines.decoding.channels import with_channels
+from pipelines.sampling.augment import evaluation_crops
 from pipelines.sampling.windows import strided_windows
 from tests.support.media import frame_number, make_video, picture_of
 
@@ -123,3 +125,33 @@ def test_a_bayer_pattern_that_is_not_whole_is_refused(tmp_path: Path, size: tupl
     refused = pytest.raises(VideoError, match=rf"a\.nut: bayer_rggb8 frames of {size[0]}x{size[1]} pixels: .*crop")
     with refused if size != (4, 2) else nullcontext():
         assert read_clip(path, CONFIG).shape == (1, 4, 64, 64, 3)
+
+
+@pytest.mark.parametrize(("size", "stored"), [((32, 64), (64, 64)), ((64, 24), (96, 64)), ((16, 64), (64, 16))])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_clip_has_the_models_shape_and_channels(
+    size: tuple[int, int], stored: tuple[int, int], channels: int, tmp_path: Path
+) -> None:
+    """The largest box of that shape is cut from the middle; grey is the luma of colour."""
+    path = make_video(tmp_path / "a.mp4", 4, size=stored)
+    config = EncoderConfig(
+        preset="mae_vit_tiny_patch16", img_size=size, num_frames=4, patch_size=8, in_chans=channels, depth=1
+    )
+    clip = read_clip(path, config, sampling_rate=1, target_fps=10)
+    assert clip.shape == (1, 4, *size, channels)
+    width, height = stored
+    crop = evaluation_crops(height=height, width=width, num_crops=1, size=size)[0]
+    with av.open(str(path)) as container:
+        whole = next(container.decode(video=0)).to_image()
+    box = whole.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+    expected = np.asarray(box.resize(size[::-1], Image.Resampling.BILINEAR))
+    if channels == 1:
+        expected = with_channels(expected, 1)
+    assert np.abs(expected.astype(int) - clip[0, 0].numpy()).mean() < 2
+
+
+def test_channels_that_videos_do_not_have_are_refused(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", 4)
+    config = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=32, in_chans=4, depth=1)
+    with pytest.raises(VideoError, match=r"grey or colour.*4 channels"):
+        read_clip(path, config)

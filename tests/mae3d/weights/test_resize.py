@@ -14,9 +14,16 @@ from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.model.encoder import Positions
 from mae3d.model.mae import MAE
-from mae3d.weights.convert import to_foreign
+from mae3d.weights.convert import from_foreign, to_foreign
 from mae3d.weights.files import WeightsError, load_classifier, load_model, open_encoder, save_model
-from mae3d.weights.resize import TransferError, encoder_state, load_encoder, resize_positions
+from mae3d.weights.resize import (
+    TransferError,
+    encoder_state,
+    load_autoencoder,
+    load_encoder,
+    resize_positions,
+    resized_encoder,
+)
 
 SIZES: dict[str, Any] = {"preset": "mae_vit_tiny_patch16", "img_size": 32, "patch_size": 8, "num_frames": 8}
 SMALL = MAEConfig(**SIZES, depth=1, decoder_depth=1, mask_ratio=0.5)
@@ -149,3 +156,68 @@ def test_settings_that_differ_are_named_and_other_pixels_warned_of(
         load_encoder(classifier(patch_size=16), pretrained.encoder)
     load_encoder(classifier(mean=0.5), pretrained.encoder)
     assert re.search(r"mean is 0\.5.* 0\.45", caplog.text)
+
+
+@pytest.mark.parametrize("separable", [True, False])
+def test_positions_of_frames_that_are_not_square_are_resized_along_their_own_sides(separable: bool) -> None:
+    """So a turned table is resized to the turned result."""
+    kind = "spatial" if separable else "joint"
+    t = 1 if separable else 2
+    table = torch.randn(1, t * 3 * 5, 8)
+    turned = table.unflatten(1, (t, 3, 5)).transpose(2, 3).flatten(1, 3)
+    ours = resize_positions(table, kind=kind, old=(t, 3, 5), new=(t, 4, 10))
+    theirs = resize_positions(turned, kind=kind, old=(t, 5, 3), new=(t, 10, 4))
+    torch.testing.assert_close(ours.unflatten(1, (t, 4, 10)), theirs.unflatten(1, (t, 10, 4)).transpose(2, 3))
+
+
+def test_a_trained_encoder_serves_frames_that_are_not_square(pretrained: MAE) -> None:
+    encoder = resized_encoder(pretrained.encoder, img_size=(24, 48), num_frames=8)
+    assert encoder.config.grid == (4, 3, 6)
+    assert encoder(torch.zeros(1, 8, 24, 48, 3, dtype=torch.uint8)).shape == (1, 1 + 4 * 3 * 6, 192)
+    back = resized_encoder(encoder, img_size=(24, 48), num_frames=8)
+    assert back is encoder
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_a_patch_embedding_is_fitted_to_other_channels(
+    pretrained: MAE, channels: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = classifier(in_chans=channels)
+    load_encoder(model, pretrained.encoder)
+    assert f"from 3 channels to {channels}" in caplog.text
+    grey = random_clip()[..., :1]
+    ours = model.encoder(grey.expand(-1, -1, -1, -1, channels))
+    theirs = pretrained.encoder(grey.expand(-1, -1, -1, -1, 3))
+    assert torch.allclose(ours, theirs, atol=1e-4) == (channels in (1, 6))
+    back = classifier()
+    load_encoder(back, model.encoder)
+    if channels == 1:
+        torch.testing.assert_close(back.encoder(grey.expand(-1, -1, -1, -1, 3)), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_decoder_of_other_channels_is_refused_with_the_option(pretrained: MAE) -> None:
+    model = MAE(replace(SMALL, in_chans=1))
+    with pytest.raises(TransferError, match=r"in_chans is 1, not 3.*--model.in_chans 3; .*--init_decoder false"):
+        load_autoencoder(model, pretrained)
+    load_autoencoder(model, pretrained.encoder)
+
+
+@pytest.mark.parametrize("format", ["mae3d", "mae_st", "pyslowfast"])
+def test_a_model_of_any_shape_and_channels_is_saved_and_opened(tmp_path: Path, format: str) -> None:
+    config = replace(SMALL, img_size=(16, 40), in_chans=2, mean=(0.2, 0.3), target_rule="stride", decoder_cls="encoder")
+    if format == "mae_st":
+        config = replace(config, target_rule="even", decoder_cls="own")
+    model, clip = MAE(config).eval(), torch.randint(0, 256, (1, 8, 16, 40, 2), dtype=torch.uint8)
+    if format == "mae3d":
+        save_model(model, tmp_path / "model.safetensors")
+        opened = load_model(tmp_path)
+        assert opened.config == config
+    else:
+        foreign = to_foreign(model.state_dict(), config, format=format)
+        hints = {"img_size": [16, 40], "num_heads": 3, "mean": config.mean, "norm_pix_loss": True, "mask_ratio": 0.5}
+        read, state = from_foreign(foreign, format=format, hints=hints)
+        assert (read.img_size, read.in_chans, read.grid) == ((16, 40), 2, (4, 2, 5))
+        opened = MAE(config)
+        opened.load_state_dict(state)
+    noise = torch.rand(1, config.num_tokens)
+    assert torch.equal(opened(clip, noise).pred, model(clip, noise).pred)

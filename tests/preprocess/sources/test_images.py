@@ -32,14 +32,13 @@ def make_tree(root: Path) -> Path:
     turned[0x0112] = 6  # to be turned a quarter clockwise
     palette = numbered_image(4, small).convert("P")
     palette.info["transparency"] = bytes(range(256))
-    deep = Image.fromarray(np.asarray(numbered_image(7, small).convert("L")).astype(np.uint16) * 256)
     put(root / "ant" / "1.JPEG", numbered_image(1, (640, 480)), quality=95)
     put(root / "ant" / "2.jpg", numbered_image(2, small).transpose(Image.Transpose.ROTATE_90), exif=turned, quality=95)
     put(root / "ant" / "3.jpg", numbered_image(3, small).convert("CMYK"), quality=95)
     put(root / "ant" / "4.png", palette)
     put(root / "ant" / "5.png", numbered_image(5, small).convert("RGBA"))
     put(root / "bee" / "deep" / "6.webp", numbered_image(6, small), quality=95)
-    put(root / "bee" / "deep" / "7.png", deep)
+    put(root / "bee" / "deep" / "7.png", numbered_image(7, small).convert("L"))
     put(
         root / "bee" / "deep" / "8.gif",
         numbered_image(8, small),

@@ -1,14 +1,55 @@
-"""Pixel values of any type become 8 or 16 bits: as they are, or a range of them mapped onto all levels.
+"""Stacks give frames in levels of 8 or 16 bits: values as they are, or a range of them mapped onto all levels.
 
 values = windowed(array, (-1000, 400), bits=16)        # float, int16, ... ─► uint16
 values = widened(array, stored_bits=12)                # 0 ... 4095 ─► 0 ... 65535, to be undone exactly
 """
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 Window = tuple[float, float]  # the values that become 0 and the greatest level
 
 WINDOW_REMEDY = "--window LOW HIGH maps these values of the source onto all levels"
+
+
+@dataclass(frozen=True)
+class StackFacts:
+    """The properties that a file announces."""
+
+    num_frames: int
+    width: int
+    height: int
+    channels: int
+    bits: int  # 8 or 16; 0 = its values need a window
+    fps: float  # NaN = unknown
+    series: str = ""  # of a single frame that may be one of many: what they have in common
+    number: int = -1  # its place among them; -1 = unknown
+    moment: str = ""  # its time among them, to be sorted by
+    is_dicom: bool = False
+    has_burned_in: bool = False  # it announces that texts are burned into its pixels
+
+
+class Stack(Protocol):
+    """An opened file."""
+
+    @property
+    def facts(self) -> StackFacts:
+        """Return its properties."""
+
+    def frames(self, numbers: Sequence[int], *, window: Window | None = None, bits: int = 16) -> Iterator[np.ndarray]:
+        """Yield frames, (H, W, C) uint8 or uint16 each.
+
+        Args:
+            numbers: rising, each less than `facts.num_frames`.
+            window: maps values onto all levels of `bits`; None = as they are, in `facts.bits`.
+            bits: 8 or 16, of the levels with a window.
+
+        Raises:
+            MediaError: a frame cannot be decoded, or its values need a window.
+        """
 
 
 def level_type(bits: int) -> type[np.unsignedinteger]:
