@@ -222,6 +222,8 @@ def _train_alone(
             length = Length(schedule.total_steps, loader.steps_per_epoch, config.train.global_batch)
             if warnings := beyond_the_run(config, length):
                 lines["warning"] = f"\n{'':9}".join(warnings)
+            if schedule.hooks:
+                lines["hooks"] = ", ".join(f"{text} ({code})" for text, code in schedule.hooks.items())
             lines |= {**task.notes, evaluation.option: str(evaluation)} | ({"change": change} if change else {})
             if config.dry_run:
                 lines |= foreseen(run, config, schedule)

@@ -164,11 +164,15 @@ def canonical(text: str, kind: str, *, option: str, known: tuple[str, ...] = ())
             near = f"{nearest(head, names)} Or give" if names else "give"
             forms = [
                 *(f"{one}NAME" for one in known if one.endswith(":")),
-                f"a {KINDS[kind].noun} of yours, module:name",
+                f"{_a(KINDS[kind].noun)} of yours, module:name",
             ]
             raise ValueError(f"{option}={text!r}: {near} {' or '.join(forms)} ({PAGE})")
         head = points[head.strip()]
     return str(parse(f"{head}{bracket}{rest}", option=option))
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def parse(text: str, *, option: str = "hook") -> HookName:
@@ -260,7 +264,7 @@ def load(text: str, kind: str) -> Hook:
         target = getattr(target, part)
     unready = Hook(text, rule.noun, target, name.settings)
     if not callable(target):
-        raise unready.refuse(f"is a {type(target).__name__}, not a function or class")
+        raise unready.refuse(f"is {_a(type(target).__name__)}, not a function or class")
     if rule.is_object:
         _check_signature(unready, target, (), name.settings)
         made = unready.guarded(target, **name.settings)

@@ -68,7 +68,8 @@ def _augment(clip: torch.Tensor, augment: Augment) -> None:
     for text, rng in zip(augment.hooks, augment.rngs(), strict=True):
         hook = load(text, "augmentations")
         changed = hook(clip, rng)
-        changed = torch.from_numpy(changed) if isinstance(changed, np.ndarray) else changed
+        if isinstance(changed, np.ndarray) and changed.dtype.kind in "uifb":
+            changed = torch.from_numpy(np.array(changed))  # its own memory, in order, to be written to
         if not isinstance(changed, torch.Tensor) or (changed.shape, changed.dtype) != (clip.shape, clip.dtype):
             given = f"{tuple(changed.shape)} {changed.dtype}" if isinstance(changed, torch.Tensor) else type(changed)
             raise hook.refuse(f"returned {given}: it must return a clip of {tuple(clip.shape)} {clip.dtype}")

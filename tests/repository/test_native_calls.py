@@ -134,7 +134,7 @@ SAFE = {
     "preprocess.demo.pictures._draw_noise fromarray": _COPIES,
     "preprocess.demo.pictures._look_at_waves fromarray": _COPIES,
     "preprocess.demo.pictures._tile fromarray": _COPIES,
-    "preprocess.encode.given_frames._picture fromarray": _COPIES,
+    "pipelines.decoding.transforms._augment from_numpy": "a copy that NumPy has just made; the batch takes its values",
     "preprocess.encode.decoder_main.main ctypes.CDLL": "the C library that runs already",
     "preprocess.encode.decoder_main.main ctypes.CDLL(None).prctl": "the kernel reads an int and an unsigned long",
     "preprocess.encode.decoder_main.main ctypes.c_ulong": "as wide as prctl's second argument",
