@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 
 from launch.common.init import InitialWeights
-from launch.finetune import _open_init
+from launch.finetune import _open_init, complete_config
 from launch.training.config import FinetuneConfig, FinetuneModelConfig, PretrainConfig
 from mae3d.analysis.features import embed
 from mae3d.distributed import World
 from mae3d.model.classifier import Classifier
-from mae3d.model.config import ClassifierConfig, MAEConfig
+from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
 from mae3d.model.mae import MAE
 from mae3d.tracking.run_dir import Run, read_metrics
@@ -271,3 +272,14 @@ def test_finetuning_begins_from_an_inflated_image_model(tmp_path: Path) -> None:
     assert (encoder.config.num_frames, encoder.config.t_patch_size) == (6, 3)
     by_name = replace(config, init="timm:test_vit", init_weights=config.init)
     assert torch.equal(encoder.blocks[0].mlp.fc1.weight, _open_init(by_name).blocks[0].mlp.fc1.weight)
+
+
+def test_finetuning_takes_over_rotations_and_runs_from_before_them_go_on(tmp_path: Path) -> None:
+    encoder = replace(EncoderConfig(preset="mae_vit_tiny_patch16"), rope="vjepa2", cls_embed=False)
+    config = FinetuneConfig(init="a.pt", model=FinetuneModelConfig(num_classes=3, multi_label=False))
+    corpus: Any = SimpleNamespace(label_names=(), num_classes=3, has_multiple_labels=False)
+    trained = complete_config(config, corpus, encoder)
+    assert (trained.rope, trained.cls_embed) == ("vjepa2", False)
+    assert complete_config(config, corpus, trained) == trained  # as the run goes on
+    older = replace(encoder, rope="none")
+    assert FinetuneModelConfig().rope == complete_config(config, corpus, older).rope == "none"
