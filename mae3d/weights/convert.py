@@ -78,7 +78,7 @@ def from_foreign(
         ConvertError: A key is missing or left over, the format is unknown or cannot hold the config.
         ValueError: The settings do not fit together.
     """
-    foreign = plain_names(unwrapped(foreign))
+    foreign = folded(plain_names(unwrapped(foreign)))
     described = config is not None or "mean" in (hints or {})
     if inflate:
         foreign, format = inflated(foreign, inflate), "image"

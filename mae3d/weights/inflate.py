@@ -85,7 +85,8 @@ def inflated(state: State, wish: Inflate, *, checked: bool = False) -> dict[str,
     """Return the tensors of a video model, in the names of the format `image`.
 
     Args:
-        state: An image ViT's, in timm's names, as DINOv2 and image MAE have them; heads for classes are left out.
+        state: An image ViT's, in timm's names, as DINOv2 and image MAE have them, layer scale `folded`; heads for
+            classes are left out.
         wish: The kernel's and the clip's.
         checked: Whether timm's own model has shown that activations and norms are ours.
 
@@ -115,9 +116,9 @@ def inflated(state: State, wish: Inflate, *, checked: bool = False) -> dict[str,
         )
     drop = ("mask_token",) if "decoder_embed.weight" not in state else ()
     kept = {name: tensor for name, tensor in state.items() if not name.startswith((*_HEADS, *drop))}
-    video = folded(kept)
-    if "norm.weight" not in video:  # of models that pool before they normalise, as our classifier does
-        video = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in video.items()}
+    if "norm.weight" not in kept:  # of models that pool before they normalise, as our classifier does
+        kept = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in kept.items()}
+    video = kept
     video[_KERNEL] = _over_time(video[_KERNEL], how, t_patch_size)
     for prefix in ("", "decoder_"):
         if f"{prefix}pos_embed" in video:

@@ -112,7 +112,8 @@ def _chosen(content: dict[Any, Any], file: Path, key: str) -> tuple[tuple[str, .
     if len(by_name) > 1:
         taken = counts.pop(name)
         left_out = ", ".join(counts.values())
-        logger.warning("%s: several state dicts: %s is taken, %s; left out: %s", file, taken, why, left_out)
+        level = logging.WARNING if len(encoders) > 1 else logging.INFO
+        logger.log(level, "%s: several state dicts: %s is taken, %s; left out: %s", file, taken, why, left_out)
     return by_name[name], dicts[by_name[name]], key
 
 

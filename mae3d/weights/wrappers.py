@@ -1,4 +1,4 @@
-"""One of the models in a file is chosen, and its tensors lose what trainers put around their names.
+"""Names of tensors lose what trainers put around them, after one of the models in a file is chosen.
 
 names ─► names of the model
 
@@ -61,9 +61,13 @@ def unwrapped(foreign: State) -> dict[str, Tensor]:
             )
         shown = counts.pop(prefix)
         logger.warning("several models: %s is taken, %s; left out: %s", shown, why, ", ".join(counts.values()))
-        # What lies under the others' prefixes belongs to them; without a prefix, that is all that can be told apart.
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(filter(None, counts)))}
+        state = {name: tensor for name, tensor in state.items() if _owner(name, prefixes) in (prefix, None)}
     return _inside(state, prefix)
+
+
+def _owner(name: str, prefixes: list[str]) -> str | None:
+    """Return the longest of the prefixes that a name has, None if it has none."""
+    return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
 
 
 def _inside(state: State, prefix: str) -> dict[str, Tensor]:

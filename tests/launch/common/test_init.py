@@ -5,19 +5,29 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from launch.common.init import InitialWeights
+from launch.finetune import _open_init, complete_config
+from launch.training.config import FinetuneConfig, FinetuneModelConfig, PretrainConfig
+from mae3d.analysis.features import embed
 from mae3d.distributed import World
 from mae3d.model.classifier import Classifier
-from mae3d.model.config import ClassifierConfig, MAEConfig
+from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
+from mae3d.model.encoder import Encoder
 from mae3d.model.mae import MAE
 from mae3d.tracking.run_dir import Run, read_metrics
 from mae3d.weights.convert import to_foreign
 from mae3d.weights.files import save_model
+from mae3d.weights.frames import open_frame_encoder
 from mae3d.weights.resize import TransferError, load_autoencoder
 from tests.support import launch
 from tests.support.jobs import SCRIPT
@@ -42,9 +52,10 @@ class Alone:
         call()
 
 
-def start(path: Path, own: MAEConfig = MODEL, *, decoder: bool = True) -> tuple[str, MAE, MAE]:
+def start(path: Path | str, own: MAEConfig = MODEL, *, decoder: bool = True, **settings: Any) -> tuple[str, MAE, MAE]:
     """What is told, the model, and the same model from scratch."""
-    found = InitialWeights(str(path), own, Run(path.parent / "run"), Alone(), decoder=decoder)  # type: ignore[arg-type]
+    run = Run(Path(path).parent / "run")
+    found = InitialWeights(str(path), own, run, Alone(), decoder=decoder, **settings)  # type: ignore[arg-type]
     torch.manual_seed(1)
     scratch = MAE(own)
     torch.manual_seed(1)
@@ -194,3 +205,81 @@ def test_a_run_from_weights_goes_on_without_them(shards: Path, tmp_path: Path) -
     assert f"init:    {first}, when the run began" in output
     assert f"init: was '{first}', is ''" in done[-1].stderr
     assert [row["step"] for row in read_metrics(second)] == [1, 2, 3, 4]
+
+
+def of_image_model(name: str) -> MAEConfig:
+    """Return the settings of an autoencoder that can begin from an image ViT of timm."""
+    vit = timm.create_model(name, num_classes=0)
+    sizes = {"embed_dim": vit.embed_dim, "depth": len(vit.blocks), "num_heads": vit.blocks[0].attn.num_heads}
+    sizes |= {"patch_size": vit.patch_embed.patch_size[0]}
+    return replace(MODEL, **sizes, mlp_ratio=vit.blocks[0].mlp.fc1.out_features / vit.embed_dim)
+
+
+def test_an_image_vit_of_timm_is_inflated_to_the_models_clips_and_pixels() -> None:
+    own = of_image_model("test_vit")
+    told, model, scratch = start("timm:test_vit", own, weights="none", inflate="mean", seed=3)
+    assert "encoder of timm:test_vit alone" in told
+    assert "inflated from an image model (mean)" in told
+    image = open_frame_encoder("test_vit", "none", seed=3)
+    block = "blocks.1.attn.proj.weight"
+    assert torch.equal(model.encoder.state_dict()[block], image.vit.state_dict()[block])
+    assert torch.equal(model.decoder.state_dict()["head.weight"], scratch.decoder.state_dict()["head.weight"])
+    # one frame, in the image model's size, has its features though the two normalise otherwise
+    larger = replace(own, img_size=160, num_frames=own.t_patch_size, pred_t_dim=1)
+    assert larger.mean != image.config.mean
+    encoder = start("timm:test_vit", larger, weights="none", inflate="center", seed=3)[1].encoder
+    clip = torch.randint(256, (1, 1, 160, 160, 3), dtype=torch.uint8).expand(-1, own.t_patch_size, -1, -1, -1)
+    expected = embed(open_frame_encoder("test_vit", "none", num_frames=own.t_patch_size, seed=3), clip, pool="tokens")
+    torch.testing.assert_close(
+        embed(encoder, clip, pool="tokens"), expected[:, : larger.num_tokens], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_an_image_model_begins_no_pretraining_unless_it_is_inflated(tmp_path: Path) -> None:
+    own = of_image_model("test_vit")
+    with pytest.raises(ValueError, match=r"init=timm:test_vit: is an image ViT.*--init_inflate mean"):
+        start("timm:test_vit", own, weights="none")
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "image.pth")
+    with pytest.raises(ValueError, match=r"image\.pth.*an image ViT: width 64.*--init_inflate mean"):
+        start(tmp_path / "image.pth", own)
+    with pytest.raises(ValueError, match=r"depth is \d+, not 6.*--model\.depth 6") as error:
+        start("timm:test_vit", replace(own, depth=2), weights="none", inflate="mean")
+    assert "--init_decoder" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"init": "timm:test_vit"}, "has no weights.*--init_weights download"),
+        ({"init": "a.pth", "init_weights": "b.pth"}, "--init_weights goes with --init timm:NAME"),
+        ({"init_inflate": "mean"}, "--init_inflate goes with --init"),
+        ({"init": "a.pth", "init_inflate": "sum"}, "init_inflate='sum': give mean, center or none"),
+    ],
+)
+def test_options_of_initial_weights_that_do_not_fit_are_refused(settings: dict[str, Any], said: str) -> None:
+    for make in (partial(PretrainConfig, MODEL), FinetuneConfig):
+        with pytest.raises(ValueError, match=said):
+            make(**settings)
+
+
+def test_finetuning_begins_from_an_inflated_image_model(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "image.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "num_attention_heads": 2}')
+    model = FinetuneModelConfig(num_frames=6, t_patch_size=3)
+    config = FinetuneConfig(init=str(tmp_path / "image.safetensors"), init_inflate="mean", model=model)
+    encoder = _open_init(config)
+    assert isinstance(encoder, Encoder)
+    assert (encoder.config.num_frames, encoder.config.t_patch_size) == (6, 3)
+    by_name = replace(config, init="timm:test_vit", init_weights=config.init)
+    assert torch.equal(encoder.blocks[0].mlp.fc1.weight, _open_init(by_name).blocks[0].mlp.fc1.weight)
+
+
+def test_finetuning_takes_over_rotations_and_runs_from_before_them_go_on(tmp_path: Path) -> None:
+    encoder = replace(EncoderConfig(preset="mae_vit_tiny_patch16"), rope="vjepa2", cls_embed=False)
+    config = FinetuneConfig(init="a.pt", model=FinetuneModelConfig(num_classes=3, multi_label=False))
+    corpus: Any = SimpleNamespace(label_names=(), num_classes=3, has_multiple_labels=False)
+    trained = complete_config(config, corpus, encoder)
+    assert (trained.rope, trained.cls_embed) == ("vjepa2", False)
+    assert complete_config(config, corpus, trained) == trained  # as the run goes on
+    older = replace(encoder, rope="none")
+    assert FinetuneModelConfig().rope == complete_config(config, corpus, older).rope == "none"

@@ -26,7 +26,7 @@ FREE = {
 LENGTH = {"train.steps", "train.epochs"}
 FIXED_SECTIONS = ("model.", "mix.", "optim.", "data.select.", "val.select.")
 FIXED = {
-    *("init", "init_weights", "init_decoder", "few_shot", "seeds"),
+    *("init", "init_weights", "init_inflate", "init_decoder", "few_shot", "seeds"),
     *("data.weights", "data.labels", "data.sampling", "data.sampling_rate", "data.target_fps", "data.num_segments"),
     *("data.frames_per_segment", "data.short", "data.repeat_aug", "data.windows", "data.area", "data.aspect"),
     *("data.flip", "data.short_side", "data.rand_augment", "data.colour_jitter", "data.erase", "data.augment"),

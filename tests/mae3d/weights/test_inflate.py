@@ -90,7 +90,7 @@ def test_center_sees_the_middle_frame_alone_and_mean_all() -> None:
 
 def test_an_image_mae_predicts_as_a_video_mae_what_it_predicts_of_an_image() -> None:
     """Its decoder is written out here: embed, un-shuffle, positions, blocks, norm, prediction."""
-    model = image_model()
+    model = image_model(init_values=0.5)
     torch.manual_seed(5)
     parts = nn.ModuleDict(
         {

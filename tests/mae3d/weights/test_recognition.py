@@ -145,6 +145,15 @@ def test_of_several_state_dicts_the_models_is_taken_and_said_or_none_is_chosen(
         read_tensors(tmp_path / "a.pth")
 
 
+def test_an_average_beside_a_model_without_a_prefix_is_left_out(
+    foreign: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    average = {f"ema_model.{name}": tensor + 1 for name, tensor in foreign.items()}
+    state = encoder_from_foreign(foreign | average, hints=HINTS)[1]
+    assert torch.equal(state["norm.bias"], foreign["norm.bias"])
+    assert "left out: ema_model. (" in caplog.text
+
+
 def test_the_model_that_is_meant_is_named_behind_the_file(foreign: dict[str, Tensor], tmp_path: Path) -> None:
     def plus(i: int, prefix: str = "") -> dict[str, Tensor]:
         return {f"{prefix}{name}": tensor + i for name, tensor in foreign.items()}
