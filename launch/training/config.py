@@ -12,7 +12,7 @@ from launch.common.clip_options import ClipsConfig
 from launch.common.encoders import TIMM, check_timm
 from mae3d.io.bounds import GREATEST, bounded, bounds_of, check_bounds
 from mae3d.io.resume import free
-from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig, Pooling
+from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig, Pooling, PosInit
 from mae3d.tracking.config import LogConfig
 from mae3d.training.config import FinetuneOptimConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
@@ -100,7 +100,7 @@ class FinetuneModelConfig:
         cls_embed: whether there is a class token.
         sep_pos_embed: whether positions are the sum of a table for space and one for time.
         trunc_init: other first weights, as mae_st's switch has it.
-        pos_init: positions from scratch: `normal` noise or `sines`.
+        pos_init: positions from scratch: `normal` noise or `sines`; or `fixed` sines, as VideoMAE has them.
         mean: of the pixels, which are normalised by it.
         std: likewise.
         num_classes: null is as many as the training data has.
@@ -127,7 +127,7 @@ class FinetuneModelConfig:
     cls_embed: bool | None = None
     sep_pos_embed: bool | None = None
     trunc_init: bool | None = None
-    pos_init: Literal["normal", "sines"] | None = None
+    pos_init: PosInit | None = None
     mean: float | tuple[float, float, float] | None = _as_classifier("mean")
     std: float | tuple[float, float, float] | None = _as_classifier("std")
     num_classes: int | None = _as_classifier("num_classes")

@@ -21,12 +21,11 @@ from torch import Tensor
 
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig
-from mae3d.model.encoder import Encoder
+from mae3d.model.encoder import Encoder, token_sines
 from mae3d.model.frames import FrameEncoder
 from mae3d.model.mae import MAE
 from mae3d.weights.convert import encoder_from_foreign
 from mae3d.weights.formats import ConvertError, State
-from mae3d.weights.rules import videomae_sinusoids
 from mae3d.weights.tensors import save_tensors
 
 EPS = 1e-6  # of our norms; theirs after the pooling of a classifier is fixed at 1e-5
@@ -87,15 +86,16 @@ def check_videomae(encoder: Encoder | FrameEncoder, *, pooling: str) -> EncoderC
         reasons.append("a class token (cls_embed=true)")
     with torch.no_grad():
         table = encoder.positions(None)[1].float()
-    if not torch.allclose(table, videomae_sinusoids(config), rtol=0, atol=_TABLE_ERROR):
+    if not torch.allclose(table, token_sines(config.num_tokens, config.embed_dim), rtol=0, atol=_TABLE_ERROR):
         reasons.append("learned positions: VideoMAE's are fixed sines, which no file of theirs holds")
     if pooling != "patches":
         reasons.append(f"model.pooling={pooling}")
     if reasons:
         raise ConvertError(
-            f"the format transformers (VideoMAE) cannot hold {'; '.join(reasons)}. It holds encoders that were read "
-            "from VideoMAE's weights, and classifiers over them with model.pooling=patches; give this model away as "
-            "mae3d, onnx, torch_export or encoder"
+            f"the format transformers (VideoMAE) cannot hold {'; '.join(reasons)}. It holds models trained with "
+            "--model.cls_embed false --model.sep_pos_embed false --model.pos_init fixed, or of VideoMAE's weights, "
+            "and classifiers over them with --model.pooling patches; give this one away as mae3d, onnx, torch_export "
+            "or encoder"
         )
     return config
 
