@@ -13,7 +13,7 @@ from launch.common.encoders import TIMM, check_encoder
 from mae3d.io.bounds import GREATEST, bounded, bounds_of, check_bounds
 from mae3d.io.hooks import canonical_hooks, hooked, is_hook
 from mae3d.io.resume import free
-from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig, Pooling, Rope
+from mae3d.model.config import ClassifierConfig, MAEConfig, MixConfig, Pooling, PosInit, Rope
 from mae3d.tracking.config import LogConfig
 from mae3d.training.config import FinetuneOptimConfig, OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
@@ -132,7 +132,7 @@ class FinetuneModelConfig:
         cls_embed: whether there is a class token.
         sep_pos_embed: whether positions are the sum of a table for space and one for time.
         trunc_init: other first weights, as mae_st's switch has it.
-        pos_init: positions from scratch: `normal` noise or `sines`.
+        pos_init: positions from scratch: `normal` noise or `sines`; or `fixed` sines, as VideoMAE has them.
         rope: rule by which queries and keys are turned instead, from scratch (V-JEPA 2's); `init` has its own.
         mean: of the pixels, which are normalised by it.
         std: likewise.
@@ -160,7 +160,7 @@ class FinetuneModelConfig:
     cls_embed: bool | None = None
     sep_pos_embed: bool | None = None
     trunc_init: bool | None = None
-    pos_init: Literal["normal", "sines"] | None = None
+    pos_init: PosInit | None = None
     rope: Rope = "none"  # not null, so that runs from before it have what they go on with
     mean: float | tuple[float, ...] | None = _as_classifier("mean")
     std: float | tuple[float, ...] | None = _as_classifier("std")

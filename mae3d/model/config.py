@@ -35,6 +35,7 @@ MaskType = Literal["random", "tube", "frame", "block", "prospective", "retrospec
 
 # Rules of positions by rotation; rotations.py has them.
 Rope = Literal["none", "vjepa2", "vjepa2_1"]
+PosInit = Literal["normal", "sines", "fixed"]
 Pooling = Literal["mean", "cls", "patches"]  # of a classifier
 
 
@@ -79,8 +80,9 @@ class EncoderConfig:
         trunc_init: Whether weights start as in upstream's other initialisation: truncated normals, a deviation of 1
             for the patch embedding.
         pos_init: Start of the encoder's and decoder's positions: `normal` (upstream: noise of 0.02, in which the model
-            must first learn where its tokens lie) or `sines` (Vaswani et al. 2017, learned from there on), with
-            which small models and short runs learn in a fraction of the steps.
+            must first learn where its tokens lie), `sines` (Vaswani et al. 2017, learned from there on), with which
+            small models and short runs learn in a fraction of the steps, or `fixed`, the sines of VideoMAE's encoder,
+            which are not learned: such encoders go to Hugging Face's transformers.
         rope: `none`: positions are added to the tokens, as above; or no tables, and queries and keys are turned by
             time, row and column, as in V-JEPA 2 (`vjepa2`) or V-JEPA 2.1 (`vjepa2_1`), whose weights need it.
         mean: Mean of the pixels on [0, 1]: one value, or one for each channel.
@@ -100,7 +102,7 @@ class EncoderConfig:
     sep_pos_embed: bool = True
     cls_embed: bool = True
     trunc_init: bool = False
-    pos_init: Literal["normal", "sines"] = "normal"
+    pos_init: PosInit = "normal"
     rope: Rope = "none"
     mean: float | tuple[float, ...] = bounded(0.45, least=0, most=1, hint="pixels count from 0 to 1")
     std: float | tuple[float, ...] = bounded(0.225, above=0, most=1, hint="pixels count from 0 to 1")
@@ -155,10 +157,12 @@ class EncoderConfig:
             raise ValueError(f"{dividend}={a} must be a multiple of {divisor}={b}; {a - a % b + b} is one")
 
     def _check_sines(self, width: str) -> None:
-        if self.pos_init not in ("normal", "sines"):
-            raise ValueError(f"pos_init={self.pos_init!r} must be normal or sines")
-        if self.pos_init == "sines" and getattr(self, width) % 4:
-            raise ValueError(f"{width}={getattr(self, width)} must be a multiple of 4 for pos_init=sines")
+        if self.pos_init not in get_args(PosInit):
+            raise ValueError(f"pos_init={self.pos_init!r} must be {' or '.join(get_args(PosInit))}")
+        if self.pos_init != "normal" and getattr(self, width) % 4:
+            raise ValueError(f"{width}={getattr(self, width)} must be a multiple of 4 for pos_init={self.pos_init}")
+        if self.pos_init == "fixed" and (self.cls_embed or self.sep_pos_embed):
+            raise ValueError("pos_init=fixed, as VideoMAE has it, needs cls_embed=false and sep_pos_embed=false")
 
     def _check_rope(self) -> None:
         if self.rope not in get_args(Rope):

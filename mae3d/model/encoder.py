@@ -24,18 +24,29 @@ class Positions(nn.Module):
     """Learned positions of the tokens of a (t, h, w) grid: a table for space plus one for time, or a joint one.
 
     The names and shapes are upstream's: `spatial` (1, h*w, D), `temporal` (1, t, D) and `cls` (1, 1, D); or
-    `joint` (1, [1 +] L, D), the class token's row first.
+    `joint` (1, [1 +] L, D), the class token's row first. A `fixed` joint table is VideoMAE's and in no state dict.
     """
 
     def __init__(
-        self, width: int, *, grid: tuple[int, int, int], separable: bool, cls_token: bool, sines: bool = False
+        self,
+        width: int,
+        *,
+        grid: tuple[int, int, int],
+        separable: bool,
+        cls_token: bool,
+        sines: bool = False,
+        fixed: bool = False,
     ) -> None:
         super().__init__()
+        self.joint: Tensor
         t, h, w = grid
         self.plane = h * w
         self.separable = separable
         self.num_prefix = int(cls_token)
-        if separable:
+        if fixed:
+            assert not separable
+            self.register_buffer("joint", token_sines(t * h * w, width), persistent=False)
+        elif separable:
             self.spatial = nn.Parameter(torch.empty(1, h * w, width))
             self.temporal = nn.Parameter(torch.empty(1, t, width))
             if cls_token:
@@ -88,6 +99,14 @@ def sine_table(length: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def token_sines(tokens: int, width: int) -> Tensor:
+    """Compute VideoMAE's table (1, tokens, width): sines and cosines in turn of the token's number, on the CPU."""
+    exponents = 2 * (torch.arange(width, dtype=torch.float64, device="cpu") // 2) / width
+    angles = torch.arange(tokens, dtype=torch.float64, device="cpu")[:, None] / 10_000**exponents
+    angles[:, 0::2], angles[:, 1::2] = angles[:, 0::2].sin(), angles[:, 1::2].cos()
+    return angles.float()[None]
+
+
 class PatchEmbed(nn.Linear):
     """A Linear over patch vectors, which is upstream's Conv3d with stride = kernel.
 
@@ -116,6 +135,7 @@ class Encoder(nn.Module):
                 separable=config.sep_pos_embed,
                 cls_token=config.cls_embed,
                 sines=config.pos_init == "sines",
+                fixed=config.pos_init == "fixed",
             )
         if config.cls_embed:
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
@@ -164,7 +184,8 @@ class Encoder(nn.Module):
         x_BKD, cls_position = self.patch_embed(patches_BKP), None
         if config.rope == "none":
             cls_position, positions_BKD = self.positions(ids_keep)
-            x_BKD = x_BKD + positions_BKD
+            # A fixed table is no parameter, and stays float32 when they become bfloat16.
+            x_BKD = x_BKD + positions_BKD.to(self.patch_embed.weight.dtype)
         if not self.num_prefix:
             return x_BKD
         cls = self.cls_token if cls_position is None else self.cls_token + cls_position

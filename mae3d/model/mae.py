@@ -56,7 +56,7 @@ class Decoder(nn.Module):
             grid=config.grid,
             separable=config.decoder_sep_pos_embed,
             cls_token=config.cls_embed,
-            sines=config.pos_init == "sines",
+            sines=config.pos_init != "normal",
         )
         if config.cls_embed and not self.num_passed:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))  # upstream leaves it at zero

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from mae3d.io.shapes import size_text
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
+from mae3d.model.encoder import token_sines
 from mae3d.weights.formats import FORMATS, JEPA, ConvertError, State, check_holds
 from mae3d.weights.inflate import Inflate, folded, inflated
 from mae3d.weights.jepa import fixed_grid, plain_jepa
 from mae3d.weights.names import plain_names
 from mae3d.weights.recognition import recognise
-from mae3d.weights.rules import Rule, autoencoder_rules, classifier_rules, encoder_rules, fixed_videomae
+from mae3d.weights.rules import Rule, autoencoder_rules, classifier_rules, encoder_rules
 from mae3d.weights.settings import encoder_settings, infer_config
 from mae3d.weights.wrappers import renamed, strip_prefix, unwrapped
 
@@ -166,7 +167,7 @@ def _without_fixed_positions(state: State) -> dict[str, Tensor]:
     """Drop the table of VideoMAE's fixed positions, which mmaction2 stores; a learned one is refused."""
     kept = dict(state)
     table = kept.pop("pos_embed", None)
-    if table is not None and (table.float() - fixed_videomae(*table.shape[1:])).abs().max() > 1e-3:
+    if table is not None and (table.float() - token_sines(*table.shape[1:])).abs().max() > 1e-3:
         raise ConvertError("pos_embed is learned, and VideoMAE's positions are fixed sines")
     return kept
 

@@ -110,7 +110,10 @@ def save_bare(model: Model, path: Path) -> None:
         raise ConvertError(f"the format encoder cannot hold an image ViT, timm:{encoder.config.backbone}")
     if unknown := unusual_settings(encoder.config):
         raise ConvertError(f"the format encoder cannot hold {', '.join(unknown)}; onnx and torch_export do")
-    save_tensors(subject.state_dict(), path, metadata={"format": "pt"})
+    state = subject.state_dict()
+    if encoder.config.pos_init == "fixed":  # a table that no state dict has
+        state["encoder.positions.joint"] = encoder.positions.joint
+    save_tensors(state, path, metadata={"format": "pt"})
     write_text(path.with_name("encoder.py"), Path(bare_encoder.__file__).read_text(encoding="utf-8"))
 
 

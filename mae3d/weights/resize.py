@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mae3d.io.shapes import Size, plain_size, sides
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
-from mae3d.model.encoder import Encoder
+from mae3d.model.encoder import Encoder, token_sines
 from mae3d.model.foreign import HookEncoder
 from mae3d.model.frames import FrameEncoder
 from mae3d.model.mae import MAE
@@ -35,6 +35,7 @@ from mae3d.weights.convert import unmatched
 logger = logging.getLogger(__name__)
 
 Grid = tuple[int, int, int]
+_TABLE = "positions.joint"
 # Settings that another size of clip leaves as they are; each changes the shape or the meaning of weights.
 _SAME = (
     "embed_dim",
@@ -146,6 +147,9 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
     _check_settings(source, target, hint="Take the rest with ClassifierConfig.of(config of the weights, ...)")
     with torch.device("meta"):
         names = set(Encoder(source).state_dict())
+    if source.pos_init == "fixed":
+        names.add(_TABLE)
+        state = {**state, _TABLE: token_sines(source.num_tokens, source.embed_dim)}
     if problems := unmatched(names, set(state)):
         raise TransferError(f"the encoder's state dict does not fit its config; {problems}")
     if source.grid != target.grid:
@@ -159,7 +163,15 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
         name = "patch_embed.weight"  # (D, P), channels fastest
         by_channel = state[name].unflatten(1, (-1, source.in_chans))
         resized[name] = fit_channels(by_channel, target.in_chans, dim=2).flatten(1)
-    return {name: resized.get(name, tensor) for name, tensor in state.items()}
+    fitted = {name: resized.get(name, tensor) for name, tensor in state.items()}
+    if target.pos_init == "fixed":
+        table = token_sines(target.num_tokens, target.embed_dim)
+        if source.grid != target.grid or not torch.allclose(fitted.pop(_TABLE), table, rtol=0, atol=1e-6):
+            raise TransferError(
+                "the positions of the weights are not those of pos_init=fixed for this size of clip: give "
+                "pos_init=normal, with which they are taken over and learned"
+            )
+    return fitted
 
 
 def resized_encoder(encoder: Encoder | FrameEncoder, *, img_size: Size, num_frames: int) -> Encoder | FrameEncoder:
@@ -179,8 +191,10 @@ def resized_encoder(encoder: Encoder | FrameEncoder, *, img_size: Size, num_fram
         frames.config = replace(encoder.config, **size)  # type: ignore[arg-type]
         frames.vit.set_input_size(img_size=sides(img_size))
         return frames
+    # An interpolated table is not the fixed one of another size.
+    free = {"pos_init": "normal"} if encoder.config.pos_init == "fixed" else {}
     config = EncoderConfig(
-        **{field.name: getattr(encoder.config, field.name) for field in fields(EncoderConfig)} | size
+        **{field.name: getattr(encoder.config, field.name) for field in fields(EncoderConfig)} | size | free
     )
     with torch.device("meta"):
         resized = Encoder(config)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mae3d.model.config import EncoderConfig, MAEConfig
+from mae3d.model.encoder import token_sines
 from mae3d.weights.formats import FORMATS, ConvertError
 
 
@@ -60,8 +61,9 @@ def encoder_rules(name: str, config: EncoderConfig, *, prefix: str = "") -> list
     """Return the rules for the weights of the encoder; `prefix` goes before our names."""
     rules = [*_patch_embed(prefix, config), *_same(f"{prefix}norm", "norm")]
     if name == "videomae":
-        fixed = partial(fixed_videomae, config.num_tokens, config.embed_dim)
-        rules.append(Rule(f"{prefix}positions.joint", (), lambda _: fixed(), partial(_equal_to, fixed)))
+        if config.pos_init != "fixed":
+            fixed = partial(token_sines, config.num_tokens, config.embed_dim)
+            rules.append(Rule(f"{prefix}positions.joint", (), lambda _: fixed(), partial(_equal_to, fixed)))
     elif config.rope == "none":
         tables = {"joint": "pos_embed"}
         if config.sep_pos_embed:
@@ -123,14 +125,6 @@ def _without_key_bias(bias: Tensor) -> Sequence[Tensor]:
     if key.any():
         raise ConvertError("VideoMAE has no bias of the keys, and this model's is not 0")
     return query, value
-
-
-def fixed_videomae(tokens: int, width: int) -> Tensor:
-    """Compute VideoMAE's fixed positions (1, L, D): sines and cosines in turn of the token (Vaswani et al. 2017)."""
-    exponents = 2 * (torch.arange(width, dtype=torch.float64) // 2) / width
-    angles = torch.arange(tokens, dtype=torch.float64)[:, None] / 10_000**exponents
-    angles[:, 0::2], angles[:, 1::2] = angles[:, 0::2].sin(), angles[:, 1::2].cos()
-    return angles.float()[None]
 
 
 def _equal_to(fixed: Callable[[], Tensor], table: Tensor) -> Sequence[Tensor]:

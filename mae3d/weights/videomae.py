@@ -22,12 +22,11 @@ from torch import Tensor
 from mae3d.io.shapes import sides
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig
-from mae3d.model.encoder import Encoder
+from mae3d.model.encoder import Encoder, token_sines
 from mae3d.model.frames import FrameEncoder
 from mae3d.model.mae import MAE
 from mae3d.weights.convert import encoder_from_foreign
 from mae3d.weights.formats import ConvertError, State
-from mae3d.weights.rules import fixed_videomae
 from mae3d.weights.tensors import save_tensors
 
 EPS = 1e-6  # of our norms; theirs after the pooling of a classifier is fixed at 1e-5
@@ -94,9 +93,10 @@ def check_videomae(encoder: Encoder | FrameEncoder, *, pooling: str) -> EncoderC
         reasons.append(f"model.pooling={pooling}")
     if reasons:
         raise ConvertError(
-            f"the format transformers (VideoMAE) cannot hold {'; '.join(reasons)}. It holds encoders that were read "
-            "from VideoMAE's weights, and classifiers over them with model.pooling=patches; give this model away as "
-            "mae3d, onnx, torch_export or encoder"
+            f"the format transformers (VideoMAE) cannot hold {'; '.join(reasons)}. It holds models trained with "
+            "--model.cls_embed false --model.sep_pos_embed false --model.pos_init fixed, or of VideoMAE's weights, "
+            "and classifiers over them with --model.pooling patches; give this one away as mae3d, onnx, torch_export "
+            "or encoder"
         )
     return config
 
@@ -104,7 +104,7 @@ def check_videomae(encoder: Encoder | FrameEncoder, *, pooling: str) -> EncoderC
 def _has_fixed_positions(encoder: Encoder) -> bool:
     with torch.no_grad():
         table = encoder.positions(None)[1].float()
-    return torch.allclose(table, fixed_videomae(*table.shape[1:]), rtol=0, atol=_TABLE_ERROR)
+    return torch.allclose(table, token_sines(*table.shape[1:]), rtol=0, atol=_TABLE_ERROR)
 
 
 def unusual_settings(config: EncoderConfig) -> list[str]:

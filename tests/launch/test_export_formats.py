@@ -12,10 +12,10 @@ import mae3d
 from launch import export
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
-from mae3d.model.encoder import Encoder
+from mae3d.model.encoder import Encoder, token_sines
 from mae3d.model.mae import MAE
 from mae3d.weights.files import load_classifier, open_encoder, save_model
-from mae3d.weights.rules import fixed_videomae
+from mae3d.weights.resize import load_encoder, resized_encoder
 from tests.launch.test_export import facts, refused
 
 SMALL = {"img_size": 32, "num_frames": 4, "embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8}
@@ -45,9 +45,7 @@ def videomae_like(model: Classifier | MAE) -> Classifier | MAE:
     """Draw all weights but the positions, which get VideoMAE's table."""
     drawn(model)
     with torch.no_grad():
-        model.encoder.positions.joint.copy_(
-            fixed_videomae(model.encoder.config.num_tokens, model.encoder.config.embed_dim)
-        )
+        model.encoder.positions.joint.copy_(token_sines(model.config.num_tokens, model.config.embed_dim))
     return model
 
 
@@ -68,6 +66,7 @@ MODELS = {
     "autoencoder": lambda: MAE(CONFIG),
     "joint": lambda: MAE(replace(CONFIG, sep_pos_embed=False, cls_embed=False, qkv_bias=False, std=0.25)),
     "classifier": lambda: Classifier(CLASSIFIER),
+    "fixed": lambda: MAE(replace(CONFIG, sep_pos_embed=False, cls_embed=False, pos_init="fixed")),
     "cls": lambda: Classifier(ClassifierConfig.of(CONFIG, num_classes=3, pooling="cls")),
     "mean": lambda: Classifier(ClassifierConfig.of(VIDEOMAE, num_classes=3, pooling="mean")),
 }
@@ -162,3 +161,24 @@ def test_a_classifier_that_pools_otherwise_is_refused(tmp_path: Path, capsys: py
     patches = saved(Classifier(CLASSIFIER), tmp_path / "patches")
     message = refused(capsys, str(patches), str(tmp_path / "out"), "--format", "mae_st")
     assert "cannot hold pooling='patches'" in message
+
+
+def test_fixed_positions_are_in_no_file_and_come_back(tmp_path: Path) -> None:
+    model = drawn(MODELS["fixed"]())
+    assert not any(name.startswith("encoder.positions") for name in model.state_dict())
+    folder = saved(model, tmp_path / "model")
+    opened = mae3d.load_model(folder)
+    assert torch.equal(mae3d.embed(opened, clips(2)), mae3d.embed(model, clips(2)))
+    out = export.export(folder, tmp_path / "out", format="transformers")
+    read = open_encoder(out)  # as others' VideoMAE is: with a table that may be learned
+    torch.testing.assert_close(mae3d.embed(read, clips(2)), mae3d.embed(model, clips(2)), rtol=1e-5, atol=1e-6)
+    assert read.config.pos_init == "normal"
+    classifier = Classifier(ClassifierConfig.of(opened.config, num_classes=3, pooling="patches"))
+    load_encoder(classifier, read)  # the table is the fixed one, and left out
+    load_encoder(classifier, opened.encoder)
+    learned = Classifier(ClassifierConfig.of(opened.config, num_classes=3, pos_init="normal", img_size=48))
+    load_encoder(learned, opened.encoder)  # interpolated from the fixed one
+    larger = Classifier(ClassifierConfig.of(opened.config, num_classes=3, img_size=48))
+    with pytest.raises(ValueError, match="give pos_init=normal"):
+        load_encoder(larger, opened.encoder)
+    assert resized_encoder(opened.encoder, img_size=48, num_frames=4).config.pos_init == "normal"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,8 +40,10 @@ def loaded(kind: str, folder: Path) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def test_our_encoder_in_transformers(tmp_path: Path) -> None:
-    model = videomae_like(MAE(replace(CONFIG, cls_embed=False, sep_pos_embed=False)))
+@pytest.mark.parametrize("pos_init", ["normal", "fixed"])
+def test_our_encoder_in_transformers(pos_init: Any, tmp_path: Path) -> None:
+    model = MAE(replace(CONFIG, cls_embed=False, sep_pos_embed=False, pos_init=pos_init))
+    model = drawn(model) if pos_init == "fixed" else videomae_like(model)
     out = export(saved(model, tmp_path / "model"), tmp_path / "out", format="transformers")
     theirs = loaded("VideoMAEModel", out)
     for number in (1, 3):
