@@ -160,13 +160,15 @@ def test_after_a_kill_there_is_no_dataset_and_the_same_program_begins_anew(writt
 
 def test_frames_that_fail_to_come_cost_nothing_but_their_sample(written: Path, tmp_path: Path) -> None:
     def failing() -> Iterator[np.ndarray]:
-        yield flat(7)[0]
+        yield from np.random.default_rng(0).integers(0, 256, (20, *SIZE, 3), dtype=np.uint8)  # longer than what follows
         raise RuntimeError("of the caller's decoder")
 
     with ShardWriter(tmp_path / "shards", fps=30, shard_size=3) as writer:
-        for i in range(5):
+        for i in range(6):
             with pytest.raises(RuntimeError):
                 writer.add(failing(), name="never", label="dog")
+            if i == 5:
+                break
             with pytest.raises(ValueError, match=r"float32 \(40, 56, 3\).*uint8"):
                 writer.add(flat(0).astype(np.float32) / 255, name="never")
             writer.add(flat(i, frames=2 + i), name=f"clip_{i}", label=["dog", "cat"][i % 2], split="train")
