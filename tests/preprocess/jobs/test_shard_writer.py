@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from mae3d.io.lock import Locked
+from mae3d.io.lock_store import LOCK_NAME, FolderLockStore
 from mae3d.io.storage import Storage
 from preprocess import DatasetError, ShardWriter, open_dataset
 from preprocess.__main__ import main
@@ -186,9 +187,9 @@ def test_a_dataset_is_replaced_only_on_request_and_other_folders_never(written: 
     assert tree(out) == tree(written)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").touch()
-    with pytest.raises(DatasetError, match=r"letter\.txt"):
-        ShardWriter(tmp_path / "home")
-    ShardWriter(tmp_path / "home", overwrite=True).abort()
+    for overwrite in (False, True):
+        with pytest.raises(DatasetError, match=r"letter\.txt"):
+            ShardWriter(tmp_path / "home", overwrite=overwrite)
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
 
 
@@ -199,6 +200,17 @@ def test_a_folder_has_one_writer_until_it_is_closed(tmp_path: Path) -> None:
             ShardWriter(tmp_path / "shards")
     with pytest.raises(ValueError, match="closed"):
         writer.add(flat(0), name="a")
+
+
+def test_the_files_of_a_process_that_has_taken_the_lock_over_are_left_alone(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "shards", shard_size=1)
+    writer.add(flat(0), name="a")
+    held = FolderLockStore(tmp_path / "shards").read(LOCK_NAME)
+    writer._lock._lost = held  # as its heart finds after a long silence
+    with pytest.raises(Locked, match="taken over"):
+        writer.add(flat(1), name="b")
+    writer.abort()
+    assert {"plan.parquet", "shard-00000.tar"} <= {path.name for path in (tmp_path / "shards").iterdir()}
 
 
 def test_metadata_is_in_the_sample_of_the_tar_and_is_checked_at_once(tmp_path: Path) -> None:
