@@ -13,7 +13,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md")
-FILES = ("benchmarks/motion.png", *sorted(f"examples/{path.name}" for path in (ROOT / "examples").iterdir()))
+EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*") if path.is_file() and path.suffix != ".pyc")
+FILES = ("benchmarks/motion.png", *(str(path.relative_to(ROOT)) for path in EXAMPLES))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -15,7 +15,7 @@ import math
 import operator
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from mae3d.io.lock import hold
+from mae3d.io.lock import Locked, hold
 from mae3d.io.lock_store import LOCK_NAME
 from mae3d.video.errors import MediaError
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError
@@ -212,8 +212,10 @@ class ShardWriter:
         with self._held:
             aborted = InterruptedError()  # the open shard is left as on any error
             self._shard.__exit__(type(aborted), aborted, None)
-            self._output.remove(self._written_files())
-            sweep(self._output)
+            with suppress(Locked):  # then the files are those of the process that has taken the lock over
+                self._lock.check()
+                self._output.remove(self._written_files())
+                sweep(self._output)
 
     def __enter__(self) -> Self:
         return self
@@ -230,8 +232,8 @@ class ShardWriter:
             if self._is_unfinished(folder):
                 log.info("%s: a ShardWriter was stopped here; its shards are removed, and written anew", self._output)
                 self._output.remove(self._written_files())
-            elif overwrite:
-                self._output.remove(dataset_files(self._output, folder))
+            elif overwrite and (replaced := dataset_files(self._output, folder)):
+                self._output.remove(replaced)
             else:
                 refuse_foreign(self._output)
                 if self._output.has(PLAN_NAME):

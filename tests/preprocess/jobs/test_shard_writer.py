@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from mae3d.io.lock import Locked
+from mae3d.io.lock_store import LOCK_NAME, FolderLockStore
 from mae3d.io.storage import Storage
 from preprocess import DatasetError, ShardWriter, open_dataset
 from preprocess.__main__ import main
@@ -160,13 +161,15 @@ def test_after_a_kill_there_is_no_dataset_and_the_same_program_begins_anew(writt
 
 def test_frames_that_fail_to_come_cost_nothing_but_their_sample(written: Path, tmp_path: Path) -> None:
     def failing() -> Iterator[np.ndarray]:
-        yield flat(7)[0]
+        yield from np.random.default_rng(0).integers(0, 256, (20, *SIZE, 3), dtype=np.uint8)  # longer than what follows
         raise RuntimeError("of the caller's decoder")
 
     with ShardWriter(tmp_path / "shards", fps=30, shard_size=3) as writer:
-        for i in range(5):
+        for i in range(6):
             with pytest.raises(RuntimeError):
                 writer.add(failing(), name="never", label="dog")
+            if i == 5:
+                break
             with pytest.raises(ValueError, match=r"float32 \(40, 56, 3\).*uint8"):
                 writer.add(flat(0).astype(np.float32) / 255, name="never")
             writer.add(flat(i, frames=2 + i), name=f"clip_{i}", label=["dog", "cat"][i % 2], split="train")
@@ -184,9 +187,9 @@ def test_a_dataset_is_replaced_only_on_request_and_other_folders_never(written: 
     assert tree(out) == tree(written)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").touch()
-    with pytest.raises(DatasetError, match=r"letter\.txt"):
-        ShardWriter(tmp_path / "home")
-    ShardWriter(tmp_path / "home", overwrite=True).abort()
+    for overwrite in (False, True):
+        with pytest.raises(DatasetError, match=r"letter\.txt"):
+            ShardWriter(tmp_path / "home", overwrite=overwrite)
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
 
 
@@ -197,6 +200,17 @@ def test_a_folder_has_one_writer_until_it_is_closed(tmp_path: Path) -> None:
             ShardWriter(tmp_path / "shards")
     with pytest.raises(ValueError, match="closed"):
         writer.add(flat(0), name="a")
+
+
+def test_the_files_of_a_process_that_has_taken_the_lock_over_are_left_alone(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "shards", shard_size=1)
+    writer.add(flat(0), name="a")
+    held = FolderLockStore(tmp_path / "shards").read(LOCK_NAME)
+    writer._lock._lost = held  # as its heart finds after a long silence
+    with pytest.raises(Locked, match="taken over"):
+        writer.add(flat(1), name="b")
+    writer.abort()
+    assert {"plan.parquet", "shard-00000.tar"} <= {path.name for path in (tmp_path / "shards").iterdir()}
 
 
 def test_metadata_is_in_the_sample_of_the_tar_and_is_checked_at_once(tmp_path: Path) -> None:
