@@ -94,7 +94,12 @@ def options() -> set[str]:
         ("preprocess.__main__", [job])
         for job in ("build", "merge", "split", "curate", "verify", "report", "inspect", "demo")
     ]
-    mains += [("mae3d.metrics", ["plot"]), ("mae3d.checkpoint", ["inspect"])]
+    mains += [
+        ("mae3d.metrics", ["plot"]),
+        ("mae3d.checkpoint", ["inspect"]),
+        ("launch.runs", []),
+        ("launch.runs", ["board"]),
+    ]
     with redirect_stdout(io.StringIO()) as shown:
         for module, arguments in mains:
             with pytest.raises(SystemExit):
