@@ -136,7 +136,7 @@ def test_every_option_of_the_messages_and_docstrings_exists(options: set[str]) -
             for line, string in strings_of(ast.parse(text)) if re.search("--[a-z]", text) else ():
                 unknown += [
                     f"{path.relative_to(ROOT)}:{line}: {option}"
-                    for option in re.findall(r"(?<![\w-])--[a-z][\w.*-]*[\w*]", string)
+                    for option in re.findall(r"(?<![\w-])(?<!var\()--[a-z][\w.*-]*[\w*]", string)
                     if option not in known and not ("*" in option and fnmatch.filter(known, option))
                 ]
     assert not unknown
