@@ -277,7 +277,8 @@ const board = (() => {
       const key = make('span', {class: 'key', 'aria-hidden': 'true'});
       key.style.background = ink(id);
       const caption = make('figcaption', {}, key, nameOf(id), said);
-      parts.push(make('figure', {}, caption, ...(list.length > 1 ? [slider] : []), image));
+      const sheet = make('div', {class: 'sheet'}, image);
+      parts.push(make('figure', {}, caption, ...(list.length > 1 ? [slider] : []), sheet));
     }
     fill('pictures', parts);
   };

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mae3d.io.files import write_text
-from mae3d.io.html import data_uri, escape, page, paragraph, table
+from mae3d.io.html import data_uri, escape, page, paragraph, sheet, table
 
 SHOWN = 24  # videos whose pictures the page holds
 _QUALITY = 85
@@ -29,7 +29,6 @@ _STYLE = """
 .numbers th, .numbers td { white-space: nowrap; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-left: 12px; }
 .numbers tbody tr:first-child > * { font-weight: 650; color: var(--ink); }
-img + img { margin-top: 16px; }
 """
 _READING = (
     "J is the intersection over union of a carried mask and the true one; F compares their outlines. Both go from 0 to "
@@ -85,7 +84,7 @@ def _pictures(beside: Path, name: str) -> str:
     moving = beside.with_name(f"{name}.webp").read_bytes()
     shows = "carried masks in colour over the frames, the first mask repeated and, if known, the true ones"
     return "".join(
-        f'<img src="{uri}" alt="{escape(f"{name}, {kind}: {shows}")}">'
+        sheet(uri, f"{name}, {kind}: {shows}")
         for kind, uri in (("animation", data_uri(moving, "webp")), ("strip", data_uri(strip.getvalue(), "jpeg")))
     )
 

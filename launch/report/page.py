@@ -17,7 +17,7 @@ from typing import TypeVar
 from PIL import Image
 
 from mae3d.io.files import write_text
-from mae3d.io.html import data_uri, escape, page, paragraph, table
+from mae3d.io.html import data_uri, escape, page, paragraph, sheet, table
 from mae3d.tracking.history import is_number, pictures, score_names
 from mae3d.tracking.plots import running_mean
 from mae3d.tracking.run_dir import read_metrics
@@ -36,8 +36,7 @@ nav a { display: inline-block; padding: 8px 0; margin-right: 20px; text-decorati
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-right: 0; padding-left: 12px; }
 .numbers tbody tr:first-child > * { font-weight: 650; color: var(--ink); }
 .numbers td { white-space: nowrap; }
-img + img { margin-top: 20px; padding-top: 20px; border-top: 1px solid var(--line); }
-p + img { margin-top: 14px; border-radius: 4px; }
+p + .sheet { margin-top: 14px; }
 svg { display: block; width: 100%; max-width: 600px; height: auto; font: 13px system-ui, sans-serif; }
 """
 
@@ -252,7 +251,7 @@ def _card(folder: Path, card: Card) -> str:
 
 
 def _images(folder: Path, images: Mapping[str, str]) -> str:
-    return "".join(f'<img src="{_inlined(folder / path)}" alt="{escape(shows)}">' for path, shows in images.items())
+    return "".join(sheet(_inlined(folder / path), shows) for path, shows in images.items())
 
 
 def _inlined(path: Path) -> str:

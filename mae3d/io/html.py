@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mae3d.io.files import refuse_foreign
 
-__all__ = ["PALETTE", "data_uri", "escape", "page", "paragraph", "refuse_other_page", "table"]
+__all__ = ["PALETTE", "data_uri", "escape", "page", "paragraph", "refuse_other_page", "sheet", "table"]
 
 # Colours by their role ─► in the light and in the dark scheme. Texts are ink, soft, accent and warn, on page or card.
 PALETTE = {
@@ -29,6 +29,7 @@ PALETTE = {
     "warm": ("#b3541e", "#f0905a"),
     "warn": ("#c9222d", "#ff7b72"),
     "bar": ("#b6d0f7", "#2f4f86"),
+    "plate": ("#ffffff", "#ffffff"),  # behind pictures with captions in them, which are drawn for white
     "c0": ("#1f6feb", "#6ea8ff"),
     "c1": ("#d9480f", "#ff922b"),
     "c2": ("#2b8a3e", "#69db7c"),
@@ -66,12 +67,16 @@ td { overflow-wrap: anywhere; }
 .wide td { min-width: 4em; }
 tbody tr:last-child > * { border-bottom: 0; }
 img { display: block; max-width: 100%; height: auto; }
+.sheet { overflow-x: auto; width: fit-content; max-width: 100%; background: var(--plate); border-radius: 6px; }
+.sheet + .sheet { margin-top: 20px; }
 svg text { fill: var(--soft); }
 a { color: var(--accent); }
 @media (max-width: 600px) {
   main { padding: 24px 12px 40px; } section { padding: 16px 14px; }
   h1 { font-size: 25px; } h2 { font-size: 21px; margin-top: 36px; }
+  .sheet img { max-width: none; }
 }
+@media screen and (prefers-color-scheme: dark) { .sheet { padding: 10px 12px; } }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """.strip()
 )
@@ -133,6 +138,16 @@ def table(
     opening = f'<table class="{escape(css_class)}">' if css_class else "<table>"
     inside = (f"<thead><tr>{head}</tr></thead>" if head else "") + f"<tbody>{''.join(body)}</tbody>"
     return f'<div class="wide">{opening}{inside}</table></div>'
+
+
+def sheet(uri: str, shows: str) -> str:
+    """Return a picture that has captions in it: legible in the dark too, and as large as it is on a phone.
+
+    Args:
+        uri: of the picture.
+        shows: a description for people who cannot see it.
+    """
+    return f'<div class="sheet"><img src="{uri}" alt="{escape(shows)}"></div>'
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -102,7 +102,7 @@ class Curve:
         self._buckets.append(new)
 
     def points(self) -> list[tuple[int, float]]:
-        """Return (step, value): all points of a short curve, else least and greatest of each group, and the last."""
+        """Return (step, value): all of a short curve, else the least and greatest of each group, and the last."""
         points: list[tuple[int, float]] = []
         for bucket in self._buckets:
             pair = [bucket.least, bucket.greatest] if bucket.least != bucket.greatest else [bucket.least]

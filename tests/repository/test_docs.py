@@ -96,7 +96,12 @@ def options() -> set[str]:
         ("preprocess.__main__", [job])
         for job in ("build", "merge", "split", "curate", "verify", "report", "inspect", "demo")
     ]
-    mains += [("mae3d.metrics", ["plot"]), ("mae3d.checkpoint", ["inspect"])]
+    mains += [
+        ("mae3d.metrics", ["plot"]),
+        ("mae3d.checkpoint", ["inspect"]),
+        ("launch.runs", []),
+        ("launch.runs", ["board"]),
+    ]
     with redirect_stdout(io.StringIO()) as shown:
         for module, arguments in mains:
             with pytest.raises(SystemExit):
@@ -134,7 +139,7 @@ def test_every_option_of_the_messages_and_docstrings_exists(options: set[str]) -
             for line, string in strings_of(ast.parse(text)) if re.search("--[a-z]", text) else ():
                 unknown += [
                     f"{path.relative_to(ROOT)}:{line}: {option}"
-                    for option in re.findall(r"(?<![\w-])--[a-z][\w.*-]*[\w*]", string)
+                    for option in re.findall(r"(?<![\w-])(?<!var\()--[a-z][\w.*-]*[\w*]", string)
                     if option not in known and not ("*" in option and fnmatch.filter(known, option))
                 ]
     assert not unknown
