@@ -161,6 +161,22 @@ def test_fault_31_entry_stops_the_ranks_of_deepspeed(name: str, recipe: Path, sh
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_fault_31_mae3d_launch_stops_its_ranks_and_returns_their_code(
+    name: str, recipe: Path, shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    start = [sys.executable, "-m", "launch", "launch", "-n", "2", "--port", PORT, "pretrain"]
+    job = Launched([*start, *arguments(recipe, shards, run), "--train.steps", "100000"], run, cwd=ROOT)
+    job.wait_for_ranks(2)
+    job.wait_for_step(3)
+    job.process.send_signal(signal.Signals[name])
+    code, output = job.end()
+    assert code == 75, output
+    assert name in (run / "STOPPED").read_text()
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize(("launcher", "code"), [("deepspeed.launcher.launch", 1), ("torch.distributed.run", 137)])
 def test_fault_29_entry_ends_the_ranks_of_a_killed_launcher(
     launcher: str, code: int, recipe: Path, shards: Path, tmp_path: Path

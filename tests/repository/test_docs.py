@@ -40,7 +40,9 @@ OTHERS_OPTIONS = {
 # What sources name beside those, and whose it is.
 NAMED_IN_SOURCES = {
     *("--accent", "--bar", "--ink", "--line", "--soft"),  # variables of CSS
-    *("--cpus", "--cpus-per-task", "--logdir", "--query-gpu"),  # docker, SLURM, TensorBoard, nvidia-smi
+    *("--cpus", "--logdir", "--query-gpu"),  # docker, TensorBoard, nvidia-smi
+    *("--cpus-per-task", "--kill-on-bad-exit", "--ntasks"),  # SLURM
+    *("--include", "--world_info"),  # deepspeed
     *("--local_rank", "--master-port", "--master_port"),  # what deepspeed and torchrun add
     *("--model-ema-warmup",),  # timm's
     *("--some-key", "--some_key"),  # any option, in the two ways to spell it
@@ -107,7 +109,9 @@ def options() -> set[str]:
             with pytest.raises(SystemExit):
                 import_module(module).main([*arguments, "--help", "all"])
         import_module("launch.__main__").main(["--help"])
-    return {"--help", *re.findall(r"--[\w.-]+", shown.getvalue())}
+    names = {name.rstrip(".") for name in re.findall(r"--[\w.-]+", shown.getvalue())}
+    sections = {name.rpartition(".")[0] for name in names if "." in name}
+    return {"--help", *names, *sections}
 
 
 def test_every_option_of_the_pages_exists(options: set[str]) -> None:

@@ -14,7 +14,7 @@ CONFIGS = {"pretrain": PretrainConfig(model=MAEConfig()), "finetune": FinetuneCo
 
 # Decided by hand, in groups; a new setting belongs in one of the two tables, and into `free(...)` if in the first.
 FREE = {
-    *("device", "extend", "eval", "run", "log"),
+    *("device", "extend", "dry_run", "eval", "run", "log"),
     *("data.shards", "data.moved", "data.exclude_bad_shards", "data.order", "data.mix_shards", "data.on_change"),
     *("data.decode", "data.read_threads", "data.decode_threads", "data.prefetch", "data.read_gap", "data.retries"),
     *("data.max_bad", "data.missing_classes", "data.cache", "data.cache_gb"),

@@ -422,7 +422,7 @@ def test_an_object_store_is_read_once_for_an_index_and_by_ranges_afterwards(
 
 def test_help_names_the_options_of_videos_and_none_of_an_encoding(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["index", "--help"])
+        main(["index", "--help", "all"])
     assert left.value.code == 0
     said = capsys.readouterr().out
     for option in ("--videos", "--fps", "--short-side", "--segment-seconds", "--append", "--slice", "--timeout"):
@@ -431,7 +431,7 @@ def test_help_names_the_options_of_videos_and_none_of_an_encoding(capsys: pytest
         assert not re.search(rf"{option}\b", said), option
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "python -m preprocess index --videos" in capsys.readouterr().out
+    assert "mae3d preprocess index --videos" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
