@@ -197,8 +197,6 @@ def complete_config(config: FinetuneConfig, corpus: "Corpus", encoder: EncoderCo
     """
     given = {entry.name: getattr(config.model, entry.name) for entry in fields(config.model)}
     given = {name: value for name, value in given.items() if value is not None}
-    if encoder is not None and config.model.rope == "none":
-        del given["rope"]
     given["backbone"] = getattr(encoder, "backbone", "")
     if config.model.backbone not in ("", given["backbone"]):
         kind = given["backbone"] or "a video encoder"

@@ -133,7 +133,7 @@ class FinetuneModelConfig:
         sep_pos_embed: whether positions are the sum of a table for space and one for time.
         trunc_init: other first weights, as mae_st's switch has it.
         pos_init: positions from scratch: `normal` noise or `sines`; or `fixed` sines, as VideoMAE has them.
-        rope: rule by which queries and keys are turned instead, from scratch (V-JEPA 2's); `init` has its own.
+        rope: rule by which queries and keys are turned instead (V-JEPA 2's).
         mean: of the pixels, which are normalised by it.
         std: likewise.
         num_classes: null is as many as the training data has.
@@ -161,7 +161,7 @@ class FinetuneModelConfig:
     sep_pos_embed: bool | None = None
     trunc_init: bool | None = None
     pos_init: PosInit | None = None
-    rope: Rope = "none"  # not null, so that runs from before it have what they go on with
+    rope: Rope | None = None
     mean: float | tuple[float, ...] | None = _as_classifier("mean")
     std: float | tuple[float, ...] | None = _as_classifier("std")
     in_chans: int | None = _as_classifier("in_chans")

@@ -18,15 +18,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mae3d.distributed import World
+    from mae3d.model.config import ClassifierConfig, MAEConfig
     from mae3d.tracking.run_dir import Run
     from mae3d.training.loop import TrainSchedule
     from pipelines.loader import Loader
 
 
-def claim(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "TrainSchedule", world: "World") -> str:
+def claim(
+    run: "Run",
+    config: TrainingConfig,
+    loader: "Loader",
+    schedule: "TrainSchedule",
+    world: "World",
+    *,
+    model_config: "MAEConfig | ClassifierConfig",
+) -> str:
     """Write config.yaml on rank 0, once all has been accepted that can be refused; all ranks raise what is refused.
 
-    A dry run writes nothing.
+    A dry run writes nothing. A setting that an older run lacks had its default: the model's, because that of an option
+    may be null, as derived from elsewhere.
 
     Returns:
         What going on changes in the schedule; "" if nothing.
@@ -38,7 +48,7 @@ def claim(run: "Run", config: TrainingConfig, loader: "Loader", schedule: "Train
 
     def check_and_write() -> str:
         settings = dataclasses.asdict(config)
-        run.check(settings, extend=config.extend, defaults=defaults_of(config))
+        run.check(settings, extend=config.extend, defaults=defaults_of(config) | {"model": defaults_of(model_config)})
         note = "; ".join(filter(None, (changed_hooks(run, config), change_of_schedule(run, config, loader, schedule))))
         if not config.dry_run:
             run.claim(settings, extend=config.extend)

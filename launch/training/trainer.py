@@ -198,7 +198,7 @@ def _train_alone(
         evaluation = task.open_evaluation(loader)
         world.check_same(evaluation.facts(), SAME_DATA)
         observers = Observers(world, seed=config.train.seed, metrics=config.log.metrics, callbacks=config.run.callbacks)
-        change = claim(run, task.stored_config, loader, schedule, world)
+        change = claim(run, task.stored_config, loader, schedule, world, model_config=model_config)
         if run.is_done and not (config.dry_run and config.extend):
             report_finished(run, world)
             return True

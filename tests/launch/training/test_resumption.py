@@ -7,13 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
-from launch.training.config import PretrainConfig
+from launch.training.config import FinetuneConfig, FinetuneModelConfig, PretrainConfig
 from launch.training.resumption import claim
 from launch.training.schedule import make_schedule
 from mae3d.io.resume import resume_rules
-from mae3d.model.config import MAEConfig
-from mae3d.tracking.run_dir import DONE, Run, RunError
+from mae3d.model.config import ClassifierConfig, MAEConfig
+from mae3d.tracking.run_dir import CONFIG, DONE, Run, RunError
 from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.optim import lr_at
 from pipelines.config import DataConfig
@@ -40,7 +41,7 @@ def start(run: Path, config: PretrainConfig, shards: list[int] = SHARDS) -> str:
     """Claim a run as the trainer does."""
     loader = loader_of(config, shards)
     schedule = make_schedule(config, loader, lr_batch=[2], flops_per_clip=1.0)
-    return claim(Run(run, resume_rules(config)), config, loader, schedule, ALONE)
+    return claim(Run(run, resume_rules(config)), config, loader, schedule, ALONE, model_config=config.model)
 
 
 def save(run: Path, step: int, config: PretrainConfig = BEFORE, *, keeps_rate: bool = True) -> None:
@@ -162,7 +163,9 @@ def test_ranks_but_the_first_write_nothing_and_hear_what_it_found(tmp_path: Path
     loader = loader_of(BEFORE, SHARDS)
     schedule = make_schedule(BEFORE, loader, lr_batch=[2], flops_per_clip=1.0)
     follower: Any = SimpleNamespace(on_first=lambda call: "total_steps was 12, is 24")
-    assert claim(Run(tmp_path, resume_rules(BEFORE)), BEFORE, loader, schedule, follower) == "total_steps was 12, is 24"
+    run = Run(tmp_path, resume_rules(BEFORE))
+    told = claim(run, BEFORE, loader, schedule, follower, model_config=BEFORE.model)
+    assert told == "total_steps was 12, is 24"
     assert not list(tmp_path.iterdir())
 
 
@@ -174,3 +177,20 @@ def test_a_run_by_epochs_of_grown_data_is_longer(tmp_path: Path) -> None:
         "warmup_steps was 7, is 12; total_steps was 14, is 24. The rate was "
     )
     assert start(tmp_path, by_epochs, [*SHARDS, 40]).endswith(", and 0.185 by this one, 0.324 times the last")
+
+
+def test_a_finetuning_from_before_a_setting_of_the_model_goes_on(tmp_path: Path) -> None:
+    model = ClassifierConfig(preset="mae_vit_tiny_patch16", num_classes=3)
+    config = FinetuneConfig(model=FinetuneModelConfig(**asdict(model)), train=TrainConfig(steps=4))
+    loader: Any = None  # without a checkpoint nothing of the data is compared
+    schedule: Any = SimpleNamespace(rate={"total_steps": 4}, total_steps=4)
+    run = Run(tmp_path, resume_rules(config))
+    assert claim(run, config, loader, schedule, ALONE, model_config=model) == ""
+    stored = run.stored()
+    newer = ("in_chans", "rope", "pooling")
+    stored["model"] = {name: value for name, value in stored["model"].items() if name not in newer}
+    (tmp_path / CONFIG).write_text(yaml.safe_dump(stored))
+    assert claim(run, config, loader, schedule, ALONE, model_config=model) == ""
+    other = replace(config, model=replace(config.model, in_chans=1))
+    with pytest.raises(RunError, match=r"model\.in_chans: was 3, is 1"):
+        claim(run, other, loader, schedule, ALONE, model_config=replace(model, in_chans=1))
