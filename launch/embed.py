@@ -177,7 +177,7 @@ def _embed_videos(
 
     videos = config.videos
     # the settings for shards give the sampling alone; windows of a video have no segments
-    as_shards = dataclasses.replace(config.data, shards=videos)
+    as_shards = dataclasses.replace(config.data, shards=videos, sampling=None)
     clips = clips_config(as_shards, stored | {"sampling": "strided"})
     plan = world.on_first(
         lambda: plan_windows(

@@ -122,7 +122,7 @@ def search(config: SearchConfig) -> Path:
     out = Path(config.out)
     refuse_other_results(out)
     archive = open_archive(Path(config.embeddings))
-    data = clips_config(_as_shards(config), archive.settings["data"])
+    data = clips_config(_as_shards(config), archive.settings["data"] | {"sampling": "strided"})
     length_s = archive.settings["num_frames"] * data.sampling_rate / data.target_fps
     query = _query(config, archive, data)
     index = _index(config, archive)
@@ -212,7 +212,7 @@ def _embedded_query(config: SearchConfig, archive: "Archive", data: "DataConfig"
             f"{settings['model'][:12]}: give that model, or embed the archive again"
         )
     if settings["data"].get("sampling", "strided") != "strided":
-        raise ValueError(f"{archive.path}: its clips are segments, which a moment has none of: give --key")
+        raise ValueError(f"{archive.path}: its clips are not strided, as those of a moment are: give --key")
     device = choose_device(config.device, local_rank=0)
     embedder = Embedder(
         open_encoder(file), device, layer=settings["layer"], pool=settings["pool"], precision=settings["precision"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mae3d.io.bounds import bounded, check_bounds
-from mae3d.io.hooks import is_hook, require_trust
+from mae3d.io.hooks import canonical_hooks, hooked, is_hook, require_trust
 from mae3d.io.resume import free
 from pipelines.config import CACHE_GB, RATE, DataConfig, SelectConfig
 
@@ -30,6 +30,7 @@ class ClipsConfig:
         cache: Folder for what is fetched from URLs; none = as in pretraining.
         cache_gb: Most that the cache may hold, in GB.
         decode: Where JPEGs are decoded: `mixed` (on the GPU), `cpu`, or `auto` (mixed on a GPU where it works).
+        sampling: `strided`, `segments` or a sampler of yours, `module:name` (docs/hooks.md); null takes the run's.
         sampling_rate: Distance of two frames at target_fps; null takes the run's, or 4 for a checkpoint without one.
         target_fps: Frame rate that sampling_rate refers to; null likewise, or 30.
     """
@@ -41,11 +42,13 @@ class ClipsConfig:
     cache: str = free("", local=True)
     cache_gb: float = bounded(free(DataConfig.cache_gb, local=True), **CACHE_GB)
     decode: Literal["auto", "mixed", "cpu"] = free("auto")
+    sampling: Literal["strided", "segments"] | str | None = hooked("windows", None, known=("strided", "segments"))
     sampling_rate: float | None = bounded(None, **RATE)
     target_fps: float | None = bounded(None, **RATE)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        canonical_hooks(self)
 
 
 def agreed_model_file(run: str, world: "World") -> Path:
@@ -121,8 +124,8 @@ def clips_config(options: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig
         raise ValueError("--data.shards is missing: give the folder made by `python -m preprocess build`")
     known = {entry.name for entry in fields(DataConfig)}
     stored = {name: value for name, value in trained.items() if name in known and name != "augment"}
-    if is_hook(str(stored.get("sampling", ""))):
-        require_trust(stored["sampling"])
+    if options.sampling is None and is_hook(sampling := str(stored.get("sampling", ""))):
+        require_trust(sampling, option=f"--data.sampling '{sampling}'")
     values = {entry.name: getattr(options, entry.name) for entry in fields(ClipsConfig)}
     given = {name: value for name, value in values.items() if value is not None}
     return DataConfig(**(stored | given))

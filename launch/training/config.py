@@ -45,6 +45,7 @@ class EvalConfig(ClipsConfig):
 
     def __post_init__(self) -> None:
         check_bounds(self, "eval.")
+        canonical_hooks(self, "eval.")
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ class ValConfig(ClipsConfig):
 
     def __post_init__(self) -> None:
         check_bounds(self, "val.")
+        canonical_hooks(self, "val.")
 
     def every_steps(self, steps_per_epoch: int) -> int:
         """Return `every` in steps, at least one; 0 if no step but the last is validated, or none."""

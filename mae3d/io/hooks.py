@@ -136,7 +136,9 @@ def canonical_hooks(config: Any, prefix: str = "") -> None:
         kind, known, loose = entry.metadata[_HOOK]
         value = getattr(config, entry.name)
         name = f"{prefix}{entry.name}"
-        if loose and not is_hook(value, known=known):
+        if isinstance(entry.default, tuple) and isinstance(value, str):
+            value = (value,)
+        if loose and not is_hook(value or "", known=known):
             continue
         if isinstance(value, str):
             object.__setattr__(config, entry.name, canonical(value, kind, option=name, known=known))

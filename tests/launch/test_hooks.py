@@ -16,6 +16,9 @@ import torch
 
 import mae3d
 from launch import embed, evaluate, pretrain
+from launch.common.clip_options import ClipsConfig, clips_config
+from launch.common.eval_set import EvalSet
+from launch.inference.evaluate import sample_settings
 from launch.training.config import PretrainConfig
 from mae3d.distributed import World
 from mae3d.io import hooks
@@ -27,6 +30,7 @@ from mae3d.training.config import OptimConfig, RunConfig, TrainConfig
 from pipelines.config import DataConfig
 from pipelines.loader import Loader
 from pipelines.samples.corpus import open_corpus
+from pipelines.sampling.requests import evaluation_windows
 from preprocess.__main__ import main as preprocess
 from preprocess.workers.decoder import decoder
 from tests.conftest import ROOT
@@ -152,6 +156,20 @@ def test_other_settings_of_a_hook_are_other_data(
         loader_of(shards, **changes).load_state_dict(state)
 
 
+def test_a_runs_sampler_is_trusted_by_name_and_its_augmentations_are_left_out(files: Path, shards: Path) -> None:
+    trained = {"sampling": "my_windows:rising", "augment": ["my_gone:blur"], "flip": 0.25}
+    with pytest.raises(ValueError, match=r"names my_windows:rising.*give --data\.sampling 'my_windows:rising'"):
+        clips_config(ClipsConfig(str(shards)), trained)
+    clips = clips_config(ClipsConfig(str(shards), sampling="my_windows:rising"), trained)
+    assert (clips.sampling, clips.augment, clips.flip) == ("my_windows:rising", (), 0.25)
+    corpus = open_corpus([shards])
+    (row,) = np.flatnonzero(corpus.num_frames == 30)
+    windows = evaluation_windows(corpus, clips, int(row), num_frames=4, num_clips=2)
+    assert [window.tolist() for window in windows] == [[7, 9, 11, 13], [15, 17, 19, 21]]
+    settings = sample_settings(EvalSet(corpus, clips, np.arange(3)))
+    assert settings["data: code of my_windows:rising"].startswith("my_windows sha256 ")
+
+
 @pytest.mark.parametrize(
     ("code", "changes", "error", "message"),
     [
@@ -218,7 +236,7 @@ def trainings(world: World, shards: Path) -> tuple[list[Any], list[str]]:
     train(
         "uncut", "my_callbacks:Chat(name='a')", "my_kill:Faulty", metrics=("my_metrics:weight_norms", "my_kill:draws")
     )
-    train("cut", "my_kill:Kill")
+    train("cut", "my_callbacks:Chat", "my_kill:Kill")
     mask = Path("my_masks.py")
     mask.write_text(mask.read_text() + "\n# another line\n")
     train("cut")
@@ -250,6 +268,7 @@ def test_a_run_with_hooks_goes_on_exactly_and_refuses_changed_code(files: Path, 
     assert [line.partition(": ")[2] for line in chat] == [
         *(f"saved step-{step:08d}" for step in (2, 4, 6)), f"finished: {STEPS} steps",
     ]  # fmt: skip
+    assert "run, step 5 of 6: failed: KeyboardInterrupt" in (files / "cut" / "chat.txt").read_text()
     # A killed run without anybody who looks on has the same bits, though they draw and change the module's mode.
     assert re.search(rf"{re.escape(MASK)}: was my_masks sha256 \w+, is my_masks sha256 .*--run.on_hook_change", refused)
     assert [row["loss"] for row in read_metrics(files / "cut")] == [row["loss"] for row in rows]

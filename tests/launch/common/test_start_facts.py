@@ -1,6 +1,7 @@
 """launch/common/start_facts.py: what two processes of one start compare, and what is each machine's own."""
 
 import platform
+import sys
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +38,17 @@ def test_fault_42_every_setting_is_compared_but_those_of_a_machine(name: str) ->
     assert {name.rpartition(".")[2] for name in local} <= {
         "shards", "moved", "cache", "cache_gb", "read_threads", "decode_threads", "device",
     }  # fmt: skip
+
+
+def test_fault_42_other_code_of_a_hook_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = PretrainConfig(model=MAEConfig(mask_type="hk_facts:f(a=1)"))
+    codes = []
+    for text in ("a = 1", "a = 2"):
+        Path("hk_facts.py").write_text(text)
+        codes.append(start_facts(config)["code of hk_facts:f(a=1)"])
+    assert codes[0] != codes[1]
 
 
 def settings_of(config: Any, prefix: str = "") -> set[str]:

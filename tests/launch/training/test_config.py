@@ -30,7 +30,8 @@ FIXED = {
     *("data.weights", "data.labels", "data.sampling", "data.sampling_rate", "data.target_fps", "data.num_segments"),
     *("data.frames_per_segment", "data.short", "data.repeat_aug", "data.windows", "data.area", "data.aspect"),
     *("data.flip", "data.short_side", "data.rand_augment", "data.colour_jitter", "data.erase", "data.augment"),
-    *("val.labels", "val.sampling_rate", "val.target_fps", "val.every", "val.num_clips", "val.num_crops"),
+    *("val.labels", "val.sampling", "val.sampling_rate", "val.target_fps", "val.every"),
+    *("val.num_clips", "val.num_crops"),
     *("train.global_batch", "train.seed", "train.precision", "train.compile", "train.deepspeed"),
 }
 

@@ -4,8 +4,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -32,11 +30,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def entry_points(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
-    def of_group(*, group: str) -> list[Any]:
-        return [SimpleNamespace(name=name, value=value) for name, value in points.items() if group == "mae3d.masks"]
-
-    monkeypatch.setattr("importlib.metadata.entry_points", of_group)
+def register(folder: Path, monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
+    """Install a distribution that registers masks."""
+    (folder / "hk_dist-1.0.dist-info").mkdir()
+    (folder / "hk_dist-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hk-dist\nVersion: 1.0\n")
+    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (folder / "hk_dist-1.0.dist-info" / "entry_points.txt").write_text(f"[mae3d.masks]\n{lines}")
+    monkeypatch.syspath_prepend(folder)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def entry_points(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
         ("tube", "tube"),
     ],
 )
-def test_a_hook_has_one_form(text: str, canonical: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry_points(monkeypatch, board="my_masks:checkerboard", tube="others:tube")
+def test_a_hook_has_one_form(text: str, canonical: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, monkeypatch, board="my_masks:checkerboard", tube="others:tube")
     config = MAEConfig(mask_type=text)
     assert config.mask_type == canonical
     assert MAEConfig(mask_type=config.mask_type) == config
@@ -103,6 +103,11 @@ def test_a_module_that_needs_another_or_fails_says_so(module: Path) -> None:
     module.write_text("1 / 0\n")
     with pytest.raises(hooks.HookError, match="cannot be imported: ZeroDivisionError"):
         hooks.load("hk_own:keep", "masks")
+
+
+def test_one_hook_may_stand_for_a_list_of_one() -> None:
+    assert DataConfig(augment="a:b( x = 1 )").augment == ("a:b(x=1)",)  # type: ignore[arg-type]
+    assert DataConfig(augment=["a:b", "c:d"]).augment == ("a:b", "c:d")  # type: ignore[arg-type]
 
 
 def test_settings_reach_a_function_and_a_class(module: Path) -> None:
