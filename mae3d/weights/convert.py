@@ -135,10 +135,7 @@ def encoder_from_foreign(
     name = _known(format) if format else recognise(foreign, described=config is not None or "mean" in hints)
     if config is not None and name in ("vjepa", "vjepa2"):  # which of the two their tensors may leave open
         name = "vjepa" if config.rope == "none" else "vjepa2"
-    beside = [key for key in foreign if key.startswith(_BESIDE_ENCODER)]
-    if beside:
-        logger.info("%d tensors beside the encoder are left out: %s, ...", len(beside), ", ".join(sorted(beside)[:3]))
-    kept = {key: tensor for key, tensor in foreign.items() if key not in beside}
+    kept = _encoder_alone(foreign)
     if name == "videomae":
         # A finetuned VideoMAE calls its last norm fc_norm; it comes after pooling, where our classifier has `norm`.
         kept = renamed(strip_prefix(kept, "encoder."), lambda key: key.replace("fc_norm.", "norm."))
@@ -161,6 +158,14 @@ def encoder_from_foreign(
             )
     check_holds(name, encoder_of(config))
     return config, _apply(kept, encoder_rules(name, config))
+
+
+def _encoder_alone(state: State) -> dict[str, Tensor]:
+    """Drop decoders, predictors and heads for classes, which is logged."""
+    beside = [key for key in state if key.startswith(_BESIDE_ENCODER)]
+    if beside:
+        logger.info("%d tensors beside the encoder are left out: %s, ...", len(beside), ", ".join(sorted(beside)[:3]))
+    return {key: tensor for key, tensor in state.items() if key not in beside}
 
 
 def _without_fixed_positions(state: State) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from mae3d.weights.beside import described_beside, hints_beside
 from mae3d.weights.card import CARD
 from mae3d.weights.convert import classifier_from_foreign, encoder_from_foreign, from_foreign, is_classifier
 from mae3d.weights.hub import INDICES, WEIGHTS, fetch, hub_model, kind_in, remedy_for
-from mae3d.weights.inflate import Inflate
+from mae3d.weights.inflate import Inflate, wish_of
 from mae3d.weights.kinds import kind_of, parts_of, why_no_safetensors
 from mae3d.weights.tensors import save_tensors
 from mae3d.weights.torch_files import read_torch
@@ -74,7 +74,7 @@ def model_metadata(config: MAEConfig | ClassifierConfig) -> dict[str, str]:
     return {_METADATA_KEY: json.dumps({"model": _kind(config), "config": asdict(config)}, sort_keys=True)}
 
 
-def load_model(path: str | Path, *, config: MAEConfig | None = None, inflate: Inflate | None = None) -> MAE:
+def load_model(path: str | Path, *, config: MAEConfig | None = None, inflate: Inflate | str | None = None) -> MAE:
     """Open a pretrained model, float32, on the CPU, in evaluation mode.
 
     Args:
@@ -119,7 +119,7 @@ def load_classifier(path: str | Path, *, config: ClassifierConfig | None = None)
 
 
 def open_model(
-    path: str | Path, *, config: MAEConfig | ClassifierConfig | None = None, inflate: Inflate | None = None
+    path: str | Path, *, config: MAEConfig | ClassifierConfig | None = None, inflate: Inflate | str | None = None
 ) -> MAE | Classifier:
     """Open a model of either kind; arguments and errors as in `load_model`."""
     file = find_model_file(path)
@@ -131,22 +131,22 @@ def open_model(
         config = config or _card_beside(file)
         if is_videomae_classifier(tensors):
             return _build(*classifier_from_videomae(tensors, described_beside(file, CARD), hints=hints))
-        if isinstance(config, ClassifierConfig) or (config is None and is_classifier(tensors)):
+        if isinstance(config, ClassifierConfig) or (config is None and not inflate and is_classifier(tensors)):
             return _build(*classifier_from_foreign(tensors, config, hints=hints))
-        return _build(*from_foreign(tensors, config, hints=hints, inflate=inflate))
+        return _build(*from_foreign(tensors, config, hints=hints, inflate=wish_of(inflate)))
 
 
 def open_encoder(
-    path: str | Path, *, config: EncoderConfig | None = None, inflate: Inflate | None = None
+    path: str | Path, *, config: EncoderConfig | None = None, inflate: Inflate | str | None = None
 ) -> Encoder | FrameEncoder:
     """Open the encoder of anything that `open_model` opens, and of a checkpoint whose decoder is missing or not ours.
 
     Args:
         path: A path as for `load_model`; also checkpoints of VideoMAE and V-JEPA, and weights of an encoder alone.
         config: Config of a foreign checkpoint, if its tensors do not determine it.
-        inflate: `Inflate("mean", num_frames=16, t_patch_size=2)`: an image ViT (image MAE, timm, DINOv2) becomes a
-            video encoder, exactly in what it computes of a still clip; `center` puts the kernel on the middle frame
-            of a token. None refuses image models.
+        inflate: `mean`: an image ViT (image MAE, timm, DINOv2) becomes a video encoder, exactly in what it computes of
+            a still clip; `center` puts the kernel on the middle frame of a token. `Inflate("mean", num_frames=16,
+            t_patch_size=2)` gives the clip. None refuses image models.
 
     Returns:
         The encoder, float32, on the CPU, in evaluation mode; `resize.encoder_state` fits it to clips of another size.
@@ -161,7 +161,9 @@ def open_encoder(
         if stored is not None:
             _check_is_image(inflate)
             return _build(stored, tensors).encoder
-        known, state = encoder_from_foreign(tensors, config or _card_beside(file), hints=hints, inflate=inflate)
+        known, state = encoder_from_foreign(
+            tensors, config or _card_beside(file), hints=hints, inflate=wish_of(inflate)
+        )
         return built_encoder(known, state)
 
 
@@ -173,7 +175,7 @@ def built_encoder(config: EncoderConfig, state: Mapping[str, Tensor]) -> Encoder
     return encoder.requires_grad_().eval()
 
 
-def _check_is_image(inflate: Inflate | None) -> None:
+def _check_is_image(inflate: Inflate | str | None) -> None:
     if inflate:
         raise ValueError("holds a model of ours, and inflate is for image models: leave it out")
 
@@ -200,6 +202,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], MAEConfig | ClassifierConfig |
         tensors, stored = _read_parts(file), None
     else:
         tensors, stored = _read_safetensors(file)
+    if key and stored is not None:
+        raise ValueError(f"holds one model, of ours: leave #{key} out")
     return (under(tensors, key) if key else tensors), stored, hints
 
 
@@ -244,7 +248,10 @@ def split_key(path: str | Path) -> tuple[Path, str]:
 def content_hash(path: str | Path) -> str:
     """Return the sha256 of a model file; of the files that an index names, and with the key of `FILE#KEY`, of all."""
     file, key = split_key(path)
-    parts = parts_of(file) if kind_of(file) == "index" else []
+    try:
+        parts = parts_of(file) if kind_of(file) == "index" else []
+    except ValueError:  # reported where it is opened; on one node alone, as another hash than that of the others
+        parts = []
     hashes = [sha256_of(part) for part in (file, *parts)]
     return hashes[0] if len(hashes) == 1 and not key else hashlib.sha256("\n".join([*hashes, key]).encode()).hexdigest()
 

@@ -5,9 +5,9 @@ name, weights ─► FrameEncoder
     encoder = open_frame_encoder("vit_small_patch14_dinov2", "dinov2_vits14_pretrain.pth", img_size=224)
     encoder = open_frame_encoder("vit_tiny_patch16_224", "none")         # untrained, by the seed
 
-A file may have timm's names, or those of the model's authors (DINOv2, OpenAI's and OpenCLIP's CLIP, SigLIP, DINOv3):
-timm's own filter renames them and interpolates positions to the size of the frames. Nothing but tensors is unpickled,
-and nothing is fetched unless `weights` is `download`.
+A file may have timm's names, transformers' or mmpretrain's, or those of the model's authors (DINOv2, OpenAI's and
+OpenCLIP's CLIP, SigLIP, DINOv3): timm's own filter renames them and interpolates positions to the size of the frames.
+Nothing but tensors is unpickled, and nothing is fetched unless `weights` is `download`.
 """
 
 import hashlib
@@ -26,11 +26,21 @@ from mae3d.model.frames import FrameEncoder, frame_config
 from mae3d.weights.convert import encoder_from_foreign, unmatched
 from mae3d.weights.files import WeightsError, built_encoder, named_in_errors, read_tensors, split_key
 from mae3d.weights.inflate import Inflate, inflated
+from mae3d.weights.names import plain_names
 from mae3d.weights.wrappers import unwrapped
 
 DOWNLOAD, UNTRAINED = "download", "none"
 _EPSILON = 1e-6  # of our norms
-_HEADS = ("head.", "head_dist.", "attn_pool.", "fc.", "mask_token")  # parts of checkpoints that no feature depends on
+_HEADS = (
+    "head.",
+    "head_dist.",
+    "attn_pool.",
+    "fc.",
+    "mask_token",
+    "pooler.",
+    "classifier.",
+    "decoder",
+)  # parts of checkpoints that no feature depends on
 
 
 def open_frame_encoder(
@@ -108,7 +118,7 @@ def _load(encoder: FrameEncoder, tensors: Mapping[str, Tensor], file: Path) -> N
     convert: Any = sys.modules[type(vit).__module__].checkpoint_filter_fn  # timm's, of the model's class
     with named_in_errors(file):
         try:
-            renamed = convert(unwrapped(tensors), vit)
+            renamed = convert(plain_names(unwrapped(tensors)), vit)
         except (KeyError, IndexError, AttributeError, AssertionError) as error:
             raise WeightsError(f"{file}: holds no weights that timm reads as {name} ({error!r})") from error
         state = {key: tensor.float() for key, tensor in renamed.items() if not key.startswith(_HEADS)}

@@ -54,6 +54,11 @@ _LACKING = (
 _SCALES = (("attn.proj", "ls1.gamma", "gamma_1"), ("mlp.fc2", "ls2.gamma", "gamma_2"))
 
 
+def wish_of(inflate: Inflate | str | None) -> Inflate | None:
+    """Return `mean` and `center` as an `Inflate` of the usual clip, others as they are."""
+    return Inflate(inflate) if isinstance(inflate, str) else inflate
+
+
 def is_image(state: State) -> bool:
     """Return whether a state dict is an image ViT's: its patches have no frames."""
     return _KERNEL in state and state[_KERNEL].ndim == 4

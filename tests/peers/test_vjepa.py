@@ -14,6 +14,7 @@ from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig
 from mae3d.model.encoder import Encoder
 from mae3d.weights.files import open_encoder, save_model
+from mae3d.weights.frames import open_frame_encoder
 from mae3d.weights.inflate import Inflate
 from mae3d.weights.resize import load_encoder, resized_encoder
 
@@ -126,4 +127,19 @@ def test_image_models_of_transformers_inflate(tmp_path: Path, name: str) -> None
         # ViTMAE shuffles by this noise: in order it leaves the tokens where they are
         order = {"noise": torch.arange(4.0).expand(2, -1)} if name == "ViTMAE" else {}
         expected = model(inputs, **order).last_hidden_state[:, 1:]
+    torch.testing.assert_close(embed(ours, clip, pool="tokens"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_vit_of_transformers_is_timms_frame_encoder(tmp_path: Path) -> None:
+    ours = open_frame_encoder("test_vit", "none", num_frames=1)
+    width, depth = ours.config.embed_dim, ours.config.depth
+    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": ours.config.num_heads}
+    sizes |= {"intermediate_size": ours.vit.blocks[0].mlp.fc1.out_features, "image_size": 160, "patch_size": 16}
+    model = drawn(transformers.ViTModel(transformers.ViTConfig(**sizes, layer_norm_eps=1e-6)))
+    model.save_pretrained(tmp_path)
+    ours = open_frame_encoder("test_vit", str(tmp_path / "model.safetensors"), num_frames=1)
+    clip = clip_of(ours)
+    mean, std = torch.tensor(ours.config.mean), torch.tensor(ours.config.std)
+    with torch.no_grad():
+        expected = model(((clip[:, 0] / 255 - mean) / std).permute(0, 3, 1, 2)).last_hidden_state[:, 1:]
     torch.testing.assert_close(embed(ours, clip, pool="tokens"), expected, rtol=1e-5, atol=1e-5)

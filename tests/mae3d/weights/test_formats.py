@@ -172,6 +172,12 @@ def test_what_a_format_cannot_hold_is_refused_by_name() -> None:
         to_foreign(state, replace(model.config, decoder_cls="encoder", decoder_num_heads=4), format="pyslowfast")
     with pytest.raises(ConvertError, match=r"cannot hold cls_embed=True .* a decoder"):
         to_foreign(state, model.config, format="videomae")
+    turned = MAE(replace(model.config, rope="vjepa2"))
+    for name in ("mae_st", "m3d", "pyslowfast", "videomae", "image"):
+        with pytest.raises(ConvertError, match=r"cannot hold .*rope='vjepa2' \(it has 'none'\)"):
+            to_foreign(turned.state_dict(), turned.config, format=name)
+    with pytest.raises(ConvertError, match=r"vjepa2 .*cannot hold .*a decoder"):
+        to_foreign(turned.state_dict(), turned.config, format="vjepa2")
     with pytest.raises(ConvertError, match="unknown format 'torch'; known: mae_st"):
         to_foreign(state, model.config, format="torch")
 

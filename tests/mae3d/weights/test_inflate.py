@@ -15,7 +15,7 @@ from mae3d.model.config import EncoderConfig
 from mae3d.model.encoder import Encoder
 from mae3d.model.mae import MAE
 from mae3d.weights.convert import ConvertError, encoder_from_foreign, from_foreign
-from mae3d.weights.files import WeightsError, open_encoder
+from mae3d.weights.files import WeightsError, load_model, open_encoder
 from mae3d.weights.frames import inflate_frames, open_frame_encoder
 from mae3d.weights.inflate import Inflate, refit_normalisation
 
@@ -66,6 +66,37 @@ def test_a_still_clip_of_one_slot_has_the_images_features(how: str, settings: di
             expected = model.forward_features(image) if expected is None else expected
         torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-5)
     assert (config.mean, config.std) == (IMAGENET["mean"], IMAGENET["std"])
+
+
+def test_dinov2_as_its_training_saves_it_is_the_same_encoder() -> None:
+    """The teacher's backbone, its blocks in chunks, beside heads, and a token for masks."""
+    plain = image_model(init_values=0.5).state_dict()
+    chunked = {}
+    for name, tensor in plain.items():
+        if name.startswith("blocks."):
+            number = name.split(".")[1]
+            name = name.replace(f"blocks.{number}.", f"blocks.{int(number) // 2}.{number}.")
+        chunked[f"teacher.backbone.{name}"] = tensor
+    beside = {"teacher.backbone.mask_token": torch.zeros(1, 32), "teacher.dino_head.mlp.0.weight": torch.zeros(2, 2)}
+    state = encoder_from_foreign(chunked | beside, hints=HINTS, inflate=Inflate("mean", 2, 2))[1]
+    expected = encoder_from_foreign(plain, hints=HINTS, inflate=Inflate("mean", 2, 2))[1]
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def test_mmpretrains_names_are_read() -> None:
+    plain, theirs = image_model(init_values=0.5).state_dict(), {"head.layers.head.weight": torch.zeros(2, 32)}
+    inner = {"norm1.": "ln1.", "norm2.": "ln2.", "mlp.fc1.": "ffn.layers.0.0.", "mlp.fc2.": "ffn.layers.1."}
+    inner |= {"ls1.gamma": "attn.gamma1.weight", "ls2.gamma": "ffn.gamma2.scale"}
+    for name, tensor in plain.items():
+        for ours, mm in inner.items():
+            name = name.replace(ours, mm)
+        name = name.replace("blocks.", "layers.").replace("patch_embed.proj.", "patch_embed.projection.")
+        theirs[f"backbone.{'ln1.' + name[5:] if name.startswith('norm.') else name}"] = tensor
+    state = encoder_from_foreign(theirs, hints=HINTS, inflate=Inflate("mean", 2, 2))[1]
+    expected = encoder_from_foreign(plain, hints=HINTS, inflate=Inflate("mean", 2, 2))[1]
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 def test_longer_clips_repeat_the_positions_and_another_size_interpolates_them() -> None:
@@ -146,6 +177,10 @@ def test_an_image_model_is_inflated_only_when_requested_and_a_video_model_never(
         open_encoder(tmp_path / "image.safetensors", inflate=Inflate("mean"))
     (tmp_path / "config.json").write_text('{"model_type": "vit", "num_attention_heads": 2}')
     assert open_encoder(tmp_path / "image.safetensors", inflate=Inflate("mean", 4, 2)).config.grid == (2, 4, 4)
+    assert open_encoder(tmp_path / "image.safetensors", inflate="center").config.grid == (8, 4, 4)
+    torch.save(image_model(num_classes=3).state_dict(), tmp_path / "image.pth")
+    with pytest.raises(WeightsError, match=r"no tensor 'decoder_embed\.weight'.*mae3d\.open_encoder"):
+        load_model(tmp_path / "image.pth", inflate="mean")
     for wish, said in ((Inflate("sum"), "mean or center"), (Inflate("mean", 5, 2), "num_frames=5.*t_patch_size=2")):
         with pytest.raises(WeightsError, match=said):
             open_encoder(tmp_path / "image.safetensors", inflate=wish)

@@ -87,6 +87,25 @@ def test_without_positions_it_is_v_jepa_2_of_64_frames_of_256_pixels() -> None:
         encoder_to_foreign(state, config, format="vjepa")
 
 
+@pytest.mark.parametrize(("width", "depth", "heads", "hidden"), [(1024, 24, 16, 4096), (1408, 40, 22, 6144)])
+def test_published_sizes_have_their_heads(width: int, depth: int, heads: int, hidden: int) -> None:
+    with torch.device("meta"):
+        sizes = {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden / width}
+        config = EncoderConfig(**sizes, img_size=256, num_frames=64, patch_size=16, rope="vjepa2", cls_embed=False)
+        state = Encoder(config).state_dict()
+    found, converted = encoder_from_foreign(encoder_to_foreign(state, config, format="vjepa2"))
+    assert (found.num_heads, found.depth) == (heads, depth)
+    assert converted["blocks.1.mlp.fc1.weight"].shape == (hidden, width)
+    with pytest.raises(ConvertError, match=r"width 64 with 1 blocks is no published size"):
+        encoder_from_foreign(odd_size())
+
+
+def odd_size() -> dict[str, Tensor]:
+    config = EncoderConfig(embed_dim=64, depth=1, num_heads=2, rope="vjepa2", cls_embed=False)
+    with torch.device("meta"):
+        return encoder_to_foreign(Encoder(config).state_dict(), config, format="vjepa2")
+
+
 def test_what_v_jepa_2_1_adds_to_all_tokens_goes_into_the_bias() -> None:
     plain = jepa(table=False)
     added = torch.randn(1, 1, WIDTH)

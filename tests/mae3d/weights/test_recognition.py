@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mae3d.model.config import EncoderConfig
+from mae3d.model.classifier import Classifier
+from mae3d.model.config import ClassifierConfig, EncoderConfig
 from mae3d.model.encoder import Encoder
 from mae3d.weights.convert import ConvertError, encoder_from_foreign, encoder_to_foreign
-from mae3d.weights.files import WeightsError, content_hash, open_encoder, read_tensors
+from mae3d.weights.files import WeightsError, content_hash, open_encoder, read_tensors, save_model
 from mae3d.weights.recognition import recognise
 
 CONFIG = EncoderConfig(preset="mae_vit_tiny_patch16", img_size=32, num_frames=4, depth=1)
@@ -125,7 +126,8 @@ def test_the_one_state_dict_is_found_under_any_keys(
 
 
 def test_an_averaged_models_counter_is_no_weight(foreign: dict[str, Tensor]) -> None:
-    averaged = {"n_averaged": torch.tensor(7)} | {f"module.{name}": tensor for name, tensor in foreign.items()}
+    averaged = {"n_averaged": torch.tensor(7), "steps": torch.tensor(7)}
+    averaged |= {f"module.{name}": tensor for name, tensor in foreign.items()}
     assert encoder_from_foreign(averaged, hints=HINTS)[1].keys() == Encoder(CONFIG).state_dict().keys()
 
 
@@ -181,6 +183,11 @@ def test_the_model_that_is_meant_is_named_behind_the_file(foreign: dict[str, Ten
     ):
         with pytest.raises(WeightsError, match=said):
             open_encoder(f"{file}#{key}")
+    torch.save({"ema": plus(5), "predictor": predictor, "args": HINTS}, tmp_path / "ema.pth")
+    torch.testing.assert_close(open_encoder(tmp_path / "ema.pth").norm.bias.detach(), foreign["norm.bias"] + 5)
+    save_model(Classifier(ClassifierConfig.of(CONFIG, num_classes=2)), tmp_path / "own.safetensors")
+    with pytest.raises(WeightsError, match="one model, of ours: leave #encoder out"):
+        open_encoder(f"{tmp_path / 'own.safetensors'}#encoder")
     save_file(plus(3, "student.") | plus(4, "teacher."), tmp_path / "b.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "vit", "num_attention_heads": 3}')
     for key, i in (("", 4), ("#student", 3), ("#teacher", 4)):
