@@ -103,8 +103,9 @@ class InitialWeights:
                 "or center, or another --init"
             )
         if self._inflate:
-            refit_normalisation(source.encoder if isinstance(source, MAE) else source, model_config)
-            source.config = replace(source.config, mean=model_config.mean, std=model_config.std)
+            encoder = source.encoder if isinstance(source, MAE) else source
+            refit_normalisation(encoder, model_config)
+            source.config = replace(source.config, mean=encoder.config.mean, std=encoder.config.std)
         self._source = source
         try:
             check_autoencoder(self._source, model_config)

@@ -13,7 +13,7 @@ is inflated alike. What our blocks lack is refused by name.
 import math
 import re
 from dataclasses import replace
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -136,18 +136,25 @@ def inflated(state: State, wish: Inflate, *, checked: bool = False) -> dict[str,
 def refit_normalisation(encoder: Encoder, target: EncoderConfig) -> None:
     """Let an encoder compute the same of pixels that the mean and std of another config normalise, and have those.
 
-    The change is affine in each colour, and so are the patches: their kernel and bias take it, exactly.
+    The change is affine in each channel, and so are the patches: their kernel and bias take it, exactly. Of a config
+    with another number of channels, to which the kernel is fitted afterwards, the averages count.
     """
     source = encoder.config
+    pixels = {name: _for_channels(getattr(target, name), source.in_chans) for name in ("mean", "std")}
     old_mean, old_std, mean, std = (
-        torch.tensor(value, dtype=torch.float64).expand(3)
-        for value in (source.mean, source.std, target.mean, target.std)
+        torch.tensor(value, dtype=torch.float64).expand(source.in_chans)
+        for value in (source.mean, source.std, pixels["mean"], pixels["std"])
     )
     weight, bias = encoder.patch_embed.weight, encoder.patch_embed.bias
-    by_colour = weight.double().unflatten(1, (-1, 3))
-    bias.copy_(bias + (by_colour * ((mean - old_mean) / old_std)).sum(dim=(1, 2)))
-    weight.copy_((by_colour * (std / old_std)).flatten(1))
-    encoder.config = replace(source, mean=target.mean, std=target.std)
+    by_channel = weight.double().unflatten(1, (-1, source.in_chans))
+    bias.copy_(bias + (by_channel * ((mean - old_mean) / old_std)).sum(dim=(1, 2)))
+    weight.copy_((by_channel * (std / old_std)).flatten(1))
+    encoder.config = replace(source, **pixels)
+
+
+def _for_channels(value: float | tuple[float, ...], channels: int) -> Any:
+    """Return a mean or deviation for so many channels."""
+    return value if not isinstance(value, tuple) or len(value) == channels else sum(value) / len(value)
 
 
 def _over_time(kernel: Tensor, how: str, frames: int) -> Tensor:

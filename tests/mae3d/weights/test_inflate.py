@@ -18,6 +18,7 @@ from mae3d.weights.convert import ConvertError, encoder_from_foreign, from_forei
 from mae3d.weights.files import WeightsError, load_model, open_encoder
 from mae3d.weights.frames import inflate_frames, open_frame_encoder
 from mae3d.weights.inflate import Inflate, refit_normalisation
+from mae3d.weights.resize import encoder_state
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HINTS = {"num_heads": 2}
@@ -216,3 +217,17 @@ def test_another_normalisation_goes_into_the_patches() -> None:
     refit_normalisation(encoder, target)
     assert encoder.config == target
     torch.testing.assert_close(embed(encoder, clip), before, rtol=1e-5, atol=1e-5)
+
+
+def test_an_inflated_encoder_of_grey_frames_sees_what_it_saw_of_colour_without_colours() -> None:
+    clip = still(2)[0][..., :1].contiguous()
+    config, state = encoder_from_foreign(
+        image_model().state_dict(), hints=HINTS | IMAGENET, inflate=Inflate("mean", 2, 2)
+    )
+    encoder = Encoder(config)
+    encoder.load_state_dict(state)
+    before = embed(encoder, clip.expand(-1, -1, -1, -1, 3))
+    grey = Encoder(replace(config, in_chans=1, mean=(0.3,), std=(0.2,)))
+    refit_normalisation(encoder, grey.config)
+    grey.load_state_dict(encoder_state(encoder.state_dict(), encoder.config, grey.config))
+    torch.testing.assert_close(embed(grey, clip), before, rtol=1e-5, atol=1e-5)

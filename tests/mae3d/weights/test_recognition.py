@@ -211,7 +211,6 @@ def test_names_that_several_projects_share_are_refused_unless_described() -> Non
     ("name", "shape", "told"),
     [
         ("patch_embed.proj.weight", (8, 3, 16, 16), "an image ViT.*--init_inflate mean.*--encoder timm:NAME"),
-        ("vit.embeddings.patch_embeddings.projection.weight", (8, 3, 16, 16), "image model"),
         ("patch_embed.proj.weight", (8, 3, 2, 16, 14), r"\(width, channels, frames, p, p\)"),
         ("patch_embed.proj.weight", (8, 3), r"\(width, channels, frames, p, p\)"),
     ],
