@@ -118,7 +118,9 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
     """
     from launch.report.page import progress_section, read_losses, write_report
     from mae3d.distributed import choose_device
+    from mae3d.video.clip import check_video_channels
     from mae3d.weights.files import find_model_file, open_model
+    from pipelines.decoding.channels import check_channels
     from pipelines.samples.corpus import corpus_of
     from pipelines.samples.selection import describe_flagged
 
@@ -131,6 +133,10 @@ def visualize(config: VisualizeConfig) -> tuple[Path, str]:
     options = config.data if config.data.shards else replace(config.data, shards=config.videos)
     data = clips_config(options, trained_data(file))
     corpus = corpus_of(data) if config.data.shards else None
+    if corpus is not None:
+        check_channels(corpus, model.config.in_chans)
+    if config.videos:
+        check_video_channels(model.config.in_chans)
     rows = _choose(corpus, config, data, num_frames=model.config.num_frames) if corpus and not config.videos else None
     flagged = [text] if corpus and (text := describe_flagged(corpus, data.select)) else []
     for bad in [*corpus.left_out, *flagged] if corpus else ():

@@ -45,6 +45,7 @@ def open_samples(
         ValueError: a setting or the dataset is wrong, or ranks see different ones; the message gives the remedy.
     """
     from launch.common.decode import choose_decode
+    from pipelines.decoding.channels import check_channels
     from pipelines.samples.corpus import corpus_of
     from pipelines.samples.selection import describe_flagged
     from pipelines.sampling.requests import check_views, usable_rows
@@ -52,6 +53,7 @@ def open_samples(
     clips = clips_config(options, trained)
     check_views(clips, num_frames=model_config.num_frames, size=model_config.img_size)
     corpus = corpus_of(clips, option=option)
+    check_channels(corpus, model_config.in_chans)
     usable = usable_rows(corpus, clips, num_frames=model_config.num_frames)
     left_out = list(corpus.left_out)
     if num_short := len(corpus.readable_rows) - len(usable):

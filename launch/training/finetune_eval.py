@@ -63,6 +63,7 @@ class Validator:
             train,
             option=self.option,
             num_frames=model_config.num_frames,
+            channels=model_config.in_chans,
             classes=train.corpus.label_names,
         )
         rows, classes = len(self._held_out.rows), model_config.num_classes

@@ -24,7 +24,13 @@ Options = TypeVar("Options", bound=ClipsConfig)
 
 
 def open_held_out(
-    options: ClipsConfig, train: EvalSet, *, option: str, num_frames: int, classes: Sequence[str] | None = None
+    options: ClipsConfig,
+    train: EvalSet,
+    *,
+    option: str,
+    num_frames: int,
+    channels: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> EvalSet:
     """Open the held-out samples, and refuse samples that are trained on.
 
@@ -33,11 +39,14 @@ def open_held_out(
         train: the training samples; their settings, with the decoder that was tried, hold if options gives none.
         option: `val` or `eval`, for messages.
         num_frames: of the model's clips.
+        channels: of their frames; None = as stored.
         classes: names by number that labels are matched to; None leaves the labels as they are.
 
     Raises:
-        ValueError: no sample is left, samples are trained on, or a decoder is requested that was not tried.
+        ValueError: no sample is left, samples are trained on or have other channels, or a decoder is requested that
+            was not tried.
     """
+    from pipelines.decoding.channels import check_channels
     from pipelines.samples.corpus import corpus_of
     from pipelines.samples.labels import numbered_as
 
@@ -46,6 +55,7 @@ def open_held_out(
         options = _of_training_shards(options, train.clips)
     clips = clips_config(options, asdict(train.clips))
     corpus = corpus_of(clips, option=option)
+    check_channels(corpus, channels)
     clips = replace(clips, decode=_tried_decode(options, corpus, train, option=option))
     rows = selected_rows(corpus, clips, num_frames=num_frames, option=option)
     if classes is not None:  # of the samples that take part

@@ -58,7 +58,9 @@ class Monitor:
         self._config, self._model_config, self._run, self._world = config, model_config, run, world
         if not config.every:
             return
-        held_out = open_held_out(config, train, option=self.option, num_frames=model_config.num_frames)
+        held_out = open_held_out(
+            config, train, option=self.option, num_frames=model_config.num_frames, channels=model_config.in_chans
+        )
         self._held_out = replace(held_out, rows=_draw(held_out.rows, config.samples))
         self._pool, self._no_neighbours = self._neighbour_pool(train)
         world.on_first(self._require_memory)

@@ -11,7 +11,7 @@ without a name, is time where there is no T. Pages of several sizes, or two axes
 import logging
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,6 +65,9 @@ class TiffStack:
         self._file, self._series = file, file.series[0]
         self._page = self._series.keyframe
         self._axes, self._shape = self._series.axes, self._series.shape
+        announced = (file.imagej_metadata or {}).get("images", 1)
+        if (there := math.prod(self._shape) // max(math.prod(self._page.shape), 1)) < announced:
+            raise MediaError("undecodable", f"damaged TIFF: {there} of {announced} pictures are there")
         self._time = self._axis_of_time()
         self._refuse_unread()
         page = self._page
@@ -145,23 +148,22 @@ class TiffStack:
         return values[..., : values.shape[2] - self._alpha]
 
     def _values(self, number: int) -> np.ndarray:
-        """Return the values of one moment in the order of the file, read alone where its pages allow it."""
-        num_pages = len(self._series.pages)
-        values_a_page = math.prod(self._page.shape)
-        in_pages = num_pages * values_a_page == math.prod(self._shape)
-        before = self._shape[: self._time] if self._time is not None else ()
-        if not in_pages or any(length > 1 for length in before):
-            if self._series.dataoffset is None and not in_pages:
-                raise ValueError("pages are missing")
-            return np.take(self._whole(), number, axis=self._time) if self._time is not None else self._whole()
-        if self._time is None:
-            return self._joined(range(num_pages))
-        pages_a_moment = num_pages // self._shape[self._time]
-        if not pages_a_moment:  # all moments are one page
-            return np.take(self._whole(), number, axis=self._time)
-        return self._joined(range(number * pages_a_moment, (number + 1) * pages_a_moment))
+        """Return the values of one moment in the order of the file, alone if its pages or its bytes stand alone."""
+        pages, shape, time = self._series.pages, self._shape, self._time
+        leading = next((n for n in range(len(shape) + 1) if math.prod(shape[:n]) == len(pages)), 0)
+        if math.prod(shape[leading:]) == math.prod(self._page.shape) and (time is None or time < leading):
+            order = np.arange(len(pages)).reshape(shape[:leading])
+            return self._joined((order if time is None else np.take(order, number, axis=time)).ravel())
+        if time is None:
+            return self._whole()
+        if time == 0 and self._series.dataoffset is not None:  # one page describes all, as in ImageJ's large files
+            kind, count = np.dtype(self._series.dtype), math.prod(shape[1:])
+            start = self._series.dataoffset + number * count * kind.itemsize
+            handle = self._file.filehandle
+            return handle.read_array(kind.newbyteorder(self._file.byteorder), count, offset=start)
+        return np.take(self._whole(), number, axis=time)
 
-    def _joined(self, pages: Sequence[int]) -> np.ndarray:
+    def _joined(self, pages: Iterable[int]) -> np.ndarray:
         return np.stack([_of_page(self._series.pages[page]) for page in pages])
 
     def _whole(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mae3d.io.png import encode_png
 from mae3d.video.errors import MediaError
+from mae3d.video.levels import windowed
 from preprocess.encode.group_encoder import GroupEncoder
 from preprocess.encode.images import (
     GREY_MODES,
@@ -30,7 +31,7 @@ from preprocess.encode.images import (
     upright_picture,
 )
 from preprocess.encode.pixels import DeepPicture, deep_picture
-from preprocess.encode.video_frames import FrameEncoder, FrameScaler, LevelReader, Planes, picture_planes
+from preprocess.encode.video_frames import FrameEncoder, FrameScaler, LevelReader, Planes, kind_of_video, picture_planes
 from preprocess.plan.settings import Settings
 
 _CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
@@ -43,14 +44,32 @@ class FrameStore(ABC):
     def __init__(self, settings: Settings, sink: Callable[[bytes], None]) -> None:
         self._settings, self._sink = settings, sink
         self._num_frames = self._num_bytes = 0
+        self._reader = LevelReader()
 
-    @abstractmethod
     def add_frame(self, frame: av.VideoFrame, size: Size) -> None:
         """Store a decoded frame, scaled to (width, height).
 
         Raises:
-            MediaError: it cannot be scaled, or the sample becomes too large.
+            MediaError: it cannot be scaled, its layout cannot hold it, or the sample becomes too large.
         """
+        if kind_of_video(frame.format)[1] == 8:
+            self._add_frame(frame, size)
+        else:
+            levels, window = self._reader.levels(frame, size), self._settings.window
+            self._add_levels(
+                levels if window is None else windowed(levels, window, bits=self._settings.stored_bits), size
+            )
+
+    def _add_levels(self, levels: np.ndarray, size: Size) -> None:
+        """Store levels of a frame of a video; errors as `add_frame`."""
+        try:
+            self.add_pixels(levels, size)
+        except ValueError as error:
+            raise MediaError("other_pixels", str(error)) from error
+
+    @abstractmethod
+    def _add_frame(self, frame: av.VideoFrame, size: Size) -> None:
+        """Store a decoded frame of 8 bits, as `add_frame`."""
 
     @abstractmethod
     def add_picture(self, data: bytes, header: JpegHeader | None, size: Size) -> Size:
@@ -106,7 +125,7 @@ class _Jpegs(FrameStore):
         super().__init__(settings, sink)
         self._encoder = FrameEncoder(settings.quality)
 
-    def add_frame(self, frame: av.VideoFrame, size: Size) -> None:
+    def _add_frame(self, frame: av.VideoFrame, size: Size) -> None:
         data = self._encoder.encode(frame, width=size[0], height=size[1])
         self._count()
         self._put(data)
@@ -129,13 +148,8 @@ class _Jpegs(FrameStore):
 class _Pngs(FrameStore):
     """Frames as PNGs of their own, without loss."""
 
-    def __init__(self, settings: Settings, sink: Callable[[bytes], None]) -> None:
-        super().__init__(settings, sink)
-        self._reader = LevelReader()
-
-    def add_frame(self, frame: av.VideoFrame, size: Size) -> None:
-        pixels = self._reader.levels(frame, size)
-        self.add_pixels(pixels, size)
+    def _add_frame(self, frame: av.VideoFrame, size: Size) -> None:
+        self._add_levels(self._reader.levels(frame, size), size)
 
     def add_picture(self, data: bytes, header: JpegHeader | None, size: Size) -> Size:
         check_whole(data, header)
@@ -169,7 +183,7 @@ class _Groups(FrameStore):
         self._scaler = FrameScaler()
         self._encoder: GroupEncoder | None = None
 
-    def add_frame(self, frame: av.VideoFrame, size: Size) -> None:
+    def _add_frame(self, frame: av.VideoFrame, size: Size) -> None:
         self._add(self._scaler.scale(frame, width=size[0], height=size[1]), size)
 
     def add_picture(self, data: bytes, header: JpegHeader | None, size: Size) -> Size:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mae3d.video.errors import MediaError
-from preprocess.encode.frame_store import refuse_unfit
+from preprocess.encode.frame_store import kind_words, refuse_unfit
 from preprocess.encode.sample import media_files
 from preprocess.plan.plan import Request
 from preprocess.plan.settings import Settings
@@ -48,8 +48,12 @@ def _of_png(settings: Settings, channels: int, bits: int) -> Settings:
     if not bits and not settings.window:
         raise ValueError("its values are neither 8 nor 16 bits: --window LOW HIGH maps them onto all levels")
     if settings.window and bits != 8:
-        bits = 16
-    return replace(settings, channels=settings.channels or channels, bits=settings.bits or bits)
+        bits = settings.bits or 16
+    if (settings.channels or channels, settings.bits or bits) != (channels, bits):
+        given = kind_words(settings.channels or channels, settings.bits or bits)
+        remedy = ", and --window LOW HIGH maps a range of their values" if settings.bits == 8 else ""
+        raise ValueError(f"{kind_words(channels, bits)}, not {given}: leave --channels and --bits out{remedy}")
+    return replace(settings, channels=channels, bits=bits)
 
 
 def _first_kind(settings: Settings, requests: Sequence[Request], roots: Sequence[Root]) -> tuple[str, int, int] | None:

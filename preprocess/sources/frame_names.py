@@ -26,6 +26,7 @@ _NUMBERED = re.compile(rf"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>{_SUFFIXES})"
 _LARGEST = 1 << 53
 _JPEG = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 _FEWEST = 3  # numbers that show a stride
+UNREAD, UNREAD_DICOM = "pictures of a kind that is not read", "DICOM files, which --stacks reads"
 FLOW, BESIDE = "optical flow", "masks, depth, thumbnails or the like"
 
 
@@ -132,10 +133,11 @@ def scan_names(names: Iterable[str]) -> Naming:
             unread.append(name)
         else:
             groups[match["prefix"], match["suffix"]].append(match["number"])
-    left: dict[str, list[str]] = {"pictures of a kind that is not read": unread} if unread else {}
+    why = UNREAD_DICOM if unread and all(name.lower().endswith(".dcm") for name in unread) else UNREAD
+    left: dict[str, list[str]] = {why: unread} if unread else {}
     videos = _one_a_prefix(groups, left)
     if not videos:
-        return Naming((), left, others, "pictures of a kind that is not read" if unread else "")
+        return Naming((), left, others, why if unread else "")
     chosen, refusal = _chosen(videos, left)
     only_flow = len(chosen) == 1 and role_of(chosen[0].stem).kind == "flow" and FLOW not in left
     return Naming(tuple(chosen), left, others, refusal, only_flow)

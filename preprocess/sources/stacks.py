@@ -28,6 +28,7 @@ from preprocess.plan.plan import Request, ScanResult
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.fetched_files import Scratch
+from preprocess.sources.file_kinds import count_by_suffix
 from preprocess.sources.folder_labels import infer_labels
 from preprocess.sources.frame_names import FrameFolder
 from preprocess.sources.probing import ProbedStack, probe_stack
@@ -116,6 +117,9 @@ def _request_stacks(
         listing = Listing([path]) if path else root.files(follow=reading.allow_outside)
         files, refused = _stacks_among(root, listing, path, reading, notes)
         problems += refused
+        if not files:
+            others = count_by_suffix(listing.names) or "none"
+            problems.append(Problem("no_frames", f"no TIFF or DICOM file in it; files: {others}", path or root.name))
         look = partial(probe_stack, tuple(one for one, _ in roots), settings)
         probed = map_over_workers(look, [(number, file) for file in files], workers=workers, unit="file")
         facts = dict(zip(files, probed, strict=True))

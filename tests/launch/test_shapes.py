@@ -22,10 +22,11 @@ from launch.training.config import (
 )
 from mae3d.distributed import World
 from mae3d.model.config import MAEConfig, MixConfig
+from mae3d.model.mae import MAE
 from mae3d.tracking.config import LogConfig
 from mae3d.tracking.run_dir import read_metrics
 from mae3d.training.config import OptimConfig, RunConfig, TrainConfig
-from mae3d.weights.files import load_classifier, load_model
+from mae3d.weights.files import load_classifier, load_model, save_model
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import corpus_of
 from tests.support.finetunings import train
@@ -121,12 +122,22 @@ def test_the_preview_takes_shape_and_channels_from_a_recipe_or_options(trained: 
     assert sheets[0] == sheets[1]
 
 
-def test_what_does_not_fit_is_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--data.shards", str(trained / "val" / "shards"), "--batch", "2"]
-    with pytest.raises(SystemExit) as stopped:
-        preview.main([str(tmp_path / "out"), "--channels", "4", *more])
-    assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert "4 channels" in told
-    assert told.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_channels_that_the_shards_do_not_have_are_one_line_before_anything_is_written(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, out = ["--data.shards", str(trained / "val" / "shards")], tmp_path / "out"
+    save_model(MAE(replace(MODEL, in_chans=4)), tmp_path / "model.safetensors")
+    model = ["--run", str(tmp_path / "model.safetensors"), "--device", "cpu"]
+    for command, argv in (
+        (preview.main, [str(out), "--channels", "4", "--batch", "2", *shards]),
+        (embed.main, [*model, "--out", str(out), *shards]),
+        (embed.main, [*model, "--out", str(out), "--videos", str(trained / "a.mp4")]),
+        (visualize.main, [*model, "--out", str(out), *shards]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            command(argv)
+        assert stopped.value.code == 2
+        told = capsys.readouterr().err
+        assert "4 channels" in told
+        assert told.count("\n") == 1
+        assert not out.exists()

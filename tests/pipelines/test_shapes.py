@@ -16,6 +16,7 @@ from mae3d.io.shapes import Size, largest_box, plain_size, sides, size_text
 from pipelines.config import DataConfig
 from pipelines.decoding.channels import check_channels, with_channels
 from pipelines.decoding.clip_decoder import ClipDecoder, jpeg_frames
+from pipelines.decoding.clips import copied_views
 from pipelines.decoding.crops import Cropper, cut_on_device
 from pipelines.decoding.dali import DaliDecoder, JpegGraph, dense_clips
 from pipelines.decoding.transforms import OPS, apply_views
@@ -82,7 +83,7 @@ def test_boxes_of_evaluation_are_the_largest_that_fit(height: int, width: int, s
 @pytest.mark.parametrize(("height", "width"), FRAMES)
 def test_a_scaled_short_side_leaves_the_shape_and_fits(height: int, width: int, size: Size) -> None:
     for i in range(50):
-        rules: dict[str, Any] = {"short_side": (224, 320), "flip": 0.5}
+        rules: dict[str, Any] = {"short_side": (min(sides(size)), 320), "flip": 0.5}
         crop = draw_short_side_crop(draws(i), height=height, width=width, size=size, **rules)
         assert inside(crop, height, width)
         scale = min(height / sides(size)[0], width / sides(size)[1])
@@ -96,6 +97,7 @@ def test_an_erased_box_lies_in_the_view_along_both_sides() -> None:
     assert all(box.top + box.height <= 32 and box.left + box.width <= 96 for box in drawn)
     assert max(box.top + box.height for box in drawn) > 24
     assert max(box.left + box.width for box in drawn) > 72
+    assert max(box.width for box in drawn) > 32
 
 
 def test_a_size_is_one_number_or_two() -> None:
@@ -274,3 +276,28 @@ def test_what_is_erased_of_sixteen_bits_is_noise_of_sixteen_bits() -> None:
     assert (clips.float().sum() - box.sum()) == 0
     assert box.mean() / 65535 == pytest.approx(0.45, abs=0.05)
     assert box.max() > 255
+
+
+def test_grey_becomes_colour_and_colour_its_luma_in_its_own_bits() -> None:
+    grey, colour = noise((2, 3, 4, 1), 65535), noise((2, 3, 4, 3))
+    assert np.array_equal(with_channels(grey, 3), grey.repeat(3, axis=-1))
+    assert np.array_equal(with_channels(with_channels(grey, 3), 1), grey)
+    assert with_channels(grey, 3).dtype == np.uint16
+    theirs = np.stack([np.asarray(Image.fromarray(frame).convert("L")) for frame in colour])
+    assert np.abs(with_channels(colour, 1)[..., 0].astype(int) - theirs).max() <= 1
+    assert with_channels(colour, 3) is colour
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_dali_resizes_to_the_views_shape_as_a_gpu_does_it(channels: int) -> None:
+    batch = encoded(["RGB", "L"])
+    graph = JpegGraph(max_frames=2, decode="cpu", resize="cpu", num_views=1, size=(12, 20), channels=channels)
+    encoded_batch, outputs = DaliDecoder(lambda: batch, graph, threads=1).run()
+    views = copied_views(encoded_batch, outputs, torch.device("cpu"))
+    assert views.shape == (2, 1, 1, 12, 20, channels)
+    whole = []
+    for clip, parts in zip(batch.clips, batch.parts, strict=True):
+        size = (24 + 8 * clip.row, 40)
+        whole.append(torch.from_numpy(np.stack(jpeg_frames(FetchedClip(clip, parts), size, channels))))
+    theirs = cut_on_device(whole, [clip.views for clip in batch.clips], size=(12, 20), device=torch.device("cpu"))
+    assert (views[:, 0].float() - theirs.float()).abs().mean() < 2  # filters that reach beyond a box

@@ -1,8 +1,10 @@
 """TIFF stacks and DICOM files: every kind that is read, with exact levels, and what is refused, with the reason."""
 
 import io
+import struct
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from mae3d.video.clip import VideoError, read_clip
 from mae3d.video.errors import MediaError
 from mae3d.video.levels import StackFacts, Window, widened, windowed
 from mae3d.video.stacks import open_stack
@@ -84,6 +87,35 @@ def test_pages_of_a_tiff_are_frames(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(last, expected[-1])
 
 
+def test_one_page_may_describe_all_frames_as_in_large_files_of_imagej(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    write_tiff(path, GREY[..., 0], imagej=True, metadata={"axes": "TYX"})
+    with tifffile.TiffFile(path) as file:
+        first = file.pages[0].offset
+    data = bytearray(path.read_bytes())
+    order = "<" if data[:2] == b"II" else ">"
+    (num_tags,) = struct.unpack_from(f"{order}H", data, first)
+    struct.pack_into(f"{order}I", data, first + 2 + 12 * num_tags, 0)  # there is no second page
+    path.write_bytes(data)
+    with tifffile.TiffFile(path) as file:
+        assert len(file.pages) == 1
+    np.testing.assert_array_equal(read(path)[1], GREY)
+    path.write_bytes(data[: GREY.nbytes // 2])
+    assert refusal(path).reason == "undecodable"
+
+
+def test_a_part_that_is_missing_is_not_filled(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    write_tiff(path, GREY[..., 0], compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        tag: Any = file.pages[2].aspage().tags["StripByteCounts"]
+    data = bytearray(path.read_bytes())
+    data[tag.valueoffset : tag.valueoffset + tag.valuebytecount] = bytes(tag.valuebytecount)
+    path.write_bytes(data)
+    error = refusal(path)
+    assert (error.reason, error.frame) == ("undecodable", 2)
+
+
 def test_a_window_maps_any_values_onto_all_levels(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.tif", GREY[..., 0].astype(np.float32) / 100 - 50)
     error = refusal(tmp_path / "a.tif")
@@ -103,6 +135,7 @@ def test_fewer_bits_are_spread_so_that_they_come_back(stored_bits: int) -> None:
     top = np.iinfo(levels.dtype).max
     assert (levels[0], levels[-1]) == (0, top)
     np.testing.assert_array_equal(np.rint(levels * (most / top)), values)
+    assert np.abs(levels - values * (top / most)).max() <= 0.5  # the nearest
 
 
 def cut(data: bytes) -> bytes:
@@ -254,3 +287,28 @@ def test_a_missing_package_is_named_with_its_installation(
     error = refusal(tmp_path / package)
     assert error.reason == "no_decoder"
     assert "pip install 'mae3d[medical]'" in str(error)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model's clips."""
+
+    num_frames: int
+    height: int
+    width: int
+    in_chans: int
+
+
+def test_a_stack_is_read_as_a_clip_for_a_model_of_its_channels(tmp_path: Path) -> None:
+    frames = random_frames(12, channels=4)
+    write_tiff(tmp_path / "a.tif", frames, planarconfig="contig")
+    clip = read_clip(tmp_path / "a.tif", Shape(4, 16, 20, 4), sampling_rate=2).numpy()
+    np.testing.assert_array_equal(clip, frames[None, 2:10:2])
+    square = read_clip(tmp_path / "a.tif", Shape(4, 8, 8, 4), sampling_rate=2).numpy()
+    assert (square.shape, square.dtype) == ((1, 4, 8, 8, 4), np.uint16)
+    assert abs(square.mean() - frames[2:10:2].mean()) < 2000
+    with pytest.raises(VideoError, match=r"4 channels.*3"):
+        read_clip(tmp_path / "a.tif", Shape(4, 8, 8, 3))
+    write_dicom(tmp_path / "b", SIGNED, FrameTime=100)
+    windowed_clip = read_clip(tmp_path / "b", Shape(4, 16, 20, 1), target_fps=10, sampling_rate=1, window=(-100, 100))
+    np.testing.assert_array_equal(windowed_clip.numpy()[0], windowed(SIGNED, (-100, 100), bits=16))

@@ -14,6 +14,7 @@ import torch
 from mae3d.video.groups import GroupError
 from pipelines import stream as stream_module
 from pipelines.config import DataConfig
+from pipelines.decoding.channels import with_channels
 from pipelines.decoding.clips import ThreadDecoding, copied_views
 from pipelines.decoding.crops import cut_on_device
 from pipelines.decoding.dali import DaliDecoder, VideoGraph
@@ -55,25 +56,27 @@ def batch_of(clips: list[ClipRequest]) -> EncodedBatch:
     return EncodedBatch(request, request.clips, ([],) * len(clips), (False,) * len(clips))
 
 
-def test_frames_in_any_order_with_repeats_and_boxes_of_clips_of_two_sizes() -> None:
+@pytest.mark.parametrize(("channels", "size"), [(3, (SIZE, SIZE)), (1, (12, 20))])
+def test_frames_in_any_order_with_repeats_and_boxes_of_clips_of_two_sizes(channels: int, size: tuple[int, int]) -> None:
     clips = [
         ClipRequest(0, np.array([5, 1, 5, 0]), (View(Crop(20, 30, 30, 54, True)), View(Crop(0, 0, 50, 84, False)))),
         ClipRequest(1, np.array([4, 2, 2, 3]), (View(Crop(0, 0, 48, 80, False)), View(Crop(7, 11, 30, 41, True)))),
         ClipRequest(0, np.array([7, 7, 7, 7]), (View(Crop(1, 2, 47, 63, False)), View(Crop(10, 0, 25, 84, True)))),
     ]
     batch = batch_of(clips)
-    graph = VideoGraph(max_clips=4, decode="cpu", num_views=2, size=SIZE, pack=packed)
+    graph = VideoGraph(max_clips=4, decode="cpu", num_views=2, size=size, pack=packed, channels=channels)
     decoder = DaliDecoder(lambda: batch, graph, threads=2)
     for _ in range(3):
         encoded, outputs = decoder.run()
         assert encoded is batch
         views = copied_views(encoded, outputs, torch.device("cpu"))
-        assert views.shape == (3, 2, FRAMES, SIZE, SIZE, 3)
+        assert views.shape == (3, 2, FRAMES, *size, channels)
         sources = []
         for clip in clips:
             frames, (height, width) = VIDEOS[clip.row]
-            sources.append(torch.from_numpy(np.stack([frames[i][:height, :width] for i in clip.frames])))
-        expected = cut_on_device(sources, [clip.views for clip in clips], size=SIZE, device=torch.device("cpu"))
+            pictures = np.stack([frames[i][:height, :width] for i in clip.frames])
+            sources.append(torch.from_numpy(with_channels(pictures, channels)))
+        expected = cut_on_device(sources, [clip.views for clip in clips], size=size, device=torch.device("cpu"))
         difference = (views.flatten(0, 1).float() - expected.float()).abs().mean(dim=(2, 3, 4))
         assert difference.max() < 4  # 4:2:0, and filters that reach beyond a box; another frame differs by 40
 

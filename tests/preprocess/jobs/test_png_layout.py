@@ -5,7 +5,9 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -13,13 +15,14 @@ import tifffile
 import webdataset
 from PIL import Image
 
-from mae3d.io.png import decode_png
+from mae3d.io.png import decode_png, encode_png
 from pipelines.config import DataConfig
 from pipelines.loader import Loader
 from pipelines.samples.corpus import open_corpus
 from preprocess.__main__ import main
 from preprocess.dataset import index
 from preprocess.dataset.index import DatasetError, open_dataset
+from preprocess.inspect import verify_shard
 from preprocess.inspect.filmstrip import write_filmstrip
 from preprocess.inspect.verify import verify
 from tests.support.builds import tree
@@ -55,6 +58,15 @@ def spectral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def stored(out: Path, i: int) -> np.ndarray:
+    """The frames of a sample as its shard has them."""
+    dataset = open_dataset(out)
+    spans = dataset.spans(i, np.arange(int(dataset.num_frames[i])))
+    tar = dataset.shard_path(int(dataset.shard[i])).read_bytes()
+    parts = zip(spans.offset.tolist(), spans.size.tolist(), strict=True)
+    return np.stack([decode_png(tar[at : at + size], channels=dataset.layout.channels) for at, size in parts])
+
+
 def first_batch(out: Path, *, size: int = 16, **settings: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Clips, rows and status of the first batch of three, whole frames without a flip."""
     plain: dict[str, object] = {"repeat_aug": 1, "area": (1, 1), "aspect": (1.25, 1.25), "flip": 0, "sampling_rate": 1}
@@ -86,15 +98,8 @@ def test_a_dataset_says_what_its_frames_are_and_others_open_it(thermal: Path, sp
 @pytest.mark.parametrize("kind", ["thermal", "spectral"])
 def test_a_batch_has_the_pixels_of_the_source(request: pytest.FixtureRequest, kind: str) -> None:
     out, source = request.getfixturevalue(kind) / "out", {"thermal": THERMAL, "spectral": SPECTRAL}[kind]
-    dataset = open_dataset(out)
     for i, frames in enumerate(source):
-        spans = dataset.spans(i, np.arange(len(frames)))
-        tar = dataset.shard_path(int(dataset.shard[i])).read_bytes()
-        stored = [
-            decode_png(tar[at : at + size], channels=frames.shape[3])
-            for at, size in zip(spans.offset.tolist(), spans.size.tolist(), strict=True)
-        ]
-        np.testing.assert_array_equal(np.stack(stored), frames)
+        np.testing.assert_array_equal(stored(out, i), frames)
     corpus = open_corpus([out])
     loader = Loader(corpus, DataConfig(repeat_aug=2, flip=0.5), num_frames=8, size=8, seed=0, global_batch=2)
     for batch, _ in zip(loader, range(2), strict=False):
@@ -134,6 +139,20 @@ def test_a_damaged_frame_is_substituted_and_found(thermal: Path, tmp_path: Path)
     assert sorted(status.tolist()) == [0, 0, 2]
     assert 1 not in rows
     assert clips.dtype == np.uint16
+
+
+def test_every_frame_is_decoded_if_requested(thermal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = {4: encode_png(THERMAL[0][0].astype(np.uint8)), 7: b""}
+    decoded = iter(range(1000))
+
+    def other(data: bytes, *, channels: int) -> np.ndarray:
+        return decode_png(frames.get(next(decoded), data), channels=channels)
+
+    monkeypatch.setattr(verify_shard, "decode_png", other)
+    findings = verify(thermal / "out", full=True, decode=True, workers=1)
+    assert [finding.split(": ")[1] for finding in findings] == ["000000000.000004.png", "000000000.000007.png"]
+    assert "of 8 bits, the index says 20x16 of 16" in findings[0]
+    assert "not a PNG" in findings[1]
 
 
 def test_a_call_that_was_killed_and_made_again_writes_the_same_bytes(thermal: Path) -> None:
@@ -200,13 +219,47 @@ def test_samples_of_another_kind_are_rejected_one_by_one(tmp_path: Path) -> None
     assert "1 channel of 16 bits" in rejected[0]["message"]
 
 
+def test_kinds_that_are_requested_and_not_there_are_refused_before_the_build(
+    thermal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, words in ((("--bits", 8), "--window"), (("--channels", 4), "not 4 channels")):
+        assert run("--frames", thermal / "in", *PNG, *more, "--out", tmp_path / "out") == 2
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "1 channel of 16 bits" in message
+        assert words in message
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def write_ffv1(path: Path, frames: np.ndarray) -> None:
+    """Write grey frames, (T, H, W, 1) uint16, as a thermal camera does."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "gray16le"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame[..., 0], "gray16le")))
+        container.mux(stream.encode())
+
+
+def test_a_video_of_16_bits_is_kept_or_mapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    write_ffv1(tmp_path / "in" / "a.mkv", THERMAL[0])
+    given = ("--videos", tmp_path / "in")
+    assert run(*given, *PNG, "--out", tmp_path / "out") == 0
+    np.testing.assert_array_equal(stored(tmp_path / "out", 0), THERMAL[0])
+    assert run(*given, "--out", tmp_path / "no") == 2
+    assert "--layout png" in capsys.readouterr().err
+    assert run(*given, *PNG, "--window", 0, 65535, "--bits", 8, "--out", tmp_path / "eight") == 0
+    np.testing.assert_array_equal(stored(tmp_path / "eight", 0), np.rint(THERMAL[0] / 257))
+
+
 def test_large_frames_are_scaled_in_all_their_bits(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 40, dtype=np.uint16)[None, None, :, None].repeat(32, 1).repeat(2, 0)
     write_png_folder(tmp_path / "in" / "a", ramp)
     assert run("--frames", tmp_path / "in", "--out", tmp_path / "out", *PNG, "--short-side", 16) == 0
-    dataset = open_dataset(tmp_path / "out")
-    spans = dataset.spans(0, np.arange(1))
-    tar = dataset.shard_path(0).read_bytes()
-    frame = decode_png(tar[int(spans.offset[0]) : int(spans.offset[0] + spans.size[0])], channels=1)
+    frame = stored(tmp_path / "out", 0)[0]
     assert frame.shape == (16, 20, 1)
+    write_png_folder(tmp_path / "step" / "a", np.where(ramp > 30000, 65535, 0).astype(np.uint16))
+    assert run("--frames", tmp_path / "step", "--out", tmp_path / "two", *PNG, "--short-side", 16) == 0
+    assert set(stored(tmp_path / "two", 0)[0, 8, :, 0].tolist()) >= {0, 65535}  # overshoot is cut off
+    assert np.all(np.diff(stored(tmp_path / "two", 0)[0, 8, :, 0].astype(int)) > -3000)
     assert np.abs(frame[8, 2:-2, 0].astype(int) - ramp[0, 0].reshape(20, 2).mean(1)[2:-2]).max() <= 2
