@@ -1,1 +1,1 @@
-"""Tests with other projects' packages, which the lock lacks; `make peers` runs them."""
+"""Round trips with other projects' packages: `make peers` installs them into out/peers."""
