@@ -19,6 +19,12 @@ pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "examples" / "notebooks").glob("*.ipynb"))
 
 
+@pytest.fixture(autouse=True)
+def figures_in_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel draw into the notebook; tests draw into memory otherwise."""
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+
+
 def executed(name: str, folder: Path) -> Any:
     """Return a notebook that was run in a folder; the first cell that fails fails the test."""
     (path,) = (path for path in NOTEBOOKS if path.stem == name)
