@@ -49,8 +49,8 @@ class PretrainConfig:
     """Everything that one command line sets.
 
     Attributes:
-        init: weights to start from: a run, an exported folder, a model file or a foreign checkpoint; none = from
-            scratch. Another size of clip is served by interpolated positions, other sizes must be the same.
+        init: weights to start from: a run, an exported folder, a model file, a foreign checkpoint or hf://ORG/NAME;
+            none = from scratch. Another size of clip is served by interpolated positions, other sizes must be the same.
         init_decoder: take the decoder as well, where init has one of ours; false takes the encoder alone.
         model: the autoencoder
         data: the clips
@@ -189,9 +189,9 @@ class FinetuneConfig:
     """Everything that one command line sets.
 
     Attributes:
-        init: where the encoder comes from: a run, an exported folder, a model file or a foreign checkpoint; none = from
-            scratch; or an image ViT by timm's name, `timm:vit_small_patch14_dinov2`, whose features of single frames
-            are averaged.
+        init: where the encoder comes from: a run, an exported folder, a model file, a foreign checkpoint or
+            hf://ORG/NAME; none = from scratch; or an image ViT by timm's name, `timm:vit_small_patch14_dinov2`, whose
+            features of single frames are averaged.
         init_weights: of an image ViT: a file with timm's names or their authors', `download`, by timm from the Hugging
             Face Hub, or `none`, random ones.
         model: the classifier
