@@ -247,6 +247,7 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
     """Return a note on the licence of the weights that a run started from, or of a foreign file."""
     from mae3d.weights.convert import recognise
     from mae3d.weights.files import WeightsError, find_model_file, read_tensors
+    from mae3d.weights.hub import cached_folder, hub_model
     from mae3d.weights.names import plain_names
     from mae3d.weights.wrappers import unwrapped
 
@@ -254,6 +255,8 @@ def _inherited(file: Path, settings: Mapping[str, Any]) -> str:
         return SCRATCH
     start = str(settings.get("init") or file)
     try:
+        if model := hub_model(start):  # its card was fetched with it; nothing is fetched for a note
+            return str(read_card(cached_folder(model) or Path()).get("licence") or UNKNOWN)
         origin = find_model_file(start)
         if licence := read_card(origin.parent).get("licence"):
             return str(licence)

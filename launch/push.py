@@ -89,12 +89,12 @@ def push(options: argparse.Namespace) -> str:
 
 
 def draw_preview(folder: Path) -> None:
-    """Draw what an exported autoencoder fills into a rendered clip; other models have no picture."""
+    """Draw what an exported autoencoder of three colours fills into a rendered clip; others have no picture."""
     from mae3d.model.mae import MAE
     from mae3d.weights.files import open_model
 
     facts = read_facts(folder)
-    if facts["kind"] != "MAE":
+    if facts["kind"] != "MAE" or facts["model"].get("in_chans", 3) != 3:
         return
     model = open_model(folder)
     assert isinstance(model, MAE)

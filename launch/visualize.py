@@ -47,7 +47,7 @@ class VisualizeConfig:
     """Show what a model has learned to see: a page to mail, and its pictures as files (PNG, GIF, WebP) for slides.
 
     Attributes:
-        run: A run of pretraining or finetuning, a checkpoint's or exported folder, a model file, a foreign checkpoint.
+        run: A run of pretraining or finetuning, a checkpoint's or exported folder, a model file, a foreign checkpoint, hf://ORG/NAME.
         data: The clips.
         out: Folder for the page and its images.
         show: What is shown: `--show reconstruction attention neighbours`. Default: reconstruction for an autoencoder,

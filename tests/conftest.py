@@ -27,7 +27,7 @@ MEMORY, MEMORY_GB = Path("/dev/shm"), 4
 # Seconds of CPU that one test may use with all its processes, without fixtures that others share: of a test without a
 # mark, and with each mark. Other programs on the machine can double what is used; a real launcher's interpreters import
 # torch and DeepSpeed.
-BUDGET_S, MARKED_S = 10, {"slow": 20, "launch": 40}
+BUDGET_S, MARKED_S = 10, {"slow": 20, "launch": 40, "peers": 120}
 
 # The files that take longest come first, so that no worker begins one of them when the others are done.
 HEAVY = (

@@ -29,7 +29,7 @@ class EncoderChoice:
     """The frozen model of a command: one of ours, or an image ViT.
 
     Attributes:
-        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint.
+        run: A run, a checkpoint's folder, a model file, a foreign checkpoint or hf://ORG/NAME.
         encoder: Instead of a run, an image ViT by timm's name, `timm:vit_small_patch14_dinov2`: it sees each frame of a
             clip alone, and their features are averaged. Or an encoder of yours, `module:name` (docs/hooks.md).
         encoder_weights: Its weights: a file with timm's names or their authors' (.safetensors, .pth, .bin); `download`,

@@ -17,8 +17,8 @@ class EvaluateConfig:
     """Evaluate a model on clips.
 
     Attributes:
-        run: A run, a checkpoint's folder, a model file, or a foreign checkpoint; of a run the best checkpoint, if
-            validation chose one, else the latest.
+        run: A run, a checkpoint's folder, a model file, a foreign checkpoint or hf://ORG/NAME; of a run the best
+            checkpoint, if validation chose one, else the latest.
         data: The clips.
         out: Folder for the results.
         task: `classification` for a finetuned classifier, `reconstruction` for a masked autoencoder.

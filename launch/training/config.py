@@ -53,9 +53,10 @@ class PretrainConfig:
     """Everything that one command line sets.
 
     Attributes:
-        init: weights to start from: a run, an exported folder, a model file or a foreign checkpoint; none = from
-            scratch. Another size of clip is served by interpolated positions, other sizes must be the same. `FILE#KEY`
-            names one of several models in a file; `timm:NAME` an image ViT, with init_weights and init_inflate.
+        init: weights to start from: a run, an exported folder, a model file, a foreign checkpoint or hf://ORG/NAME;
+            none = from scratch. Another size of clip is served by interpolated positions, other sizes must be the same.
+            `FILE#KEY` names one of several models in a file; `timm:NAME` an image ViT, with init_weights and
+            init_inflate.
         init_weights: of `timm:NAME`: a file with timm's names or their authors', `download`, or `none`, random ones.
         init_inflate: make a video model of an image model (image MAE, timm, DINOv2): `mean` spreads the kernel of the
             patches over the frames of a token, `center` puts it on the middle one; `none` refuses image models.
@@ -226,9 +227,9 @@ class FinetuneConfig:
     """Everything that one command line sets.
 
     Attributes:
-        init: where the encoder comes from: a run, an exported folder, a model file or a foreign checkpoint; none = from
-            scratch; or an image ViT by timm's name, `timm:vit_small_patch14_dinov2`, whose features of single frames
-            are averaged; or an encoder of yours, `module:name` (docs/hooks.md).
+        init: where the encoder comes from: a run, an exported folder, a model file, a foreign checkpoint or
+            hf://ORG/NAME; none = from scratch; or an image ViT by timm's name, `timm:vit_small_patch14_dinov2`, whose
+            features of single frames are averaged; or an encoder of yours, `module:name` (docs/hooks.md).
         init_weights: of an image ViT: a file with timm's names or their authors', `download`, by timm from the Hugging
             Face Hub, or `none`, random ones.
         init_inflate: make a video encoder of an image model (image MAE, timm, DINOv2) instead: `mean` spreads the

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CARD, README, PICTURE = "config.json", "README.md", "preview.png"
 OWN = "mae3d"
+# Classes of the file of code in a folder of the format `encoder`, by which transformers finds them.
+_AUTO_MAP = {"AutoConfig": "modeling_mae3d.MAE3DConfig", "AutoModel": "modeling_mae3d.MAE3DModel"}
 
 # Licences by the ids of the Hugging Face Hub, which are SPDX's in small letters.
 _LICENCES = (
@@ -64,8 +66,10 @@ def describe(
     from mae3d.weights.convert import encoder_of
 
     config = encoder_of(model.config) if isinstance(model, Encoder) else model.config
+    of_transformers = {"model_type": OWN, "architectures": ["MAE3DModel"], "auto_map": _AUTO_MAP}
     sizes = ((name, value) for name, value in PRESETS[config.preset].items() if "decoder" not in name)
     return {
+        **(of_transformers if format == "encoder" else {}),
         "kind": type(model).__name__,
         "made_by": f"mae3d {__version__}",
         "preset": config.preset if all(getattr(config, name) == value for name, value in sizes) else None,
@@ -125,6 +129,9 @@ def card(facts: Mapping[str, Any], *, picture: bool = False) -> str:
     lines += ["", "## Use", "", "```python", *_usage(facts), "```", ""]
     if facts["format"] != OWN and facts["format"] not in _USES:
         lines += [f"`{facts['file']}` has the names and shapes of the format {facts['format']}.", ""]
+    if facts["format"] == "encoder":
+        opened = '`transformers.AutoModel.from_pretrained("THIS FOLDER", trust_remote_code=True)`'
+        lines += [f"{opened} opens it, too, after a look at the two files of code.", ""]
     if training.get("data", {}).get("sampling") == "segments":
         lines += ["Trained on runs of consecutive frames (segments below), which `read_clip` does not make.", ""]
     if training:

@@ -31,6 +31,40 @@ from mae3d.weights.videomae import unusual_settings
 Model = MAE | Classifier | Encoder | FrameEncoder
 _ONE_FILE = 1 << 30  # bytes of weights that ONNX keeps in its file, which ends at 2 GB; more lie beside it
 
+# The file by which transformers opens a folder of the format `encoder`.
+MODELING = "modeling_mae3d.py"
+_MODELING = '''"""transformers.AutoModel opens this folder with trust_remote_code=True; encoder.py has the model."""
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .encoder import Model
+
+
+class MAE3DConfig(PretrainedConfig):
+    """The content of config.json; `model` has the sizes."""
+
+    model_type = "mae3d"
+
+    def __init__(self, model=None, **others):
+        super().__init__(**others)
+        self.model = model or {}
+
+
+class MAE3DModel(PreTrainedModel):
+    """An encoder: clip to tokens and vector; or a classifier: clip to logits."""
+
+    config_class = MAE3DConfig
+    main_input_name = "clip"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = Model(config.model, num_classes=config.model.get("num_classes", 0))
+        self.post_init()
+
+    def forward(self, clip):
+        return self.encoder(clip)
+'''
+
 
 class _Features(nn.Module):
     """The outputs of an encoder that other programs use."""
@@ -98,7 +132,7 @@ def subject_of(model: Model) -> Classifier | Encoder | FrameEncoder:
 
 
 def save_bare(model: Model, path: Path) -> None:
-    """Write the tensors of an encoder or a classifier, and encoder.py beside them, which opens them by torch alone.
+    """Write the tensors of an encoder or a classifier, and the code that opens them by torch alone, or transformers.
 
     Raises:
         ConvertError: The encoder is another than ours.
@@ -110,10 +144,11 @@ def save_bare(model: Model, path: Path) -> None:
         raise ConvertError(f"the format encoder cannot hold an image ViT, timm:{encoder.config.backbone}")
     if unknown := unusual_settings(encoder.config):
         raise ConvertError(f"the format encoder cannot hold {', '.join(unknown)}; onnx and torch_export do")
-    state = subject.state_dict()
+    state = {f"encoder.{name.removeprefix('encoder.')}": tensor for name, tensor in subject.state_dict().items()}
     if encoder.config.pos_init == "fixed":  # a table that no state dict has
         state["encoder.positions.joint"] = encoder.positions.joint
     save_tensors(state, path, metadata={"format": "pt"})
+    write_text(path.with_name(MODELING), _MODELING)
     write_text(path.with_name("encoder.py"), Path(bare_encoder.__file__).read_text(encoding="utf-8"))
 
 

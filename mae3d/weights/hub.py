@@ -110,6 +110,14 @@ def fetch(model: HubModel) -> Path:
     )
 
 
+def cached_folder(model: HubModel) -> Path | None:
+    """Return the folder of the cache that has a model's config.json, without the network; None if it is missing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(model.repo, "config.json", revision=model.revision)
+    return Path(file).parent if isinstance(file, str) else None
+
+
 def kind_in(folder: Path) -> str:
     """Return the clause that config.json of another library has a model of its own kind; "" if it says nothing."""
     import json

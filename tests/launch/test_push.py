@@ -9,6 +9,7 @@ from PIL import Image
 
 import mae3d
 from launch import push
+from launch.export import export
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig
 from mae3d.model.mae import MAE
@@ -103,3 +104,23 @@ def test_a_hub_that_is_down_is_an_error_of_io(hub: Hub, run: Path, capsys: pytes
         push.main([str(run), "org/name", "--picture", "none"])
     assert stopped.value.code == 3
     assert "error: org/name: " in capsys.readouterr().err
+    hub.failing, hub.failure = "/store/", 400  # the client tries others again, for half a minute
+    with pytest.raises(SystemExit) as stopped:
+        push.main([str(run), "org/name", "--picture", "none"])
+    assert stopped.value.code == 3
+    assert "uploading 'model.safetensors'" in capsys.readouterr().err
+    assert uploaded(hub, "org/name") == {}
+
+
+def test_a_licence_is_inherited_from_the_hub_without_the_network(hub: Hub, tmp_path: Path) -> None:
+    first = make_run(tmp_path / "first", MAE(CONFIG))
+    assert push.main([str(first), "org/first", "--licence", "CC BY-NC 4.0", "--picture", "none"]) == 0
+    for number, (name, note) in enumerate([("org/first", "CC BY-NC 4.0"), ("org/absent", "not recorded here")]):
+        run = make_run(tmp_path / f"run{number}", MAE(CONFIG), init=name)
+        if name == "org/first":
+            mae3d.load_model(name)  # as the training did
+        before = len(hub.log)
+        card = (export(run, tmp_path / f"out{number}") / "README.md").read_text()
+        assert note in card
+        assert "org/" not in card
+        assert len(hub.log) == before

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from launch.export import export
+from mae3d.weights import graphs
 from tests.launch.test_export_formats import MODELS, clips, drawn, expected_of, saved
 
 pytestmark = pytest.mark.peers
@@ -24,6 +25,17 @@ def test_a_session_gives_our_outputs(kind: str, tmp_path: Path) -> None:
     for number in (1, 2, 5):
         results = [torch.from_numpy(one) for one in session.run(None, {"clip": clips(number).numpy()})]
         torch.testing.assert_close(results, expected_of(model, clips(number)), rtol=1e-5, atol=1e-5)
+
+
+def test_large_weights_lie_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX file ends at 2 GB."""
+    monkeypatch.setattr(graphs, "_ONE_FILE", 0)
+    model = drawn(MODELS["classifier"]())
+    out = export(saved(model, tmp_path / "model"), tmp_path / "out", format="onnx")
+    assert (out / "model.onnx.data").stat().st_size > (out / "model.onnx").stat().st_size
+    moved = out.rename(tmp_path / "moved")
+    (logits,) = onnxruntime.InferenceSession(moved / "model.onnx").run(None, {"clip": clips(3).numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(clips(3)).detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_an_image_vit_goes_too(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """transformers' VideoMAE and ours give the same outputs, whichever of the two has made the folder."""
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from launch.export import export
 from mae3d.model.classifier import Classifier
 from mae3d.model.mae import MAE
 from mae3d.weights.files import load_classifier, open_encoder
-from tests.launch.test_export_formats import CLASSIFIER, CONFIG, clips, drawn, saved, videomae_like
+from tests.launch.test_export_formats import CLASSIFIER, CONFIG, MODELS, clips, drawn, expected_of, saved, videomae_like
 
 pytestmark = pytest.mark.peers
 transformers = pytest.importorskip("transformers")
@@ -71,7 +73,10 @@ def test_their_encoder_here_and_there_again(kind: str, tmp_path: Path) -> None:
     first.save_pretrained(tmp_path / "theirs")
     processor = transformers.VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor.save_pretrained(tmp_path / "theirs")
+    torch.save(first.state_dict(), tmp_path / "theirs" / "state.pth")  # the names in memory, not those of their files
+    of_state = open_encoder(tmp_path / "theirs" / "state.pth")
     ours = open_encoder(tmp_path / "theirs")
+    assert torch.equal(mae3d.embed(of_state, clips(1)), mae3d.embed(ours, clips(1)))
     assert ours.config.mean == tuple(processor.image_mean)  # theirs are not always ImageNet's
     pixels = theirs_of(clips(2), tmp_path / "theirs")
     expected = getattr(first, "videomae", first)(pixels).last_hidden_state
@@ -99,3 +104,25 @@ def test_their_classifier_here_and_there_again(tmp_path: Path) -> None:
     out = export(tmp_path / "theirs", tmp_path / "out", format="transformers")
     again = loaded("VideoMAEForVideoClassification", out)
     torch.testing.assert_close(again(theirs_of(clips(2), out)).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Yield while transformers copies code to a folder of the tests; it puts that on sys.path once."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
+        patch.setattr(sys, "path", [*sys.path])
+        yield
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", MODELS)
+def test_any_model_opens_by_its_own_code(kind: str, tmp_path: Path, code_cache: None) -> None:
+    model = drawn(MODELS[kind]())
+    out = export(saved(model, tmp_path / "model"), tmp_path / f"out_{kind}", format="encoder")
+    opened, report = transformers.AutoModel.from_pretrained(out, trust_remote_code=True, output_loading_info=True)
+    assert not any(report.values()), report
+    results = opened.eval()(clips(2))
+    results = [results] if isinstance(results, Tensor) else list(results)
+    torch.testing.assert_close(results, expected_of(model, clips(2)), rtol=1e-6, atol=1e-6)

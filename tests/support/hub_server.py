@@ -52,7 +52,8 @@ class Hub:
     private: set[str] = field(default_factory=set)
     objects: dict[str, bytes] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
-    failing: str = ""  # a part of a path that is answered with 503
+    failing: str = ""  # a part of a path that is answered with `failure`
+    failure: int = 503
 
     def add(self, repo: str, **files: bytes) -> str:
         """Make a repository with files (`config__json` is config.json); return its commit."""
@@ -84,11 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.log.append(f"{self.command} {path}")
         try:
             if self.hub.failing and self.hub.failing in path:
-                self._answer({"error": "out of order"}, status=503)
+                self._answer({"error": "out of order"}, status=self.hub.failure)
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            if path.startswith("/lfs/") and token and self.command == "GET":
+            if path.startswith("/store/") and token and self.command == "GET":
                 self._refuse(400, message="a token of the Hub has been sent to its store")
-            if token not in ("", TOKEN, READER) and not path.startswith("/lfs/"):
+            if token not in ("", TOKEN, READER) and not path.startswith("/store/"):
                 self._refuse(401, message="Invalid credentials in Authorization header")
             self._route(path, token)
             self._refuse(404)
@@ -106,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _route(self, path: str, token: str) -> None:
-        if path.startswith("/lfs/"):
+        if path.startswith("/store/"):
             self._lfs(path.rpartition("/")[2])
         if path == "/api/validate-yaml":
             text = json.loads(self.body)["content"]
@@ -161,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _batch(self) -> None:
         def one(asked: dict[str, Any]) -> dict[str, Any]:
-            action = {"href": f"{self.hub.endpoint}/lfs/{asked['oid']}"}
+            action = {"href": f"{self.hub.endpoint}/store/{asked['oid']}"}
             return asked if asked["oid"] in self.hub.objects else asked | {"actions": {"upload": action}}
 
         self._answer({"transfer": "basic", "objects": [one(asked) for asked in json.loads(self.body)["objects"]]})
@@ -223,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         if is_lfs:
             elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")  # as the Hub's store is another host
             headers |= {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(content))}
-            headers |= {"Location": f"{elsewhere}/lfs/{oid}"}
+            headers |= {"Location": f"{elsewhere}/store/{oid}"}
             self._answer(status=302, **headers)
         self._answer(content, **headers)
 

@@ -1,5 +1,6 @@
 """Models by a name on the Hugging Face Hub, by the real client against a double of its server."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from huggingface_hub import constants
 
 import mae3d
+from launch.common.clip_options import agreed_model_file
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.weights.convert import to_foreign
@@ -95,7 +97,7 @@ def test_what_is_pushed_is_what_is_loaded(hub: Hub, model: MAE, monkeypatch: pyt
     assert same(mae3d.open_encoder("hf://org/name"), model.encoder)
     before = len(hub.log)
     file = find_model_file("org/name")
-    assert not [line for line in hub.log[before:] if "resolve" in line or "lfs" in line]  # nothing is fetched again
+    assert not [line for line in hub.log[before:] if "resolve" in line or "store" in line]  # nothing is fetched again
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert find_model_file("org/name") == file
     assert len(hub.log) == before + 1
@@ -137,7 +139,7 @@ def test_nothing_is_made_public_by_mistake(hub: Hub, model: MAE) -> None:
     hub.add("org/open")
     with pytest.raises(ValueError, match="org/open exists and is public"):
         mae3d.push_to_hub(model, "org/open", private=True)
-    assert not any("/commit/" in line or "/lfs/" in line for line in hub.log)
+    assert not any("/commit/" in line or "/store/" in line for line in hub.log)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "org/na me", "org/..", "-a/b", "org/na--me", ""])
@@ -178,3 +180,22 @@ def test_other_models_are_named_for_what_they_are(hub: Hub, model: MAE, tmp_path
     torch.save({"model": state, "args": {"decoder_num_heads": 3, "num_heads": 3}}, tmp_path / "foreign.pth")
     hub.add("org/foreign", pytorch_model__bin=(tmp_path / "foreign.pth").read_bytes())
     assert torch.equal(open_encoder("org/foreign").norm.weight, model.encoder.norm.weight)
+
+
+def test_all_ranks_read_the_commit_that_rank_0_has_fetched(
+    hub: Hub, model: MAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second rank's machine has a cache of its own, and the repository goes on in between."""
+    mae3d.push_to_hub(model, "org/name")
+
+    class SecondRank:
+        def on_first(self, call: Callable[[], Path]) -> Path:
+            with monkeypatch.context() as on_rank_0:
+                on_rank_0.setattr(constants, "HF_HUB_CACHE", f"{constants.HF_HUB_CACHE}-of-rank-0")
+                fetched = call()
+            mae3d.push_to_hub(MAE(CONFIG), "org/name")
+            return Path(str(fetched).replace("-of-rank-0", "-unreachable"))
+
+    file = agreed_model_file("org/name", SecondRank())  # type: ignore[arg-type]
+    assert file.is_relative_to(constants.HF_HUB_CACHE)
+    assert same(mae3d.load_model(file), model)

@@ -156,6 +156,11 @@ def test_videomae_in_the_names_of_transformers_is_the_same_encoder(tmp_path: Pat
     assert again == config
     assert state.keys() == same_state.keys()
     assert all(torch.equal(state[name], same_state[name]) for name in state)
+    in_version_5 = {
+        name.replace(".q_bias", ".query.bias").replace(".v_bias", ".value.bias"): t for name, t in theirs.items()
+    }
+    _, newest = encoder_from_foreign(in_version_5, hints=HINTS)
+    assert all(torch.equal(state[name], newest[name]) for name in state)
     lost = {
         name: tensor for name, tensor in theirs.items() if not name.endswith("layer.1.attention.attention.key.weight")
     }
