@@ -338,7 +338,7 @@ class TrainingLoop:
         """Write DONE or STOPPED, when all ranks have arrived."""
         if self.world.is_first:
             self.progress.flush()
-            self.folder.write_event(step, text)
+            self.folder.write_event(step, "done" if marker == DONE else text)
             self.folder.end(marker, text)
         self.world.barrier()
 
