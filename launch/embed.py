@@ -173,6 +173,7 @@ def _embed_videos(
     world: "World",
 ) -> dict[str, str]:
     from launch.inference.embeddings import embed_videos, files_hash
+    from mae3d.io.progress import followed
     from mae3d.video.windows import plan_windows
 
     videos = config.videos
@@ -181,7 +182,7 @@ def _embed_videos(
     clips = clips_config(as_shards, stored | {"sampling": "strided"})
     plan = world.on_first(
         lambda: plan_windows(
-            videos,
+            followed(videos, "file", doing="frame times"),
             num_frames=embedder.config.num_frames,
             step_s=clips.sampling_rate / clips.target_fps,
             every_s=config.every,

@@ -90,7 +90,7 @@ def _board(arguments: Sequence[str]) -> int:
 
     board = Board(options.folder, options.out or options.folder / BOARD, every_s=0 if options.once else options.every)
     count = board.write()
-    print(f"{count:,} runs: {board.page}", flush=True)
+    print(f"{count:,} run{'' if count == 1 else 's'}: {board.page}", flush=True)
     if options.once:
         return EXIT_DONE
     if not options.serve:

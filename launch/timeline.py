@@ -58,6 +58,7 @@ def timeline(config: TimelineConfig, world: "World") -> list[str]:
     from launch.inference.embeddings import files_hash
     from launch.inference.phases import read_truth
     from launch.inference.timeline import Reader, open_any, read_windows
+    from mae3d.io.progress import followed
     from mae3d.video.windows import plan_windows
 
     frozen = open_frozen(config, world) if config.encoder else open_run(config.run, world, open_file=open_any)
@@ -68,7 +69,7 @@ def timeline(config: TimelineConfig, world: "World") -> list[str]:
     clips = clips_config(sampling, frozen.trained | {"sampling": "strided"})
     plan = world.on_first(
         lambda: plan_windows(
-            config.videos,
+            followed(config.videos, "file", doing="frame times"),
             num_frames=reader.config.num_frames,
             step_s=clips.sampling_rate / clips.target_fps,
             every_s=config.every,

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from launch.common.tables import read_vectors, vector_blocks
 from launch.inference.moments import CANDIDATES, Archive, Search, similarities
 from mae3d.io.files import replace_file
-from mae3d.io.progress import Progress
+from mae3d.io.progress import Progress, followed
 from mae3d.io.random import Stream, philox
 from mae3d.io.resources import require_disk, require_memory
 
@@ -121,7 +121,7 @@ def measure_recall(archive: Archive, search: Search, *, queries: int, seed: int 
     chosen = philox(seed, Stream.SHOW).choice(len(rows), size=min(queries, len(rows)), replace=False)
     shared, possible = 0, 0
     spent: dict[str, list[float]] = {"exact": [], "index": []}
-    for itself in chosen.tolist():
+    for itself in followed(chosen.tolist(), "query", doing="recall"):
         query = vectors[itself]
         began = time.perf_counter()
         true = _best(similarities(vectors, query), np.arange(len(rows)), itself)

@@ -40,7 +40,7 @@ STYLE = """
 #pictures h3 { grid-column: 1 / -1; margin: 0; }
 figure { margin: 0; min-width: 0; }
 figure input { width: 100%; max-width: 480px; height: 28px; accent-color: var(--accent); }
-figcaption { color: var(--soft); font-size: 14px; margin-bottom: 6px; }
+figcaption { color: var(--soft); font-size: 14px; margin-bottom: 6px; overflow-wrap: anywhere; }
 figure img { border-radius: 4px; }
 """
 
@@ -132,6 +132,7 @@ const board = (() => {
     for (const [unit, by] of [['M', 1e6], ['k', 1e3]]) if (size >= 10 * by) return +(value / by).toPrecision(3) + unit;
     return size < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(4));
   };
+  const exact = value => value && Math.abs(value) < 1e-3 ? value.toExponential(3) : String(+value.toPrecision(5));
   const along = (data, step) => {  // the position of a step on the axis that is shown
     if (form.x.value === 'step') return step;
     const points = data.axes[form.x.value];
@@ -173,9 +174,8 @@ const board = (() => {
       if (name === 'loss') for (const [step, , text] of data.events) marks.push({id, x: along(data, step), text});
     }
     if (!lines.length) return null;
-    const old = byId('panel-' + name), box = old || make('section', {id: 'panel-' + name});
+    const box = byId('panel-' + name);
     const values = make('ul', {class: 'values'}), width = Math.max(box.clientWidth - 36, 240), height = 240;
-    if (!old) byId('curves').append(box);
     const left = 54, right = 10, top = 10, bottom = 26;
     const all = lines.flatMap(line => line.raw), logged = form.log.checked && all.some(([, y]) => y > 0);
     const scale = y => logged ? Math.log10(y) : y;
@@ -219,7 +219,7 @@ const board = (() => {
       values.replaceChildren(...lines.map(line => {
         const [px, py] = nearest(line.raw, place), key = make('span', {class: 'key', 'aria-hidden': 'true'});
         key.style.background = ink(line.id);
-        return make('li', {}, key, `${nameOf(line.id)} ${+py.toPrecision(5)} at ${short(px)}`);
+        return make('li', {}, key, `${nameOf(line.id)} ${exact(py)} at ${short(px)}`);
       }));
     };
     const move = x => { cursor = x; for (const other of panels.values()) other(); };
@@ -247,9 +247,11 @@ const board = (() => {
     names.sort((a, b) => order(a) - order(b));
     panels.clear();
     for (const box of [...byId('curves').children]) if (!names.includes(box.id.slice(6))) box.remove();
+    // All boxes first: their number decides how wide each is.
+    byId('curves').append(...names.map(name => byId('panel-' + name) || make('section', {id: 'panel-' + name})));
     for (const name of names) {
       const again = panel(name);
-      if (again) { panels.set(name, again); byId('curves').append(byId('panel-' + name)); }
+      if (again) panels.set(name, again); else byId('panel-' + name).remove();
     }
   };
   const order = name => name === 'loss' ? 0 : /^(eval|val)_/.test(name) ? 1 : 2;

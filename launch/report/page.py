@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _STYLE = """
 nav { margin: 18px 0 0; }
-nav a { display: inline-block; padding: 8px 0; margin-right: 20px; text-decoration: none; }
+nav a { display: inline-block; max-width: 100%; padding: 8px 0; margin-right: 20px; text-decoration: none; }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.5fr); column-gap: 20px; }
 @media (max-width: 860px) { .pair { grid-template-columns: minmax(0, 1fr); } }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; padding-right: 0; padding-left: 12px; }

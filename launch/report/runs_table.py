@@ -71,7 +71,7 @@ def lines_of(statuses: Sequence[RunStatus], width: int | None = None) -> list[st
         else:
             lines.append(_line({name: row[name] for name in names}, widths))
     running = sum(status.state == RUNNING for status in statuses)
-    lines.append(f"{len(statuses):,} runs, {running:,} running")
+    lines.append(f"{len(statuses):,} run{'s' if len(statuses) > 1 else ''}, {running:,} running")
     return [line if width is None else cut_text(line, width) for line in lines]
 
 

@@ -50,7 +50,8 @@ _STYLE = (
     f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {_colours(1)} }} }}\n"
     + """
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  overflow-wrap: break-word; }
 main { max-width: 1200px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { font-size: 24px; line-height: 1.25; margin: 52px 0 10px; letter-spacing: -0.01em; overflow-wrap: anywhere; }

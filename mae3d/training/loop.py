@@ -381,7 +381,7 @@ class TrainingLoop:
         """Write DONE or STOPPED, when all ranks have arrived."""
         if self.world.is_first:
             self.progress.flush()
-            self.folder.write_event(step, text)
+            self.folder.write_event(step, "done" if marker == DONE else text)
             self.folder.end(marker, text)
         if self.observed.has_callbacks:
             reason = f"finished: {text}" if marker == DONE else text

@@ -12,7 +12,7 @@ them. B windows of K clips of T frames.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class VideoBatch(NamedTuple):
 
 
 def plan_windows(
-    paths: Sequence[str], *, num_frames: int, step_s: float, every_s: float = 0.0, num_clips: int = 1
+    paths: Iterable[str], *, num_frames: int, step_s: float, every_s: float = 0.0, num_clips: int = 1
 ) -> WindowPlan:
     """Choose the frames of all windows.
 

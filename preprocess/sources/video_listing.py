@@ -160,7 +160,7 @@ def _collect_tars(
     count = 0
     others: list[str] = []
     look = partial(_look_into, entry.root, reading.label_key)
-    archives = map_over_workers(look, tars, workers=workers, unit="tar", at_once=1)
+    archives = map_over_workers(look, tars, workers=workers, unit="tar", doing="list", at_once=1)
     for tar, split, read in zip(tars, splits, archives, strict=True):
         if isinstance(read, MediaError):
             collected.problems.append(Problem(read.reason, str(read), shown(tar)))

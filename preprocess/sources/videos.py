@@ -199,7 +199,9 @@ def _facts(
         for one in candidates
         if one.loose or one.frames or one.frames_too or one.without_unit or measured
     )
-    probed = map_over_workers(partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file")
+    probed = map_over_workers(
+        partial(probe, tuple(roots), settings), list(paths), workers=workers, unit="file", doing="look at"
+    )
     facts: dict[tuple[int, str], Probed] = dict(zip(paths, probed, strict=True))
     for one in candidates:
         where = roots[one.request.root]

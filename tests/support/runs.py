@@ -73,11 +73,9 @@ def row_of(step: int, **more: Any) -> dict[str, Any]:
 
 
 def tree_of(folder: Path) -> dict[str, tuple[int, float]]:
-    """Return size and time of every file below a folder, to see that none was touched."""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-    }
+    """Return size and time of a folder and all below it: also files that were there for a moment change a folder's."""
+    paths = [folder, *sorted(folder.rglob("*"))]
+    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
 def as_json(rows: list[dict[str, Any]]) -> str:

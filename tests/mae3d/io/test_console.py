@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mae3d.io.console import lasting_output, one_line, output_is_lost
+from mae3d.io.console import cut_text, lasting_output, one_line, output_is_lost, text_width, time_text
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,26 @@ def test_output_whose_reader_has_gone_is_known_and_raises_nothing(monkeypatch: p
             assert output_is_lost(writer)
         with pytest.raises(BrokenPipeError):
             print("as ever", flush=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "width"), [("abc", 3), ("東京", 4), ("e\u0301", 1), ("é", 1), ("ｱ", 1), ("", 0), ("🎥", 2)]
+)
+def test_the_width_of_a_text_is_in_columns(text: str, width: int) -> None:
+    assert text_width(text) == width
+
+
+def test_a_cut_text_takes_no_more_columns_and_steers_no_terminal() -> None:
+    assert cut_text("東京の動画", 5) == "東京…"
+    assert cut_text("東京の動画", 4) == "東…"
+    assert cut_text("東京", 4) == "東京"
+    assert cut_text("a\x1b[2Jb\nc", 20) == "a?[2Jb?c"
+    assert [cut_text("abc", width) for width in range(4)] == ["", "…", "a…", "abc"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.9, "59 s"), (75, "1:15 min"), (5400, "1.5 h"), (40 * 3600, "40.0 h"), (4e5, "4.6 days")],
+)
+def test_a_length_of_time_is_short(seconds: float, text: str) -> None:
+    assert time_text(seconds) == text
