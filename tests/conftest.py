@@ -118,7 +118,7 @@ def cpu_budget(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     used = _cpu_seconds() - before
     limit = max([BUDGET_S, *(MARKED_S[mark.name] for mark in request.node.iter_markers() if mark.name in MARKED_S)])
-    if used > limit and not any(request.node.get_closest_marker(name) for name in ("soak", "cluster")):
+    if used > limit and not any(request.node.get_closest_marker(name) for name in ("soak", "cluster", "peers")):
         pytest.fail(f"it used {used:.0f} s of CPU; {limit} s are the limit (tests/conftest.py:BUDGET_S)")
 
 

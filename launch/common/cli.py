@@ -87,7 +87,8 @@ def parse(
             start = f"{prog} --config FILE starts from these settings; null: not given."
             print(recipe_text(config_class, values, head=start), end="")
             raise SystemExit(EXIT_DONE)
-        return config_class(**parser.instantiate(namespace).as_dict())
+        config = config_class(**parser.instantiate(namespace).as_dict())
+        return config
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         fail(_readable(error))
 

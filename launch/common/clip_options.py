@@ -117,7 +117,7 @@ def clips_config(options: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig
         ValueError: no shards were given, or a setting is out of its range.
     """
     if not options.shards:
-        raise ValueError("--data.shards is missing: give the folder made by `python -m preprocess build`")
+        raise ValueError("--data.shards is missing: give the folder made by `mae3d preprocess build`")
     known = {entry.name for entry in fields(DataConfig)}
     stored = {name: value for name, value in trained.items() if name in known}
     values = {entry.name: getattr(options, entry.name) for entry in fields(ClipsConfig)}

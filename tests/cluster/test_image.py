@@ -165,7 +165,9 @@ def test_documented_line_trains(page: str, image: Image, mounts: dict[str, Path]
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(mounts["/runs"] / "a") == losses(uncut)
     # What the line names itself is there, and the image takes it.
-    recipe_there = image.run("run", "--rm", NAME, "python", "launch/pretrain.py", "--config", recipe[1], "--print_config")
+    recipe_there = image.run(
+        "run", "--rm", NAME, "python", "launch/pretrain.py", "--config", recipe[1], "--print_config"
+    )
     assert recipe_there.returncode == 0
     seen(f"{shlex.split(line)[0]} run … {recipe[1]}: losses are those of a run outside, bit for bit")
 

@@ -32,7 +32,13 @@ def video_of(frames: Sequence[av.VideoFrame]) -> bytes:
     assert isinstance(context, VideoCodecContext)
     context.width, context.height, context.pix_fmt = frames[0].width, frames[0].height, "yuv420p"
     context.time_base, context.thread_count = Fraction(1, 30), 1
-    context.options = {"lag-in-frames": "0", "auto-alt-ref": "0", "lossless": "1", "deadline": "realtime"}
+    context.options = {
+        "lag-in-frames": "0",
+        "auto-alt-ref": "0",
+        "lossless": "1",
+        "deadline": "realtime",
+        "cpu-used": "8",
+    }
     packets = []
     for number, frame in enumerate(frames):
         frame.pts = number

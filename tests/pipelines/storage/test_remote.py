@@ -201,6 +201,7 @@ def test_a_url_that_cannot_be_opened_is_told_with_a_remedy(url: str, tmp_path: P
 def test_missing_credentials_and_stores_are_told(
     url: str, s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mae3d.io.storage.BACK_OFF_S", (0.0,))
     s3.fail("dataset.json", status=403, times=1)
     with pytest.raises(DatasetError, match=r"s3://many/shards: .*AWS_ACCESS_KEY_ID"):
         open_corpus([url], cache=tmp_path)
