@@ -119,10 +119,11 @@ def _options() -> Iterator[tuple[str, list[Option]]]:
 
 
 def _parser_of(name: str) -> dict[str, list[Option]]:
-    """Return the options of a command that argparse reads, and of its commands; none of one that is not installed."""
-    if find_spec(ALL[name].module) is None:
+    """Return the options of a command that argparse reads, and of its commands, by its function `parser`."""
+    module = import_module(ALL[name].module) if find_spec(ALL[name].module) else None
+    if module is None or not hasattr(module, "parser"):
         return {"": []}
-    made: argparse.ArgumentParser = import_module(ALL[name].module).parser()
+    made: argparse.ArgumentParser = module.parser()
     known = {"": options_of(made)}
     for action in made._actions:
         if isinstance(action, argparse._SubParsersAction):

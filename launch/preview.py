@@ -102,7 +102,7 @@ def preview(config: PreviewConfig) -> list[Path]:
 
     data = config.data
     if not data.roots:
-        raise ValueError("which shards? Give --data.shards, a folder made by `python -m preprocess build`")
+        raise ValueError("which shards? Give --data.shards, a folder made by `mae3d preprocess build`")
     stems = [Path(config.out) / f"epoch-{config.epoch}-batch-{number:03d}" for number in range(config.batches)]
     for stem in stems:
         refuse_foreign(stem.with_suffix(".png"))

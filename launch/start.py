@@ -29,6 +29,7 @@ from mae3d.io.help_page import add_help
 
 PORT = 29500  # deepspeed's own
 _PORTS = 100  # from there on, that are tried
+_PAGES = {"-h", "--help", "--print_config"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,6 +84,8 @@ def command_line(
     if "WORLD_SIZE" in environment:
         raise ValueError(f"a launcher has started this process already: give `mae3d {name}` without `launch`")
     program = [str(Path(__file__).with_name(f"{name}.py")), *rest]
+    if _PAGES & {word.partition("=")[0] for word in rest}:  # one process prints it
+        return [sys.executable, *program]
     if hosts:
         if not Path(hosts).is_file():
             raise ValueError(f"--hosts {hosts}: no such file; it has a line `name slots=N` for each host")

@@ -69,7 +69,7 @@ def choose_device(requested: str, *, local_rank: int) -> torch.device:
         return torch.device("cpu")
     raise DeviceError(
         f"torch {torch.__version__} (CUDA {torch.version.cuda}) can use no GPU here: find the reason with "
-        "`python -m launch.doctor`, or run on the CPU with `--device cpu`"
+        "`mae3d doctor`, or run on the CPU with `--device cpu`"
     )
 
 

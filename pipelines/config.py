@@ -25,7 +25,7 @@ class SelectConfig:
     Attributes:
         split: only samples of this split.
         names: a text file, one sample name or key a line.
-        without: not those with one of these flags of `python -m preprocess curate`: near_duplicate (the first of each
+        without: not those with one of these flags of `mae3d preprocess curate`: near_duplicate (the first of each
             group stays), still, black, frozen, cut.
         fraction: this fraction of them, at random.
         per_class: at most this many of each label, at random; 0 = all.

@@ -121,7 +121,7 @@ def clips_config(options: ClipsConfig, trained: Mapping[str, Any]) -> DataConfig
             user's that nobody but a file names.
     """
     if not options.shards:
-        raise ValueError("--data.shards is missing: give the folder made by `python -m preprocess build`")
+        raise ValueError("--data.shards is missing: give the folder made by `mae3d preprocess build`")
     known = {entry.name for entry in fields(DataConfig)}
     stored = {name: value for name, value in trained.items() if name in known and name != "augment"}
     if options.sampling is None and is_hook(sampling := str(stored.get("sampling", ""))):

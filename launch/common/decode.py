@@ -64,7 +64,7 @@ def choose_decode(
     if decode == "mixed":
         why = "is requested" if requested == "mixed" else "is the decoder that this run began with"
         raise ValueError(
-            f"data.decode=mixed {why}, but cannot be used: {reason}. `python -m launch.doctor` says more; "
+            f"data.decode=mixed {why}, but cannot be used: {reason}. `mae3d doctor` says more; "
             "--data.decode cpu decodes on the CPU (some pixels are rounded otherwise)"
         )
     return "cpu", f"on the CPU, resized on the GPU: the mixed decoder cannot be used ({reason})"

@@ -55,12 +55,11 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Return the values of a literal type, or of a switch; () for other types."""
+        """Return the values that its type names, or those of a switch; a type may allow others beside them."""
         kinds = [kind for kind in alternatives(self.kind) if kind is not NoneType]
         if kinds == [bool]:
             return ("true", "false")
-        literals = [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-        return tuple(literals) if len(literals) and all(get_origin(kind) is Literal for kind in kinds) else ()
+        return tuple(str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
 
     def option(self) -> Option:
         """Return it as its help shows it."""
@@ -138,12 +137,14 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 def _value(setting: Setting) -> str:
     choices = "|".join(setting.choices)
-    if choices and len(choices) <= _LONGEST:
+    kinds = [kind for kind in alternatives(setting.kind) if kind is not NoneType and get_origin(kind) is not Literal]
+    if choices and len(choices) <= _LONGEST and kinds in ([], [bool]):
         return choices
-    kinds = [kind for kind in alternatives(setting.kind) if kind is not NoneType]
     if any(get_origin(kind) in (list, tuple) for kind in kinds):
         return "VALUE ..."
-    return _KINDS.get(kinds[0], ("NAME" if choices else "VALUE", ""))[0]
+    if choices and (not kinds or str in kinds):
+        return "NAME"
+    return _KINDS.get(kinds[0], ("VALUE", ""))[0]
 
 
 def _typed(value: Any) -> str:

@@ -88,7 +88,7 @@ def common_samples(models: Sequence[Compared], *, time_order: bool) -> Common:
         corpus = models[0].samples(side).corpus
         if corpus.has_multiple_labels:
             raise ValueError(
-                f"{corpus}: samples have several labels, and a comparison counts hits of one; launch/probe.py has mAP"
+                f"{corpus}: samples have several labels, and a comparison counts hits of one; mae3d probe has mAP"
             )
         tables = [(model, backwards) for model in models for backwards in (False, True)[: 1 + time_order]]
         readable = [model.samples(side).rows[_readable(model.table(side, backwards=b))] for model, b in tables]

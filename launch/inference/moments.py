@@ -111,7 +111,7 @@ def open_archive(path: Path) -> Archive:
             width = file.schema_arrow.field("vector").type.list_size
             table = file.read(list(COLUMNS))
     except (pa.ArrowException, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: no table of embeddings (launch/embed.py makes one): {one_line(error)}") from error
+        raise ValueError(f"{path}: no table of embeddings (mae3d embed makes one): {one_line(error)}") from error
     if settings.get("pool") == "tokens":
         raise ValueError(f"{path}: has a vector per token; make a table with --pool mean or cls")
     names: Any = pc.dictionary_encode(table["name"].combine_chunks())

@@ -25,7 +25,7 @@ def check_shards(data: ClipsConfig, test: ClipsConfig) -> None:
     """Refuse a train or test set without shards; ValueError."""
     for name, side in (("data", data), ("test", test)):
         if not side.shards:
-            raise ValueError(f"--{name}.shards is missing: give the folder made by `python -m preprocess build`")
+            raise ValueError(f"--{name}.shards is missing: give the folder made by `mae3d preprocess build`")
 
 
 def refuse_other_results(path: Path, *, names: Sequence[str]) -> None:

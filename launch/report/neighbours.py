@@ -126,11 +126,11 @@ def pool_of_table(path: str, corpus: "Corpus") -> Pool:
         vectors, there = read_vectors(Path(path))  # damaged samples have none
         column = pq.read_table(path, columns=["key"])["key"].to_pylist()
     except (pa.ArrowInvalid, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: no table of embeddings (launch/embed.py makes one): {one_line(error)}") from error
+        raise ValueError(f"{path}: no table of embeddings (mae3d embed makes one): {one_line(error)}") from error
     keys = [str(column[row]) for row in there.tolist()]
     if not keys or len(set(keys)) < len(keys):
         what = "several vectors a sample" if keys else "no vectors"
-        raise ValueError(f"{path}: has {what}; give a table with one vector a sample (launch/embed.py without --every)")
+        raise ValueError(f"{path}: has {what}; give a table with one vector a sample (mae3d embed without --every)")
     rows = np.array([corpus.find(key) for key in keys], dtype=np.int64)
     return Pool(rows, _unit(vectors), f"{len(rows):,} samples of {Path(path).name}")
 

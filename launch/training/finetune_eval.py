@@ -71,7 +71,7 @@ class Validator:
             lambda: require_memory(
                 BYTES_A_SCORE * rows * classes * world.ranks.local_size,
                 f"scores of {rows:,} validation samples and {classes:,} classes on {world.ranks.local_size} ranks",
-                "validate on fewer, with --val.select, or give --val.every null and run launch/evaluate.py afterwards",
+                "validate on fewer, with --val.select, or give --val.every null and run mae3d evaluate afterwards",
             )
         )
         check_labels(

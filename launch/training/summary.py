@@ -190,7 +190,7 @@ def _in_place(data: "DataConfig", corpus: "Corpus", loader: "Loader", *, num_fra
     fps = data.target_fps / data.sampling_rate if data.sampling == "strided" else float(np.nanmedian(corpus.fps))
     frames = float(np.nansum(corpus.num_frames / corpus.fps)) * fps
     costs.append(
-        f"`python -m preprocess build --layout video --fps {fps:g}` would store some {frames:,.0f} frames, of which "
+        f"`mae3d preprocess build --layout video --fps {fps:g}` would store some {frames:,.0f} frames, of which "
         f"{1 + (GROUP - 1) / 2 / num_frames:.1f} are decoded for each one used; its --plan-only tells bytes "
         "and hours"
     )

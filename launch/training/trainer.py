@@ -114,7 +114,7 @@ def run_training(config: Config, train: "Callable[[Config, Corpus, World], bool]
         if not value:
             fail(
                 f"{option} is missing: give the folder"
-                + (" made by `python -m preprocess build`" if "shards" in option else "")
+                + (" made by `mae3d preprocess build`" if "shards" in option else "")
             )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_threads()

@@ -1,8 +1,8 @@
 """A run's checkpoints are listed in a table: their contents, whether they are complete, which is latest and best.
 
-python -m mae3d.checkpoint inspect RUN               # names and sizes: quick for any size
-python -m mae3d.checkpoint inspect RUN --full        # reads every file and compares its sha256
-python -m mae3d.checkpoint inspect RUN --step 500    # the files of one
+mae3d checkpoint inspect RUN               # names and sizes: quick for any size
+mae3d checkpoint inspect RUN --full        # reads every file and compares its sha256
+mae3d checkpoint inspect RUN --step 500    # the files of one
 """
 
 from collections.abc import Sequence

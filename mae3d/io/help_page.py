@@ -9,11 +9,14 @@ page.full("data")                  # `--help data`
 """
 
 import argparse
+import re
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, NoReturn
 
 _WIDEST, _COLUMN = 110, 34  # of a line, and of an option's name with its value
 ALL = "all"
@@ -165,7 +168,7 @@ def options_of(parser: argparse.ArgumentParser) -> list[Option]:
             if isinstance(action, argparse._SubParsersAction):
                 options += [Option(one.dest, one.help or "", is_command=True) for one in action._choices_actions]
                 continue
-            name = action.option_strings[0] if action.option_strings else str(action.metavar or action.dest.upper())
+            name = action.option_strings[0] if action.option_strings else _place(action)
             text = str(action.help or "") % {**vars(action), "prog": parser.prog}
             options.append(
                 Option(
@@ -179,6 +182,12 @@ def options_of(parser: argparse.ArgumentParser) -> list[Option]:
                 )
             )
     return options
+
+
+def _place(action: argparse.Action) -> str:
+    """Return an argument that is given by its position, with how often it may be given."""
+    name = str(action.metavar or action.dest.upper())
+    return {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} ..."}.get(str(action.nargs), name)
 
 
 def _value_of(action: argparse.Action) -> str:
@@ -209,9 +218,29 @@ def add_help(
         examples: command lines.
         description: what the command does, if the parser has none.
     """
+    parser.error = partial(_refuse, parser)  # type: ignore[method-assign]
     parser.add_argument(
         "-h", "--help", action=_Help, nargs="?", const="", metavar="all|GROUP", pages=(usual, examples, description)
     )
+
+
+def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """End the process by one line; for a misspelt option, command or value it names the nearest."""
+    if unknown := re.match(r"unrecognized arguments: --([^= ]+)", message):
+        parsers = (parser, *_commands_of(parser))
+        known = {name.removeprefix("--") for made in parsers for name in made._option_string_actions} - {unknown[1]}
+        close, message = get_close_matches(unknown[1], known, n=1, cutoff=0.5), f"unknown option --{unknown[1]}"
+        message += f"; did you mean --{close[0]}?" if close else "; --help all lists them all"
+    elif unknown := re.search(r"invalid choice: '([^']*)'.*?\(choose from (.*)\)", message):
+        close = get_close_matches(unknown[1], re.findall(r"[\w.-]+", unknown[2]), n=1, cutoff=0.5)
+        message += f"; did you mean {close[0]}?" if close and "did you mean" not in message else ""
+    parser.exit(2, f"error: {parser.prog}: {message}\n")
+
+
+def _commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
 
 
 def add_command(

@@ -1,7 +1,7 @@
 """A run's metrics become text and numbers for people: rows, best scores, speed and a summary.
 
-python -m mae3d.metrics plot RUN [RUN2 ...] --out curves.png --keys loss eval_loss
-python -m mae3d.metrics summary RUN
+mae3d metrics plot RUN [RUN2 ...] --out curves.png --keys loss eval_loss
+mae3d metrics summary RUN
 """
 
 import math
@@ -184,20 +184,17 @@ def _model(run: Path, config: Mapping[str, Any]) -> Iterator[Line]:
     shards = shlex.join([shards] if isinstance(shards, str) else shards)
     folder_of = {what: shlex.quote(f"{run}-{what}") for what in ("report", "test", "probes", "fine", "model")}
     quoted = shlex.quote(str(run))
-    visualize = f"python launch/visualize.py --run {quoted} --data.shards {shards} --out {folder_of['report']}"
+    visualize = f"mae3d visualize --run {quoted} --data.shards {shards} --out {folder_of['report']}"
     if "few_shot" in config:  # of finetuning alone
         commands = [
-            f"python launch/evaluate.py --run {quoted} --data.shards TEST --num_clips 5 --num_crops 3 "
-            f"--out {folder_of['test']}",
+            f"mae3d evaluate --run {quoted} --data.shards TEST --num_clips 5 --num_crops 3 --out {folder_of['test']}",
             visualize,
         ]
     else:
         commands = [
             visualize,
-            f"python launch/probe.py --run {quoted} --data.shards {shards} --test.shards TEST "
-            f"--out {folder_of['probes']}",
-            f"python launch/finetune.py --init {quoted} --data.shards {shards} --val.shards VAL "
-            f"--run.dir {folder_of['fine']}",
+            f"mae3d probe --run {quoted} --data.shards {shards} --test.shards TEST --out {folder_of['probes']}",
+            f"mae3d finetune --init {quoted} --data.shards {shards} --val.shards VAL --run.dir {folder_of['fine']}",
         ]
-    plot, export = f"python -m mae3d.metrics plot {quoted}", f"python launch/export.py {quoted} {folder_of['model']}"
+    plot, export = f"mae3d metrics plot {quoted}", f"mae3d export {quoted} {folder_of['model']}"
     yield "next", _BELOW.join([plot, *commands, export])

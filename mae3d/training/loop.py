@@ -284,7 +284,7 @@ class TrainingLoop:
         if state is None:
             raise TrainingError(
                 f"the first {step} steps had no finite gradient: lower optim.blr, lengthen optim.warmup_epochs, or "
-                "look at the data (`python -m launch.preview`)"
+                "look at the data (`mae3d preview`)"
             )
         self.guard.went_back(self.engine.optimizer_step)
         self.meter.restart([])

@@ -242,9 +242,7 @@ class Corpus:
     @property
     def repair(self) -> str:
         """Return the remedy for damaged shards that a message has named."""
-        folders = [
-            f"`python -m preprocess verify {shlex.quote(d.location)} --full`" for d in self.datasets if not d.url
-        ]
+        folders = [f"`mae3d preprocess verify {shlex.quote(d.location)} --full`" for d in self.datasets if not d.url]
         urls = [d.url for d in self.datasets if d.url]
         remedies = (
             [f"run {' and '.join(dict.fromkeys(folders))}, build the shards named there again"] if folders else []
@@ -252,7 +250,7 @@ class Corpus:
         if urls:  # `verify` reads folders
             remedies.append(
                 f"copy the shards at {' and '.join(dict.fromkeys(urls))} there again, from a folder that "
-                "`python -m preprocess verify FOLDER --full` finds whole, or after building them again"
+                "`mae3d preprocess verify FOLDER --full` finds whole, or after building them again"
             )
         return "; ".join(remedies)
 

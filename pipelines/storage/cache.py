@@ -234,7 +234,7 @@ class Cache:
             logger.warning("%s: fetched with another sha256 than dataset.json says", file.url)
         raise DamagedFileError(
             f"{file.url}: fetched twice, its sha256 is not the one in dataset.json; copy it there again, "
-            "from a folder that `python -m preprocess verify FOLDER --full` finds whole"
+            "from a folder that `mae3d preprocess verify FOLDER --full` finds whole"
         )
 
     def _write(self, descriptor: int, data: bytes, start: int, file: RemoteFile) -> None:

@@ -2,7 +2,7 @@
 
 flags = read_flags(dataset, ["near_duplicate", "black"])       # name ─► bool (N,)
 
-`python -m preprocess curate OUT` writes `curation.parquet`: one row per sample, in the dataset's order. Its metadata
+`mae3d preprocess curate OUT` writes `curation.parquet`: one row per sample, in the dataset's order. Its metadata
 says of which shards it is, so that flags are never taken for another state of the dataset.
 """
 
@@ -56,7 +56,7 @@ def open_curation(dataset: Dataset) -> pq.ParquetFile:
         DatasetError: There is none, or it is of another state of the dataset; the message gives the remedy.
     """
     where = f"{dataset.location}/{CURATION_NAME}"
-    remedy = f"run `python -m preprocess curate {(dataset.url and 'FOLDER') or dataset.root}`"
+    remedy = f"run `mae3d preprocess curate {(dataset.url and 'FOLDER') or dataset.root}`"
     if dataset.url:
         remedy += f" on a copy in a folder, and copy its {CURATION_NAME} there"
     try:
@@ -101,6 +101,6 @@ def read_flags(dataset: Dataset, names: Sequence[str]) -> dict[str, np.ndarray]:
         if table[name].null_count:
             raise DatasetError(
                 f"{dataset.location}/{CURATION_NAME}: has no flag {name!r}, because it was made with --no-cuts; run "
-                "`python -m preprocess curate` without it"
+                "`mae3d preprocess curate` without it"
             )
     return {name: table[name].to_numpy() for name in names}

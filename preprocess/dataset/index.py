@@ -75,7 +75,7 @@ def open_dataset(
 ) -> Dataset:
     """Open the dataset in a folder, checking all that can be checked without reading the shards.
 
-    The hashes of index files beyond 64 MiB are left to `python -m preprocess verify`.
+    The hashes of index files beyond 64 MiB are left to `mae3d preprocess verify`.
 
     Args:
         root: the folder.
@@ -206,7 +206,7 @@ def read_meta(root: Path) -> dict[str, Any]:
     """Return dataset.json of a folder, its schema version and layout checked; raise DatasetError."""
     path = root / META_NAME
     if not root.is_dir():
-        command = f"python -m preprocess build --out {shlex.quote(str(root))}"
+        command = f"mae3d preprocess build --out {shlex.quote(str(root))}"
         raise DatasetError(f"{root}: no such folder{looked_for(root)}; `{command}` makes a dataset")
     if not path.is_file():
         if (root / PLAN_NAME).is_file():

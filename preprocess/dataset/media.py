@@ -146,7 +146,7 @@ def check_media(
         raise DatasetError(f"{location}: {error.filename}: {error.strerror}, while its files were looked at") from error
     if bad and (not exclude_bad or len(bad) == len(files)):
         remedy = (
-            "restore them, run `python -m preprocess index` again, or, if the folder has moved, --data.moved "
+            "restore them, run `mae3d preprocess index` again, or, if the folder has moved, --data.moved "
             f"{files.root(next(iter(bad)))}=NEW"
         )
         if len(bad) < len(files):

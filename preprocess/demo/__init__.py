@@ -1,1 +1,1 @@
-"""A small labelled dataset that needs no download, rendered by `python -m preprocess demo`."""
+"""A small labelled dataset that needs no download, rendered by `mae3d preprocess demo`."""

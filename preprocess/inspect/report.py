@@ -145,7 +145,7 @@ def _intro(dataset: Dataset, hash_names: bool) -> Iterator[str]:
     if dataset.bad_shards:
         yield (
             f"{len(dataset.bad_shards)} of {len(dataset.shards)} shards are missing or not whole, and none of their "
-            "samples is shown; python -m preprocess verify names them."
+            "samples is shown; mae3d preprocess verify names them."
         )
 
 

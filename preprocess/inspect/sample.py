@@ -128,7 +128,7 @@ def _json(tar: Path, start: int) -> str:
         try:
             member = tarfile.TarInfo.frombuf(file.read(BLOCK), "ascii", "strict")
         except tarfile.HeaderError as error:
-            return f"unreadable ({error}); see python -m preprocess verify"
+            return f"unreadable ({error}); see mae3d preprocess verify"
         return file.read(member.size).decode(errors="replace").strip()
 
 
@@ -141,7 +141,7 @@ def _request_of(dataset: Dataset, i: int) -> dict[str, str]:
         return {"requested by": str(error)}
     rows = table.filter(pc.field("key") == dataset.key(i)).to_pylist()
     if not rows:
-        return {"requested by": f"{path.name} does not know it; see python -m preprocess verify"}
+        return {"requested by": f"{path.name} does not know it; see mae3d preprocess verify"}
     facts = {"requested by": _place(rows[0])}
     if rows[0]["reason"]:
         facts["remark"] = _why(rows[0])

@@ -1,4 +1,4 @@
-"""The options of `python -m preprocess build` and `index` are declared and read: options ─► Source, Settings, Options.
+"""The options of `mae3d preprocess build` and `index` are declared and read: options ─► Source, Settings, Options.
 
 Nothing heavy is imported for --help.
 """

@@ -61,6 +61,7 @@ PYTHON = Path(sys.executable).name
     [
         (["pretrain", "--config", "a b"], {}, 0, [PYTHON, "pretrain.py", "--config", "a b"]),
         (["-n", "2", "probe", "--dry_run"], {}, 0, ["--num_gpus", "2", "probe.py", "--dry_run"]),
+        (["-n", "8", "pretrain", "--help"], {}, 8, [PYTHON, "pretrain.py", "--help"]),
         (["finetune"], {}, 4, ["--num_gpus", "4", "finetune.py"]),
         (["-n", "2", "finetune"], {}, 4, ["--num_gpus", "2", "finetune.py"]),
         (["-n", "2", "finetune"], {"CUDA_VISIBLE_DEVICES": "3,5,6"}, 8, ["--include", "localhost:3,5", "finetune.py"]),
@@ -128,8 +129,8 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
 
 TRIES = [  # words behind `mae3d`, the last one begun ─► what is offered
     (["pre"], ["pretrain", "preprocess", "preview"]),
-    (["pretrain", "--model.pos"], ["--model.pos_init"]),
-    (["pretrain", "--model.pos_init", ""], ["normal", "sines"]),
+    (["pretrain", "--log.wandb_m"], ["--log.wandb_mode"]),
+    (["pretrain", "--log.wandb_mode", ""], ["offline", "online"]),
     (["finetune", "--train.precision", "=", "b"], ["bf16"]),
     (["finetune", "--config", "finetune_ssv2_vit_l"], ["finetune_ssv2_vit_large"]),
     (["pretrain", "--run.dir", "probe", "--train.ste"], ["--train.steps"]),

@@ -269,7 +269,7 @@ def test_a_relative_path_that_is_missing_is_told_with_where_it_was_looked_for(
         find_model_file("out/run")
     with pytest.raises(DatasetError, match=where) as error:
         open_corpus(["my shards"])
-    assert "`python -m preprocess build --out 'my shards'` makes a dataset" in str(error.value)
+    assert "`mae3d preprocess build --out 'my shards'` makes a dataset" in str(error.value)
     with pytest.raises(DatasetError) as error:
         open_corpus([tmp_path / "none"])
     assert "looked for" not in str(error.value)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import MISSING
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import pytest
@@ -10,9 +10,10 @@ import yaml
 
 from launch.common.commands import ALL
 from launch.common.recipe_files import RECIPES, names
-from launch.common.settings import options, schema, sections_of, settings_of
+from launch.common.settings import Setting, options, schema, sections_of, settings_of
 from launch.schema import config_of
 from launch.training.config import FinetuneConfig, PretrainConfig
+from mae3d.io.bounds import FINITE
 
 COMMANDS = [name for name, command in ALL.items() if command.config]
 
@@ -38,6 +39,27 @@ def test_defaults_are_those_that_a_start_has() -> None:
         assert value == default, name
     evaluate = {setting.name: setting.default for setting in settings_of(config_of("evaluate"))}
     assert [name for name, default in evaluate.items() if default is MISSING] == ["run", "out"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "choices"),
+    [
+        (bool, "true|false", ("true", "false")),
+        (bool | None, "true|false", ("true", "false")),
+        (Literal["a", "b"], "a|b", ("a", "b")),
+        (Literal["a", "b"] | str, "NAME", ("a", "b")),
+        (Literal["a", "b"] | None, "a|b", ("a", "b")),
+        (float | Literal["auto"], "NUMBER", ("auto",)),
+        (Literal[tuple(f"choice-{number}" for number in range(9))], "NAME",
+         tuple(f"choice-{number}" for number in range(9))),
+        (int | tuple[int, int], "VALUE ...", ()),
+        (dict[str, Any] | str, "VALUE", ()),
+        (int | None, "N", ()),
+    ],
+)  # fmt: skip
+def test_the_help_shows_the_values_of_a_type(kind: Any, value: str, choices: tuple[str, ...]) -> None:
+    option = Setting("a.b", kind, None, "text", FINITE).option()
+    assert (option.name, option.value, option.choices, option.group) == ("--a.b", value, choices, "a")
 
 
 @pytest.mark.parametrize("name", names())

@@ -72,7 +72,7 @@ def test_test_samples_of_train_videos_are_counted_if_the_dataset_is_one(tmp_path
 
 def test_samples_with_several_labels_and_none_in_common_are_refused(tmp_path: Path) -> None:
     several = model(tmp_path / "several", rows=range(6), test=corpus(fingerprint="b", several=True))
-    with pytest.raises(ValueError, match=r"several labels.*launch/probe\.py"):
+    with pytest.raises(ValueError, match=r"several labels.*mae3d probe"):
         common_samples([several], time_order=False)
     apart = [model(tmp_path / name, rows=rows) for name, rows in (("low", range(5)), ("high", range(5, 9)))]
     with pytest.raises(ValueError, match="no train sample"):

@@ -93,5 +93,25 @@ def test_commands_are_listed_by_their_texts(capsys: pytest.CaptureFixture[str]) 
     assert said.startswith("usage: x go PLACE\n\nGoes far.\n\n  PLACE         where to\n")
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["build", "--out", "o", "--videos", "v", "--worker", "3"], "unknown option --worker; did you mean --workers?"),
+        (["build", "--out", "o", "--videos", "v", "--zzz=3"], "unknown option --zzz; --help all lists them all"),
+        (["biuld"], "did you mean build?"),
+        (["build", "--out", "o", "--videos", "v", "--layout", "vidoe"], "did you mean video?"),
+        (["build", "--videos", "v"], "mae3d preprocess build: the following arguments are required: --out"),
+        ([], "the following arguments are required"),
+    ],
+)
+def test_what_is_misspelt_is_one_line_with_the_nearest(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(preprocess_parser(), capsys, *argv, code=2)
+    assert text.startswith("error: mae3d preprocess")
+    assert said in text
+    assert text.count("\n") == 1
+
+
 def test_a_page_without_options_is_a_page() -> None:
     assert HelpPage("x", "Does things.", []).short().startswith("usage: x\n\nDoes things.")

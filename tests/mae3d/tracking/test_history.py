@@ -1,4 +1,4 @@
-"""python -m mae3d.metrics: curves and summaries of runs, from what they wrote; and the journal's figures in them."""
+"""mae3d metrics: curves and summaries of runs, from what they wrote; and the journal's figures in them."""
 
 import json
 import math
@@ -72,7 +72,7 @@ def test_a_summary_says_what_the_run_came_to(run: Path, capsys: pytest.CaptureFi
     assert "speed:   6.4 clips/s, 4.2 min in steps, 40.0% of it waiting for data\n" in told
     assert "trouble: 2 steps skipped (gradient not finite)\n" in told
     assert f"model:   {run}/checkpoints/step-00000060 (the best; the newest is step-00000100)\n" in told
-    assert f"launch/finetune.py --init {run} --data.shards a b" in told
+    assert f"mae3d finetune --init {run} --data.shards a b" in told
 
 
 def test_a_summary_of_a_stopped_finetuning(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_commands_to_copy_have_their_paths_quoted(tmp_path: Path, config: dict[s
     run = make_run(tmp_path / "it's my run", rows_to(20), data=data, **config)
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "latest").write_text("step-00000020\n")
-    commands = [shlex.split(line[line.index("python") :]) for line in summary(run).splitlines() if "python" in line]
+    commands = [shlex.split(line[line.index("mae3d ") :]) for line in summary(run).splitlines() if "mae3d " in line]
     assert len(commands) >= 4
     for words in commands:
         assert str(run) in words

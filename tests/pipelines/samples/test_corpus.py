@@ -148,9 +148,7 @@ def test_fault_20_bad_shards_of_one_of_several_datasets() -> None:
 
 
 def test_what_mends_damage_can_be_run() -> None:
-    assert (
-        "run `python -m preprocess verify a --full` and `python -m preprocess verify b --full`" in Corpus([A, B]).repair
-    )
+    assert "run `mae3d preprocess verify a --full` and `mae3d preprocess verify b --full`" in Corpus([A, B]).repair
     remote = Corpus([replace(A, url="s3://x/a")]).repair
     assert "copy the shards at s3://x/a there again" in remote
     assert "verify s3" not in remote

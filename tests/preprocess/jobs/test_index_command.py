@@ -439,8 +439,8 @@ def test_help_names_the_options_of_videos_and_none_of_an_encoding(capsys: pytest
     [
         ([], "--videos"),
         (["--videos", "IN"], "--out"),
-        (["--videos", "IN", "--out", "OUT", "--quality", "80"], "unrecognized arguments: --quality"),
-        (["--videos", "IN", "--out", "OUT", "--layout", "files"], "unrecognized arguments: --layout"),
+        (["--videos", "IN", "--out", "OUT", "--quality", "80"], "unknown option --quality"),
+        (["--videos", "IN", "--out", "OUT", "--layout", "files"], "unknown option --layout"),
         (["--frames", "IN", "--out", "OUT"], "--videos"),
         (["--videos", "IN", "--out", "OUT", "--whole", "--segment-frames", "3"], "not allowed with"),
     ],
