@@ -1,24 +1,24 @@
-"""The progress of long work is shown on stderr: one line that fits a terminal, else a plain line now and then.
+"""The progress of long work is shown on stderr: by tqdm, one line that fits a terminal; else a plain line now and then.
 
 with Progress(len(rows), "clip", doing="embedding") as advance:
     advance(8, "1 rejected")                                    # pieces that are worth seeing, the first ones first
 for shard in followed(shards, "shard", doing="verify"): ...
 
-Work that is over in a moment shows nothing. The line has step, share and end first; what has no room is left out.
+Work that is over in a moment shows nothing. The line has count, share and end first; what has no room is cut off.
 """
 
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
-from mae3d.io.console import cut_text, text_width, time_text
+from tqdm import tqdm
 
 DELAY_S = 0.5  # before anything is shown on a terminal
 LINE_EVERY_S = 30.0  # between the lines of a log
 _DRAW_EVERY_S = 0.1
-_BAR, _LEAST_BAR = 24, 8  # columns of the bar, if there is room
+_FORM = "{desc} {n_fmt}/{total_fmt}  {percentage:.0f}%  ETA {remaining}{postfix}"
 _WIDTH = 80  # of a terminal that does not say its own
 
 Item = TypeVar("Item")
@@ -38,12 +38,23 @@ class Progress:
             show: whether to show anything; ranks but the first do not.
         """
         self.total, self.count = total, done
-        self._unit, self._doing, self._before = unit, doing, done
+        self._before, self._name = done, f"{doing} {unit}".strip()
         self._show = show and sys.stderr is not None
-        self._pieces: tuple[str, ...] = ()
-        self._began = self._drawn = time.monotonic()
-        self._width = 0  # of the line on the terminal
         self.on_terminal = self._show and sys.stderr.isatty()
+        self._pieces = ""
+        self._began = self._logged = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=self._name,
+            bar_format=_FORM,
+            ncols=_columns(),
+            delay=DELAY_S,
+            mininterval=_DRAW_EVERY_S,
+            miniters=0,
+            smoothing=0,
+            disable=not self.on_terminal,
+        )
 
     def __enter__(self) -> Callable[..., None]:
         return self.advance
@@ -57,33 +68,30 @@ class Progress:
 
     def reach(self, count: int, *pieces: str) -> None:
         """Set how much is done."""
-        self.count, self._pieces = count, pieces or self._pieces
-        if not self._show:
-            return
-        now = time.monotonic()
+        if pieces:
+            self.note(*pieces)
+        more, self.count = count - self.count, count
         if self.on_terminal:
-            if now - self._began >= DELAY_S and now - self._drawn >= _DRAW_EVERY_S:
-                self._draw()
-        elif now - self._drawn >= LINE_EVERY_S:
+            if (columns := _columns()) != self._bar.ncols:  # the window has been resized
+                self._bar.ncols = columns
+                self._bar.sp = self._bar.status_printer(self._bar.fp)  # forgets the line that it would blank out
+            self._shown(lambda: self._bar.update(more))
+        elif self._show and time.monotonic() - self._logged >= LINE_EVERY_S:
             self._log()
 
     def note(self, *pieces: str) -> None:
         """Replace the texts behind the line."""
-        self._pieces = pieces
+        self._pieces = "  ".join(pieces)
+        self._bar.set_postfix_str(self._pieces, refresh=False)
 
     def say(self, text: str) -> None:
         """Print a line above that of the progress, on a terminal."""
-        self._write(f"\r{' ' * self._width}\r{text}\n" if self._width else f"{text}\n")
-        if self._width:
-            self._draw()
+        self._shown(lambda: tqdm.write(text, file=sys.stderr))
 
     def close(self) -> None:
         """End the line, if one was drawn; write the last one of a log that has others."""
-        if self._width:
-            self._draw()
-            self._write("\n")
-            self._width = 0
-        elif self._show and self._drawn > self._began and not self.on_terminal:
+        self._shown(self._bar.close)
+        if self._show and not self.on_terminal and self._logged > self._began:
             self._log()
 
     def left_s(self, count: int) -> float | None:
@@ -91,35 +99,25 @@ class Progress:
         done, seconds = count - self._before, time.monotonic() - self._began
         return seconds / done * max(self.total - count, 0) if done > 0 else None
 
-    def _head(self) -> list[str]:
-        """Return the pieces that come first: the work, its share, its end."""
-        counted = f"{self._unit} {self.count:,}/{self.total:,}"
-        share = f"{self.count / max(self.total, 1):.0%}"
-        left = self.left_s(self.count)
-        if left is None:
-            return [f"{self._doing} {counted}".strip(), share]
-        is_over = self.count >= self.total
-        end = f"in {time_text(time.monotonic() - self._began)}" if is_over else f"ETA {time_text(left)}"
-        return [f"{self._doing} {counted}".strip(), share, end]
-
     def _log(self) -> None:
-        self._drawn = time.monotonic()
-        self._write("  ".join([*self._head(), *self._pieces]) + "\n")
+        self._logged = time.monotonic()
+        line = tqdm.format_meter(
+            self.count,
+            self.total,
+            self._logged - self._began,
+            prefix=self._name,
+            initial=self._before,
+            bar_format=_FORM,
+            postfix=self._pieces,
+        )
+        self._shown(lambda: print(line, file=sys.stderr, flush=True))
 
-    def _draw(self) -> None:
-        self._drawn = time.monotonic()
-        room = _columns() - 1  # a full line would make some terminals begin the next one
-        text = fitted(self._head(), self._pieces, room, share=self.count / max(self.total, 1))
-        width = text_width(text)
-        self._write(f"\r{text}{' ' * max(min(self._width, room) - width, 0)}")
-        self._width = width
-
-    def _write(self, text: str) -> None:
+    def _shown(self, draw: Callable[[], object]) -> None:
         try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            draw()
         except OSError:  # nobody reads it any more, or the disk is full: no reason to stop the work
             self._show = self.on_terminal = False
+            self._bar.disable = True
 
 
 def followed(items: Collection[Item], unit: str, *, doing: str, show: bool = True) -> Iterator[Item]:
@@ -130,24 +128,9 @@ def followed(items: Collection[Item], unit: str, *, doing: str, show: bool = Tru
             advance()
 
 
-def fitted(head: Sequence[str], pieces: Sequence[str], width: int, *, share: float) -> str:
-    """Return the pieces that fit, in order, with a bar behind the second one if there is room for it."""
-    texts = list(head)
-    for piece in pieces:
-        if text_width("  ".join([*texts, piece])) > width:
-            break
-        texts.append(piece)
-    room = width - text_width("  ".join(texts)) - 2
-    if len(texts) > 1 and room >= _LEAST_BAR:
-        size = min(room, _BAR)
-        full = round(min(max(share, 0.0), 1.0) * size)
-        texts.insert(2, "#" * full + "-" * (size - full))
-    return cut_text("  ".join(texts), width)
-
-
 def _columns() -> int:
-    """Return the width of the terminal as it is now."""
+    """Return the columns that a line may take: a full one would make some terminals begin the next."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or _WIDTH
+        return (os.get_terminal_size(sys.stderr.fileno()).columns or _WIDTH) - 1
     except (OSError, ValueError, AttributeError):
-        return _WIDTH
+        return _WIDTH - 1

@@ -20,6 +20,7 @@ from tests.support.terminal import drawn, shown, terminal
 def test_a_training_shows_one_line_with_its_end(tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     now = SimpleNamespace(seconds=0.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    monkeypatch.setattr("tqdm.std.time", lambda: now.seconds)
     world: Any = SimpleNamespace(is_first=True)
     with terminal(columns) as screen:
         monkeypatch.setattr(sys, "stderr", screen.stream)
@@ -35,8 +36,8 @@ def test_a_training_shows_one_line_with_its_end(tmp_path: Path, columns: int, mo
     assert max(map(text_width, drawn(text))) < columns
     lines = shown(text)
     assert lines[0] == "a picture"
-    assert lines[1].startswith("step 1,040/12,000  9%")
-    assert "ETA 6.1 h" in lines[1]
+    assert lines[1].startswith("step 1040/12000  9%  ETA ")
+    assert "ETA 6:05:20" in lines[1]
     assert len(lines) == 3, "one line at the end, ended"
     if columns == 80:
         assert "loss 0.53" in lines[1]
