@@ -1,8 +1,8 @@
 """A run ─► a model on the Hugging Face Hub: safetensors, config.json and a card with a picture, as one commit.
 
-python launch/push.py RUN org/name                       # mae3d.load_model("org/name") opens it anywhere
-python launch/push.py RUN org/name --private
-python launch/push.py RUN org/name --dry_run             # say what would be uploaded, and stop
+mae3d push RUN org/name                       # mae3d.load_model("org/name") opens it anywhere
+mae3d push RUN org/name --private
+mae3d push RUN org/name --dry_run             # say what would be uploaded, and stop
 
 Nothing of the data is uploaded: the picture shows a rendered clip, unless another is given.
 """
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.common.cli import EXIT_IO, fail
+from launch.common.cli import EXIT_IO, examples_of, fail
 from launch.export import FORMATS, export
 from mae3d.io.console import tolerate_any_text
+from mae3d.io.help_page import add_help
 from mae3d.weights.card import OWN, PICTURE, read_facts, write_card
 
 if TYPE_CHECKING:
@@ -29,13 +30,12 @@ if TYPE_CHECKING:
 NO_PICTURE = "none"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
-    tolerate_any_text()
-    parser = argparse.ArgumentParser(
-        prog="push.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("run", help="as for export.py: a run, a checkpoint's folder, a model file, an exported folder")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="mae3d push", allow_abbrev=False, add_help=False)
+    doc = str(__doc__)
+    add_help(parser, examples=examples_of(doc)[:3], description=doc.partition("\n\n")[0])
+    parser.add_argument("run", help="as for `mae3d export`: a run, a checkpoint, a model file, an exported folder")
     parser.add_argument("repo", help="ORG/NAME on the Hub; it is made if it does not exist")
     parser.add_argument("--private", action="store_true", help="a new repository is for its members only")
     parser.add_argument("--revision", default="", help="the branch that gets the commit; it is made if need be (main)")
@@ -48,7 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--message", default="", help="of the commit")
     parser.add_argument("--dry_run", action="store_true", help="say what would be uploaded, and stop")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0; SystemExit 2: bad usage or input, 3: I/O."""
+    tolerate_any_text()
+    options = parser().parse_args(argv)
     try:
         where = push(options)
     except ValueError as error:

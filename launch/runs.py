@@ -21,9 +21,10 @@ from pathlib import Path
 if not __package__:  # run as a file: use the checkout this file sits in
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.common.cli import EXIT_DONE, reporting
+from launch.common.cli import EXIT_DONE, examples_of, reporting
 from launch.report.runs_table import lines_of
 from mae3d.io.console import tolerate_any_text
+from mae3d.io.help_page import add_help
 from mae3d.tracking.overview import RunStatus, find_runs
 
 WATCH_S, BOARD_S, PORT = 5.0, 30.0, 8008
@@ -45,9 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _table(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mae3d runs",
+        allow_abbrev=False,
+        add_help=False,
         description="A table of the runs below folders: state, step, loss, speed, last checkpoint, ETA.",
         epilog="`mae3d runs board DIR` makes a page with curves, pictures and comparisons: mae3d runs board --help",
     )
+    add_help(parser, examples=examples_of(str(__doc__))[:3])
     parser.add_argument("folders", nargs="*", type=Path, default=[Path()], metavar="DIR", help="default: this folder")
     parser.add_argument("--json", action="store_true", help="one JSON document with everything that is known")
     parser.add_argument("--watch", action="store_true", help="print it anew every few seconds, until Ctrl-C")
@@ -72,9 +76,12 @@ def _table(arguments: Sequence[str]) -> int:
 def _board(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mae3d runs board",
+        allow_abbrev=False,
+        add_help=False,
         description="A page that follows the runs below a folder: curves, throughput, pictures, comparison, events. "
         "It is opened as a file, or served; it is rewritten until Ctrl-C.",
     )
+    add_help(parser, examples=examples_of(str(__doc__))[3:])
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with runs in it")
     parser.add_argument("--out", type=Path, help="folder of the page (DIR/board)")
     parser.add_argument("--every", type=_seconds, default=BOARD_S, metavar="S", help="seconds between two states (30)")
