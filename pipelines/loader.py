@@ -48,8 +48,9 @@ class Loader:
         shards: str | Path | Sequence[str | Path],
         *,
         num_frames: int,
-        size: int,
+        size: Size,
         global_batch: int,
+        channels: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -63,8 +64,9 @@ class Loader:
         Args:
             shards: the folder or URL of a dataset, or of several.
             num_frames: T, frames of a clip.
-            size: H and W of a clip, in pixels.
+            size: side of a square clip, or its height and width, in pixels.
             global_batch: samples of one optimizer step, over all ranks.
+            channels: C, of a frame; None = as stored.
             seed: of the order, the windows and the crops.
             rank: of this process.
             world: processes.
@@ -94,6 +96,7 @@ class Loader:
             world=world,
             local_world=local_world,
             accumulation=accumulation,
+            channels=channels,
             device=device,
         )
 
