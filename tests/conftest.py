@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,7 +129,11 @@ def _cpu_seconds() -> float:
 
 
 def _children() -> list[str]:
-    return [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
+    pids: list[str] = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has just ended
+            pids += task.read_text().split()
+    return pids
 
 
 def _decoder_seconds(pid: str) -> float:

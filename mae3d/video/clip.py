@@ -24,9 +24,11 @@ from PIL import Image
 from mae3d.io.shapes import Size, largest_box, sides
 from mae3d.video.container import MAX_PIXELS
 from mae3d.video.errors import MediaError
+from mae3d.video.levels import Window
 from mae3d.video.orientation import Orientation, turned
 from mae3d.video.pictures import range_of
 from mae3d.video.reader import Video, open_video
+from mae3d.video.stacks import is_stack, open_stack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,23 +60,31 @@ class ClipShape(Protocol):
         """C."""
 
 
-def read_clip(path: str | Path, config: ClipShape, *, sampling_rate: float = 4.0, target_fps: float = 30.0) -> "Tensor":
-    """Read the middle clip of a video.
+def read_clip(
+    path: str | Path,
+    config: ClipShape,
+    *,
+    sampling_rate: float = 4.0,
+    target_fps: float = 30.0,
+    window: Window | None = None,
+) -> "Tensor":
+    """Read the middle clip of a video, a TIFF stack or a DICOM file.
 
     Args:
         path: The file.
         config: The model's, for the number of frames, their size and channels.
         sampling_rate: Distance of two frames, in frames at target_fps; what the model was trained with.
-        target_fps: The rate that sampling_rate refers to.
+        target_fps: The rate that sampling_rate refers to; also that of a stack that announces none.
+        window: Values of a stack that become the first and the last of 16 bits, as a build's --window; None = none.
 
     Returns:
-        uint8 (1, T, H, W, C): the largest centred box of the model's shape of the upright frames, scaled; for a model
-        of one channel the luma. A video that is shorter than the clip is repeated from its start. A damaged frame is
-        replaced by the nearest one of the clip.
+        uint8, or uint16 of a stack of 16 bits, (1, T, H, W, C): the largest centred box of the model's shape of the
+        upright frames, scaled; for a model of one channel the luma of a video. A video that is shorter than the clip is
+        repeated from its start. A damaged frame of a video is replaced by the nearest one of the clip.
 
     Raises:
         VideoError: The file is missing, no video, too large, none of the clip's frames can be decoded, or the model has
-            other channels than grey or colour.
+            other channels than the file.
         OSError: The disk of the file has gone.
         ValueError: A rate is not above 0.
     """
@@ -83,11 +93,14 @@ def read_clip(path: str | Path, config: ClipShape, *, sampling_rate: float = 4.0
     for name, value in (("sampling_rate", sampling_rate), ("target_fps", target_fps)):
         if not value > 0:
             raise ValueError(f"{name}={value} must be above 0")
+    step_s = sampling_rate / target_fps
+    if is_stack(Path(path)):
+        return torch.from_numpy(_clip_of_stack(Path(path), config, step_s, target_fps, window))[None]
     check_video_channels(config.in_chans)
     size = config.height, config.width
     with open_clips(path) as video:
         seconds, keyframes = video.frame_times()
-        chosen = clip_frames(seconds, num_frames=config.num_frames, step_s=sampling_rate / target_fps)
+        chosen = clip_frames(seconds, num_frames=config.num_frames, step_s=step_s)
         times = [seconds[number] for number in chosen]
         start_s = min(times) if keyframes else 0.0
         decoded = decode_centred(video, set(times), start_s, max(times), size=size, channels=config.in_chans)
@@ -96,6 +109,27 @@ def read_clip(path: str | Path, config: ClipShape, *, sampling_rate: float = 4.0
         raise VideoError(f"{path}: none of the clip's frames can be decoded")
     nearest = [min(pictures, key=lambda there: abs(there - time)) for time in times]
     return torch.from_numpy(np.stack([pictures[time] for time in nearest]))[None]
+
+
+def _clip_of_stack(
+    path: Path, config: ClipShape, step_s: float, target_fps: float, window: Window | None
+) -> np.ndarray:
+    """Return the middle clip of a stack, (T, H, W, C) uint8 or uint16; errors as `read_clip`."""
+    try:
+        with open_stack(path) as stack:
+            facts = stack.facts
+            if facts.channels != config.in_chans:
+                raise VideoError(f"{path}: {facts.channels} channels, and the model takes {config.in_chans}")
+            fps = facts.fps if facts.fps > 0 else target_fps
+            seconds = [number / fps for number in range(facts.num_frames)]
+            chosen = clip_frames(seconds, num_frames=config.num_frames, step_s=step_s)
+            numbers = sorted(set(chosen))
+            frames = stack.frames(numbers, window=window if facts.bits != 8 else None)
+            size = config.height, config.width
+            pictures = {number: centred_levels(levels, size) for number, levels in zip(numbers, frames, strict=True)}
+    except MediaError as error:
+        raise VideoError(f"{path}: {error}") from error
+    return np.stack([pictures[number] for number in chosen])
 
 
 @contextmanager
@@ -196,10 +230,24 @@ def centred(
     else:
         ranges = {"src_color_range": range_of(frame), "dst_color_range": ColorRange.JPEG}
         converted = reformatter.reformat(frame, format="gray", **ranges)
-    pixels = turned(converted.to_ndarray(), way)
+    box = Image.fromarray(np.ascontiguousarray(_box(turned(converted.to_ndarray(), way), size)))
+    picture = np.asarray(box.resize(sides(size)[::-1], Image.Resampling.BILINEAR))
+    return picture.reshape(*picture.shape[:2], channels)
+
+
+def centred_levels(levels: np.ndarray, size: Size) -> np.ndarray:
+    """Return the centred box of levels, (H, W, C) uint8 or uint16, scaled as `centred` does, in floating point."""
+    box, (height, width) = _box(levels, size), sides(size)
+    if box.shape[:2] == (height, width):
+        return box
+    planes = [Image.fromarray(plane.astype(np.float32)) for plane in box.transpose(2, 0, 1)]
+    scaled = [np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)) for plane in planes]
+    return np.rint(np.stack(scaled, axis=-1)).astype(levels.dtype)  # a bilinear filter does not overshoot
+
+
+def _box(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """Return the largest centred box of a size's shape, a view of (H, W, ...)."""
     height, width = pixels.shape[:2]
     box_height, box_width = largest_box(height, width, size)
     top, left = -(-(height - box_height) // 2), -(-(width - box_width) // 2)
-    box = Image.fromarray(np.ascontiguousarray(pixels[top : top + box_height, left : left + box_width]))
-    picture = np.asarray(box.resize(sides(size)[::-1], Image.Resampling.BILINEAR))
-    return picture.reshape(*picture.shape[:2], channels)
+    return pixels[top : top + box_height, left : left + box_width]

@@ -28,6 +28,15 @@ def kind_of_stack(head: bytes) -> str:
     return "tiff" if head.startswith(TIFF_MARKS) else ""
 
 
+def is_stack(path: Path) -> bool:
+    """Return whether a file is a TIFF or DICOM by its first bytes; False if it cannot be read."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            return bool(kind_of_stack(file.read(DICOM_AT + 4)))
+    except OSError:
+        return False
+
+
 @contextmanager
 def open_stack(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[Stack]:
     """Yield an opened stack.

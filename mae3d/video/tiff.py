@@ -148,7 +148,7 @@ class TiffStack:
         return values[..., : values.shape[2] - self._alpha]
 
     def _values(self, number: int) -> np.ndarray:
-        """Return the values of one moment in the order of the file, alone if its pages or its bytes can be told."""
+        """Return the values of one moment in the order of the file, alone if its pages or its bytes stand alone."""
         pages, shape, time = self._series.pages, self._shape, self._time
         leading = next((n for n in range(len(shape) + 1) if math.prod(shape[:n]) == len(pages)), 0)
         if math.prod(shape[leading:]) == math.prod(self._page.shape) and (time is None or time < leading):

@@ -90,6 +90,7 @@ SAFE = {
     "mae3d.model.masking.mask_noise from_numpy": _OWN_ARRAY,
     "mae3d.video.clip.read_clip from_numpy": _OWN_ARRAY,
     "mae3d.video.clip.centred fromarray": _COPIES,
+    "mae3d.video.clip.centred_levels fromarray": _COPIES,
     "mae3d.video.clip.centred reformat": "swscale reads no filler and writes every pixel of these formats, at any size",
     "mae3d.video.clip.centred to_ndarray": "PyAV cuts off what fills the lines, and turns lines from the bottom up",
     "mae3d.video.orientation.orientation frombuffer": "a copy of the matrix: nine int32, of which five are read",

@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from mae3d.video.clip import VideoError, read_clip
 from mae3d.video.errors import MediaError
 from mae3d.video.levels import StackFacts, Window, widened, windowed
 from mae3d.video.stacks import open_stack
@@ -285,3 +287,28 @@ def test_a_missing_package_is_named_with_its_installation(
     error = refusal(tmp_path / package)
     assert error.reason == "no_decoder"
     assert "pip install 'mae3d[medical]'" in str(error)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model's clips."""
+
+    num_frames: int
+    height: int
+    width: int
+    in_chans: int
+
+
+def test_a_stack_is_read_as_a_clip_for_a_model_of_its_channels(tmp_path: Path) -> None:
+    frames = random_frames(12, channels=4)
+    write_tiff(tmp_path / "a.tif", frames, planarconfig="contig")
+    clip = read_clip(tmp_path / "a.tif", Shape(4, 16, 20, 4), sampling_rate=2).numpy()
+    np.testing.assert_array_equal(clip, frames[None, 2:10:2])
+    square = read_clip(tmp_path / "a.tif", Shape(4, 8, 8, 4), sampling_rate=2).numpy()
+    assert (square.shape, square.dtype) == ((1, 4, 8, 8, 4), np.uint16)
+    assert abs(square.mean() - frames[2:10:2].mean()) < 2000
+    with pytest.raises(VideoError, match=r"4 channels.*3"):
+        read_clip(tmp_path / "a.tif", Shape(4, 8, 8, 3))
+    write_dicom(tmp_path / "b", SIGNED, FrameTime=100)
+    windowed_clip = read_clip(tmp_path / "b", Shape(4, 16, 20, 1), target_fps=10, sampling_rate=1, window=(-100, 100))
+    np.testing.assert_array_equal(windowed_clip.numpy()[0], windowed(SIGNED, (-100, 100), bits=16))

@@ -255,7 +255,7 @@ def test_long_samples_are_warned_about(tmp_path: Path, capsys: pytest.CaptureFix
         (["build", "--frames", "nowhere", "--out", "out"], "nowhere: no such file or folder"),
         (["build", "--videos", "nowhere", "--out", "out"], "nowhere: no such file or folder"),
         (["build", "--videos", ".", "--out", "out", "--short-side", "0"], "short_side=0 must be at least 1"),
-        (["build", "--videos", ".", "--out", "out", "--ledger", "x"], "belong to --frames"),
+        (["build", "--videos", ".", "--out", "out", "--ledger", "x"], "belongs to --frames"),
         (["build", "--videos", ".", "--out", "out", "--label-base", "1"], "the first of --label-names; give those"),
         (["verify", "nowhere"], "nowhere: no such folder"),
     ],
