@@ -30,6 +30,7 @@ _EXAMPLES = (
     "mae3d preprocess build --frames dataset --ledger dataset/ledger.csv --out out/shards",
     "mae3d preprocess build --videos surgeries --events phases --background other --fps 5 --out out/phases",
     "mae3d preprocess build --images imagenet/train --split train --out out/images",
+    "mae3d preprocess build --stacks scans --layout png --out out/scans",
     "mae3d preprocess index --videos archive --out out/index",
     "mae3d preprocess verify out/shards --full",
     "mae3d preprocess inspect out/shards 000000017 --to sample.png",
@@ -41,9 +42,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="mae3d preprocess", description=_DESCRIPTION, allow_abbrev=False, add_help=False)
     add_help(top, examples=_EXAMPLES)
     commands = top.add_subparsers(dest="command", required=True)
-    add_build_options(add_command(commands, "build", "media to shards", usual=USUAL, examples=_EXAMPLES[:4]))
+    add_build_options(add_command(commands, "build", "media to shards", usual=USUAL, examples=_EXAMPLES[:5]))
     text = "a dataset over videos that stay where and as they are"
-    index = add_command(commands, "index", text, usual=USUAL_OF_INDEX, examples=_EXAMPLES[4:5])
+    index = add_command(commands, "index", text, usual=USUAL_OF_INDEX, examples=_EXAMPLES[5:6])
     add_index_options(index)
     merge = add_command(commands, "merge", "the index of shards that were built in slices")
     merge.add_argument("out", metavar="OUT", help="the dataset's folder or URL")
