@@ -24,6 +24,7 @@ _EPILOG = """examples:
   python -m preprocess build --videos clips more.csv --fps 15 --segment-seconds 10 --out out/shards
   python -m preprocess build --videos surgeries --events phases --background other --fps 5 --out out/phases
   python -m preprocess build --images imagenet/train --split train --out out/images
+  python -m preprocess build --stacks scans --layout png --out out/scans
   python -m preprocess index --videos archive --out out/index
   python -m preprocess verify out/shards --full
   python -m preprocess curate out/shards

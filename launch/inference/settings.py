@@ -23,7 +23,7 @@ class EvaluateConfig:
         task: `classification` for a finetuned classifier, `reconstruction` for a masked autoencoder.
         num_clips: Classification: clips of each sample, spread evenly over it. Published: mae_st 10 x 3; VideoMAE
             5 x 3 on Kinetics, 2 x 3 on Something-Something.
-        num_crops: Classification: square crops of each clip along the longer side; 1 is the centre.
+        num_crops: Classification: crops of the model's shape of each clip, spread along one side; 1 is the middle.
         mask: Reconstruction: what is hidden: one or several of random, tube, frame, block, prospective, retrospective,
             interpolation (docs/masks.md), or `all`. Default: the model's.
         mask_ratio: Reconstruction: share of the tokens that is hidden; null takes the model's.

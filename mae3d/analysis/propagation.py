@@ -2,7 +2,7 @@
 
 frames ─► features of each ─► affinities with earlier frames ─► soft labels per patch ─► a mask per frame
 
-    features = frame_features(encoder, squares, layer=-1, mode="still")             # (h * w, D) of each frame
+    features = frame_features(encoder, pictures, layer=-1, mode="still")            # (h * w, D) of each frame
     labels = patch_labels(mask, [1, 2], grid=(14, 14))                              # (h * w, 3)
     carried = Propagator(next(features), labels, grid=(14, 14), k=5, context=7, radius=12, temperature=0.1)
     masks = [frame_mask(carried.step(there), grid=(14, 14), size=(480, 854)) for there in features]

@@ -115,8 +115,8 @@ def _of_pnm(data: bytes) -> DeepPicture | None:
     width, height, channels = numbers[0], numbers[1], 1 if data[1:2] in b"25" else 3
 
     def levels(window: Window | None, bits: int) -> np.ndarray:
-        count, body = width * height * channels, data[at + 1 :]
-        values = np.array(body.split()[:count], np.int64) if data[1:2] in b"23" else np.frombuffer(body, ">u2")
+        count, body, is_text = width * height * channels, data[at + 1 :], data[1:2] in b"23"
+        values = np.array(body.split()[:count], np.int64) if is_text else np.frombuffer(body[: len(body) & ~1], ">u2")
         if len(values) < count:
             raise ValueError("damaged image: its end is missing")
         pixels = values[:count].reshape(height, width, channels).astype(np.uint16)

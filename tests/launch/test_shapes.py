@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from launch import embed, export, preview, timeline, visualize
+from launch import embed, export, preview, propagate, timeline, visualize
 from launch.pretrain import pretrain
 from launch.training.config import (
     EvalConfig,
@@ -141,3 +141,23 @@ def test_channels_that_the_shards_do_not_have_are_one_line_before_anything_is_wr
         assert "4 channels" in told
         assert told.count("\n") == 1
         assert not out.exists()
+
+
+def test_masks_are_carried_by_grey_features_of_frames_that_are_not_square(trained: Path, tmp_path: Path) -> None:
+    frames, masks = tmp_path / "frames" / "a", tmp_path / "masks" / "a"
+    frames.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
+    for number in range(3):
+        Image.fromarray(pixels).save(frames / f"{number:05d}.png")
+    mask = np.zeros((60, 100), np.uint8)
+    mask[30:, :35] = 1
+    Image.fromarray(mask).save(masks / "00000.png")
+    argv = ["--run", str(trained / "run"), "--frames", str(frames.parent), "--masks", str(masks.parent)]
+    for name, size in (("own", ()), ("finer", ("--size", "64", "96"))):
+        out = tmp_path / name
+        assert propagate.main([*argv, "--out", str(out), "--device", "cpu", *size]) == 0
+        carried = np.asarray(Image.open(next(out.rglob("00002.png"))))
+        assert carried.shape == (60, 100)  # a still video keeps its mask, to whole patches
+        assert (carried[45:, :20] == 1).all()
+        assert (carried[:15, 70:] == 0).all()
