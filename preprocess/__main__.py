@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     curate = add_command(commands, "curate", text)
     add_curate_options(curate)
     text = "check a finished dataset (bytes of the tars: --full)"
-    verify = add_command(commands, "verify", text, examples=_EXAMPLES[5:6])
+    verify = add_command(commands, "verify", text, examples=_EXAMPLES[6:7])
     verify.add_argument("out", metavar="OUT", help="the dataset's folder; of a URL the listing and the index")
     verify.add_argument(
         "--full", action="store_true", help="read the tars too: finds damage in them that left their size as it was"
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--seed", type=int, default=0, metavar="K", help="of the draw (%(default)s)")
     report.add_argument("--no-images", action="store_true", help="leave the frames out")
     report.add_argument("--hash-names", action="store_true", help="12 digits of the sha256 in place of every name")
-    inspect = add_command(commands, "inspect", "all that is known of one sample", examples=_EXAMPLES[6:])
+    inspect = add_command(commands, "inspect", "all that is known of one sample", examples=_EXAMPLES[7:])
     inspect.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder")
     inspect.add_argument("sample", metavar="KEY|NAME", help="its key or name")
     inspect.add_argument("--to", type=Path, metavar="FILE.png", help="writes some of its frames, side by side")
