@@ -155,21 +155,21 @@ def stored(out: Path, name: str) -> dict[str, Any] | None:
     return done
 
 
+@torch.inference_mode()  # while it runs: between two masks the caller is as it was
 def _masks(video: _Video, first: Ids, objects: list[int], settings: Mapping[str, Any], *, batch: int) -> Iterator[Ids]:
     """Yield the mask of each frame, the given one first."""
     _, height, width = video.encoder.config.grid
     grid, numbers, carried = (height, width), np.array([0, *objects], np.uint8), None
-    with torch.inference_mode():
-        for features in frame_features(
-            video.encoder, video.scaled(), layer=settings["layer"], mode=settings["mode"], batch=batch
-        ):
-            if carried is None:
-                labels = patch_labels(first, objects, grid)
-                chosen = {name: settings[name] for name in ("k", "context", "radius", "temperature")}
-                carried = Propagator(features, labels, grid=grid, **chosen)
-                yield first
-            else:
-                yield numbers[frame_mask(carried.step(features), grid, video.size)]
+    for features in frame_features(
+        video.encoder, video.scaled(), layer=settings["layer"], mode=settings["mode"], batch=batch
+    ):
+        if carried is None:
+            labels = patch_labels(first, objects, grid)
+            chosen = {name: settings[name] for name in ("k", "context", "radius", "temperature")}
+            carried = Propagator(features, labels, grid=grid, **chosen)
+            yield first
+        else:
+            yield numbers[frame_mask(carried.step(features), grid, video.size)]
 
 
 class _Tally:

@@ -38,6 +38,7 @@ nav a { display: inline-block; max-width: 100%; padding: 8px 0; margin-right: 20
 .numbers td { white-space: nowrap; }
 p + .sheet { margin-top: 14px; }
 svg { display: block; width: 100%; max-width: 600px; height: auto; font: 13px system-ui, sans-serif; }
+@media (max-width: 600px) { svg { font-size: 16px; } }
 """
 
 

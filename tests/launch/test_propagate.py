@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from launch import propagate
@@ -171,3 +173,18 @@ def test_masks_that_do_not_fit_are_refused(
         propagate.main([*given, "--masks", str(tmp_path / "mask.png"), "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def test_a_mask_that_ends_the_work_leaves_torch_as_it_was(
+    tiny_model: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The masks come from a generator: inference mode must not stay on while it waits, or after an error."""
+    masks = tmp_path / "masks"
+    shutil.copytree(davis / "Annotations" / "480p" / "moving", masks)
+    Image.new("L", (3, 3), 1).save(masks / "00002.png")
+    frames = davis / "JPEGImages" / "480p" / "moving"
+    with pytest.raises(SystemExit) as stopped:
+        propagate.main(options(tiny_model, frames, tmp_path / "out", "--masks", str(masks)))
+    assert not torch.is_inference_mode_enabled()
+    assert stopped.value.code == 2
+    assert "00002.png: 3 x 3 pixels" in capsys.readouterr().err

@@ -140,7 +140,7 @@ def test_the_page_opens_with_the_sample_that_gains_most_and_the_last_line_has_th
     run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = look(run, shards, tmp_path, "--samples", "6")
-    cards = re.findall(r'<h3>([^<]*)<small>([^<]*)</small></h3><img src="([^"]*)"', page)
+    cards = re.findall(r'<h3>([^<]*)<small>([^<]*)</small></h3><div class="sheet"><img src="([^"]*)"', page)
     (title, best, image), *samples = cards
     assert "Best of 6" in title
     assert page.index(title) < page.index("<h3>About</h3>") < page.index(f"<h3>{samples[0][0]}<")
