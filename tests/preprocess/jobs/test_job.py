@@ -1,11 +1,13 @@
 """The job as a whole: decoders that die, a second run, slices and their merge, progress."""
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 
+from mae3d.io import progress
 from mae3d.io.lock_store import LOCK_NAME, FolderLockStore, Owner
 from preprocess.__main__ import main
 from tests.support.builds import command, tree
@@ -105,13 +107,17 @@ def test_a_slice_waits_for_a_merge_and_a_merge_for_no_slice(
 
 
 def test_progress_tells_shards_samples_and_rejects_and_what_was_kept(
-    archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    archive: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     caplog.set_level("INFO")
     out = tmp_path / "out"
     assert main(command(archive, out)) == 0
-    assert "24 of 24 samples, " in caplog.text
-    assert "5 of 5 shards, " in caplog.text
+    assert re.search(r"^build sample 24/24  100%  .*  5/5 shards  \d+ rejected", capsys.readouterr().err, re.M)
     for path in out.glob("shard-00003.*"):
         path.unlink()
     caplog.clear()
