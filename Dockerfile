@@ -34,7 +34,7 @@ ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 RUN DS_ACCELERATOR=cuda DS_BUILD_FUSED_ADAM=1 make deps
 
 COPY docker/trim.py docker/
-RUN python docker/trim.py curate dask s3 tensorboard
+RUN python docker/trim.py curate dask medical s3 tensorboard
 
 # base: the wheels bring every CUDA library but the driver's, which the container toolkit mounts.
 FROM nvidia/cuda:13.2.1-base-ubuntu24.04

@@ -182,6 +182,8 @@ def _section(text: str) -> dict[str, Any]:
 
 def _types(kind: Any, bounds: Bounds) -> dict[str, Any]:
     kinds = [_type(one, bounds) for one in alternatives(kind)]
+    if any("enum" in one for one in kinds):  # a text beside them is a hook, module:name
+        kinds = [one | {"pattern": ":"} if one == {"type": "string"} else one for one in kinds]
     return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
 
 

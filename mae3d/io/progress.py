@@ -43,6 +43,7 @@ class Progress:
         self.on_terminal = self._show and sys.stderr.isatty()
         self._pieces = ""
         self._began = self._logged = time.monotonic()
+        self._logged_count = done
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -91,7 +92,7 @@ class Progress:
     def close(self) -> None:
         """End the line, if one was drawn; write the last one of a log that has others."""
         self._shown(self._bar.close)
-        if self._show and not self.on_terminal and self._logged > self._began:
+        if self._show and not self.on_terminal and self._logged > self._began and self._logged_count < self.count:
             self._log()
 
     def left_s(self, count: int) -> float | None:
@@ -100,7 +101,7 @@ class Progress:
         return seconds / done * max(self.total - count, 0) if done > 0 else None
 
     def _log(self) -> None:
-        self._logged = time.monotonic()
+        self._logged, self._logged_count = time.monotonic(), self.count
         line = tqdm.format_meter(
             self.count,
             self.total,

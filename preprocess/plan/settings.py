@@ -47,7 +47,7 @@ class Settings:
     check: Literal["decode", "header"] = "decode"  # how a JPEG that passes through shows that it is whole
     layout: Layouts = "jpeg"  # how frames are stored; preprocess.dataset.layout
     channels: int = bounded(0, least=0, most=256)  # of layout png; 0 = those of the first sample
-    bits: int = 0  # of layout png, 8 or 16; 0 = those of the first sample, 16 with a window
+    bits: int = bounded(0, least=0, most=16)  # of layout png, 8 or 16; 0 = those of the first sample, 16 with a window
     window: tuple[float, float] | None = None  # values that become the first and the last level; None = as they are
     crf: float = bounded(17.0, least=0, most=51)  # of layout video: x264's constant quality, lower is better
     preset: Preset = "veryfast"  # x264's effort

@@ -96,6 +96,7 @@ SAFE = {
     "mae3d.video.clip.centred reformat": "swscale reads no filler and writes every pixel of these formats, at any size",
     "mae3d.video.clip.centred to_ndarray": "PyAV cuts off what fills the lines, and turns lines from the bottom up",
     "mae3d.video.orientation.orientation frombuffer": "a copy of the matrix: nine int32, of which five are read",
+    "mae3d.weights.pickles._DType.number frombuffer": "bytes as many as the type has, which is one of numbers",
     "pipelines.decoding.clips.copied_views as_tensor": "DALI refuses views of different shapes",
     "pipelines.decoding.clips.copied_views empty": "the copies of all views fill it",
     "pipelines.decoding.clips.copied_views from_dlpack": "the caller holds the outputs until the copies have run",

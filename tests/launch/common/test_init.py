@@ -48,8 +48,8 @@ log: {every: 1}
 class Alone:
     """Stands for the World of a single process."""
 
-    def on_first(self, call: Callable[[], None]) -> None:
-        call()
+    def on_first(self, call: Callable[[], Any]) -> Any:
+        return call()
 
 
 def start(path: Path | str, own: MAEConfig = MODEL, *, decoder: bool = True, **settings: Any) -> tuple[str, MAE, MAE]:
@@ -267,11 +267,12 @@ def test_finetuning_begins_from_an_inflated_image_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit", "num_attention_heads": 2}')
     model = FinetuneModelConfig(num_frames=6, t_patch_size=3)
     config = FinetuneConfig(init=str(tmp_path / "image.safetensors"), init_inflate="mean", model=model)
-    encoder = _open_init(config)
+    alone: Any = Alone()
+    encoder = _open_init(config, alone)
     assert isinstance(encoder, Encoder)
     assert (encoder.config.num_frames, encoder.config.t_patch_size) == (6, 3)
     by_name = replace(config, init="timm:test_vit", init_weights=config.init)
-    assert torch.equal(encoder.blocks[0].mlp.fc1.weight, _open_init(by_name).blocks[0].mlp.fc1.weight)
+    assert torch.equal(encoder.blocks[0].mlp.fc1.weight, _open_init(by_name, alone).blocks[0].mlp.fc1.weight)
 
 
 def test_finetuning_takes_over_rotations_and_runs_from_before_them_go_on(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_every_recipe_is_valid_by_the_schema(name: str) -> None:
         ({"optim": {"eps": 0}}, False),
         ({"model": {"mask_ratio": 1}}, False),
         ({"model": {"mask_type": "tubes"}}, False),
+        ({"model": {"mask_type": "my_masks:checkerboard(size=2)"}}, True),
         ({"train": {"zero_stage": 4}}, False),
         ({"extend": "yes"}, False),
     ],

@@ -90,6 +90,8 @@ ZERO = {
     "epoch": "the first",
     "max_bad_fraction": "none may be bad",
     "crf": "without loss",
+    "channels": "those of the first sample",
+    "bits": "those of the first sample",
     "min_psnr": OFF,
     "encoder": "no option: a version of the program",
 }

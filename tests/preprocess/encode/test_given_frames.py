@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mae3d.io.png import decode_png
 from mae3d.video.errors import MediaError
 from preprocess.encode.given_frames import encode_given
 from preprocess.encode.images import jpeg_header, stored_frame
@@ -60,10 +61,8 @@ def test_frames_take_the_size_of_the_first_and_say_so() -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        np.zeros((3, 8, 8), np.uint8),
-        np.zeros((8, 8), np.uint8),
-        np.zeros((8, 8, 4), np.uint8),
-        np.zeros((8, 8, 3), np.uint16),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((2, 8, 8, 3), np.uint8),
         np.zeros((0, 8, 3), np.uint8),
         7,
         "img.jpg",
@@ -71,8 +70,27 @@ def test_frames_take_the_size_of_the_first_and_say_so() -> None:
     ids=repr,
 )
 def test_what_is_no_frame_is_refused_by_its_shape_and_type(frame: Any) -> None:
-    with pytest.raises(ValueError, match=r"(u?int\d+|<U7) \(.*\).*uint8 \(height, width, 3\)"):
+    with pytest.raises(ValueError, match=r"([a-z]+\d+|<U7) \(.*\).*uint16, \(height, width\)"):
         parts([frame])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "told"),
+    [((8, 8, 4), np.uint8, "4 channels of 8 bits"), ((8, 8), np.uint16, "1 channel of 16 bits")],
+)
+def test_channels_and_bits_that_the_layout_lacks_are_refused_with_the_layout_that_has_them(
+    shape: tuple[int, ...], dtype: Any, told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{told}.*--layout png"):
+        parts([np.zeros(shape, dtype)])
+
+
+def test_grey_is_stored_as_colour_without_colours_and_a_png_holds_all_levels() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert parts([grey]) == parts([np.repeat(grey[..., None], 3, axis=2)])
+    deep = (grey.astype(np.uint16) * 1021)[..., None]
+    (stored,) = parts([deep], layout="png", channels=1, bits=16)
+    assert np.array_equal(decode_png(stored, channels=1), deep)
 
 
 @pytest.mark.parametrize(

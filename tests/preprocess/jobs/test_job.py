@@ -117,7 +117,7 @@ def test_progress_tells_shards_samples_and_rejects_and_what_was_kept(
     caplog.set_level("INFO")
     out = tmp_path / "out"
     assert main(command(archive, out)) == 0
-    assert re.search(r"^build sample 24/24  100%  .*  5/5 shards  \d+ rejected", capsys.readouterr().err, re.M)
+    assert re.search(r"^build sample 24/24  100%  ETA [\d:]+, 5/5 shards  \d+ rejected", capsys.readouterr().err, re.M)
     for path in out.glob("shard-00003.*"):
         path.unlink()
     caplog.clear()
