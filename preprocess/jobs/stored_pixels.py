@@ -12,7 +12,7 @@ from dataclasses import replace
 from mae3d.video.errors import MediaError
 from preprocess.encode.frame_store import kind_words, refuse_unfit
 from preprocess.encode.sample import media_files
-from preprocess.plan.plan import Request
+from preprocess.plan.plan import HOOK, Request
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Root
 from preprocess.workers.decoder import decoder
@@ -29,9 +29,15 @@ def settled(settings: Settings, requests: Sequence[Request], roots: Sequence[Roo
         roots: where their paths start.
 
     Raises:
-        ValueError: the layout cannot hold the frames, or they need a window.
+        ValueError: the layout cannot hold the frames, they need a window, or they are a program's, which has no files.
     """
     if settings.layout == "files" or (settings.channels and settings.bits):
+        return settings
+    if any(request.kind == HOOK for request in requests[:1]):
+        if settings.layout == "png":
+            raise ValueError(
+                "--layout png: a --source has no files whose kind could be seen: give --channels and --bits"
+            )
         return settings
     # If nothing opens, the build will say of every sample why.
     name, channels, bits = _first_kind(settings, requests, roots) or ("", 3, 8)

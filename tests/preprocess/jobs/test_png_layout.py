@@ -25,6 +25,9 @@ from preprocess.dataset.index import DatasetError, open_dataset
 from preprocess.inspect import verify_shard
 from preprocess.inspect.filmstrip import write_filmstrip
 from preprocess.inspect.verify import verify
+from preprocess.jobs.stored_pixels import settled
+from preprocess.plan.plan import HOOK, Request
+from preprocess.plan.settings import Settings
 from tests.support.builds import tree
 from tests.support.stacks import random_frames, write_png_folder
 
@@ -263,3 +266,12 @@ def test_large_frames_are_scaled_in_all_their_bits(tmp_path: Path) -> None:
     assert set(stored(tmp_path / "two", 0)[0, 8, :, 0].tolist()) >= {0, 65535}  # overshoot is cut off
     assert np.all(np.diff(stored(tmp_path / "two", 0)[0, 8, :, 0].astype(int)) > -3000)
     assert np.abs(frame[8, 2:-2, 0].astype(int) - ramp[0, 0].reshape(20, 2).mean(1)[2:-2]).max() <= 2
+
+
+def test_the_frames_of_a_program_need_their_channels_and_bits_said() -> None:
+    request = Request(HOOK, 0, "a", "a", (), "", -1, 0, 0, prefix="my_scans:Stacks")
+    with pytest.raises(ValueError, match="--channels and --bits"):
+        settled(Settings(layout="png"), [request], [])
+    given = Settings(layout="png", channels=2, bits=16)
+    assert settled(given, [request], []) == given
+    assert settled(Settings(), [request], []) == Settings()
