@@ -125,7 +125,7 @@ class Pair:
         self.plain.load_state_dict(to_foreign(self.lean.state_dict(), config, format="mae_st"))
         for model in (self.lean, self.plain):
             model.to(device, torch.bfloat16 if precision == "cast" else torch.float32)
-        shape = (batch, config.num_frames, config.img_size, config.img_size, 3)
+        shape = (batch, config.num_frames, config.height, config.width, config.in_chans)
         self.clip = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         # Upstream's loader hands out normalised floats: that work is not counted against it.
         pixels = normalise(self.clip, mean=config.mean, std=config.std)

@@ -101,8 +101,8 @@ def stepping(options: argparse.Namespace, world: World, *, views: int = 1, compi
 
 def synthetic(config: MAEConfig, samples: int, *, views: int = 1, device: torch.device) -> Batch:
     """Return a batch of noise that lies on the device."""
-    size = config.img_size
-    clips = torch.randint(0, 256, (samples, views, config.num_frames, size, size, 3), dtype=torch.uint8, device=device)
+    shape = (samples, views, config.num_frames, config.height, config.width, config.in_chans)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     numbers = torch.arange(samples)
     by_view = numbers[:, None].expand(samples, views)
     return Batch(clips, by_view, numbers, 0, torch.zeros_like(by_view, dtype=torch.int8), by_view)
