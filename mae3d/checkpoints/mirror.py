@@ -5,9 +5,9 @@ mirror.push()                                       # returns at once: a thread 
 mirror.finish()
 message = restore(Path("out/run"), "s3://bucket/run")  # before the run is opened; "" if there was nothing to do
 
-Behind the URL lies what the folder holds, by the same names: config.yaml, metrics.jsonl, DONE or STOPPED, and complete
-checkpoints. A checkpoint is there when its manifest is, which is uploaded last; `latest` follows it. Any fsspec URL;
-credentials and endpoints come from the environment (mae3d/io/storage.py).
+Behind the URL lies what the folder holds, by the same names: config.yaml, metrics.jsonl, events.jsonl, DONE or STOPPED,
+and complete checkpoints. A checkpoint is there when its manifest is, which is uploaded last; `latest` follows it. Any
+fsspec URL; credentials and endpoints come from the environment (mae3d/io/storage.py).
 """
 
 import logging
@@ -24,12 +24,12 @@ from mae3d.checkpoints.format import MANIFEST, CheckpointError, is_own_file
 from mae3d.io.files import sync, write_text
 from mae3d.io.resume import ALL_FIXED, ResumeRules, dotted
 from mae3d.io.storage import Storage, access_remedy, describe_error, fetch_whole
-from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, LATEST, METRICS, STOPPED, Run, RunError
+from mae3d.tracking.run_dir import BEST, CHECKPOINTS, CONFIG, DONE, EVENTS, LATEST, METRICS, STOPPED, Run, RunError
 
 logger = logging.getLogger(__name__)
 
 _FINISH_S = 600  # that the end of a run waits for what is on its way
-_SMALL = (CONFIG, METRICS)
+_SMALL = (CONFIG, METRICS, EVENTS)
 _MARKERS = (DONE, STOPPED)
 
 

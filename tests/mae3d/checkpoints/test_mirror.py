@@ -53,6 +53,7 @@ def run(tmp_path: Path) -> Path:
 
 def begun(folder: Path, *steps: int) -> Path:
     Run(folder).claim(CONFIG, extend=False)
+    Run(folder).write_event(0, "started, 1 rank(s)")
     for step in steps:
         save(folder, step)
         Run(folder).write_metrics({"step": step, "loss": 1.0})
@@ -93,7 +94,7 @@ def test_what_is_there_is_not_uploaded_again(run: Path, bucket: str, s3: Server)
     s3.requests("PUT")
     mirrored(run, bucket)
     names = {request.path.rpartition("/")[2] for request in s3.requests("PUT")}
-    assert names <= {"latest", "best", "config.yaml", "metrics.jsonl"}
+    assert names <= {"latest", "best", "config.yaml", "metrics.jsonl", "events.jsonl"}
 
 
 @pytest.mark.slow
