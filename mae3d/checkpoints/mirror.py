@@ -106,6 +106,8 @@ class Mirror:
                     f"it holds {others[0]} and no {CONFIG}, so it is no copy of a run: give another run.remote"
                 )
             self._send_small(store, CONFIG, there)  # first: it makes the place this run's
+        for name in _SMALL:  # before the checkpoints: whenever this is killed, the newest one has its lines
+            self._send_small(store, name, there)
         names = [path.name for path in checkpoint.up_to_latest(self._run)]
         best = checkpoint.pointed(self._run, BEST)
         for name in reversed(names):
@@ -113,7 +115,7 @@ class Mirror:
                 store.write(f"{CHECKPOINTS}/{LATEST}", f"{name}\n".encode())
         if best in self._sent:
             store.write(f"{CHECKPOINTS}/{BEST}", f"{best}\n".encode())
-        for name in (*_SMALL, *_MARKERS):
+        for name in _MARKERS:
             self._send_small(store, name, there)
         if names and names[-1] in self._sent:
             self._retain(store, there, latest=names[-1], best=best)

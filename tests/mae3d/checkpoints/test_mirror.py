@@ -80,7 +80,9 @@ def test_a_deleted_run_comes_back_byte_for_byte(run: Path, bucket: str, s3: Serv
     assert mirror.failures == 0
     puts = [request.path.partition("/mine/")[2] for request in s3.requests("PUT")]
     first = [f"checkpoints/step-00000200/{name}" for name in ("model.safetensors", "manifest.json")]
-    assert puts.index(first[0]) < puts.index(first[1]) < puts.index("checkpoints/latest")
+    assert puts.index(first[0]) < puts.index(first[1]) < puts.index("checkpoints/latest") < puts.index("STOPPED")
+    # Killed after the manifest, a run goes on from that checkpoint: the lines before it must be there.
+    assert max(puts.index(name) for name in ("config.yaml", "metrics.jsonl", "events.jsonl")) < puts.index(first[1])
     before = tree(run)
     shutil.rmtree(run)
     assert restore(run, bucket) == f"restored step-00000200 from {bucket}"

@@ -1,11 +1,13 @@
 """Models by a name on the Hugging Face Hub, by the real client against a double of its server."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 import mae3d
 from launch.common.clip_options import agreed_model_file
@@ -101,6 +103,18 @@ def test_what_is_pushed_is_what_is_loaded(hub: Hub, model: MAE, monkeypatch: pyt
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert find_model_file("org/name") == file
     assert len(hub.log) == before + 1
+
+
+def test_weights_in_several_files_are_fetched_whole(hub: Hub, model: MAE, tmp_path: Path) -> None:
+    state = {
+        name: tensor.contiguous() for name, tensor in to_foreign(model.state_dict(), CONFIG, format="mae_st").items()
+    }
+    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(sorted(state))}
+    for file in set(places.values()):
+        save_file({name: state[name] for name in places if places[name] == file}, tmp_path / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    push_folder(tmp_path, "org/parts", private=False, revision="", message="parts")
+    assert same(mae3d.load_model("org/parts", config=CONFIG), model)
 
 
 def test_revisions_are_kept_apart(hub: Hub, model: MAE) -> None:
