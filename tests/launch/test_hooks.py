@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -316,6 +317,9 @@ def test_a_source_gives_the_same_bytes_for_any_number_of_workers(
     assert [corpus.name(row) for row in range(3)] == ["left/0.npy", "left/2.npy", "right/1.npy"]
     assert corpus.num_frames.tolist() == [3, 4, 3]  # every second of 5, 7 and 6
     assert [corpus.label_names[corpus.labels_of(row)[0]] for row in range(3)] == ["left", "left", "right"]
+    with tarfile.open(files / "out1" / "shard-00001.tar") as tar:
+        described = json.load(tar.extractfile(tar.getmembers()[0]))  # type: ignore[arg-type]
+    assert (described["name"], described["range"]) == ("left/2.npy", [0, 7])
     rejected = pq.read_table(files / "out1" / "rejected.parquet").to_pylist()
     assert [(row["name"], row["reason"]) for row in rejected] == [("left/bad.npy", "bad_frame")]
     (files / "out1" / "shard-00001.parquet").unlink()  # killed: only this one is built anew

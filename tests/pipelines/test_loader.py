@@ -224,6 +224,8 @@ def test_a_loader_is_opened_from_a_folder_by_the_settings_alone(shards: Path, da
     assert same(ours, take(make(dataset), 2))
     with Loader.open([shards, str(shards)], **settings, weights=(1, 2)) as both:
         assert both.num_samples == 28
+    with Loader.open(shards, **settings | {"size": (16, 24)}, channels=1) as grey:
+        assert next(grey).clips.shape[2:] == (FRAMES, 16, 24, 1)
     with pytest.raises(ValueError, match=r"no setting img_size; .*repeat_aug"):
         Loader.open(shards, **settings, img_size=3)
     with pytest.raises(ValueError, match=r"data\.flip"):

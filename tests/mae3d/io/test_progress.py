@@ -102,6 +102,13 @@ def test_a_log_gets_a_plain_line_every_half_minute_and_the_last_one(
     assert "\r" not in "".join(lines)
 
 
+def test_a_log_says_the_end_once(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    for _ in followed(range(60), "shard", doing="verify"):
+        clock.seconds += 1
+    assert sys.stderr.getvalue().count("60/60") == 1  # type: ignore[attr-defined]
+
+
 def test_other_ranks_and_a_stream_that_nobody_reads_are_no_trouble(
     clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mae3d.io.png import decode_png
+from mae3d.io.png import decode_png, encode_png
 from mae3d.video.errors import MediaError
 from preprocess.encode.given_frames import encode_given
 from preprocess.encode.images import jpeg_header, stored_frame
@@ -89,8 +89,18 @@ def test_grey_is_stored_as_colour_without_colours_and_a_png_holds_all_levels() -
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     assert parts([grey]) == parts([np.repeat(grey[..., None], 3, axis=2)])
     deep = (grey.astype(np.uint16) * 1021)[..., None]
-    (stored,) = parts([deep], layout="png", channels=1, bits=16)
-    assert np.array_equal(decode_png(stored, channels=1), deep)
+    for given in (deep, encode_png(deep), Image.fromarray(deep[..., 0])):
+        (stored,) = parts([given], layout="png", channels=1, bits=16)
+        assert np.array_equal(decode_png(stored, channels=1), deep)
+    (stored,) = parts([Image.fromarray(grey)], layout="png", channels=1, bits=8)
+    assert np.array_equal(decode_png(stored, channels=1)[..., 0], grey)
+
+
+def test_a_picture_that_lies_on_its_side_is_turned() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    picture = Image.open(io.BytesIO(encoded(PICTURE, "PNG", exif=exif)))
+    assert parts([picture]) == parts([np.rot90(PICTURE, -1)])
 
 
 @pytest.mark.parametrize(
