@@ -54,6 +54,7 @@ class Progress:
             mininterval=_DRAW_EVERY_S,
             miniters=0,
             smoothing=0,
+            position=0,  # not below the line of earlier work that an error has left open
             disable=not self.on_terminal,
         )
 

@@ -78,6 +78,20 @@ def test_a_message_stands_above_the_line_and_nothing_of_the_line_is_left_in_it(
     assert lines[2:] == [""]
 
 
+def test_work_that_was_left_open_moves_no_later_line(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(80) as screen:
+        monkeypatch.setattr(sys, "stderr", screen.stream)
+        left_open = followed(range(10), "shard", doing="verify")
+        next(left_open)
+        with Progress(10, "step") as advance:
+            clock.seconds += 10
+            advance(5)
+        lines = shown(screen.read())
+        left_open.close()  # type: ignore[attr-defined]
+    assert lines[0].startswith("step 5/10  50%")
+    assert lines[1:] == [""]
+
+
 def test_work_of_a_moment_shows_nothing(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(80) as screen:
         monkeypatch.setattr(sys, "stderr", screen.stream)
