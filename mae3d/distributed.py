@@ -10,10 +10,11 @@ if world.any(stop_requested): ...    # true on every rank if it is on one
 import datetime
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,14 @@ from mae3d.meeting import (
 )
 
 T = TypeVar("T")
+Closable = TypeVar("Closable", bound="Closes")
+
+
+class Closes(Protocol):
+    """A thing with an end."""
+
+    def close(self) -> None:
+        """Release what it holds."""
 
 
 class DeviceError(ValueError):
@@ -155,8 +164,30 @@ class World:
         dist.all_reduce(values)
         return values.div_(self.ranks.size)
 
+    @property
+    def hangs_alone(self) -> bool:
+        """True if a rank that fails alone must not wait for its GPU: there may be kernels that wait for other ranks."""
+        return self.device.type == "cuda" and self.ranks.size > 1
+
+    @contextmanager
+    def closing(self, thing: Closable) -> Iterator[Closable]:
+        """Yield a thing and close it at the end, but not after an error that leaves this rank alone (`hangs_alone`).
+
+        DeepSpeed's engine and a loader wait for their GPU before they release its memory.
+        """
+        try:
+            yield thing
+        except BaseException:
+            if not self.hangs_alone:
+                thing.close()
+            raise
+        thing.close()
+
     def close(self) -> None:
-        """Leave the group; a process that does not may abort on exit (DeepSpeed's launcher then reports -6)."""
+        """Leave the group; a process that does not may abort on exit (DeepSpeed's launcher then reports -6).
+
+        All ranks do, and NCCL waits until they have: it frees a communicator for all ranks of a node together.
+        """
         dist.destroy_process_group()
 
 

@@ -4,6 +4,7 @@ config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data
 """
 
 import dataclasses
+import logging
 import os
 import re
 import sys
@@ -210,8 +211,27 @@ def joined(config: Any, *, where: str, timeout_minutes: float = 30) -> "Iterator
     try:
         with reporting(where):
             yield world
-    finally:
+    except BaseException as error:
+        if world.hangs_alone:
+            leave(error)
         world.close()
+        raise
+    world.close()
+
+
+def leave(error: BaseException) -> NoReturn:
+    """End the process with the exit code and the traceback that the error gives, and nothing else.
+
+    NCCL's communicators are not freed: that waits for all ranks of the node, and they wait for this one until their
+    time is up. The others notice at once that this process has gone.
+    """
+    code = (error.code or EXIT_DONE) if isinstance(error, SystemExit) else EXIT_ERROR
+    if not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else EXIT_ERROR)
 
 
 def set_threads() -> None:

@@ -7,7 +7,6 @@ return run_task(PretrainTask, config, corpus, world)     # `train` of a command:
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -193,7 +192,7 @@ def _train_alone(
     task = make_task(config, corpus, run, world)
     model_config = task.model_config
     world.check_same(dotted({"model": dataclasses.asdict(model_config)}), SAME_INIT)
-    with closing(make_loader(config, corpus, world, model_config=model_config)) as loader:
+    with world.closing(make_loader(config, corpus, world, model_config=model_config)) as loader:
         schedule = make_schedule(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
         evaluation = task.open_evaluation(loader)
         world.check_same(evaluation.facts(), SAME_DATA)
@@ -239,7 +238,7 @@ def _train_alone(
             world=world,
             ema=task.ema,
         )
-        with closing(engine):
+        with world.closing(engine):
             validation = evaluation.validation(engine)
             finished = TrainingLoop(
                 engine, loader, task.loss(), schedule, run, world, model_config, validation, ownership, observers

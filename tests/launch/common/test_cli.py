@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from launch.common.cli import defaults_of, fail, parse, reporting
+from launch.common.cli import defaults_of, fail, joined, parse, reporting
 from launch.common.recipe_files import RECIPES
 from launch.inference.settings import EvaluateConfig
 from launch.training.config import FinetuneConfig, PretrainConfig
+from mae3d.distributed import World
+from mae3d.meeting import RankInfo
 
 
 def config(*argv: str) -> PretrainConfig:
@@ -244,6 +247,64 @@ def test_other_ranks_speak_only_if_they_outlive_the_first(
         config("--data.shrads=x")
     assert told_before_waiting == [""]
     assert "error on process 1: unknown option --data.shrads" in capsys.readouterr().err
+
+
+class Left(BaseException):
+    """The end of the process."""
+
+
+@pytest.mark.parametrize(("device", "size"), [("cuda", 2), ("cuda", 1), ("cpu", 2)])
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (None, None, ""),
+        (ValueError("odd"), 2, "error: odd"),
+        (OSError(28, "full", "x"), 3, "error: x: full"),
+        (RuntimeError("CUDA error: no memory"), 1, "RuntimeError: CUDA error"),
+        (KeyboardInterrupt(), 1, "KeyboardInterrupt"),
+        (SystemExit(75), 75, ""),
+    ],
+)
+def test_a_rank_that_fails_alone_waits_neither_for_its_gpu_nor_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    device: str,
+    size: int,
+    error: BaseException | None,
+    code: int | None,
+    told: str,
+) -> None:
+    closed: list[str] = []
+    world = World(RankInfo(0, size, 0, size), torch.device(device))
+    monkeypatch.setattr(World, "close", lambda _: closed.append("world"))
+    monkeypatch.setattr("mae3d.distributed.start_world", lambda *_, **__: world)
+
+    def leave(code: int) -> None:
+        raise Left(code)
+
+    monkeypatch.setattr("os._exit", leave)
+
+    class Engine:
+        def close(self) -> None:
+            closed.append("engine")
+
+    def run() -> None:
+        with joined(config("--device", device), where=""), world.closing(Engine()):
+            if error is not None:
+                raise error
+
+    if error is None:
+        run()
+    elif world.hangs_alone:
+        with pytest.raises(Left) as left:
+            run()
+        assert left.value.args == (code,)
+        assert told in capsys.readouterr().err
+    else:
+        with pytest.raises(SystemExit if isinstance(error, ValueError | OSError) else type(error)):
+            run()
+    assert world.hangs_alone == (device == "cuda" and size == 2)
+    assert closed == ([] if error is not None and world.hangs_alone else ["engine", "world"])
 
 
 def test_defaults_are_those_of_every_setting_that_has_one() -> None:
