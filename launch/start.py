@@ -100,6 +100,11 @@ def command_line(
         return [sys.executable, *program]
     if 0 < gpus < n and not _is_on_cpu(rest):
         raise ValueError(f"-n {n}: this host shows {gpus} GPUs; give -n {gpus}, or --device cpu")
+    if gpus and not all(gpu.strip().isdigit() for gpu in visible):
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']}: deepspeed takes numbers, neither names nor "
+            "parts of GPUs (MIG): give the numbers of `nvidia-smi -L`, or start with torchrun"
+        )
     # deepspeed would ignore CUDA_VISIBLE_DEVICES beside --num_gpus.
     share = ["--include", f"localhost:{','.join(visible[:n])}"] if len(visible) >= n else ["--num_gpus", str(n)]
     return [*_deepspeed(_free_port() if port is None else port), *share, *program]

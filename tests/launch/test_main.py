@@ -103,6 +103,7 @@ def test_the_launcher_fits_the_machine(
         ([], {}, "give one of"),
         (["-n", "0", "pretrain"], {}, "-n 0 must be at least 1"),
         (["-n", "3", "pretrain"], {"CUDA_VISIBLE_DEVICES": "0,1"}, "this host shows 2 GPUs"),
+        (["pretrain"], {"CUDA_VISIBLE_DEVICES": "GPU-1a,GPU-2b"}, "CUDA_VISIBLE_DEVICES=GPU-1a,GPU-2b: .* numbers"),
         (["--hosts", "none", "pretrain"], {}, "--hosts none: no such file"),
         (["-n", "2", "pretrain"], {"WORLD_SIZE": "2"}, "a launcher has started this process already"),
     ],
