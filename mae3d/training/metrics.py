@@ -18,8 +18,18 @@ from torch import Tensor
 from mae3d.distributed import World
 from mae3d.model.config import ClassifierConfig, MAEConfig
 
-# Dense bf16 peak in FLOP/s, from NVIDIA's data sheets, for the fraction of it that is used (MFU).
-_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+# Dense bf16 peak in FLOP/s, from NVIDIA's data sheets, for the fraction of it that is used (MFU). The first that a
+# GPU's name has in it holds; a part of a GPU (MIG) has a share of the peak that its name does not say.
+_PEAK_FLOPS = {
+    "MIG": None,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
 
 # Bytes that autograd keeps for an element of a block's input in bf16, attention not materialised: measured with
 # saved_tensors_hooks on ViT-B and -L (223 and 267 MB a clip), the decoder counted in. For an estimate only.

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
-from mae3d.training.metrics import Meter, memory_estimate, step_flops
+from mae3d.training.metrics import Meter, memory_estimate, peak_flops, step_flops
 
 
 @pytest.mark.parametrize(
@@ -125,3 +125,22 @@ def test_counts_go_on_from_those_of_the_part_before() -> None:
     second.load_state_dict(first.state_dict(), counts=first.totals({"substituted": 3}))
     assert second.totals({"substituted": 2, "read_retries": 1}) == {"substituted": 5, "read_retries": 1}
     assert second.totals({"substituted": 4, "read_retries": 1}) == {"substituted": 7, "read_retries": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_the_peak_is_that_of_the_gpu_as_it_is_built_in(
+    monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
+    assert peak_flops(torch.device("cuda")) == peak
