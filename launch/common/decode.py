@@ -28,8 +28,9 @@ def choose_decode(
 ) -> tuple[Decode, str]:
     """Choose the same decoder on all ranks, which all call it; nothing is tried on the CPU.
 
-    A run keeps the decoder that it began with: the two differ by a rounding in some pixels. Another one is used only if
-    it is requested, and the note says so. `auto` takes the GPU's for JPEGs only.
+    A run keeps the decoder that it began with: the two interpolate a JPEG's colours in two ways (the argument
+    jpeg_fancy_upsampling of DALI's decoder), which shows at edges. Another one is used only if it is requested, and the
+    note says so. `auto` takes the GPU's for JPEGs only.
 
     Args:
         requested: `data.decode`.
@@ -65,7 +66,7 @@ def choose_decode(
         why = "is requested" if requested == "mixed" else "is the decoder that this run began with"
         raise ValueError(
             f"data.decode=mixed {why}, but cannot be used: {reason}. `mae3d doctor` says more; "
-            "--data.decode cpu decodes on the CPU (some pixels are rounded otherwise)"
+            "--data.decode cpu decodes on the CPU (colours at edges come out otherwise)"
         )
     return "cpu", f"on the CPU, resized on the GPU: the mixed decoder cannot be used ({reason})"
 
@@ -78,4 +79,4 @@ _ALONE = (
 def _changed(before: Decode | None, now: Decode) -> str:
     if before is None or before == now:
         return ""
-    return f"{now}, the run began with {before}: some pixels are rounded otherwise from here on"
+    return f"{now}, the run began with {before}: colours at edges come out otherwise from here on"

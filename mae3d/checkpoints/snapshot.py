@@ -40,7 +40,7 @@ class Snapshot:
                 at += tensor.numel()
             copies.append(Slice(piece.name, piece.start, piece.stop, kinds))
         if on_gpu:
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event(blocking=True)  # the thread sleeps until then, and takes no core
             self._arrived.record()
         return copies
 

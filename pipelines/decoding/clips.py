@@ -72,7 +72,8 @@ class GpuDecoding:
 
     def run(self) -> tuple[EncodedBatch, tuple[Any, ...]]:
         """Return the next batch and its views, which are ready on torch's stream; errors as `DaliDecoder.run`."""
-        return self._decoder.run(torch.cuda.current_stream(self._device))
+        with torch.cuda.device(self._device):  # torch's usual stream has no number: DALI takes the current GPU's
+            return self._decoder.run(torch.cuda.current_stream(self._device))
 
     def clips(self, encoded: EncodedBatch, outputs: tuple[Any, ...]) -> torch.Tensor:
         """Copy DALI's views into the batch; they are held until the copy has run on torch's stream."""
