@@ -1,13 +1,15 @@
 """AdamW's count of steps wherever optimizers keep it, the fall-back where FusedAdam is missing, fp32 under autocast."""
 
+import importlib.util
 import logging
 import sys
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mae3d.model.mae import MAE
 from mae3d.training.config import OptimConfig
@@ -16,40 +18,50 @@ from mae3d.training.zero import count_steps, make_layout, moments, start_state
 from tests.support.trainings import MODEL, clips_and_noise
 
 
-class FakeFusedAdam(torch.optim.Optimizer):
-    """Keeps state as DeepSpeed 0.19.8's CUDA FusedAdam does, whose kernel a CPU cannot run; the update is plain AdamW.
-
-    `step` starts as the group's and is counted with the state of a group's last parameter alone, for all of the group.
-    """
-
-    def __init__(self, params: Any, lr: float = 1e-3, betas: Any = (0.9, 0.999), eps: float = 1e-8, **_: Any):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "bias_correction": True})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            group.setdefault("step", 0)
-            last: dict[str, Any] = {}
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                last = self.state[p]
-                if not last:
-                    last |= {"step": group["step"], "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            if not last:
-                continue
-            last["step"] += 1
-            first, second = group["betas"]
-            for p in group["params"]:
-                state = self.state[p]
-                state["exp_avg"].lerp_(p.grad, 1 - first)
-                state["exp_avg_sq"].lerp_(p.grad.square(), 1 - second)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                root = (state["exp_avg_sq"] / (1 - second ** last["step"])).sqrt() + group["eps"]
-                p.addcdiv_(state["exp_avg"], root, value=-group["lr"] / (1 - first ** last["step"]))
+def deepspeeds_fused_adam() -> Any:
+    """Return DeepSpeed's FusedAdam from its file, over a kernel that a CPU can run; an import would take seconds."""
+    spec = importlib.util.find_spec("deepspeed")
+    assert spec is not None
+    assert spec.origin is not None
+    text = (Path(spec.origin).parent / "ops" / "adam" / "fused_adam.py").read_text(encoding="utf-8")
+    names = {
+        "torch": torch,
+        "FusedAdamBuilder": lambda: SimpleNamespace(load=lambda: SimpleNamespace(multi_tensor_adam=adam_kernel)),
+        "get_accelerator": lambda: SimpleNamespace(IntTensor=torch.IntTensor),
+        "multi_tensor_applier": lambda kernel, *arguments: kernel(65536, *arguments),
+    }
+    exec(text[text.index("class FusedAdam") :], names)
+    return names["FusedAdam"]
 
 
-class FakeGroupAdam(FakeFusedAdam):
+@torch.no_grad()
+def adam_kernel(
+    chunk: int,
+    overflow: Tensor,
+    lists: list[list[Tensor]],
+    lr: float,
+    first: float,
+    second: float,
+    eps: float,
+    step: int,
+    adam_w: int,
+    corrected: int,
+    decay: float,
+) -> None:
+    """Step as csrc/adam/multi_tensor_adam.cu does: one count of steps for all tensors of the lists."""
+    assert (adam_w, corrected) == (1, 1)
+    for gradient, p, exp_avg, exp_avg_sq in zip(*lists, strict=True):
+        exp_avg.lerp_(gradient, 1 - first)
+        exp_avg_sq.lerp_(gradient.square(), 1 - second)
+        p.mul_(1 - lr * decay)
+        root = (exp_avg_sq / (1 - second**step)).sqrt() + eps
+        p.addcdiv_(exp_avg, root, value=-lr / (1 - first**step))
+
+
+FusedAdam = deepspeeds_fused_adam()
+
+
+class FakeGroupAdam(FusedAdam):  # type: ignore[misc, valid-type]
     """Keeps `step` with the group and nowhere else, as Apex's FusedAdam and older ones of DeepSpeed's do."""
 
     def step(self, closure: Any = None) -> None:
@@ -66,7 +78,7 @@ class FakeGroupAdam(FakeFusedAdam):
 
 
 def optimizers() -> list[type[torch.optim.Optimizer]]:
-    return [torch.optim.AdamW, FakeFusedAdam, FakeGroupAdam]
+    return [torch.optim.AdamW, FusedAdam, FakeGroupAdam]
 
 
 @pytest.mark.parametrize("kind", optimizers())
