@@ -71,10 +71,10 @@ class Outcome:
     optimizer_step: int
 
 
-def clips_and_noise(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+def clips_and_noise(step: int, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     clips = torch.randint(0, 256, (BATCH, 4, 32, 32, 3), generator=generator, dtype=torch.uint8)
-    return clips, torch.rand(BATCH, MODEL.num_tokens, generator=generator)
+    return clips.to(device), torch.rand(BATCH, MODEL.num_tokens, generator=generator).to(device)
 
 
 def optim_of(case: Case) -> OptimConfig:
@@ -114,8 +114,8 @@ def train(world: World, case: Case) -> Outcome:
         engine.load(checkpoint.SliceReader(case.load), optimizer_step=state["optimizer_step"])
     losses, norms = [], []
     for step in case.steps:
-        clips, noise = (t.chunk(world.ranks.size * case.accumulation) for t in clips_and_noise(step))
-        total = torch.zeros((), dtype=torch.float64)
+        clips, noise = (t.chunk(world.ranks.size * case.accumulation) for t in clips_and_noise(step, world.device))
+        total = torch.zeros((), dtype=torch.float64, device=world.device)
         for part in range(case.accumulation):
             mine = world.ranks.rank * case.accumulation + part
             loss = engine(clips[mine], noise[mine]).loss
@@ -132,10 +132,10 @@ def train(world: World, case: Case) -> Outcome:
         _save(engine, case.save, world, last=case.steps[-1] + 1)
     evaluated = 0.0
     with torch.no_grad():
-        in_training = float(engine(*clips_and_noise(10_000)).loss)
+        in_training = float(engine(*clips_and_noise(10_000, world.device)).loss)
     with engine.evaluating() as model:
         if world.is_first:
-            evaluated = float(model(*clips_and_noise(10_000)).loss)
+            evaluated = float(model(*clips_and_noise(10_000, world.device)).loss)
     weights = engine.weights()
     assert all(weights[name].shape == shape for name, shape in engine.shapes.items())
     outcome = Outcome(
