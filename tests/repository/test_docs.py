@@ -35,7 +35,7 @@ OTHERS_OPTIONS = {
     *("--hostfile", "--master_addr", "--no_ssh", "--node_rank", "--num_gpus", "--nproc-per-node", "--no-deps"),
     *("--launcher", "--launcher_args", "--mca", "--nthreads", "--nworkers"),
     *("--gpus", "--ipc", "--no-cache-dir", "--read-only", "--rm", "--shm-size", "--tmpfs", "--user"),
-    *("--array", "--chdir", "--export", "--nodes", "--ntasks-per-node", "--signal", "--time"),
+    *("--array", "--chdir", "--export", "--gpus-per-task", "--nodes", "--ntasks-per-node", "--signal", "--time"),
 }
 # What sources name beside those, and whose it is.
 NAMED_IN_SOURCES = {
@@ -278,3 +278,40 @@ def test_the_picture_of_the_masks_is_up_to_date() -> None:
         is_frame[row * 123 + 23 : (row + 1) * 123 - 4] = True
     other = (np.abs(kept - drawn).max(axis=-1) > 12) & is_frame
     assert not other.any(), "draw it anew: python docs/masks.py"
+
+
+# What runs on a GPU otherwise than on a CPU names one of these.
+OF_A_GPU = re.compile(
+    r"torch\.cuda\.|\bis_cuda\b|pin_memory\(|\.type [!=]= \"c(?:pu|uda)\"|non_blocking=|autocast\(|hw_decoder_load="
+)
+
+
+def test_the_list_of_a_gpus_lines_has_them_all_and_no_other() -> None:
+    listed = set(re.findall(r"`(\w[\w/]*\.py:[\w.]+)`", (DOCS / "gpu.md").read_text(encoding="utf-8")))
+    there, missing, files = set(), [], {place.partition(":")[0] for place in listed}
+    for package in ("mae3d", "pipelines", "launch", "preprocess"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            text, file = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
+            if not OF_A_GPU.search(text) and file not in files:
+                continue
+            for name, source in functions_of(ast.parse(text), text.splitlines()):
+                place = f"{file}:{name}"
+                there.add(place)
+                parts = name.split(".")
+                above = {f"{file}:{'.'.join(parts[:depth])}" for depth in range(1, len(parts) + 1)}
+                if source and OF_A_GPU.search(source) and not above & listed:
+                    missing.append(place)
+    assert not missing, "not in docs/gpu.md"
+    assert not listed - there, "in docs/gpu.md, and nowhere else"
+
+
+def functions_of(node: ast.AST, lines: list[str], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield classes, without a text, and functions with theirs, without the docstring."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef):
+            first = child.body[1] if ast.get_docstring(child) and len(child.body) > 1 else child.body[0]
+            yield prefix + child.name, "\n".join(lines[first.lineno - 1 : child.end_lineno])
+        elif isinstance(child, ast.ClassDef):
+            yield prefix + child.name, ""
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            yield from functions_of(child, lines, f"{prefix}{child.name}.")

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
@@ -200,6 +202,27 @@ def test_a_few_steps_learn_a_clip() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"mask_type": "block", "decoder_mask_ratio": 0.5, "sep_pos_embed": False, "decoder_sep_pos_embed": False},
+        {"rope": "vjepa2", "mask_type": "tube", "norm_pix_loss": False},
+    ],
+)
+def test_nothing_of_a_step_is_made_on_the_cpu_for_a_gpu(variant: dict[str, Any]) -> None:
+    """Tensors without pixels stand for a GPU's: an operation on two devices fails as it would there."""
+    model, there = tiny(**variant), torch.device("cuda", 0)
+    fake = FakeTensorMode(allow_non_fake_inputs=False)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad(), fake:
+        state = {name: fake.from_tensor(tensor).to(there) for name, tensor in tensors.items()}
+        noise = torch.empty(2, model.config.num_tokens, device=there)
+        for kind, full in ((torch.uint8, False), (torch.uint16, True)):
+            clip = torch.empty(2, 8, 16, 16, 3, dtype=kind, device=there)
+            out: Any = functional_call(model, state, (clip, noise), {"full": full})
+            assert {value.device for value in out} == {there}
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import auto_augment as timm
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mae3d.io.random import Stream, philox
 from pipelines.config import RandAugment
@@ -157,6 +158,16 @@ def test_erased_pixels_are_standard_normal_once_normalised_and_new_in_every_fram
     other = torch.zeros(1, 4, 100, 100, 3, dtype=torch.uint8)
     apply_views(other, [view._replace(erase=Erase(0, 0, 100, 100, seed=4))])
     assert not torch.equal(other[0], clips[0])
+
+
+def test_nothing_of_an_op_is_made_on_the_cpu_for_a_gpu() -> None:
+    """Tensors without pixels stand for a GPU's; `equalize` counts pixels, which these have none of."""
+    there = torch.device("cuda", 0)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        clip = torch.empty(2, 6, 8, 3, dtype=torch.uint8, device=there)
+        for name in sorted(set(OPS) - {"equalize"}):
+            moved = apply_ops(clip, (Op(name, AMOUNTS[name][0]),))
+            assert (moved.device, moved.shape, moved.dtype) == (there, clip.shape, clip.dtype), name
 
 
 @pytest.mark.gpu
