@@ -49,6 +49,23 @@ def make(roots: list[Path], config: DataConfig = CONFIG, **settings: Any) -> Loa
     return Loader(open_corpus(roots), config, **wanted)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("windows", ["own", "shared"])
+@pytest.mark.parametrize(
+    ("layout", "decode"), [("jpeg", "mixed"), ("jpeg", "cpu"), ("video", "mixed"), ("video", "cpu")]
+)
+def test_a_gpus_batches_are_those_of_a_cpu(jpeg: Path, video: Path, layout: str, decode: Any, windows: Any) -> None:
+    root, config = jpeg if layout == "jpeg" else video, replace(CONFIG, windows=windows)
+    on_gpu = make([root], replace(config, decode=decode), device="cuda")
+    for ours, theirs in zip(take(on_gpu, 5), take(make([root], config), 5), strict=True):
+        assert ours.clips.is_cuda
+        assert torch.equal(ours.rows, theirs.rows)
+        assert torch.equal(ours.labels.cpu(), theirs.labels)
+        assert (ours.status == STATUS_OK).all()
+        assert (ours.clips.cpu().int() - theirs.clips.int()).abs().max() <= 6  # flat colours
+    assert on_gpu.counts()["decode_errors"] == 0
+
+
 @pytest.mark.parametrize("windows", ["own", "shared"])
 def test_batches_are_those_of_the_other_layout(jpeg: Path, video: Path, windows: Any) -> None:
     config = replace(CONFIG, windows=windows)

@@ -151,8 +151,9 @@ def test_it_sees_wrong_frames_boxes_and_colours(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.gpu
-def test_a_gpu_decodes_h264() -> None:
-    assert decode_self_test("mixed", layout="video")
+@pytest.mark.parametrize("layout", ["jpeg", "video"])
+def test_a_gpu_decodes(layout: str) -> None:
+    assert decode_self_test("mixed", layout=layout)
 
 
 if __name__ == "__main__":
