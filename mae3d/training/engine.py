@@ -21,17 +21,20 @@ from mae3d.checkpoints.format import Slice, SliceReader
 from mae3d.distributed import World
 from mae3d.io.console import one_line
 from mae3d.training.config import OptimConfig, TrainConfig
-from mae3d.training.deepspeed_config import merged
+from mae3d.training.deepspeed_config import bucket_settings, merged
 from mae3d.training.optim import ParamGroup, ema_decay
 from mae3d.training.zero import KINDS, Piece, count_steps, make_layout, moments, start_state
 
 logger = logging.getLogger(__name__)
 
 
-def deepspeed_config(train: TrainConfig, optim: OptimConfig, *, micro_batch: int) -> dict[str, Any]:
-    """Return DeepSpeed's settings, the user's over ours.
+def deepspeed_config(
+    train: TrainConfig, optim: OptimConfig, *, micro_batch: int, sizes: Sequence[int], ranks: int
+) -> dict[str, Any]:
+    """Return DeepSpeed's settings for trained tensors of these sizes, the user's over ours.
 
     The optimizer is ours: CPU and GPU differ in its kernel only."""
+    itemsize = 4 if train.precision == "fp32" else 2  # of a gradient on its way
     ours = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": train.accumulation,
@@ -40,7 +43,10 @@ def deepspeed_config(train: TrainConfig, optim: OptimConfig, *, micro_batch: int
         # A non-finite gradient skips the step on all ranks; stated, because the default has changed before.
         "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": True},
         "torch_autocast": {"enabled": train.precision == "autocast", "dtype": "bfloat16"},
-        "zero_optimization": {"stage": train.zero_stage},
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            **bucket_settings(sizes, stage=train.zero_stage, world=ranks, itemsize=itemsize),
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,
     }
@@ -113,7 +119,13 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=model.to(world.device),
             optimizer=self._adam,
-            config=deepspeed_config(train, optim, micro_batch=micro_batch),
+            config=deepspeed_config(
+                train,
+                optim,
+                micro_batch=micro_batch,
+                sizes=[parameter.numel() for group in groups for parameter in group["params"]],
+                ranks=world.ranks.size,
+            ),
             dist_init_required=False,
         )
         # DeepSpeed's own group waits half an hour for a lost process, even if ours do not. Older

@@ -28,10 +28,10 @@ def written(folder: Path, settings: Any) -> str:
 
 def test_settings_are_merged_over_ours_without_touching_what_is_beside_them(tmp_path: Path) -> None:
     train = TrainConfig(zero_stage=2, deepspeed=written(tmp_path, GOOD))
-    config = deepspeed_config(train, OptimConfig(), micro_batch=4)
+    config = deepspeed_config(train, OptimConfig(), micro_batch=4, sizes=SIZES, ranks=2)
     assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": False}
     assert config["communication_data_type"] == "fp32"
-    plain = deepspeed_config(TrainConfig(zero_stage=2), OptimConfig(), micro_batch=4)
+    plain = deepspeed_config(TrainConfig(zero_stage=2), OptimConfig(), micro_batch=4, sizes=SIZES, ranks=2)
     assert {key: value for key, value in config.items() if key not in GOOD} == {
         key: value for key, value in plain.items() if key not in GOOD
     }
