@@ -1,7 +1,7 @@
 """DeepSpeed's settings: the buckets that gradients travel in are computed, and a user's JSON is merged over ours.
 
     settings = read_settings("ds.json")        # {"zero_optimization": {"reduce_bucket_size": 50000000}}
-    config = merged({"zero_optimization": bucket_settings(sizes, stage=1, world=64, itemsize=2)}, settings)
+    config = merged({"zero_optimization": bucket_settings(sizes, stage=1, precision="bf16", ranks=64)}, settings)
 
 Standard library only, for a quick `--help`. A setting that has an option of ours is refused by name, and so is an
 unknown key: DeepSpeed passes it over in silence.
@@ -89,48 +89,51 @@ LATENCY = 10e-6  # seconds a collective takes for every doubling of the ranks, h
 FEWEST_BUCKETS, MOST_BUCKETS = 12, 48
 
 
-def latency(world: int) -> float:
+def latency(ranks: int) -> float:
     """Return the seconds that a collective of a few bytes takes."""
-    return LATENCY * math.log2(world)
+    return LATENCY * math.log2(ranks)
 
 
-def bucket_count(size: float, *, world: int) -> int:
-    """Return how many buckets gradients travel in, of `size` bytes through each rank in all.
+def bucket_count(seconds: float, *, ranks: int) -> int:
+    """Return how many buckets gradients travel in that take `seconds` in all.
 
-    A bucket travels while the next gradients are made; the last one does not, and costs size / (count * BANDWIDTH).
-    Every one costs `latency`, which counts where the network binds. The sum is least at the root of their ratio. There
-    are at least 12, so that most of a small model overlaps too, and at most 48, because DeepSpeed takes some tenths of
-    a millisecond of Python for each.
+    A bucket travels while the next gradients are made. The last one does not, and costs seconds / count; each costs
+    `latency`, which counts where the network binds: the sum is least at the root of seconds / latency. There are at
+    least 12, so that most of a small model's gradients overlap, and at most 48, because each takes DeepSpeed some
+    tenths of a millisecond of Python.
     """
-    best = math.sqrt(size / BANDWIDTH / latency(world)) if world > 1 else 0.0
+    best = math.sqrt(seconds / latency(ranks)) if ranks > 1 else 0.0
     return min(max(round(best), FEWEST_BUCKETS), MOST_BUCKETS)
 
 
-def bucket_settings(sizes: Sequence[int], *, stage: int, world: int, itemsize: int) -> dict[str, Any]:
+def bucket_settings(sizes: Sequence[int], *, stage: int, precision: str, ranks: int) -> dict[str, Any]:
     """Return settings of `zero_optimization` by which gradients travel while others are being made.
 
     DeepSpeed's default is one bucket of 500 million elements, which holds all of ViT-L, so that nothing travels before
-    the last gradient is made, and is allocated whole. A bucket holds the largest tensor, because a larger one bypasses
-    the two buffers, and nothing but they keeps a GPU from using its memory again before it has been sent. The sizes
-    change neither losses (but for the order of sums over more than two ranks) nor who holds which part of the state.
+    the last gradient is made; and it is allocated whole. Ours holds the largest tensor at least, because a larger one
+    bypasses DeepSpeed's two buffers, without which a GPU may use its memory again before it has been sent.
+
+    Losses stay as they are up to two ranks; over more, sums are taken in another order. Nothing changes in which rank
+    holds which part of the state.
 
     Args:
         sizes: elements of every trained tensor.
         stage: ZeRO's; at 0 DeepSpeed has no buckets to set.
-        world: ranks.
-        itemsize: bytes of an element of a gradient on its way.
+        precision: as in TrainConfig.
+        ranks: how many there are.
     """
     if not stage:
         return {}
-    total = sum(sizes)
-    # All-reduced by a ring at stages 1 and 2, scattered at 3.
-    share = (1 if stage == 3 else 2) * (world - 1) / world
-    bucket = max(-(-total // bucket_count(total * itemsize * share, world=world)), *sizes)
-    settings = {"reduce_bucket_size": bucket, "overlap_comm": world > 1}
+    total, itemsize = sum(sizes), 4 if precision == "fp32" else 2
+    passes = 1 if stage == 3 else 2  # scattered, or all-reduced by a ring
+    seconds = passes * total * itemsize * (ranks - 1) / ranks / BANDWIDTH
+    bucket = max(-(-total // bucket_count(seconds, ranks=ranks)), *sizes)
+    settings = {"reduce_bucket_size": bucket, "overlap_comm": ranks > 1}
     if stage == 3:
-        # Weights are gathered ahead of their use in pieces of the same size. All of them: those below DeepSpeed's
-        # threshold of 100,000 would be gathered after the step instead, one by one.
-        settings |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 0}
+        settings["stage3_prefetch_bucket_size"] = bucket  # weights are gathered ahead of their use in equal pieces
+        if precision != "autocast":  # which gathers in bf16: all losses would change
+            # Tensors below DeepSpeed's threshold of 100,000 would be gathered after the step, one by one.
+            settings["stage3_param_persistence_threshold"] = 0
     return settings
 
 

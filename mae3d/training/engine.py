@@ -34,7 +34,6 @@ def deepspeed_config(
     """Return DeepSpeed's settings for trained tensors of these sizes, the user's over ours.
 
     The optimizer is ours: CPU and GPU differ in its kernel only."""
-    itemsize = 4 if train.precision == "fp32" else 2  # of a gradient on its way
     ours = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": train.accumulation,
@@ -45,7 +44,7 @@ def deepspeed_config(
         "torch_autocast": {"enabled": train.precision == "autocast", "dtype": "bfloat16"},
         "zero_optimization": {
             "stage": train.zero_stage,
-            **bucket_settings(sizes, stage=train.zero_stage, world=ranks, itemsize=itemsize),
+            **bucket_settings(sizes, stage=train.zero_stage, precision=train.precision, ranks=ranks),
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,
