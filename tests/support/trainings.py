@@ -39,6 +39,15 @@ BATCH = 4
 LR = 3e-3
 SMALL_PARTS = {"zero_optimization": {"sub_group_size": 2000, "stage3_param_persistence_threshold": 100}}
 
+ONE_BUCKET = {  # DeepSpeed's defaults: nothing travels before the last gradient is made
+    "zero_optimization": {
+        "reduce_bucket_size": 500_000_000,
+        "overlap_comm": False,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_param_persistence_threshold": 100_000,
+    }
+}
+
 
 @dataclass(frozen=True)
 class Case:

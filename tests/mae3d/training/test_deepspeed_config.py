@@ -14,9 +14,19 @@ from mae3d.io.resume import resume_rules
 from mae3d.model.config import MAEConfig
 from mae3d.tracking.run_dir import Run, RunError
 from mae3d.training.config import OptimConfig, TrainConfig
-from mae3d.training.deepspeed_config import merged, read_settings
+from mae3d.training.deepspeed_config import (
+    BANDWIDTH,
+    FEWEST_BUCKETS,
+    MOST_BUCKETS,
+    bucket_count,
+    bucket_settings,
+    latency,
+    merged,
+    read_settings,
+)
 from mae3d.training.engine import deepspeed_config
 
+VIT_L = [1_572_864, 1024] * 2 + [3_145_728, 1_048_576, 4_194_304, 4_194_304, 9216] * 24  # elements of its tensors
 GOOD = {"zero_optimization": {"reduce_bucket_size": 1000, "overlap_comm": False}, "communication_data_type": "fp32"}
 
 
@@ -28,14 +38,49 @@ def written(folder: Path, settings: Any) -> str:
 
 def test_settings_are_merged_over_ours_without_touching_what_is_beside_them(tmp_path: Path) -> None:
     train = TrainConfig(zero_stage=2, deepspeed=written(tmp_path, GOOD))
-    config = deepspeed_config(train, OptimConfig(), micro_batch=4, sizes=SIZES, ranks=2)
+    config = deepspeed_config(train, OptimConfig(), micro_batch=4, sizes=VIT_L, ranks=2)
     assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": False}
     assert config["communication_data_type"] == "fp32"
-    plain = deepspeed_config(TrainConfig(zero_stage=2), OptimConfig(), micro_batch=4, sizes=SIZES, ranks=2)
+    plain = deepspeed_config(TrainConfig(zero_stage=2), OptimConfig(), micro_batch=4, sizes=VIT_L, ranks=2)
     assert {key: value for key, value in config.items() if key not in GOOD} == {
         key: value for key, value in plain.items() if key not in GOOD
     }
     assert merged({"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": {"e": 4}}) == {"a": {"b": 1, "d": 3}, "c": {"e": 4}}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "autocast", "fp32"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 8, 512])
+@pytest.mark.parametrize("sizes", [VIT_L, [10, 1000, 10], [7] * 100, [3]])
+def test_buckets_are_many_and_hold_every_tensor(sizes: list[int], ranks: int, stage: int, precision: str) -> None:
+    settings = bucket_settings(sizes, stage=stage, precision=precision, ranks=ranks)
+    bucket, total = settings["reduce_bucket_size"], sum(sizes)
+    assert settings["overlap_comm"] == (ranks > 1)
+    assert bucket >= max(sizes)
+    assert bucket <= max(total / 2, max(sizes))
+    if max(sizes) < total / MOST_BUCKETS:
+        assert FEWEST_BUCKETS / 2 < total / bucket <= MOST_BUCKETS
+    assert settings.get("stage3_prefetch_bucket_size", bucket) == bucket
+    # All losses would change if autocast gathered small weights as well, in bf16.
+    assert ("stage3_param_persistence_threshold" in settings) == (stage == 3 and precision != "autocast")
+
+
+def test_stage_0_has_no_buckets_and_a_users_settings_win_one_by_one() -> None:
+    assert bucket_settings(VIT_L, stage=0, precision="fp32", ranks=8) == {}
+    settings = {"zero_optimization": {"overlap_comm": False}}
+    train = TrainConfig(zero_stage=3, deepspeed=settings)
+    given = deepspeed_config(train, OptimConfig(), micro_batch=4, sizes=VIT_L, ranks=8)["zero_optimization"]
+    ours = bucket_settings(VIT_L, stage=3, precision="bf16", ranks=8)
+    assert given == ours | {"stage": 3, "overlap_comm": False}
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 64, 512])
+@pytest.mark.parametrize("megabytes", [1, 200, 1300, 5000])
+def test_no_other_count_of_buckets_costs_less(ranks: int, megabytes: int) -> None:
+    seconds = megabytes * 1e6 / BANDWIDTH
+    count = bucket_count(seconds, ranks=ranks)
+    costs = {n: seconds / n + n * latency(ranks) for n in range(FEWEST_BUCKETS, MOST_BUCKETS + 1)}
+    assert costs[count] <= min(costs.values()) * 1.001
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from mae3d.checkpoints import format as checkpoint
 from tests.support.ranks import run_ranks
-from tests.support.trainings import MODEL, SMALL_PARTS, Case, Outcome, plain_training, train_all
+from tests.support.trainings import MODEL, ONE_BUCKET, SMALL_PARTS, Case, Outcome, plain_training, train_all
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +26,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on_two(runs: Path) -> dict[str, Outcome]:
     """Two processes, from the start; checkpoints in the middle."""
     cases = {"1": Case(1), "1 first": Case(1, steps=FIRST, save=runs / "1"), "2 in parts": Case(2, accumulation=2)}
+    cases["1 in one bucket"] = Case(1, deepspeed=ONE_BUCKET, steps=FIRST)
+    cases["2 in parts in one bucket"] = Case(2, accumulation=2, deepspeed=ONE_BUCKET, steps=FIRST)
+    # From stage 3 on DeepSpeed multiplies in another way in the whole process.
     cases |= {"3": Case(3), "3 first": Case(3, steps=FIRST, save=runs / "3")}
     cases["3 in parts"] = Case(3, accumulation=2, deepspeed=SMALL_PARTS, steps=FIRST, save=runs / "3 in parts")
+    cases["3 in one bucket"] = Case(3, deepspeed=ONE_BUCKET, steps=FIRST)
     cases["3 bf16"] = Case(3, precision="bf16")
     cases["3 bf16 first"] = Case(3, precision="bf16", steps=FIRST, save=runs / "3 bf16")
     cases |= {f"{stage} poisoned": Case(stage, poisoned=2, steps=SKIPPING) for stage in (0, 1, 2, 3)}
@@ -87,6 +91,12 @@ def test_fault_33_stages_and_accumulation_equal_torch(on_two: dict[str, Outcome]
     for name in ("1 autocast", "3 bf16"):
         assert on_two[name].losses == pytest.approx(plain.losses, abs=2e-2), name
         assert on_two[name].evaluated == pytest.approx(plain.evaluated, abs=2e-2), name
+
+
+def test_losses_are_those_of_deepspeeds_one_bucket_to_the_last_bit(on_two: dict[str, Outcome]) -> None:
+    for name in ("1", "2 in parts", "3"):
+        one, many = on_two[f"{name} in one bucket"], on_two[name]
+        assert (one.losses, one.norms) == (many.losses[:HALF], many.norms[:HALF]), name
 
 
 def test_validation_has_the_precision_of_training_to_the_last_bit(
