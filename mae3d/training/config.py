@@ -82,7 +82,7 @@ class TrainConfig:
         precision: `bf16` (module in bf16, fp32 master weights), `autocast` (fp32 weights, matrix products in bf16: more
             memory, closer to fp32) or `fp32`.
         zero_stage: DeepSpeed ZeRO stage: 1 shares the optimizer out over the processes, 2 the gradients too, 3 the
-            weights too; 0 (fp32 only) nothing.
+            weights too; 0 (fp32 only) nothing, and over several ranks no gradient travels before all are made.
         grad_checkpointing: recompute activations in the backward pass: less memory, a third more work.
         compile: torch.compile the model.
         max_skipped: steps in a row whose gradient is not finite after which the last checkpoint is restored; the data
