@@ -11,9 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 DELAY_S = 0.5  # before anything is shown on a terminal
 LINE_EVERY_S = 30.0  # between the lines of a log
@@ -44,19 +45,7 @@ class Progress:
         self._pieces = ""
         self._began = self._logged = time.monotonic()
         self._logged_count = done
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=self._name,
-            bar_format=_FORM,
-            ncols=_columns(),
-            delay=DELAY_S,
-            mininterval=_DRAW_EVERY_S,
-            miniters=0,
-            smoothing=0,
-            position=0,  # not below the line of earlier work that an error has left open
-            disable=not self.on_terminal,
-        )
+        self._bar = _bar(self._name, total, done) if self.on_terminal else None
 
     def __enter__(self) -> Callable[..., None]:
         return self.advance
@@ -73,26 +62,30 @@ class Progress:
         if pieces:
             self.note(*pieces)
         more, self.count = count - self.count, count
-        if self.on_terminal:
-            if (columns := _columns()) != self._bar.ncols:  # the window has been resized
-                self._bar.ncols = columns
-                self._bar.sp = self._bar.status_printer(self._bar.fp)  # forgets the line that it would blank out
-            self._shown(lambda: self._bar.update(more))
+        if (bar := self._bar) is not None:
+            if (columns := _columns()) != bar.ncols:  # the window has been resized
+                bar.ncols = columns
+                bar.sp = bar.status_printer(bar.fp)  # forgets the line that it would blank out
+            self._shown(lambda: bar.update(more))
         elif self._show and time.monotonic() - self._logged >= LINE_EVERY_S:
             self._log()
 
     def note(self, *pieces: str) -> None:
         """Replace the texts behind the line."""
         self._pieces = "  ".join(pieces)
-        self._bar.set_postfix_str(self._pieces, refresh=False)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._pieces, refresh=False)
 
     def say(self, text: str) -> None:
         """Print a line above that of the progress, on a terminal."""
+        from tqdm import tqdm
+
         self._shown(lambda: tqdm.write(text, file=sys.stderr))
 
     def close(self) -> None:
         """End the line, if one was drawn; write the last one of a log that has others."""
-        self._shown(self._bar.close)
+        if self._bar is not None:
+            self._shown(self._bar.close)
         if self._show and not self.on_terminal and self._logged > self._began and self._logged_count < self.count:
             self._log()
 
@@ -102,6 +95,8 @@ class Progress:
         return seconds / done * max(self.total - count, 0) if done > 0 else None
 
     def _log(self) -> None:
+        from tqdm import tqdm
+
         self._logged, self._logged_count = time.monotonic(), self.count
         line = tqdm.format_meter(
             self.count,
@@ -119,7 +114,8 @@ class Progress:
             draw()
         except OSError:  # nobody reads it any more, or the disk is full: no reason to stop the work
             self._show = self.on_terminal = False
-            self._bar.disable = True
+            if self._bar is not None:
+                self._bar.disable, self._bar = True, None
 
 
 def followed(items: Collection[Item], unit: str, *, doing: str, show: bool = True) -> Iterator[Item]:
@@ -128,6 +124,23 @@ def followed(items: Collection[Item], unit: str, *, doing: str, show: bool = Tru
         for item in items:
             yield item
             advance()
+
+
+def _bar(name: str, total: int, done: int) -> "tqdm":
+    from tqdm import tqdm  # 0.03 s, for terminals only
+
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=name,
+        bar_format=_FORM,
+        ncols=_columns(),
+        delay=DELAY_S,
+        mininterval=_DRAW_EVERY_S,
+        miniters=0,
+        smoothing=0,
+        position=0,  # not below the line of earlier work that an error has left open
+    )
 
 
 def _columns() -> int:

@@ -22,8 +22,8 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from PIL import Image
 
 from mae3d.io.shapes import Size, largest_box, sides
-from mae3d.video.container import MAX_PIXELS
 from mae3d.video.errors import MediaError
+from mae3d.video.facts import MAX_PIXELS
 from mae3d.video.levels import Window
 from mae3d.video.orientation import Orientation, turned
 from mae3d.video.pictures import range_of

@@ -20,16 +20,6 @@ from av.stream import Disposition
 
 from mae3d.video.errors import MediaError, raise_unless_of_the_file
 
-VIDEO_SUFFIXES = frozenset(
-    (
-        *(".360", ".3gpp", ".insv", ".lrv"),
-        *(".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"),
-        *(".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod"),
-        *(".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm"),
-        *(".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
-    )
-)
-
 # Containers that hold media themselves; playlists (hls, concat, dash) and image patterns would name other files.
 _FORMATS = (
     "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif,flv,live_flv,asf,asf_o,ogg,h264,hevc,m4v,mxf,dv,ivf,nut,rm,obu,"
@@ -38,8 +28,6 @@ _FORMATS = (
 # FFmpeg's `err_detect` that refuses a damaged frame: its missing parts would hold what was in memory before.
 STRICT = "crccheck+bitstream+buffer+explode"
 _TOO_LARGE = re.compile(r"(\d+x\d+) exceeds specified max pixel count")  # libavutil/imgutils.c
-
-MAX_PIXELS = 1 << 26  # of one frame, 8192 x 8192, unless a setting allows others
 
 
 def open_container(path: Path, max_pixels: int) -> tuple[Any, Any]:

@@ -26,11 +26,11 @@ from pathlib import Path
 import av
 
 from mae3d.video.clock import FrameTimes, within
-from mae3d.video.container import MAX_PIXELS
 from mae3d.video.errors import MediaError, refuse_unconvertible
+from mae3d.video.facts import MAX_PIXELS, VideoFacts
 from mae3d.video.listing import Listing, Timed, list_frames
 from mae3d.video.orientation import Orientation, orientation
-from mae3d.video.stream import VideoFacts, VideoStream
+from mae3d.video.stream import VideoStream
 
 __all__ = ["DecodeLoss", "KeptVideo", "Video", "VideoFacts", "effective_fps", "open_video"]
 

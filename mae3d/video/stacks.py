@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mae3d.video.container import MAX_PIXELS
 from mae3d.video.errors import MediaError, raise_unless_of_the_file
+from mae3d.video.facts import MAX_PIXELS
 from mae3d.video.levels import Stack
 
 DICOM_AT = 128  # bytes before the word DICM

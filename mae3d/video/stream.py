@@ -6,7 +6,6 @@ A file ─► its facts, its packets and the clock of its frames. `mae3d.video.r
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,12 @@ import av
 from mae3d.video.clock import STEP_S, FrameClock
 from mae3d.video.container import check_readable, open_container
 from mae3d.video.errors import raise_unless_of_the_file
+from mae3d.video.facts import VideoFacts
 
 CLOCK_FRAMES = 32  # frames at a video's start that are decoded to check its clock
 _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")  # the index has every packet, so that any can be jumped to
 _UNORDERED = ("avi", "asf", "mxf")  # may know no order of presentation
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS, of raw streams: after a jump their clock starts anew
-
-
-@dataclass(frozen=True)
-class VideoFacts:
-    """A video as its header announces it; NaN = not announced."""
-
-    fps: float
-    duration_s: float
-    width: int
-    height: int
 
 
 class VideoStream:

@@ -24,9 +24,9 @@ from mae3d.video.errors import MediaError
 from mae3d.video.reader import KeptVideo, open_video
 from mae3d.video.stacks import open_stack
 from preprocess.encode.sample import pixel_kind
-from preprocess.encode.shard import write_sample
+from preprocess.encode.sample_writer import write_sample
 from preprocess.encode.tar_writer import TarWriter
-from preprocess.plan.plan import PlannedSample
+from preprocess.plan.samples import PlannedSample
 from preprocess.plan.settings import Settings
 from preprocess.workers.decoder import COUNT_BYTES, PAGE_BYTES
 

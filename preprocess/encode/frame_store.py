@@ -32,7 +32,7 @@ from preprocess.encode.images import (
 )
 from preprocess.encode.pixels import DeepPicture, deep_picture
 from preprocess.encode.video_frames import FrameEncoder, FrameScaler, LevelReader, Planes, kind_of_video, picture_planes
-from preprocess.plan.settings import Settings
+from preprocess.plan.settings import Settings, kind_words, refuse_unfit
 
 _CUT_IT = "cut it with --segment-seconds or --segment-frames, or allow more"
 Size = tuple[int, int]  # width and height
@@ -210,22 +210,6 @@ def frame_store(settings: Settings, sink: Callable[[bytes], None]) -> FrameStore
     """Return the store of the settings' layout."""
     stores: dict[str, type[FrameStore]] = {"video": _Groups, "png": _Pngs}
     return stores.get(settings.layout, _Jpegs)(settings, sink)
-
-
-def kind_words(channels: int, bits: int) -> str:
-    """Return the channels and bits of frames in words; 0 bits are values that need a window."""
-    depth = f"{bits} bits" if bits else "floating point, signed or more than 16 bits"
-    return f"{channels} channel{'s' * (channels != 1)} of {depth}"
-
-
-def refuse_unfit(channels: int, bits: int, layout: str) -> None:
-    """Raise ValueError unless layout jpeg or video can hold frames: grey or RGB of 8 bits."""
-    if bits == 8 and channels in (1, 3):
-        return
-    remedies = ["--layout png keeps them"] if bits else []
-    remedies += ["--window LOW HIGH maps a range of them to 8 bits"] if bits != 8 and channels in (1, 3) else []
-    held = f"layout {layout} holds 1 or 3 channels of 8 bits"
-    raise ValueError(f"{kind_words(channels, bits)}, and {held}: {', or '.join(remedies)}")
 
 
 def _rgb(pixels: np.ndarray, size: Size) -> Image.Image:

@@ -18,7 +18,7 @@ from mae3d.video.errors import MediaError
 from preprocess.encode.frame_store import FrameStore, frame_store
 from preprocess.encode.images import GREY_MODES, announced_size, as_rgb, jpeg_header, natural_size, scaled_size
 from preprocess.encode.video_properties import mixed_sizes
-from preprocess.plan.plan import Facts
+from preprocess.plan.samples import Facts
 from preprocess.plan.settings import Settings
 
 Frame = np.ndarray | Image.Image | bytes

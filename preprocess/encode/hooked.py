@@ -16,10 +16,8 @@ from typing import Any
 from mae3d.io.hooks import Hook, HookError, load
 from mae3d.video.errors import MediaError
 from preprocess.encode.given_frames import encode_given
-from preprocess.plan.plan import Facts, PlannedSample
+from preprocess.plan.samples import RATE_SLACK, Facts, PlannedSample
 from preprocess.plan.settings import Settings
-
-_RATE_SLACK = 1.001  # 30 is not faster than 29.97
 
 
 def encode_hooked(
@@ -64,7 +62,7 @@ def _frames(hook: Hook, row: PlannedSample) -> Iterator[Any]:
 
 
 def _is_faster(rate: float, settings: Settings) -> bool:
-    return settings.fps is not None and rate > settings.fps * _RATE_SLACK
+    return settings.fps is not None and rate > settings.fps * RATE_SLACK
 
 
 def _thinned(frames: Iterator[Any], row: PlannedSample, settings: Settings) -> Iterator[tuple[int, Any]]:

@@ -24,10 +24,8 @@ from preprocess.encode.frame_store import refuse_more_frames
 from preprocess.encode.images import scaled_size
 from preprocess.encode.sample import Clocked, chosen_frames, joined_remarks, video_facts
 from preprocess.encode.video_properties import Looks
-from preprocess.plan.plan import Facts, PlannedSample
+from preprocess.plan.samples import NOT_IN_RANGES, Facts, PlannedSample
 from preprocess.plan.settings import Settings
-
-NOT_IN_RANGES = "not_in_ranges"  # a remark; for a file behind a URL the reason of a reject
 
 
 def index_sample(

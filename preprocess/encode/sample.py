@@ -29,40 +29,12 @@ from preprocess.encode.images import GREY_MODES, announced_size, jpeg_header, na
 from preprocess.encode.pixels import deep_picture
 from preprocess.encode.video_frames import kind_of_video
 from preprocess.encode.video_properties import Looks, mixed_sizes
-from preprocess.plan.plan import HOOK, Facts, Kind, PlannedSample, frame_name
+from preprocess.plan.samples import HOOK, RATE_SLACK, Facts, Kind, PlannedSample, kept_numbers
 from preprocess.plan.settings import Settings
 
 T = TypeVar("T")
 
-_RATE_SLACK = 1.001  # 30 is not faster than 29.97
 _BYTES_A_PIXEL = 8  # of an image file at most: four channels of 16 bits that did not compress
-
-
-def media_files(row: PlannedSample, settings: Settings) -> list[str]:
-    """Return the files of a sample, below its root: one, or those of the frames to be stored."""
-    if row.files:
-        return [row.files[k - row.first] for k in _kept_numbers(row, settings)]
-    if row.kind != "frames":
-        return [row.path]
-    folder = f"{row.path}/" if row.path else ""
-    numbers = _kept_numbers(row, settings)
-    if row.gaps:
-        gaps = set(row.gaps)
-        numbers = [_before(number, gaps, row.stride) for number in numbers]
-    return [folder + frame_name(row.prefix, row.digits, row.suffix, number) for number in numbers]
-
-
-def _kept_numbers(row: PlannedSample, settings: Settings) -> list[int]:
-    """Return the numbers of the frames to be stored."""
-    rate = row.rate if row.kind == "stack" else settings.source_fps and settings.source_fps / row.stride
-    return [row.numbers[k] for k in kept_frames(len(row.numbers), source_fps=rate, fps=settings.fps)]
-
-
-def _before(number: int, gaps: set[int], stride: int) -> int:
-    """Return the frame that replaces a missing one."""
-    while number in gaps:
-        number -= stride
-    return number
 
 
 def encode_sample(
@@ -130,14 +102,6 @@ def pixel_kind(file: Path, kind: Kind, settings: Settings) -> tuple[int, int]:
     return 1 if picture.mode in GREY_MODES else 3, 8
 
 
-def kept_frames(num_frames: int, *, source_fps: float | None, fps: float | None) -> list[int]:
-    """Return which of `num_frames` frames at `source_fps` remain at `fps`: all, unless the source is faster."""
-    if not source_fps or not fps or not source_fps > fps * _RATE_SLACK:
-        return list(range(num_frames))
-    step = source_fps / fps
-    return [round(k * step) for k in range(math.ceil(num_frames / step)) if round(k * step) < num_frames]
-
-
 def _encode_files(
     row: PlannedSample,
     files: Sequence[Path],
@@ -146,7 +110,7 @@ def _encode_files(
     store: FrameStore,
     progress: Callable[[str], None],
 ) -> Facts:
-    keep = _kept_numbers(row, settings)
+    keep = kept_numbers(row, settings)
     size: tuple[int, int] | None = None
     num_other = 0
     for number, file in zip(keep, files, strict=True):
@@ -188,7 +152,7 @@ def _encode_stack(
     progress: Callable[[str], None],
 ) -> Facts:
     """Read the frames of one file of many, or of many files of one each."""
-    keep = _kept_numbers(row, settings)
+    keep = kept_numbers(row, settings)
     size: tuple[int, int] | None = None
     num_other = 0
     burned_in = False
@@ -277,7 +241,7 @@ def chosen_frames(
 
 def is_resampled(settings: Settings, *, declared: float) -> bool:
     """Return whether frames are chosen on a grid of time: unless the video is known not to be faster."""
-    return settings.fps is not None and not declared <= settings.fps * _RATE_SLACK
+    return settings.fps is not None and not declared <= settings.fps * RATE_SLACK
 
 
 @dataclass(frozen=True)

@@ -9,25 +9,20 @@ The tar and the .idx are those of `preprocess.encode.tar_writer`. The .parquet c
 done.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mae3d.io.files import replace_file
 from mae3d.io.storage import is_url
 from mae3d.video.errors import MediaError
-from mae3d.video.reader import Video, open_video
 from preprocess.dataset.layout import Layout
 from preprocess.dataset.schema import shard_name, write_shard_table
-from preprocess.encode.packet_index import NOT_IN_RANGES, index_sample
-from preprocess.encode.sample import encode_sample, media_files
 from preprocess.encode.tar_writer import IDX_VERSION, GrowingHash, TarWriter
-from preprocess.plan.plan import Facts, PlannedSample
+from preprocess.plan.samples import NOT_IN_RANGES, Facts, PlannedSample, media_files
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Root
 from preprocess.sources.tar_files import split_archive
@@ -136,54 +131,6 @@ def growing_shard(stem: Path, layout: Layout) -> Iterator[GrowingShard]:
         aside.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
-def write_sample(
-    tar: TarWriter,
-    sample: PlannedSample,
-    files: Sequence[Path],
-    *,
-    settings: Settings,
-    opened: Callable[..., AbstractContextManager[Video]] = open_video,
-    progress: Callable[[str], None] = lambda position: None,
-) -> Facts:
-    """Append one sample to a tar, or nothing; the child calls it (`decoder_main`). Arguments as `encode_sample`.
-
-    Raises:
-        MediaError: the sample cannot be had.
-        OSError: the tar cannot be written.
-    """
-    store = index_sample if settings.stored_as.is_in_place else encode_sample
-    encode = partial(store, sample, files, settings=settings, opened=opened, progress=progress)
-    return append_sample(tar, sample, encode, settings=settings)
-
-
-def append_sample(
-    tar: TarWriter,
-    sample: PlannedSample,
-    encode: Callable[..., Facts],
-    *,
-    settings: Settings,
-    more: dict[str, Any] | None = None,
-) -> Facts:
-    """Append one sample to a tar, or nothing if its encoding fails.
-
-    Args:
-        tar: the tar.
-        sample: its row of the plan.
-        encode: hands the parts to its argument `sink`, and returns what they are.
-        settings: of the dataset.
-        more: entries of the sample's .json, as JSON has them, beside ours.
-    """
-    more = more or {}
-    tar.begin(sample.key, len(json.dumps({"name": sample.name, **more})) + _NUMBERS)
-    try:
-        facts = encode(sink=tar.add)
-    except BaseException:
-        tar.abandon()
-        raise
-    tar.finish(_description(sample, facts, settings) | more)
-    return facts
-
-
 def _media(sample: PlannedSample, root: Root, file: Path, facts: Facts, layout: Layout) -> dict[str, Any]:
     """Return the columns that say which file holds a sample that stays where it is; none in other layouts.
 
@@ -230,18 +177,4 @@ def sample_row(sample: PlannedSample, outcome: Written | MediaError) -> dict[str
         "height": facts.height,
         "sizes": outcome.sizes,
         "crc32s": outcome.crc32s,
-    }
-
-
-def _description(sample: PlannedSample, facts: Facts, settings: Settings) -> dict[str, Any]:
-    """Return a sample's .json: everything but the labels, which live in the index only."""
-    return {
-        "name": sample.name,
-        "range": [facts.first, facts.stop],
-        "num_frames": facts.num_frames,
-        "fps": None if math.isnan(facts.fps) else facts.fps,
-        "start_s": None if math.isnan(facts.start_s) else facts.start_s,
-        "width": facts.width,
-        "height": facts.height,
-        **settings.stored_as.description(),
     }

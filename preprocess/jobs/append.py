@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.dataset.schema import DatasetError
-from preprocess.encode.group_encoder import codec_version
 from preprocess.plan.label_names import LabelNames
 from preprocess.plan.plan import BuildPlan, ScanResult, make_plan
 from preprocess.plan.settings import Settings
@@ -40,7 +39,11 @@ class BuildPart:
 
 def build_identity(settings: Settings, sources: list[dict[str, str]]) -> dict[str, Any]:
     """Return the settings and sources that two builds of the same dataset share."""
-    codec = {"codec_version": codec_version()} if settings.layout == "video" else {}
+    codec = {}
+    if settings.layout == "video":
+        from preprocess.encode.group_encoder import codec_version  # and with it PyAV, which nothing else needs here
+
+        codec = {"codec_version": codec_version()}
     return {**settings.identity(), **codec, "sources": sources}
 
 

@@ -49,12 +49,14 @@ from preprocess.jobs.output_state import (
     sweep,
 )
 from preprocess.jobs.stored_pixels import settled
-from preprocess.plan.plan import BuildPlan, PlannedSample, make_plan, read_plan, write_plan
+from preprocess.plan.plan import BuildPlan, make_plan, read_plan, write_plan
 from preprocess.plan.rejects import Rejects, Remarks, first_names
+from preprocess.plan.samples import PlannedSample
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.roots import Root
 from preprocess.sources.source import Source
+from preprocess.workers.decoder import decoder, end_ahead, start_ahead
 from preprocess.workers.executors import dask_workers, local_workers, run_tasks
 
 log = logging.getLogger(__name__)
@@ -133,8 +135,11 @@ def build(source: Source, *, settings: Settings, options: Options, out: str | Pa
     sliced = options.slice is not None
     with explain_full_disk(output):
         output.prepare()
-        with hold(output.locks, name, job=job, excludes=not sliced, wait=sliced) as lock, output.work() as folder:
-            return _run(_Job(source, settings, options, output, folder, lock))
+        try:
+            with hold(output.locks, name, job=job, excludes=not sliced, wait=sliced) as lock, output.work() as folder:
+                return _run(_Job(source, settings, options, output, folder, lock))
+        finally:
+            end_ahead()
 
 
 def _run(job: _Job) -> BuildResult:
@@ -170,6 +175,8 @@ def _settled(job: _Job) -> _Job:
         if not job.options.overwrite:
             refuse_foreign(job.output)
         scan = job.source.find()
+        if not job.options.plan_only and not job.options.scheduler:
+            start_ahead(min(job.options.workers, len(scan.requests)) - 1)  # beside the one that looked at the sources
         settings = settled(job.settings, scan.requests, job.source.roots)
         return replace(job, settings=settings, source=replace(job.source, find=lambda: scan))
     if job.settings.layout != "png":
@@ -245,6 +252,8 @@ def run_shards(job: _Job, plan: BuildPlan) -> SliceResult:
     total = int(np.count_nonzero(plan.rows["shard"].to_numpy() % n == i))
     options = job.options
     workers = dask_workers(options.scheduler) if options.scheduler else local_workers(options.workers)
+    if options.workers > 1:
+        decoder().lend()
     with Progress(total, "sample", doing="build", done=num_kept) as advance, workers as pool:
         for result in run_tasks(todo, partial(_shard_task, job, plan), pool):
             job.lock.check()

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 
 from mae3d.io.files import TEMPORARY_PREFIX
 from mae3d.video.errors import MediaError
-from preprocess.encode.sample import media_files
-from preprocess.plan.plan import HOOK, BuildPlan, PlannedSample, planned_samples
+from preprocess.plan.plan import BuildPlan, planned_samples
+from preprocess.plan.samples import HOOK, PlannedSample, media_files
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Folder, Root
 from preprocess.sources.tar_files import WithTars

@@ -30,24 +30,16 @@ from mae3d.video.errors import MediaError
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError
 from preprocess.dataset.schema import SHARD_SCHEMA, shard_files, shard_name, write_shard_table
 from preprocess.encode.given_frames import Frame, encode_given
-from preprocess.encode.shard import GrowingShard, append_sample, growing_shard, sample_row
+from preprocess.encode.sample_writer import append_sample
+from preprocess.encode.shard import GrowingShard, growing_shard, sample_row
 from preprocess.encode.tar_writer import TarWriter
 from preprocess.jobs.append import BuildPart, build_identity, parts_of, with_parts
 from preprocess.jobs.output import open_output
 from preprocess.jobs.output_state import Summary, dataset_files, finish, is_ours, refuse_foreign, sweep
 from preprocess.plan.given_labels import GivenLabels, Label
-from preprocess.plan.plan import (
-    PLAN_SCHEMA,
-    BuildPlan,
-    Facts,
-    PlannedSample,
-    Request,
-    ScanResult,
-    make_plan,
-    read_plan,
-    write_plan,
-)
+from preprocess.plan.plan import PLAN_SCHEMA, BuildPlan, ScanResult, make_plan, read_plan, write_plan
 from preprocess.plan.rejects import TooManyBad
+from preprocess.plan.samples import Facts, PlannedSample, Request
 from preprocess.plan.settings import Settings
 from preprocess.workers.decoder import Written
 

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mae3d.video.errors import MediaError
-from preprocess.encode.frame_store import kind_words, refuse_unfit
-from preprocess.encode.sample import media_files
-from preprocess.plan.plan import HOOK, Request
-from preprocess.plan.settings import Settings
+from preprocess.plan.samples import HOOK, Request, media_files
+from preprocess.plan.settings import Settings, kind_words, refuse_unfit
 from preprocess.sources.roots import Root
 from preprocess.workers.decoder import decoder
 

@@ -17,11 +17,11 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from mae3d.io.files import replace_file
 from preprocess.dataset.schema import DatasetError
 from preprocess.plan.label_ids import LabelIds, LabelKind, label_ids
 from preprocess.plan.label_names import LabelNames
+from preprocess.plan.samples import PlannedSample, Request
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem, describe
 
@@ -63,84 +64,8 @@ PLAN_SCHEMA = pa.schema(_PLAN_FIELDS)
 _STRIDE = pa.field("stride", pa.int64())  # frames: from one number to the next; 1 if there is no column
 _FILES = pa.field("files", pa.list_(pa.string()))  # stack: the files of its frames, below the root; none = `path` alone
 _THRIFT_BYTES = (1 << 31) - 1  # metadata may be large: millions of rows that cannot be used
-HOOK: Literal["hook"] = "hook"  # the kind of a sample that a source of the user's reads
 _SHARDS_OF_A_SMALL_SET = 16
 _SMALLEST_SHARD = 16
-
-
-Kind = Literal["frames", "image", "video", "stack", "hook"]
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedSample:
-    """A row of the plan; the columns of PLAN_SCHEMA, the stride of frame numbers, and files of a stack."""
-
-    number: int
-    shard: int
-    kind: Kind
-    root: int
-    path: str
-    name: str
-    labels: list[int]
-    split: str
-    first: int = 0
-    stop: int = 0
-    start_s: float = 0.0
-    stop_s: float = math.inf
-    prefix: str = ""
-    digits: int = 1
-    suffix: str = ""
-    gaps: list[int] = field(default_factory=list)
-    length_s: float = math.nan
-    rate: float = math.nan
-    group: str = ""
-    file: str = ""
-    line: int = -1
-    stride: int = 1
-    files: list[str] = field(default_factory=list)
-
-    @property
-    def numbers(self) -> range:
-        """Return the numbers of the frames, before any is thinned out."""
-        return range(self.first, self.stop, self.stride)
-
-    @property
-    def key(self) -> str:
-        """Return the sample's key in its shard: digits only, so that no reader can stumble over a name."""
-        return f"{self.number:09d}"
-
-
-@dataclass(slots=True)
-class Request:
-    """A sample before it has a number: a planned sample's fields, labels still as words."""
-
-    kind: Kind
-    root: int
-    path: str
-    name: str
-    labels: tuple[str, ...]
-    file: str
-    line: int
-    first: int = 0
-    stop: int = 0
-    start_s: float = 0.0
-    stop_s: float = math.inf
-    prefix: str = ""
-    digits: int = 1
-    suffix: str = ""
-    gaps: tuple[int, ...] = ()
-    length_s: float = math.nan
-    rate: float = math.nan
-    split: str = ""
-    group: str = ""
-    stride: int = 1
-    files: tuple[str, ...] = ()
-
-    def planned(self) -> PlannedSample:
-        """Return the sample without number, shard and labels, to be looked at before there is a plan."""
-        names = {field.name for field in dataclasses.fields(self)} - {"labels", "files"}
-        fields: dict[str, Any] = {name: getattr(self, name) for name in names} | {"gaps": list(self.gaps)}
-        return PlannedSample(number=0, shard=0, labels=[], files=list(self.files), **fields)
 
 
 @dataclass(frozen=True)
@@ -297,22 +222,3 @@ def read_plan(path: Path) -> BuildPlan:
         if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
             raise
         raise DatasetError(f"{path}: not a plan ({error}); use another --out, or --overwrite") from error
-
-
-@dataclass(frozen=True)
-class Facts:
-    """The properties of a stored sample; `remark` is (reason, message) if it was not stored as it was."""
-
-    num_frames: int
-    first: int  # number of the first frame in the source
-    stop: int  # one more than the number of the last
-    fps: float  # of the stored frames; NaN = unknown
-    start_s: float  # NaN = unknown
-    width: int
-    height: int
-    remark: tuple[str, str] | None = None
-
-
-def frame_name(prefix: str, digits: int, suffix: str, number: int) -> str:
-    """Return the file name of frame `number` in a folder with this template."""
-    return f"{prefix}{number:0{digits}d}{suffix}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mae3d.io.bounds import bounded, check_bounds
-from mae3d.video.container import MAX_PIXELS
+from mae3d.video.facts import MAX_PIXELS
 from preprocess.dataset.layout import GROUP, LAYOUTS, Layout, layout_of
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
@@ -108,3 +108,19 @@ class Settings:
 def _of_others(layout: str) -> frozenset[str]:
     """Return the settings that only other layouts have."""
     return frozenset().union(*(names for name, names in _ONLY_OF.items() if name != layout))
+
+
+def kind_words(channels: int, bits: int) -> str:
+    """Return the channels and bits of frames in words; 0 bits are values that need a window."""
+    depth = f"{bits} bits" if bits else "floating point, signed or more than 16 bits"
+    return f"{channels} channel{'s' * (channels != 1)} of {depth}"
+
+
+def refuse_unfit(channels: int, bits: int, layout: str) -> None:
+    """Raise ValueError unless layout jpeg or video can hold frames: grey or RGB of 8 bits."""
+    if bits == 8 and channels in (1, 3):
+        return
+    remedies = ["--layout png keeps them"] if bits else []
+    remedies += ["--window LOW HIGH maps a range of them to 8 bits"] if bits != 8 and channels in (1, 3) else []
+    held = f"layout {layout} holds 1 or 3 channels of 8 bits"
+    raise ValueError(f"{kind_words(channels, bits)}, and {held}: {', or '.join(remedies)}")

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from mae3d.video.errors import MediaError
-from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Request
+from mae3d.video.facts import VideoFacts
+from preprocess.plan.samples import Request
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.list_records import ends_as_video

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from preprocess.plan.label_names import LabelNames
-from preprocess.plan.plan import Request, ScanResult
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.samples import Request
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.archives import is_compressed_list, unpacked

@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from preprocess.plan.plan import frame_name
+from preprocess.plan.samples import frame_name
 from preprocess.sources.file_kinds import IMAGE_SUFFIXES, PARTNER, UNREAD_IMAGE_SUFFIXES, Role, role_of
 
 _SUFFIXES = "|".join(sorted(map(re.escape, IMAGE_SUFFIXES | UNREAD_IMAGE_SUFFIXES)))

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from preprocess.plan.plan import Request
+from preprocess.plan.samples import Request
 from preprocess.sources.file_kinds import count_by_suffix, role_of
 from preprocess.sources.frame_names import FrameFolder, Naming
 from preprocess.sources.source import shortened

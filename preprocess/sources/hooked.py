@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mae3d.io.hooks import canonical, code_of, load
-from preprocess.plan.plan import HOOK, Request, ScanResult
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.samples import HOOK, Request
 from preprocess.plan.settings import Settings
 from preprocess.sources.fetched_files import Scratch
 from preprocess.sources.roots import Listing

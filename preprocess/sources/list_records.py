@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mae3d.video.container import VIDEO_SUFFIXES
+from mae3d.video.facts import VIDEO_SUFFIXES
 
 Delimiter = Literal["auto", "comma", "space", "tab", "semicolon"]
 Header = Literal["auto", "yes", "no"]

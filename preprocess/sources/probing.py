@@ -7,8 +7,8 @@ for facts in map_over_workers(look, [(0, "a.mp4"), (0, "b.mp4")], workers=8, uni
 from collections.abc import Sequence
 
 from mae3d.video.errors import MediaError
+from mae3d.video.facts import VideoFacts
 from mae3d.video.levels import StackFacts
-from mae3d.video.reader import VideoFacts
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Root
 from preprocess.workers.decoder import decoder

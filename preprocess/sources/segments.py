@@ -13,8 +13,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from mae3d.video.errors import MediaError
-from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Request
+from mae3d.video.facts import VideoFacts
+from preprocess.plan.samples import Request
 from preprocess.plan.settings import Settings
 from preprocess.sources.frame_names import FrameFolder
 

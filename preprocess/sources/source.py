@@ -22,7 +22,8 @@ import numpy as np
 from mae3d.io.storage import is_url
 from preprocess.plan.label_ids import LabelKind
 from preprocess.plan.label_names import LabelNames, read_label_names
-from preprocess.plan.plan import Request, ScanResult
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.samples import Request
 from preprocess.problems import Problem
 from preprocess.sources.archives import archives_among, how_to_unpack, unpacked
 from preprocess.sources.fetched_files import Scratch

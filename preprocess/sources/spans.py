@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from mae3d.video.errors import MediaError
-from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Request
+from mae3d.video.facts import VideoFacts
+from preprocess.plan.samples import Request
 from preprocess.sources.columns import MAX_FRAME
 from preprocess.sources.list_records import LedgerError
 from preprocess.sources.probing import Probed

@@ -24,7 +24,8 @@ from mae3d.video.errors import MediaError
 from mae3d.video.levels import StackFacts
 from mae3d.video.stacks import DICOM_AT, kind_of_stack
 from preprocess.plan.label_names import LabelNames
-from preprocess.plan.plan import Request, ScanResult
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.samples import Request
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.fetched_files import Scratch

@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from mae3d.video.container import VIDEO_SUFFIXES
 from mae3d.video.errors import MediaError
+from mae3d.video.facts import VIDEO_SUFFIXES
 from preprocess.problems import Problem
 from preprocess.sources.fetched_files import Scratch, kept_files
 from preprocess.sources.file_kinds import HEAD_BYTES, is_picture, is_sidecar, is_system, kind_of

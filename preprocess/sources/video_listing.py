@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from mae3d.io.storage import is_url
-from mae3d.video.container import VIDEO_SUFFIXES
 from mae3d.video.errors import MediaError
-from preprocess.plan.plan import Request
+from mae3d.video.facts import VIDEO_SUFFIXES
+from preprocess.plan.samples import Request
 from preprocess.problems import Problem
 from preprocess.sources.archives import list_name
 from preprocess.sources.folder_labels import infer_labels

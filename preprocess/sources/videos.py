@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from mae3d.io.storage import Storage, is_url
 from mae3d.video.errors import MediaError
-from preprocess.plan.plan import Request, ScanResult
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.samples import Request
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.archives import is_compressed_list, list_name, unpacked

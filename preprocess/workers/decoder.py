@@ -3,7 +3,8 @@
     written = decoder().write(sample, files, settings=settings, tar=aside, start=0)     # Written, or MediaError
     facts = decoder().probe(Path("clip.mp4"), settings=settings)                        # VideoFacts, or MediaError
 
-Each thread has one child (`preprocess.encode.decoder_main`), started at the first request and kept. The child writes
+Each thread has one child (`preprocess.encode.decoder_main`), started at the first request and kept; or one that
+`start_ahead` has started, so that its imports run beside those of this process and beside the plan. The child writes
 frames into the tar itself; requests and answers are lines of JSON over pipes. The child notes its position in a page of
 memory that both processes see, so that the position is known after the child was killed.
 
@@ -28,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from mae3d.video.errors import MediaError
+from mae3d.video.facts import VideoFacts
 from mae3d.video.levels import StackFacts
-from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Facts, Kind, PlannedSample
+from preprocess.plan.samples import Facts, Kind, PlannedSample
 from preprocess.plan.settings import Settings
 
 PAGE_BYTES = 256
@@ -59,7 +60,6 @@ class Decoder:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._child: _Child | None = None
-        self._answers = 0
         self._stopped = False
 
     def write(
@@ -79,7 +79,7 @@ class Decoder:
             MediaError: the sample cannot be decoded; the bytes after `start` are void.
             OSError: the tar cannot be written, the disk of the media has gone, or the decoder was stopped.
         """
-        if first and self._answers >= _ANSWERS:
+        if first and self._child is not None and self._child.answers >= _ANSWERS:
             self.close()
         request = {
             "do": "write",
@@ -123,11 +123,17 @@ class Decoder:
         channels, bits = self._request(request, settings.timeout_s)["kind"]
         return channels, bits
 
+    def lend(self) -> None:
+        """Leave the child to the decoder of another thread that needs one."""
+        if self._child is not None:
+            _ahead.append(self._child)
+        self._child = None
+
     def close(self) -> None:
         """End the child, even in the middle of a request."""
         if self._child is not None:
             self._child.end()
-        self._child, self._answers = None, 0
+        self._child = None
 
     def stop(self) -> None:
         """End the decoder from another thread: its current request and all later ones raise ChildProcessError."""
@@ -140,7 +146,6 @@ class Decoder:
             answer = self._answer(request, timeout_s)
         except MediaError:
             answer = self._answer(request | {"first": True}, timeout_s)
-        self._answers += 1
         if "media" in answer:
             reason, message, frame = answer["media"]
             raise MediaError(reason, message, frame=frame)
@@ -150,22 +155,38 @@ class Decoder:
 
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Return the child's answer; raise MediaError if the child hangs or dies."""
-        if self._child is None and not self._stopped:
-            self._child = _start()
         try:
-            # Read after `_child` is set: `stop` either sees the child, or is seen here.
-            if self._child is None or self._stopped:
-                raise ChildProcessError("the decoder was stopped")
-            return self._child.request(request, timeout_s)
+            try:
+                child = self._started()
+            except _NotStarted:
+                self.close()
+                child = self._started()  # the machine may have been short of memory for a moment
+            return child.request(request, timeout_s)
         except BaseException:  # also if interrupted: its answer would be taken for that of the next request
             self.close()
             raise
+
+    def _started(self) -> "_Child":
+        """Return the child once it can take requests."""
+        if self._child is None and not self._stopped:
+            self._child = _child_ahead() or _Child()
+        # Read after `_child` is set: `stop` either sees the child, or is seen here.
+        if self._child is None or self._stopped:
+            raise ChildProcessError("the decoder was stopped")
+        self._child.wait_until_ready()
+        return self._child
+
+
+class _NotStarted(ChildProcessError):
+    """A child that died before its first request, or did not come to it."""
 
 
 class _Child:
     """A decoder process, and the page in which it notes its position."""
 
     def __init__(self) -> None:
+        self.owner, self.answers = os.getpid(), 0
+        self._is_ready = False
         page = os.memfd_create("decoder")
         try:
             os.ftruncate(page, PAGE_BYTES)
@@ -181,12 +202,16 @@ class _Child:
             )
         finally:
             os.close(page)
-        self.end = weakref.finalize(self, _end, os.getpid(), self._process)
-        try:
-            self._receive(_START_S)
-        except MediaError as error:
-            self.end()
-            raise ChildProcessError(f"the decoder cannot be started: {error}") from error
+        self.end = weakref.finalize(self, _end, self.owner, self._process)
+
+    def wait_until_ready(self) -> None:
+        """Wait until the child has imported its libraries; raise _NotStarted if it does not."""
+        if not self._is_ready:
+            try:
+                self._receive(_START_S)
+            except MediaError as error:
+                raise _NotStarted(f"the decoder cannot be started: {error}") from error
+            self._is_ready = True
 
     def kill(self) -> None:
         """Kill the process; the thread that waits for its answer cleans up."""
@@ -200,6 +225,7 @@ class _Child:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._receive(timeout_s))
+        self.answers += 1
         return answer
 
     def _receive(self, timeout_s: float) -> bytes:
@@ -238,11 +264,30 @@ class _Child:
         return position.decode(errors="replace") or "the beginning"
 
 
-def _start() -> _Child:
-    try:
-        return _Child()
-    except ChildProcessError:
-        return _Child()  # the machine may have been short of memory for a moment
+_ahead: list[_Child] = []  # children that no decoder has yet
+
+
+def start_ahead(count: int) -> None:
+    """Start so many more children for decoders that will need one, without waiting; `end_ahead` ends the rest.
+
+    They die with the calling thread, so it must outlive the threads that use them.
+    """
+    _ahead.extend(_Child() for _ in range(count))
+
+
+def end_ahead() -> None:
+    """End the children that no decoder has needed."""
+    while (child := _child_ahead()) is not None:
+        child.end()
+
+
+def _child_ahead() -> _Child | None:
+    with suppress(IndexError):
+        while True:
+            child = _ahead.pop(0)
+            if child.owner == os.getpid():  # else it belongs to the process that forked this one
+                return child
+    return None
 
 
 _thread = threading.local()

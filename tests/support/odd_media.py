@@ -10,7 +10,7 @@ import numpy as np
 
 from preprocess.encode.images import decode_image
 from preprocess.encode.sample import encode_sample
-from preprocess.plan.plan import Facts, PlannedSample
+from preprocess.plan.samples import Facts, PlannedSample
 from preprocess.plan.settings import Settings
 from tests.support.media import frame_number, make_video, numbered_image
 

@@ -21,7 +21,7 @@ from mae3d.video.reader import Video, effective_fps, open_video
 from mae3d.video.stream import CLOCK_FRAMES
 from preprocess.encode.sample import encode_sample
 from preprocess.encode.video_frames import FrameEncoder
-from preprocess.plan.plan import PlannedSample
+from preprocess.plan.samples import PlannedSample
 from preprocess.plan.settings import Settings
 from tests.support.media import frame_number, make_video, numbered_image, picture_of, psnr, rotate_mp4
 

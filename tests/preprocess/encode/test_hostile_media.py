@@ -13,7 +13,7 @@ from mae3d.video.container import _FORMATS
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import open_video
 from preprocess.encode.sample import encode_sample
-from preprocess.plan.plan import PlannedSample
+from preprocess.plan.samples import PlannedSample
 from preprocess.plan.settings import Settings
 from preprocess.workers.decoder import decoder
 from tests.support.media import frame_number, make_frame_folder, make_video

@@ -13,7 +13,7 @@ import pytest
 from mae3d.video.errors import MediaError
 from mae3d.video.reader import KeptVideo, open_video
 from preprocess.encode.images import decode_image
-from preprocess.plan.plan import PlannedSample
+from preprocess.plan.samples import PlannedSample
 from preprocess.plan.settings import Settings
 from preprocess.workers.decoder import decoder
 from tests.support.media import make_video

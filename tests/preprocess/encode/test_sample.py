@@ -11,8 +11,8 @@ from PIL import Image
 
 from mae3d.video.errors import MediaError
 from preprocess.encode.images import decode_image, decode_strictly, encode_jpeg, jpeg_header, scaled_size
-from preprocess.encode.sample import encode_sample, kept_frames, media_files
-from preprocess.plan.plan import Facts, PlannedSample
+from preprocess.encode.sample import encode_sample
+from preprocess.plan.samples import Facts, PlannedSample, kept_frames, media_files
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Folder
 from tests.support.media import frame_number, make_frame_folder, make_video, numbered_image, psnr

@@ -19,7 +19,7 @@ from preprocess.encode.images import decode_image
 from preprocess.encode.shard import build_shard
 from preprocess.jobs.output import FolderOutput
 from preprocess.jobs.output_state import survey
-from preprocess.plan.plan import PlannedSample
+from preprocess.plan.samples import PlannedSample
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Folder
 from preprocess.workers.decoder import Decoder

@@ -15,7 +15,8 @@ from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
 from preprocess.jobs import build as build_module
 from preprocess.jobs.estimate import _FRAMES, Estimate, Trial, _beginning, frames_of, lines_of, require_room
-from preprocess.plan.plan import PlannedSample, read_plan
+from preprocess.plan.plan import read_plan
+from preprocess.plan.samples import PlannedSample
 from preprocess.plan.settings import Settings
 from tests.support.media import make_frame_folder, make_video
 

@@ -26,7 +26,7 @@ from preprocess.inspect import verify_shard
 from preprocess.inspect.filmstrip import write_filmstrip
 from preprocess.inspect.verify import verify
 from preprocess.jobs.stored_pixels import settled
-from preprocess.plan.plan import HOOK, Request
+from preprocess.plan.samples import HOOK, Request
 from preprocess.plan.settings import Settings
 from tests.support.builds import tree
 from tests.support.stacks import random_frames, write_png_folder

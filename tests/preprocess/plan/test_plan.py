@@ -7,7 +7,8 @@ import pytest
 
 from preprocess.dataset.index import DatasetError
 from preprocess.plan.label_names import LabelNames
-from preprocess.plan.plan import BuildPlan, Request, ScanResult, make_plan, read_plan, write_plan
+from preprocess.plan.plan import BuildPlan, ScanResult, make_plan, read_plan, write_plan
+from preprocess.plan.samples import Request
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 

@@ -9,7 +9,8 @@ from PIL import Image
 from mae3d.io.storage import Storage
 from preprocess.__main__ import main
 from preprocess.dataset.index import open_dataset
-from preprocess.plan.plan import Request, ScanResult
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.samples import Request
 from preprocess.plan.settings import Settings
 from preprocess.problems import Problem
 from preprocess.sources.frame_folders import frame_folders

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mae3d.video.errors import MediaError
-from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Request
+from mae3d.video.facts import VideoFacts
+from preprocess.plan.samples import Request
 from preprocess.plan.settings import Settings
 from preprocess.sources.frame_names import FrameFolder
 from preprocess.sources.segments import even_pieces, frame_pieces, num_pieces, video_pieces

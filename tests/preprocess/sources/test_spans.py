@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from mae3d.video.errors import MediaError
-from mae3d.video.reader import VideoFacts
-from preprocess.plan.plan import Request, ScanResult
+from mae3d.video.facts import VideoFacts
+from preprocess.plan.plan import ScanResult
+from preprocess.plan.samples import Request
 from preprocess.plan.settings import Settings
 from preprocess.sources.columns import MAX_FRAME
 from preprocess.sources.list_records import LedgerError

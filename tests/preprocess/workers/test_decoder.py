@@ -14,7 +14,7 @@ import preprocess.workers.decoder as decoder_module
 from mae3d.video.errors import MediaError
 from preprocess.__main__ import main
 from preprocess.encode.shard import build_shard
-from preprocess.plan.plan import PlannedSample
+from preprocess.plan.samples import PlannedSample
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Folder
 from preprocess.workers.decoder import Decoder, decoder
