@@ -181,7 +181,7 @@ def _hide_pandas() -> None:
     import pyarrow as pa
 
     finders = sys.meta_path[:]
-    sys.meta_path[:] = [_NoPandas, *finders]  # type: ignore[list-item]
+    sys.meta_path[:] = [_NoPandas, *finders]
     try:
         pa.array([0])
     finally:

@@ -165,6 +165,13 @@ def index_line(members: Sequence[tuple[str, int, int]]) -> str:
     return " ".join(f"{name.partition('.')[2]} {offset} {size} {name}" for name, offset, size in members)
 
 
+def moved_line(line: str, by: int) -> str:
+    """Return a sample's line of the .idx after its bytes have moved."""
+    words = line.split(" ")
+    words[1::4] = [str(int(offset) + by) for offset in words[1::4]]
+    return " ".join(words)
+
+
 def tar_header(name: str, num_bytes: int) -> bytes:
     """Return a member's USTAR header, as tarfile would in ten times the time; names are ASCII, of 100 at most."""
     label, size = name.encode("ascii"), b"%011o" % num_bytes

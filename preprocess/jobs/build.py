@@ -10,7 +10,8 @@ kept. Any number of workers, slices and kills writes the same bytes.
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from mae3d.io.lock_store import LOCK_NAME
 from mae3d.io.progress import Progress
 from preprocess.dataset.index import META_NAME, PLAN_NAME, DatasetError, parse_meta
 from preprocess.dataset.schema import shard_files, shard_name
-from preprocess.encode.shard import ShardResult, build_shard
+from preprocess.encode.shared_shard import Crew, ShardResult, SharedShard, build_shard
 from preprocess.jobs.append import (
     OF_SOURCES,
     BuildPart,
@@ -252,11 +253,18 @@ def run_shards(job: _Job, plan: BuildPlan) -> SliceResult:
     total = int(np.count_nonzero(plan.rows["shard"].to_numpy() % n == i))
     options = job.options
     workers = dask_workers(options.scheduler) if options.scheduler else local_workers(options.workers)
+    crew = Crew(partial(_shared_shard, job, plan))
+    given: Iterable[int] = todo if options.scheduler else crew.numbers(todo)
+    task: Callable[[int], Callable[[], ShardResult | None]] = crew.task
+    if options.scheduler:
+        task = partial(_shard_task, job, plan)
     if options.workers > 1:
         decoder().lend()
     with Progress(total, "sample", doing="build", done=num_kept) as advance, workers as pool:
-        for result in run_tasks(todo, partial(_shard_task, job, plan), pool):
+        for result in run_tasks(given, task, pool):
             job.lock.check()
+            if result is None:
+                continue
             remarks.log(result.remarks)
             if result.number in last:  # the rejects of earlier parts were accepted
                 rejects.add(Problem(reason, message, name) for name, reason, message in result.rejected)
@@ -360,8 +368,18 @@ def _shard_task(job: _Job, plan: BuildPlan, number: int) -> Callable[[], ShardRe
 def make_shard(
     number: int, samples: list[PlannedSample], *, roots: Sequence[Root], settings: Settings, output: Output
 ) -> ShardResult:
-    """Build a shard and publish its files, the table last; the other arguments are those of `build_shard`."""
+    """Build a shard and publish its files; the other arguments are those of `SharedShard`."""
+    return build_shard(number, samples, roots=roots, settings=settings, folder=_published(output, number))
+
+
+def _shared_shard(job: _Job, plan: BuildPlan, number: int) -> SharedShard:
+    folder = _published(job.output, number)
+    return SharedShard(number, plan.shard(number), roots=job.source.roots, settings=job.settings, folder=folder)
+
+
+@contextmanager
+def _published(output: Output, number: int) -> Iterator[Path]:
+    """Yield the folder in which a shard is built; then its files are published, the table last."""
     with output.work() as folder:
-        result = build_shard(number, samples, roots=roots, settings=settings, out=folder)
+        yield folder
         output.publish(shard_files(number), folder)
-    return result

@@ -3,6 +3,7 @@ import gc
 import json
 import math
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nvidia.dali import fn, pipeline_def
 from mae3d.video.errors import MediaError
 from preprocess.dataset.index import open_dataset
 from preprocess.encode.images import decode_image
-from preprocess.encode.shard import build_shard
+from preprocess.encode.shared_shard import build_shard
 from preprocess.jobs.output import FolderOutput
 from preprocess.jobs.output_state import survey
 from preprocess.plan.samples import PlannedSample
@@ -44,7 +45,7 @@ def frames(tmp_path: Path) -> Path:
 def build(frames: Path, out: Path) -> None:
     out.mkdir()
     samples = [planned(0, "clips/one.two three", 4), planned(1, "lost", 3), planned(2, "naïve " + "x" * 200, 3)]
-    result = build_shard(0, samples, roots=[Folder(frames)], settings=Settings(), out=out)
+    result = build_shard(0, samples, roots=[Folder(frames)], settings=Settings(), folder=nullcontext(out))
     assert (result.num_samples, result.num_frames) == (2, 7)
     assert [(name, reason) for name, reason, _ in result.rejected] == [("lost", "missing_frame")]
 
@@ -97,7 +98,7 @@ def test_a_sample_that_fails_after_it_wrote_leaves_nothing_in_the_tar(
         out.mkdir()
         names = ["clips/one.two three", "lost", "naïve " + "x" * 200]
         samples = [planned(number, name, 2) for number, name in enumerate(names)]
-        result = build_shard(0, samples, roots=[Folder(frames)], settings=Settings(), out=out)
+        result = build_shard(0, samples, roots=[Folder(frames)], settings=Settings(), folder=nullcontext(out))
         assert [(name, reason) for name, reason, _ in result.rejected] == [(names[at], "crashed")]
 
     build_one(tmp_path / "clean", b"")

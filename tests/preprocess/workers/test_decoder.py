@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import pytest
 import preprocess.workers.decoder as decoder_module
 from mae3d.video.errors import MediaError
 from preprocess.__main__ import main
-from preprocess.encode.shard import build_shard
+from preprocess.encode.shared_shard import build_shard
 from preprocess.plan.samples import PlannedSample
 from preprocess.plan.settings import Settings
 from preprocess.sources.roots import Folder
-from preprocess.workers.decoder import Decoder, decoder
+from preprocess.workers.decoder import Decoder, decoder, end_ahead, start_ahead
 from tests.support import launch
 from tests.support.media import make_frame_folder, make_video
 
@@ -55,7 +56,7 @@ def test_fault_13_a_decoder_that_hangs_or_dies_costs_one_sample(tmp_path: Path, 
         out = tmp_path / f"out_{source}"
         out.mkdir()
         samples = [planned(number, name) for number, name in enumerate(names)]
-        build_shard(0, samples, roots=[Folder(tmp_path / source)], settings=SETTINGS, out=out)
+        build_shard(0, samples, roots=[Folder(tmp_path / source)], settings=SETTINGS, folder=nullcontext(out))
         tables[source] = pq.read_table(out / "shard-00000.parquet").to_pylist()
     shards = [tmp_path / f"out_{source}" / "shard-00000" for source in tables]
     for suffix in (".tar", ".idx"):
@@ -181,7 +182,9 @@ def test_an_error_of_the_disk_is_not_the_samples_fault(tmp_path: Path) -> None:
     (child,) = (pid for pid in children(os.getpid()) if "preprocess.encode.decoder_main" in _command(pid))
     resource.prlimit(child, resource.RLIMIT_FSIZE, (10_000, 10_000))
     with pytest.raises(OSError, match="File too large") as caught:
-        build_shard(0, [sample], roots=[Folder(tmp_path / "frames")], settings=SETTINGS, out=tmp_path / "out")
+        build_shard(
+            0, [sample], roots=[Folder(tmp_path / "frames")], settings=SETTINGS, folder=nullcontext(tmp_path / "out")
+        )
     assert "shard-00000.tar" in str(caught.value.filename)
     assert list((tmp_path / "out").iterdir()) == []
     decoder().close()
@@ -209,7 +212,7 @@ def test_fault_37_a_mount_that_vanishes_stops_the_build_and_costs_no_sample(
 def test_fault_37_a_folder_that_has_gone_is_no_fault_of_its_files(tmp_path: Path, gone: str) -> None:
     make_video(tmp_path / "videos" / "a.mp4", 5)
     (tmp_path / "out").mkdir()
-    arguments = {"roots": [Folder(tmp_path / "videos")], "settings": SETTINGS, "out": tmp_path / "out"}
+    arguments = {"roots": [Folder(tmp_path / "videos")], "settings": SETTINGS, "folder": nullcontext(tmp_path / "out")}
     assert build_shard(0, [planned(0, "a.mp4"), planned(1, "no.mp4")], **arguments).num_samples == 1  # type: ignore[arg-type]
     (tmp_path / "videos").rename(tmp_path / "elsewhere")
     if gone == "empty":
@@ -238,6 +241,27 @@ def test_a_child_is_replaced_between_shards_only(tmp_path: Path, monkeypatch: py
     assert len(set(seen[:4])) == 1
     assert seen[4] != seen[0]
     ours.close()
+    assert set(children(os.getpid())) == before
+
+
+def test_children_that_were_started_ahead_are_taken_or_ended(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", 3)
+    before = set(children(os.getpid()))
+    start_ahead(2)
+    ahead = set(children(os.getpid())) - before
+    one, other = Decoder(), Decoder()
+    assert one.probe(tmp_path / "a.mp4", settings=Settings()).fps == 10.0
+    one.lend()
+    for pid in (one_pid := sorted(ahead)[:1]):  # one that died before it was needed is replaced
+        os.kill(pid, signal.SIGKILL)
+    for each in (one, other):
+        assert each.probe(tmp_path / "a.mp4", settings=Settings()).fps == 10.0
+    there = {pid for pid, state in children(os.getpid()).items() if state != "Z"} - before
+    assert there >= ahead - set(one_pid)
+    assert len(there) == 2
+    one.lend()
+    other.close()
+    end_ahead()
     assert set(children(os.getpid())) == before
 
 
