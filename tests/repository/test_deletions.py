@@ -50,6 +50,7 @@ PROOF = {
         "preprocess.dataset.writer.write_dataset",
         "preprocess.encode.decoder_main.Server._write",
         "preprocess.encode.shard.growing_shard",
+        "preprocess.encode.shared_shard.SharedShard._write",
         "preprocess.encode.shared_shard._append",
         "preprocess.encode.tar_writer.TarWriter.abandon",
         "preprocess.jobs.output.FolderOutput.remove",
