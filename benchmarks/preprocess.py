@@ -2,7 +2,8 @@
 
     python benchmarks/preprocess.py ffmpeg --videos FOLDER    # beside ffmpeg: decode, scale, MJPEG; CPU time
     python benchmarks/preprocess.py frames --videos FOLDER    # pass-through beside cp, and beside cp and one decoding
-    python benchmarks/preprocess.py workers --videos FOLDER   # two workers beside one, by the clock
+    python benchmarks/preprocess.py workers --videos FOLDER   # two workers beside one, by the clock and in CPU time
+    python benchmarks/preprocess.py start                     # commands that have next to nothing to do, CPU time
     python benchmarks/preprocess.py memory --videos FOLDER    # of a worker at a video of two hours
     python benchmarks/preprocess.py scale --samples 100000    # an archive of short samples
 
@@ -48,7 +49,7 @@ class Cost:
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["ffmpeg", "frames", "workers", "memory", "scale"])
+    parser.add_argument("what", choices=["ffmpeg", "frames", "workers", "start", "memory", "scale"])
     parser.add_argument("--videos", type=Path, help="folder of videos")
     parser.add_argument("--work", type=Path, help="folder for what is made; emptied by nobody")
     parser.add_argument("--rounds", type=int, default=5)
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--hours", type=float, default=2.0)
     options = parser.parse_args()
-    if options.what != "scale" and options.videos is None:
+    if options.what not in ("scale", "start") and options.videos is None:
         parser.error("--videos FOLDER is missing")
     with tempfile.TemporaryDirectory(prefix="mae3d-bench-", dir=options.work) as name:
         work = Path(name)
@@ -66,6 +67,8 @@ def main() -> None:
             beside_cp(stored_frames(options.videos, work, copies=options.copies), work, rounds=options.rounds)
         elif options.what == "workers":
             two_workers(copied(options.videos, work / "videos", copies=options.copies), work, rounds=options.rounds)
+        elif options.what == "start":
+            start_up(work, rounds=options.rounds)
         elif options.what == "memory":
             memory(looped(options.videos, work / "videos", hours=options.hours), work)
         else:
@@ -150,6 +153,35 @@ def two_workers(videos: Path, work: Path, *, rounds: int) -> None:
     print(f"  median {statistics.median(pairs):.2f}, fastest run of each {best:.2f}")
     print("two busy loops beside one: " + ", ".join(f"{pair:.2f}" for pair in most))
     print(f"  median {statistics.median(most):.2f}")
+    used = {name: [cost.cpu_s for cost in costs[name]] for name in ("one worker", "two workers")}
+    print(f"CPU time of one worker's build by that of two workers': {ratio(used['one worker'], used['two workers'])}")
+
+
+def start_up(work: Path, *, rounds: int) -> None:
+    """Measure commands that find one video of ten frames, or nothing to do: what is left is their start and end."""
+    folder = work / "videos"
+    folder.mkdir()
+    one = ("-f", "lavfi", "-i", "testsrc=size=64x64:rate=10:duration=1", "-pix_fmt", "yuv420p")
+    run("ffmpeg", "-v", "error", *one, folder / "a.mp4")
+    build(work / "built", "--videos", folder)
+    program = (sys.executable, "-m", "preprocess")
+    costs = paired(
+        {
+            "python -c pass": lambda _: run(sys.executable, "-c", "pass"),
+            "preprocess --help": lambda _: run(*program, "--help"),
+            "preprocess build, one worker": lambda out: build(out, "--videos", folder, "--workers", 1),
+            "preprocess build, two workers": lambda out: build(out, "--videos", folder, "--workers", 2),
+            "preprocess index": lambda out: run(*program, "index", "--videos", folder, "--out", out),
+            "preprocess verify": lambda _: run(*program, "verify", work / "built"),
+            "preprocess inspect": lambda _: run(*program, "inspect", work / "built", "000000000"),
+        },
+        work,
+        rounds=rounds,
+    )
+    for name, values in costs.items():
+        used = sorted(cost.cpu_s for cost in values)
+        clock = statistics.median(cost.wall_s for cost in values)
+        print(f"{name:32} {statistics.median(used):.2f} CPU s ({used[0]:.2f} to {used[-1]:.2f}), {clock:.2f} s")
 
 
 def memory(videos: Path, work: Path) -> None:

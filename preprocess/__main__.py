@@ -122,6 +122,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.command in ("build", "index"):
             return _build(options)
+        if options.command == "demo":
+            return _demo(options)
+        _hide_pandas()
         if options.command == "merge":
             return _merge(options)
         if options.command == "split":
@@ -132,9 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             return _verify(options)
         if options.command == "report":
             return _report(options)
-        if options.command == "inspect":
-            return _inspect(options)
-        return _demo(options)
+        return _inspect(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

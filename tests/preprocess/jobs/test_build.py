@@ -51,6 +51,27 @@ def test_a_ledger_becomes_a_dataset(frames: Path, tmp_path: Path, capsys: pytest
     assert "rejected: 0" in said
 
 
+START = """
+import sys
+from preprocess.__main__ import main
+assert main(sys.argv[1:]) == 0
+print(sorted({"av", "pandas", "PIL", "simplejpeg", "tqdm", "torch"} & set(sys.modules)))
+import pandas, pyarrow
+frame = pyarrow.table({"n": [1]}).to_pandas()
+print(pyarrow.Table.from_pandas(frame, preserve_index=False).to_pylist())
+"""
+
+
+def test_a_build_imports_no_library_that_only_decoders_need_and_leaves_pandas_to_others(tmp_path: Path) -> None:
+    make_video(tmp_path / "videos" / "a.mp4", 3)
+    arguments = ["build", "--videos", str(tmp_path / "videos"), "--workers", "1", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", START, *arguments], capture_output=True, encoding="utf-8", check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["[]", "[{'n': 1}]"]
+
+
 def shown(out: Path, i: int) -> list[int]:
     """Return the numbers that the stored frames of sample i show."""
     from preprocess.encode.images import decode_image
