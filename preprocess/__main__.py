@@ -181,12 +181,11 @@ def _hide_pandas() -> None:
     """
     import pyarrow as pa
 
-    finders = sys.meta_path[:]
-    sys.meta_path[:] = [_NoPandas, *finders]
+    sys.meta_path.insert(0, _NoPandas)
     try:
         pa.array([0])
     finally:
-        sys.meta_path[:] = finders
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _NoPandas]  # others have joined it
 
 
 class _NoPandas:
