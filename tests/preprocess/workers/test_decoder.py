@@ -244,25 +244,30 @@ def test_a_child_is_replaced_between_shards_only(tmp_path: Path, monkeypatch: py
     assert set(children(os.getpid())) == before
 
 
-def test_children_that_were_started_ahead_are_taken_or_ended(tmp_path: Path) -> None:
+def test_children_that_were_started_ahead_are_taken_replaced_or_ended(tmp_path: Path) -> None:
     make_video(tmp_path / "a.mp4", 3)
     before = set(children(os.getpid()))
-    start_ahead(2)
-    ahead = set(children(os.getpid())) - before
+
+    def there() -> set[int]:
+        return {pid for pid, state in children(os.getpid()).items() if state != "Z"} - before
+
+    start_ahead(1)
+    (ahead,) = there()
+    start_ahead(1)
+    (short_of_memory,) = there() - {ahead}
+    os.kill(short_of_memory, signal.SIGKILL)
     one, other = Decoder(), Decoder()
-    assert one.probe(tmp_path / "a.mp4", settings=Settings()).fps == 10.0
-    one.lend()
-    for pid in (one_pid := sorted(ahead)[:1]):  # one that died before it was needed is replaced
-        os.kill(pid, signal.SIGKILL)
     for each in (one, other):
         assert each.probe(tmp_path / "a.mp4", settings=Settings()).fps == 10.0
-    there = {pid for pid, state in children(os.getpid()).items() if state != "Z"} - before
-    assert there >= ahead - set(one_pid)
-    assert len(there) == 2
-    one.lend()
+    assert len(there()) == 2
+    assert ahead in there()
     other.close()
+    one.lend()
+    assert other.probe(tmp_path / "a.mp4", settings=Settings()).fps == 10.0
+    assert there() == {ahead}
+    other.lend()
     end_ahead()
-    assert set(children(os.getpid())) == before
+    assert there() == set()
 
 
 def test_an_interrupted_request_is_not_answered_by_the_next(tmp_path: Path, fresh: None) -> None:
