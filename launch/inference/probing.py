@@ -149,7 +149,13 @@ def _simple(
             yield {"probe": f"knn, k={k}", **_measured(tables, scores, test)}
     if "linear" in probes:
         scores, chosen = linear_scores(
-            train.features, train.targets, test.features, multi_label=tables.multi_label, seed=seed, show=True
+            train.features,
+            train.targets,
+            test.features,
+            multi_label=tables.multi_label,
+            device=tables.device,
+            seed=seed,
+            show=True,
         )
         yield {"probe": "linear", **_measured(tables, scores, test), **chosen}
 

@@ -11,7 +11,6 @@ mae3d.analysis.scores judges the scores. No number of threads changes a bit of t
 width, L tokens, C classes; targets are (n, C) of 0 and 1, one 1 per row unless `multi_label`.
 """
 
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -20,9 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mae3d.analysis.exact import one_thread
 from mae3d.analysis.features import unit
+from mae3d.analysis.logistic import Samples, fit_path
 from mae3d.analysis.scores import credit_at, mean_average_precision
 from mae3d.io.progress import Progress
 from mae3d.io.random import Stream, philox
@@ -32,7 +33,6 @@ PAIRS = 2**24  # pairs of a test and a train sample that are compared at a time,
 TEMPERATURE = 0.07  # temperature of the votes' weights: Wu et al. 2018, section 3.4
 C_GRID = tuple(10.0**power for power in range(-4, 3))  # scikit-learn's C: 1 / strength of the L2 penalty
 HELD_OUT = 0.2  # share of the train set on which C is chosen
-MAX_ITERATIONS = 1000  # limit of L-BFGS, as in CLIP's linear probes (Radford et al. 2021, appendix A.3)
 EPOCHS, MIN_STEPS, BATCH, PEAK_LR, WEIGHT_DECAY = 20, 500, 64, 1e-3, 0.01  # the attentive probe's
 SHOWN_EVERY = 50  # steps of the attentive probe between two looks at its loss, which wait for a GPU
 PIECE = 8  # samples of a batch that one thread of a CPU computes
@@ -76,19 +76,27 @@ def knn_scores(
 
 
 def linear_scores(
-    train: Array, targets: Array, test: Array, *, multi_label: bool, seed: int = 0, show: bool = False
+    train: Array,
+    targets: Array,
+    test: Array,
+    *,
+    multi_label: bool,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    show: bool = False,
 ) -> tuple[Array, dict[str, Any]]:
-    """Fit a logistic regression (scikit-learn, L-BFGS) on standardised features; one per class with `multi_label`.
+    """Fit a logistic regression on standardised features (mae3d.analysis.logistic); one per class with `multi_label`.
 
     C is the value of `C_GRID` that is best (accuracy, or mAP with `multi_label`) on a fifth of the train set, of each
     class alike, drawn by the seed; the smallest of equal values. The final fit is on all of the train set. One sample
     per class leaves nothing to choose on: C is 1.
 
     Args:
-        train: (n, D).
+        train: (n, D), may be mapped from a file: it is read in blocks.
         targets: (n, C).
         test: (m, D).
         multi_label: Whether a sample may have any number of labels.
+        device: Device of the computation.
         seed: Seed that draws the fifth.
         show: Whether to show the progress on stderr: one step per fit.
 
@@ -101,30 +109,24 @@ def linear_scores(
     """
     if not multi_label and (targets.sum(axis=0) > 0).sum() < 2:
         raise ValueError("the train set has one class: give samples of two or more")
-    from sklearn.exceptions import ConvergenceWarning
-
     held = held_out(targets, seed=seed)
+    held_rows = np.flatnonzero(held)
     measure = _mean_precision if multi_label else _accuracy
     measured: dict[float, float] = {}
-    fits_to_do = 1 + len(C_GRID) * bool(held.any())
-    with (
-        Progress(fits_to_do, "fit", doing="linear probe", show=show) as advance,
-        one_thread() as spread,
-        warnings.catch_warnings(record=True) as caught,
-    ):
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", ConvergenceWarning)
-        if held.any():
-            features = _standardised(train[~held], train[held])
-            fits = spread(lambda c: _fit(*features, targets[~held], c=c, multi_label=multi_label), C_GRID)
-            for c, scores in zip(C_GRID, fits, strict=True):
-                measured[c] = measure(scores, targets[held])
-                advance(1, f"C={c:g}")
-            caught.clear()
-        c = max(measured, key=lambda c: (measured[c], -c)) if measured else 1.0
-        scores = _fit(*_standardised(train, test), targets, c=c, multi_label=multi_label)
+    c, best = 1.0, None
+    fits_to_do = 1 + len(C_GRID) * bool(len(held_rows))
+    with Progress(fits_to_do, "fit", doing="linear probe", show=show) as advance, one_thread() as spread:
+        samples_of = partial(Samples, train, targets, multi_label=multi_label, spread=spread, device=device)
+        if len(held_rows):
+            for fit in fit_path(samples_of(np.flatnonzero(~held)), C_GRID):
+                measured[fit.strength] = measure(fit.scores(train, held_rows), targets[held])
+                if best is None or measured[fit.strength] > measured[c]:
+                    c, best = fit.strength, fit
+                advance(1, f"C={fit.strength:g}")
+        (last,) = fit_path(samples_of(np.arange(len(train))), [c], start=best)
+        scores = last.scores(test)
         advance(1, f"C={c:g}")
-    return scores, {"C": c, "held_out": measured.get(c), "converged": not caught}
+    return scores, {"C": c, "held_out": measured.get(c), "converged": last.converged}
 
 
 def held_out(targets: Array, *, seed: int = 0) -> NDArray[np.bool_]:
@@ -168,7 +170,21 @@ class AttentiveProbe(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.out_norm(self.pool(self.norm(tokens))))
+        """Compute the logits with D x heads products per token, where the pooling's own way takes 2 D x D.
+
+        With one query, keys and values need not be made: the query is multiplied into the weights of the keys, and
+        those of the values come behind the average over the tokens. Biases of the keys move all tokens' scores alike.
+        """
+        pool, width = self.pool, tokens.shape[-1]
+        normed = F.layer_norm(tokens, (width,), eps=self.norm.eps)
+        of_keys, of_values = pool.kv.weight.view(2, pool.num_heads, -1, width)
+        query = pool.scale * pool.q(pool.latent[0, 0]).view(pool.num_heads, -1)
+        directions = torch.einsum("hd,hdw->hw", query, of_keys) * self.norm.weight
+        attention = (normed @ directions.T).softmax(dim=1).transpose(1, 2)  # (B, heads, L)
+        means = (attention @ normed) * self.norm.weight + self.norm.bias  # (B, heads, D)
+        values = torch.einsum("bhw,hdw->bhd", means, of_values).flatten(1) + pool.kv.bias[width:]
+        pooled = pool.proj(values)
+        logits: Tensor = self.head(self.out_norm(pooled + pool.mlp(pool.norm(pooled))))
         return logits
 
 
@@ -249,31 +265,6 @@ def _pieces(rows: Array, size: int) -> list[Array]:
 
 def _tokens(tokens: Array, rows: Array, device: torch.device | str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(tokens[rows])).to(device).float()
-
-
-def _standardised(train: Array, test: Array) -> tuple[Array, Array]:
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(train)
-    return scaler.transform(train), scaler.transform(test)
-
-
-def _fit(train: Array, test: Array, targets: Array, *, c: float, multi_label: bool) -> Array:
-    """Fit a regression on standardised features and return its probabilities (m, C) for the test features."""
-    from sklearn.linear_model import LogisticRegression
-
-    scores = np.zeros((len(test), targets.shape[1]))
-    if not multi_label:
-        model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train, targets.argmax(axis=1))
-        scores[:, model.classes_] = model.predict_proba(test)
-        return scores
-    for number, column in enumerate(targets.T > 0):
-        if column.all() or not column.any():
-            scores[:, number] = column.all()
-            continue
-        model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train, column)
-        scores[:, number] = model.predict_proba(test)[:, 1]
-    return scores
 
 
 def _accuracy(scores: Array, targets: Array) -> float:

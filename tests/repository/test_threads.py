@@ -94,7 +94,6 @@ def test_what_all_threads_of_a_process_share_is_not_set() -> None:
     """The working folder, the mask of files, warnings' filters, and the seeds of the global generators."""
     names = {"chdir", "umask", "catch_warnings", "putenv", "setlocale"}
     assert functions_with(lambda call: name_of(call) in names) == {
-        "mae3d.analysis.probes.linear_scores",  # its threads start and end within the block
         "mae3d.tracking.plots.save_figure",  # for a moment, in which another thread's warning may be shown once more
         "mae3d.video.dicom.open_dicom",  # in the decoder's child, which has one thread
         "mae3d.weights.graphs._named",  # of torch's exporter, which is called for by hand and has no threads

@@ -15,7 +15,7 @@ import torch
 
 from launch.inference import probing
 from launch.inference.probing import FeatureTables, bytes_needed, compare, require_room
-from mae3d.analysis import probes
+from mae3d.analysis import logistic, probes
 from mae3d.io import resources
 
 SIZES = [
@@ -40,7 +40,7 @@ def test_the_memory_that_is_said_to_be_needed_is_but_not_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probe: str, sizes: dict[str, int]
 ) -> None:
     """A lower bound of the peak, which refuses nothing that could work, and no tenth of it."""
-    monkeypatch.setattr(probes, "MAX_ITERATIONS", 1)
+    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 1)
     monkeypatch.setattr(probes, "C_GRID", (1.0,))
     monkeypatch.setattr(probes, "PAIRS", 2**14)
     tables = written(tmp_path, **sizes)

@@ -89,6 +89,7 @@ def test_probes_have_the_same_bits_with_any_number_of_threads(
 ) -> None:
     monkeypatch.setattr("mae3d.analysis.probes.MIN_STEPS", 10)
     monkeypatch.setattr("mae3d.analysis.probes.EPOCHS", 1)
+    monkeypatch.setattr("mae3d.analysis.logistic.BLOCK", 40)
     random = np.random.default_rng(0)
     train, test = (random.standard_normal((n, 24)).astype(np.float32) for n in (301, 83))
     targets = (random.random((301, 7)) < 0.3 if multi_label else np.eye(7)[random.integers(7, size=301)]).astype(

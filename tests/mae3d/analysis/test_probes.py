@@ -1,11 +1,14 @@
 """mae3d.analysis.probes: kNN as by hand, separable classes are separated, nothing is read out of shuffled labels."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from mae3d.analysis import probes
+from mae3d.analysis.logistic import Fit, Samples
 from mae3d.analysis.probes import C_GRID, attentive_scores, few_shot_rows, held_out, knn_scores, linear_scores
 from mae3d.analysis.scores import credit_at, mean_average_precision
 from mae3d.io import progress
@@ -88,20 +91,25 @@ def test_nothing_is_read_out_of_shuffled_labels() -> None:
 def test_c_is_chosen_on_the_fifth_and_the_fit_is_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each C is tried on what is left of the train set; the last fit sees all of it; the test set is seen once."""
     (train, labels), (test, _) = blobs(50, seed=1), blobs(13, seed=2)
-    fits: list[tuple[int, int, float]] = []
-    fit = probes._fit
+    fits, scored, path, scores_of = [], [], probes.fit_path, Fit.scores
 
-    def seen(train: NDArray, others: NDArray, targets: NDArray, *, c: float, multi_label: bool):  # type: ignore[no-untyped-def]
-        fits.append((len(train), len(others), c))
-        scores = fit(train, others, targets, c=c, multi_label=multi_label)
-        return scores if len(others) == len(test) or c == 1e-2 else scores[:, ::-1]  # every other C fails
+    def fitted(samples: Samples, strengths: Sequence[float], *, start: Fit | None = None) -> Iterator[Fit]:
+        assert (start.strength if start else None) == (1e-2 if samples.count == 50 else None)
+        for fit in path(samples, strengths, start=start):
+            fits.append((samples.count, fit.strength))
+            yield fit if fit.strength == 1e-2 else fit._replace(weights=-fit.weights)  # every other C fails
 
-    monkeypatch.setattr(probes, "_fit", seen)
+    def scores(fit: Fit, features: NDArray, rows: NDArray | None = None) -> NDArray:
+        scored.append((features is test, len(features if rows is None else rows)))
+        return scores_of(fit, features, rows)
+
+    monkeypatch.setattr(probes, "fit_path", fitted)
+    monkeypatch.setattr(Fit, "scores", scores)
     _, chosen = linear_scores(train, one_hot(labels), test, multi_label=False)
     held = len(labels) - fits[0][0]
     assert 8 <= held <= 12
-    assert sorted(fits[:-1], key=lambda fit: fit[2]) == [(50 - held, held, c) for c in C_GRID]  # on several threads
-    assert fits[-1] == (50, 13, 1e-2)
+    assert fits == [*((50 - held, c) for c in C_GRID), (50, 1e-2)]
+    assert scored == [*[(False, held)] * len(C_GRID), (True, 13)]
     assert chosen["C"] == 1e-2
 
 
@@ -176,6 +184,19 @@ def test_the_attentive_probe_finds_the_token_that_shows_the_class() -> None:
     assert trained["steps"] == 500
     linear, _ = linear_scores(train.mean(axis=1), one_hot(labels), test.mean(axis=1), multi_label=False)
     assert top1(linear, expected) < 0.8
+
+
+def test_the_attentive_probe_is_timms_pooling_between_norms() -> None:
+    torch.manual_seed(0)
+    probe = probes.AttentiveProbe(WIDTH, CLASSES, num_heads=2)
+    for parameter in probe.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    features = torch.randn(3, 5, WIDTH)
+    ways = [probe(features), probe.head(probe.out_norm(probe.pool(probe.norm(features))))]
+    gradients = [torch.autograd.grad(logits.square().sum(), list(probe.parameters())) for logits in ways]
+    torch.testing.assert_close(*ways, atol=1e-4, rtol=1e-4)
+    for parameter, ours, timms in zip(probe.state_dict(), *gradients, strict=True):
+        torch.testing.assert_close(ours, timms, atol=1e-3, rtol=1e-3, msg=parameter)
 
 
 def test_the_attentive_probe_is_the_same_under_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
