@@ -3,7 +3,6 @@
     python benchmarks/loader.py speed --videos FOLDER     # beside frame folders, webdataset, PyAV; decoding alone
     python benchmarks/loader.py latency --videos FOLDER   # with 2 ms more for every read of the storage
     python benchmarks/loader.py start                     # first batch of 1,000 shards
-    python benchmarks/loader.py memory                    # of 20,000 batches
 
 FOLDER holds videos, real ones: noise and flat colours compress and decode at other speeds. Those of a short side of 240
 pixels and more are scaled to 340 x 256, the size that Kinetics is handed round in, and stored as H.264 for the one who
@@ -39,14 +38,13 @@ from mae3d.io.random import Stream, philox
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rivals
-from benchmarks.common import ROOT, Ratio, alternate, build, ratio, resident_mb, settle
+from benchmarks.common import ROOT, Ratio, alternate, build, ratio, settle
 from benchmarks.rivals import MEAN, STD, Footage
 from pipelines.config import DataConfig
 from pipelines.decoding.dali import DaliDecoder, JpegGraph
-from pipelines.loader import Loader
 from pipelines.reading import shard_reader as reads
 from pipelines.reading.source import ClipSource
-from pipelines.samples.corpus import Corpus, open_corpus
+from pipelines.samples.corpus import Corpus
 from pipelines.sampling.requests import BatchRequest, training_request
 from pipelines.stream import ClipStream
 
@@ -58,12 +56,11 @@ LATENCY_S = 0.002
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "latency", "start", "memory"])
+    parser.add_argument("what", choices=["speed", "latency", "start"])
     parser.add_argument("--videos", type=Path, help="folder of videos")
     parser.add_argument("--work", type=Path, help="folder for the stored footage, kept and used again")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clips", type=int, default=64, help="in a block")
-    parser.add_argument("--batches", type=int, default=20_000)
     options = parser.parse_args()
     if options.what in ("speed", "latency") and options.videos is None:
         parser.error("--videos FOLDER is missing")
@@ -74,10 +71,8 @@ def main() -> None:
             speed(rivals.store(options.videos, work), clips=options.clips, rounds=options.rounds)
         elif options.what == "latency":
             latency(rivals.store(options.videos, work), clips=options.clips, rounds=options.rounds)
-        elif options.what == "start":
-            start(work)
         else:
-            memory(work, batches=options.batches)
+            start(work)
 
 
 # --- the candidates ---
@@ -270,7 +265,6 @@ import time
 begin = time.perf_counter()
 from pipelines.config import DataConfig
 from pipelines.samples.corpus import open_corpus
-from pipelines.loader import Loader
 imported = time.perf_counter()
 corpus = open_corpus([{str(folder)!r}])
 opened = time.perf_counter()
@@ -286,22 +280,6 @@ print(imported - begin, opened - imported, first - opened)
         rounds.append([float(word) for word in done.stdout.split()])
     for name, values in zip(("imports", "opening", "first batch"), zip(*rounds, strict=True), strict=True):
         print(f"{name:12} {np.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})")
-
-
-def memory(work: Path, *, batches: int, told: int = 20) -> None:
-    """Measure the process's resident memory over many small batches."""
-    corpus = open_corpus([small_dataset(work, samples=200, shard_size=20)])
-    config = replace(CONFIG, repeat_aug=2, decode_threads=1)
-    loader = Loader(corpus, config, num_frames=4, size=32, seed=0, global_batch=2)
-    megabytes = []
-    for number, _ in enumerate(itertools.islice(loader, batches), 1):
-        if number % (batches // told) == 0:
-            megabytes.append(resident_mb())
-            print(f"batch {number:6}: {megabytes[-1]:.1f} MB", flush=True)
-    loader.close()
-    half = len(megabytes) // 2
-    slope = np.polyfit(np.arange(half), megabytes[-half:], 1)[0] * told / batches * 1000
-    print(f"second half: {megabytes[-half]:.1f} to {megabytes[-1]:.1f} MB, {1000 * slope:+.1f} kB in 1,000 batches")
 
 
 def small_dataset(work: Path, *, samples: int, shard_size: int) -> Path:

@@ -162,7 +162,7 @@ class Loader:
         self._delivered = 0  # micro-batches since then
         self._stream: ClipStream | None = None
         self._past_counts: Counter[str] = Counter()  # of streams that are closed
-        self._past_damage: list[DamagedFrame] = []
+        self._past_damage: dict[DamagedFrame, None] = {}
 
     @property
     def corpus(self) -> Corpus:
@@ -240,7 +240,7 @@ class Loader:
         """
         if counts["substituted"] <= self._config.max_bad:
             return
-        damage = list(dict.fromkeys(self._past_damage + (self._stream.damage if self._stream else [])))
+        damage = list(self._past_damage | (self._stream.damage if self._stream else {}))
         lines = [f"  {frame}" for frame in damage[:_LISTED]] + [f"  and {len(damage) - _LISTED} more"] * (
             len(damage) > _LISTED
         )
@@ -295,7 +295,7 @@ class Loader:
         if self._stream is not None:
             self._stream.close()
             self._past_counts.update(self._stream.counts())
-            self._past_damage += self._stream.damage
+            self._past_damage.update(self._stream.damage)
             self._stream = None
         if self._prefetcher is not None:
             self._prefetcher.close()

@@ -129,7 +129,7 @@ class ClipStream:
             channels=channels,
             threads=threads,
         )
-        self.damage: list[DamagedFrame] = []  # of the batches delivered so far
+        self.damage: dict[DamagedFrame, None] = {}  # of the batches delivered so far, each once
         self._num_substituted = self._num_restarts = 0
         self._restarts_in_a_row = 0
 
@@ -250,7 +250,7 @@ class ClipStream:
         rows = np.array([clip.row for clip in encoded.clips], dtype=np.int64).repeat(views_a_clip).reshape(count, -1)
         bad = np.array(encoded.substituted).repeat(views_a_clip).reshape(count, -1)
         self._num_substituted += int(bad.any(axis=1).sum())  # samples
-        self.damage += encoded.damage
+        self.damage.update(dict.fromkeys(encoded.damage))
         apply_views(clips.flatten(0, 1), [view for clip in encoded.clips for view in clip.views])
         status = np.where(bad, STATUS_SUBSTITUTED, STATUS_OK).astype(np.int8)
         status[len(status) - request.num_padded :] = STATUS_PADDED

@@ -9,7 +9,7 @@ Batches hold the same rows on any rank, so that the finished file is the same.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,11 +119,17 @@ class ShardedTable:
         """Return the row numbers of a shard."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.num_rows))
 
-    def write(self, shard: int, rows: pa.Table) -> None:
-        """Store a shard, complete or not at all, with the settings: another start may work in the same folder."""
-        assert len(rows) == len(self.rows(shard)), (len(rows), self.rows(shard))
+    def write(self, shard: int, batches: Iterable[pa.Table]) -> None:
+        """Store a shard, complete or not at all, with the settings: another start may work in the same folder.
+
+        Args:
+            shard: its number.
+            batches: its rows in their order, of which `ROW_GROUP_BYTES` are in memory at a time.
+        """
+        metadata, made = {METADATA: json.dumps(self.settings)}, 0
         with replace_file(self._file(shard)) as aside:
-            pq.write_table(rows.replace_schema_metadata({METADATA: json.dumps(self.settings)}), aside)
+            made = _write_groups(aside, (batch.replace_schema_metadata(metadata) for batch in batches))
+            assert made == len(self.rows(shard)), (made, self.rows(shard))
 
     def merge(self) -> None:
         """Join all shards, in the order of the rows, into the finished file, and remove their folder.
@@ -137,10 +143,7 @@ class ShardedTable:
                 raise FileNotFoundError(f"{self._file(shard)} is missing: give an --out that all nodes share")
         merged = self.folder / self.path.name
         with replace_file(merged) as aside:
-            schema = self._read(0).schema
-            with pq.ParquetWriter(aside, schema) as writer:
-                for table in self._row_groups():
-                    writer.write_table(table.cast(schema), row_group_size=len(table))
+            _write_groups(aside, (group for shard in range(self.num_shards) for group in self._read(shard)))
         merged.replace(self.path)
         sync(self.path.parent)
         self._remove_folder()
@@ -166,19 +169,13 @@ class ShardedTable:
             raise TableError(f"{self.folder}: not the shards of a table of ours; give another --out, or move it away")
         return stored
 
-    def _row_groups(self) -> Iterator[pa.Table]:
-        held: list[pa.Table] = []
-        for shard in range(self.num_shards):
-            held.append(self._read(shard))
-            if shard == self.num_shards - 1 or sum(table.nbytes for table in held) >= ROW_GROUP_BYTES:
-                yield pa.concat_tables(held)
-                held.clear()
-
-    def _read(self, shard: int) -> pa.Table:
+    def _read(self, shard: int) -> Iterator[pa.Table]:
         file = self._file(shard)
         self._compare(stored_settings(file), file=file)
         try:
-            return pq.read_table(file, partitioning=None)
+            with pq.ParquetFile(file) as opened:
+                for group in range(opened.num_row_groups):
+                    yield opened.read_row_group(group)
         except pa.ArrowException as error:
             raise TableError(
                 f"{file}: damaged ({one_line(error)}); delete it: the next start makes it again"
@@ -198,6 +195,33 @@ class ShardedTable:
             raise TableError(
                 f"{file} was made with other settings: {'; '.join(differences)}. Give another --out, or delete this one"
             )
+
+
+def _write_groups(path: Path, tables: Iterable[pa.Table]) -> int:
+    """Write tables with the columns and metadata of the first one, `ROW_GROUP_BYTES` of them at a time; return rows."""
+    held: list[pa.Table] = []
+    writer: pq.ParquetWriter | None = None
+    made = 0
+
+    def flush() -> None:
+        nonlocal made, writer
+        group = pa.concat_tables(held)
+        writer = writer or pq.ParquetWriter(path, group.schema)
+        writer.write_table(group.cast(writer.schema), row_group_size=len(group))
+        made += len(group)
+        held.clear()
+
+    try:
+        for table in tables:
+            held.append(table)
+            if sum(table.nbytes for table in held) >= ROW_GROUP_BYTES:
+                flush()
+        if held:
+            flush()
+    finally:
+        if writer is not None:
+            writer.close()
+    return made
 
 
 def fill_missing_shards(
@@ -262,18 +286,28 @@ def _fill_mine(
     total = sum(len(table.rows(shard)) for shard in mine)
     with Progress(total, unit, doing=table.path.name, show=not quiet) as advance:
         for shard in mine:
-            rows, batches, made = np.array(table.rows(shard), dtype=np.int64), [], 0
-            while made < len(rows):
-                batch = next(stream)
-                size = len(batch.status)
-                # take(null) is null, of columns of any type
-                is_bad: Any = np.asarray(batch.status).reshape(size, -1).any(axis=1)  # one view of it is enough
-                read = pa.array(np.arange(size), pa.int64(), mask=is_bad)
-                columns = {name: column.take(read) for name, column in columns_of(batch).items()}
-                batches.append(pa.table({**keys_of(rows[made : made + size]), **columns}))
-                made += size
-                advance(size)
-            table.write(shard, pa.concat_tables(batches))
+            table.write(shard, _batches(table.rows(shard), stream, keys_of, columns_of, advance))
+
+
+def _batches(
+    rows: range,
+    stream: Any,
+    keys_of: Callable[[np.ndarray], Mapping[str, pa.Array]],
+    columns_of: Callable[[Any], Mapping[str, pa.Array]],
+    advance: Callable[[int], None],
+) -> Iterator[pa.Table]:
+    """Yield the rows of a shard, batch by batch."""
+    made = 0
+    while made < len(rows):
+        batch = next(stream)
+        size = len(batch.status)
+        # take(null) is null, of columns of any type
+        is_bad: Any = np.asarray(batch.status).reshape(size, -1).any(axis=1)  # one view of it is enough
+        read = pa.array(np.arange(size), pa.int64(), mask=is_bad)
+        columns = {name: column.take(read) for name, column in columns_of(batch).items()}
+        yield pa.table({**keys_of(np.array(rows[made : made + size], dtype=np.int64)), **columns})
+        made += size
+        advance(size)
 
 
 def stored_settings(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ STATUS_OK, STATUS_PADDED, STATUS_SUBSTITUTED = 0, 1, 2
 MAX_SUBSTITUTES = 8
 SLOW_S = 30.0  # between warnings while training waits for the storage
 _TOUCH = Spans(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.uint32))
+MAX_HEADERS = 1024  # that are kept
 CLOSE_S = 5.0  # most that closing waits for reads under way
 
 
@@ -237,6 +238,8 @@ class ClipSource:
         if known is not None and jpeg[: len(known)].tobytes() == known:
             return  # a dataset's frames of one size have one header, as a rule
         end = scan_offset(jpeg.data, height=frame_size[0], width=frame_size[1])
+        if len(self._headers) >= MAX_HEADERS:
+            self._headers.clear()
         self._headers[frame_size] = jpeg[:end].tobytes()
 
     def _damage(self, row: int, frame: int, reason: str) -> DamagedFrame:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from launch.common.eval_set import EvalSet
+from launch.inference import sharded_table
 from launch.inference.evaluate import sample_keys, sample_settings
 from launch.inference.sharded_table import (
     MAX_SHARDS,
@@ -105,6 +106,23 @@ def test_the_table_holds_every_row_once_in_order_and_null_for_what_was_not_read(
     assert table["square"].to_pylist() == [None if i % 7 == 6 else i * i for i in range(ROWS)]
     assert table["scores"].to_pylist() == [None if i % 7 == 6 else [i / 2, i / 4] for i in range(ROWS)]
     assert files(tmp_path) == ["t.parquet"]
+
+
+def test_rows_are_in_memory_by_groups_however_long_the_table_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard is a thousandth of the table: of tokens of many samples it may be larger than the memory."""
+    monkeypatch.setattr(sharded_table, "MAX_SHARDS", 1)
+    monkeypatch.setattr(sharded_table, "ROW_GROUP_BYTES", 1000)
+    held, joined = [], pa.concat_tables
+    monkeypatch.setattr(
+        pa, "concat_tables", lambda tables: held.append(sum(t.nbytes for t in tables)) or joined(tables)
+    )
+    table = table_in(tmp_path, num_rows=1000)
+    assert table.num_shards == 1
+    make(table)
+    assert 1000 <= max(held) < 1200
+    assert pq.read_table(table.path)["key"].to_pylist() == [f"{i:06d}" for i in range(1000)]
 
 
 def test_a_table_of_failures_alone_keeps_its_types(tmp_path: Path) -> None:
@@ -225,7 +243,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, finished: bool) -> N
         make(table)
     else:
         table.begin()
-        table.write(0, pa.table({"key": ["a"] * BATCH}))
+        table.write(0, [pa.table({"key": ["a"] * BATCH})])
     other = table_in(tmp_path, model="xyz", views={"clips": 5}, batch_size=4)
     with pytest.raises(TableError) as refused:
         make(other)
@@ -251,7 +269,7 @@ def test_a_table_that_the_disk_cannot_hold_is_not_begun(tmp_path: Path, monkeypa
     assert files(tmp_path) == []
     begun = table_in(tmp_path, row_bytes=200)
     begun.begin()
-    begun.write(0, pa.table({"key": ["a"] * BATCH}))
+    begun.write(0, [pa.table({"key": ["a"] * BATCH})])
     assert table_in(tmp_path, row_bytes=230).begin() == list(range(1, begun.num_shards))
 
 
@@ -260,9 +278,9 @@ def test_two_starts_at_once_with_other_settings_never_mix(tmp_path: Path) -> Non
     ours, others = table_in(tmp_path), table_in(tmp_path, model="xyz")
     ours.begin()
     others.begin()
-    others.write(2, pa.table({"key": ["a"] * BATCH}))
+    others.write(2, [pa.table({"key": ["a"] * BATCH})])
     for part in {*range(ours.num_shards)} - {2}:
-        ours.write(part, pa.table({"key": ["b"] * len(ours.rows(part))}))
+        ours.write(part, [pa.table({"key": ["b"] * len(ours.rows(part))})])
     with pytest.raises(TableError, match=r"part-00002\.parquet was made with other settings: model was 'xyz'"):
         ours.merge()
     assert not ours.is_finished
