@@ -6,9 +6,9 @@
     python benchmarks/memory.py attentive              # 100,000 samples x 400 classes: a step, and the whole from it
     python benchmarks/memory.py linear                 # beside scikit-learn's solver, then 240,000 x 400 classes
 
-Samples of `tables` repeat 200 tiny clips. The attentive probe reads a file of random tokens again and again. Features
-of `linear` are Gaussian clusters that overlap, with a spectrum that falls as 1 / k. Memory is the process's own,
-without mapped files; times are CPU seconds of all threads.
+The samples of `tables` repeat 200 clips, and random numbers stand for the model's. The attentive probe reads a file of
+random tokens again and again. Features of `linear` are Gaussian clusters that overlap, with a spectrum that falls as
+1 / k. Memory is the process's own, without mapped files; times are CPU seconds of all threads.
 """
 
 import argparse
@@ -25,10 +25,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -168,31 +170,54 @@ def loader(corpus: str, batches: int) -> None:
 
 
 def tables(corpus: str, work: str, task: str, samples: int) -> None:
-    """Embed samples, one view each, or evaluate a classifier of 400 classes on two clips of each."""
+    """Embed samples into 768 numbers, or evaluate 400 classes: everything but the clips and the model's own numbers."""
     import torch
 
     from launch import embed, evaluate
+    from launch.common.eval_set import EvalSet
+    from launch.inference import classification, embeddings
     from launch.inference import evaluate as opening
     from mae3d.model.classifier import Classifier
     from mae3d.model.config import ClassifierConfig
     from mae3d.weights.files import save_model
 
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"embed_dim": 192, "depth": 1, "num_heads": 3, "num_frames": 2, "img_size": 32}
+    sizes: dict[str, Any] = {"embed_dim": 768, "depth": 1, "num_heads": 12, "num_frames": 2, "img_size": 32}
     model, out = Classifier(ClassifierConfig(**sizes, num_classes=CLASSES)), Path(work) / f"{task}-{samples}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     save_model(model, out / "model.safetensors")
-    open_samples = opening.open_samples
+    open_samples, rng = opening.open_samples, np.random.default_rng(0)
 
     def repeated(*arguments: Any) -> Any:
         opened = open_samples(*arguments)
         return replace(opened, rows=np.sort(np.resize(opened.rows, samples)))
 
-    words = ["--run", out / "model.safetensors", "--data.shards", corpus, "--device", "cpu"]
-    words += ["--out", out / "vectors.parquet"] if task == "embed" else ["--out", out / "scores", "--num_crops", 1]
-    words += [] if task == "embed" else ["--num_clips", 2]
-    with mock.patch.object(opening, "open_samples", repeated), Watch() as watch:
+    class Stream:
+        def __init__(self, *_: Any, rows: np.ndarray, batch_size: int, **__: Any) -> None:
+            self.rows = iter([rows[i : i + batch_size] for i in range(0, len(rows), batch_size)])
+
+        def __next__(self) -> Any:
+            rows = torch.from_numpy(next(self.rows))[:, None]
+            return SimpleNamespace(rows=rows, status=np.zeros(rows.shape), clips=rows)
+
+        def close(self) -> None:
+            pass
+
+    def vectors(_: Any, clips: Any) -> Any:
+        return pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(len(clips) * 768, np.float32)), 768)
+
+    def scores(_: Any, batch: Any, **__: Any) -> np.ndarray:
+        return rng.random((len(batch.rows), CLASSES), np.float32)
+
+    words = ["--run", out / "model.safetensors", "--data.shards", corpus, "--device", "cpu", "--out"]
+    words += [out / "vectors.parquet" if task == "embed" else out / "scores"]
+    with (
+        mock.patch.object(opening, "open_samples", repeated),
+        mock.patch.object(EvalSet, "stream", lambda *a, **k: Stream(*a, **k)),
+        mock.patch.object(embeddings.Embedder, "__call__", vectors),
+        mock.patch.object(classification, "scores_of", scores),
+        Watch() as watch,
+    ):
         code = (embed if task == "embed" else evaluate).main([str(word) for word in words])
     size = sum(path.stat().st_size for path in out.rglob("*.parquet")) / 1e6
     print(f"  exit code {code}: {watch}; table of {size:.0f} MB", flush=True)

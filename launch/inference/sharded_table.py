@@ -8,9 +8,9 @@ Killed anywhere and started again, on any number of ranks, the same call goes on
 Batches hold the same rows on any rank, so that the finished file is the same.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ class ShardedTable:
         """
         if self.is_finished:
             self._compare(stored_settings(self.path), file=self.path)
-            with suppress(TableError):
+            with contextlib.suppress(TableError):
                 if self._folder_settings() in (None, self.settings):
                     self._remove_folder()  # left by a merge that was killed at its very end
             return []
@@ -153,7 +153,7 @@ class ShardedTable:
         shards = map(self._file, range(self.num_shards))
         for path in (*shards, *self.folder.glob(f"{TEMPORARY_PREFIX}*"), self.folder / SETTINGS):
             path.unlink(missing_ok=True)
-        with suppress(OSError):
+        with contextlib.suppress(OSError):
             self.folder.rmdir()
 
     def _folder_settings(self) -> dict[str, Any] | None:
@@ -200,27 +200,24 @@ class ShardedTable:
 def _write_groups(path: Path, tables: Iterable[pa.Table]) -> int:
     """Write tables with the columns and metadata of the first one, `ROW_GROUP_BYTES` of them at a time; return rows."""
     held: list[pa.Table] = []
-    writer: pq.ParquetWriter | None = None
     made = 0
+    with contextlib.ExitStack() as stack:
+        writer: Any = None
 
-    def flush() -> None:
-        nonlocal made, writer
-        group = pa.concat_tables(held)
-        writer = writer or pq.ParquetWriter(path, group.schema)
-        writer.write_table(group.cast(writer.schema), row_group_size=len(group))
-        made += len(group)
-        held.clear()
+        def flush() -> None:
+            nonlocal made, writer
+            group = pa.concat_tables(held)
+            writer = writer or stack.enter_context(pq.ParquetWriter(path, group.schema))
+            writer.write_table(group.cast(writer.schema), row_group_size=len(group))
+            made += len(group)
+            held.clear()
 
-    try:
         for table in tables:
             held.append(table)
             if sum(table.nbytes for table in held) >= ROW_GROUP_BYTES:
                 flush()
         if held:
             flush()
-    finally:
-        if writer is not None:
-            writer.close()
     return made
 
 

@@ -3,12 +3,14 @@
 Most of it looks at requests, which are all that is random about the input as plain data; nothing is decoded.
 """
 
+import gc
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -230,3 +232,21 @@ def test_fault_21_no_step_an_epoch_is_refused_with_the_remedy(shards: Path) -> N
     for order in ("global", "shards"):
         with pytest.raises(ValueError, match=r"14 usable samples are fewer than train\.global_batch=168.*Lower"):
             loader(replace(PLAIN, order=order), open_corpus([shards]))
+
+
+@pytest.mark.parametrize("order", ["global", "shards"])
+def test_planning_keeps_nothing_of_what_was_planned(order: Literal["global", "shards"]) -> None:
+    """A day of batches takes the memory of a few: after ten times as many there is no byte more."""
+    config = replace(PLAIN, order=order, repeat_aug=2, colour_jitter=0.4)
+    requests = loader(config, Corpus([index_only([8] * 6, seed=1)]), global_batch=4).requests()
+    taken = []
+    tracemalloc.start()
+    try:
+        for count in (12, 12, 120):  # an epoch, again one, ten
+            for _ in islice(requests, count):
+                pass
+            gc.collect()
+            taken.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert taken[2] - taken[1] < 6000  # two requests are larger

@@ -227,6 +227,7 @@ def damaged(shards: Path, tmp_path: Path) -> Corpus:
 
 def test_fault_20_damage_is_counted_listed_and_bounded_alike_in_every_world(damaged: Corpus) -> None:
     alone = loader_of(damaged)
+    begin = alone.state_dict()
     batches = take(alone, 9)  # three epochs
     ranks = [loader_of(damaged, rank=rank, world=2) for rank in range(2)]
     halves = [take(rank, 9) for rank in ranks]
@@ -249,6 +250,12 @@ def test_fault_20_damage_is_counted_listed_and_bounded_alike_in_every_world(dama
         assert part in str(stopped.value)
     for row in (6, 9):
         assert f"sample {damaged.key(row)} ({damaged.name(row)}), frame" in str(stopped.value)
+    listed = []
+    for _ in range(2):
+        alone.load_state_dict(begin)  # after an anomaly a run goes back, as often as it takes
+        listed.append(list(alone._past_damage))
+        take(alone, 9)
+    assert listed[0] == listed[1] != []
 
 
 def test_fault_20_only_samples_that_take_part_stand_in(damaged: Corpus) -> None:

@@ -66,7 +66,7 @@ SAFE = {
     "mae3d.analysis.logistic.Samples.__init__ from_numpy": _OWN_ARRAY,
     "mae3d.analysis.logistic.Samples._read from_numpy": _OWN_ARRAY,
     "mae3d.analysis.logistic._descend.objective from_numpy": _OWN_ARRAY,
-    "mae3d.analysis.logistic._standardised from_numpy": "contiguous rows, which the subtraction reads before it returns",
+    "mae3d.analysis.logistic._standardised from_numpy": "contiguous; the subtraction reads it before it returns",
     "mae3d.analysis.logistic.fit_path from_numpy": _OWN_ARRAY,
     "mae3d.analysis.probes._tokens from_numpy": _OWN_ARRAY,
     "mae3d.analysis.probes.attentive_scores from_numpy": _OWN_ARRAY,
