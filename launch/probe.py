@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,12 +52,14 @@ class ProbeConfig(EncoderChoice):
         out: Folder for the features, and probe.json.
         probes: One or more of `knn` (cosine similarity s, votes weighted by exp(s / 0.07), as DINO: k = 20 is
             reported), `linear` (logistic regression; C is chosen on a fifth of the train set) and `attentive` (one
-            learned query over all tokens, as V-JEPA; keeps these on the disk: 4.8 MB per clip of ViT-B at
-            16 x 224 x 224).
+            learned query over all tokens, as V-JEPA; keeps these on the disk, in float16: 2.4 MB per clip of ViT-B at
+            16 x 224 x 224, and as much again while it is trained).
         layer: Number of blocks that are run; 0 is the patch embedding, -1 the last block.
         pool: Of knn and linear: `mean` over the patches' tokens, or `cls`, the class token.
         num_clips: Clips of each sample whose vectors are averaged; `attentive` sees the middle one alone.
         random_init: Probe the untrained model of the same settings instead: the control.
+        token_pool: Blocks of tokens that are averaged for `attentive`, in time, height and width: `2 2 2` keeps an
+            eighth of them, where all do not fit onto the disk.
         few_shot: Also with so many train samples a class: `--few_shot 1 10 50`; knn and linear.
         seeds: Draws of the few samples, whose mean and spread are reported.
         seed: Of the untrained model, the first few-shot draw, the choice of C and the attentive probe.
@@ -77,6 +80,7 @@ class ProbeConfig(EncoderChoice):
     pool: Literal["mean", "cls"] = "mean"
     num_clips: int = bounded(1, least=1, most=1 << 16)
     random_init: bool = False
+    token_pool: tuple[int, int, int] = bounded((1, 1, 1), least=1)
     few_shot: tuple[int, ...] = bounded((), least=1)
     seeds: int = bounded(3, least=1, most=1 << 16)
     seed: int = seeded()
@@ -140,7 +144,7 @@ def probe(config: ProbeConfig, world: "World") -> dict[str, Any]:
             test=len(test.rows),
             classes=train.corpus.num_classes,
             width=encoder.config.embed_dim,
-            tokens=math.prod(encoder.config.grid),
+            tokens=math.prod(encoder.config.grid) // math.prod(config.token_pool),
         )
     )
     _embed(config, encoder, model, {"train": train, "test": test}, world)
@@ -170,15 +174,13 @@ def _embed(
     from launch.inference.embeddings import Embedder, embed_samples
     from launch.inference.probing import TOKENS, VECTORS
 
-    pools: list[tuple[str, Any, int]] = []
+    make = partial(Embedder, encoder, world.device, layer=config.layer, precision=config.precision)
+    embedders = {}
     if {"knn", "linear"} & set(config.probes):
-        pools.append((VECTORS, config.pool, config.num_clips))
+        embedders[VECTORS] = make(pool=config.pool, num_clips=config.num_clips)
     if "attentive" in config.probes:
-        pools.append((TOKENS, "tokens", 1))
-    for kind, pool, num_clips in pools:
-        embedder = Embedder(
-            encoder, world.device, layer=config.layer, pool=pool, num_clips=num_clips, precision=config.precision
-        )
+        embedders[TOKENS] = make(pool="tokens", half=True, token_pool=config.token_pool)
+    for kind, embedder in embedders.items():
         for name, samples in sets.items():
             embed_samples(
                 Path(config.out) / kind.format(name),

@@ -56,13 +56,17 @@ class Embedder:
         num_clips: int = 1,
         precision: Literal["fp32", "bf16"] = "fp32",
         reverse: bool = False,
+        half: bool = False,
+        token_pool: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
         """Move the model to the device; the arguments are those of `mae3d.embed`, and K clips of each sample.
 
-        With `reverse` each clip is seen from its last frame to its first.
+        With `reverse` each clip is seen from its last frame to its first; with `half` vectors are float16. Of
+        pool=tokens, those of blocks of `token_pool` (t, h, w) neighbours are averaged.
 
         Raises:
-            ValueError: there is no such layer or pooling in this model; or tokens of more than one clip are requested.
+            ValueError: there is no such layer or pooling in this model; or tokens of more than one clip are requested,
+                or blocks that do not divide their grid.
         """
         encoder = encoder_of(model)
         self.layer = layer_of(encoder, layer)
@@ -71,9 +75,14 @@ class Embedder:
             raise ValueError(
                 f"num_clips={num_clips}: give 1 or more, and 1 with pool=tokens, because positions differ between clips"
             )
+        grid = list(encoder.config.grid)
+        if any(size % block for size, block in zip(grid, token_pool, strict=True)):
+            raise ValueError(f"token_pool={list(token_pool)} does not divide the model's grid of tokens {grid}")
         self.encoder = encoder.to(device).eval()
         self.config, self.pool, self.num_clips, self.precision = encoder.config, pool, num_clips, precision
-        self.device, self.reverse = device, reverse
+        self.device, self.reverse, self.dtype = device, reverse, np.float16 if half else np.float32
+        self.token_pool = token_pool
+        self.grid = [size // block for size, block in zip(grid, token_pool, strict=True)]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,7 +92,7 @@ class Embedder:
             "layer": self.layer,
             "pool": self.pool,
             "width": config.embed_dim,
-            "grid": list(config.grid) if self.pool == "tokens" else None,
+            "grid": self.grid if self.pool == "tokens" else None,
             "num_frames": config.num_frames,
             "img_size": config.img_size if isinstance(config.img_size, int) else list(config.img_size),
             "num_clips": self.num_clips,
@@ -94,18 +103,25 @@ class Embedder:
     @property
     def row_bytes(self) -> int:
         """Return the bytes of a row's vector."""
-        return 4 * self.config.embed_dim * (math.prod(self.config.grid) if self.pool == "tokens" else 1)
+        values = self.config.embed_dim * (math.prod(self.grid) if self.pool == "tokens" else 1)
+        return np.dtype(self.dtype).itemsize * values
 
     def __call__(self, clips: torch.Tensor) -> Array:
-        """Return B lists of float32, of fixed size, for uint8 or uint16 (B, K, T, H, W, C)."""
+        """Return B lists of floats, of fixed size, for uint8 or uint16 (B, K, T, H, W, C)."""
         clips = clips.flip(2) if self.reverse else clips
         features = each_clip(self._features, clips.flatten(0, 1).to(self.device, non_blocking=True))
-        vectors = features.unflatten(0, (len(clips), -1)).mean(dim=1).flatten(1).cpu().numpy()
+        vectors = features.unflatten(0, (len(clips), -1)).mean(dim=1).flatten(1).cpu().numpy().astype(self.dtype)
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
 
     def _features(self, clips: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return embed(self.encoder, clips, layer=self.layer, pool=self.pool)
+            features = embed(self.encoder, clips, layer=self.layer, pool=self.pool)
+        if self.pool == "tokens" and self.token_pool != (1, 1, 1):
+            pairs = zip(self.grid, self.token_pool, strict=True)
+            features = (
+                features.unflatten(1, [size for pair in pairs for size in pair]).mean(dim=(2, 4, 6)).flatten(1, 3)
+            )
+        return features
 
 
 def embed_samples(

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from launch.common.tables import read_vectors
 from launch.inference.sharded_table import METADATA
+from mae3d.analysis.logistic import BLOCK
 from mae3d.analysis.probes import KNN, attentive_scores, few_shot_rows, knn_scores, linear_scores
 from mae3d.analysis.scores import credit_at, mean_and_deviation, mean_average_precision
 from mae3d.io.resources import require_disk, require_memory
@@ -56,8 +57,9 @@ def require_room(
     if "attentive" in probes:
         values = {"train": train * tokens * width, "test": test * tokens * width}
         new = [name for name in values if not any(folder.glob(f"{TOKENS.format(name)}*"))]  # tables that are not begun
-        needed = 2 * sum(values.values()) + 4 * sum(values[name] for name in new)
-        require_disk(folder, needed, f"{tokens:,} tokens, {width:,} wide, of {sizes} (--probes attentive)", less)
+        needed = 2 * (sum(values.values()) + sum(values[name] for name in new))
+        fewer = f"average them (--token_pool 2 2 2 keeps an eighth), or {less}"
+        require_disk(folder, needed, f"{tokens:,} tokens, {width:,} wide, of {sizes} (--probes attentive)", fewer)
 
 
 def bytes_needed(*, train: int, test: int, classes: int, width: int) -> dict[str, int]:
@@ -66,7 +68,7 @@ def bytes_needed(*, train: int, test: int, classes: int, width: int) -> dict[str
     features = 4 * (train + test) * width
     return {
         "knn": features + targets + 4 * train * width + 8 * len(KNN) * test * classes,
-        "linear": 2 * features + targets + 4 * train * width + 8 * test * classes,
+        "linear": features + targets + 12 * min(train, BLOCK) * width + 8 * max(test, train // 5) * classes,
         "attentive": targets + 4 * train * classes + 4 * test * classes,
     }
 
@@ -218,7 +220,7 @@ def _tokens(tables: FeatureTables, name: str, to: Path) -> FeatureSet:
         with to.open("r+b") as reserved:  # of a full disk an error, where writing to the map would end by SIGBUS
             os.posix_fallocate(reserved.fileno(), 0, to.stat().st_size)
         labels: list[list[int]] = []
-        for batch in file.iter_batches(64, columns=["labels", "vector"]):
+        for batch in file.iter_batches(8, columns=["labels", "vector"]):
             read: Any = batch.filter(batch["vector"].is_valid())
             values = read["vector"].flatten().to_numpy(zero_copy_only=False)
             mapped[len(labels) : len(labels) + len(read)] = values.reshape(len(read), *shape[1:])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from launch import probe
 from launch.common.tables import read_vectors
 from launch.inference import probing
+from launch.inference.embeddings import Embedder
 from mae3d.analysis import probes
 from mae3d.analysis.features import embed
 from mae3d.analysis.probes import knn_scores
@@ -116,6 +118,18 @@ def test_the_attentive_probe_sees_every_token(model: Path, train: Path, test_set
     expected = embed(load_model(model), next(stream).clips[:, 0], pool="tokens").numpy()
     stream.close()
     np.testing.assert_allclose(tokens, expected, rtol=1e-2, atol=1e-2)
+    assert pq.read_schema(tmp_path / "test_tokens.parquet").field("vector").type.value_type == pa.float16()
+
+
+def test_tokens_are_averaged_in_blocks_where_all_of_them_are_too_many(model: Path) -> None:
+    loaded = load_model(model)
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    every = embed(loaded, clips, pool="tokens").numpy().reshape(2, *TINY.grid, -1)
+    embedder = Embedder(loaded, torch.device("cpu"), pool="tokens", token_pool=(2, 1, 2))
+    blocks = embedder(clips[:, None]).flatten().to_numpy().reshape(2, *embedder.settings["grid"], -1)
+    means = (every[:, ::2, :, ::2] + every[:, ::2, :, 1::2] + every[:, 1::2, :, ::2] + every[:, 1::2, :, 1::2]) / 4
+    np.testing.assert_allclose(blocks, means, rtol=1e-4, atol=1e-5)
+    assert embedder.row_bytes == 4 * means[0].size
 
 
 def test_a_finished_table_is_used_again_and_the_control_is_another_model(
@@ -201,6 +215,7 @@ def test_a_train_set_of_one_class_is_refused_before_anything_is_embedded(
         (("--few_shot", "0"), "must be at least 1"),
         (("--pool", "tokens"), "tokens"),
         (("--layer", "7"), "the encoder has 2 blocks"),
+        (("--probes", "knn", "attentive", "--token_pool", "3", "1", "1"), "does not divide the model's grid of tokens"),
         (("--test.shards", ""), "--test.shards is missing"),
     ],
 )
