@@ -227,7 +227,7 @@ def attentive(width: int, tokens: int, samples: int = 100_000, steps: int = 20) 
     """Train for a few steps among all samples, whose tokens repeat those of a small file."""
     from mae3d.analysis import probes
 
-    class Repeated(np.ndarray):  # 512 samples that pass for all
+    class Repeated(np.ndarray):  # a few samples that pass for all
         def __len__(self) -> int:
             return samples
 
@@ -236,7 +236,7 @@ def attentive(width: int, tokens: int, samples: int = 100_000, steps: int = 20) 
 
     targets = np.eye(CLASSES, dtype=np.uint8)[np.arange(samples) % CLASSES]
     with tempfile.TemporaryDirectory(prefix="mae3d-bench-") as folder:
-        shape = (512, tokens, width)
+        shape = (128, tokens, width)
         mapped = np.lib.format.open_memmap(Path(folder) / "tokens", mode="w+", dtype=np.float16, shape=shape)
         rng = np.random.default_rng(0)
         for row in mapped:
