@@ -4,12 +4,17 @@
     x_BOD = blocks(x_BND, num_outputs=1412)                                              # ─► the last 1412 tokens only
 
 Numerics and initialisation are facebookresearch/mae_st's; names of parameters are timm's. Query, key and value are one
-matrix, attention is torch's scaled_dot_product_attention. Shapes: legend in patches.py; O = num_outputs.
+matrix, attention is torch's scaled_dot_product_attention, or on a CPU in bfloat16 our own in tiles. Shapes: legend in
+patches.py; O = num_outputs.
 """
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +26,78 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__(width, eps=1e-6, device=device, dtype=dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute softmax(q k^T / sqrt(d)) v: (B, heads, O, d) and twice (B, heads, N, d) ─► (B, heads, O, d)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+        tiled: Tensor = TiledAttention.apply(q, k, v)
+        return tiled
+    return scaled_dot_product_attention(q, k, v)
+
+
+class TiledAttention(torch.autograd.Function):
+    """Attention whose scores are made a tile at a time, and made again in the backward pass.
+
+    It is for bfloat16 on a CPU: torch's fused attention multiplies there at the rate of float32
+    (benchmarks/RESULTS.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend, as `attend`."""
+        ctx.save_for_backward(q, k, v)
+        shape = q.shape
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+            out, k_T = torch.empty_like(q), k.mT.contiguous()
+            for heads, rows in _tiles(q, k):
+                torch.bmm(_shares(q[heads, rows], k_T[heads]), v[heads], out=out[heads, rows])
+        return out.view(shape)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of q, k and v; those of k and v are summed over the tiles in float32."""
+        of_q, of_k, of_v = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            q, k, v, grad = (x.reshape(-1, *x.shape[2:]) for x in (of_q, of_k, of_v, grad))
+            k_T, v_T, q_T, grad_T = (x.mT.contiguous() for x in (k, v, q, grad))
+            grad_q, grad_kT, grad_vT = torch.empty_like(q), torch.zeros(k_T.shape), torch.zeros(k_T.shape)
+            for heads, rows in _tiles(q, k):
+                shares = _shares(q[heads, rows], k_T[heads])
+                grad_vT[heads].add_(grad_T[heads, :, rows] @ shares)
+                tile = grad[heads, rows] @ v_T[heads]
+                torch._softmax_backward_data(tile, shares, -1, tile.dtype, grad_input=tile)
+                torch.bmm(tile, k[heads], out=grad_q[heads, rows])
+                grad_kT[heads].add_(q_T[heads, :, rows] @ tile)
+            scale = q.shape[-1] ** -0.5
+            grads = grad_q.mul_(scale), grad_kT.mul_(scale).mT.to(k.dtype), grad_vT.mT.to(v.dtype)
+        return grads[0].view_as(of_q), grads[1].reshape(of_k.shape), grads[2].reshape(of_v.shape)
+
+
+_TILE = 1 << 20  # scores of a tile, of which two are alive at a time: 4 MB in the cache
+
+
+def _tiles(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Return the tiles of (H, O, d) queries and (H, N, d) keys: heads, and rows of their queries."""
+    count, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    heads = _even(count, _TILE // (queries * keys))
+    rows = _even(queries, _TILE // (heads * keys))
+    for head in range(0, count, heads):
+        for row in range(0, queries, rows):
+            yield slice(head, head + heads), slice(row, row + rows)
+
+
+def _even(length: int, most: int) -> int:
+    """Return the length of a part if `length` is cut into the fewest even parts of `most`, 1 at least."""
+    return -(-length // -(-length // max(1, most)))
+
+
+def _shares(q: Tensor, k_T: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(d)), (H, O, N); the scale is applied to the sums in float32."""
+    scores = torch.baddbmm(q.new_empty(()), q, k_T, beta=0, alpha=q.shape[-1] ** -0.5)
+    return torch.softmax(scores, dim=-1, out=scores)
 
 
 class Attention(nn.Module):
@@ -41,7 +118,7 @@ class Attention(nn.Module):
         if num_outputs is not None:
             # A separate product for these queries would cost a copy of x, and save next to nothing.
             q = q[:, :, -num_outputs:]
-        attended: Tensor = self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        attended: Tensor = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
         return attended
 
 
