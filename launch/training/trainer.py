@@ -15,6 +15,7 @@ from launch.common.eval_set import SAME_DATA, EvalSet, sample_facts
 from launch.common.sole_writer import Ownership, sole_writer
 from launch.training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from launch.training.lengths import Length, beyond_the_run
+from launch.training.precision import agreed_precision
 from launch.training.resumption import claim
 from launch.training.schedule import describe_rate, make_schedule
 from launch.training.summary import foreseen, report_end, report_finished, start_summary
@@ -137,7 +138,8 @@ def run_task(
 
     1. lock: this start becomes the only writer of RUN and of run.remote, or is refused;
     2. restore: RUN comes back from run.remote if that is newer, before anything reads RUN;
-    3. decode, task, loader, schedule, evaluation, observers: all that can be refused is, before RUN is touched;
+    3. decode, task, precision, loader, schedule, evaluation, observers: all that can
+       be refused is, before RUN is touched;
     4. claim: RUN/config.yaml is compared and written;
     5. finished: a run that is DONE ends here;
     6. seed, then model: the seed comes right before the weights, so that they are the same however step 3 went;
@@ -191,13 +193,15 @@ def _train_alone(
     )
     task = make_task(config, corpus, run, world)
     model_config = task.model_config
+    config = dataclasses.replace(config, train=agreed_precision(config.train, model_config, run, world))
+    stored_config = dataclasses.replace(task.stored_config, train=config.train)
     world.check_same(dotted({"model": dataclasses.asdict(model_config)}), SAME_INIT)
     with world.closing(make_loader(config, corpus, world, model_config=model_config)) as loader:
         schedule = make_schedule(config, loader, lr_batch=task.lr_batch, flops_per_clip=step_flops(model_config))
         evaluation = task.open_evaluation(loader)
         world.check_same(evaluation.facts(), SAME_DATA)
         observers = Observers(world, seed=config.train.seed, metrics=config.log.metrics, callbacks=config.run.callbacks)
-        change = claim(run, task.stored_config, loader, schedule, world, model_config=model_config)
+        change = claim(run, stored_config, loader, schedule, world, model_config=model_config)
         if run.is_done and not (config.dry_run and config.extend):
             report_finished(run, world)
             return True

@@ -56,7 +56,7 @@ class TiledAttention(torch.autograd.Function):
         return out.view(shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of q, k and v; those of k and v are summed over the tiles in float32."""
         of_q, of_k, of_v = ctx.saved_tensors

@@ -79,8 +79,9 @@ class TrainConfig:
         epochs: passes over the data, in loader epochs (the paper's effective epochs are these x repeat_aug).
         steps: optimizer steps; wins over epochs.
         seed: of the weights, the order, the crops and the masks.
-        precision: `bf16` (module in bf16, fp32 master weights), `autocast` (fp32 weights, matrix products in bf16: more
-            memory, closer to fp32) or `fp32`.
+        precision: `auto` takes bf16 or fp32, whichever is faster here, and keeps it for the run: bf16 on a GPU that has
+            it; on a CPU that has it the winner of a trial of two seconds, else fp32. `bf16` (module in bf16, fp32
+            master weights), `autocast` (fp32 weights, matrix products in bf16: more memory, closer to fp32), `fp32`.
         zero_stage: DeepSpeed ZeRO stage: 1 shares the optimizer out over the processes, 2 the gradients too, 3 the
             weights too; 0 (fp32 only) nothing, and over several ranks no gradient travels before all are made.
         grad_checkpointing: recompute activations in the backward pass: less memory, a third more work.
@@ -97,7 +98,7 @@ class TrainConfig:
     epochs: float = bounded(length(100), above=0, most=1e9)
     steps: int | None = bounded(length(None), least=1)
     seed: int = seeded()
-    precision: Literal["bf16", "autocast", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "autocast", "fp32"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = free(1)
     grad_checkpointing: bool = free(False)
     compile: bool = False
@@ -107,7 +108,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "train.")
-        if self.zero_stage == 0 and self.precision != "fp32":
+        if self.zero_stage == 0 and self.precision not in ("fp32", "auto"):
             # In bf16 DeepSpeed miscounts AdamW's steps there; under autocast it works, and has nothing over stage 1.
             raise ValueError(
                 f"train.zero_stage=0 with train.precision={self.precision}: use zero_stage 1, or precision fp32"

@@ -97,8 +97,11 @@ class Engine:
                 them; 0 for none.
 
         Raises:
-            ValueError: DeepSpeed refuses a setting of train.deepspeed.
+            ValueError: DeepSpeed refuses a setting of train.deepspeed; or the precision is `auto`, which the training
+                commands replace by their choice.
         """
+        if train.precision == "auto":
+            raise ValueError("train.precision=auto is for the training commands: give bf16, autocast or fp32")
         import deepspeed
 
         if world.device.type == "cpu":

@@ -10,6 +10,7 @@ import pytest
 from launch.common.cli import parse
 from launch.finetune import main as finetune_main
 from launch.pretrain import pretrain
+from launch.training import precision
 from launch.training.config import PretrainConfig
 from mae3d.distributed import World
 from mae3d.io.lock_store import LOCK_NAME, FolderLockStore, Owner
@@ -48,6 +49,9 @@ def tries(world: World, recipe: Path, shards: Path, folder: Path) -> dict[str, s
         assert tree(folder) == before, name
 
     tried("new", "--train.steps", "2")
+    # In this process alone: bf16 seems to win, but the recipe has fp32.
+    precision.has_bf16, precision.bf16_gain = (lambda: True), (lambda model: 2.0)
+    tried("auto", "--train.precision", "auto", "--train.steps", "2")
     tried("bad init", "--init", str(folder / "none"))
     tried("bad batch", "--train.global_batch", "100")
     (folder / "file").touch()
@@ -55,6 +59,7 @@ def tries(world: World, recipe: Path, shards: Path, folder: Path) -> dict[str, s
     start(world, recipe, shards, run, "--train.steps", "1")
     tried("done", "--train.steps", "1")
     tried("longer", "--train.steps", "3", "--extend")
+    tried("auto, begun", "--train.steps", "3", "--extend", "--train.precision", "auto")
     tried("other", "--train.steps", "1", "--train.seed", "5")
     FolderLockStore(run).create(LOCK_NAME, Owner.here("training"))
     tried("in use", "--train.steps", "3", "--extend")
@@ -74,6 +79,8 @@ def said(recipe: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -
     [
         ("new", ["M parameters", "14 take part", "step:    4 samples x 8 views", "2 steps = 0.7 epochs of 3",
                  "warm-up of 2 steps", "GiB per rank", "begins at step 0 of 2", "dry run: nothing was written"]),
+        ("auto", ["precision auto: bf16, bf16 is 2.00 times as fast", "cpu, bf16, ZeRO 1"]),
+        ("auto, begun", ["device:  cpu, fp32, ZeRO 1"]),  # what it began with
         ("bad init", ["refused: ", "none"]),
         ("bad batch", ["refused: ", "100"]),
         ("in the way", ["refused: ", "file"]),
