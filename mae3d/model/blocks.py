@@ -48,11 +48,10 @@ class TiledAttention(torch.autograd.Function):
         """Attend, as `attend`."""
         ctx.save_for_backward(q, k, v)
         shape = q.shape
-        with torch.autocast("cpu", enabled=False):
-            q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
-            out, k_T = torch.empty_like(q), k.mT.contiguous()
-            for heads, rows in _tiles(q, k):
-                torch.bmm(_shares(q[heads, rows], k_T[heads]), v[heads], out=out[heads, rows])
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+        out, k_T = torch.empty_like(q), k.mT.contiguous()
+        for heads, rows in _tiles(q, k):
+            torch.bmm(_shares(q[heads, rows], k_T[heads]), v[heads], out=out[heads, rows])
         return out.view(shape)
 
     @staticmethod
@@ -60,19 +59,18 @@ class TiledAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of q, k and v; those of k and v are summed over the tiles in float32."""
         of_q, of_k, of_v = ctx.saved_tensors
-        with torch.autocast("cpu", enabled=False):
-            q, k, v, grad = (x.reshape(-1, *x.shape[2:]) for x in (of_q, of_k, of_v, grad))
-            k_T, v_T, q_T, grad_T = (x.mT.contiguous() for x in (k, v, q, grad))
-            grad_q, grad_kT, grad_vT = torch.empty_like(q), torch.zeros(k_T.shape), torch.zeros(k_T.shape)
-            for heads, rows in _tiles(q, k):
-                shares = _shares(q[heads, rows], k_T[heads])
-                grad_vT[heads].add_(grad_T[heads, :, rows] @ shares)
-                tile = grad[heads, rows] @ v_T[heads]
-                torch._softmax_backward_data(tile, shares, -1, tile.dtype, grad_input=tile)
-                torch.bmm(tile, k[heads], out=grad_q[heads, rows])
-                grad_kT[heads].add_(q_T[heads, :, rows] @ tile)
-            scale = q.shape[-1] ** -0.5
-            grads = grad_q.mul_(scale), grad_kT.mul_(scale).mT.to(k.dtype), grad_vT.mT.to(v.dtype)
+        q, k, v, grad = (x.reshape(-1, *x.shape[2:]) for x in (of_q, of_k, of_v, grad))
+        k_T, v_T, q_T, grad_T = (x.mT.contiguous() for x in (k, v, q, grad))
+        grad_q, grad_kT, grad_vT = torch.empty_like(q), torch.zeros(k_T.shape), torch.zeros(k_T.shape)
+        for heads, rows in _tiles(q, k):
+            shares = _shares(q[heads, rows], k_T[heads])
+            grad_vT[heads].add_(grad_T[heads, :, rows] @ shares)
+            tile = grad[heads, rows] @ v_T[heads]
+            torch._softmax_backward_data(tile, shares, -1, tile.dtype, grad_input=tile)
+            torch.bmm(tile, k[heads], out=grad_q[heads, rows])
+            grad_kT[heads].add_(q_T[heads, :, rows] @ tile)
+        scale = q.shape[-1] ** -0.5
+        grads = grad_q.mul_(scale), grad_kT.mul_(scale).mT.to(k.dtype), grad_vT.mT.to(v.dtype)
         return grads[0].view_as(of_q), grads[1].reshape(of_k.shape), grads[2].reshape(of_v.shape)
 
 

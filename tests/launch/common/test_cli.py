@@ -200,7 +200,7 @@ def test_the_fast_recipe_differs_in_its_windows_only() -> None:
         (["--config", "dmeo"], "--config dmeo: no such file, nor a recipe: demo"),
         (["stray"], "stray"),
         (["--run.keep_last=1"], "must be at least 2"),
-        (["--train.zero_stage=0"], "use zero_stage 1, or precision fp32"),
+        (["--train.zero_stage=0", "--train.precision=bf16"], "use zero_stage 1, or precision fp32"),
     ],
 )
 def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], told: str) -> None:
