@@ -3,19 +3,25 @@
 cropper = Cropper(size=224, threads=2)
 cropper.cut(clips, views, shape=(8, 4, 16, 224, 224, 3))      # clips: one (T, H, W, C) for each of views
 
-DALI's own resize on the CPU takes nine times as long (reference: benchmarks/RESULTS.md), hence torch's.
+DALI's own resize on the CPU takes nine times as long as torch's, and torch's three times as long as the compiled one
+that gives the same pixels (benchmarks/RESULTS.md).
 """
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import torch
 
 from mae3d.io.shapes import Size, sides
+from pipelines.decoding.native import NativeError, Resize, compiled
 from pipelines.sampling.augment import Crop, View
+
+logger = logging.getLogger(__name__)
 
 
 class Cropper:
@@ -23,7 +29,7 @@ class Cropper:
 
     def __init__(self, *, size: Size, threads: int):
         self._size = sides(size)
-        # torch's uint8 resize runs on the calling thread alone.
+        # A resize runs on the calling thread alone.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crop") if threads > 1 else None
         self._arrays: list[np.ndarray] = []
 
@@ -42,6 +48,7 @@ class Cropper:
         whole = [clip for clip, of_clip in zip(clips, views, strict=True) for _ in of_clip]
         boxes = whole if boxed else [cut_box(clip, crop) for clip, crop in zip(whole, crops, strict=True)]
         out = self._memory((len(boxes), len(clips[0]), *self._size, clips[0].shape[-1]), clips[0].dtype)
+        _native()  # compiled before the threads begin
         run = map if self._pool is None else self._pool.map
         deque(run(resize, boxes, [crop.flip for crop in crops], out), maxlen=0)
         return out
@@ -100,15 +107,45 @@ def resize(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
         flip: mirror left and right.
         out: (T, height, width, C) of the same kind, receives the view.
     """
-    if box.dtype != torch.uint8:  # the only kind that torch resizes as it is
+    if box.dtype != torch.uint8:
         _resize_floats(box, flip, out)
         return
+    native = _native()
+    if native is not None and box[0, 0].is_contiguous() and out.is_contiguous():
+        native(box, flip, out)
+    else:
+        resize_by_torch(box, flip, out)
+
+
+def resize_by_torch(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:
+    """Resize as `resize` does, bytes only, without the compiled function."""
     channels_first = box.permute(0, 3, 1, 2)
     if flip:  # before the resize, which copies a box that lies scattered anyway; the filter is symmetric
         channels_first = channels_first.flip(-1)
     # What torch.nn.functional.interpolate calls, but into the batch's own memory.
     target = out.permute(0, 3, 1, 2)
     torch.ops.aten._upsample_bilinear2d_aa.out(channels_first, out.shape[1:3], False, None, None, out=target)
+
+
+@cache
+def _native() -> Resize | None:
+    """Return the compiled function if its pixels are those of torch here, which a run may go back to."""
+    try:
+        native = compiled()
+    except NativeError as error:
+        logger.info("crops are resized by torch, which takes three times as long: %s", error)
+        return None
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8))
+    for (height, width), flip in zip(((40, 50), (29, 47), (17, 11), (40, 2)), (False, True, True, False), strict=True):
+        ours, theirs = torch.empty(2, 3, 24, 32, 3, dtype=torch.uint8)
+        native(noise[:, :height, -width:], flip, ours)
+        resize_by_torch(noise[:, :height, -width:], flip, theirs)
+        if not torch.equal(ours, theirs):
+            logger.warning(
+                "crops are resized by torch %s, whose pixels the compiled function does not give", torch.__version__
+            )
+            return None
+    return native
 
 
 def _resize_floats(box: torch.Tensor, flip: bool, out: torch.Tensor) -> None:

@@ -107,6 +107,9 @@ PROOF = {
         "preprocess.inspect.curate._measure_shard",
         "preprocess.inspect.curate.curate",
     ),
+    "a name with a hash of the source that it is compiled from, in a folder named mae3d of the caches": (
+        "pipelines.decoding.native.compiled",
+    ),
     "no file of anybody's: memory, or /proc": (
         "launch.report.moments_page._picture",
         "launch.report.moments_page._strip",

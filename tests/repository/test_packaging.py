@@ -50,6 +50,7 @@ def wheel(checkout: Path) -> zipfile.ZipFile:
 def test_wheel_holds_the_four_typed_packages_and_the_recipes(wheel: zipfile.ZipFile) -> None:
     expected = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "launch" / "recipes").glob("*.yaml")}
+    expected |= {str(path.relative_to(ROOT)) for path in ROOT.glob("pipelines/*/*.c")}
     expected |= {f"{package}/py.typed" for package in PACKAGES}
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert shipped == expected

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipelines.decoding.clip_decoder import jpeg_frames
-from pipelines.decoding.crops import Cropper, cut_box, resize
+from pipelines.decoding.crops import Cropper, cut_box, resize, resize_by_torch
 from pipelines.decoding.dali import DaliDecoder, JpegGraph, dense_clips
 from pipelines.reading.source import EncodedBatch, FetchedClip
 from pipelines.sampling.augment import Crop, View
@@ -130,11 +130,12 @@ def resize_between_guards() -> int:
     sides = (1, 2, 3, 7, 16, 17)
     for height, width, size, end, flip in itertools.product(sides, sides, (1, 5, 32), ENDS, (False, True)):
         pixels = noise(2, height, width)
-        out = torch.from_numpy(guarded(np.empty((2, size, size, 3), np.uint8), end=end))
-        resize(torch.from_numpy(guarded(pixels.numpy(), end=end)), flip, out)
-        plain = torch.empty_like(out)
-        resize(pixels, flip, plain)
-        assert torch.equal(out, plain)
+        plain = torch.empty(2, size, size, 3, dtype=torch.uint8)
+        resize_by_torch(pixels, flip, plain)
+        for function in (resize, resize_by_torch):
+            out = torch.from_numpy(guarded(np.empty((2, size, size, 3), np.uint8), end=end))
+            function(torch.from_numpy(guarded(pixels.numpy(), end=end)), flip, out)
+            assert torch.equal(out, plain)
     return 0
 
 
