@@ -5,24 +5,21 @@ source.next()      # ─► EncodedBatch, or None after the last request
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import logging
 import math
-import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 
 import numpy as np
 
 from mae3d.io.random import Stream, philox
 from mae3d.video.packets import PacketTable
 from pipelines.reading.jpeg_header import HeaderError, scan_offset
+from pipelines.reading.read_threads import ReadThreads
 from pipelines.reading.shard_reader import DataError, ShardReader, ShardVanishedError, words_for
 from pipelines.samples.corpus import Corpus
 from pipelines.sampling.requests import BatchRequest, ClipRequest
@@ -35,7 +32,6 @@ MAX_SUBSTITUTES = 8
 SLOW_S = 30.0  # between warnings while training waits for the storage
 _TOUCH = Spans(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.uint32))
 MAX_HEADERS = 1024  # that are kept
-CLOSE_S = 5.0  # most that closing waits for reads under way
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ class ClipSource:
         self._spares = corpus.readable_rows if spares is None else spares
         self.reader = ShardReader(corpus, gap=read_gap, retries=retries)
         self._headers: dict[tuple[int, int], bytes] = {}  # the last sound one of each height and width
-        self._threads = _Threads(read_threads)
+        self._threads = ReadThreads(read_threads)
         self._ahead: deque[tuple[BatchRequest, list[Future[FetchedClip]]]] = deque()
         for _ in range(prefetch):
             self._read_ahead()
@@ -302,41 +298,3 @@ def substitute(corpus: Corpus, clip: ClipRequest, attempt: int, *, spares: np.nd
         for view in clip.views
     )
     return dataclasses.replace(clip, row=row, frames=frames, views=views)
-
-
-class _Threads:
-    """A pool whose threads die with the process.
-
-    A thread that hangs in a read does not keep the interpreter from leaving, as those of concurrent.futures would."""
-
-    def __init__(self, count: int):
-        self._tasks: SimpleQueue[tuple[Future[FetchedClip], Callable[..., FetchedClip], ClipRequest] | None]
-        self._tasks = SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=f"read-clip-{i}", daemon=True) for i in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, function: Callable[[ClipRequest], FetchedClip], clip: ClipRequest) -> Future[FetchedClip]:
-        future: Future[FetchedClip] = Future()
-        self._tasks.put((future, function, clip))
-        return future
-
-    def close(self) -> bool:
-        """Drop queued jobs and wait a little for the rest; return whether all threads have left."""
-        with contextlib.suppress(Empty):
-            while True:
-                self._tasks.get_nowait()
-        for _ in self._threads:
-            self._tasks.put(None)
-        end = time.monotonic() + CLOSE_S
-        for thread in self._threads:
-            thread.join(max(end - time.monotonic(), 0))
-        return not any(thread.is_alive() for thread in self._threads)
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            future, function, clip = task
-            try:
-                future.set_result(function(clip))
-            except BaseException as error:
-                future.set_exception(error)

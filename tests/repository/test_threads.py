@@ -19,7 +19,9 @@ SAFE = {
     "the corpus: mapped arrays that nobody writes; texts, behind dataset._TEXT_LOCK; cached properties, which two "
     "threads may compute twice alike. A descriptor is opened for each read and closed by the same thread. The "
     "reader's sums have a lock; headers and reads under way are dicts whose single items are set and removed, "
-    "copied before a look": ("pipelines.reading.source._Threads.__init__",),
+    "copied before a look; jobs and counts of threads are behind a condition": (
+        "pipelines.reading.read_threads.ReadThreads.__init__",
+    ),
     "needs and plan, behind a condition; the uses ahead, behind a lock; the cache, whose sums have a lock and "
     "whose files have locks of the system, for other processes too; fsspec's filesystem runs its own loop for "
     "calls of any thread": ("pipelines.reading.prefetch.Prefetcher.__init__",),

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.config import DataConfig
 from pipelines.reading import shard_reader as reads
-from pipelines.reading import source
+from pipelines.reading import read_threads, source
 from pipelines.reading.shard_reader import DataError, ShardReader, joined, read_gap, wait_s
 from pipelines.reading.source import ClipSource, EncodedBatch, substitute
 from pipelines.samples.corpus import Corpus, open_corpus
@@ -246,7 +246,7 @@ def test_fault_37_a_hung_store_is_told_by_name_and_does_not_keep_us_from_closing
     corpus: Corpus, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(source, "SLOW_S", 0.05)
-    monkeypatch.setattr(source, "CLOSE_S", 0.2)
+    monkeypatch.setattr(read_threads, "CLOSE_S", 0.2)
     store.hang.clear()
     stream = ClipSource(corpus, iter([request(3)] * 3), read_threads=2, prefetch=2)
     threading.Timer(0.3, store.hang.set).start()
@@ -278,7 +278,7 @@ def test_fault_37_closing_ends_the_wait_for_another_try(
         time.sleep(0.005)
     start = time.monotonic()
     stream.close()
-    assert time.monotonic() - start < source.CLOSE_S
+    assert time.monotonic() - start < read_threads.CLOSE_S
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), pa.ArrowInvalid("not a page")])
