@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import DataConfig
-from pipelines.reading import shard_reader as reads
 from pipelines.reading import read_threads, source
+from pipelines.reading import shard_reader as reads
 from pipelines.reading.shard_reader import DataError, ShardReader, joined, read_gap, wait_s
 from pipelines.reading.source import ClipSource, EncodedBatch, substitute
 from pipelines.samples.corpus import Corpus, open_corpus
