@@ -28,7 +28,9 @@ class ReadThreads:
 
     def __init__(self, count: int):
         self._jobs: deque[Job] = deque()
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)  # wakes a thread that sleeps
+        self._idle = threading.Condition(lock)  # wakes the one that stands by, because no other is at work
         self._sleeping, self._working, self._calls = count, 0, 0  # calls: of threads that are to wake and stand by
         self._has_standby = self._is_closed = False
         self._threads = [threading.Thread(target=self._work, name=f"read-clip-{i}", daemon=True) for i in range(count)]
@@ -41,6 +43,8 @@ class ReadThreads:
         with self._changed:
             self._jobs.append((time.monotonic(), future, function, argument))
             self._call_standby()
+            if not self._working:
+                self._idle.notify()
         return future
 
     def close(self) -> bool:
@@ -49,6 +53,7 @@ class ReadThreads:
             self._jobs.clear()
             self._is_closed = True
             self._changed.notify_all()
+            self._idle.notify_all()
         end = time.monotonic() + CLOSE_S
         for thread in self._threads:
             thread.join(max(end - time.monotonic(), 0))
@@ -73,7 +78,7 @@ class ReadThreads:
                 return False
             self._calls -= 1
             while self._jobs and self._working and (rest := self._jobs[0][0] + JOIN_S - time.monotonic()) > 0:
-                self._changed.wait(rest)
+                self._idle.wait(rest)
             self._has_standby = False
         return True
 

@@ -1,6 +1,7 @@
 """Threads that read: one while it keeps up, all of them where reads are slow."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -29,10 +30,14 @@ def test_one_thread_does_all_quick_jobs_of_a_burst(
 ) -> None:
     monkeypatch.setattr(read_threads, "JOIN_S", LIMIT_S)
     threads = make()
-    for _ in range(5):
-        futures = [threads.submit(lambda number: (number, threading.get_ident()), number) for number in range(30)]
-        results = [future.result(LIMIT_S) for future in futures]
-        assert [number for number, _ in results] == list(range(30))
+
+    def job(number: int) -> tuple[int, int]:
+        time.sleep(0.001)  # others could run
+        return number, threading.get_ident()
+
+    for _ in range(3):
+        results = [future.result(LIMIT_S) for future in [threads.submit(job, number) for number in range(20)]]
+        assert [number for number, _ in results] == list(range(20))
         assert len({thread for _, thread in results}) == 1
 
 
