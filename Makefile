@@ -39,7 +39,7 @@ TORCH_LINES := torch|torchvision|triton|cuda-[a-z]+|nvidia-(cublas|cuda-[a-z]+|c
 LOCK_BLOCKS = awk '/^[^ ]/ { on = ($(1)) } on' requirements.lock >
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install deps demo test quick check soak cluster peers docs matrix lock clean FORCE
+.PHONY: help setup install deps demo test quick check soak cluster peers gpu docs matrix lock clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -143,6 +143,12 @@ peers: install  ## round trips with transformers, ONNX Runtime, Lightning and ot
 	@$(PIP) freeze --exclude-editable > $(PEERS)/constraints.txt
 	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --constraint $(PEERS)/constraints.txt -e '.[peers]'
 	PATH=$(abspath $(PEERS))/bin:$$PATH $(PEERS)/bin/python -m pytest -m peers tests/peers $(SCENARIOS)
+
+# Nothing is installed: whatever Python has the packages. SECTIONS="jpeg mfu" chooses, VIDEOS=FOLDER brings footage.
+GPU_PYTHON = $(or $(wildcard $(BIN)/python),python3)
+
+gpu:  ## everything that a GPU is measured by, within 25 minutes; goes on where it was stopped (docs/gpu.md)
+	$(GPU_PYTHON) benchmarks/gpu.py $(SECTIONS) $(DEVICE_OPTION) $(if $(VIDEOS),--videos $(VIDEOS))
 
 docs: install  ## the documentation as a site in site/; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -1,33 +1,28 @@
-"""The speed at which a GPU is fed: JPEG frames and clips per second, CPU cores in use, memory over 1,000 batches.
+"""The speed at which a GPU is fed: the sections `jpeg` and `clips` of `benchmarks/gpu.py`.
 
-    python benchmarks/gpu_loader.py                        # makes its own frames
-    python benchmarks/gpu_loader.py --shards out/shards --batch 64
+    jpeg     JPEGs from memory to DALI's decoder; "+ resize" adds a crop of each frame on the device
+    clips    the Loader as a trainer sees it: files, crc32, labels and the copy into the batch included
 
-Frames of its own are 340 x 256, quality 90: noise with a spectrum like that of photographs under a moving camera.
-`decode` hands JPEGs from memory to DALI's decoder; `decode + resize` adds a crop of each frame on the device;
-`pipeline` is the Loader as a trainer sees it, files, crc32, labels and the copy into the batch included. Cores are the
-process's CPU seconds a second. `--device cpu` does the same on the CPU, to try this file.
+Frames are 340 x 256, quality 90: noise with a spectrum like that of photographs under a moving camera. Cores are the
+process's CPU seconds per second.
 """
 
-import argparse
-import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.common import build, resident_mb
+from benchmarks.gpu_cases import Case, Trial
 
 FRAMES, SIZE = 16, 224
 HEIGHT, WIDTH, LENGTH = 256, 340, 24
-HW_LOADS = (0.0, 0.65, 0.9, 1.0)
+HW_LOADS = (0.65, 0.0, 0.9, 1.0)  # shares of the JPEG engines, DALI's default first
 WARM_UP = 5
 
 
@@ -40,77 +35,97 @@ class Speed:
     seconds: float
     cpu_seconds: float
 
-    def __str__(self) -> str:
-        return (
-            f"{self.frames / self.seconds:9,.0f} frames/s  {self.clips / self.seconds:8,.1f} clips/s  "
-            f"{self.cpu_seconds / self.seconds:5.2f} cores"
-        )
+    def row(self) -> dict[str, float]:
+        """Return the figures of a table's row."""
+        speeds = {"frames/s": self.frames / self.seconds, "clips/s": self.clips / self.seconds}
+        return {name: speed for name, speed in speeds.items() if speed} | {"cores": self.cpu_seconds / self.seconds}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the figures; return 2 without a GPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, help="a dataset; without it one is made")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--batch", type=int, default=32, help="samples a batch")
-    parser.add_argument("--batches", type=int, default=60, help="batches a figure")
-    parser.add_argument("--soak", type=int, default=1000, help="batches of the soak")
-    parser.add_argument("--samples", type=int, default=128, help="samples of the dataset that is made")
-    parser.add_argument("--threads", type=int, default=6, help="DALI's CPU threads")
-    options = parser.parse_args(argv)
-    import torch
+@dataclass(frozen=True)
+class Work:
+    """The amount of work of a section: `Work.of(trial)`.
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("no GPU that torch can use: nothing was measured (--device cpu tries the benchmark itself)")
-        return 2
-    with tempfile.TemporaryDirectory(prefix="mae3d-gpu-") as work:
-        shards = options.shards or make_shards(Path(work), samples=max(options.samples, options.batch))
-        report(shards, options)
-    return 0
+    Attributes:
+        device: "cuda" or "cpu".
+        batch: samples per batch.
+        batches: batches of a figure.
+        soak: batches over which the memory is watched.
+        threads: DALI's CPU threads.
+    """
+
+    device: str
+    batch: int
+    batches: int
+    soak: int
+    threads: int
+
+    @staticmethod
+    def of(trial: Trial, samples: int) -> "Work":
+        """Return a GPU's amount, or a CPU's small one; no batch is larger than the dataset."""
+        if trial.on_gpu:
+            return Work("cuda", batch=min(32, samples), batches=60, soak=600, threads=6)
+        return Work("cpu", batch=min(2, samples), batches=2, soak=4, threads=1)
 
 
-def report(shards: Path, options: argparse.Namespace) -> None:
-    """Return all figures, one line each."""
-    import torch
-    from nvidia.dali import __version__ as dali_version
+def jpeg(trial: Trial) -> list[Case]:
+    """Measure DALI's decoder by the share of frames that the GPU's JPEG engines take."""
+    corpus, work = opened(trial)
+    mode, resizes = ("mixed", (None, "gpu")) if trial.on_gpu else ("cpu", (None, "cpu"))
 
+    def measure(resize: Any, load: float) -> dict[str, Any]:
+        speed = decoder_speed(corpus, work, decode=mode, resize=resize, hw_decoder_load=load)
+        return {"hw_decoder_load": load, "decode": mode, **speed.row()}
+
+    return [
+        Case(f"{'decode + resize' if resize else 'decode'}, load {load}", partial(measure, resize, load))
+        for load in (HW_LOADS if trial.on_gpu else HW_LOADS[:1])
+        for resize in resizes
+    ]
+
+
+def clips(trial: Trial) -> list[Case]:
+    """Measure the Loader at one and four views with each decoder, and its memory over many batches."""
+    corpus, work = opened(trial)
+
+    def measure(decode: str, views: int) -> dict[str, Any]:
+        return {"decode": decode, "views": views, **pipeline_speed(corpus, work, decode=decode, views=views).row()}
+
+    def watch(decode: str) -> dict[str, Any]:
+        first, last, speed = soak(corpus, work, decode=decode)
+        grown = {f"{name} MB": f"{first[name]:.0f} to {last[name]:.0f}" for name in first}
+        return {"decode": decode, "views": 1, **speed.row(), "batches": work.soak, **grown}
+
+    modes = ("mixed", "cpu") if trial.on_gpu else ("cpu",)
+    cases = [
+        Case(f"{decode}, {views} view{'s' * (views > 1)}", partial(measure, decode, views))
+        for decode in modes
+        for views in (1, 4)
+    ]
+    return [*cases, Case("memory", partial(watch, modes[0]))]
+
+
+def opened(trial: Trial) -> tuple[Any, Work]:
+    """Return the dataset that the section `footage` has made, and the amount of work."""
     from pipelines.samples.corpus import open_corpus
 
-    corpus = open_corpus([shards])
-    on_gpu = options.device == "cuda"
-    where = torch.cuda.get_device_name() if on_gpu else "the CPU"
-    print(f"{where}, {len(os.sched_getaffinity(0))} CPU cores, torch {torch.__version__}, DALI {dali_version}")
-    print(f"{len(corpus)} samples; batches of {options.batch} x {FRAMES} frames to {SIZE} x {SIZE}", flush=True)
-    mode = "mixed" if on_gpu else "cpu"
-    for load in HW_LOADS if on_gpu else (HW_LOADS[1],):
-        for resize in (None, "gpu" if on_gpu else "cpu"):
-            speed = decoder_speed(corpus, options, decode=mode, resize=resize, hw_decoder_load=load)
-            what = "decode + resize" if resize else "decode"
-            print(f"{what:18} {mode:6} hw_decoder_load {load:4}  {speed}", flush=True)
-    for decode in ("mixed", "cpu") if on_gpu else ("cpu",):
-        for views in (1, 4):
-            speed = pipeline_speed(corpus, options, decode=decode, views=views)
-            print(f"{'pipeline':18} {decode:6} {views} view{'s' * (views > 1):15}  {speed}", flush=True)
-    first, last, speed = soak(corpus, options, decode=mode)
-    grown = ", ".join(f"{name} {first[name]:.0f} -> {last[name]:.0f} MB" for name in first)
-    print(f"{'soak':18} {mode:6} {options.soak} batches         {speed}; {grown}", flush=True)
+    corpus = open_corpus([trial.shards])
+    return corpus, Work.of(trial, len(corpus))
 
 
-def decoder_speed(
-    corpus: Any, options: argparse.Namespace, *, decode: Any, resize: Any, hw_decoder_load: float
-) -> Speed:
+def decoder_speed(corpus: Any, work: Work, *, decode: Any, resize: Any, hw_decoder_load: float) -> Speed:
     """Measure DALI alone, on JPEGs that lie in memory."""
     from pipelines.decoding.dali import DaliDecoder, JpegGraph
     from pipelines.reading.source import ClipSource
 
-    loader = _loader(corpus, options, decode="cpu", views=1)
+    loader = _loader(corpus, work, decode="cpu", views=1)
     requests = loader.requests()
     source = ClipSource(corpus, (next(requests) for _ in range(4)), read_threads=4, prefetch=2)
     batches = list(iter(source.next, None))
     source.close()
+    loader.close()
     fed = iter(range(sys.maxsize))
     graph = JpegGraph(
-        max_frames=options.batch * FRAMES,
+        max_frames=work.batch * FRAMES,
         decode=decode,
         resize=resize,
         num_views=1,
@@ -120,31 +135,31 @@ def decoder_speed(
     decoder = DaliDecoder(
         lambda: batches[next(fed) % len(batches)],
         graph,
-        threads=options.threads,
-        device_id=0 if options.device == "cuda" else None,
+        threads=work.threads,
+        device_id=0 if work.device == "cuda" else None,
     )
-    clips = options.batch if resize else 0
-    speed = timed(decoder.run, rounds=options.batches, frames=options.batch * FRAMES, clips=clips)
+    clips = work.batch if resize else 0
+    speed = timed(decoder.run, rounds=work.batches, frames=work.batch * FRAMES, clips=clips)
     decoder.close()
     return speed
 
 
-def pipeline_speed(corpus: Any, options: argparse.Namespace, *, decode: str, views: int) -> Speed:
+def pipeline_speed(corpus: Any, work: Work, *, decode: str, views: int) -> Speed:
     """Measure the Loader with `views` crops of each decoded clip."""
-    loader = _loader(corpus, options, decode=decode, views=views)
-    speed = _timed_loader(loader, options, rounds=options.batches, views=views)
+    loader = _loader(corpus, work, decode=decode, views=views)
+    speed = _timed_loader(loader, work, rounds=work.batches, views=views)
     loader.close()
     return speed
 
 
-def soak(corpus: Any, options: argparse.Namespace, *, decode: str) -> tuple[dict[str, float], dict[str, float], Speed]:
+def soak(corpus: Any, work: Work, *, decode: str) -> tuple[dict[str, float], dict[str, float], Speed]:
     """Measure memory after the warm-up and at the end of many batches, in MB, and their speed."""
-    loader = _loader(corpus, options, decode=decode, views=1)
+    loader = _loader(corpus, work, decode=decode, views=1)
     for _ in range(4 * WARM_UP):
         next(loader)
-    first = memory_mb(options.device)
-    speed = _timed_loader(loader, options, rounds=options.soak, views=1)
-    last = memory_mb(options.device)
+    first = memory_mb(work.device)
+    speed = _timed_loader(loader, work, rounds=work.soak, views=1)
+    last = memory_mb(work.device)
     loader.close()
     return first, last, speed
 
@@ -212,24 +227,24 @@ def photograph(seed: int, *, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(pink.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _timed_loader(loader: Any, options: argparse.Namespace, *, rounds: int, views: int) -> Speed:
-    frames = options.batch * FRAMES
-    return timed(lambda: next(loader), rounds=rounds, frames=frames, clips=options.batch * views)
+def _timed_loader(loader: Any, work: Work, *, rounds: int, views: int) -> Speed:
+    frames = work.batch * FRAMES
+    return timed(lambda: next(loader), rounds=rounds, frames=frames, clips=work.batch * views)
 
 
-def _loader(corpus: Any, options: argparse.Namespace, *, decode: Any, views: int) -> Any:
+def _loader(corpus: Any, work: Work, *, decode: Any, views: int) -> Any:
     from pipelines.config import DataConfig
     from pipelines.loader import Loader
 
-    config = DataConfig(sampling_rate=1, repeat_aug=views, windows="shared", decode_threads=options.threads)
+    config = DataConfig(sampling_rate=1, repeat_aug=views, windows="shared", decode_threads=work.threads)
     return Loader(
         corpus,
         replace(config, decode=decode),
         num_frames=FRAMES,
         size=SIZE,
         seed=0,
-        global_batch=options.batch,
-        device=options.device,
+        global_batch=work.batch,
+        device=work.device,
     )
 
 
@@ -238,7 +253,3 @@ def _synchronize() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,66 +1,46 @@
-"""What only a GPU can show of DALI's decoder of H.264 in closed groups: frames, speed, memory, colours, damage, rivals.
+"""DALI's decoder of H.264 in closed groups: the section `nvdec` of `benchmarks/gpu.py`.
 
-    python benchmarks/gpu_video.py                    # an NVIDIA GPU; --batches 10000 watches the memory for longer
-    python benchmarks/gpu_video.py --device cpu       # tries this file: the same frames as VP9, the rest is left out
-
-It makes its own frames (`gpu_loader.photograph`, under a moving camera), prints measurements only, and judges nothing:
-`--data.decode mixed` is judged by `pipelines.decoding.self_test`. Speeds are of DALI alone, with windows of 16 frames
-out of 24 from memory, cropped to 224 x 224; cores are the process's CPU seconds a second.
+It makes its own frames (`gpu_loader.photograph`, under a moving camera), and judges nothing: `--data.decode mixed` is
+judged by `pipelines.decoding.self_test`. Speeds are of DALI alone, with windows of 16 frames out of 24 from memory,
+cropped to 224 x 224; cores are the process's CPU seconds per second. On a CPU the same frames come as VP9, which tries
+this file and measures no NVDEC.
 """
 
-import argparse
 import importlib
 import importlib.util
-import os
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.gpu_cases import Case, Skipped, Trial
 from benchmarks.gpu_loader import memory_mb, photograph, timed
 
 FRAMES, SIZE, GROUP, LENGTH = 16, 224, 8, 24
 HEIGHT, WIDTH = 256, 340
+MANY = [(208 + 16 * i, HEIGHT, 208 + 16 * i) for i in range(32)]  # sizes in one batch
+SIZES = {"padded": [(WIDTH, HEIGHT, 352)], "cropped": [(WIDTH, HEIGHT, WIDTH)]}  # width, height, stored width
 Groups = list[bytes]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the figures; return 2 without a GPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--batch", type=int, default=32, help="clips a batch")
-    parser.add_argument("--batches", type=int, default=200, help="batches a figure")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 8, 16], help="DALI's CPU threads")
-    parser.add_argument("--sizes", type=int, default=50, help="sizes in one batch, of the figure with many")
-    options = parser.parse_args(argv)
-    import torch
-
-    on_gpu = options.device == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        print("no GPU that torch can use: nothing was measured (--device cpu tries the benchmark itself)")
-        return 2
-    where = torch.cuda.get_device_name() if on_gpu else "the CPU, VP9 in the place of H.264"
-    print(f"{where}, {len(os.sched_getaffinity(0))} CPU cores, torch {torch.__version__}", flush=True)
-    frames_and_colours(options)
-    speeds(options)
-    damage(options)
-    if on_gpu:
-        beside_training(options)
-        rival(options)
-    else:
-        print("left out on the CPU: H.264 itself, NVDEC's sessions and memory, training beside it, torchcodec on CUDA")
-    return 0
+def nvdec(trial: Trial) -> list[Case]:
+    """Measure speed by threads and sizes; frames and colours beside the CPU's; damage; beside training; a rival."""
+    batch, batches, threads = (32, 100, (1, 4, 8, 16)) if trial.on_gpu else (1, 1, (1,))
+    works: dict[str, Callable[[], dict[str, Any]]] = {"frames and colours": partial(frames_and_colours, trial.device)}
+    for count in threads:
+        for name, sizes in (SIZES | ({"32 sizes": MANY} if count == 16 else {})).items():
+            works[f"{name}, {count} threads"] = partial(speed, trial.device, sizes, count, batch, batches)
+    for name in DAMAGES:
+        works[f"damage: {name}"] = partial(damage, trial.device, name)
+    works["beside matrix products"] = partial(beside_training, trial.device, batch)
+    works["torchcodec on CUDA"] = partial(rival, trial.device, batch, max(1, batches // 10))
+    return [Case(name, work) for name, work in works.items()]
 
 
-def frames_and_colours(options: argparse.Namespace) -> None:
-    """Compare windows that start anywhere, from the second group on too, with the CPU's frames (1 and 3)."""
+def frames_and_colours(device: str) -> dict[str, Any]:
+    """Compare windows that start anywhere, from the second group on too, with the CPU's frames."""
     from mae3d.video.groups import GroupDecoder
 
     rng, decoder, groups = np.random.default_rng(0), GroupDecoder(), encoded(WIDTH, HEIGHT, stored_width=352)
@@ -71,66 +51,66 @@ def frames_and_colours(options: argparse.Namespace) -> None:
     levels, wrong = [], 0
     for start in range(LENGTH):
         frames = np.sort(rng.integers(start, LENGTH, FRAMES))
-        batch, graph = batch_and_graph(options, [groups], [frames], size=HEIGHT, box=(HEIGHT, HEIGHT))
-        (pixels,) = decoder_of(options, batch, graph).run()[1]
+        batch, graph = batch_and_graph(device, [groups], [frames], size=HEIGHT, box=(HEIGHT, HEIGHT))
+        dali = decoder_of(device, batch, graph)
+        (pixels,) = dali.run()[1]
         got = np.asarray(pixels.as_cpu().as_tensor())[0].astype(int)
+        dali.close()
         distance = np.array([[np.abs(one - other[:, :HEIGHT]).mean() for other in whole] for one in got])
         wrong += int((distance.argmin(axis=1) != frames).sum())
         levels.append(distance[np.arange(FRAMES), frames].mean())
-    print(f"frames             {wrong} of {LENGTH * FRAMES} frames are nearer to another frame of the CPU's")
-    print(
-        f"colours            {np.mean(levels):.2f} levels off the CPU's in the mean, at most {max(levels):.2f} a window"
-    )
+    return {
+        "wrong frames": f"{wrong} of {LENGTH * FRAMES}", "levels off the CPU's": float(np.mean(levels)),
+        "at most": float(max(levels)),
+    }  # fmt: skip
 
 
-def speeds(options: argparse.Namespace) -> None:
-    """Measure frames per second by threads, by padding and by sizes, and the memory before and after (2)."""
-    for threads in options.threads:
-        cases: dict[str, list[tuple[int, int, int]]] = {
-            "padded": [(WIDTH, HEIGHT, 352)],
-            "cropped": [(WIDTH, HEIGHT, WIDTH)],
-        }
-        if threads == options.threads[-1]:
-            cases[f"{options.sizes} sizes"] = [(208 + 16 * i, HEIGHT, 208 + 16 * i) for i in range(options.sizes)]
-        for name, sizes in cases.items():
-            samples = [encoded(width, height, stored_width=stored) for width, height, stored in sizes]
-            clips = [samples[i % len(samples)] for i in range(options.batch)]
-            frames = [np.arange(i % (LENGTH - FRAMES), i % (LENGTH - FRAMES) + FRAMES) for i in range(options.batch)]
-            batch, graph = batch_and_graph(options, clips, frames, size=SIZE, box=(HEIGHT, 208))
-            decoder = decoder_of(options, batch, graph, threads=threads)
-            decoder.run()
-            first = memory_mb(options.device)
-            speed = timed(decoder.run, rounds=options.batches, frames=options.batch * FRAMES, clips=options.batch)
-            last = memory_mb(options.device)
-            grown = ", ".join(f"{where} {first[where]:.0f} -> {last[where]:.0f} MB" for where in first)
-            print(f"{threads:3} threads {name:>10} {speed}; {grown}", flush=True)
-            decoder.close()
+def speed(device: str, sizes: list[tuple[int, int, int]], threads: int, num_clips: int, batches: int) -> dict[str, Any]:
+    """Measure frames per second, and the memory before and after."""
+    samples = [encoded(width, height, stored_width=stored) for width, height, stored in sizes]
+    clips = [samples[i % len(samples)] for i in range(num_clips)]
+    frames = [np.arange(i % (LENGTH - FRAMES), i % (LENGTH - FRAMES) + FRAMES) for i in range(num_clips)]
+    batch, graph = batch_and_graph(device, clips, frames, size=SIZE, box=(HEIGHT, 208))
+    decoder = decoder_of(device, batch, graph, threads=threads)
+    decoder.run()
+    first = memory_mb(device)
+    measured = timed(decoder.run, rounds=batches, frames=num_clips * FRAMES, clips=num_clips)
+    last = memory_mb(device)
+    decoder.close()
+    return {**measured.row(), **{f"{name} MB": f"{first[name]:.0f} to {last[name]:.0f}" for name in first}}
 
 
-def damage(options: argparse.Namespace) -> None:
-    """Print what becomes of groups whose bytes are wrong: an error, or pixels, and how far these are (4)."""
-    groups, frames = encoded(WIDTH, HEIGHT, stored_width=352), np.arange(FRAMES)
-    middle = len(groups[0]) // 2
-    flipped = [groups[0][:middle] + bytes([groups[0][middle] ^ 0x40]) + groups[0][middle + 1 :], *groups[1:]]
-    zeroed = [groups[0][:middle] + bytes(len(groups[0]) - middle), *groups[1:]]
-    for name, damaged in {"a flipped bit": flipped, "half of it zeros": zeroed, "a group missing": groups[1:]}.items():
-        try:
-            pixels = [outputs_of(options, one, frames) for one in (groups, damaged)]
-        except (RuntimeError, ValueError) as error:
-            result = f"an error: {' '.join(str(error).split())[-120:]}"
-        else:
-            result = f"pixels, {np.abs(pixels[0] - pixels[1]).mean():.1f} levels from the right ones in the mean"
-        print(f"damage             {name}: {result}", flush=True)
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "a flipped bit": lambda group: (
+        bytes([*group[: len(group) // 2], group[len(group) // 2] ^ 64]) + group[len(group) // 2 + 1 :]
+    ),
+    "half of it zeros": lambda group: group[: len(group) // 2] + bytes(len(group) - len(group) // 2),
+    "a group missing": lambda group: None,
+}
 
 
-def beside_training(options: argparse.Namespace) -> None:
-    """Measure matrix products with and without decoding between them (5)."""
+def damage(device: str, name: str) -> dict[str, Any]:
+    """Return what becomes of a window whose first group is damaged: an error, or pixels, and how far these are."""
+    first, *rest = encoded(WIDTH, HEIGHT, stored_width=352)
+    damaged = DAMAGES[name](first)
+    groups = rest if damaged is None else [damaged, *rest]
+    try:
+        pixels = [outputs_of(device, one, np.arange(FRAMES)) for one in ([first, *rest], groups)]
+    except (RuntimeError, ValueError) as error:
+        return {"gives": f"an error: {' '.join(str(error).split())[-120:]}"}
+    return {"gives": f"pixels, {np.abs(pixels[0] - pixels[1]).mean():.1f} levels from the right ones in the mean"}
+
+
+def beside_training(device: str, batch: int) -> dict[str, Any]:
+    """Measure matrix products with and without decoding between them."""
     import torch
 
+    if device == "cpu":
+        raise Skipped("needs a GPU")
     matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     groups = encoded(WIDTH, HEIGHT, stored_width=352)
-    clips, frames = [groups] * options.batch, [np.arange(FRAMES)] * options.batch
-    decoder = decoder_of(options, *batch_and_graph(options, clips, frames, size=SIZE, box=(HEIGHT, HEIGHT)))
+    clips, frames = [groups] * batch, [np.arange(FRAMES)] * batch
+    decoder = decoder_of(device, *batch_and_graph(device, clips, frames, size=SIZE, box=(HEIGHT, HEIGHT)))
     stream = torch.cuda.current_stream()
 
     def products() -> None:
@@ -141,45 +121,44 @@ def beside_training(options: argparse.Namespace) -> None:
         products()
         decoder.run(stream)
 
-    seconds = {}
     works: dict[str, Callable[[], Any]] = {"products": products, "decoding": partial(decoder.run, stream), "both": both}
-    for name, work in works.items():
-        seconds[name] = timed(work, rounds=50, frames=0, clips=0).seconds / 50
-    print(
-        "beside training    " + ", ".join(f"{name} {1000 * took:.1f} ms" for name, took in seconds.items()), flush=True
-    )
+    milliseconds = {
+        f"{name}, ms": 1000 * timed(work, rounds=50, frames=0, clips=0).seconds / 50 for name, work in works.items()
+    }
+    decoder.close()
+    return milliseconds
 
 
-def rival(options: argparse.Namespace) -> None:
-    """Measure torchcodec's CUDA decoder on the same files, if it is installed (6)."""
+def rival(device: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Measure torchcodec's CUDA decoder on the same files, without crops."""
+    if device == "cpu":
+        raise Skipped("needs a GPU")
     if importlib.util.find_spec("torchcodec") is None:
-        print("torchcodec         is not installed: left out")
-        return
+        raise Skipped("torchcodec is not installed")
     decoders: Any = importlib.import_module("torchcodec.decoders")
-    video, places = packed(options.device, encoded(WIDTH, HEIGHT, stored_width=352), np.arange(FRAMES))
+    video, places = packed(device, encoded(WIDTH, HEIGHT, stored_width=352), np.arange(FRAMES))
 
     def decode() -> None:
-        for _ in range(options.batch):
+        for _ in range(batch):
             decoders.VideoDecoder(video, device="cuda").get_frames_at(places)
 
-    speed = timed(decode, rounds=max(1, options.batches // 10), frames=options.batch * FRAMES, clips=options.batch)
-    print(f"torchcodec         {speed} (no crops)", flush=True)
+    return timed(decode, rounds=rounds, frames=batch * FRAMES, clips=batch).row()
 
 
-def outputs_of(options: argparse.Namespace, groups: Groups, frames: np.ndarray) -> np.ndarray:
+def outputs_of(device: str, groups: Groups, frames: np.ndarray) -> np.ndarray:
     """Decode one clip, (1, T, size, size, C)."""
-    decoder = decoder_of(options, *batch_and_graph(options, [groups], [frames], size=SIZE, box=(HEIGHT, HEIGHT)))
+    decoder = decoder_of(device, *batch_and_graph(device, [groups], [frames], size=SIZE, box=(HEIGHT, HEIGHT)))
     (pixels,) = decoder.run()[1]
     return np.asarray(pixels.as_cpu().as_tensor()).astype(int)
 
 
 def batch_and_graph(
-    options: argparse.Namespace, clips: list[Groups], frames: list[np.ndarray], *, size: int, box: tuple[int, int]
+    device: str, clips: list[Groups], frames: list[np.ndarray], *, size: int, box: tuple[int, int]
 ) -> tuple[Any, Any]:
     """Return a batch whose clips show a box in the upper left corner, and the graph that decodes it.
 
     Args:
-        options: the command line's.
+        device: "cuda", or "cpu".
         clips: the groups of each clip's sample.
         frames: (T,) of each clip, rising.
         size: height and width of a view, in pixels.
@@ -190,23 +169,23 @@ def batch_and_graph(
     from pipelines.sampling.augment import Crop, View
     from pipelines.sampling.requests import BatchRequest, ClipRequest
 
-    files = [packed(options.device, *pair) for pair in zip(clips, frames, strict=True)]
+    files = [packed(device, *pair) for pair in zip(clips, frames, strict=True)]
     views = (View(Crop(0, 0, *box, False)),)
     requests = tuple(ClipRequest(row, numbers, views) for row, numbers in enumerate(frames))
     request = BatchRequest(0, np.arange(len(requests)), requests, 1)
     batch = EncodedBatch(request, requests, ([],) * len(requests), (False,) * len(requests))
-    decode: Any = "mixed" if options.device == "cuda" else "cpu"
+    decode: Any = "mixed" if device == "cuda" else "cpu"
     graph = VideoGraph(
         max_clips=len(clips), decode=decode, num_views=1, size=size, pack=lambda fetched: files[fetched.clip.row]
     )
     return batch, graph
 
 
-def decoder_of(options: argparse.Namespace, batch: Any, graph: Any, *, threads: int = 4) -> Any:
+def decoder_of(device: str, batch: Any, graph: Any, *, threads: int = 4) -> Any:
     """Return DALI over the same batch again and again."""
     from pipelines.decoding.dali import DaliDecoder
 
-    return DaliDecoder(lambda: batch, graph, threads=threads, device_id=0 if options.device == "cuda" else None)
+    return DaliDecoder(lambda: batch, graph, threads=threads, device_id=0 if device == "cuda" else None)
 
 
 def packed(device: str, groups: Groups, frames: np.ndarray) -> tuple[bytes, list[int]]:
@@ -249,10 +228,3 @@ def encoded(width: int, height: int, *, stored_width: int) -> Groups:
             groups.append(b"")
         groups[-1] += bytes(packet)
     return groups
-
-
-if __name__ == "__main__":
-    started = time.perf_counter()
-    code = main()
-    print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
-    sys.exit(code)

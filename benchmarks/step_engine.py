@@ -80,13 +80,17 @@ class Step:
 
 
 @contextmanager
-def stepping(options: argparse.Namespace, world: World, *, views: int = 1, compiled: bool) -> Iterator[Step]:
+def stepping(
+    options: argparse.Namespace, world: World, *, views: int = 1, compiled: bool, checkpointing: bool = False
+) -> Iterator[Step]:
     """Yield a fresh model and engine: bf16 and ZeRO 1 on a GPU, fp32 on the CPU."""
     torch.manual_seed(0)
     config, on_gpu = config_of(options), world.device.type == "cuda"
     train = TrainConfig(precision="bf16" if on_gpu else "fp32", zero_stage=1, compile=compiled)
     settings = PretrainConfig(model=config, train=train, data=DataConfig(repeat_aug=views))
-    model = MAE(config)
+    with world.device:  # where a large one is drawn sooner
+        model = MAE(config)
+    model.set_grad_checkpointing(checkpointing)
     groups = pretrain_groups(model, weight_decay=0.05)
     engine = Engine(model, groups, train=train, optim=settings.optim, micro_batch=1, world=world)
     del model, groups
@@ -118,24 +122,34 @@ def mfu(options: argparse.Namespace, world: World) -> int:
         print(f"a bf16 matrix product of 8192 x 8192 does {matmul_speed(world.device) / 1e12:.0f} TFLOP/s")
     with stepping(options, world, compiled=options.compile) as step:
         for samples in batches:
-            batch = synthetic(config, samples, device=world.device)
-            began = time.perf_counter()
-            step(batch)
-            settle_device(on_gpu=on_gpu)
-            first = time.perf_counter() - began
-            both, whole = time_steps(step, batch, steps=options.steps, device=options.device)
-            flops = step_flops(config) * samples / whole
-            peak = peak_flops(world.device)
+            figures = speed_of(step, config, samples, world, steps=options.steps)
             print(
                 f"{options.size} x {samples}, decoder heads {config.decoder_num_heads}, compile {options.compile}: "
-                f"{whole * 1e3:.1f} ms a step, {samples / whole:.1f} clips/s, {flops / 1e12:.2f} TFLOP/s, "
-                f"MFU {'-' if peak is None else f'{flops / peak:.1%}'}, optimizer {1 - both / whole:.1%} of the step, "
-                f"first step {first:.1f} s, "
-                + (f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if on_gpu else "fp32"),
+                + ", ".join(f"{name} {value}" for name, value in figures.items()),
                 flush=True,
             )
-        count_waits(step, synthetic(config, batches[0], device=world.device), on_gpu=on_gpu)
+        waits = count_waits(step, synthetic(config, batches[0], device=world.device), on_gpu=on_gpu)
+    print(f"host waits a step: {sum(waits.values())}" + ("" if on_gpu else " (values read, on the CPU)"))
+    for line, times in waits.most_common(10):
+        print(f"  {times:3} x {line}")
     return 0
+
+
+def speed_of(step: Step, config: MAEConfig, samples: int, world: World, *, steps: int) -> dict[str, Any]:
+    """Return a step's figures: time, clips per second, FLOP/s, MFU, the optimizer's share, the first step, memory."""
+    batch, on_gpu = synthetic(config, samples, device=world.device), world.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    step(batch)
+    settle_device(on_gpu=on_gpu)
+    first = time.perf_counter() - began
+    both, whole = time_steps(step, batch, steps=steps, device=world.device.type)
+    flops, peak = step_flops(config) * samples / whole, peak_flops(world.device)
+    figures = {"ms": f"{whole * 1e3:.1f}", "clips/s": f"{samples / whole:.1f}", "TFLOP/s": f"{flops / 1e12:.2f}"}
+    figures |= {"MFU": "-" if peak is None else f"{flops / peak:.1%}", "optimizer": f"{1 - both / whole:.1%}"}
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if on_gpu else "-"
+    return {"batch": samples} | figures | {"first step, s": f"{first:.1f}", "GiB": memory}
 
 
 def largest_batch(options: argparse.Namespace, world: World) -> int:
@@ -208,31 +222,30 @@ def matmul_speed(device: torch.device, size: int = 8192) -> float:
     return 20 * 2 * size**3 / (clock() - start)
 
 
-def count_waits(step: Step, batch: Batch, *, on_gpu: bool) -> None:
-    """Print the parts of a step that make the host wait for the device, with their lines of code.
+def count_waits(step: Step, batch: Batch, *, on_gpu: bool) -> "collections.Counter[str]":
+    """Count what makes the host wait for the device in a step, by the line of code.
 
-    On a GPU torch's own debug mode tells; on the CPU reads of a tensor's value are counted, which are what would wait.
+    On a GPU torch's own debug mode reports it; on the CPU reads of a tensor's value are counted, which would wait.
     """
     for _ in range(2):
         step(batch)
     if not on_gpu:
         with _Reads() as reads:
             step(batch)
-        found = reads.places
-    else:
-        torch.cuda.synchronize()
-        found = collections.Counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
+        return reads.places
+    torch.cuda.synchronize()
+    waits: collections.Counter[str] = collections.Counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             step(batch)
+        finally:
             torch.cuda.set_sync_debug_mode("default")
-        for warning in caught:
-            if "synchronizing" in str(warning.message):
-                found[f"{warning.filename}:{warning.lineno}"] += 1
-    print(f"host waits a step: {sum(found.values())}" + ("" if on_gpu else " (values read, on the CPU)"))
-    for place, times in found.most_common(10):
-        print(f"  {times:3} x {place}")
+    for warning in caught:
+        if "synchronizing" in str(warning.message):
+            waits[f"{warning.filename}:{warning.lineno}"] += 1
+    return waits
 
 
 class _Reads(TorchDispatchMode):
@@ -251,22 +264,25 @@ class _Reads(TorchDispatchMode):
 
 
 def input_stall(options: argparse.Namespace, world: World) -> int:
-    """Time blocks of steps on the Loader's clips and on clips in memory, in turns; wall time."""
+    """Print `stall_of` the dataset, or of one that is made."""
     with tempfile.TemporaryDirectory(prefix="mae3d-step-") as work:
         samples = options.batch or 64
         shards = options.shards or make_shards(Path(work), samples=2 * samples)
-        return _input_stall(options, world, shards)
+        figures = stall_of(options, world, shards)
+    print(f"{options.size}: " + ", ".join(f"{name} {value}" for name, value in figures.items()), flush=True)
+    return 0
 
 
-def _input_stall(options: argparse.Namespace, world: World, shards: Path) -> int:
+def stall_of(options: argparse.Namespace, world: World, shards: Path) -> dict[str, Any]:
+    """Time blocks of steps on the Loader's clips and on clips in memory, in turns; wall time."""
     from launch.common.decode import choose_decode
     from pipelines.loader import Loader
     from pipelines.samples.corpus import corpus_of
 
     config, on_gpu, views = config_of(options), world.device.type == "cuda", options.views
-    samples = options.batch or max(1, 64 // views)
     data = DataConfig(shards=str(shards), repeat_aug=views, windows="shared", sampling_rate=1)
     corpus = corpus_of(data)
+    samples = options.batch or max(1, min(64 // views, len(corpus)))
     decode, _ = choose_decode("auto", stored=None, world=world, layouts=corpus.layouts)
     loader = Loader(
         corpus,
@@ -293,13 +309,15 @@ def _input_stall(options: argparse.Namespace, world: World, shards: Path) -> int
     finally:
         loader.close()
     longer = ratio(seconds["real"], seconds["synthetic"])
-    clips = samples * views * options.steps / statistics.median(seconds["real"])
-    print(
-        f"{options.size} x {samples} samples x {views} views, decode {decode}: stall {1 - 1 / longer.median:.1%} "
-        f"({1 - 1 / longer.low:.1%} to {1 - 1 / longer.high:.1%}), {clips:.1f} clips/s from the shards",
-        flush=True,
-    )
-    return 0
+    clips = samples * views * options.steps
+    return {
+        "samples": samples,
+        "views": views,
+        "decode": decode,
+        "stall": f"{1 - 1 / longer.median:.1%} ({1 - 1 / longer.low:.1%} to {1 - 1 / longer.high:.1%})",
+        "clips/s": f"{clips / statistics.median(seconds['real']):.1f}",
+        "synthetic clips/s": f"{clips / statistics.median(seconds['synthetic']):.1f}",
+    }
 
 
 def settle_device(*, on_gpu: bool) -> None:

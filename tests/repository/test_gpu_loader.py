@@ -1,7 +1,6 @@
-"""benchmarks/gpu_loader.py: runs on the CPU, says one line without a GPU, makes frames as large as photographs'."""
+"""Frames of benchmarks/gpu_loader.py's own are as large as photographs', and its cases have figures on a CPU."""
 
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import gpu_loader
-from benchmarks.common import ROOT
-from tests.support import launch
-
-
-def test_without_a_gpu_it_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert gpu_loader.main([]) == 2
-    assert capsys.readouterr().out.startswith("no GPU that torch can use")
+from benchmarks.gpu_cases import Trial
 
 
 def test_frames_of_its_own_compress_as_photographs_do() -> None:
@@ -31,20 +23,23 @@ def test_frames_of_its_own_compress_as_photographs_do() -> None:
 
 
 @pytest.mark.slow
-def test_every_figure_is_printed_on_the_cpu(tmp_path: Path) -> None:
-    shards = gpu_loader.make_shards(tmp_path, samples=2, length=16)
-    command = [sys.executable, "benchmarks/gpu_loader.py", "--device", "cpu", "--shards", str(shards)]
-    command += ["--batch", "1", "--batches", "2", "--soak", "2", "--threads", "1"]
-    done = launch.run(command, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["decode", "decode", "pipeline", "pipeline", "soak"]
-    assert all("frames/s" in line and "cores" in line for line in lines[2:])
-    assert "host" in lines[-1]
+def test_every_case_has_figures_on_the_cpu(tmp_path: Path) -> None:
+    trial = Trial("cpu", tmp_path)
+    trial.shards.parent.mkdir()
+    gpu_loader.make_shards(trial.shards.parent, samples=2, length=16)
+    rows = {case.name: case.measure() for case in (*gpu_loader.jpeg(trial), *gpu_loader.clips(trial))}
+    assert list(rows) == ["decode, load 0.65", "decode + resize, load 0.65", "cpu, 1 view", "cpu, 4 views", "memory"]
+    assert all(row["frames/s"] > 0 and row["cores"] > 0 for row in rows.values())
+    assert "host MB" in rows["memory"]
 
 
 @pytest.mark.gpu
-def test_the_gpu_decodes_crops_and_soaks(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    shards = gpu_loader.make_shards(tmp_path, samples=8)
-    assert gpu_loader.main(["--shards", str(shards), "--batch", "8", "--batches", "5", "--soak", "50"]) == 0
-    assert "soak" in capsys.readouterr().out
+def test_the_gpu_decodes_crops_and_soaks(tmp_path: Path) -> None:
+    trial = Trial("cuda", tmp_path)
+    trial.shards.parent.mkdir()
+    gpu_loader.make_shards(trial.shards.parent, samples=8)
+    corpus, work = gpu_loader.opened(trial)
+    assert work.batch == 8
+    assert gpu_loader.decoder_speed(corpus, work, decode="mixed", resize="gpu", hw_decoder_load=0.65).row()["clips/s"]
+    first, last, _ = gpu_loader.soak(corpus, work, decode="mixed")
+    assert last["GPU"] < first["GPU"] + 500

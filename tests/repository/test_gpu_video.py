@@ -1,31 +1,32 @@
-"""benchmarks/gpu_video.py: runs on the CPU with VP9, and says in one line that there is no GPU."""
+"""benchmarks/gpu_video.py's cases have figures on a CPU, with VP9 in the place of H.264."""
+
+from pathlib import Path
 
 import pytest
 
 from benchmarks import gpu_video
-
-
-def test_without_a_gpu_it_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert gpu_video.main([]) == 2
-    assert capsys.readouterr().out.startswith("no GPU that torch can use")
+from benchmarks.gpu_cases import Skipped, Trial
 
 
 @pytest.mark.slow
-def test_every_figure_that_a_cpu_can_give_is_printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_every_case_that_a_cpu_can_try_has_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_video, "LENGTH", 16)
     monkeypatch.setattr(gpu_video, "FRAMES", 8)
-    command = "--device cpu --batch 1 --batches 1 --threads 1 --sizes 1"
-    assert gpu_video.main(command.split()) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[1:4] == ["0", "of", "128"]
-    first = [line.split()[0] for line in lines[1:]]
-    assert first == ["frames", "colours", "1", "1", "1", "damage", "damage", "damage", "left"]
+    rows, skipped = {}, []
+    for case in gpu_video.nvdec(Trial("cpu", tmp_path)):
+        try:
+            rows[case.name] = case.measure()
+        except Skipped:
+            skipped.append(case.name)
+    assert skipped == ["beside matrix products", "torchcodec on CUDA"]
+    assert rows["frames and colours"]["wrong frames"] == "0 of 128"
+    assert rows["padded, 1 threads"]["frames/s"] > 0
+    assert [name for name in rows if name.startswith("damage")] == [f"damage: {name}" for name in gpu_video.DAMAGES]
 
 
 @pytest.mark.gpu
-def test_the_gpu_prints_all(capsys: pytest.CaptureFixture) -> None:
-    assert gpu_video.main(["--batch", "4", "--batches", "5", "--threads", "1", "2", "--sizes", "4"]) == 0
-    assert "beside training" in capsys.readouterr().out
+def test_the_gpu_has_figures_for_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_video, "MANY", gpu_video.MANY[:4])
+    for case in gpu_video.nvdec(Trial("cuda", tmp_path)):
+        if case.name != "torchcodec on CUDA":
+            assert case.measure()
