@@ -37,7 +37,6 @@ from benchmarks.common import ROOT
 from benchmarks.gpu_plan import SECTIONS, Section, chosen
 from benchmarks.gpu_table import (
     CUT,
-    DONE,
     FAILED,
     SKIPPED,
     TIMED_OUT,
@@ -55,6 +54,7 @@ TOKEN = "MAE3D_GPU_OUT"  # in the environment of all that a section starts: its 
 LEAST_S, END_S = 20.0, 3.0  # a section is not begun with less; kept for the last table
 CPU_PATIENCE = 4  # times the limits: a trial on a small machine is no measurement
 LEFT_OVER = 75
+PROGRAM = ROOT / "benchmarks" / "gpu_sections.py"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Run:
     device: str
     videos: str
     ends: float
-    program: Path = ROOT / "benchmarks" / "gpu_sections.py"
+    program: Path
 
     @property
     def left_s(self) -> float:
@@ -86,8 +86,8 @@ class Run:
         return [sys.executable, str(self.program), section, "--device", self.device, "--out", str(self.out), *videos]
 
 
-def main(argv: Sequence[str] | None = None, sections: Sequence[Section] = SECTIONS) -> int:
-    """Run the sections; return the exit code."""
+def main(argv: Sequence[str] | None = None, sections: Sequence[Section] = SECTIONS, program: Path = PROGRAM) -> int:
+    """Run the sections, each a process of the program; return the exit code."""
     options = parsed(argv, sections)
     if options.list:
         for section in sections:
@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None, sections: Sequence[Section] = SECTIO
     name = "cpu" if device == "cpu" else re.sub(r"[^a-z0-9]+", "-", (gpu or "gpu").lower()).strip("-")
     out = (options.out or ROOT / "out" / "gpu" / name).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    ends = time.monotonic() + options.limit
-    run = Run(out, device, str(Path(options.videos).resolve()) if options.videos else "", ends, options.program)
+    videos = str(Path(options.videos).resolve()) if options.videos else ""
+    run = Run(out, device, videos, time.monotonic() + options.limit, program)
     with alone(out):
         end_leftovers(out)
         for name in options.again:
@@ -115,23 +115,26 @@ def main(argv: Sequence[str] | None = None, sections: Sequence[Section] = SECTIO
 def measure(run: Run, requested: Sequence[Section], sections: Sequence[Section]) -> int:
     """Run sections one after the other; the table is written after each."""
     questions = [(section.name, section.question) for section in sections]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the section, writes the table, then stops
+    handler = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ends the section, writes the table, then stops
     try:
         for section in requested:
             before = load(run.out, section.name)
-            if before and before.status in DONE:
+            if before and before.is_done:
                 print(f"{section.name}: {before.status} (--again {section.name} measures it anew)", flush=True)
                 continue
             print(f"{section.name} ...", end=" ", flush=True)
             result = section_result(section, run)
             if result is not None:
                 save(run.out, result)
-                write_text(run.out / "table.md", page(run.out, questions))
+                write_text(run.out / "table.md", page(run.out, questions))  # a kill leaves it
                 print(f"{result.status}\n\n{section_text(section.question, result)}\n", flush=True)
     except KeyboardInterrupt:
         print("stopped: the same command goes on", file=sys.stderr)
         return LEFT_OVER
     finally:
+        signal.signal(signal.SIGTERM, handler)
         write_text(run.out / "table.md", page(run.out, questions))
     statuses = [result.status if (result := load(run.out, section.name)) else CUT for section in requested]
     print(f"{run.out / 'table.md'}: " + ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)))
@@ -268,7 +271,6 @@ def parsed(argv: Sequence[str] | None, sections: Sequence[Section]) -> argparse.
     parser.add_argument("--videos", default="", help="folder of footage; default: pictures that it makes")
     parser.add_argument("--limit", type=float, default=1500, help="seconds of this call (%(default)s)")
     parser.add_argument("--again", nargs="+", default=[], metavar="SECTION", help="measure these anew")
-    parser.add_argument("--program", type=Path, default=Run.program, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     names = [section.name for section in sections]
     for name in [*options.sections, *options.again]:

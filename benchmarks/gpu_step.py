@@ -5,12 +5,12 @@ and CPU seconds of the process on a CPU, where sizes are tiny and only try the p
 """
 
 import argparse
+import atexit
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import Pair, alternate, clock_of, config_of, ratio
@@ -39,20 +39,17 @@ def sizes_of(trial: Trial) -> tuple[str, ...]:
     return SIZES if trial.on_gpu else ("tiny",)
 
 
-@contextmanager
-def joined(trial: Trial) -> "Iterator[World]":
-    """Yield a process group of this process alone."""
+@cache
+def world_of(device: str) -> "World":
+    """Return the group of this process alone, which stays until its end: DeepSpeed keeps the first that it sees."""
     import torch
 
     from mae3d.distributed import start_world
 
     torch._dynamo.config.automatic_dynamic_shapes = False  # each batch size is compiled for itself
-    torch._dynamo.reset()
-    world = start_world(trial.device)
-    try:
-        yield world
-    finally:
-        world.close()
+    world = start_world(device)
+    atexit.register(world.close)
+    return world
 
 
 def mfu(trial: Trial) -> list[Case]:
@@ -72,10 +69,8 @@ def mfu(trial: Trial) -> list[Case]:
 
         options = settings(trial, size)
         config, samples = config_of(options), BATCH if trial.on_gpu else 1
-        with (
-            joined(trial) as world,
-            stepping(options, world, compiled=compiled, checkpointing=checkpointing) as step,
-        ):
+        world = world_of(trial.device)
+        with stepping(options, world, compiled=compiled, checkpointing=checkpointing) as step:
             figures = speed_of(step, config, samples, world, steps=options.steps)
             if not compiled:
                 waits = count_waits(step, synthetic(config, samples, device=world.device), on_gpu=trial.on_gpu)
@@ -101,8 +96,7 @@ def batch(trial: Trial) -> list[Case]:
 
         from benchmarks.step_engine import largest_batch
 
-        with joined(trial) as world:
-            clips = largest_batch(settings(trial, size), world)
+        clips = largest_batch(settings(trial, size), world_of(trial.device))
         return {"clips": clips, "GiB": torch.cuda.max_memory_allocated() / 2**30}
 
     return [Case(size, partial(search, size)) for size in sizes_of(trial)]
@@ -115,8 +109,7 @@ def stall(trial: Trial) -> list[Case]:
         from benchmarks.step_engine import stall_of
 
         rounds = 3 if trial.on_gpu else 1
-        with joined(trial) as world:
-            return stall_of(settings(trial, size, views=views, rounds=rounds), world, trial.shards)
+        return stall_of(settings(trial, size, views=views, rounds=rounds), world_of(trial.device), trial.shards)
 
     pairs = [(size, views) for size in ("base", "large") for views in (4, 1)] if trial.on_gpu else [("tiny", 2)]
     return [Case(f"{size}, {views} views", partial(measure, size, views)) for size, views in pairs]
@@ -250,7 +243,8 @@ def checkpoint(trial: Trial) -> list[Case]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         row: dict[str, Any] = {}
-        with joined(trial) as world, stepping(options, world, compiled=False) as step:
+        world = world_of(trial.device)
+        with stepping(options, world, compiled=False) as step:
             made = synthetic(config, clips, device=world.device)
             step(made)
             with Saver(Run(folder), world, model_config=config, keep_last=1, keep_every=0) as saver:

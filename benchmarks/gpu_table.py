@@ -15,7 +15,6 @@ from typing import Any
 from mae3d.io.files import write_text
 
 OK, FAILED, TIMED_OUT, CUT, SKIPPED = "ok", "failed", "timed out", "cut", "skipped"
-DONE = (OK, FAILED, TIMED_OUT)  # are not run again
 LEFT = "not reached"  # of a section without a file
 _LAST = ("s", "skipped", "error")  # columns
 
@@ -44,6 +43,11 @@ class Result:
     command: str
     facts: Row = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether it is not run again; a section that was never begun may find its packages the next time."""
+        return self.status in (OK, FAILED, TIMED_OUT) or (self.status == SKIPPED and bool(self.rows))
 
 
 class Journal:
@@ -129,7 +133,7 @@ def page(folder: Path, sections: Iterable[tuple[str, str]]) -> str:
     results = [(name, question, load(folder, name)) for name, question in sections]
     facts = next((result.facts for _, _, result in reversed(results) if result and result.facts), {})
     head = [f"# {facts.get('device', 'nothing measured yet')}", ""]
-    head += [f"{name}: {value}  " for name, value in facts.items() if name != "device"]
+    head += [f"{name}: {value}  " for name, value in facts.items() if name not in ("device", "date", "commit")]
     overview = [
         {
             "section": name,
@@ -137,6 +141,8 @@ def page(folder: Path, sections: Iterable[tuple[str, str]]) -> str:
             "s": round(result.seconds) if result else "",
             "cases": sum("error" not in row and "skipped" not in row for row in result.rows) if result else "",
             "reason": result.reason if result else "",
+            "date": result.facts.get("date", "") if result else "",
+            "commit": result.facts.get("commit", "") if result else "",
         }
         for name, _, result in results
     ]

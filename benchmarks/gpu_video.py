@@ -22,15 +22,16 @@ FRAMES, SIZE, GROUP, LENGTH = 16, 224, 8, 24
 HEIGHT, WIDTH = 256, 340
 MANY = [(208 + 16 * i, HEIGHT, 208 + 16 * i) for i in range(32)]  # sizes in one batch
 SIZES = {"padded": [(WIDTH, HEIGHT, 352)], "cropped": [(WIDTH, HEIGHT, WIDTH)]}  # width, height, stored width
+ON_GPU = (32, 100, (1, 4, 8, 16))  # clips of a batch, batches of a figure, DALI's CPU threads
 Groups = list[bytes]
 
 
 def nvdec(trial: Trial) -> list[Case]:
     """Measure speed by threads and sizes; frames and colours beside the CPU's; damage; beside training; a rival."""
-    batch, batches, threads = (32, 100, (1, 4, 8, 16)) if trial.on_gpu else (1, 1, (1,))
+    batch, batches, threads = ON_GPU if trial.on_gpu else (1, 1, (1,))
     works: dict[str, Callable[[], dict[str, Any]]] = {"frames and colours": partial(frames_and_colours, trial.device)}
     for count in threads:
-        for name, sizes in (SIZES | ({"32 sizes": MANY} if count == 16 else {})).items():
+        for name, sizes in (SIZES | ({"32 sizes": MANY} if count > 1 and count == threads[-1] else {})).items():
             works[f"{name}, {count} threads"] = partial(speed, trial.device, sizes, count, batch, batches)
     for name in DAMAGES:
         works[f"damage: {name}"] = partial(damage, trial.device, name)
