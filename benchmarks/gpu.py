@@ -38,6 +38,8 @@ from benchmarks.gpu_plan import SECTIONS, Section, chosen
 from benchmarks.gpu_table import (
     CUT,
     FAILED,
+    LEFT,
+    OK,
     SKIPPED,
     TIMED_OUT,
     Journal,
@@ -152,6 +154,8 @@ def section_result(section: Section, run: Run) -> Result | None:
         return replace(result, reason=f"needs {section.hardware}")
     if section.missing:
         return replace(result, reason=f"needs packages: pip install {' '.join(section.missing)}")
+    if section.after and not ((first := load(run.out, section.after)) and first.status == OK):
+        return replace(result, reason=f"needs the section {section.after}, which is {first.status if first else LEFT}")
     before = load(run.out, section.name)
     journal = Journal.of(run.out, section.name)
     if journal.began:  # the run was killed in this case: once more
@@ -215,9 +219,10 @@ def run_process(command: Sequence[str], run: Run, name: str, seconds: float) -> 
         except subprocess.TimeoutExpired:
             return None
         finally:
-            with suppress(ProcessLookupError):
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a driver that does not let go of it
+                process.wait(10)
             end_leftovers(run.out)
 
 

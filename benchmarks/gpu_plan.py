@@ -4,15 +4,21 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TORCH = ("torch", "numpy", "PIL", "pyarrow", "safetensors")
-LOADER = (*TORCH, "nvidia.dali", "av", "torchvision")
-ENGINE = (*TORCH, "deepspeed", "timm")
-BUILD = ("simplejpeg", "av", "pyarrow", "numpy", "PIL")
+TORCH = ("torch", "numpy", "PIL", "pyarrow", "safetensors", "tqdm")
+DALI = ("nvidia.dali", "nvidia.nvimgcodec", "astunparse", "gast", "six", "packaging")
+LOADER = (*TORCH, *DALI, "av", "torchvision")
+ENGINE = (*TORCH, "deepspeed", "hjson", "cpuinfo", "pydantic", "psutil", "msgpack", "einops", "timm")
+BUILD = ("simplejpeg", "av", "pyarrow", "pandas", "numpy", "PIL", "tqdm")
 COMMAND = ("jsonargparse", "docstring_parser", "yaml")
 PIP = {
-    "PIL": "pillow", "nvidia.dali": "nvidia-dali-cuda120", "docstring_parser": "docstring-parser", "yaml": "pyyaml",
+    "PIL": "pillow",
+    "cpuinfo": "py-cpuinfo",
+    "docstring_parser": "docstring-parser",
+    "nvidia.dali": "nvidia-dali-cuda120",
+    "nvidia.nvimgcodec": "nvidia-nvimgcodec-cu12",
     "sklearn": "scikit-learn",
-}  # fmt: skip
+    "yaml": "pyyaml",
+}  # names at PyPI
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Section:
         question: the question that it answers.
         limit_s: seconds after which it is killed, over all calls.
         modules: packages that it imports.
-        after: a section that it needs, which is run before it.
+        after: a section whose files it reads, which is run before it.
         hardware: the part of a GPU that it measures; without it, "" says that a CPU can try it.
         whole: begin it only with all of its time left, because it has one case.
     """
@@ -58,7 +64,7 @@ SECTIONS = (
     Section("plain", "our step against the plain model's", 60, (*TORCH, "timm")),
     Section("nvdec", "frames/s of H.264 by NVDEC", 80, LOADER, hardware="NVDEC"),
     Section("checkpoint", "the stall of a save of ViT-H", 60, ENGINE),
-    Section("embed", "clips/s of embeddings, samples/s of kNN", 40, (*TORCH, "timm", "sklearn")),
+    Section("embed", "clips/s of embeddings, samples/s of kNN", 40, (*TORCH, "timm", "pandas", "threadpoolctl")),
     Section("batch", "the largest batch", 50, ENGINE, hardware="a GPU's memory"),
 )
 

@@ -191,10 +191,14 @@ def test_hardware_that_a_cpu_lacks_is_skipped_by_name(call: Callable[..., int], 
     assert (result.status, result.reason) == ("skipped", "needs NVDEC")
 
 
-def test_a_section_brings_the_one_that_it_needs() -> None:
-    plan = [*sections("frames"), *sections("other"), *sections("reader", after="frames")]
-    assert [section.name for section in chosen(["reader"], plan)] == ["frames", "reader"]
+def test_a_section_brings_the_one_that_it_needs(call: Callable[..., int], tmp_path: Path) -> None:
+    plan = [*sections("skip"), *sections("good"), *sections("cut", after="skip")]
+    assert [section.name for section in chosen(["cut"], plan)] == ["skip", "cut"]
     assert chosen([], plan) == plan
+    assert call(plan, "cut") == 0
+    result = load(tmp_path / "out", "cut")
+    assert result
+    assert result.reason == "needs the section skip, which is skipped"
 
 
 def test_bad_usage_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
