@@ -3,30 +3,27 @@
     python benchmarks/step.py compare --size base --precision fp32 bf16     # against the plain model, in turns
     python benchmarks/step.py memory --size base                            # bytes kept for the backward pass
     python benchmarks/step.py ablation --size base                          # what each exact trick gives
-    python benchmarks/step.py sdpa                                          # attention backends (GPU)
     python benchmarks/step.py mfu --size base --compile true                # the engine: MFU, optimizer, host syncs
     python benchmarks/step.py input --size base --shards out/shards         # the Loader's clips against synthetic ones
-    python benchmarks/step.py all --shards out/shards                       # all of it, each in a process of its own
 
 The plain model (plain_mae.py) has the same weights and does all that ours leaves out. Candidates take turns in one
 process, forwards then backwards (ABBA); ratios are medians of a round's pairs with their range. Seconds are CPU seconds
 of one thread on the CPU, and CUDA events on a GPU. FLOPs are mae3d.training.metrics.step_flops: a fused kernel's
-recomputation is not counted. `--device cpu --size tiny` tries everything on any machine.
+recomputation is not counted. `--device cpu --size tiny` tries everything on any machine; `make gpu` measures a GPU.
 """
 
 import argparse
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.common import SIZES, Pair, clock_of, config_of, saved_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import ROOT, alternate, ratio
+from benchmarks.common import alternate, ratio
 
 if TYPE_CHECKING:
     pass
@@ -46,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if options.device == "cpu":
         torch.set_num_threads(options.threads)
-    if options.what == "all":
-        return run_all(options)
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
     batch = f", batch {options.batch}" if options.batch else ""
     print(f"{options.what}: {where}, torch {torch.__version__}, {options.size}{batch}", flush=True)
@@ -59,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks.ablation import ablate
 
         return ablate(options)
-    return {"compare": compare, "memory": memory, "sdpa": attention_backends}[options.what](options)
+    return {"compare": compare, "memory": memory}[options.what](options)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -106,88 +101,9 @@ def memory(options: argparse.Namespace) -> int:
     return missed
 
 
-def attention_backends(options: argparse.Namespace) -> int:
-    """Time forward and backward of attention alone at the decoder's shapes: 16 heads of 32, and 8 of 64."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
-
-    config, on_gpu = config_of(options), options.device == "cuda"
-    tokens, width = config.num_tokens + 1, config.decoder_embed_dim
-    for heads in (width // 32, width // 64):
-        shape = (options.batch, heads, tokens, width // heads)
-        inputs: Any = [
-            torch.randn(shape, device=options.device, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv"
-        ]
-        forward_flops = 4 * options.batch * tokens**2 * width
-        for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
-
-            def once(backend: str = backend, inputs: Any = inputs, *, backward: bool = True) -> None:
-                with sdpa_kernel(getattr(SDPBackend, backend)):
-                    out = scaled_dot_product_attention(*inputs)
-                if backward:
-                    torch.autograd.grad(out.sum(), inputs)
-
-            try:
-                both = seconds_of(once, options, on_gpu=on_gpu)
-                forward = seconds_of(lambda once=once: once(backward=False), options, on_gpu=on_gpu)  # type: ignore[misc]
-            except RuntimeError as error:  # not built, or not for this shape
-                print(f"{shape} {backend:20} none: {str(error).splitlines()[0]}")
-                continue
-            print(
-                f"{shape} {backend:20} forward {forward * 1e3:8.3f} ms, {forward_flops / forward / 1e12:6.1f} TFLOP/s; "
-                f"with backward {both * 1e3:8.3f} ms, {3 * forward_flops / both / 1e12:6.1f} TFLOP/s",
-                flush=True,
-            )
-    return 0
-
-
-def seconds_of(block: Callable[[], None], options: argparse.Namespace, *, on_gpu: bool) -> float:
-    """Return the median seconds of a block."""
-    repeats = 20 if on_gpu else 1
-
-    def many() -> None:
-        for _ in range(repeats):
-            block()
-
-    clock, wait = clock_of("cuda" if on_gpu else "cpu")
-    seconds = sorted(alternate({"block": many}, rounds=options.rounds, clock=clock, wait=wait)["block"])
-    return seconds[len(seconds) // 2] / repeats
-
-
-def run_all(options: argparse.Namespace) -> int:
-    """Run every subcommand in a process of its own, so that one that fails leaves the rest; return 1 if any did."""
-    common = ["--device", options.device, "--rounds", options.rounds, "--threads", options.threads]
-    common += ["--frames", options.frames, "--img-size", options.img_size]
-    tiny = options.size == "tiny"
-    sizes = ["tiny"] if tiny else ["small", "base", "large", "huge", "huge14"]
-    small_batch = ["--batch", options.batch]
-    runs: list[list[Any]] = [["sdpa", "--batch", options.batch, "--size", sizes[0]]]
-    for size in ["tiny"] if tiny else ["base", "large"]:
-        runs.append(["compare", "--size", size, "--precision", "bf16", "fp32", *small_batch])
-    runs.append(["compare", "--size", sizes[0], "--precision", "bf16", "--compile", "true", *small_batch])
-    runs.append(["memory", "--size", sizes[0] if tiny else "base", "--batch", 1])
-    runs.append(["ablation", "--size", sizes[0] if tiny else "base", "--precision", "bf16", *small_batch])
-    for size in sizes:
-        for compiled in ("false",) if tiny else ("false", "true"):
-            runs.append(["mfu", "--size", size, "--compile", compiled, "--steps", options.steps])
-        runs.append(["mfu", "--size", size, "--heads", 3 if tiny else 8, "--steps", options.steps])
-        shards = ["--shards", options.shards] if options.shards else []
-        runs.append(["input", "--size", size, "--steps", options.steps, "--views", options.views, *shards])
-    failed = []
-    for run in runs:
-        command = list(map(str, run + common))
-        print(f"\n$ step.py {' '.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, str(Path(__file__).resolve()), *command], cwd=ROOT, check=False)
-        if done.returncode:
-            failed.append(" ".join(command))
-    print("\n" + ("all ran" if not failed else f"{len(failed)} missed or failed:\n  " + "\n  ".join(failed)))
-    return int(bool(failed))
-
-
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("compare", "memory", "ablation", "sdpa", "mfu", "input", "all"))
+    parser.add_argument("what", choices=("compare", "memory", "ablation", "mfu", "input"))
     parser.add_argument("--device", choices=("cuda", "cpu"), default=None, help="default: a GPU where there is one")
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--precision", nargs="+", choices=MUST_SPEED, default=["fp32", "bf16"], help="bf16 is autocast")

@@ -13,7 +13,6 @@ import pytest
 
 from benchmarks import gpu, gpu_sections
 from benchmarks.common import ROOT
-from benchmarks.gpu_cases import Trial
 from benchmarks.gpu_plan import SECTIONS, Section, chosen
 from benchmarks.gpu_table import Journal, Result, load, save
 
@@ -238,14 +237,3 @@ def test_the_plan_fits_in_25_minutes_and_every_section_is_documented() -> None:
     assert all(names.index(section.after) < place for place, section in enumerate(SECTIONS) if section.after)
     rows = re.findall(r"^\| `(\w+)` \|.* (\d+) \|$", (ROOT / "docs" / "gpu.md").read_text(), re.M)
     assert rows == [(section.name, str(section.limit_s)) for section in SECTIONS]
-
-
-def test_small_sections_of_the_step_have_figures_on_a_cpu(tmp_path: Path) -> None:
-    rows = {}
-    for section in ("attention", "plain"):
-        journal = Journal.of(tmp_path, section)
-        gpu_sections.run_cases(gpu_sections.cases_of(section)(Trial("cpu", tmp_path)), journal, seconds=60)
-        rows |= {row["case"]: row for row in journal.rows}
-    assert [row for row in rows.values() if "error" in row] == []
-    assert rows["2 heads of 32, MATH"]["with backward, TFLOP/s"] > 0
-    assert rows["tiny, fp32"]["losses apart"] < 1e-6

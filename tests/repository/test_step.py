@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import ablation, step
+from benchmarks import ablation, gpu_step, step
 from benchmarks.common import ROOT, Pair, saved_bytes, saved_tensors
+from benchmarks.gpu_cases import Trial, run_cases
+from benchmarks.gpu_table import Journal
 from mae3d.model.config import MAEConfig
 from mae3d.weights.convert import to_foreign
 from tests.support import launch
@@ -91,8 +94,6 @@ def test_comparing_prints_ratios(capsys: pytest.CaptureFixture) -> None:
     assert "0.0e+00 apart" in told or "e-0" in told
     assert step.main(["memory", "--precision", "fp32", *small]) in (0, 1)
     assert "MB a clip" in capsys.readouterr().out
-    assert step.main(["sdpa", *small]) == 0
-    assert "FLASH_ATTENTION" in capsys.readouterr().out
 
 
 @pytest.mark.soak
@@ -110,7 +111,19 @@ def test_the_engines_figures_are_printed_on_the_cpu() -> None:
     assert all("deepspeed" in line for line in waits)
 
 
+@pytest.mark.slow
+def test_sections_of_a_gpu_without_the_engine_have_figures_on_a_cpu(tmp_path: Path) -> None:
+    rows = {}
+    for cases in (gpu_step.attention, gpu_step.plain):
+        journal = Journal.of(tmp_path, cases.__name__)
+        run_cases(cases(Trial("cpu", tmp_path)), journal, seconds=60)
+        rows |= {row["case"]: row for row in journal.rows}
+    assert [row for row in rows.values() if "error" in row] == []
+    assert rows["2 heads of 32, MATH"]["with backward, TFLOP/s"] > 0
+    assert rows["tiny, fp32"]["losses apart"] < 1e-6
+
+
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert step.main(["sdpa", "--device", "cuda"]) == 2
+    assert step.main(["memory", "--device", "cuda"]) == 2
     assert capsys.readouterr().out.startswith("no GPU that torch can use")
