@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None, sections: Sequence[Section] = SECTIO
     options = parsed(argv, sections)
     if options.list:
         for section in sections:
-            lacks = f" (needs packages: pip install {' '.join(section.missing)})" if section.missing else ""
+            lacks = f" (lacks {' '.join(section.missing)})" if section.missing else ""
             print(f"{section.name:11} {section.limit_s:4} s  {section.question}{lacks}")
         print(f"{'':11} {sum(section.limit_s for section in sections):4} s")
         return 0

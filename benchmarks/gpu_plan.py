@@ -46,7 +46,7 @@ class Section:
     @property
     def missing(self) -> list[str]:
         """Return the packages that are not installed, by their names at PyPI."""
-        return [PIP.get(module, module) for module in self.modules if not is_installed(module)]
+        return [PIP.get(module, module) for module in dict.fromkeys(self.modules) if not is_installed(module)]
 
 
 # The most telling first; the limits add up to 25 minutes.

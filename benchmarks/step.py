@@ -17,16 +17,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from benchmarks.common import SIZES, Pair, clock_of, config_of, saved_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import alternate, ratio
-
-if TYPE_CHECKING:
-    pass
+from benchmarks.common import SIZES, Pair, alternate, clock_of, config_of, ratio, saved_bytes
 
 MUST_SPEED = {"fp32": 1.7, "bf16": 1.3, "cast": 1.15}  # of the plain model, on the CPU
 MUST_LOSS = {"fp32": 1e-6, "bf16": 1e-3, "cast": 1e-3}  # relative difference

@@ -13,7 +13,6 @@ import collections
 import gc
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 import traceback
@@ -324,7 +323,3 @@ def settle_device(*, on_gpu: bool) -> None:
     """Wait until the device has finished its work."""
     if on_gpu:
         torch.cuda.synchronize()
-
-
-if __name__ == "__main__":
-    sys.exit("see benchmarks/step.py")

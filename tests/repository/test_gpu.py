@@ -237,3 +237,10 @@ def test_the_plan_fits_in_25_minutes_and_every_section_is_documented() -> None:
     assert all(names.index(section.after) < place for place, section in enumerate(SECTIONS) if section.after)
     rows = re.findall(r"^\| `(\w+)` \|.* (\d+) \|$", (ROOT / "docs" / "gpu.md").read_text(), re.M)
     assert rows == [(section.name, str(section.limit_s)) for section in SECTIONS]
+
+
+def test_programs_that_measure_find_the_checkout_without_an_installation() -> None:
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        text = path.read_text()
+        if "__main__" in text and (first := re.search(r"^(from|import) (benchmarks|tests)\b", text, re.M)):
+            assert "sys.path.insert(0," in text[: first.start()], path.name
