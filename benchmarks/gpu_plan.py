@@ -51,21 +51,21 @@ class Section:
 
 # The most telling first; the limits add up to 25 minutes.
 SECTIONS = (
-    Section("doctor", "does the machine carry the program?", 60, (), whole=True),
-    Section("footage", "frames for the sections below", 60, BUILD),
+    Section("doctor", "does the machine carry the program?", 50, (), whole=True),
+    Section("footage", "frames for the sections below", 50, BUILD),
     Section("tests", "do the tests marked gpu pass?", 120, (*LOADER, "pytest", "simplejpeg"), whole=True),
     Section("jpeg", "frames/s of DALI's JPEG decoder, by the share of the JPEG engines", 80, LOADER, "footage"),
     Section("clips", "clips/s of the Loader at one and four views, cores in use, memory", 110, LOADER, "footage"),
     Section("optimizer", "FusedAdam against torch's AdamW", 120, ENGINE),
-    Section("mfu", "a training step: time, MFU, compile, checkpointing", 390, ENGINE),
+    Section("mfu", "a training step: time, MFU, compile, checkpointing", 380, ENGINE),
     Section("stall", "the share of a step that waits for clips", 100, (*ENGINE, *LOADER), "footage"),
-    Section("attention", "SDPA's backends at the decoder's shapes", 40, ("torch",)),
+    Section("attention", "SDPA's backends at the decoder's shapes", 30, ("torch",)),
     Section("losses", "a run through deepspeed against the CPU's losses", 130, (*ENGINE, *LOADER, *COMMAND), "footage"),
     Section("plain", "our step against the plain model's", 60, (*TORCH, "timm")),
     Section("nvdec", "frames/s of H.264 by NVDEC", 80, LOADER, hardware="NVDEC"),
-    Section("checkpoint", "the stall of a save of ViT-H", 60, ENGINE),
+    Section("checkpoint", "the stall of a save of ViT-H", 90, ENGINE),
     Section("embed", "clips/s of embeddings, samples/s of kNN", 40, (*TORCH, "timm", "pandas", "threadpoolctl")),
-    Section("batch", "the largest batch", 50, ENGINE, hardware="a GPU's memory"),
+    Section("batch", "the largest batch", 60, ENGINE, hardware="a GPU's memory"),
 )
 
 

@@ -154,27 +154,23 @@ def speed_of(step: Step, config: MAEConfig, samples: int, world: World, *, steps
 def largest_batch(options: argparse.Namespace, world: World) -> int:
     """Return the most clips that a step has memory for, to an eighth."""
     config = config_of(options)
+
+    def fits(step: Step, samples: int) -> bool:
+        try:
+            for _ in range(2):
+                step(synthetic(config, samples, device=world.device))
+            torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    low = 1
     with stepping(options, world, compiled=False) as step:
-
-        def fits(samples: int) -> bool:
-            try:
-                for _ in range(2):
-                    step(synthetic(config, samples, device=world.device))
-                torch.cuda.synchronize()
-            except torch.OutOfMemoryError:
-                step.engine.module.zero_grad(set_to_none=True)
-                gc.collect()
-                torch.cuda.empty_cache()
-                return False
-            return True
-
-        low = 1
-        while fits(2 * low):
+        while fits(step, 2 * low):
             low *= 2
-        for part in (0.5, 0.25, 0.125):
-            more = int(low * (1 + part)) if low >= 8 else low
-            if more > low and fits(more):
-                low = more
+    for part in (0.5, 0.25, 0.125) if low >= 8 else ():
+        with stepping(options, world, compiled=False) as step:  # a step that failed may leave its engine undone
+            low += int(low * part) if fits(step, low + int(low * part)) else 0
     return low
 
 

@@ -101,6 +101,7 @@ def options() -> set[str]:
     mains += [
         ("mae3d.metrics", ["plot"]),
         ("mae3d.checkpoint", ["inspect"]),
+        ("benchmarks.gpu", []),
         ("launch.runs", []),
         ("launch.runs", ["board"]),
     ]

@@ -117,8 +117,9 @@ def test_a_failure_a_crash_and_a_hang_cost_one_case_and_leave_nothing_behind(
         assert text in printed or text == "a fake"
 
     before = measured(out)
-    assert call(fakes) == 1  # what is done is not measured again, nor what has failed
+    assert call(fakes) == 1
     assert measured(out) == before
+    assert capsys.readouterr().out.count("measures it anew)") == len(fakes), "a process was started for what is done"
     assert call(fakes, "--again", "bad") == 1
     assert measured(out)[-3:] == ["bad a", "bad b", "bad c"]
 
@@ -129,7 +130,7 @@ def test_a_run_that_its_limit_cuts_goes_on_with_the_next_case(
     out = tmp_path / "out"
     monkeypatch.setattr(gpu, "LEAST_S", 0.1)
     monkeypatch.setattr(gpu, "END_S", 0.0)
-    fakes = [*sections("cut"), *sections("good", limit_s=1000, whole=True)]
+    fakes = [*sections("good", limit_s=1000, whole=True), *sections("cut")]
     assert call(fakes, "--limit", "2") == 75
     first = load(out, "cut")
     assert first
@@ -142,7 +143,7 @@ def test_a_run_that_its_limit_cuts_goes_on_with_the_next_case(
     assert last
     assert (last.status, [row["case"] for row in last.rows]) == ("ok", ["a", "b", "c"])
     assert last.seconds > first.seconds
-    assert measured(out) == ["cut a", "cut b", "cut b", "cut c", "good a", "good b"]
+    assert measured(out) == ["cut a", "cut b", "good a", "good b", "cut b", "cut c"]
 
 
 def test_a_run_that_is_killed_keeps_what_it_has_and_goes_on(call: Callable[..., int], tmp_path: Path) -> None:
