@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu, gpu_sections
+from benchmarks import gpu, gpu_loader, gpu_sections
 from benchmarks.common import ROOT
+from benchmarks.gpu_cases import Trial
 from benchmarks.gpu_plan import SECTIONS, Section, chosen
 from benchmarks.gpu_table import Journal, Result, load, save
 
@@ -229,6 +230,17 @@ def test_files_are_whole_and_half_a_line_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"other": 1}))
     with pytest.raises(ValueError, match=r"x\.json.*remove it"):
         load(tmp_path, "x")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_names_of_a_sections_cases_differ(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case whose name another one has had would count as measured."""
+    monkeypatch.setattr(gpu_loader, "opened", lambda trial: (None, gpu_loader.Work.of(trial, samples=128)))
+    for section in SECTIONS:
+        names = [case.name for case in gpu_sections.cases_of(section.name)(Trial(device, tmp_path))]
+        assert names
+        assert len(set(names)) == len(names), section.name
+        assert len(names) == 1 or not section.whole, "cut, it would begin with its next case and too little time"
 
 
 def test_the_plan_fits_in_25_minutes_and_every_section_is_documented() -> None:
