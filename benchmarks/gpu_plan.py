@@ -52,11 +52,11 @@ class Section:
 # The most telling first; the limits add up to 25 minutes.
 SECTIONS = (
     Section("doctor", "does the machine carry the program?", 50, (), whole=True),
+    Section("optimizer", "FusedAdam against torch's AdamW", 120, ENGINE),
     Section("footage", "frames for the sections below", 50, BUILD),
     Section("tests", "do the tests marked gpu pass?", 120, (*LOADER, "pytest", "simplejpeg"), whole=True),
     Section("jpeg", "frames/s of DALI's JPEG decoder, by the share of the JPEG engines", 80, LOADER, "footage"),
     Section("clips", "clips/s of the Loader at one and four views, cores in use, memory", 110, LOADER, "footage"),
-    Section("optimizer", "FusedAdam against torch's AdamW", 120, ENGINE),
     Section("mfu", "a training step: time, MFU, compile, checkpointing", 380, ENGINE),
     Section("stall", "the share of a step that waits for clips", 100, (*ENGINE, *LOADER), "footage"),
     Section("attention", "SDPA's backends at the decoder's shapes", 30, ("torch",)),
