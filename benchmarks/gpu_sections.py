@@ -215,7 +215,9 @@ def output_of(command: Sequence[str], *, may_fail: bool = False, environment: di
     )  # fmt: skip
     print(done.stdout + done.stderr, flush=True)
     if done.returncode and not may_fail:
-        raise RuntimeError(f"exit code {done.returncode}: {(done.stdout + done.stderr)[-300:]}")
+        lines = (done.stdout + done.stderr).splitlines()
+        errors = [line for line in lines if "rror" in line] or lines
+        raise RuntimeError(f"exit code {done.returncode}: {' '.join(errors[-2:])}")
     return done.stdout
 
 
