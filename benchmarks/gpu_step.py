@@ -102,12 +102,9 @@ def batch(trial: Trial) -> list[Case]:
     """Search the largest batch of each size, without activation checkpointing."""
 
     def search(size: str) -> dict[str, Any]:
-        import torch
-
         from benchmarks.step_engine import largest_batch
 
-        clips = largest_batch(settings(trial, size), world_of(trial.device))
-        return {"clips": clips, "GiB": torch.cuda.max_memory_allocated() / 2**30}
+        return {"clips": largest_batch(settings(trial, size), world_of(trial.device))}
 
     return [Case(size, partial(search, size)) for size in sizes_of(trial)]
 
