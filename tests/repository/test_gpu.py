@@ -202,11 +202,13 @@ def test_a_section_brings_the_one_that_it_needs(call: Callable[..., int], tmp_pa
     assert result.reason == "needs the section skip, which is skipped"
 
 
-def test_bad_usage_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_bad_usage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(gpu, "gpu_name", lambda: None)
     assert gpu.main([]) == 2
     assert "--device cpu" in capsys.readouterr().err
-    for arguments, words in ((["jpg"], "jpg.*jpeg"), (["--videos", "/no/such"], "/no/such")):
+    save(tmp_path, Result("footage", "ok", "", 1.0, "", rows=[{"case": "frames", "source": "made"}]))
+    other = ["--device", "cpu", "--videos", str(tmp_path), "--out", str(tmp_path)]
+    for arguments, words in ((["jpg"], "jpg.*jpeg"), (["--videos", "/no/such"], "/no/such"), (other, "another --out")):
         with pytest.raises(SystemExit, match="2"):
             gpu.main(arguments)
         assert re.search(words, capsys.readouterr().err)
