@@ -111,11 +111,8 @@ def main(argv: Sequence[str] | None = None, sections: Sequence[Section] = SECTIO
         end_leftovers(out)
         for name in options.again:
             forget(out, name)
-        if (
-            run.videos
-            and (before := load(out, "footage"))
-            and run.videos not in (row.get("source") for row in before.rows)
-        ):
+        frames = load(out, "footage")
+        if videos and frames and videos not in [row.get("source") for row in frames.rows]:
             refuse(f"{out}/footage was made of other frames than --videos {videos}: give another --out")
         return measure(run, chosen(options.sections or options.again, sections), sections)
 

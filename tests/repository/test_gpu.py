@@ -55,11 +55,12 @@ sections = {
     "crash": [case("a"), case("b", lambda: os.kill(os.getpid(), signal.SIGSEGV)), case("c")],
     "slow": [case("a"), case("b", hang)],
     "skip": [case("a", need_a_gpu)],
+    "stuck": [case("a"), case("b", lambda: time.sleep(60)), case("c")],
     "cut": [case("a"), case("b", hang_once), case("c")],
 }
 journal = Journal.of(out, section)
 journal.write(facts={"device": "a fake"})
-run_cases(sections[section], journal, seconds=30)
+run_cases(sections[section], journal, seconds=0.5 if section == "stuck" else 30)
 """
 
 
@@ -100,15 +101,16 @@ def test_a_failure_a_crash_and_a_hang_cost_one_case_and_leave_nothing_behind(
 ) -> None:
     monkeypatch.setattr(gpu, "CPU_PATIENCE", 1)
     out = tmp_path / "out"
-    fakes = [*sections("bad", "crash", "skip"), *sections("slow", limit_s=2), *sections("good")]
+    fakes = [*sections("bad", "crash", "stuck", "skip"), *sections("slow", limit_s=2), *sections("good")]
     assert call(fakes) == 1
-    results = {name: load(out, name) for name in ("bad", "crash", "slow", "skip", "good")}
+    results = {name: load(out, name) for name in ("bad", "crash", "stuck", "slow", "skip", "good")}
     assert {name: result.status for name, result in results.items() if result} == {
-        "bad": "failed", "crash": "failed", "slow": "timed out", "skip": "skipped", "good": "ok",
+        "bad": "failed", "crash": "failed", "stuck": "failed", "slow": "timed out", "skip": "skipped", "good": "ok",
     }  # fmt: skip
     errors = {name: [row.get("error") for row in result.rows] for name, result in results.items() if result}
     assert errors["bad"] == [None, "ZeroDivisionError: division by zero", None]
     assert errors["crash"] == [None, "killed by SIGSEGV", None]
+    assert errors["stuck"] == [None, "killed by SIGALRM", None]
     assert errors["slow"] == [None]
     assert not is_alive(int((out / "child").read_text()))
     assert not list((out / "extensions").glob("**/lock"))
