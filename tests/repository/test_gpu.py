@@ -210,9 +210,13 @@ def test_bad_usage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "--device cpu" in capsys.readouterr().err
     save(tmp_path, Result("footage", "ok", "", 1.0, "", rows=[{"case": "frames", "source": "made"}]))
     other = ["--device", "cpu", "--videos", str(tmp_path), "--out", str(tmp_path)]
-    for arguments, words in ((["jpg"], "jpg.*jpeg"), (["--videos", "/no/such"], "/no/such"), (other, "another --out")):
+    for arguments, plan, words in (
+        (["jpg"], SECTIONS, "jpg.*jpeg"),
+        (["--videos", "/no/such"], SECTIONS, "/no/such"),
+        (other, (), "another --out"),
+    ):
         with pytest.raises(SystemExit, match="2"):
-            gpu.main(arguments)
+            gpu.main(arguments, plan)
         assert re.search(words, capsys.readouterr().err)
 
 
