@@ -125,6 +125,8 @@ def measure(run: Run, requested: Sequence[Section], sections: Sequence[Section])
     )  # ends the section, writes the table, then stops
     try:
         for section in requested:
+            if section.makes and not (run.out / section.name).is_dir():  # the tables alone came from another machine
+                forget(run.out, section.name)
             before = load(run.out, section.name)
             if before and before.is_done:
                 print(f"{section.name}: {before.status} (--again {section.name} measures it anew)", flush=True)

@@ -33,6 +33,7 @@ class Section:
         after: a section whose files it reads, which is run before it.
         hardware: the part of a GPU that it measures; without it, "" says that a CPU can try it.
         whole: begin it only with all of its time left, because it has one case.
+        makes: its folder OUT/<name> is its result; without it, it is measured anew.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Section:
     after: str = ""
     hardware: str = ""
     whole: bool = False
+    makes: bool = False
 
     @property
     def missing(self) -> list[str]:
@@ -53,7 +55,7 @@ class Section:
 SECTIONS = (
     Section("doctor", "does the machine carry the program?", 50, (), whole=True),
     Section("optimizer", "FusedAdam against torch's AdamW", 120, ENGINE),
-    Section("footage", "frames for the sections below", 50, BUILD),
+    Section("footage", "frames for the sections below", 50, BUILD, makes=True),
     Section("tests", "do the tests marked gpu pass?", 120, (*LOADER, "pytest", "simplejpeg"), whole=True),
     Section("jpeg", "frames/s of DALI's JPEG decoder, by the share of the JPEG engines", 80, LOADER, "footage"),
     Section("clips", "clips/s of the Loader at one and four views, cores in use, memory", 110, LOADER, "footage"),

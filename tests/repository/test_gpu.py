@@ -203,6 +203,14 @@ def test_a_section_brings_the_one_that_it_needs(call: Callable[..., int], tmp_pa
     assert result
     assert result.reason == "needs the section skip, which is skipped"
 
+    maker = sections("good", makes=True)
+    assert call(maker) == 0
+    assert call(maker) == 0
+    assert measured(tmp_path / "out").count("good a") == 2, "its folder is not there"
+    (tmp_path / "out" / "good").mkdir()
+    assert call(maker) == 0
+    assert measured(tmp_path / "out").count("good a") == 2
+
 
 def test_bad_usage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(gpu, "gpu_name", lambda: None)
