@@ -212,8 +212,9 @@ def run_process(command: Sequence[str], run: Run, name: str, seconds: float) -> 
     pythonpath = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {"PATH": path, "PYTHONPATH": pythonpath, "PYTHONUNBUFFERED": "1", TOKEN: str(run.out)}
     environment["TORCH_EXTENSIONS_DIR"] = os.environ.get("TORCH_EXTENSIONS_DIR") or str(run.out / "extensions")
+    environment["DS_ACCELERATOR"] = run.device
     if run.device == "cpu":
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     with (run.out / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import Pair, alternate, clock_of, config_of, ratio
 from benchmarks.gpu_cases import Case, Skipped, Trial
+from mae3d.io.console import one_line
 
 if TYPE_CHECKING:
     from mae3d.distributed import World
@@ -126,6 +127,8 @@ def optimizer(trial: Trial) -> list[Case]:
     """Time AdamW over flat fp32 partitions, decayed and not, as ZeRO 1 has them on one GPU."""
     counts = {"base": 100e6, "large": 318e6, "huge": 646e6} if trial.on_gpu else {"tiny": 1e4}
 
+    failures: list[str] = []  # of a build, which takes a minute and is not tried again
+
     def adamw(kind: str, groups: list[dict[str, Any]]) -> Any:
         import torch
 
@@ -134,9 +137,15 @@ def optimizer(trial: Trial) -> list[Case]:
             return torch.optim.AdamW(groups, **ADAM, fused=fused, foreach=not fused)
         if not trial.on_gpu:
             raise Skipped("needs a GPU")
+        if failures:
+            raise Skipped(f"it cannot be built: {failures[0]}")
         from deepspeed.ops.adam import FusedAdam
 
-        return FusedAdam(groups, adam_w_mode=True, **ADAM)
+        try:
+            return FusedAdam(groups, adam_w_mode=True, **ADAM)
+        except Exception as error:
+            failures.append(one_line(error))
+            raise
 
     def built() -> dict[str, Any]:
         import torch
