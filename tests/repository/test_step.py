@@ -1,8 +1,10 @@
 """The lean step against a plain model of the same weights: equal results, and less kept for the backward pass."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +123,32 @@ def test_sections_of_a_gpu_without_the_engine_have_figures_on_a_cpu(tmp_path: Pa
     assert [row for row in rows.values() if "error" in row] == []
     assert rows["2 heads of 32, MATH"]["with backward, TFLOP/s"] > 0
     assert rows["tiny, fp32"]["losses apart"] < 1e-6
+
+
+@pytest.mark.parametrize(("room", "largest"), [(100, 96), (64, 64), (150, 144), (5, 4), (1, 1)])
+def test_the_largest_batch_is_found_with_an_engine_that_no_failed_step_has_used(
+    room: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import step_engine
+
+    @contextmanager
+    def stepping(*_: Any, **__: Any) -> Iterator[Callable[[int], None]]:
+        failed = []
+
+        def step(samples: int) -> None:
+            assert not failed, "a step that ran out of memory may leave its engine undone"
+            if samples > room:
+                failed.append(samples)
+                raise torch.OutOfMemoryError
+
+        yield step
+
+    monkeypatch.setattr(step_engine, "stepping", stepping)
+    monkeypatch.setattr(step_engine, "synthetic", lambda config, samples, device: samples)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    options = gpu_step.settings(Trial("cpu", Path()), "tiny")
+    world: Any = SimpleNamespace(device=torch.device("cpu"))
+    assert step_engine.largest_batch(options, world) == largest
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
