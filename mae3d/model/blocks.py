@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from mae3d.model.rotations import Rotation, rotate
@@ -118,6 +117,35 @@ class Attention(nn.Module):
             q = q[:, :, -num_outputs:]
         attended: Tensor = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
         return attended
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Mix the channels of each token: (B, N, D) ─► (B, N, D)."""
+        mixed: Tensor = self.fc2(gelu(self.fc1(x_BND)))
+        return mixed
+
+
+class DropPath(nn.Module):
+    """In training, a share of the clips skips a branch, and the branch of the others grows to make up for it."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Set the branch of some clips to zero: (B, N, D) ─► (B, N, D)."""
+        if not self.training:
+            return x_BND
+        kept_B11 = x_BND.new_empty(len(x_BND), 1, 1).bernoulli_(1 - self.drop_prob)
+        return x_BND * (kept_B11.div_(1 - self.drop_prob) if self.drop_prob < 1 else kept_B11)
 
 
 class Block(nn.Module):

@@ -15,7 +15,6 @@ and Eva (EVA-02, DINOv3) are taken. Shapes: legend in patches.py.
 from difflib import get_close_matches
 from typing import Any, Literal
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -159,6 +158,8 @@ def frame_config(name: str, *, num_frames: int = 16, img_size: Size | None = Non
 
 def _create(name: str, **settings: Any) -> Any:
     """Return timm's model without a head; ValueError if there is none or it is of another class."""
+    import timm  # loads torchvision, and with it torch's compiler: over a second
+
     try:
         vit = timm.create_model(name, num_classes=0, **settings)
     except (RuntimeError, ValueError) as error:
