@@ -4,6 +4,7 @@ config = parse(PretrainConfig, argv)     # --config demo --train.steps 50 --data
 """
 
 import dataclasses
+import gc
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from launch.common.settings import options as options_of
 from launch.common.settings import recipe as recipe_text
 from launch.common.settings import sections_of, settings_of
 from mae3d.io.bounds import check_values
+from mae3d.io.collector import uncollected
 from mae3d.io.console import lasting_output, one_line, tolerate_any_text
 from mae3d.io.files import looked_for
 from mae3d.io.help_page import ALL, HelpPage
@@ -204,9 +206,10 @@ def joined(config: Any, *, where: str, timeout_minutes: float = 30) -> "Iterator
         timeout_minutes: how long a rank waits for another.
     """
     from launch.common.start_facts import start_facts
-    from mae3d.distributed import start_world
 
-    with reporting():  # the device, or where the nodes meet
+    with uncollected(), reporting():  # the device, or where the nodes meet
+        from mae3d.distributed import start_world
+
         world = start_world(config.device, timeout_minutes=timeout_minutes, facts=lambda: start_facts(config))
     try:
         with reporting(where):
@@ -214,9 +217,10 @@ def joined(config: Any, *, where: str, timeout_minutes: float = 30) -> "Iterator
     except BaseException as error:
         if world.hangs_alone:
             leave(error)
-        world.close()
         raise
-    world.close()
+    finally:
+        world.close()
+        gc.unfreeze()  # for a program that goes on
 
 
 def leave(error: BaseException) -> NoReturn:

@@ -19,6 +19,7 @@ from launch.training.precision import agreed_precision
 from launch.training.resumption import claim
 from launch.training.schedule import describe_rate, make_schedule
 from launch.training.summary import foreseen, report_end, report_finished, start_summary
+from mae3d.io.collector import uncollected
 from mae3d.io.console import lasting_output
 from mae3d.io.resume import dotted, resume_rules
 
@@ -281,6 +282,7 @@ def agreed_decode(config: TrainingConfig, corpus: "Corpus", run: "Run", world: "
     return decode
 
 
+@uncollected()
 def make_loader(
     config: TrainingConfig, corpus: "Corpus", world: "World", *, model_config: "MAEConfig | ClassifierConfig"
 ) -> "Loader":

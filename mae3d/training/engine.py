@@ -10,6 +10,7 @@ This file and zero.py, which says where the slices lie, are the only ones that k
 
 import logging
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from mae3d.checkpoints.format import Slice, SliceReader
 from mae3d.distributed import World
+from mae3d.io.collector import uncollected
 from mae3d.io.console import one_line
 from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.deepspeed_config import bucket_settings, merged
-from mae3d.training.optim import ParamGroup, ema_decay
+from mae3d.training.optim import AdamW, ParamGroup, ema_decay
 from mae3d.training.zero import KINDS, Piece, count_steps, make_layout, moments, start_state
 
 logger = logging.getLogger(__name__)
@@ -67,12 +69,39 @@ def make_adamw(groups: Sequence[ParamGroup], optim: OptimConfig, *, device: torc
                 "FusedAdam cannot be built (%s): torch's fused AdamW takes its place, with the same steps",
                 one_line(error),
             )
-    return torch.optim.AdamW(plain, fused=True, **settings)
+    return AdamW(plain, fused=True, **settings)
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """Return DeepSpeed, without compilers that it loads and does not use here: a second and a half.
+
+    Its ZeRO optimizers import Muon to see whether ours is one, and Muon's decorators load torch's compiler. Kernels for
+    mixtures of experts load triton: on the CPU they find none, as on a machine that lacks it.
+    """
+    import deepspeed
+    from deepspeed.runtime import compiler
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    decorator, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    hidden = device.type == "cpu" and "triton" not in sys.modules
+    if hidden:
+        sys.modules["triton"] = None  # type: ignore[assignment]  # an import of it raises ImportError
+    try:
+        import deepspeed.ops.triton_ops
+        import deepspeed.runtime.zero.muon.original_muon
+    finally:
+        compiler.compile = decorator
+        if hidden:
+            del sys.modules["triton"]
+    if AdamW not in ZERO_SUPPORTED_OPTIMIZERS:  # else it warns of an untested one
+        ZERO_SUPPORTED_OPTIMIZERS.append(AdamW)
+    return deepspeed
 
 
 class Engine:
     """Forward, backward and step of a model on this rank."""
 
+    @uncollected()
     def __init__(
         self,
         model: nn.Module,
@@ -102,8 +131,7 @@ class Engine:
         """
         if train.precision == "auto":
             raise ValueError("train.precision=auto is for the training commands: give bf16, autocast or fp32")
-        import deepspeed
-
+        deepspeed = import_deepspeed(world.device)
         if world.device.type == "cpu":
             # Its communicator would be compiled for half a minute at the first start; gloo does.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

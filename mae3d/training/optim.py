@@ -5,10 +5,12 @@ for group in optimizer.param_groups:
     group["lr"] = lr * group["lr_scale"]
 """
 
+import inspect
 import math
 import re
 from typing import TypedDict
 
+import torch
 from torch import nn
 
 # Beginnings of names before the blocks, of the video encoder and of timm's ViTs (FrameEncoder): tokens and positions,
@@ -30,6 +32,16 @@ class ParamGroup(TypedDict):
     names: list[str]
     weight_decay: float
     lr_scale: float
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW past the decorators of its methods, which load torch's compiler in any case: over a CPU second."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def lr_at(step: float, *, lr: float, min_lr: float, warmup_steps: float, total_steps: float) -> float:
