@@ -9,12 +9,14 @@ patches.py; O = num_outputs.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from mae3d.model.rotations import Rotation, rotate
@@ -144,7 +146,7 @@ class DropPath(nn.Module):
         """Set the branch of some clips to zero: (B, N, D) ─► (B, N, D)."""
         if not self.training:
             return x_BND
-        kept_B11 = x_BND.new_empty(len(x_BND), 1, 1).bernoulli_(1 - self.drop_prob)
+        kept_B11 = x_BND.new_zeros(len(x_BND), 1, 1).bernoulli_(1 - self.drop_prob)
         return x_BND * (kept_B11.div_(1 - self.drop_prob) if self.drop_prob < 1 else kept_B11)
 
 
@@ -193,6 +195,27 @@ class Blocks(nn.ModuleList):
             else:
                 x = block(x, outputs, rotation)
         return x if num_outputs is None or len(self) else x[:, -num_outputs:]
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves tensors as they are where torch.nn.init would fill them."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Yield to a block that builds models for `load_state_dict(..., assign=True)`: no time goes into random weights.
+
+    On the meta device some of these would load torch's compiler: over a second.
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def init_linears(module: nn.Module, *, trunc: bool) -> None:

@@ -55,7 +55,7 @@ class Positions(nn.Module):
             self.joint = nn.Parameter(torch.empty(1, self.num_prefix + t * h * w, width))
         for table in self.parameters():
             nn.init.trunc_normal_(table, std=0.02)
-        if sines:
+        if sines and not next(self.parameters()).is_meta:  # on it, arithmetic loads torch's compiler
             self._start_from_sines(grid, width)
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from mae3d.checkpoints.format import Slice, SliceReader
 from mae3d.distributed import World
 from mae3d.io.collector import uncollected
 from mae3d.io.console import one_line
+from mae3d.model.blocks import without_weights
 from mae3d.training.config import OptimConfig, TrainConfig
 from mae3d.training.deepspeed_config import bucket_settings, merged
 from mae3d.training.optim import AdamW, ParamGroup, ema_decay
@@ -239,7 +240,7 @@ class Engine:
         """
         module = self.module
         if self._averages or self._stage == 3:
-            with torch.device("meta"):
+            with without_weights():
                 model = type(module)(module.config)
             model.load_state_dict(self.weights(), assign=True)
             model.to(self._dtype)

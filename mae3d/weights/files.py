@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mae3d.io.files import looked_for, sha256_of
+from mae3d.model.blocks import without_weights
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder
@@ -169,7 +170,7 @@ def open_encoder(
 
 def built_encoder(config: EncoderConfig, state: Mapping[str, Tensor]) -> Encoder:
     """Return an encoder of these weights, float32, in evaluation mode, without time for random ones."""
-    with torch.device("meta"):
+    with without_weights():
         encoder = Encoder(config)
     encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return encoder.requires_grad_().eval()
@@ -303,7 +304,8 @@ def _kind(config: MAEConfig | ClassifierConfig) -> str:
 
 def _build(config: MAEConfig | ClassifierConfig, state: Mapping[str, Tensor]) -> MAE | Classifier:
     # No time for random weights that are replaced at once; timm's modules have tensors that no file holds.
-    with torch.device("cpu" if isinstance(config, ClassifierConfig) and config.backbone else "meta"):
+    is_timms = isinstance(config, ClassifierConfig) and config.backbone
+    with torch.device("cpu") if is_timms else without_weights():
         model = Classifier(config) if isinstance(config, ClassifierConfig) else MAE(config)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.requires_grad_().eval()

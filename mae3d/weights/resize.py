@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mae3d.io.shapes import Size, plain_size, sides
+from mae3d.model.blocks import without_weights
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, EncoderConfig, MAEConfig
 from mae3d.model.encoder import Encoder, token_sines
@@ -145,7 +146,7 @@ def encoder_state(state: Mapping[str, Tensor], source: EncoderConfig, target: En
         TransferError: Settings other than the clip's size and channels differ, or keys are missing or left over.
     """
     _check_settings(source, target, hint="Take the rest with ClassifierConfig.of(config of the weights, ...)")
-    with torch.device("meta"):
+    with without_weights():
         names = set(Encoder(source).state_dict())
     if source.pos_init == "fixed":
         names.add(_TABLE)
@@ -196,7 +197,7 @@ def resized_encoder(encoder: Encoder | FrameEncoder, *, img_size: Size, num_fram
     config = EncoderConfig(
         **{field.name: getattr(encoder.config, field.name) for field in fields(EncoderConfig)} | size | free
     )
-    with torch.device("meta"):
+    with without_weights():
         resized = Encoder(config)
     resized.load_state_dict(encoder_state(encoder.state_dict(), encoder.config, config), assign=True)
     return resized.requires_grad_().eval()
