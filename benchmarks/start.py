@@ -108,11 +108,52 @@ def measured(command: Sequence[str]) -> dict[str, float]:
         phases: dict[str, float] = json.load(marks)
     whole = after.children_user + after.children_system - before.children_user - before.children_system
     child = phases.pop("child")
-    return {**phases, "to the first step": sum(phases.values()), "launcher": whole - child}
+    return {**phases, "to the first step": sum(phases.values()), "launcher and end": whole - child}
 
 
 def commands(work: Path, shards: Path, *, rounds: int) -> None:
     """Print the seconds of other commands, from their start to their end."""
+    split = ["--by", "name", "--fractions", "train=0.8,val=0.2"]
+    train, val = (["--data.shards", str(shards), "--data.select.split", name] for name in ("train", "val"))
+    val_of_training = ["--val.shards", str(shards), "--val.select.split", "val"]
+    epoch = ["--train.global_batch", "8", "--train.epochs", "1", "--optim.warmup_epochs", "0"]
+    seconds: dict[str, list[float]] = {}
+    run_whole("-m", "preprocess", "split", str(shards), *split)
+    for number in range(rounds + 1):
+        made = Path(tempfile.mkdtemp(dir=work))
+        init, fine = ["--init", str(made / "run")], ["--run.dir", str(made / "fine")]
+        lines = {
+            "pretrain, 1 step": [*pretrain_arguments(shards, made / "run"), "--train.steps", "1"],
+            "finetune, 1 epoch": [
+                "finetune",
+                "--config",
+                "finetune_motion",
+                *init,
+                *fine,
+                *train,
+                *val_of_training,
+                *epoch,
+            ],
+            "evaluate": ["evaluate", "--run", str(made / "fine"), *val, "--out", str(made / "scores")],
+            "embed": ["embed", "--run", str(made / "run"), *val, "--out", str(made / "vectors")],
+        }
+        for name, (program, *options) in lines.items():
+            script = program if program.endswith(".py") else str(ROOT / f"launch/{program}.py")
+            spent = run_whole(script, *options, "--device", "cpu")
+            if number:
+                seconds.setdefault(name, []).append(spent)
+    for name, values in seconds.items():
+        print(f"{name:18} {spread(values)}")
+
+
+def run_whole(*arguments: str) -> float:
+    """Run a Python command to its end and return its CPU seconds."""
+    before = os.times()
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    after = os.times()
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def spread(values: Sequence[float]) -> str:

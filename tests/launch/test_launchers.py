@@ -68,12 +68,25 @@ def test_fault_31_begun_under_slurm_and_ended_by_torchrun_a_run_has_the_losses_o
 
 @pytest.mark.launch
 def test_deepspeed_and_its_rank_write_the_same_losses_when_nothing_is_forked(
-    recipe: Path, shards: Path, uncut: Path, tmp_path: Path
+    recipe: Path, shards: Path, uncut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor is anything loaded that takes a second and is not used, such as torch's compiler, to which many ways lead."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     run = tmp_path / "run"
     job = Job(recipe, shards, run, "--train.steps", "2", launcher=[*DEEPSPEED, "1"], executed=True)
     code, output = job.end()
-    assert code == 0, output
+    assert code == 0, output[-5000:]
+    loaded = set(re.findall(r"^import time:.*\| +(\S+)$", output, flags=re.MULTILINE))
+    assert {"torch", "deepspeed.runtime.zero.stage_1_and_2", "nvidia.dali.fn"} <= loaded
+    assert not loaded & {
+        "torch._dynamo",
+        "torch._inductor",
+        "triton.language",
+        "timm",
+        "torchvision",
+        "sympy",
+        "pandas",
+    }
     written, expected = read_metrics(run), losses(uncut)[:2]  # of one process, and of two
     assert [row["step"] for row in written] == [1, 2]
     assert [row["loss"] for row in written] == pytest.approx(expected, abs=1e-5)

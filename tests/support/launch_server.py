@@ -24,12 +24,12 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
     "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # and with it the compiler: each engine asks for it
     "matplotlib.figure",
     "nvidia.dali.fn",
     "nvidia.dali.types",
     "pytest",
     "sklearn.linear_model",
+    "timm",  # and with it torch's compiler
 )
 OURS = ("mae3d", "pipelines", "preprocess", "launch")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mae3d.analysis.features import check_pool, embed
+from mae3d.model.blocks import DropPath, Mlp
 from mae3d.model.frames import FrameEncoder, frame_config
 
 CLIP = torch.randint(0, 256, (2, 3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -95,3 +96,18 @@ def test_models_and_sizes_that_do_not_fit_are_refused() -> None:
         check_pool(encoder, "cls")  # its one prefix is a register
     with pytest.raises(ValueError, match=r"3 frames, 32 x 32 pixels"):
         embed(encoder, CLIP[:, :2])
+
+
+@torch.no_grad()
+def test_the_video_encoders_blocks_compute_and_drop_as_timms() -> None:
+    tokens = torch.randn(6, 5, 8)
+    ours, theirs = Mlp(8, 16), timm.layers.Mlp(8, 16)
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(ours(tokens), theirs(tokens))
+    for share in (0.3, 1.0):
+        dropped = []
+        for kind in (DropPath, timm.layers.DropPath):
+            torch.manual_seed(0)
+            dropped.append(kind(share)(tokens))
+        assert torch.equal(*dropped)
+        assert DropPath(share).eval()(tokens) is tokens

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mae3d.model.classifier import Classifier
 from mae3d.model.config import ClassifierConfig, MAEConfig
 from mae3d.model.mae import MAE
-from mae3d.training.optim import ema_decay, finetune_groups, lr_at, pretrain_groups
+from mae3d.training.optim import AdamW, ema_decay, finetune_groups, lr_at, pretrain_groups
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "lr_schedule.json").read_text())
 TINY = MAEConfig(preset="mae_vit_tiny_patch16", img_size=32, depth=1, decoder_depth=1)
@@ -131,3 +132,20 @@ def test_fault_43_a_short_runs_average_leaves_the_first_weights() -> None:
     assert left < 1e-6  # a constant decay would leave 0.994
     assert ema_decay(10**6, 0.9999) == 0.9999
     assert ema_decay(0, 0.05) == 0.05
+
+
+def test_adamw_steps_and_keeps_state_as_torchs_to_the_last_bit() -> None:
+    kinds: tuple[type[torch.optim.AdamW], ...] = (AdamW, torch.optim.AdamW)
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in kinds]
+    optimizers = [kind([weight], lr=0.1, fused=True) for kind, weight in zip(kinds, weights, strict=True)]
+    for step in range(3):
+        for optimizer, weight in zip(optimizers, weights, strict=True):
+            weight.grad = torch.sin(torch.arange(7.0) + step)
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.zero_grad()
+            assert weight.grad is None
+    assert torch.equal(*weights)
+    ours, torchs = (optimizer.state_dict() for optimizer in optimizers)
+    assert ours["param_groups"] == torchs["param_groups"]
+    assert all(torch.equal(ours["state"][0][name], moment) for name, moment in torchs["state"][0].items())

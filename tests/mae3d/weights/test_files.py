@@ -40,6 +40,24 @@ def test_a_saved_model_opens_as_it_was(model: MAE, tmp_path: Path) -> None:
         assert all(p.requires_grad and p.dtype == torch.float32 for p in opened.parameters())
 
 
+def test_no_random_weights_are_drawn_for_a_model_that_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device they would load torch's compiler."""
+    model = MAE(MAEConfig(**TINY, depth=1, decoder_depth=1, pos_init="sines"))
+    save_model(model, tmp_path / "model.safetensors")
+
+    def drawn(*_: Any, **settings: Any) -> None:
+        raise AssertionError(settings)
+
+    monkeypatch.setattr("mae3d.model.encoder.sine_table", drawn)
+    monkeypatch.setattr("torch.nn.init._no_grad_normal_", drawn)
+    assert same(load_model(tmp_path), model)
+    assert isinstance(open_encoder(tmp_path), torch.nn.Module)
+    with pytest.raises(AssertionError):
+        MAE(model.config)
+
+
 def test_two_saves_are_the_same_bytes_and_nothing_else_is_left(model: MAE, tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_model(model, tmp_path / f"{name}.safetensors")
