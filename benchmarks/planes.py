@@ -57,10 +57,10 @@ def compare(corpus: Corpus, *, views: int, clips: int, rounds: int) -> None:
     fetched = [
         source.fetch(clip) for request in requests_of(corpus, clips=clips, views=views) for clip in request.clips
     ]
-    decoder, cropper = ClipDecoder(corpus), Cropper(size=SIZE)
+    decoder, cropper = ClipDecoder(corpus), Cropper(size=SIZE, threads=1)
 
     def ours(one: FetchedClip) -> torch.Tensor:
-        return cropper.cut([decoder.decode(one)], [one.clip.views])
+        return cropper.cut([decoder.decode(one)], [one.clip.views], boxed=False)
 
     makes: dict[str, Callable[[FetchedClip], torch.Tensor]] = {"ours": ours}
     for name, interpolation in FILTERS.items():

@@ -20,8 +20,9 @@ from mae3d.io.shapes import Size
 from pipelines.config import DataConfig
 from pipelines.decoding.channels import check_channels
 from pipelines.decoding.clip_decoder import ClipDecoder
-from pipelines.decoding.clips import Decoding, GpuDecoding, ThreadDecoding, cut_views
+from pipelines.decoding.clips import CpuDecoding, Decoding, GpuDecoding, ThreadDecoding, cut_views
 from pipelines.decoding.crops import Cropper
+from pipelines.decoding.dali import DaliDecoder, Graph, JpegGraph, VideoGraph
 from pipelines.decoding.fallback import decode_again
 from pipelines.decoding.packing import clip_in_ivf
 from pipelines.decoding.transforms import apply_views
@@ -117,7 +118,7 @@ class ClipStream:
         )
         self._failure: Exception | None = None
         threads = config.decode_threads or _share_of_cores(local_world)
-        self._cropper = Cropper(size=size)
+        self._cropper = Cropper(size=size, threads=threads)
         self._clip_decoder = ClipDecoder(corpus, channels)
         self._decoding = self._decoding_of(
             config,
@@ -144,32 +145,38 @@ class ClipStream:
         threads: int,
     ) -> Decoding:
         device, layouts = self._device, self._corpus.layouts
+        on_gpu = device.type == "cuda"
         # `auto` is resolved by the launcher: a decoder that can crash runs here only after a try in a child.
-        mixed = config.decode == "mixed"
-        if device.type != "cuda" or not (layouts == {"jpeg"} or (layouts == {"video"} and mixed)):
-            return ThreadDecoding(
-                self._clip_decoder, self._source, self._next_encoded, self._cropper, device, size=size, threads=threads
-            )
-        from pipelines.decoding import dali  # takes a second to load, which a CPU alone is spared
-
-        graph: dali.Graph
+        mixed = on_gpu and config.decode == "mixed"
         if layouts == {"jpeg"}:
-            graph = dali.JpegGraph(
+            boxes = not on_gpu and num_views == 1  # pixels outside of the only view are not decoded
+            jpegs = JpegGraph(
                 max_frames=max_clips * num_frames,
                 decode="mixed" if mixed else "cpu",
-                resize="gpu",
+                resize="gpu" if on_gpu else None,
                 num_views=num_views,
                 size=size,
                 channels=channels,
+                boxes=boxes,
             )
-        else:
+            decoder = self._decoder_of(jpegs, threads)
+            return GpuDecoding(decoder, device) if on_gpu else CpuDecoding(decoder, self._cropper, boxed=boxes)
+        if layouts == {"video"} and mixed:
             pack = partial(clip_in_ivf, self._corpus)
-            graph = dali.VideoGraph(
+            videos = VideoGraph(
                 max_clips=max_clips, decode="mixed", num_views=num_views, size=size, pack=pack, channels=channels
             )
-        device_id = torch.cuda.current_device() if device.index is None else device.index
-        decoder = dali.DaliDecoder(self._next_encoded, graph, threads=threads, device_id=device_id)
-        return GpuDecoding(decoder, device)
+            return GpuDecoding(self._decoder_of(videos, threads), device)
+        return ThreadDecoding(
+            self._clip_decoder, self._source, self._next_encoded, self._cropper, device, size=size, threads=threads
+        )
+
+    def _decoder_of(self, graph: Graph, threads: int) -> DaliDecoder:
+        device = self._device
+        device_id = None
+        if device.type == "cuda":
+            device_id = torch.cuda.current_device() if device.index is None else device.index
+        return DaliDecoder(self._next_encoded, graph, threads=threads, device_id=device_id)
 
     def __iter__(self) -> "ClipStream":
         return self
@@ -203,6 +210,7 @@ class ClipStream:
         """Stop the reading threads; release DALI's memory."""
         self._source.close()
         self._decoding.close()
+        self._cropper.close()
 
     def _rescue(self, error: RuntimeError) -> Batch:
         """Decode the batch that DALI failed on without it, and build a new pipeline for the next; no rank waits."""

@@ -1,12 +1,11 @@
-"""A clip's bytes ─► its frames, on the CPU: JPEGs by libjpeg-turbo, groups and packets of video by PyAV.
+"""A clip's bytes ─► its frames, on the CPU and without DALI: JPEGs by Pillow, groups and packets of video by PyAV.
 
     decoder = ClipDecoder(corpus)
     decoder.decode(fetched)             # (T, H, W, C) uint8 or uint16; BadFrameError where a frame does not decode
     decoder.decode_all([one, other])    # of clips of one row: what they share is decoded once
 
-JPEGs are decoded by simplejpeg, in three quarters of the time that DALI takes on the CPU; what it has a doubt about is
-Pillow's to judge. All three give the same pixels. A decoder may be used by several threads: each has PyAV contexts of
-its own. Videos whose packets are not known (`mae3d.video.packets`) are
+Pillow is slower than DALI on the CPU, and gives the same pixels (both are libjpeg-turbo's). A decoder may be used by
+several threads: each has PyAV contexts of its own. Videos whose packets are not known (`mae3d.video.packets`) are
 opened here, and decoded from the keyframe before.
 """
 
@@ -15,7 +14,6 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
-import simplejpeg
 import torch
 from PIL import Image
 
@@ -45,11 +43,6 @@ class ClipDecoder:
         self._corpus, self._channels = corpus, channels
         self._decoders = _Decoders()
 
-    def kind(self, row: int) -> tuple[int, torch.dtype]:
-        """Return the number of channels of a row's clips, and the type of their values."""
-        layout = self._corpus.layout(row)
-        return self._channels or layout.channels, torch.uint16 if layout.bits == 16 else torch.uint8
-
     def decode(self, fetched: FetchedClip) -> torch.Tensor:
         """Return the clip, (T, H, W, C) uint8; uint16 if its dataset has 16 bits.
 
@@ -64,7 +57,7 @@ class ClipDecoder:
         layout, size = self._corpus.layout(row), (int(self._corpus.height[row]), int(self._corpus.width[row]))
         channels = self._channels or layout.channels
         if layout.name == "jpeg":
-            return [torch.from_numpy(jpeg_frames(one, size, channels)) for one in fetched]
+            return [torch.from_numpy(np.stack(jpeg_frames(one, size, channels))) for one in fetched]
         if layout.name == "png":
             return [torch.from_numpy(with_channels(clip, channels)) for clip in png_clips(fetched, layout, size)]
         numbers = np.unique(np.concatenate([one.clip.frames for one in fetched]))
@@ -125,35 +118,25 @@ def _parts(layout: Layout, fetched: FetchedClip) -> list[int]:
     return numbers
 
 
-def jpeg_frames(fetched: FetchedClip, size: tuple[int, int], channels: int = 3) -> np.ndarray:
-    """Return the frames of a clip of layout jpeg, (T, height, width, channels); errors as `ClipDecoder.decode`.
+def jpeg_frames(fetched: FetchedClip, size: tuple[int, int], channels: int = 3) -> list[np.ndarray]:
+    """Return the frames of a clip of layout jpeg, (height, width, 3) each; errors as `ClipDecoder.decode`.
 
-    Grey JPEGs give three channels that are alike. With one channel, colour JPEGs give their luma.
+    Grey JPEGs give three channels that are alike. With one channel, (height, width, 1), colour JPEGs give their luma.
     """
-    frames = np.empty((len(fetched.parts), *size, channels), np.uint8)
-    for number, jpeg, frame in zip(fetched.clip.frames.tolist(), fetched.parts, frames, strict=True):
+    mode = {1: "L", 3: "RGB"}[channels]
+    pictures = []
+    for number, jpeg in zip(fetched.clip.frames.tolist(), fetched.parts, strict=True):
         try:
-            picture = simplejpeg.decode_jpeg(jpeg, {1: "GRAY", 3: "RGB"}[channels], buffer=frame)
-        except (
-            ValueError
-        ):  # a warning of libjpeg's, another number of components, or more pixels than there is room for
-            picture = _by_pillow(number, jpeg, channels)
+            image = Image.open(io.BytesIO(jpeg.tobytes()))
+            image.draft(mode, None)  # luma as it is stored, not computed from RGB; nothing else changes
+            picture = np.array(image.convert(mode)).reshape(image.height, image.width, channels)
+        except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
+            raise BadFrameError(number, f"it does not decode ({one_line(error)})") from error
         if picture.shape[:2] != size:
             height, width = picture.shape[:2]
             raise BadFrameError(number, f"it is {height} x {width} pixels, the index says {size[0]} x {size[1]}")
-        if not np.shares_memory(picture, frame):
-            frame[:] = picture
-    return frames
-
-
-def _by_pillow(number: int, jpeg: np.ndarray, channels: int) -> np.ndarray:
-    mode = {1: "L", 3: "RGB"}[channels]
-    try:
-        image = Image.open(io.BytesIO(jpeg.tobytes()))
-        image.draft(mode, None)  # luma as it is stored, not computed from RGB; nothing else changes
-        return np.array(image.convert(mode)).reshape(image.height, image.width, channels)
-    except Exception as error:  # damage takes many forms in PIL: OSError, ValueError, SyntaxError, struct.error
-        raise BadFrameError(number, f"it does not decode ({one_line(error)})") from error
+        pictures.append(picture)
+    return pictures
 
 
 def png_clips(fetched: Sequence[FetchedClip], layout: Layout, size: tuple[int, int]) -> list[np.ndarray]:

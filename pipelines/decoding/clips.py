@@ -1,6 +1,6 @@
-"""Encoded batches become views on the device: by DALI for a GPU, or by threads on the CPU, with the same four methods.
+"""Encoded batches become views on the device: by DALI on the CPU or the GPU, or by threads, with the same four methods.
 
-decoding = GpuDecoding(decoder, device)    # a DaliDecoder of a JpegGraph, whose views are resized
+decoding = CpuDecoding(decoder, cropper, boxed=False)     # a DaliDecoder of a JpegGraph: complete frames, or boxes
 encoded, outputs = decoding.run()          # RuntimeError if DALI fails: `restart` gives the batch back
 clips = decoding.clips(encoded, outputs)   # (B, R, T, H, W, C) uint8 on the device
 """
@@ -8,21 +8,17 @@ clips = decoding.clips(encoded, outputs)   # (B, R, T, H, W, C) uint8 on the dev
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from mae3d.io.shapes import Size
 from pipelines.decoding.clip_decoder import BadFrameError, ClipDecoder
-from pipelines.decoding.crops import Cropper, cut_into, cut_on_device
+from pipelines.decoding.crops import Cropper, cut_on_device
+from pipelines.decoding.dali import DaliDecoder, dense_clips
 from pipelines.decoding.fallback import decode_again
 from pipelines.reading.source import ClipSource, EncodedBatch, FetchedClip
 
-if TYPE_CHECKING:
-    from pipelines.decoding.dali import DaliDecoder  # which a CPU alone never loads
-
-Decoded = torch.Tensor | list[torch.Tensor]  # views that are cut, or clips
 AHEAD = 2  # batches that threads decode before they are needed, as many as DALI queues
 MAX_HELD = 2  # batches whose copies the GPU may be behind with: DALI's outputs take its memory until then
 
@@ -43,10 +39,34 @@ class Decoding(Protocol):
         """Stop threads, release memory."""
 
 
+class CpuDecoding:
+    """DALI's JPEG decoder and torch's resize, on the CPU."""
+
+    def __init__(self, decoder: DaliDecoder, cropper: Cropper, *, boxed: bool):
+        self._decoder, self._cropper, self._boxed = decoder, cropper, boxed
+
+    def run(self) -> tuple[EncodedBatch, Any]:
+        """Return the next batch and its decoded frames; errors as `DaliDecoder.run`."""
+        encoded, (frames,) = self._decoder.run()
+        return encoded, frames
+
+    def clips(self, encoded: EncodedBatch, frames: Any) -> torch.Tensor:
+        """Cut the views out of the decoded frames, (B, R, T, H, W, C)."""
+        return cut_views(self._cropper, encoded, dense_clips(frames, len(encoded.clips)), boxed=self._boxed)
+
+    def restart(self) -> EncodedBatch | None:
+        """Build the pipeline anew, as `DaliDecoder.restart`."""
+        return self._decoder.restart()
+
+    def close(self) -> None:
+        """Release DALI's memory."""
+        self._decoder.close()
+
+
 class GpuDecoding:
     """DALI's decoder on the GPU or the CPU, its resize on the GPU."""
 
-    def __init__(self, decoder: "DaliDecoder", device: torch.device):
+    def __init__(self, decoder: DaliDecoder, device: torch.device):
         self._decoder, self._device = decoder, device
         self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
 
@@ -80,7 +100,7 @@ class GpuDecoding:
 
 
 class ThreadDecoding:
-    """Threads that decode clips of any layout on the CPU, and cut their views at once; a GPU cuts them itself.
+    """Threads that decode clips of any layout on the CPU; a GPU resizes them.
 
     Clips of one row, such as the windows of a sample in evaluation, are decoded together.
     """
@@ -110,11 +130,11 @@ class ThreadDecoding:
         self._decoder, self._source, self._next_batch = decoder, source, next_batch
         self._cropper, self._device, self._size = cropper, device, size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode-clip")
-        self._ahead: deque[_Ahead] = deque()
+        self._ahead: deque[tuple[EncodedBatch, list[tuple[list[int], Future[list[torch.Tensor]]]]]] = deque()
         self._is_at_end = False
 
-    def run(self) -> tuple[EncodedBatch, Decoded]:
-        """Return the next batch and its views or, for a GPU, clips; what does not decode is substituted.
+    def run(self) -> tuple[EncodedBatch, list[torch.Tensor]]:
+        """Return the next batch and its clips, (T, H, W, C) each on the CPU; what does not decode is substituted.
 
         Raises:
             StopIteration: after the last batch.
@@ -125,29 +145,25 @@ class ThreadDecoding:
             if batch is None:
                 self._is_at_end = True
             else:
-                self._ahead.append(self._begin(batch))
+                self._ahead.append((batch, self._begin(batch)))
         if not self._ahead:
             raise StopIteration
-        ahead = self._ahead.popleft()
+        encoded, parts = self._ahead.popleft()
         clips: dict[int, torch.Tensor] = {}
         try:
-            for places, decoded in ahead.parts:
-                clips.update(zip(places, decoded.result(), strict=False))
+            for places, decoded in parts:
+                clips.update(zip(places, decoded.result(), strict=True))
         except BadFrameError:
-            encoded, again, _ = decode_again(self._decoder, self._source, ahead.encoded)
+            encoded, again, _ = decode_again(self._decoder, self._source, encoded)
             return encoded, again
-        if ahead.views is not None:
-            return ahead.encoded, ahead.views
-        return ahead.encoded, [clips[number] for number in range(len(clips))]
+        return encoded, [clips[number] for number in range(len(encoded.clips))]
 
-    def clips(self, encoded: EncodedBatch, decoded: Decoded) -> torch.Tensor:
-        """Return the views, (B, R, T, H, W, C) on the device."""
-        if isinstance(decoded, torch.Tensor):
-            return decoded.view(_batch_shape(encoded, decoded))
+    def clips(self, encoded: EncodedBatch, decoded: list[torch.Tensor]) -> torch.Tensor:
+        """Cut the views out of the decoded clips, (B, R, T, H, W, C) on the device."""
         if self._device.type == "cpu":
             return cut_views(self._cropper, encoded, decoded)
         views = cut_on_device(decoded, [clip.views for clip in encoded.clips], size=self._size, device=self._device)
-        return views.view(_batch_shape(encoded, views))
+        return views.view(len(encoded.request.positions), encoded.request.num_views, *views.shape[1:])
 
     def restart(self) -> EncodedBatch | None:
         """Return None: there is no pipeline that could have lost a batch."""
@@ -157,41 +173,16 @@ class ThreadDecoding:
         """Stop the threads; what was decoded ahead is lost."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _begin(self, batch: EncodedBatch) -> "_Ahead":
-        """Begin to decode a batch, the clips of one row together."""
+    def _begin(self, batch: EncodedBatch) -> list[tuple[list[int], Future[list[torch.Tensor]]]]:
+        """Begin to decode a batch, the clips of one row together, and return their places in it with the results."""
         places: dict[int, list[int]] = {}
         for number, clip in enumerate(batch.clips):
             places.setdefault(clip.row, []).append(number)
-        views = None
-        if self._device.type == "cpu":
-            channels, kind = self._decoder.kind(batch.clips[0].row)
-            first = batch.clips[0]
-            views = self._cropper.memory(
-                clips=len(batch.clips), views=len(first.views), frames=len(first.frames), channels=channels, kind=kind
-            )
-        return _Ahead(
-            batch,
-            [(of_row, self._pool.submit(self._decode, batch, of_row, views)) for of_row in places.values()],
-            views,
-        )
-
-    def _decode(self, batch: EncodedBatch, places: list[int], views: torch.Tensor | None) -> list[torch.Tensor]:
-        """Decode clips of one row, and cut them: while their pixels are in the processor's cache. Or return them."""
-        decoded = self._decoder.decode_all([FetchedClip(batch.clips[at], batch.parts[at]) for at in places])
-        if views is None:
-            return decoded
-        for at, clip in zip(places, decoded, strict=True):
-            cut_into(clip, batch.clips[at].views, views[at])
-        return []
-
-
-@dataclass(frozen=True)
-class _Ahead:
-    """A batch that is decoded: per row of it, where its clips stand in the batch and, later, the decoded ones."""
-
-    encoded: EncodedBatch
-    parts: list[tuple[list[int], Future[list[torch.Tensor]]]]
-    views: torch.Tensor | None  # that the threads write, of a batch for the CPU
+        fetched = [FetchedClip(clip, parts) for clip, parts in zip(batch.clips, batch.parts, strict=True)]
+        return [
+            (of_row, self._pool.submit(self._decoder.decode_all, [fetched[number] for number in of_row]))
+            for of_row in places.values()
+        ]
 
 
 def copied_views(encoded: EncodedBatch, outputs: Sequence[Any], device: torch.device) -> torch.Tensor:
@@ -207,11 +198,9 @@ def copied_views(encoded: EncodedBatch, outputs: Sequence[Any], device: torch.de
     return out
 
 
-def cut_views(cropper: Cropper, encoded: EncodedBatch, clips: list[torch.Tensor]) -> torch.Tensor:
+def cut_views(
+    cropper: Cropper, encoded: EncodedBatch, clips: list[torch.Tensor], *, boxed: bool = False
+) -> torch.Tensor:
     """Cut a batch's views out of its decoded clips, (T, H, W, C) each ─► (B, R, T, H, W, C), on the CPU."""
-    views = cropper.cut(clips, [clip.views for clip in encoded.clips])
-    return views.view(_batch_shape(encoded, views))
-
-
-def _batch_shape(encoded: EncodedBatch, views: torch.Tensor) -> tuple[int, ...]:
-    return len(encoded.request.positions), encoded.request.num_views, *views.shape[-4:]
+    views = cropper.cut(clips, [clip.views for clip in encoded.clips], boxed=boxed)
+    return views.view(len(encoded.request.positions), encoded.request.num_views, *views.shape[1:])

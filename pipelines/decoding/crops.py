@@ -1,8 +1,7 @@
-"""Decoded clips ─► a batch of views on the CPU.
+"""Decoded clips and boxes ─► a batch of views on the CPU.
 
-cropper = Cropper(size=224)
-cropper.cut(clips, views)                # clips: one (T, H, W, C) for each of views ─► (8 * 4, 16, 224, 224, 3)
-cut_into(clip, views[0], cropper.memory(clips=1, views=4, frames=16, channels=3)[0])      # one clip, on any thread
+cropper = Cropper(size=224, threads=2)
+cropper.cut(clips, views, shape=(8, 4, 16, 224, 224, 3))      # clips: one (T, H, W, C) for each of views
 
 DALI's own resize on the CPU takes nine times as long as torch's, and torch's three times as long as the compiled one
 that gives the same pixels (benchmarks/RESULTS.md).
@@ -10,7 +9,9 @@ that gives the same pixels (benchmarks/RESULTS.md).
 
 import logging
 import sys
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -26,34 +27,36 @@ logger = logging.getLogger(__name__)
 class Cropper:
     """Cuts and resizes into memory that is used again once nobody holds the batch."""
 
-    def __init__(self, *, size: Size):
+    def __init__(self, *, size: Size, threads: int):
         self._size = sides(size)
+        # A resize runs on the calling thread alone.
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crop") if threads > 1 else None
         self._arrays: list[np.ndarray] = []
 
-    def memory(
-        self, *, clips: int, views: int, frames: int, channels: int, kind: torch.dtype = torch.uint8
-    ) -> torch.Tensor:
-        """Return nobody else's (clips, views, frames, height, width, channels), uint8 or uint16; of one thread."""
-        _native()  # compiled before other threads begin to cut
-        return self._memory((clips, views, frames, *self._size, channels), kind)
-
-    def cut(self, clips: Sequence[torch.Tensor], views: Sequence[tuple[View, ...]]) -> torch.Tensor:
+    def cut(self, clips: Sequence[torch.Tensor], views: Sequence[tuple[View, ...]], *, boxed: bool) -> torch.Tensor:
         """Return the views of all clips, concatenated.
 
         Args:
             clips: (T, H, W, C) uint8 or uint16 each; sizes may differ.
             views: of each clip, R of them.
+            boxed: the clips hold nothing but the box of their only view.
 
         Returns:
             (len(clips) * R, T, height, width, C) of the clips' kind, nobody else's.
         """
-        frames, *_, channels = clips[0].shape
-        out = self.memory(
-            clips=len(clips), views=len(views[0]), frames=frames, channels=channels, kind=clips[0].dtype
-        )  # fmt: skip
-        for clip, of_clip, target in zip(clips, views, out, strict=True):
-            cut_into(clip, of_clip, target)
-        return out.flatten(0, 1)
+        crops = [view.crop for of_clip in views for view in of_clip]
+        whole = [clip for clip, of_clip in zip(clips, views, strict=True) for _ in of_clip]
+        boxes = whole if boxed else [cut_box(clip, crop) for clip, crop in zip(whole, crops, strict=True)]
+        out = self._memory((len(boxes), len(clips[0]), *self._size, clips[0].shape[-1]), clips[0].dtype)
+        _native()  # compiled before the threads begin
+        run = map if self._pool is None else self._pool.map
+        deque(run(resize, boxes, [crop.flip for crop in crops], out), maxlen=0)
+        return out
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def _memory(self, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
         """Return memory for a batch; used again, because fresh pages cost half as much as the crops of four views."""
@@ -72,7 +75,7 @@ class Cropper:
 def cut_on_device(
     clips: Sequence[torch.Tensor], views: Sequence[tuple[View, ...]], *, size: Size, device: torch.device
 ) -> torch.Tensor:
-    """Return the views of all clips, as `Cropper.cut` does, cut and resized on a device; within 1 of its pixels.
+    """Return the views of all clips as `Cropper.cut` does, cut and resized on a device; within 1 of its pixels.
 
     Args:
         clips: (T, H, W, C) uint8 or uint16 each, on the CPU; sizes may differ.
@@ -89,12 +92,6 @@ def cut_on_device(
             # CUDA has no antialiased resize of uint8.
             _resize_floats(cut_box(there, view.crop), view.crop.flip, next(free))
     return out
-
-
-def cut_into(clip: torch.Tensor, views: Sequence[View], out: torch.Tensor) -> None:
-    """Write the views of a clip, (T, H, W, C) ─► (R, T, height, width, C) of its kind; for any thread."""
-    for view, target in zip(views, out, strict=True):
-        resize(cut_box(clip, view.crop), view.crop.flip, target)
 
 
 def cut_box(frames: torch.Tensor, crop: Crop) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Encoded clips ─► decoded and cropped frames on a GPU: the only file that imports nvidia.dali.
+"""Encoded clips ─► decoded (and, on a GPU, cropped) frames: the only file that imports nvidia.dali.
 
-    graph = JpegGraph(max_frames=64, decode="mixed", resize="gpu", num_views=1, size=224)
+    graph = JpegGraph(max_frames=64, decode="cpu", resize=None, num_views=1, size=224)
     decoder = DaliDecoder(next_batch, graph, threads=2)
     decoder.run()      # ─► EncodedBatch and what DALI made of it, in the order in which they were handed in
 
@@ -9,6 +9,7 @@ DALI's own random numbers are never used: crops come in as data. No reader of DA
 picks frames by offset can draw another window every epoch, shuffle globally and resume anywhere.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,15 +50,17 @@ class Graph(Protocol):
 
 @dataclass(frozen=True)
 class JpegGraph:
-    """JPEGs ─► one list of resized frames per view, or complete frames.
+    """JPEGs ─► complete frames, boxes, or one list of resized frames per view.
 
     Attributes:
         max_frames: most frames in a batch.
         decode: `mixed` is nvJPEG on the GPU.
-        resize: where views are cropped and resized; None gives whole frames, for measurements and tests.
+        resize: where views are cropped and resized; None leaves that to the caller, who gets whole frames.
         num_views: crops of each clip.
         size: of a view, in pixels.
         channels: of a frame: 3, or 1 for luma.
+        boxes: without `resize`, of clips with one view: decodes the view's box alone, to the same pixels. Not with
+            `mixed`, whose decoding of boxes can crash (NVIDIA/nvImageCodec#55).
         hw_decoder_load: share of the frames that the GPU's JPEG engines take, the rest goes to its cores.
     """
 
@@ -67,7 +70,11 @@ class JpegGraph:
     num_views: int
     size: Size
     channels: int = 3
+    boxes: bool = False
     hw_decoder_load: float = HW_DECODER_LOAD
+
+    def __post_init__(self) -> None:
+        assert not (self.boxes and (self.resize or self.num_views != 1 or self.decode == "mixed"))
 
     @property
     def batch_size(self) -> int:
@@ -77,6 +84,11 @@ class JpegGraph:
     def outputs(self, source: Source) -> tuple[Any, ...]:
         """Decode, and crop if so configured."""
         colours = _COLOURS[self.channels]
+        if self.boxes:
+            jpegs, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
+            return (
+                fn.decoders.image_slice(jpegs, start, shape, axis_names="HW", device=self.decode, output_type=colours),
+            )
         crops_in = 3 * self.num_views if self.resize else 0
         jpegs, *crops = fn.external_source(source=source, num_outputs=1 + crops_in, batch=True)
         images = fn.decoders.image(jpegs, device=self.decode, output_type=colours, hw_decoder_load=self.hw_decoder_load)
@@ -91,10 +103,13 @@ class JpegGraph:
 
     def inputs(self, batch: EncodedBatch) -> tuple[Any, ...]:
         """Return the frames, and the crops of each."""
-        if not self.resize:
+        if not self.boxes and not self.resize:
             return (batch.frames,)
-        repeat = len(batch.frames) // len(batch.clips)
-        return batch.frames, *_crop_inputs(batch, self.num_views, repeat=repeat)
+        crops = _crop_inputs(batch, self.num_views, repeat=len(batch.frames) // len(batch.clips))
+        if self.boxes:
+            start, end, _ = crops
+            return batch.frames, start.astype(np.int32), (end - start).astype(np.int32)
+        return batch.frames, *crops
 
 
 @dataclass(frozen=True)
@@ -254,3 +269,18 @@ class DaliDecoder:
             raise StopIteration
         self._pulled.append(batch)
         return self.graph.inputs(batch)
+
+
+def dense_clips(frames: Any, num_clips: int) -> list[torch.Tensor]:
+    """Split DALI's frames on the CPU into one (T, H, W, C) tensor per clip.
+
+    Sizes may differ between clips, never within one.
+
+    They are views of DALI's own memory, which it uses again two batches later.
+    """
+    shapes = frames.shape()
+    per_clip = len(shapes) // num_clips
+    # DALI lays a batch out in one piece for any sizes; copying clips of several sizes took a tenth of all time.
+    whole = torch.from_dlpack(frames.as_reshaped_tensor([sum(math.prod(shape) for shape in shapes)]))
+    sizes = [per_clip * math.prod(shape) for shape in shapes[::per_clip]]
+    return [clip.view(per_clip, *shape) for clip, shape in zip(whole.split(sizes), shapes[::per_clip], strict=True)]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import simplejpeg
 import torch
 from PIL import Image
 
@@ -16,10 +15,10 @@ from mae3d.io.random import Stream, philox
 from mae3d.io.shapes import Size, largest_box, plain_size, sides, size_text
 from pipelines.config import DataConfig
 from pipelines.decoding.channels import check_channels, with_channels
-from pipelines.decoding.clip_decoder import BadFrameError, ClipDecoder, jpeg_frames
+from pipelines.decoding.clip_decoder import ClipDecoder, jpeg_frames
 from pipelines.decoding.clips import copied_views
 from pipelines.decoding.crops import Cropper, cut_on_device
-from pipelines.decoding.dali import DaliDecoder, JpegGraph
+from pipelines.decoding.dali import DaliDecoder, JpegGraph, dense_clips
 from pipelines.decoding.transforms import OPS, apply_views
 from pipelines.loader import Loader
 from pipelines.reading.source import ClipSource, EncodedBatch, FetchedClip
@@ -36,7 +35,6 @@ from pipelines.sampling.augment import (
 from pipelines.sampling.requests import BatchRequest, ClipRequest, check_views
 from pipelines.stream import evaluation_clips
 from preprocess.dataset.layout import JPEG, Layout
-from tests.support.dali import decoded_clips
 from tests.support.media import make_dataset
 
 CONFIG = DataConfig(sampling_rate=1, repeat_aug=2, read_threads=1, prefetch=1, decode_threads=1)
@@ -120,7 +118,7 @@ def noise(shape: tuple[int, ...], most: int = 255, seed: int = 0) -> np.ndarray:
 def test_each_channel_is_resized_as_pillow_resizes_it(channels: int, most: int, flip: bool) -> None:
     clip, crop = noise((2, 40, 60, channels), most), Crop(3, 5, 30, 51, flip)
     view = [(View(crop),)]
-    ours = Cropper(size=(16, 24)).cut([torch.from_numpy(clip)], view)
+    ours = Cropper(size=(16, 24), threads=1).cut([torch.from_numpy(clip)], view, boxed=False)
     there = cut_on_device([torch.from_numpy(clip)], view, size=(16, 24), device=torch.device("cpu"))
     assert ours.shape == there.shape == (1, 2, 16, 24, channels)
     assert ours.dtype == there.dtype == torch.from_numpy(clip).dtype
@@ -135,7 +133,7 @@ def test_each_channel_is_resized_as_pillow_resizes_it(channels: int, most: int, 
 
 def test_a_box_of_the_views_size_keeps_every_value_of_sixteen_bits() -> None:
     clip = torch.from_numpy(noise((2, 16, 24, 3), 65535))
-    out = Cropper(size=(16, 24)).cut([clip], [(View(Crop(0, 0, 16, 24, False)),)])
+    out = Cropper(size=(16, 24), threads=1).cut([clip], [(View(Crop(0, 0, 16, 24, False)),)], boxed=False)
     assert torch.equal(out[0].int(), clip.int())
 
 
@@ -158,28 +156,18 @@ def test_grey_and_colour_jpegs_decode_to_either_alike_in_dali_and_in_pillow(chan
     batch = encoded(["RGB", "L"])
     graph = JpegGraph(max_frames=2, decode="cpu", resize=None, num_views=1, size=16, channels=channels)
     _, (images,) = DaliDecoder(lambda: batch, graph, threads=1).run()
-    decoded = decoded_clips(images, 2)
+    decoded = dense_clips(images, 2)
     for clip, parts, ours in zip(batch.clips, batch.parts, decoded, strict=True):
         (theirs,) = jpeg_frames(FetchedClip(clip, parts), tuple(ours.shape[1:3]), channels)
         assert theirs.shape == ours.shape[1:]
         assert np.abs(theirs.astype(int) - ours[0].numpy()).max() <= 1
     if channels == 3:  # grey is repeated
         assert (decoded[1] == decoded[1][..., :1]).all()
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_jpeg_that_the_fast_decoder_doubts_has_the_pixels_that_pillow_gives_it(channels: int) -> None:
-    batch = encoded(["RGB"])
-    part = batch.parts[0][0]
-    data = part.tobytes()
-    odd = np.frombuffer(data[:-2] + bytes(9) + data[-2:], np.uint8)  # bytes between its scan and its end
-    with pytest.raises(ValueError, match="extraneous bytes"):
-        simplejpeg.decode_jpeg(odd, "RGB")
-    sound, doubted = (jpeg_frames(FetchedClip(batch.clips[0], [one]), (24, 40), channels) for one in (part, odd))
-    assert np.array_equal(sound, doubted)
-    with pytest.raises(BadFrameError, match="it is 24 x 40 pixels, the index says 24 x 41") as bad:
-        jpeg_frames(FetchedClip(batch.clips[0], [odd]), (24, 41), channels)
-    assert bad.value.frame == 0
+        return
+    boxes = JpegGraph(max_frames=2, decode="cpu", resize=None, num_views=1, size=16, channels=1, boxes=True)
+    _, (cut,) = DaliDecoder(lambda: batch, boxes, threads=1).run()
+    for whole, box in zip(decoded, dense_clips(cut, 2), strict=True):
+        assert torch.equal(box, whole[:, 2:19, 3:32])
 
 
 @pytest.mark.parametrize("layout", ["video", "files"])

@@ -21,7 +21,6 @@ from pipelines.samples.corpus import Corpus, open_corpus
 from pipelines.sampling.augment import Crop, View
 from pipelines.sampling.requests import ClipRequest
 from pipelines.stream import Batch, ClipStream
-from tests.support.dali import decode_by_dali
 from tests.support.damage import Vouched, break_the_scan, flip_a_bit, overwrite
 from tests.support.datasets import SAMPLES
 from tests.support.loaders import requests_for, take
@@ -69,11 +68,6 @@ def windows(request: pytest.FixtureRequest) -> Windows:
     return request.param
 
 
-@pytest.fixture
-def dali(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode_by_dali(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def undamaged(shards: Path, windows: Windows) -> list[Batch]:
     batches = all_of(stream_of(open_corpus([shards]), windows))
@@ -96,36 +90,21 @@ def assert_same_but(bad_rows: set[int], batches: list[Batch], undamaged: list[Ba
                 assert torch.equal(batch.labels[b], good.labels[b])
 
 
-@pytest.mark.usefixtures("dali")
-def test_dali_and_threads_give_the_same_batches(undamaged: list[Batch], shards: Path, windows: Windows) -> None:
-    assert_same_but(set(), all_of(stream_of(open_corpus([shards]), windows)), undamaged)
-
-
-@pytest.mark.parametrize("by_dali", [True, False], ids=["dali", "threads"])
 @pytest.mark.parametrize(
     ("bad", "failures"),
     [({1}, 1), ({5}, 1), ({12}, 1), ({5, 7}, 2), ({5, 6}, 1), ({1, 4, 12}, 3), (set(range(3, 11)), 4)],
     ids=["first batch", "middle", "last", "two in a row", "all of one", "first, second and last", "four in a row"],
 )
 def test_fault_23_the_batch_that_dali_fails_on_is_decoded_without_it(
-    shards: Path,
-    tmp_path: Path,
-    windows: Windows,
-    undamaged: list[Batch],
-    bad: set[int],
-    failures: int,
-    by_dali: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    shards: Path, tmp_path: Path, windows: Windows, undamaged: list[Batch], bad: set[int], failures: int
 ) -> None:
-    if by_dali:
-        decode_by_dali(monkeypatch)
     corpus = Vouched(open_corpus([copy_of(shards, tmp_path / "shards")]).datasets)
     for row in bad:
         overwrite(corpus, row, break_the_scan)
     stream = stream_of(corpus, windows)
     batches = all_of(stream)
     assert_same_but(bad, batches, undamaged)
-    assert stream.counts() == {"substituted": len(bad), "read_retries": 0, "decode_errors": failures * by_dali}
+    assert stream.counts() == {"substituted": len(bad), "read_retries": 0, "decode_errors": failures}
     assert {damage.key for damage in stream.damage} >= {corpus.key(row) for row in bad}
     assert all("does not decode" in damage.reason for damage in stream.damage)
     again = all_of(stream_of(corpus, windows))
@@ -134,7 +113,7 @@ def test_fault_23_the_batch_that_dali_fails_on_is_decoded_without_it(
 
 @pytest.mark.parametrize("how", ["no header", "another size"])
 def test_fault_23_a_header_that_would_crash_dali_never_reaches_it(
-    shards: Path, tmp_path: Path, undamaged: list[Batch], windows: Windows, how: str, dali: None
+    shards: Path, tmp_path: Path, undamaged: list[Batch], windows: Windows, how: str
 ) -> None:
     """DALI 2.4's CPU decoder takes the process with it where a header cannot be parsed."""
     corpus = Vouched(open_corpus([copy_of(shards, tmp_path / "shards")]).datasets)
@@ -191,7 +170,7 @@ class Failing:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_fault_23_a_pipeline_that_dies_for_no_sample_is_built_anew(
-    shards: Path, windows: Windows, undamaged: list[Batch], monkeypatch: pytest.MonkeyPatch, late: bool, dali: None
+    shards: Path, windows: Windows, undamaged: list[Batch], monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     # Two in a row, then a good one; the last batch at the end.
     Failing(monkeypatch, at={1, 2, BATCHES - 1}, late=late)
@@ -200,7 +179,6 @@ def test_fault_23_a_pipeline_that_dies_for_no_sample_is_built_anew(
     assert stream.counts()["decode_errors"] == 3
 
 
-@pytest.mark.usefixtures("dali")
 def test_fault_23_a_pipeline_that_keeps_dying_stops_with_words(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Failing(monkeypatch, at=set(range(100)), late=True)
     stream = stream_of(open_corpus([shards]), "own")
@@ -210,7 +188,6 @@ def test_fault_23_a_pipeline_that_keeps_dying_stops_with_words(shards: Path, mon
     stream.close()
 
 
-@pytest.mark.usefixtures("dali")
 def test_fault_23_a_pipeline_that_cannot_be_built_again_stops_with_words(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

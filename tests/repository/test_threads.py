@@ -26,8 +26,9 @@ SAFE = {
     "whose files have locks of the system, for other processes too; fsspec's filesystem runs its own loop for "
     "calls of any thread": ("pipelines.reading.prefetch.Prefetcher.__init__",),
     "the bytes of the clips of one row, which nobody changes; a PyAV context of its own for each thread "
-    "(threading.local); a part of the batch's views of its own; what is decoded comes back by futures": (
-        "pipelines.decoding.clips.ThreadDecoding.__init__",
+    "(threading.local); pixels come back by futures": ("pipelines.decoding.clips.ThreadDecoding.__init__",),
+    "each call has a clip to read and a part of the output of its own; the caller waits for all": (
+        "pipelines.decoding.crops.Cropper.__init__",
     ),
     "model and inputs, which are read only; the caller waits for all. The number of torch's threads is set by the "
     "thread that it holds for; a child that is forked has a pool of its own": ("mae3d.analysis.exact._pool",),

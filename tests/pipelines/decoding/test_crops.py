@@ -1,5 +1,6 @@
 """Crops on the CPU: Pillow's pixels, and memory that is never anybody else's while a batch is held."""
 
+import io
 import itertools
 
 import numpy as np
@@ -8,14 +9,13 @@ import torch
 from PIL import Image
 
 from pipelines.decoding.clip_decoder import jpeg_frames
-from pipelines.decoding.crops import Cropper, resize, resize_by_torch
-from pipelines.decoding.dali import DaliDecoder, JpegGraph
+from pipelines.decoding.crops import Cropper, cut_box, resize, resize_by_torch
+from pipelines.decoding.dali import DaliDecoder, JpegGraph, dense_clips
 from pipelines.reading.source import EncodedBatch, FetchedClip
 from pipelines.sampling.augment import Crop, View
 from pipelines.sampling.requests import BatchRequest, ClipRequest
 from preprocess.encode.images import encode_planes
 from tests.support import launch
-from tests.support.dali import decoded_clips
 from tests.support.guard import ENDS, guarded
 
 SIZE = 32
@@ -27,7 +27,7 @@ def noise(frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def cut(cropper: Cropper, clip: torch.Tensor) -> torch.Tensor:
-    return cropper.cut([clip], [(View(Crop(0, 0, *clip.shape[1:3], False)),)])
+    return cropper.cut([clip], [(View(Crop(0, 0, *clip.shape[1:3], False)),)], boxed=False)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -35,7 +35,7 @@ def cut(cropper: Cropper, clip: torch.Tensor) -> torch.Tensor:
 def test_a_box_is_resized_to_pillows_pixels(box: tuple[int, int], flip: bool) -> None:
     clip, top, left = noise(3, 64, 100), 9, 4
     crop = Crop(top, left, *box, flip)
-    views = Cropper(size=SIZE).cut([clip], [(View(crop),)])
+    views = Cropper(size=SIZE, threads=1).cut([clip], [(View(crop),)], boxed=False)
     assert views.shape == (1, 3, SIZE, SIZE, 3)
     for frame, ours in zip(clip.numpy(), views[0].numpy(), strict=True):
         area = (left, top, left + box[1], top + box[0])
@@ -51,8 +51,18 @@ def test_flipping_before_the_resize_is_flipping_after_it() -> None:
     assert torch.equal(plain.flip(2), flipped)
 
 
+def test_threads_and_boxes_cut_alike() -> None:
+    clips = [noise(2, 40, 50, seed=1), noise(2, 70, 36, seed=2)]
+    views = [(View(Crop(3, 5, 30, 33, True)),), (View(Crop(0, 0, 70, 36, False)),)]
+    alone = Cropper(size=SIZE, threads=1).cut(clips, views, boxed=False)
+    cropper = Cropper(size=SIZE, threads=3)
+    assert torch.equal(cropper.cut(clips, views, boxed=False), alone)
+    assert torch.equal(cropper.cut([clips[0][:, 3:33, 5:38], clips[1]], views, boxed=True), alone)
+    cropper.close()
+
+
 def test_memory_is_used_again_once_nobody_holds_any_part_of_it() -> None:
-    cropper = Cropper(size=SIZE)
+    cropper = Cropper(size=SIZE, threads=1)
     clips = [noise(2, 40, 40, seed=seed) for seed in range(6)]
     first = cut(cropper, clips[0])
     place, part, copy = first.data_ptr(), first[0, 1, :4], first.clone()
@@ -70,6 +80,32 @@ def test_memory_is_used_again_once_nobody_holds_any_part_of_it() -> None:
     assert place in {cut(cropper, clip).data_ptr() for clip in clips}
 
 
+def test_only_a_views_box_is_decoded_and_to_the_same_pixels() -> None:
+    clips, parts = [], []
+    for number, (height, width) in enumerate([(64, 96), (50, 71), (64, 96)]):
+        crop = Crop(7 + number, 3, 40 - number, 45 + number, bool(number % 2))
+        clips.append(ClipRequest(number, np.arange(2), (View(crop),)))
+        parts.append([])
+        for frame in noise(2, height, width, seed=number).numpy():
+            jpeg = io.BytesIO()
+            smooth = Image.fromarray(frame).resize((width // 8, height // 8)).resize((width, height))
+            smooth.save(jpeg, "JPEG", quality=90)  # 4:2:0: chroma is shared across the box's edge
+            parts[-1].append(np.frombuffer(jpeg.getvalue(), dtype=np.uint8))
+    batch = EncodedBatch(BatchRequest(0, np.arange(3), tuple(clips), 1), tuple(clips), tuple(parts), (False,) * 3)
+
+    def decoded(*, boxes: bool) -> list[torch.Tensor]:
+        graph = JpegGraph(max_frames=6, decode="cpu", resize=None, num_views=1, size=SIZE, boxes=boxes)
+        decoder = DaliDecoder(lambda: batch, graph, threads=1)
+        _, (images,) = decoder.run()
+        return [clip.clone() for clip in dense_clips(images, 3)]
+
+    boxes, whole = decoded(boxes=True), decoded(boxes=False)
+    assert [clip.shape[1:3] for clip in boxes] == [clip.views[0].crop[2:4] for clip in clips]
+    assert [clip.shape[1:3] for clip in whole] == [(64, 96), (50, 71), (64, 96)]
+    for clip, box, everything in zip(clips, boxes, whole, strict=True):
+        assert torch.equal(box, cut_box(everything, clip.views[0].crop))
+
+
 def test_fault_44_stored_frames_of_odd_sizes_decode_alike_in_dali_and_in_pillow() -> None:
     """One pixel in a direction makes it 4:4:4, 4:2:2 or 4:4:0."""
     sizes = [(1, 1), (1, 9), (9, 1), (2, 3), (25, 33), (24, 33), (25, 32)]
@@ -84,7 +120,7 @@ def test_fault_44_stored_frames_of_odd_sizes_decode_alike_in_dali_and_in_pillow(
     graph = JpegGraph(max_frames=7, decode="cpu", resize=None, num_views=1, size=SIZE)
     decoder = DaliDecoder(lambda: batch, graph, threads=1)
     _, (images,) = decoder.run()
-    for clip, jpeg, decoded in zip(clips, frames, decoded_clips(images, len(sizes)), strict=True):
+    for clip, jpeg, decoded in zip(clips, frames, dense_clips(images, len(sizes)), strict=True):
         (again,) = jpeg_frames(FetchedClip(clip, [jpeg]), tuple(decoded.shape[1:3]))
         assert np.array_equal(decoded[0], again)
 

@@ -149,7 +149,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (graph.decode, device_id) == ("mixed", 0)
         return DaliDecoder(next_batch, replace(graph, decode="cpu"), threads=threads)
 
-    monkeypatch.setattr("pipelines.decoding.dali.DaliDecoder", on_cpu)
+    monkeypatch.setattr(stream_module, "DaliDecoder", on_cpu)
     monkeypatch.setattr(stream_module, "GpuDecoding", OnCpu)
     monkeypatch.setattr("pipelines.decoding.packing.window_in_ivf", vp9.window_in_ivf)
 
