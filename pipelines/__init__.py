@@ -1,4 +1,4 @@
-"""Shards ─► clips on the device: which frames, which sample when, crops as data, decoding with DALI or threads.
+"""Shards ─► clips on the device: which frames, which sample when, crops as data, decoding with DALI.
 
     from pipelines import Loader
     loader = Loader.open("shards", num_frames=16, size=112, global_batch=8)

@@ -217,9 +217,11 @@ def joined(config: Any, *, where: str, timeout_minutes: float = 30) -> "Iterator
     except BaseException as error:
         if world.hangs_alone:
             leave(error)
-        raise
-    finally:
         world.close()
+        raise
+    else:
+        world.close()
+    finally:
         gc.unfreeze()  # for a program that goes on
 
 

@@ -140,7 +140,7 @@ def test_a_table_removes_its_own_shards_only(tmp_path: Path) -> None:
     assert table.begin() == [0, 1]
     kept = plant(table.folder, "notes.txt", "part-00002.parquet", "part-1.parquet", "sub/part-00000.parquet")
     for shard in (0, 1):
-        table.write(shard, rows)
+        table.write(shard, [rows])
     table.merge()
     assert contents(table.folder) == {name: data for name, data in kept.items() if name != "settings.json"}
     before = plant(table.folder, "part-00000.parquet")
