@@ -79,7 +79,8 @@ def compiled() -> Resize:
 
 def _key(command: tuple[str, ...]) -> str:
     """Return a hash of all that the library depends on; a home may be that of machines with different processors."""
-    flags = next((line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("flags")), "")
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "")
     return hashlib.sha256(b"\0".join((SOURCE.read_bytes(), *map(os.fsencode, (*command, flags))))).hexdigest()[:16]
 
 
