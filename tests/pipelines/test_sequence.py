@@ -236,13 +236,13 @@ def test_fault_21_no_step_an_epoch_is_refused_with_the_remedy(shards: Path) -> N
 
 @pytest.mark.parametrize("order", ["global", "shards"])
 def test_planning_keeps_nothing_of_what_was_planned(order: Literal["global", "shards"]) -> None:
-    """A day of batches takes the memory of a few: after ten times as many there is no byte more."""
+    """A day of batches takes the memory of a few: after four times as many there is no byte more."""
     config = replace(PLAIN, order=order, repeat_aug=2, colour_jitter=0.4)
     requests = loader(config, Corpus([index_only([8] * 6, seed=1)]), global_batch=4).requests()
     taken = []
     tracemalloc.start()
     try:
-        for count in (12, 12, 120):  # an epoch, again one, ten
+        for count in (12, 12, 48):  # an epoch, again one, four
             for _ in islice(requests, count):
                 pass
             gc.collect()

@@ -23,6 +23,7 @@ def test_frames_of_its_own_compress_as_photographs_do() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_every_case_has_figures_on_the_cpu(tmp_path: Path) -> None:
     trial = Trial("cpu", tmp_path)
     trial.shards.parent.mkdir()

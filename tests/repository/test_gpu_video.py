@@ -9,6 +9,7 @@ from benchmarks.gpu_cases import Skipped, Trial
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_every_case_that_a_cpu_can_try_has_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_video, "LENGTH", 16)
     monkeypatch.setattr(gpu_video, "FRAMES", 8)

@@ -220,10 +220,13 @@ def _save_for_ever(run: str) -> None:
 
 
 @pytest.mark.slow
-def test_fault_30_kills_during_saves_leave_a_whole_checkpoint_no_older_than_the_last(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [5, pytest.param(12, marks=pytest.mark.soak)])
+def test_fault_30_kills_during_saves_leave_a_whole_checkpoint_no_older_than_the_last(
+    tmp_path: Path, kills: int
+) -> None:
     """The child is killed at random moments; what `latest` said before must be there."""
     context, draw, last = multiprocessing.get_context("fork"), random.Random(0), 0
-    for _ in range(12):
+    for _ in range(kills):
         child = context.Process(target=_save_for_ever, args=(str(tmp_path),))
         child.start()
         time.sleep(draw.uniform(0.15, 0.5))

@@ -197,14 +197,15 @@ def test_killed_at_any_point_leaves_nothing_that_stops_the_next_start(tmp_path: 
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_leave_whole_files_within_the_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [6, pytest.param(25, marks=pytest.mark.soak)])
+def test_kills_at_random_moments_leave_whole_files_within_the_limit(tmp_path: Path, kills: int) -> None:
     """Two processes read; one of them is killed, again and again, while the other goes on."""
     context, draw, folder = multiprocessing.get_context("fork"), random.Random(0), tmp_path / "cache"
     arguments = (str(folder), str(tmp_path / "log"))
-    stays = context.Process(target=_read_at_random, args=(*arguments, 99, 250))
+    stays = context.Process(target=_read_at_random, args=(*arguments, 99, 10 * kills))
     stays.start()
     cache = Cache(folder, limit_bytes=4 * SIZE)
-    for seed in range(25):
+    for seed in range(kills):
         child = context.Process(target=_read_at_random, args=(*arguments, seed, 10_000))
         child.start()
         time.sleep(draw.uniform(0.02, 0.1))

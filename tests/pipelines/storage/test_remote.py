@@ -103,7 +103,7 @@ def watched(caches: list[Cache]) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.parametrize(("nodes", "local_world"), [(1, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("nodes", "local_world"), [(1, 1), (2, 2), pytest.param(4, 1, marks=pytest.mark.soak)])
 def test_an_epoch_through_a_tenth_of_the_dataset_fetches_each_shard_about_once_in_exact_order(
     url: str, many: Path, alone: list[Batch], s3: Server, tmp_path: Path, nodes: int, local_world: int
 ) -> None:

@@ -120,7 +120,7 @@ def test_every_texture_is_another_picture_and_the_seed_draws_the_drawn_ones() ->
     assert len(drawn) == 32
     assert len({pixels.tobytes() for pixels in drawn}) == 32
     assert min(pixels.std() for pixels in drawn) > 20  # there is something to see
-    again = load_pictures(DRAWN[1:], seed=1)
+    again = load_pictures(DRAWN[-4:], seed=1)
     assert all(np.array_equal(np.asarray(a), b) for a, b in zip(again, drawn[-len(again) :], strict=True))
     photographs = [np.asarray(picture) for picture in load_pictures(PHOTOGRAPHS, seed=0)]
     assert not np.array_equal(photographs[0], photographs[1])

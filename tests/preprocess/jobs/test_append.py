@@ -147,13 +147,14 @@ def append_to_copy(whole: Path, more: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("step", [89, pytest.param(31, marks=pytest.mark.soak)])
 def test_fault_15_an_append_killed_at_any_file_operation_ends_in_the_same_tree(
-    archive: Path, whole: dict[str, str], tmp_path: Path
+    archive: Path, whole: dict[str, str], tmp_path: Path, step: int
 ) -> None:
     more = make_archive(tmp_path / "more", first=24, clips=7, size=SMALL)
     begin = lambda out: append_to_copy(archive.parent / "whole", more, out)  # noqa: E731
     assert main(begin(tmp_path / "uncut")) == 0
-    kills, trees = kill_at_every(range(3, 2000, 31), begin, tmp_path)
+    kills, trees = kill_at_every(range(3, 2000, step), begin, tmp_path)
     assert kills >= 2
     assert trees == {repr(tree(tmp_path / "uncut"))}
 
