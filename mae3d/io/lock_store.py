@@ -119,7 +119,8 @@ class FolderLockStore:
     def read(self, name: str) -> HeldLock | None:
         path = self.folder / name
         try:
-            text, modified = path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mtime
+            with path.open(encoding="utf-8", errors="replace") as file:  # both of one file, whatever replaces it
+                text, modified = file.read(), os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return None
         except IsADirectoryError:

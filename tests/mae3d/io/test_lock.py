@@ -53,6 +53,30 @@ def refused(store: LockStore, name: str, match: str) -> None:
         pass
 
 
+def test_owner_and_sign_of_life_are_of_one_file_whatever_replaces_it_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an owner that says that it is stopping looks like one that lives and goes on."""
+    store, owner = FolderLockStore(tmp_path), elsewhere(Owner.here("training"))
+    store.create(LOCK_NAME, owner)
+    os.utime(tmp_path / LOCK_NAME, (time.time() - 40, time.time() - 40))
+    fstat, pending = os.fstat, [replace(owner, ending=True)]
+
+    def replacing(descriptor: int) -> os.stat_result:
+        while pending:
+            store.replace(LOCK_NAME, pending.pop())
+        return fstat(descriptor)
+
+    monkeypatch.setattr(os, "fstat", replacing)
+    before, after = store.read(LOCK_NAME), store.read(LOCK_NAME)
+    assert before is not None
+    assert after is not None
+    assert not before.owner.ending
+    assert before.silent_s > 30
+    assert after.owner.ending
+    assert after.silent_s < 30
+
+
 def test_fault_18_a_second_one_is_told_who_and_since_when_and_let_in_afterwards(store: LockStore) -> None:
     with hold(store, LOCK_NAME, job="build") as held:
         refused(store, LOCK_NAME, rf"in use by build on \S+, pid {os.getpid()}, since \d{{4}}-.*; wait for")
