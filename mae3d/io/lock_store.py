@@ -119,7 +119,7 @@ class FolderLockStore:
     def read(self, name: str) -> HeldLock | None:
         path = self.folder / name
         try:
-            with path.open(encoding="utf-8", errors="replace") as file:  # both of one file, whatever replaces it
+            with path.open(encoding="utf-8", errors="replace") as file:  # both of one file, though another replace it
                 text, modified = file.read(), os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return None
