@@ -199,26 +199,28 @@ class ShardedTable:
 
 def _write_groups(path: Path, tables: Iterable[pa.Table]) -> int:
     """Write tables with the columns and metadata of the first one, `ROW_GROUP_BYTES` of them at a time; return rows."""
-    held: list[pa.Table] = []
     made = 0
     with contextlib.ExitStack() as stack:
         writer: Any = None
-
-        def flush() -> None:
-            nonlocal made, writer
-            group = pa.concat_tables(held)
+        for group in _grouped(tables):
             writer = writer or stack.enter_context(pq.ParquetWriter(path, group.schema))
             writer.write_table(group.cast(writer.schema), row_group_size=len(group))
             made += len(group)
-            held.clear()
-
-        for table in tables:
-            held.append(table)
-            if sum(table.nbytes for table in held) >= ROW_GROUP_BYTES:
-                flush()
-        if held:
-            flush()
     return made
+
+
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield tables joined to `ROW_GROUP_BYTES` and a little more, and the rest."""
+    held: list[pa.Table] = []
+    size = 0
+    for table in tables:
+        held.append(table)
+        size += table.nbytes
+        if size >= ROW_GROUP_BYTES:
+            yield pa.concat_tables(held)
+            held, size = [], 0
+    if held:
+        yield pa.concat_tables(held)
 
 
 def fill_missing_shards(

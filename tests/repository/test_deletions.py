@@ -147,7 +147,7 @@ PROOF = {
         "launch.inference.sharded_table.ShardedTable.begin",
         "launch.inference.sharded_table.ShardedTable.merge",
         "launch.inference.sharded_table.ShardedTable.write",
-        "launch.inference.sharded_table._write_groups.flush",
+        "launch.inference.sharded_table._write_groups",
         "launch.inference.sharded_table._fill_mine",
         "launch.inference.timeline.write_tables",
         "launch.probe.probe",
