@@ -212,15 +212,12 @@ def joined(config: Any, *, where: str, timeout_minutes: float = 30) -> "Iterator
 
         world = start_world(config.device, timeout_minutes=timeout_minutes, facts=lambda: start_facts(config))
     try:
-        with reporting(where):
+        with world.closing(world), reporting(where):
             yield world
     except BaseException as error:
         if world.hangs_alone:
             leave(error)
-        world.close()
         raise
-    else:
-        world.close()
     finally:
         gc.unfreeze()  # for a program that goes on
 
