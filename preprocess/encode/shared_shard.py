@@ -126,11 +126,10 @@ class SharedShard:
     def help(self) -> ShardResult | None:
         """Write half of the samples that are left, if there are any; result and errors as `build`."""
         with self._lock:
-            parted = [piece for piece in self._pieces if piece.cut() is not None]
-            largest = max(parted, key=lambda piece: piece.num_left, default=None)
-            at = largest.cut() if largest is not None else None
-            if largest is None or at is None or self._has_failed:
+            cuts = [(piece, at) for piece in self._pieces if (at := piece.cut()) is not None]
+            if not cuts or self._has_failed:
                 return None
+            largest, at = max(cuts, key=lambda cut: cut[0].num_left)
             piece = Piece(largest.samples[at:])
             del largest.samples[at:]
             self._pieces.insert(self._pieces.index(largest) + 1, piece)
