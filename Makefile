@@ -51,8 +51,10 @@ deps: $(LOCKED)
 
 install: $(INSTALLED)
 
-# 1. the environment, 2. torch from TORCH_INDEX if one is given, 3. the lock, 4. deepspeed: it is published as source only, and
-# its build looks at the installed torch and setuptools, hence no isolation. It compiles nothing unless DS_BUILD_FUSED_ADAM=1.
+# 1. the environment, 2. torch, from TORCH_INDEX if one is given, 3. the rest of the lock, 4. deepspeed: it is published as source
+# only, and its build looks at the installed torch and setuptools, hence no isolation. It compiles nothing unless
+# DS_BUILD_FUSED_ADAM=1. torch and CUDA have a pip of their own, which keeps all that it has fetched until it ends: the disk
+# needs 9 GB at the most, not 11.
 # --no-deps: the lock names everything, so pip has nothing to choose. Hashes hold for all but what TORCH_INDEX provides.
 $(LOCKED): requirements.lock
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "MAE3D needs\
@@ -64,10 +66,11 @@ $(LOCKED): requirements.lock
 ifneq ($(TORCH_INDEX),)
 	grep -E '^ +torch(vision)?[<>=]' setup.cfg > $(VENV)/torch.txt
 	$(PIP) install --index-url $(TORCH_INDEX) -r $(VENV)/torch.txt
-	$(call LOCK_BLOCKS,!/^(deepspeed|$(TORCH_LINES))==/) $(VENV)/rest.txt
 else
-	$(call LOCK_BLOCKS,!/^deepspeed==/) $(VENV)/rest.txt
+	$(call LOCK_BLOCKS,/^($(TORCH_LINES))==/) $(VENV)/torch.txt
+	$(PIP) install --no-deps --require-hashes -r $(VENV)/torch.txt
 endif
+	$(call LOCK_BLOCKS,!/^(deepspeed|$(TORCH_LINES))==/) $(VENV)/rest.txt
 	$(call LOCK_BLOCKS,/^deepspeed==/) $(VENV)/deepspeed.txt
 	$(PIP) install --no-deps --require-hashes -r $(VENV)/rest.txt
 	DS_BUILD_OPS=0 $(PIP) install --no-deps --require-hashes --no-build-isolation -r $(VENV)/deepspeed.txt
@@ -102,7 +105,8 @@ demo: install $(DEMO)/frames/ledger.csv  ## small dataset, preprocessing, pretra
 	$(DEMO_LOOK)
 
 # Files stay together, because their tests share fixtures, and come in the order of tests/conftest.py, the heavy ones first.
-PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# One process more than two cores: a third of the time, tests wait for launchers, disks and time limits.
+PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: install  ## the tests, on the CPU in minutes; with a GPU its tests too
 	$(PYTEST) --durations 25 --durations-min 1

@@ -3,11 +3,12 @@
 A read storm over many row groups, in a child, is the case that once ended in a SIGSEGV.
 """
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.calls import ROOT, functions_with, name_of
+from tests.support.calls import ROOT, expressions_of, functions_with, name_of
 
 STARTS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread", "to_thread", "Process"}
 STARTS |= {"run_in_executor", "add_done_callback", "register_at_fork", "finalize", "set_wakeup_fd", "fork"}
@@ -101,6 +102,19 @@ def test_what_all_threads_of_a_process_share_is_not_set() -> None:
         "mae3d.weights.graphs._named",  # of torch's exporter, which is called for by hand and has no threads
         "preprocess.encode.images.picture_header",
         "preprocess.encode.images.decode_upright",
+    }
+
+
+def test_no_test_forks_pytest() -> None:
+    """Earlier tests have left it threads, and in a forked child nobody opens their locks: tests.support.launch has none."""
+
+    def forks(call: ast.Call) -> bool:
+        context = name_of(call) == "get_context" and ast.literal_eval(call.args[0])
+        return name_of(call) == "fork" or context == "fork" or ast.unparse(call.func) == "multiprocessing.Process"
+
+    calls = expressions_of(["tests"])
+    assert {where for where, call in calls if isinstance(call, ast.Call) and forks(call)} == {
+        "tests.support.launch_server._serve"
     }
 
 

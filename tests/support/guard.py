@@ -1,6 +1,6 @@
 """Memory between two pages that nobody may touch: C that reads or writes beyond an array dies of SIGSEGV.
 
-launch.result_of(launch.call(function, env={}), 60)     # where `function` hands guarded arrays to C
+launch.result_of(launch.call(function), 60)     # where `function` hands guarded arrays to C
 
 guarded(pixels)                                          # the last byte lies before a forbidden page
 guarded(pixels, end="front")                             # the first byte lies behind one

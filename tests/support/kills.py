@@ -82,7 +82,7 @@ def _run_until_killed(arguments: list[str], out: Path, at: int) -> None:
 
 def killed_at(arguments: list[str], out: Path, at: int) -> bool:
     """Run a build in a child that is killed at its n-th operation, and return whether it came so far."""
-    child = launch.call(_run_until_killed, arguments, out, at, env={})  # pytest itself may have threads, and hang
+    child = launch.call(_run_until_killed, arguments, out, at)
     code = child.wait(120)
     assert code in (0, -signal.SIGKILL), (code, child.output())
     return code != 0

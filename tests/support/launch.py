@@ -201,9 +201,12 @@ def run(
     return done
 
 
-def call(function: Callable[..., Any], *arguments: Any, env: Mapping[str, str]) -> Process:
-    """Start a process that calls a module's function; `result_of` gives what it returns."""
-    return Process(pickle.dumps((function, arguments)), env=os.environ | env, files=_files(3))
+def call(function: Callable[..., Any], *arguments: Any, env: Mapping[str, str] | None = None) -> Process:
+    """Start a process that calls a module's function; `result_of` gives what it returns.
+
+    A fork of pytest itself can hang: earlier tests have left it threads, whose locks nobody opens in the child.
+    """
+    return Process(pickle.dumps((function, arguments)), env={**os.environ, **(env or {})}, files=_files(3))
 
 
 def result_of(process: Process, timeout: float) -> Any:

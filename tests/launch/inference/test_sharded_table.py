@@ -1,13 +1,10 @@
 """launch/inference/sharded_table.py: one table, however many processes made it, wherever they were killed."""
 
 import errno
-import os
 import random
 import shutil
-import signal
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from launch.inference.sharded_table import (
 from pipelines.config import DataConfig, SelectConfig
 from pipelines.samples.corpus import corpus_of
 from pipelines.stream import Batch
+from tests.support import launch
 from tests.support.ranks import run_ranks
 
 ROWS, BATCH = 23, 3
@@ -178,18 +176,14 @@ def test_fault_40_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path) -
     """kill -9 at random moments, before, between and after the shards and the merge, until one start comes through."""
     make(table_in(tmp_path / "uncut"))
     expected, rng, kills = (tmp_path / "uncut" / "t.parquet").read_bytes(), random.Random(1), 0
-    context = get_context("fork")
     for loop in range(6):
         folder, most = tmp_path / str(loop), 0.02
         while not (folder / "t.parquet").exists():
-            child = context.Process(target=_slowly, args=(folder,))
-            child.start()
-            child.join(rng.uniform(0, most))
-            if child.is_alive():
-                assert child.pid
-                os.kill(child.pid, signal.SIGKILL)
-                kills += 1
-            child.join()
+            child = launch.call(_slowly, folder)
+            time.sleep(rng.uniform(0, most))
+            kills += child.poll() is None
+            child.kill()
+            child.wait()
             most += 0.01
         make(table_in(folder))
         assert (folder / "t.parquet").read_bytes() == expected

@@ -2,12 +2,10 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import re
 import shutil
-import signal
 import threading
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from mae3d.model.config import MAEConfig
 from mae3d.model.mae import MAE
 from mae3d.weights.files import find_model_file, load_model, save_model
 from mae3d.weights.tensors import save_tensors, stream_tensors
+from tests.support import launch
 from tests.support.disk import Disk
 
 KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
@@ -225,14 +224,12 @@ def test_fault_30_kills_during_saves_leave_a_whole_checkpoint_no_older_than_the_
     tmp_path: Path, kills: int
 ) -> None:
     """The child is killed at random moments; what `latest` said before must be there."""
-    context, draw, last = multiprocessing.get_context("fork"), random.Random(0), 0
+    draw, last = random.Random(0), 0
     for _ in range(kills):
-        child = context.Process(target=_save_for_ever, args=(str(tmp_path),))
-        child.start()
+        child = launch.call(_save_for_ever, str(tmp_path))
         time.sleep(draw.uniform(0.15, 0.5))
-        assert child.pid
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
+        child.kill()
+        child.wait()
         newest = checkpoint.newest(tmp_path)
         if newest is None:
             continue

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -22,9 +21,8 @@ from mae3d.io import lock, lock_store
 from mae3d.io.lock import Locked, hold
 from mae3d.io.lock_store import LOCK_NAME, FolderLockStore, LockStore, Owner, UrlLockStore
 from mae3d.io.storage import Storage
+from tests.support import launch
 from tests.support.s3 import Server
-
-SPAWN = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(params=["folder", "url"])
@@ -345,15 +343,11 @@ def contend(folder: Path, *, processes: int, rounds: int, seconds: float) -> tup
     (folder / "locks").mkdir()
     died = 0
     for begin in range(rounds):
-        children = [
-            SPAWN.Process(target=_contend, args=(folder, begin * processes + n, seconds)) for n in range(processes)
-        ]
+        children = [launch.call(_contend, folder, begin * processes + n, seconds) for n in range(processes)]
         for child in children:
-            child.start()
-        for child in children:
-            child.join()
-            assert child.exitcode in (0, 9)
-            died += child.exitcode == 9
+            code = child.wait()
+            assert code in (0, 9), child.output()
+            died += code == 9
     said = (folder / "log").read_text().split()
     assert len(list((folder / "locks").iterdir())) <= 1  # that of one who died last
     return said.count("one"), said.count("two"), died
@@ -381,9 +375,7 @@ def test_fault_18_a_taker_that_dies_in_between_is_succeeded(tmp_path: Path, at: 
     """A kill at every file operation of taking over a dead owner's lock."""
     store = FolderLockStore(tmp_path)
     store.create(LOCK_NAME, gone(Owner.here("build")))
-    child = SPAWN.Process(target=_take_until_killed, args=(store, at))
-    child.start()
-    child.join()
+    launch.call(_take_until_killed, store, at).wait(60)
     with hold(store, LOCK_NAME, job="build"):
         names = sorted(store.names())
     assert names[0] == LOCK_NAME

@@ -294,7 +294,7 @@ def test_fault_36_a_lost_process_ends_the_others_with_the_last_step_of_each(tmp_
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [launch.call(lose_a_peer, rank, port, tmp_path, how, env={}) for rank in range(2)]
+    ranks = [launch.call(lose_a_peer, rank, port, tmp_path, how) for rank in range(2)]
     assert ranks[0].wait(120) == 1
     ranks[1].kill()
     told = (tmp_path / "told-0").read_text()

@@ -1,6 +1,5 @@
 """A kill at any operation of a save leaves a whole checkpoint."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from mae3d.checkpoints import format as checkpoint
+from tests.support import launch
 from tests.support.savings import StandIn, alone, make, value_of
 
 
@@ -47,21 +47,20 @@ def _train_until_killed(run: Path, at: int, steps: int) -> None:
 
 def kill_at_every(run: Path, points: Iterator[int]) -> int:
     """Children that are killed at these operations, one after the other, in the same run; how many were killed."""
-    context, kills = multiprocessing.get_context("fork"), 0
+    kills = 0
     for at in points:
-        child = context.Process(target=_train_until_killed, args=(run, at, 4))
-        child.start()
-        child.join(120)
-        kills += child.exitcode == -signal.SIGKILL
+        child = launch.call(_train_until_killed, run, at, 4)
+        code = child.wait(120)
+        kills += code == -signal.SIGKILL
         if (run / "checkpoints").is_dir() and list((run / "checkpoints").glob("step-*")):
             reached = (run / "reached").read_text() if (run / "reached").exists() else ""
             assert value_of(run) >= int(reached or 0)
             best = checkpoint.pointed(run, "best")
             if best is not None:
                 checkpoint.verify(run / "checkpoints" / best)
-        if child.exitcode == 0:
+        if code == 0:
             return kills
-        assert child.exitcode == -signal.SIGKILL
+        assert code == -signal.SIGKILL, child.output()
     return kills
 
 
@@ -103,14 +102,13 @@ def _write_slowly(run: Path) -> None:
 def test_fault_30_a_kill_while_the_thread_writes_leaves_half_a_file_that_is_swept(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    child = multiprocessing.get_context("fork").Process(target=_write_slowly, args=(tmp_path,))
-    child.start()
+    child = launch.call(_write_slowly, tmp_path)
     end = time.monotonic() + 60
     while not (tmp_path / "writing").exists():
         assert time.monotonic() < end
         time.sleep(0.01)
     child.kill()
-    child.join()
+    child.wait()
     assert len(list((tmp_path / "checkpoints").glob(".staged-*/.tmp-*-rank-*"))) == 1
     engine = StandIn()
     state = make(tmp_path, request.getfixturevalue("world")).resume(engine)  # joined after the fork

@@ -1,7 +1,6 @@
 """The bounded folder of fetched files: evicted by use, shared by processes, whole after any kill."""
 
 import errno
-import multiprocessing
 import os
 import random
 import shutil
@@ -18,6 +17,7 @@ import pytest
 
 from pipelines.storage import cache as cache_module
 from pipelines.storage.cache import FOLDER, Cache, DamagedFileError
+from tests.support import launch
 from tests.support.caches import SIZE, content_of, file_of, local_of, names, read
 from tests.support.disk import Disk
 
@@ -115,18 +115,14 @@ def _read_at_random(folder: str, log: str, seed: int, rounds: int) -> None:
 
 def test_processes_share_files_and_never_pass_the_limit(tmp_path: Path) -> None:
     """Four processes that read 4 of 8 files in a folder for 4: each fetch once while it is there, never 5 of them."""
-    log, context = tmp_path / "log", multiprocessing.get_context("fork")
+    log = tmp_path / "log"
     cache = Cache(tmp_path / "cache", limit_bytes=4 * SIZE)
-    readers = [
-        context.Process(target=_read_at_random, args=(str(tmp_path / "cache"), str(log), seed, 60)) for seed in range(4)
-    ]
-    for reader in readers:
-        reader.start()
+    readers = [launch.call(_read_at_random, str(tmp_path / "cache"), str(log), seed, 60) for seed in range(4)]
     sizes = []
-    while any(reader.is_alive() for reader in readers):
+    while any(reader.poll() is None for reader in readers):
         sizes.append(size_of(cache))
         time.sleep(0.002)
-    assert [reader.exitcode for reader in readers] == [0] * 4
+    assert [reader.poll() for reader in readers] == [0] * 4
     assert max(sizes) <= 4 * SIZE
     assert len(log.read_text().split()) < 0.75 * 4 * 60  # the rest found what another one had fetched
     assert not [name for name in names(cache.folder) if name.endswith(".part")]
@@ -181,10 +177,7 @@ def _killed_at(folder: str, point: str) -> None:
 def test_killed_at_any_point_leaves_nothing_that_stops_the_next_start(tmp_path: Path, point: str) -> None:
     for number in range(3):
         Cache(tmp_path, limit_bytes=3 * SIZE).fetch(file_of(number))
-    child = multiprocessing.get_context("fork").Process(target=_killed_at, args=(str(tmp_path), point))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    assert launch.call(_killed_at, str(tmp_path), point).wait(60) == -signal.SIGKILL
     left = names(tmp_path)
     assert ("003.part" in left) == (point in ("unlocked", "created", "half", "written"))
     assert ("003" in left) == (point == "renamed")
@@ -200,21 +193,17 @@ def test_killed_at_any_point_leaves_nothing_that_stops_the_next_start(tmp_path: 
 @pytest.mark.parametrize("kills", [6, pytest.param(25, marks=pytest.mark.soak)])
 def test_kills_at_random_moments_leave_whole_files_within_the_limit(tmp_path: Path, kills: int) -> None:
     """Two processes read; one of them is killed, again and again, while the other goes on."""
-    context, draw, folder = multiprocessing.get_context("fork"), random.Random(0), tmp_path / "cache"
+    draw, folder = random.Random(0), tmp_path / "cache"
     arguments = (str(folder), str(tmp_path / "log"))
-    stays = context.Process(target=_read_at_random, args=(*arguments, 99, 10 * kills))
-    stays.start()
+    stays = launch.call(_read_at_random, *arguments, 99, 10 * kills)
     cache = Cache(folder, limit_bytes=4 * SIZE)
     for seed in range(kills):
-        child = context.Process(target=_read_at_random, args=(*arguments, seed, 10_000))
-        child.start()
-        time.sleep(draw.uniform(0.02, 0.1))
-        assert child.pid
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
+        child = launch.call(_read_at_random, *arguments, seed, 10_000)
+        time.sleep(draw.uniform(0.05, 0.2))
+        child.kill()
+        child.wait()
         assert size_of(cache) <= 4 * SIZE
-    stays.join(60)
-    assert stays.exitcode == 0
+    assert stays.wait(60) == 0
     Cache(folder, limit_bytes=4 * SIZE)
     assert all(path.read_bytes() == content_of(int(path.stem[-5:])) for path in folder.glob("*/*/*"))
 

@@ -94,7 +94,7 @@ def encode_between_guards() -> int:
 
 
 def test_fault_44_no_buffer_is_read_beyond_its_end() -> None:
-    count = launch.result_of(launch.call(encode_between_guards, env={}), timeout=120)
+    count = launch.result_of(launch.call(encode_between_guards), timeout=120)
     assert count == len(SIDES) ** 2 + 3 * len(FORMATS) * len(SIZES)
 
 
@@ -122,7 +122,7 @@ def convert_all_pixels() -> tuple[set[str], int]:
 
 
 def test_no_frame_ends_the_process_that_converts_it() -> None:
-    refused, count = launch.result_of(launch.call(convert_all_pixels, env={}), timeout=120)
+    refused, count = launch.result_of(launch.call(convert_all_pixels), timeout=120)
     assert refused == {"bayer", "yaf32"}
     assert count > 1000
 
