@@ -106,7 +106,7 @@ def test_what_all_threads_of_a_process_share_is_not_set() -> None:
 
 
 def test_no_test_forks_pytest() -> None:
-    """It has threads by now, and in a forked child nobody opens their locks; the server of tests.support.launch has none."""
+    """It has threads by now, whose locks a forked child finds shut; the server of tests.support.launch has none."""
 
     def forks(call: ast.Call) -> bool:
         context = name_of(call) == "get_context" and ast.literal_eval(call.args[0])
