@@ -24,6 +24,9 @@ DEVICE_OPTION = $(if $(DEVICE),--device $(DEVICE))
 # deepspeed starts ninja and its own launcher by name: the environment's programs come first.
 export PATH := $(BIN):$(PATH)
 
+# Of an image that wants no bytecode in its layers: each of the hundreds of processes of the tests would compile all modules.
+export PYTHONDONTWRITEBYTECODE :=
+
 # A torch index stays with its environment, so that a later `make test` does not bring the lock's torch back. Another index means
 # a new environment, because pip takes 2.15.0+cu126 and 2.15.0 for the same; only an environment that we made is emptied.
 OLD_TORCH_INDEX := $(shell cat $(INDEX) 2>/dev/null)
