@@ -42,6 +42,10 @@ class Launched:
 
     def __init__(self, command: Sequence[str | Path], run: Path, *, cwd: Path | None = None):
         self.run = run
+        if command[0] == "deepspeed":  # a script that imports all of DeepSpeed, to start a process that does so again
+            script = Path(sys.executable).with_name("deepspeed")
+            self.process = launch.Process([sys.executable, script, *command[1:]], cwd=cwd or run.parent, merged=True)
+            return
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd or run.parent
         )
