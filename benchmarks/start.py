@@ -98,15 +98,14 @@ def pretrain_arguments(shards: Path, run: Path) -> list[str]:
 def measured(command: Sequence[str]) -> dict[str, float]:
     """Run a command that starts this file as its child; return its seconds by phase, and those of the launcher."""
     with tempfile.NamedTemporaryFile("r", suffix=".json") as marks:
-        before = os.times()
+        before = children_seconds()
         done = subprocess.run(
             command, env=os.environ | {MARKS: marks.name}, cwd=ROOT, capture_output=True, encoding="utf-8", check=False
         )
-        after = os.times()
+        whole = children_seconds() - before
         if done.returncode != 75:
             raise SystemExit(done.stdout + done.stderr)
         phases: dict[str, float] = json.load(marks)
-    whole = after.children_user + after.children_system - before.children_user - before.children_system
     child = phases.pop("child")
     return {**phases, "to the first step": sum(phases.values()), "launcher and end": whole - child}
 
@@ -148,12 +147,18 @@ def commands(work: Path, shards: Path, *, rounds: int) -> None:
 
 def run_whole(*arguments: str) -> float:
     """Run a Python command to its end and return its CPU seconds."""
-    before = os.times()
+    before = children_seconds()
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
-    after = os.times()
+    spent = children_seconds() - before
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    return spent
+
+
+def children_seconds() -> float:
+    """Return the CPU seconds of all children that have been waited for."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def spread(values: Sequence[float]) -> str:
