@@ -41,11 +41,15 @@ class Progress:
         self.total, self.count = total, done
         self._before, self._name = done, f"{doing} {unit}".strip()
         self._show = show and sys.stderr is not None
-        self.on_terminal = self._show and sys.stderr.isatty()
         self._pieces = ""
         self._began = self._logged = time.monotonic()
         self._logged_count = done
-        self._bar = _bar(self._name, total, done) if self.on_terminal else None
+        self._bar = _bar(self._name, total, done) if self._show and sys.stderr.isatty() else None
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether one line is drawn again and again; if not, lines are logged."""
+        return self._bar is not None
 
     def __enter__(self) -> Callable[..., None]:
         return self.advance
@@ -113,7 +117,7 @@ class Progress:
         try:
             draw()
         except OSError:  # nobody reads it any more, or the disk is full: no reason to stop the work
-            self._show = self.on_terminal = False
+            self._show = False
             if self._bar is not None:
                 self._bar.disable, self._bar = True, None
 
