@@ -48,7 +48,7 @@ class Progress:
 
     @property
     def on_terminal(self) -> bool:
-        """Whether one line is drawn again and again; if not, lines are logged."""
+        """Return whether one line is drawn again and again; if not, lines are logged."""
         return self._bar is not None
 
     def __enter__(self) -> Callable[..., None]:
