@@ -142,14 +142,17 @@ class Proxy:
 
     def __exit__(self, *_: object) -> None:
         self._server.close()
-        self._loop.call_soon_threadsafe(self._end)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
         self._loop.close()
 
-    def _end(self) -> None:
-        for task in asyncio.all_tasks(self._loop):
+    async def _end(self) -> None:
+        """End all answers that are under way; each has closed its connection then."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        self._loop.call_later(0.1, self._loop.stop)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def inject(self, fault: Fault, fragment: str = "", *, method: str = "", times: int = 1) -> None:
         """Tamper with the answers to the next requests with `fragment` in their URL, and this method if one is given.
@@ -209,6 +212,8 @@ class Proxy:
             if answer.cut is not None:
                 writer.transport.abort()
         writer.close()
+        with suppress(ConnectionError, asyncio.CancelledError):
+            await writer.wait_closed()
 
     @staticmethod
     def _fits(rule: _Rule, method: str, target: str) -> bool:

@@ -111,6 +111,7 @@ def a_whole_cluster(slurm: Slurm) -> Iterator[None]:
 def a_long_step(rank: psutil.Process) -> Iterator[None]:
     """Let a rank, and thereby all, pause in a step until a signal has come for it: SLURM may take half a minute."""
     rank.suspend()
+    wait_until(lambda: rank.status() == psutil.STATUS_STOPPED, 30)  # or what follows would see it run, and resume it
     yield
     signals = (signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL)
     mask = sum(1 << (number - 1) for number in signals)
