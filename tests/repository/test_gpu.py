@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from benchmarks.common import ROOT
 from benchmarks.gpu_cases import Trial
 from benchmarks.gpu_plan import SECTIONS, Section, chosen
 from benchmarks.gpu_table import Journal, Result, load, save
+from tests.support.jobs import wait_until
 
 # A program of sections like gpu_sections.py. Each case notes that it was measured.
 FAKE = """
@@ -89,13 +89,6 @@ def is_alive(pid: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.01)
-
-
 def test_a_failure_a_crash_and_a_hang_cost_one_case_and_leave_nothing_behind(
     call: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -157,7 +150,7 @@ def test_a_run_that_is_killed_keeps_what_it_has_and_goes_on(call: Callable[..., 
         f"gpu.main(['--device', 'cpu', '--out', {str(out)!r}], fakes, Path({str(fake)!r}))"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
-    until(lambda: (out / "child").exists() and (out / "child").read_text() != "")
+    wait_until(lambda: (out / "child").exists() and (out / "child").read_text() != "", 30)
     with pytest.raises(SystemExit, match="2"):  # one at a time
         call(sections("good"))
     driver.kill()

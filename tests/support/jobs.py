@@ -42,13 +42,14 @@ class Launched:
 
     def __init__(self, command: Sequence[str | Path], run: Path, *, cwd: Path | None = None):
         self.run = run
+        cwd = cwd or run.parent
         if command[0] == "deepspeed":  # a script that imports all of DeepSpeed, to start a process that does so again
             script = Path(sys.executable).with_name("deepspeed")
-            self.process = launch.Process([sys.executable, script, *command[1:]], cwd=cwd or run.parent, merged=True)
-            return
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd or run.parent
-        )
+            self.process = launch.Process([sys.executable, script, *command[1:]], cwd=cwd, merged=True)
+        else:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd
+            )
 
     def ranks(self) -> list[psutil.Process]:
         """Return the trainers below a launcher, without the launcher and the trainers' children."""

@@ -209,6 +209,16 @@ def call(function: Callable[..., Any], *arguments: Any, env: Mapping[str, str] |
     return Process(pickle.dumps((function, arguments)), env={**os.environ, **(env or {})}, files=_files(3))
 
 
+def killed_after(seconds: float, function: Callable[..., Any], *arguments: Any) -> bool:
+    """Kill a process that calls a function after so many seconds, and return whether it was still at work."""
+    process = call(function, *arguments)
+    time.sleep(seconds)
+    was_at_work = process.poll() is None
+    process.kill()
+    process.wait()
+    return was_at_work
+
+
 def result_of(process: Process, timeout: float) -> Any:
     """Wait for a called function and return its result.
 

@@ -179,11 +179,7 @@ def test_fault_40_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path) -
     for loop in range(6):
         folder, most = tmp_path / str(loop), 0.02
         while not (folder / "t.parquet").exists():
-            child = launch.call(_slowly, folder)
-            time.sleep(rng.uniform(0, most))
-            kills += child.poll() is None
-            child.kill()
-            child.wait()
+            kills += launch.killed_after(rng.uniform(0, most), _slowly, folder)
             most += 0.01
         make(table_in(folder))
         assert (folder / "t.parquet").read_bytes() == expected

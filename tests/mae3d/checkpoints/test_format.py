@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -226,10 +225,7 @@ def test_fault_30_kills_during_saves_leave_a_whole_checkpoint_no_older_than_the_
     """The child is killed at random moments; what `latest` said before must be there."""
     draw, last = random.Random(0), 0
     for _ in range(kills):
-        child = launch.call(_save_for_ever, str(tmp_path))
-        time.sleep(draw.uniform(0.15, 0.5))
-        child.kill()
-        child.wait()
+        launch.killed_after(draw.uniform(0.15, 0.5), _save_for_ever, str(tmp_path))
         newest = checkpoint.newest(tmp_path)
         if newest is None:
             continue

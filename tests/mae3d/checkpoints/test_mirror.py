@@ -6,8 +6,7 @@ matter.
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from mae3d.tracking.run_dir import Run, RunError, read_metrics
 from mae3d.training.config import RunConfig
 from mae3d.weights.files import load_model
 from tests.mae3d.checkpoints.test_format import save
-from tests.support.jobs import Job
+from tests.support.jobs import Job, wait_until
 from tests.support.s3 import Server
 
 CONFIG = {"model": {"depth": 2}, "train": {"steps": 500}, "run": {"dir": "here"}}
@@ -106,7 +105,7 @@ def test_the_url_keeps_what_the_folder_keeps_and_what_it_kept_before_a_restore(r
         save(run, step)
         retention.prune(run, keep_last=2, keep_every=300)
         mirror.push()
-        _until(lambda step=step: complete(bucket)[-1:] == [f"step-{step:08d}"])
+        wait_until(lambda step=step: complete(bucket)[-1:] == [f"step-{step:08d}"], 60)
     mirror.finish()
     kept = [f"step-{step:08d}" for step in (100, 300, 400, 500)]  # the best, every 300th, the last two
     assert complete(bucket) == kept
@@ -155,13 +154,13 @@ def test_fault_37_errors_of_the_store_are_counted_and_tried_again_with_the_next_
     s3.fail("model.safetensors", status=503, times=2)  # two tries fail, the third does not
     mirror = Mirror(run, bucket, keep_last=2, keep_every=0)
     mirror.push()
-    _until(lambda: len(complete(bucket)) == 2)
+    wait_until(lambda: len(complete(bucket)) == 2, 60)
     assert mirror.failures == 0
     assert "cannot be mirrored" not in caplog.text
     s3.fail("step-00000300/model.safetensors", status=503, times=3)
     save(run, 300)
     mirror.push()
-    _until(lambda: mirror.failures == 1)
+    wait_until(lambda: mirror.failures == 1, 60)
     assert f"{bucket}: cannot be mirrored to (" in caplog.text
     assert "training goes on, the next checkpoint tries again" in caplog.text
     assert complete(bucket) == ["step-00000100", "step-00000200"]  # half a checkpoint is none
@@ -331,10 +330,3 @@ def test_a_run_that_is_deleted_goes_on_from_its_mirror_with_the_same_losses(
     assert [(row["step"], row["loss"]) for row in read_metrics(run)] == [(row["step"], row["loss"]) for row in uncut]
     assert complete(bucket) == [f"step-{step:08d}" for step in (4, 8, 12, 14)]
     assert files.exists(f"{root}/DONE")
-
-
-def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)

@@ -14,6 +14,7 @@ import torch
 
 from mae3d.checkpoints import format as checkpoint
 from tests.support import launch
+from tests.support.jobs import wait_until
 from tests.support.savings import StandIn, alone, make, value_of
 
 
@@ -103,10 +104,7 @@ def test_fault_30_a_kill_while_the_thread_writes_leaves_half_a_file_that_is_swep
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     child = launch.call(_write_slowly, tmp_path)
-    end = time.monotonic() + 60
-    while not (tmp_path / "writing").exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until((tmp_path / "writing").exists, 60)
     child.kill()
     child.wait()
     assert len(list((tmp_path / "checkpoints").glob(".staged-*/.tmp-*-rank-*"))) == 1

@@ -198,10 +198,7 @@ def test_kills_at_random_moments_leave_whole_files_within_the_limit(tmp_path: Pa
     stays = launch.call(_read_at_random, *arguments, 99, 10 * kills)
     cache = Cache(folder, limit_bytes=4 * SIZE)
     for seed in range(kills):
-        child = launch.call(_read_at_random, *arguments, seed, 10_000)
-        time.sleep(draw.uniform(0.05, 0.2))
-        child.kill()
-        child.wait()
+        launch.killed_after(draw.uniform(0.05, 0.2), _read_at_random, *arguments, seed, 10_000)
         assert size_of(cache) <= 4 * SIZE
     assert stays.wait(60) == 0
     Cache(folder, limit_bytes=4 * SIZE)
